@@ -1,0 +1,16 @@
+"""The one exception that is meant to be read by the person who caused it."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(Exception):
+    """What is wrong, where, and what to do about it, in a sentence. The command line prints it without a traceback."""
+
+
+def nearest(wrong: str, valid: Iterable[str]) -> str:
+    """The hint ``Did you mean 'x'? Known: a, b, x.`` for a misspelt name; without the question where nothing is near."""
+    names = sorted(valid)
+    close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
+    hint = f"Did you mean '{close[0]}'? " if close else ""
+    return f"{hint}Known: {', '.join(names)}."

@@ -1,0 +1,73 @@
+"""Name -> class, imported only when it is asked for. Third parties add rewards by entry point."""
+
+import importlib
+from collections.abc import Mapping
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError, nearest
+
+Group = Literal["rewards", "selectors", "samplers", "finetuners"]
+
+BUILT_IN: Mapping[Group, Mapping[str, str]] = {
+    "rewards": {
+        "clip": "raftdiff.rewards.clip:ClipConfig",
+        "aesthetic": "raftdiff.rewards.aesthetic:AestheticConfig",
+        "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
+        "callable": "raftdiff.rewards.callable:CallableConfig",
+    },
+    "selectors": {
+        "best_of_k": "raftdiff.selection:BestOfKConfig",
+        "top_fraction": "raftdiff.selection:TopFractionConfig",
+        "random": "raftdiff.selection:RandomConfig",
+    },
+    "samplers": {
+        "diffusion": "raftdiff.diffusion.sampler:DiffusionSamplerConfig",
+    },
+    "finetuners": {
+        "diffusion": "raftdiff.diffusion.finetuner:DiffusionFineTunerConfig",
+    },
+}
+
+
+@cache
+def sources(group: Group) -> Mapping[str, str]:
+    """Name -> ``module:Class`` of every part of a group: ours, then those of installed plug-ins."""
+    plugins = {entry.name: entry.value for entry in entry_points(group=f"raftdiff.{group}")}
+    return {**plugins, **BUILT_IN[group]}
+
+
+def load(group: Group, name: str) -> type[Config]:
+    """The config class registered under ``name``; its ``build`` makes the part.
+
+    Raises:
+        UserError: no such name, or the plug-in behind it cannot be imported.
+    """
+    if name not in sources(group):
+        raise UserError(f"'{name}' is not a {group.removesuffix('s')}. {nearest(name, sources(group))}")
+    found: Any = resolve(sources(group)[name], f"the {group.removesuffix('s')} '{name}'")
+    if not (isinstance(found, type) and issubclass(found, Config)):
+        raise UserError(f"The {group.removesuffix('s')} '{name}' names {sources(group)[name]}, which is not a Config.")
+    return found
+
+
+def resolve(target: str, what: str) -> Any:
+    """The object that ``module:name`` names; ``what`` says in the error whose it is.
+
+    Raises:
+        UserError: the text has another form, the module does not import, or it has no such name.
+    """
+    module_name, colon, attribute = target.partition(":")
+    if not (colon and module_name and attribute):
+        raise UserError(f"{what}: '{target}' should be written module:name, for example my_rewards:redness.")
+    try:
+        module = importlib.import_module(module_name)
+    except ImportError as error:
+        raise UserError(
+            f"{what}: cannot import '{module_name}' ({error}). Is it installed, or in this folder?"
+        ) from error
+    if not hasattr(module, attribute):
+        raise UserError(f"{what}: the module '{module_name}' has no '{attribute}'.")
+    return getattr(module, attribute)

@@ -1,0 +1,177 @@
+"""What passes between the parts: records, and the protocols that the parts fulfil.
+
+Pictures and text share all of this. ``Media`` is ``PIL.Image.Image`` on the picture side and ``str`` on the text side.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+
+Media = TypeVar("Media")
+SelectionKind = Literal["weighted", "pairs", "ranked", "labelled", "all"]
+Source = Literal["policy", "teacher", "dataset", "human"]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One line of a prompt file, with the three texts that decoupling keeps apart.
+
+    Example: ``Prompt("cat", "a cartoon of a cat", sampling="a cartoon of a cat, high quality", learning="a cartoon of
+    a cat")``.
+    """
+
+    id: str
+    """Stable name from the prompt file; unique within a run."""
+    caption: str
+    """What the reward compares candidates with."""
+    sampling: str
+    """What the sampler reads: the caption, or a magic prompt built from it."""
+    learning: str
+    """What the model learns to answer: the caption, or with ``decouple: false`` what the sampler read."""
+    negative: str = ""
+    """The negative prompt; sampling only."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+class Key(NamedTuple):
+    """The address of one sample within a run."""
+
+    round: int
+    prompt: str
+    index: int
+
+
+@dataclass(frozen=True, slots=True)
+class Sample(Generic[Media]):
+    """One candidate. ``aux`` holds what a fine-tuner wants beside the media: ``latent`` for pictures."""
+
+    round: int
+    prompt: Prompt
+    index: int
+    """Which of the prompt's K candidates, from 0."""
+    seed: int
+    source: Source
+    media: Media
+    aux: Mapping[str, torch.Tensor] = field(default_factory=dict)
+
+    @property
+    def key(self) -> Key:
+        return Key(self.round, self.prompt.id, self.index)
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """A (prompts, candidates) table of the total reward, and every raw reward beside it. Higher is better, NaN means
+    discarded. Rows follow ``prompts``; column k is the candidate with index k."""
+
+    round: int
+    prompts: tuple[str, ...]
+    total: Float[np.ndarray, "prompts candidates"]
+    raw: Mapping[str, Float[np.ndarray, "prompts candidates"]]
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """One thing to learn from: one key (weighted), two (a pair, better first) or several (ranked, best first)."""
+
+    keys: tuple[Key, ...]
+    weight: float = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    kind: SelectionKind
+    items: tuple[Item, ...]
+    left_out: tuple[str, ...] = ()
+    """Ids of prompts without one valid candidate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Requires:
+    """What a fine-tuner needs, checked when the recipe is read, before any model is loaded."""
+
+    kinds: tuple[SelectionKind, ...]
+    aux: tuple[str, ...] = ()
+    """Names in ``Sample.aux`` that each sample must carry, e.g. ``latent``."""
+    reference_model: bool = False
+    fresh_samples: bool = False
+    """Samples must come from the current policy (source ``policy``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Round:
+    """A finished round, as the loop yields it."""
+
+    index: int
+    path: Path
+    metrics: Mapping[str, Any]
+
+
+State = Mapping[str, Mapping[str, torch.Tensor]]
+"""File stem -> named tensors: ``{"adapter": {...}, "optimizer": {...}, "ema": {...}}``. The run writes safetensors."""
+
+
+class Sampler(Protocol[Media]):
+    source: Source
+    provides: tuple[str, ...]
+    """Names in ``Sample.aux``."""
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
+    ) -> Iterator[Sample[Media]]:
+        """Yield ``per_prompt`` candidates for each prompt, sample (p, k) with seed ``fold(seed, p.id, k)``.
+
+        Batches are cut from the full list, so that work skipped because it is in ``done`` (prompt id, index) changes
+        nothing in the rest, to the bit.
+        """
+        ...
+
+    def network_evaluations(self) -> int:
+        """Rows through the network since construction; a picture with guidance counts two a step."""
+        ...
+
+
+class Reward(Protocol[Media]):
+    """Higher is better; NaN = "discard this one"; batch-invariant; never mutates."""
+
+    name: str
+
+    def score(self, samples: Sequence[Sample[Media]]) -> Float32[torch.Tensor, " samples"]: ...
+
+
+class Selector(Protocol):
+    """Pure: a (prompts, candidates) table in, what to learn from out."""
+
+    kind: SelectionKind
+
+    def select(self, scores: Scores) -> Selection: ...
+
+
+class FineTuner(Protocol[Media]):
+    requires: Requires
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[Media]], *, seed: int, report: "Report"
+    ) -> Mapping[str, float]:
+        """Learn from the selection; returns figures such as ``loss``, ``steps``, ``network_evaluations``."""
+        ...
+
+    def state_dict(self) -> State: ...
+
+    def load_state_dict(self, state: State) -> None: ...
+
+
+class Report(Protocol):
+    """Where long work says how far it is: ``report(done, total)``; raises nothing, returns at once."""
+
+    def __call__(self, done: int, total: int) -> None: ...
+
+
+def silent(done: int, total: int) -> None:
+    """A ``Report`` that says nothing."""
+    del done, total
