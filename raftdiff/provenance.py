@@ -1,0 +1,58 @@
+"""Where figures come from: commit, packages, hardware. A figure without them means nothing."""
+
+import contextlib
+import os
+import platform
+import re
+import subprocess
+import time
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+PACKAGES = ("raftdiff", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "numpy")
+
+
+def provenance() -> dict[str, Any]:
+    """What a run, an evaluation or a benchmark was made with, as JSON."""
+    return {
+        "date": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "git": _git(),
+        "packages": {name: _version(name) for name in PACKAGES},
+        "python": platform.python_version(),
+        "hardware": hardware(),
+    }
+
+
+def hardware() -> str:
+    """The machine in words, for figures that would mean nothing without it."""
+    if torch.cuda.is_available():
+        return f"{torch.cuda.get_device_name()}, {os.cpu_count()} CPU cores"
+    name = platform.processor() or platform.machine()
+    with contextlib.suppress(OSError):
+        models = re.findall(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text(encoding="utf-8"))
+        name = models[0] if models else name
+    return f"{os.cpu_count()} CPU cores ({name}), no GPU"
+
+
+def _git() -> dict[str, Any] | None:
+    """Commit and dirty flag of the checkout that raftdiff is imported from; nothing when it is installed."""
+    here = Path(__file__).resolve().parent
+
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(here), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=5).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

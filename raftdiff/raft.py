@@ -1,0 +1,49 @@
+"""RAFT: Reward rAnked FineTuning (arXiv:2304.06767, Algorithm 1), the whole loop.
+
+    sample K candidates per prompt -> score them -> select -> fine-tune on what was selected -> again
+
+Each stage reads what the one before it left in the round's folder and leaves its own result there (``stages.py``), so
+the stages can run in one process or in four, and a killed run continues where it was.
+
+Where this departs from the paper: prompts may be drawn per round (``prompts_per_round``); selections of earlier rounds
+may be replayed; what the sampler reads, what the reward compares with and what the model learns may be three texts.
+"""
+
+from collections.abc import Iterator
+
+from raftdiff.progress import Progress, Quiet
+from raftdiff.runs import Run
+from raftdiff.stages import Parts, commit, sample, score, select, tune
+from raftdiff.types import Round
+
+
+def raft(run: Run, parts: Parts, progress: Progress | None = None) -> Iterator[Round]:
+    """Run the rounds that are still missing, and yield each when it is committed.
+
+    The fine-tuner takes up its state after the last finished round first. Logging, plotting and early stopping are up
+    to whoever consumes the rounds.
+    """
+    progress = progress or Quiet()
+    if state := run.state():
+        parts.finetuner.load_state_dict(state)
+    for t in range(run.rounds_done(), parts.loop.rounds):
+        draft = run.draft(t)
+        sample(draft, parts, progress)
+        score(draft, parts)
+        select(draft, parts)
+        tune(draft, run, parts, progress)
+        yield commit(draft, parts)
+
+
+def until_no_gain(rounds: Iterator[Round], patience: int | None) -> Iterator[Round]:
+    """The rounds, until the held-out reward has not risen for ``patience`` of them; all of them for None."""
+    best, since = float("-inf"), 0
+    for finished in rounds:
+        yield finished
+        best = max(best, finished.metrics.get("held_out_base") or best)
+        held_out = finished.metrics.get("held_out")
+        if patience is None or held_out is None:
+            continue
+        best, since = (held_out, 0) if held_out > best else (best, since + 1)
+        if since >= patience:
+            return

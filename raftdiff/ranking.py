@@ -1,0 +1,74 @@
+"""The ranker: rewards with weights, and a selector. Every raw score is kept beside the total."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, Generic, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from raftdiff.errors import UserError
+from raftdiff.types import Media, Reward, Sample, Scores, Selector
+
+Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
+"""Unit-length features of samples, for diversity."""
+
+
+@final
+@dataclass(frozen=True)
+class Ranker(Generic[Media]):
+    rewards: Sequence[tuple[Reward[Media], float]]
+    """Each with its weight; the total is the weighted sum, NaN where any reward of non-zero weight is NaN."""
+    selector: Selector
+    features: Features | None = None
+
+    def raw(self, samples: Sequence[Sample[Media]]) -> dict[str, Float[np.ndarray, " samples"]]:
+        """Every reward's scores of a batch, checked.
+
+        Raises:
+            UserError: a reward returns another shape than one number a sample, or infinity.
+        """
+        return {reward.name: _checked(reward, samples) for reward, _ in self.rewards}
+
+    def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
+        weighted = [weight * raw[reward.name] for reward, weight in self.rewards if weight]
+        return np.sum(weighted, axis=0) if weighted else np.zeros_like(next(iter(raw.values())))
+
+    def score(self, batches: Iterator[Sequence[Sample[Media]]], prompts: Sequence[str], per_prompt: int) -> Scores:
+        """The score table of a round, batch after batch; cells without a sample are NaN.
+
+        Raises:
+            UserError: as ``raw``, and when a reward is NaN for every sample, so that nothing could be selected.
+        """
+        row = {prompt: index for index, prompt in enumerate(prompts)}
+        raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
+        round = 0
+        for samples in batches:
+            for name, values in self.raw(samples).items():
+                for sample, value in zip(samples, values, strict=True):
+                    raw[name][row[sample.prompt.id], sample.index] = value
+                    round = sample.round
+        for name, table in raw.items():
+            if np.isnan(table).all():
+                raise UserError(
+                    f"The reward '{name}' is NaN (discard) for all {table.size} candidates, so there is nothing to "
+                    f"learn from. Try it on known pictures with: raftdiff check-reward."
+                )
+        return Scores(round, tuple(prompts), self.total(raw), raw)
+
+
+def _checked(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:
+    scores = reward.score(samples)
+    if tuple(scores.shape) != (len(samples),):
+        raise UserError(
+            f"The reward '{reward.name}' returned the shape {tuple(scores.shape)} for {len(samples)} samples; "
+            f"expected ({len(samples)},): one number a sample."
+        )
+    values: Float[np.ndarray, " samples"] = scores.detach().cpu().numpy().astype(np.float64)
+    if np.isinf(values).any():
+        raise UserError(
+            f"The reward '{reward.name}' returned infinity for {int(np.isinf(values).sum())} of {len(samples)} samples; "
+            f"return NaN to discard a sample, else a finite number."
+        )
+    return values

@@ -1,0 +1,204 @@
+"""The four verbs of the loop, each on a round's folder: sample, score, select, tune; then commit."""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL.Image import Image
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.progress import Progress
+from raftdiff.ranking import Ranker
+from raftdiff.runs import Draft, Run
+from raftdiff.seeds import fold
+from raftdiff.selection import figures
+from raftdiff.statistics import mean_pairwise_distance, vendi
+from raftdiff.types import FineTuner, Key, Prompt, Round, Sample, Sampler, Selection
+
+SCORING_BATCH = 256
+
+
+class LoopConfig(Config):
+    """How often, on how much."""
+
+    rounds: int = Field(default=10, ge=1)
+    """RAFT rounds; the paper's T."""
+    candidates: int = Field(default=10, ge=1)
+    """Candidates per prompt in each round; the paper's K."""
+    prompts_per_round: int | None = Field(default=None, ge=1)
+    """Prompts drawn for each round, without repetition until all were used; all of them by default. The paper's b."""
+    replay_rounds: int = Field(default=0, ge=0)
+    """From how many earlier rounds the selected samples are learnt from again."""
+    patience: int | None = Field(default=None, ge=1)
+    """Stop when the held-out reward has not risen for this many rounds; never by default."""
+    seed: int = 0
+    """Every other seed is derived from this one."""
+
+
+@final
+@dataclass(frozen=True)
+class Parts:
+    """What a recipe is assembled into."""
+
+    sampler: Sampler[Image]
+    ranker: Ranker[Image]
+    finetuner: FineTuner[Image]
+    prompts: Sequence[Prompt]
+    held_out: Sequence[Prompt] = ()
+    held_out_candidates: int = 1
+    """Samples per held-out prompt; their seeds are the same in every round."""
+    loop: LoopConfig = field(default_factory=LoopConfig)
+
+
+def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
+    """K candidates for each of the round's prompts; those already on disk are not drawn again."""
+    if draft.index == 0 and "held_out_base" not in draft.metrics():
+        _validate(draft, parts, "held_out_base")
+    loop, t = parts.loop, draft.index
+    prompts = asked(parts.prompts, loop, t)
+    done, total = draft.sampled(), len(prompts) * loop.candidates
+    report = progress.stage(t, "sample")
+    with _timed(draft, "sample", parts.sampler.network_evaluations):
+        seed = fold(loop.seed, t, "sample")
+        stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done)
+        try:
+            for count, candidate in enumerate(stream, start=len(done) + 1):
+                draft.add(candidate)
+                report(count, total)
+        finally:
+            draft.flush()
+    draft.record(images=total)
+
+
+def score(draft: Draft, parts: Parts) -> None:
+    """Every reward of every candidate, and the diversity of all of them."""
+    rows = draft.folder.rows()
+    if not rows:
+        raise UserError(f"{draft.path}: this round has no samples yet; run 'raftdiff sample' first.")
+    prompts = [prompt.id for prompt in asked(parts.prompts, parts.loop, draft.index)]
+    missing = len(prompts) * parts.loop.candidates - len(rows)
+    if missing:
+        raise UserError(f"{draft.path}: {missing} candidates are missing; run 'raftdiff sample' again to complete it.")
+    with _timed(draft, "score"):
+        batches = draft.folder.batches(SCORING_BATCH)
+        draft.write_scores(parts.ranker.score(batches, prompts, parts.loop.candidates))
+
+
+def select(draft: Draft, parts: Parts) -> None:
+    """What to learn from, and the round's figures."""
+    scores = draft.folder.scores()
+    with _timed(draft, "select"):
+        selection = parts.ranker.selector.select(scores)
+        draft.write_selection(selection)
+    means = {name: float(np.nanmean(table)) for name, table in scores.raw.items()}
+    draft.record(
+        **figures(scores, selection),
+        selected=len(selection.items),
+        left_out=list(selection.left_out),
+        rewards=means,
+        **_diversity(draft, parts, {key for item in selection.items for key in item.keys}),
+    )
+
+
+def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
+    """Fine-tune on this round's selection and those replayed, then look at the held-out prompts."""
+    earlier = run.selections(range(max(0, draft.index - parts.loop.replay_rounds), draft.index))
+    lesson = merge([draft.folder.selection(), *earlier])
+    if not lesson.items:
+        raise UserError(f"{draft.path}: nothing was selected in this round, so there is nothing to learn from.")
+    samples = _pictures(draft, run, lesson)
+    with _timed(draft, "tune"):
+        report = progress.stage(draft.index, "tune")
+        learnt = parts.finetuner.fit(lesson, samples, seed=fold(parts.loop.seed, draft.index, "tune"), report=report)
+    draft.record(tune=dict(learnt))
+    draft.record("tune", evaluations=int(learnt.get("network_evaluations", 0)))
+    _validate(draft, parts, "held_out")
+
+
+def commit(draft: Draft, parts: Parts) -> Round:
+    """The round is complete, and the fine-tuner's state with it."""
+    metrics = draft.metrics()
+    return Round(draft.index, draft.commit(parts.finetuner.state_dict()), metrics)
+
+
+def asked(prompts: Sequence[Prompt], loop: LoopConfig, round: int) -> list[Prompt]:
+    """The prompts of a round: all, or the next hand of a deck that is shuffled again when it runs out."""
+    if loop.prompts_per_round is None or loop.prompts_per_round >= len(prompts):
+        return list(prompts)
+    count = loop.prompts_per_round
+    epoch, hand = divmod(round, len(prompts) // count)
+    deck = np.random.default_rng(fold(loop.seed, "deck", epoch)).permutation(len(prompts))
+    return [prompts[card] for card in deck[hand * count : (hand + 1) * count]]
+
+
+def merge(selections: Sequence[Selection]) -> Selection:
+    """One lesson out of several rounds' selections of the same kind."""
+    items = tuple(item for selection in selections for item in selection.items)
+    return Selection(selections[0].kind, items, selections[0].left_out)
+
+
+def _validate(draft: Draft, parts: Parts, name: str) -> None:
+    """The mean total reward on the held-out prompts, with the same seeds in every round."""
+    if not parts.held_out:
+        return
+    with _timed(draft, "validate", parts.sampler.network_evaluations):
+        seed = fold(parts.loop.seed, "held_out")
+        drawn = list(
+            parts.sampler.sample(
+                parts.held_out, per_prompt=parts.held_out_candidates, seed=seed, round=draft.index, done=frozenset()
+            )
+        )
+        raw = parts.ranker.raw(drawn)
+    draft.record(
+        **{name: float(np.nanmean(parts.ranker.total(raw)))},
+        **{f"{name}_rewards": {reward: float(np.nanmean(values)) for reward, values in raw.items()}},
+    )
+
+
+def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Image]]:
+    """The samples that a lesson names, of this round and of earlier ones."""
+    keys = [key for item in lesson.items for key in item.keys]
+    found = {}
+    for t in sorted({key.round for key in keys}):
+        folder = draft.folder if t == draft.index else run.round(t)
+        found.update({sample.key: sample for sample in folder.samples([key for key in keys if key.round == t])})
+    return found
+
+
+def _diversity(draft: Draft, parts: Parts, selected: AbstractSet[Key]) -> dict[str, Any]:
+    """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected."""
+    if parts.ranker.features is None:
+        return {}
+    keys: list[Key] = []
+    features = []
+    for batch in draft.folder.batches(SCORING_BATCH):
+        keys += [sample.key for sample in batch]
+        features.append(parts.ranker.features(batch).float().cpu())
+    table = torch.cat(features).numpy()
+    chosen = np.array([key in selected for key in keys])
+    prompts = np.array([key.prompt for key in keys])
+
+    def measured(mask: Any) -> dict[str, float]:
+        return {
+            "vendi": vendi(table[mask]),
+            "pairwise_distance": mean_pairwise_distance(table[mask], prompts[mask].tolist()),
+        }
+
+    return {"diversity_all": measured(np.ones_like(chosen)), "diversity_selected": measured(chosen)}
+
+
+@contextlib.contextmanager
+def _timed(draft: Draft, stage: str, evaluations: Callable[[], int] = lambda: 0) -> Iterator[None]:
+    """Add the seconds and the network evaluations of the block to the round's metrics, also when it is interrupted."""
+    began, before = time.perf_counter(), evaluations()
+    try:
+        yield
+    finally:
+        draft.record(stage, seconds=time.perf_counter() - began, evaluations=evaluations() - before)
