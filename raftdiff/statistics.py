@@ -3,6 +3,7 @@
 Everywhere: NaN is a missing value and is left out of sums and counts; a table is (prompts, samples); intervals are 95%.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -82,8 +83,10 @@ def vendi(features: Features) -> float:
 
     exp of the Shannon entropy of the eigenvalues of K/n, where K is the cosine similarity of the n samples. From 1 (all
     alike) to n (all orthogonal); higher is more diverse. It grows with n: compare sets of one size. Duplicating every
-    sample changes nothing.
+    sample changes nothing. NaN for no samples.
     """
+    if not len(features):
+        return float("nan")
     unit = _unit(features)
     # X X' and X' X have the same eigenvalues but for zeros; the smaller of the two is the cheaper.
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
@@ -92,18 +95,23 @@ def vendi(features: Features) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-def mean_pairwise_distance(features: Float[np.ndarray, "prompts samples features"]) -> float:
+def mean_pairwise_distance(features: Features, prompts: Sequence[str]) -> float:
     """1 - cos between two samples of one prompt: mean over the pairs of a prompt, then over prompts.
 
-    From 0 (each prompt gives one picture) to 2; higher is more diverse. NaN where prompts have one sample each.
+    ``prompts`` names the prompt of each sample. From 0 (each prompt gives one picture) to 2; higher is more diverse.
+    Prompts with a single sample are left out; NaN where there is no other.
     """
-    count = features.shape[1]
-    if count < 2:
-        return float("nan")
+    members: dict[str, list[int]] = {}
+    for position, prompt in enumerate(prompts):
+        members.setdefault(prompt, []).append(position)
     unit = _unit(features)
-    cosines = np.einsum("pid,pjd->pij", unit, unit)
-    off_diagonal = cosines.sum(axis=(1, 2)) - np.einsum("pii->p", cosines)
-    return float(max(0.0, np.mean(1 - off_diagonal / (count * (count - 1)))))
+    # The squared length of the sum holds every cosine: n on the diagonal, each pair twice.
+    cosines = [
+        (np.sum(unit[at].sum(axis=0) ** 2) - np.sum(unit[at] ** 2)) / (len(at) * (len(at) - 1))
+        for at in members.values()
+        if len(at) > 1
+    ]
+    return float(max(0.0, 1 - np.mean(cosines))) if cosines else float("nan")
 
 
 def mean_distance(before: Features, after: Features) -> float:

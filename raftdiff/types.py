@@ -6,7 +6,7 @@ Pictures and text share all of this. ``Media`` is ``PIL.Image.Image`` on the pic
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ State = Mapping[str, Mapping[str, torch.Tensor]]
 """File stem -> named tensors: ``{"adapter": {...}, "optimizer": {...}, "ema": {...}}``. The run writes safetensors."""
 
 
+@runtime_checkable
 class Sampler(Protocol[Media]):
     source: Source
     provides: tuple[str, ...]
@@ -136,6 +137,7 @@ class Sampler(Protocol[Media]):
         ...
 
 
+@runtime_checkable
 class Reward(Protocol[Media]):
     """Higher is better; NaN = "discard this one"; batch-invariant; never mutates."""
 
@@ -144,6 +146,7 @@ class Reward(Protocol[Media]):
     def score(self, samples: Sequence[Sample[Media]]) -> Float32[torch.Tensor, " samples"]: ...
 
 
+@runtime_checkable
 class Selector(Protocol):
     """Pure: a (prompts, candidates) table in, what to learn from out."""
 
@@ -152,6 +155,7 @@ class Selector(Protocol):
     def select(self, scores: Scores) -> Selection: ...
 
 
+@runtime_checkable
 class FineTuner(Protocol[Media]):
     requires: Requires
 
@@ -166,6 +170,7 @@ class FineTuner(Protocol[Media]):
     def load_state_dict(self, state: State) -> None: ...
 
 
+@runtime_checkable
 class Report(Protocol):
     """Where long work says how far it is: ``report(done, total)``; raises nothing, returns at once."""
 
