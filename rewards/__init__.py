@@ -1,4 +1,6 @@
 """Rewards: one a file. Higher is better, NaN means "discard this one"."""
 
 if __name__ != "raftdiff.rewards":
-    raise ImportError("Import this package as raftdiff.rewards: under the bare name 'rewards' a second copy would be loaded.")
+    raise ImportError(
+        "Import this package as raftdiff.rewards: under the bare name 'rewards' a second copy would be loaded."
+    )

@@ -1,0 +1,193 @@
+"""LAION's aesthetic predictors: how much would people like the picture, whatever it shows?"""
+
+import itertools
+import pickle
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.rewards.tower import Precision, Tower, open_tower
+from raftdiff.types import Sample
+
+Layer = tuple[torch.Tensor, torch.Tensor]
+"""Weight (out, in) and bias (out)."""
+
+V2_AFFINE = (0, 2, 4, 6, 7)
+"""Places of the linear layers in the ``linearMSE`` files: only dropout stands between them."""
+V2_RELU = (0, 3, 6, 9, 11)
+"""Places of the linear layers in the ``reluMSE`` files: a ReLU follows each but the last, dropout the first three."""
+
+
+class AestheticConfig(Config):
+    type: Literal["aesthetic"] = "aesthetic"
+    name: str = "aesthetic"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    head: Path
+    """The predictor's file: sa_0_4_vit_*_linear.pth (v1) or sac+logos+ava1-l14-linearMSE.pth (v2)."""
+    model: str = "ViT-L-14"
+    """The CLIP model whose embeddings the head was trained on; see `clip`."""
+    pretrained: str | None = None
+    """Whose weights; openai, on which LAION trained every head, when `model` is an open_clip name."""
+    quick_gelu: bool | None = None
+    """Read only where `pretrained` is a file: whether these weights were trained with QuickGELU (OpenAI's were)."""
+    dtype: Precision = "fp32"
+    """Precision of the image tower: fp32, bf16 or fp16."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures per forward of the image tower."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
+        """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
+        head = load_head(self.head)  # before the tower: a wrong file should not cost a minute of loading
+        tower = open_tower(
+            resolve(self.model),
+            self.pretrained or self._default_weights(resolve(self.model)),
+            device=device,
+            dtype=self.dtype,
+            quick_gelu=self.quick_gelu,
+            batch_size=self.batch_size,
+        )
+        return AestheticReward(tower, head, name=self.name)
+
+    def _default_weights(self, model: str) -> str | None:
+        import open_clip
+
+        return "openai" if model.replace("/", "-") in open_clip.list_models() else None
+
+
+@final
+class Head:
+    """The predictor on top of the embedding, as linear layers with a ReLU between; an affine one is a single layer."""
+
+    def __init__(self, layers: Sequence[Layer], *, name: str) -> None:
+        self.layers = tuple(layers)
+        self.name = name
+        self.width = int(self.layers[0][0].shape[1])
+        """Numbers that it expects in an embedding."""
+
+    def __call__(self, features: Float32[torch.Tensor, "images width"]) -> Float32[torch.Tensor, " images"]:
+        *hidden, last = self.layers
+        for weight, bias in hidden:
+            features = torch.relu(torch.nn.functional.linear(features, weight, bias))
+        return torch.nn.functional.linear(features, *last)[:, 0]
+
+
+@final
+class AestheticReward:
+    """The mean rating that people would give, on LAION's scale of about 1 to 10; higher is better.
+
+    Version 1 is linear; version 2 (``linearMSE``) has five linear layers and nothing but dropout between them, so it is
+    folded into one vector and a bias when it is read. ``ava+logos-l14-reluMSE`` has real ReLUs and is kept whole. No
+    head reads the caption: alone it drifts to one centred subject before a blurred background, so mix it with `clip`.
+
+    Source: LAION-Aesthetics, https://github.com/LAION-AI/aesthetic-predictor (v1, MIT) and
+    https://github.com/christophschuhmann/improved-aesthetic-predictor (v2, Apache-2.0); OpenAI's CLIP weights, MIT.
+    """
+
+    def __init__(self, tower: Tower, head: Head, *, name: str = "aesthetic") -> None:
+        if head.width != tower.width:
+            raise UserError(
+                f"The aesthetic head '{head.name}' reads embeddings of {head.width} numbers, but the CLIP model "
+                f"'{tower.name}' gives {tower.width}. {_TOWERS.get(head.width, 'Take the model it was trained on')}."
+            )
+        self.name = name
+        self.tower = tower
+        """Shared with every other reward on the same weights."""
+        self._head = head
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
+        return self._head(self.tower.image_features(samples))
+
+
+_TOWERS = {
+    768: "LAION's heads of 768 numbers belong to 'model: ViT-L-14', 'pretrained: openai'",
+    512: "LAION's heads of 512 numbers belong to 'model: ViT-B-32' or 'ViT-B-16', as in their file name, "
+    "'pretrained: openai'",
+}
+
+
+def load_head(path: Path) -> Head:
+    """Read a head of any of LAION's three formats, known by its keys and shapes.
+
+    Raises:
+        UserError: no such file, not a PyTorch file of plain tensors, or tensors of another model.
+    """
+    if not path.is_file():
+        raise UserError(
+            f"There is no aesthetic head '{path}'. Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 "
+            "at github.com/christophschuhmann/improved-aesthetic-predictor; give the path of the .pth file as 'head'."
+        )
+    try:
+        # The version 2 file was saved on a GPU, so without map_location it does not open on a machine without one.
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"'{path}' is not a PyTorch file of plain tensors ({reason}).") from error
+    layers = _layers(tensors)
+    if layers is None:
+        raise UserError(f"'{path}' is not an aesthetic head that is known here. {_holds(tensors)} {_KNOWN}")
+    return Head(layers, name=path.name)
+
+
+_KNOWN = (
+    "Known are: one linear layer with keys 'weight' and 'bias' (v1); layers.0, 2, 4, 6, 7 without activations (v2, "
+    "linearMSE); layers.0, 3, 6, 9, 11 with ReLU (reluMSE)."
+)
+
+
+def _layers(tensors: Any) -> list[Layer] | None:
+    """The layers to run, or None where the tensors are of something else."""
+    if not (isinstance(tensors, Mapping) and all(isinstance(value, torch.Tensor) for value in tensors.values())):
+        return None
+    if set(tensors) == {"weight", "bias"}:
+        found, affine = [(tensors["weight"], tensors["bias"])], True
+    else:
+        places = next((places for places in (V2_AFFINE, V2_RELU) if set(tensors) == set(_keys(places))), None)
+        if places is None:
+            return None
+        found = [(tensors[f"layers.{place}.weight"], tensors[f"layers.{place}.bias"]) for place in places]
+        affine = places == V2_AFFINE
+    return (fold_affine(found) if affine else [_float(layer) for layer in found]) if _chained(found) else None
+
+
+def fold_affine(layers: Sequence[Layer]) -> list[Layer]:
+    """One linear layer equal to several in a row, multiplied out in double precision.
+
+    W2 (W1 x + b1) + b2 = (W2 W1) x + (W2 b1 + b2).
+    """
+    weight, bias = (tensor.double() for tensor in layers[0])
+    for next_weight, next_bias in layers[1:]:
+        weight, bias = next_weight.double() @ weight, next_weight.double() @ bias + next_bias.double()
+    return [_float((weight, bias))]
+
+
+def _chained(layers: Sequence[Layer]) -> bool:
+    """Whether each layer reads what the one before it gives, and the last gives one number."""
+    if not all(weight.ndim == 2 and bias.shape == weight.shape[:1] for weight, bias in layers):
+        return False
+    joints = itertools.pairwise(layers)
+    return layers[-1][0].shape[0] == 1 and all(one[0].shape[0] == two[0].shape[1] for one, two in joints)
+
+
+def _keys(places: Sequence[int]) -> list[str]:
+    return [f"layers.{place}.{kind}" for place in places for kind in ("weight", "bias")]
+
+
+def _float(layer: Layer) -> Layer:
+    return layer[0].float(), layer[1].float()
+
+
+def _holds(tensors: Any) -> str:
+    if not isinstance(tensors, Mapping):
+        return f"It holds a {type(tensors).__name__}."
+    some = [f"{key} {tuple(value.shape) if isinstance(value, torch.Tensor) else ''}" for key, value in tensors.items()]
+    more = f" and {len(some) - 4} more" if len(some) > 4 else ""
+    return f"It holds {', '.join(text.strip() for text in some[:4]) or 'nothing'}{more}."

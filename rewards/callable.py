@@ -1,0 +1,170 @@
+"""A reward of your own: any Python function of pictures and captions.
+
+```python
+# my_rewards.py, in the folder that raftdiff is started from
+def redness(images, prompts, channel=0):
+    return [image.resize((1, 1)).getpixel((0, 0))[channel] / 255 for image in images]
+```
+
+```yaml
+rewards: [{type: callable, function: "my_rewards:redness", options: {channel: 0}}]
+```
+"""
+
+import importlib
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.registry import resolve as resolve_target
+from raftdiff.types import Sample
+
+Function = Callable[..., Any]
+
+
+class CallableConfig(Config):
+    type: Literal["callable"] = "callable"
+    name: str = "callable"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    function: str
+    """module:function, installed or in the current folder; called as function(images, prompts, **options)."""
+    options: dict[str, Any] = Field(default_factory=dict)
+    """Passed to the function as keywords."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "CallableReward":
+        """The reward. A function that needs the device takes it from its own options."""
+        del device, resolve
+        return CallableReward(
+            load_function(self.function), function=self.function, options=self.options, name=self.name
+        )
+
+
+@final
+class CallableReward:
+    """What the function returns: a number for each picture. Higher is better, NaN discards the picture.
+
+    The function gets ``images: list[PIL.Image.Image]``, ``prompts: list[str]`` (the captions) and the options as
+    keywords, and returns a list, tensor or array of ``len(images)`` numbers. The pictures are copies: drawing on them
+    harms nobody. What it raises is raised here, with a note that says where it came from.
+    """
+
+    def __init__(
+        self, call: Function, *, function: str, options: dict[str, Any] | None = None, name: str = "callable"
+    ) -> None:
+        self.name = name
+        self._call, self._function, self._options = call, function, dict(options or {})
+        _check_signature(call, function, self._options)
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
+        images = [sample.media.copy() for sample in samples]
+        try:
+            returned = self._call(images, [sample.prompt.caption for sample in samples], **self._options)
+        except Exception as error:
+            error.add_note(f"This was raised by the reward function '{self._function}'.")
+            raise
+        return as_scores(returned, len(samples), self._function)
+
+
+def load_function(target: str) -> Function:
+    """The function that ``module:function`` names.
+
+    The current folder is searched after everything installed, and only while the module is being imported: a module
+    that lies there imports what it needs at its top.
+
+    Raises:
+        UserError: no such module or name, or what it names cannot be called.
+    """
+    with _current_folder_importable():
+        found = resolve_target(target, "the reward 'callable'")
+    if not callable(found):
+        raise UserError(f"The reward function '{target}' is a {type(found).__name__}, which cannot be called.")
+    return found  # type: ignore[no-any-return]  # callable() leaves Any
+
+
+def as_scores(returned: Any, count: int, function: str) -> Float32[torch.Tensor, " samples"]:
+    """What a reward function returned, as float32 on the CPU.
+
+    Raises:
+        UserError: not ``count`` numbers in one dimension, or an infinite one.
+    """
+    expected = f"It should return {count} numbers, one for each picture: a list, tensor or array of shape ({count},)."
+    try:
+        tensor = returned if isinstance(returned, torch.Tensor) else torch.from_numpy(_array(returned))
+    except (TypeError, ValueError):
+        tensor = None
+    if tensor is None or tensor.is_complex() or tuple(tensor.shape) != (count,):
+        raise UserError(f"The reward function '{function}' returned {_describe(returned)}. {expected}")
+    scores = tensor.detach().to("cpu", torch.float32)
+    if torch.isinf(scores).any():
+        where = int(torch.isinf(scores).nonzero()[0, 0])
+        raise UserError(
+            f"The reward function '{function}' returned {float(scores[where])} for picture {where}. Scores are finite; "
+            "NaN discards a picture."
+        )
+    return scores.clone()
+
+
+def _array(returned: Any) -> np.ndarray:
+    """Numbers as float64; text, None and ragged lists raise."""
+    if isinstance(returned, str | bytes | dict | set) or returned is None:
+        raise TypeError
+    if isinstance(returned, Sequence):  # a list of one-number tensors is a list of numbers
+        returned = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in returned]
+    array = np.asarray(returned)
+    if array.dtype.kind not in "bfiu":
+        raise TypeError
+    return array.astype(np.float64)
+
+
+def _describe(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)} and type {value.dtype}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        kinds = sorted({type(item).__name__ for item in value})
+        return f"a {type(value).__name__} of {len(value)} items" + (f" ({', '.join(kinds[:3])})" if kinds else "")
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _check_signature(call: Function, function: str, options: dict[str, Any]) -> None:
+    try:
+        signature = inspect.signature(call)
+    except (TypeError, ValueError):  # some builtins have none
+        return
+    try:
+        signature.bind([], [], **options)
+    except TypeError as error:
+        given = "".join(f", {key}={value!r}" for key, value in options.items())
+        raise UserError(
+            f"The reward function '{function}' has the signature {signature} and cannot be called as "
+            f"(images, prompts{given}): {error}."
+        ) from None
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Last on the path, so that a stray file here cannot stand in for an installed package."""
+    folder = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        # The last one is ours: the module itself may have added the same folder, and that is its own affair.
+        for place in range(len(sys.path) - 1, -1, -1):
+            if sys.path[place] == folder:
+                del sys.path[place]
+                break

@@ -1,0 +1,65 @@
+"""CLIP score: does the picture show what the caption says?"""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.rewards.tower import Precision, Tower, open_tower
+from raftdiff.types import Sample
+
+
+class ClipConfig(Config):
+    type: Literal["clip"] = "clip"
+    name: str = "clip"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    model: str
+    """An open_clip model name (ViT-L-14), a folder, hf-hub:organisation/name, or a shipped model (emoji-clip)."""
+    pretrained: str | None = None
+    """For an open_clip model name: whose weights, as a tag (openai, laion2b_s32b_b82k) or a checkpoint file."""
+    quick_gelu: bool | None = None
+    """Read only where `pretrained` is a file: whether these weights were trained with QuickGELU (OpenAI's were)."""
+    dtype: Precision = "fp32"
+    """Precision of the towers: fp32, bf16 or fp16."""
+    batch_size: int = Field(default=32, ge=1)
+    """Pictures per forward of the image tower."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ClipReward":
+        """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
+        tower = open_tower(
+            resolve(self.model),
+            self.pretrained,
+            device=device,
+            dtype=self.dtype,
+            quick_gelu=self.quick_gelu,
+            batch_size=self.batch_size,
+        )
+        return ClipReward(tower, name=self.name)
+
+
+@final
+class ClipReward:
+    """100 times the cosine between the embeddings of the picture and of ``sample.prompt.caption``.
+
+    Range -100 to 100, in practice 10 to 40 for OpenAI's models; higher is better. The paper's CLIPScore is
+    2.5 max(cos, 0): divide by 40 to compare.
+
+    Source: Radford et al. 2021, arXiv:2103.00020; CLIPScore: Hessel et al. 2021, arXiv:2104.08718. Licences of the
+    weights: OpenAI's and LAION's CLIP, MIT; for others see their model card.
+    """
+
+    def __init__(self, tower: Tower, *, name: str = "clip") -> None:
+        self.name = name
+        self.tower = tower
+        """Shared with every other reward on the same weights, and of use for diversity figures."""
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
+        images = self.tower.image_features(samples)
+        texts = self.tower.text_features([sample.prompt.caption for sample in samples])
+        return 100 * (images * texts).sum(dim=-1)
