@@ -6,6 +6,7 @@ Both sides draw the same prompts with the same seeds, so every difference is pai
 
 import json
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -136,13 +137,15 @@ def evaluate(
     start = time.perf_counter()
     grid = _grid(prompts, before, after)
     both = (before, after)
-    scored = {reward.name: tuple(_scores(reward, side)[grid] for side in both) for reward in rewards}
+    if twice := [name for name, count in Counter(reward.name for reward in rewards).items() if count > 1]:
+        raise UserError(f"Two rewards are called '{twice[0]}'; give one of them another name.")
+    scored = {reward.name: [_scores(reward, side)[grid] for side in both] for reward in rewards}
     verdicts = [_verdicts(judge, side) for side in both] if judge else [{}, {}]
     vectors = [_vectors(features, side)[grid] for side in both] if features else None
     return Evaluation(
         prompts=grid.shape[0],
         samples_per_prompt=grid.shape[1],
-        rewards={name: _change(name, *tables, seed) for name, tables in scored.items()},
+        rewards={name: _change(name, old, new, seed) for name, (old, new) in scored.items()},
         judge={name: _verdict(verdicts[0][name][grid], verdicts[1][name][grid], seed) for name in verdicts[0]},
         diversity=_diversity(*vectors) if vectors else None,
         drift=Drift(
@@ -253,12 +256,15 @@ def _figure(estimate: statistics.Estimate) -> Figure:
 
 def _diversity(before: np.ndarray, after: np.ndarray) -> Diversity:
     """From features (prompts, samples, d) of both sides."""
+    prompts = np.repeat(np.arange(before.shape[0]), before.shape[1]).tolist()
+
+    def flat(side: np.ndarray) -> np.ndarray:
+        return side.reshape(-1, side.shape[-1])
+
     measures: dict[str, Callable[[np.ndarray], float]] = {
-        "vendi": lambda side: statistics.vendi(side.reshape(-1, side.shape[-1])),
+        "vendi": lambda side: statistics.vendi(flat(side)),
         "vendi_within": lambda side: float(np.mean([statistics.vendi(prompt) for prompt in side])),
-        "pairwise_distance": lambda side: statistics.mean_pairwise_distance(
-            side.reshape(-1, side.shape[-1]), [str(prompt) for prompt in range(len(side)) for _ in side[prompt]]
-        ),
+        "pairwise_distance": lambda side: statistics.mean_pairwise_distance(flat(side), prompts),
     }
     pairs = {name: Pair(before=_none(of(before)), after=_none(of(after))) for name, of in measures.items()}
     ratio = {name: it["after"] / it["before"] if it["before"] and it["after"] else None for name, it in pairs.items()}

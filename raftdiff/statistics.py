@@ -3,7 +3,7 @@
 Everywhere: NaN is a missing value and is left out of sums and counts; a table is (prompts, samples); intervals are 95%.
 """
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -95,13 +95,13 @@ def vendi(features: Features) -> float:
     return float(np.exp(-(positive * np.log(positive)).sum()))
 
 
-def mean_pairwise_distance(features: Features, prompts: Sequence[str]) -> float:
+def mean_pairwise_distance(features: Features, prompts: Sequence[Hashable]) -> float:
     """1 - cos between two samples of one prompt: mean over the pairs of a prompt, then over prompts.
 
     ``prompts`` names the prompt of each sample. From 0 (each prompt gives one picture) to 2; higher is more diverse.
     Prompts with a single sample are left out; NaN where there is no other.
     """
-    members: dict[str, list[int]] = {}
+    members: dict[Hashable, list[int]] = {}
     for position, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(position)
     unit = _unit(features)
@@ -148,4 +148,5 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
 def _unit(features: Float[np.ndarray, "*batch features"]) -> Float[np.ndarray, "*batch features"]:
     """Each feature vector at length one, in double precision; a zero vector stays zero."""
     wide = features.astype(np.float64)
-    return wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), TINY)
+    unit: np.ndarray = wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), TINY)
+    return unit
