@@ -1,5 +1,6 @@
 """Evaluations as tables: rows for people, plain text for a terminal, markdown over several training seeds."""
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -74,27 +75,36 @@ def table(evaluation: Mapping[str, Any]) -> str:
     """Plain text for a terminal, at most 100 columns. The arrow says which direction is better."""
     lines = [("", "before", "after", "difference", "95% interval", "win rate")]
     for row in rows(evaluation):
-        interval = " .. ".join(number(end, row.unit, sign=True) for end in row.ci95) if row.ci95 else ""
-        win = f"{row.win_rate:.0%}" if row.win_rate is not None else ""
-        before = number(row.before, row.unit) if row.before is not None else ""
-        change = number(row.difference, row.unit, sign=True) if row.before is not None else ""
-        label = row.label if len(row.label) <= 30 else row.label[:29] + "…"
-        lines.append((f"{_arrow(row)} {label}", before, number(row.after, row.unit), change, interval, win))
+        lines.append(
+            (
+                f"{_arrow(row)} {row.label if len(row.label) <= 30 else row.label[:29] + '…'}",
+                shown(row, row.before) if row.before is not None else "",
+                shown(row, row.after),
+                shown(row, row.difference, change=True) if row.before is not None else "",
+                " .. ".join(shown(row, end, change=True).removesuffix(" pt") for end in row.ci95) if row.ci95 else "",
+                f"{row.win_rate:.0%}" if row.win_rate is not None else "",
+            )
+        )
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     body = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
     pictures = f"{evaluation['prompts']} prompts x {evaluation['samples_per_prompt']} samples"
     return "\n".join([*body, "", f"{pictures}, the same prompts and seeds before and after."])
 
 
-def number(value: float, unit: str = "", *, sign: bool = False) -> str:
-    """A figure at a width that suits its size: rates with one decimal, small numbers with three.
+def shown(row: "Row | Across", value: float, *, change: bool = False) -> str:
+    """A figure of a row as text: rates with one decimal, their changes in points, others at the row's precision."""
+    if row.unit == "%":
+        return f"{value:+.1f} pt" if change else f"{value:.1f}%"
+    return f"{value:{'+' if change else ''}.{digits(row)}f}"
 
-    >>> number(27.318), number(0.08213), number(-12.5, "%", sign=True)
-    ('27.32', '0.082', '-12.5%')
-    """
-    size = abs(value)
-    digits = 1 if unit or size >= 100 else 2 if size >= 1 else 3
-    return f"{value:{'+' if sign else ''}.{digits}f}{unit}"
+
+def digits(row: "Row | Across") -> int:
+    """Decimals that suit a row's size, the same for all of its figures: three or four that say something."""
+    if row.unit == "%":
+        return 1
+    sides = [side.mean if isinstance(side, Mean) else side for side in (row.before, row.after) if side is not None]
+    size = max(map(abs, sides))
+    return 1 if size >= 100 else 2 if size >= 1 else min(6, 2 - math.floor(math.log10(size))) if size else 3
 
 
 class Mean(NamedTuple):
@@ -172,21 +182,14 @@ def _cells(row: Across | None) -> tuple[str, str, str]:
     if row is None:
         return ("", "", "")
     if row.before is None:
-        return ("", _plus_minus(row.after, row.unit), "")
-    return (
-        _plus_minus(row.before, row.unit),
-        _plus_minus(row.after, row.unit),
-        _plus_minus(row.difference, row.unit, sign=True),
-    )
+        return ("", _plus_minus(row, row.after), "")
+    return (_plus_minus(row, row.before), _plus_minus(row, row.after), _plus_minus(row, row.difference, change=True))
 
 
-def _plus_minus(figure: Mean, unit: str, *, sign: bool = False) -> str:
+def _plus_minus(row: Across, figure: Mean, *, change: bool = False) -> str:
     """The mean, and half of the interval's width."""
-    text = number(figure.mean, unit, sign=sign)
-    if figure.ci95 is None:
-        return text
-    digits = len(text.removesuffix(unit).partition(".")[2])
-    return f"{text} ± {(figure.ci95[1] - figure.ci95[0]) / 2:.{digits}f}"
+    text = shown(row, figure.mean, change=change)
+    return f"{text} ± {(figure.ci95[1] - figure.ci95[0]) / 2:.{digits(row)}f}" if figure.ci95 else text
 
 
 def _arrow(row: Row | Across) -> str:

@@ -9,7 +9,7 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.evaluate import evaluate, to_json
-from raftdiff.tables import aggregate, markdown, rows, table
+from raftdiff.tables import Row, aggregate, markdown, rows, shown, table
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = [Prompt(name, f"a {name}", sampling=name, learning=name) for name in ("cat", "dog", "fox")]
@@ -211,7 +211,7 @@ def test_table_is_aligned_and_narrow(evaluation):
     lines = text.splitlines()
     assert all(len(line) <= 100 for line in lines)
     assert lines[0].split() == ["before", "after", "difference", "95%", "interval", "win", "rate"]
-    assert lines[1].split()[:5] == ["↑", "value", "1.33", "1.83", "+0.500"]
+    assert lines[1].split()[:5] == ["↑", "value", "1.33", "1.83", "+0.50"]
     assert any(line.startswith("↑ all three right") and "33.3%" in line for line in lines)
     assert any(line.startswith("↓ drift from base (picture)") for line in lines)
     assert "3 prompts x 2 samples" in lines[-1]
@@ -223,6 +223,17 @@ def test_table_stays_narrow_with_a_long_name_and_large_numbers(evaluation):
         change[figure] = {"mean": -123456.7, "std": 1.0, "ci95": [-234567.8, -123456.7], "n": 6}
     wide = {**evaluation, "rewards": {"a" * 60: change}}
     assert max(map(len, table(wide).splitlines())) <= 100
+
+
+@pytest.mark.parametrize(("size", "digits"), [(123.4, 1), (27.3, 2), (0.41, 3), (0.0312, 4), (1e-12, 6), (0.0, 3)])
+def test_precision_suits_the_size(size, digits):
+    row = Row("key", "label", None, size, size, None, None, better=1, unit="")
+    assert shown(row, size) == f"{size:.{digits}f}"
+
+
+def test_a_change_of_a_rate_is_in_points():
+    row = Row("key", "label", 10.0, 35.0, 25.0, None, None, better=1, unit="%")
+    assert (shown(row, 35.0), shown(row, 25.0, change=True)) == ("35.0%", "+25.0 pt")
 
 
 def test_verdicts(evaluation):
@@ -264,7 +275,7 @@ def test_markdown_has_three_columns_a_heading(evaluation):
     lines = markdown({"in": inside, "out": inside[:1]}).splitlines()
     assert lines[0] == ("| metric | in: base | in: tuned | in: difference | out: base | out: tuned | out: difference |")
     assert lines[2] == (
-        "| value ↑ | 1.33 ± 0.00 | 1.83 ± 0.00 | +0.500 ± 0.000 | 1.33 ± 0.00 | 1.83 ± 0.00 | +0.500 ± 0.000 |"
+        "| value ↑ | 1.33 ± 0.00 | 1.83 ± 0.00 | +0.50 ± 0.00 | 1.33 ± 0.00 | 1.83 ± 0.00 | +0.50 ± 0.00 |"
     )
     assert {line.count("|") for line in lines} == {8}
     assert lines[3].endswith("|  |  |  |")
