@@ -1,0 +1,480 @@
+"""Does my reward, sampler or fine-tuner keep its contract? And a toy world in which RAFT takes milliseconds.
+
+Each ``check_*`` runs the part as the loop would and returns a ``CheckReport``: a sentence for everything that was
+checked, which names the method and, where it failed, the fix. In a test: ``check_reward(mine, samples).demand()``.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float32
+from PIL import Image, ImageDraw
+
+from raftdiff.errors import UserError
+from raftdiff.seeds import fold
+from raftdiff.types import (
+    FineTuner,
+    Key,
+    Media,
+    Prompt,
+    Report,
+    Requires,
+    Reward,
+    Sample,
+    Sampler,
+    Selection,
+    Source,
+    State,
+    silent,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    name: str
+    """What was looked at, in a word: ``shape``, ``seeds``, ``round trip``."""
+    passed: bool
+    sentence: str
+    advice: bool = False
+    """A failed advice is worth reading, but breaks nothing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CheckReport:
+    subject: str
+    checks: tuple[Check, ...]
+
+    @property
+    def passed(self) -> bool:
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Check, ...]:
+        return tuple(check for check in self.checks if not (check.passed or check.advice))
+
+    def demand(self) -> None:
+        """Raises:
+        UserError: something failed; a line for each.
+        """
+        if self.failures:
+            lines = [f"  {check.name}: {check.sentence}" for check in self.failures]
+            raise UserError("\n".join([f"{self.subject} does not keep its contract:", *lines]))
+
+    def __str__(self) -> str:
+        marks = {(True, False): "ok  ", (True, True): "ok  ", (False, False): "FAIL", (False, True): "note"}
+        rows = [f"{marks[check.passed, check.advice]}  {check.name}: {check.sentence}" for check in self.checks]
+        return "\n".join([self.subject, *rows])
+
+
+def check_reward(
+    reward: Reward[Media], samples: Sequence[Sample[Media]], *, tolerance: float = 1e-4, direction: str | None = None
+) -> CheckReport:
+    """Score ``samples`` (four or more different ones) together, again, one by one and in another order.
+
+    Args:
+        tolerance: relative to the largest score; what lower precision may need more of.
+        direction: what to search for "higher" where the class has no docstring of its own, such as a function's.
+    """
+    subject = f"The reward {getattr(reward, 'name', None) or type(reward).__name__!r}"
+    before = [_frozen(sample) for sample in samples]
+    try:
+        together = reward.score(samples)
+    except Exception as error:  # whatever a plug-in raises is a finding
+        sentence = f"score() raised {type(error).__name__}: {error}"
+        return CheckReport(subject, (Check("runs", False, sentence),))
+    checks = [*_form(reward, together, len(samples)), _unchanged(before, samples)]
+    if not all(check.passed for check in checks):
+        return CheckReport(subject, tuple(checks))
+    near = _near(together, tolerance)
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
+    singly = torch.cat([reward.score([sample]) for sample in samples])
+    permuted = reward.score([samples[place] for place in order])
+    text = direction or " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+    checks += [
+        Check(
+            "deterministic",
+            near(reward.score(samples)),
+            "score() should give the same samples the same scores; fix its seed, or set the model to eval().",
+        ),
+        Check(
+            "batch-invariant",
+            near(singly) and _near(together[order], tolerance)(permuted),
+            "score() should give a sample the score it would have alone and in any order; do not normalise over the "
+            "batch, and set the model to eval().",
+        ),
+        _unchanged(before, samples),
+        Check(
+            "varied",
+            len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1,
+            "score() should tell the samples apart: a constant reward selects at random.",
+            advice=True,
+        ),
+        Check(
+            "direction",
+            "higher" in text.lower(),
+            "the docstring should say what higher scores mean, with unit and range; higher is better, so negate a "
+            "distance.",
+            advice=True,
+        ),
+    ]
+    return CheckReport(subject, tuple(checks))
+
+
+def check_sampler(
+    sampler: Sampler[Media], prompts: Sequence[Prompt], *, per_prompt: int = 2, seed: int = 0, round: int = 3
+) -> CheckReport:
+    """Sample ``per_prompt`` candidates for each of the ``prompts`` (two or more) twice, then again with half done."""
+
+    def run(done: AbstractSet[tuple[str, int]] = frozenset()) -> list[Sample[Media]]:
+        return list(sampler.sample(prompts, per_prompt=per_prompt, seed=seed, round=round, done=done))
+
+    evaluations = sampler.network_evaluations()
+    full = run()
+    after = sampler.network_evaluations()
+    wanted = {(prompt.id, index) for prompt in prompts for index in range(per_prompt)}
+    got = [(sample.prompt.id, sample.index) for sample in full]
+    done = frozenset(sorted(wanted)[::2])
+    rest = run(done)
+    fresh = {sample.key: _frozen(sample) for sample in full}
+    by_id = {prompt.id: prompt for prompt in prompts}
+    checks = (
+        Check("keys", len(set(got)) == len(got), "sample() should yield each (prompt id, index) once."),
+        Check(
+            "counts",
+            set(got) == wanted,
+            f"sample() should yield {per_prompt} candidates for each of {len(prompts)} prompts, index 0 to "
+            f"{per_prompt - 1}; it yielded {len(full)}.",
+        ),
+        Check(
+            "seeds",
+            all(sample.seed == fold(seed, sample.prompt.id, sample.index) for sample in full),
+            "sample() should draw candidate k of a prompt with the seed fold(seed, prompt.id, k), and record it.",
+        ),
+        Check(
+            "labels",
+            all(s.round == round and s.source == sampler.source and by_id.get(s.prompt.id) == s.prompt for s in full),
+            "sample() should record the round and the prompt as given, and the sampler's own source.",
+        ),
+        Check(
+            "provides",
+            all(set(sample.aux) == set(sampler.provides) for sample in full),
+            f"aux should hold exactly what provides says ({', '.join(sampler.provides) or 'nothing'}) for each sample.",
+        ),
+        Check(
+            "deterministic",
+            [_frozen(sample) for sample in run()] == [_frozen(sample) for sample in full],
+            "sample() should draw the same from the same seeds; take no randomness from anywhere else.",
+        ),
+        Check(
+            "done",
+            {(s.prompt.id, s.index) for s in rest} == wanted - done
+            and all(fresh.get(sample.key) == _frozen(sample) for sample in rest),
+            "sample() should skip what is in done and change nothing in the rest, to the bit; cut the batches from "
+            "the full list, then skip.",
+        ),
+        Check(
+            "network evaluations",
+            isinstance(after, int) and after >= evaluations >= 0,
+            "network_evaluations() should count up, in whole rows through the network.",
+        ),
+    )
+    return CheckReport(f"The sampler {type(sampler).__name__!r}", checks)
+
+
+def check_finetuner(
+    build: Callable[[], FineTuner[Media]],
+    selection: Selection,
+    samples: Mapping[Key, Sample[Media]],
+    *,
+    seed: int = 0,
+    tolerance: float = 0.0,
+) -> CheckReport:
+    """Fit twice from scratch, then once more from a restored state.
+
+    Args:
+        build: makes a fine-tuner of an untrained model, the same one each time.
+        selection, samples: of a kind that it can learn from, with everything that it ``requires`` in ``aux``.
+        tolerance: largest difference of a state tensor that still counts as equal; 0 on a CPU.
+    """
+
+    def fit(finetuner: FineTuner[Media], given: Mapping[Key, Sample[Media]] = samples) -> Mapping[str, float]:
+        return finetuner.fit(selection, given, seed=seed, report=silent)
+
+    first, second, restored, frugal = build(), build(), build(), build()
+    start = _cloned(first.state_dict())
+    before = {key: _frozen(sample) for key, sample in samples.items()}
+    figures = fit(first)
+    pure = before == {key: _frozen(sample) for key, sample in samples.items()}
+    learnt = _cloned(first.state_dict())
+    fit(second)
+    restored.load_state_dict(learnt)
+    returned = _cloned(restored.state_dict())
+    fit(first)
+    fit(restored)
+    aux = first.requires.aux
+    fit(frugal, {k: replace(s, aux={name: s.aux[name] for name in aux if name in s.aux}) for k, s in samples.items()})
+    checks = (
+        Check(
+            "kinds",
+            selection.kind in first.requires.kinds,
+            f"requires.kinds should name every kind of selection that fit() learns from; this one is {selection.kind}.",
+        ),
+        Check("figures", _numbers(figures), "fit() should return names and plain finite numbers, such as loss."),
+        Check("learns", not _same(start, learnt, 0.0), "fit() should change what state_dict() returns."),
+        Check("pure", pure, "fit() should leave the samples as they were; work on copies."),
+        Check(
+            "deterministic",
+            _same(learnt, second.state_dict(), tolerance),
+            "fit() should learn the same from the same seed; take no randomness from anywhere else.",
+        ),
+        Check(
+            "round trip",
+            _same(learnt, returned, 0.0),
+            "load_state_dict() should take up exactly what state_dict() returned.",
+        ),
+        Check(
+            "resumes",
+            _same(first.state_dict(), restored.state_dict(), tolerance),
+            "state_dict() should hold all that the next fit() depends on: optimizer, schedule, averages, counters.",
+        ),
+        Check(
+            "requires",
+            _same(learnt, frugal.state_dict(), tolerance),
+            f"fit() should use no more of aux than requires says ({', '.join(aux) or 'nothing'}).",
+        ),
+    )
+    return CheckReport(f"The fine-tuner {type(first).__name__!r}", checks)
+
+
+def _form(reward: Reward[Any], scores: Any, count: int) -> list[Check]:
+    name = getattr(reward, "name", None)
+    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+    dtype = getattr(scores, "dtype", None)
+    checks = [
+        Check("name", isinstance(name, str) and bool(name), "name should be the text that heads its column."),
+        Check("shape", shape == (count,), f"score() should return a tensor of shape ({count},); it returned {shape}."),
+        Check("dtype", dtype == torch.float32, f"score() should return torch.float32; it returned {dtype}."),
+    ]
+    if checks[1].passed and checks[2].passed:
+        usable = not bool(scores.isinf().any()) and not bool(scores.isnan().all())
+        sentence = "score() should be finite, or NaN to discard a sample, and not NaN for all of them."
+        checks.append(Check("finite", usable, sentence))
+    return checks
+
+
+def _unchanged(before: Sequence[Any], samples: Sequence[Sample[Any]]) -> Check:
+    same = list(before) == [_frozen(sample) for sample in samples]
+    return Check("pure", same, "score() should leave the samples as they were; draw on a copy, media.copy().")
+
+
+def _near(wanted: torch.Tensor, tolerance: float) -> Callable[[Any], bool]:
+    scale = float(wanted.nan_to_num().abs().max()) if wanted.numel() else 0.0
+    limit = tolerance * max(scale, 1e-3)
+    return lambda given: bool(torch.allclose(given, wanted, rtol=0.0, atol=limit, equal_nan=True))
+
+
+def _frozen(sample: Sample[Any]) -> Any:
+    """Everything about a sample, to compare by value."""
+    media = sample.media
+    content = (media.mode, media.size, media.tobytes()) if isinstance(media, Image.Image) else media
+    aux = {name: (tensor.dtype, tensor.shape, tensor.tolist()) for name, tensor in sample.aux.items()}
+    return sample.key, sample.prompt, sample.seed, sample.source, content, aux
+
+
+def _cloned(state: State) -> State:
+    return {stem: {name: tensor.detach().clone() for name, tensor in part.items()} for stem, part in state.items()}
+
+
+def _same(one: State, other: State, tolerance: float) -> bool:
+    if set(one) != set(other) or any(set(one[stem]) != set(other[stem]) for stem in one):
+        return False
+    pairs = [(one[stem][name], other[stem][name]) for stem in one for name in one[stem]]
+    if tolerance == 0:
+        return all(a.dtype == b.dtype and torch.equal(a, b) for a, b in pairs)
+    return all(torch.allclose(a.float(), b.float(), rtol=0.0, atol=tolerance) for a, b in pairs)
+
+
+def _numbers(figures: Any) -> bool:
+    if not isinstance(figures, Mapping):
+        return False
+    return all(isinstance(k, str) and isinstance(v, int | float) and bool(np.isfinite(v)) for k, v in figures.items())
+
+
+def example_samples(count: int = 8, side: int = 64) -> list[Sample[Image.Image]]:
+    """Different pictures with captions, to try a reward on: coloured shapes, the odd ones over noise."""
+    return [_example(index, side) for index in range(count)]
+
+
+def _example(index: int, side: int) -> Sample[Image.Image]:
+    colours, shapes = ("red", "green", "blue", "orange", "purple"), ("circle", "square", "line")
+    colour, shape = colours[index % 5], shapes[index % 3]
+    noise = np.random.default_rng(index).integers(0, 256 if index % 2 else 1, (side, side, 3), dtype=np.uint8)
+    picture = Image.fromarray(255 - noise)
+    pen, low, high = ImageDraw.Draw(picture), side // 8 + index % 4, side * 3 // 4 - index % 7
+    if shape == "circle":
+        pen.ellipse((low, low, high, high), fill=colour)
+    elif shape == "square":
+        pen.rectangle((low, low, high, high), fill=colour)
+    else:
+        pen.line((low, low, high, high), fill=colour, width=1 + index % 4)
+    caption = f"a {colour} {shape}"
+    prompt = Prompt(f"example-{index}", caption, sampling=caption, learning=caption)
+    return Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)
+
+
+# The toy world: a "model" that paints one flat colour, drawn from a Gaussian for each text.
+
+COLOURS: Mapping[str, int] = {"red": 0, "green": 1, "blue": 2}
+MAGIC = "vivid"
+"""The toy's magic word: in what the sampler reads, it moves the mean by ``MAGIC_SHIFT`` towards the named colour."""
+MAGIC_SHIFT = 0.15
+
+
+@final
+class ToyPolicy:
+    """Colour ~ Normal(mean(text), std) in each of three channels; ``learnt`` is the mean of a text, grey at first.
+
+    A text and the same text with the magic word share what is learnt, as the prompts of a real model do.
+    """
+
+    def __init__(self, std: float = 0.08) -> None:
+        self.std = std
+        self.learnt: dict[str, torch.Tensor] = {}
+
+    def mean(self, text: str) -> Float32[torch.Tensor, "3"]:
+        learnt = self.learnt.get(self.plain(text), torch.full((3,), 0.5))
+        return learnt + (MAGIC_SHIFT * toy_direction(text) if MAGIC in text.split() else 0.0)
+
+    @staticmethod
+    def plain(text: str) -> str:
+        return " ".join(word for word in text.split() if word != MAGIC)
+
+
+def toy_direction(text: str) -> Float32[torch.Tensor, "3"]:
+    """1 in the channel of the colour that the text names, -1/2 in the other two."""
+    channel = next(COLOURS[word] for word in text.split() if word in COLOURS)
+    return torch.tensor([1.0 if place == channel else -0.5 for place in range(3)])
+
+
+@final
+class ToySampler:
+    """Paints 8 x 8 px of one colour; ``aux["latent"]`` is the colour before it was rounded to a picture."""
+
+    source: Source = "policy"
+    provides: tuple[str, ...] = ("latent",)
+
+    def __init__(self, policy: ToyPolicy) -> None:
+        self.policy = policy
+        self._evaluations = 0
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[Image.Image]]:
+        for prompt in prompts:
+            for index in range(per_prompt):
+                if (prompt.id, index) in done:
+                    continue
+                own = fold(seed, prompt.id, index)
+                noise = torch.randn(3, generator=torch.Generator().manual_seed(own))
+                latent = self.policy.mean(prompt.sampling) + self.policy.std * noise
+                red, green, blue = (255 * latent).round().clamp(0, 255).int().tolist()
+                picture = Image.new("RGB", (8, 8), (red, green, blue))
+                self._evaluations += 1
+                yield Sample(round, prompt, index, own, self.source, picture, {"latent": latent})
+
+    def network_evaluations(self) -> int:
+        return self._evaluations
+
+
+@final
+class ToyReward:
+    """How much the picture has of the colour that its caption names, less the mean of the other two channels.
+
+    Range -1 to 1; higher is better. Under a fresh ``ToyPolicy`` it is Normal(0, 1.225 std) for each prompt (but for the
+    rounding to 1/255), so the best of K lies 1.225 std times the K-th normal order statistic above the mean.
+    """
+
+    def __init__(self, name: str = "toy") -> None:
+        self.name = name
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
+        scores = [float(_colour(sample) @ toy_direction(sample.prompt.caption)) for sample in samples]
+        return torch.tensor(scores, dtype=torch.float32)
+
+
+@final
+class ToyFineTuner:
+    """Maximum likelihood by gradient steps with momentum, one selected sample a step, in a seeded order."""
+
+    requires = Requires(kinds=("weighted", "all"), aux=("latent",))
+
+    def __init__(self, policy: ToyPolicy, *, rate: float = 0.3, momentum: float = 0.5, passes: int = 2) -> None:
+        self.policy = policy
+        self._rate, self._momentum, self._passes = rate, momentum, passes
+        self._velocity: dict[str, torch.Tensor] = {}
+        self._steps = 0
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[Image.Image]], *, seed: int, report: Report
+    ) -> Mapping[str, float]:
+        generator = torch.Generator().manual_seed(seed)
+        order = [place for _ in range(self._passes) for place in _shuffled(len(selection.items), generator)]
+        loss = 0.0
+        for step, place in enumerate(order):
+            item = selection.items[place]
+            sample = samples[item.keys[0]]
+            text, key = sample.prompt.learning, self.policy.plain(sample.prompt.learning)
+            # The gradient of log Normal(latent; mean, std) times std squared.
+            pull = item.weight * (sample.aux["latent"] - self.policy.mean(text))
+            self._velocity[key] = self._momentum * self._velocity.get(key, torch.zeros(3)) + pull
+            learnt = self.policy.learnt.get(key, torch.full((3,), 0.5))
+            self.policy.learnt[key] = learnt + self._rate * self._velocity[key]
+            loss += float(pull.square().sum()) / (2 * self.policy.std**2)
+            report(step + 1, len(order))
+        self._steps += len(order)
+        return {"loss": loss / max(1, len(order)), "steps": float(len(order)), "network_evaluations": float(len(order))}
+
+    def state_dict(self) -> State:
+        steps = {"steps": torch.tensor(self._steps)}
+        return {"policy": dict(self.policy.learnt), "optimizer": dict(self._velocity), "progress": steps}
+
+    def load_state_dict(self, state: State) -> None:
+        self.policy.learnt = {text: tensor.clone() for text, tensor in state.get("policy", {}).items()}
+        self._velocity = {text: tensor.clone() for text, tensor in state.get("optimizer", {}).items()}
+        self._steps = int(state["progress"]["steps"])
+
+
+def toy_prompts(count: int = 3, *, magic: bool = False, decouple: bool = True) -> list[Prompt]:
+    """``red 0``, ``green 1``, ``blue 2``, ``red 3``, ...; with ``magic`` the sampler reads ``vivid red 0``."""
+    captions = [f"{list(COLOURS)[index % 3]} {index}" for index in range(count)]
+    sampling = [f"{MAGIC} {caption}" if magic else caption for caption in captions]
+    return [
+        Prompt(caption.replace(" ", "-"), caption, sampling=read, learning=caption if decouple else read)
+        for caption, read in zip(captions, sampling, strict=True)
+    ]
+
+
+def toy_world(std: float = 0.08) -> tuple[ToySampler, ToyReward, ToyFineTuner]:
+    """A sampler, its reward and a fine-tuner of the same fresh policy."""
+    policy = ToyPolicy(std)
+    return ToySampler(policy), ToyReward(), ToyFineTuner(policy)
+
+
+def toy_features(samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, "samples 3"]:
+    """The colour as a unit vector, for diversity figures."""
+    if not samples:
+        return torch.empty(0, 3)
+    return torch.nn.functional.normalize(torch.stack([_colour(sample) for sample in samples]) + 1e-3, dim=-1)
+
+
+def _colour(sample: Sample[Image.Image]) -> torch.Tensor:
+    return torch.tensor(sample.media.getpixel((0, 0)), dtype=torch.float32) / 255
+
+
+def _shuffled(count: int, generator: torch.Generator) -> list[int]:
+    places: list[int] = torch.randperm(count, generator=generator).tolist()
+    return places
