@@ -1,0 +1,1 @@
+"""Sampling and fine-tuning of Stable Diffusion models."""

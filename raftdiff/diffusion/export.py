@@ -1,0 +1,134 @@
+"""The way out: tuned weights in the formats that other programs read."""
+
+import copy
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor
+
+from raftdiff.diffusion.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.loading import quietly
+from raftdiff.diffusion.trainable import lora_layers
+from raftdiff.errors import UserError, nearest
+
+Format = Literal["diffusers", "kohya", "merged"]
+LoRA = dict[str, tuple[Tensor, Tensor, float]]
+"""Layer name -> (down, up, scale): the layer's weight changes by scale * up @ down."""
+
+
+def export(tuner: DiffusionFineTuner, format: Format, out: Path) -> Path:
+    """Write the policy (the moving average where one is kept) to the folder ``out``; returns what to load.
+
+    ``diffusers``: a LoRA folder, for ``pipeline.load_lora_weights(out)``. ``kohya``: one .safetensors for A1111,
+    ComfyUI and others. ``merged``: a whole diffusers pipeline in the model's dtype.
+
+    Raises:
+        UserError: another format, a LoRA asked of a full fine-tune, or ``out`` cannot be written.
+    """
+    if format not in get_args(Format):
+        raise UserError(f"'{format}' is not an export format. {nearest(format, get_args(Format))}")
+    if format != "merged" and tuner.config.adapter == "full":
+        raise UserError(
+            f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged."
+        )
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
+        with quietly():
+            return writer(tuner, out)
+    except OSError as error:
+        raise UserError(f"{out}: the export cannot be written: {error.strerror or error}.") from error
+
+
+def lora(module: Any) -> LoRA:
+    """The low-rank changes of a network, by the name of the layer that each belongs to."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        name: (layer.lora_A["default"].weight, layer.lora_B["default"].weight, float(layer.scaling["default"]))
+        for name, layer in module.named_modules()
+        if isinstance(layer, LoraLayer)
+    }
+
+
+def merged(module: Any) -> Any:
+    """A copy of a network in which each LoRA is added to the weight that it changes, in float32, and gone."""
+    dtype = module.dtype
+    whole = copy.deepcopy(module).float()
+    for layer in lora_layers([whole]):
+        layer.merge()
+    for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in set(lora_layers([whole]))]:
+        parent, _, last = name.rpartition(".")
+        setattr(whole.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
+        del whole.peft_config
+        whole._hf_peft_config_loaded = False
+    return whole.to(dtype)
+
+
+def _write_diffusers(tuner: DiffusionFineTuner, out: Path) -> Path:
+    """alpha is folded into the up matrix: a loader without metadata takes alpha = rank, and is then right."""
+    from diffusers import StableDiffusionPipeline
+
+    layers: dict[str, dict[str, Tensor] | None] = {"unet": None, "text_encoder": None}
+    for prefix, module in tuner.trainable.modules.items():
+        layers[prefix] = {}
+        for name, (down, up, scale) in lora(module).items():
+            path = _text_name(name) if prefix == "text_encoder" else name
+            layers[prefix] |= {  # type: ignore[operator]
+                f"{path}.lora_A.weight": _plain(down),
+                f"{path}.lora_B.weight": _plain(up.float() * scale),
+            }
+    StableDiffusionPipeline.save_lora_weights(
+        out,
+        unet_lora_layers=layers["unet"],
+        text_encoder_lora_layers=layers["text_encoder"],
+        safe_serialization=True,
+    )
+    return out
+
+
+def _write_kohya(tuner: DiffusionFineTuner, out: Path) -> Path:
+    from safetensors.torch import save_file
+
+    weights: dict[str, Tensor] = {}
+    for prefix, module in tuner.trainable.modules.items():
+        for name, (down, up, scale) in lora(module).items():
+            path = f"lora_te_{_text_name(name)}" if prefix == "text_encoder" else f"lora_unet_{name}"
+            path = path.replace(".", "_")
+            rank = down.shape[0]
+            weights |= {
+                f"{path}.lora_down.weight": _plain(down),
+                f"{path}.lora_up.weight": _plain(up),
+                f"{path}.alpha": torch.tensor(scale * rank),
+            }
+    target = out / "raftdiff_lora.safetensors"
+    save_file(weights, target, metadata={"ss_network_module": "networks.lora", "format": "pt"})
+    return target
+
+
+def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
+    from diffusers import StableDiffusionPipeline
+
+    parts = tuner.parts
+    StableDiffusionPipeline(
+        unet=merged(parts.unet),
+        text_encoder=merged(parts.text_encoder),
+        vae=parts.vae,
+        tokenizer=parts.tokenizer,
+        scheduler=parts.scheduler,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    ).save_pretrained(out, safe_serialization=True)
+    return out
+
+
+def _text_name(name: str) -> str:
+    """The published name of a text encoder's layer: transformers 5.6 dropped a level that LoRA files still have."""
+    return name if name.startswith("text_model.") else f"text_model.{name}"
+
+
+def _plain(weight: Tensor) -> Tensor:
+    return weight.detach().float().cpu().contiguous().clone()

@@ -1,0 +1,89 @@
+"""AdamW whose state is named tensors, a moving average of weights, and who sees what when."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from raftdiff.seeds import fold
+
+STATE = ("step", "exp_avg", "exp_avg_sq")
+
+
+def adamw(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.AdamW:
+    """AdamW (arXiv:1711.05101), fused: a LoRA is a hundred small tensors, and a loop over them is a cost of its own."""
+    return torch.optim.AdamW(
+        list(parameters.values()), lr=learning_rate, betas=betas, weight_decay=weight_decay, fused=True
+    )
+
+
+def state_dict(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """``<parameter>/<quantity>`` -> tensor, on the CPU; empty before the first step."""
+    return {
+        f"{name}/{quantity}": optimizer.state[parameter][quantity].detach().cpu().clone().contiguous()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
+        for quantity in STATE
+    }
+
+
+def load_state_dict(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    live: Mapping[str, Tensor],
+    state: Mapping[str, Tensor],
+) -> None:
+    """Put back what ``state_dict`` gave. Parameters without an entry start anew.
+
+    Moments take the memory layout of the ``live`` weights: the fused kernel walks both in step.
+    """
+    optimizer.state.clear()
+    for name, parameter in parameters.items():
+        if f"{name}/step" in state:
+            moments = {key: torch.empty_like(live[name]).copy_(state[f"{name}/{key}"]) for key in STATE[1:]}
+            optimizer.state[parameter] = {"step": state[f"{name}/step"].to(live[name].device, copy=True), **moments}
+
+
+def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], decay: float, step: int) -> None:
+    """One step of the exponential moving average, in place.
+
+    The decay is held below (1 + step) / (10 + step), so that a short run does not average in its starting point for
+    ever; ``step`` counts from 0.
+    """
+    weight = 1.0 - min(decay, (1 + step) / (10 + step))
+    for name, shadow in average.items():
+        shadow.lerp_(live[name], weight)
+
+
+def learning_rate(base: float, kind: str, progress: float, step: int, warmup: int) -> float:
+    """The rate of optimizer step ``step`` (from 0, over all rounds), at ``progress`` (0 to 1) through all rounds.
+
+    >>> [learning_rate(1.0, "cosine", progress, 100, 10) for progress in (0.0, 1.0)]
+    [1.0, 0.0]
+    """
+    ramp = min(1.0, (step + 1) / warmup) if warmup else 1.0
+    left = 1.0 - min(max(progress, 0.0), 1.0)
+    shape = {"constant": 1.0, "linear": left, "cosine": 0.5 * (1.0 - math.cos(math.pi * left))}[kind]
+    return base * ramp * shape
+
+
+def exposure_plan(items: int, steps: int, rows: int, exposures: float | None, seed: int) -> list[list[int]]:
+    """Which items each optimizer step sees: a shuffle of all of them, then another, cut into steps of ``rows``.
+
+    It ends after ``steps`` steps, or when each item has been seen ``exposures`` times on average (a fraction of one
+    shows a part of the items once); the last step may be smaller.
+
+    >>> [len(rows) for rows in exposure_plan(5, 100, 4, 2.0, 0)]
+    [4, 4, 2]
+    """
+    total = steps * rows if exposures is None else min(steps * rows, max(1, int(exposures * items)))
+    if items == 0 or steps == 0:
+        return []
+    order: list[int] = []
+    while len(order) < total:
+        shuffle = torch.Generator().manual_seed(fold(seed, "order", len(order) // items))
+        order += torch.randperm(items, generator=shuffle).tolist()
+    return [order[start : min(start + rows, total)] for start in range(0, total, rows)]

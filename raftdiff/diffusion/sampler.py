@@ -1,0 +1,212 @@
+"""Sampling a diffusion model: batched across prompts, one seed per sample."""
+
+from collections.abc import Iterator, Sequence, Set
+from functools import cache
+from typing import Any, Literal, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from PIL import Image
+from pydantic import Field
+from torch import Tensor
+
+from raftdiff.config import Config
+from raftdiff.diffusion.loading import Parts
+from raftdiff.errors import UserError
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Sample, Source
+
+SCHEDULERS = {
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "ddpm": "DDPMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+
+
+class DiffusionSamplerConfig(Config):
+    """How pictures are drawn."""
+
+    type: Literal["diffusion"] = "diffusion"
+    steps: int = Field(default=20, ge=1, le=1000)
+    """Denoising steps."""
+    guidance: float = Field(default=7.5, ge=0)
+    """Classifier-free guidance; at 1 it is off, and a step costs half."""
+    scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc"] = "dpm++"
+    """The solver. euler_a and ddpm draw noise at every step, as does ddim with eta."""
+    spacing: Literal["leading", "linspace", "trailing"] | None = None
+    """Where the steps lie on the schedule (arXiv:2305.08891, Table 2); None takes the model's own."""
+    eta: float = Field(default=0.0, ge=0, le=1)
+    """ddim only: 0 is deterministic, 1 draws as much noise as ddpm."""
+    height: int | None = Field(default=None, ge=8)
+    """Pixels; None takes the size that the model was trained at."""
+    width: int | None = Field(default=None, ge=8)
+    batch_size: int = Field(default=16, ge=1)
+    """Pictures denoised at once."""
+    vae_batch_size: int | None = Field(default=None, ge=1)
+    """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
+
+    def build(self, parts: Parts) -> "DiffusionSampler":
+        return DiffusionSampler(self, parts)
+
+
+@final
+class DiffusionSampler:
+    """Draws from the model as it now stands: tuned, or within ``base_weights()`` the base.
+
+    The initial noise, and that of stochastic solvers, comes from a CPU generator of each sample's own, so neither the
+    device nor the batch changes what is drawn. A sample's latent is kept as it was before decoding.
+    """
+
+    source: Source = "policy"
+    provides: tuple[str, ...] = ("latent",)
+
+    def __init__(self, config: DiffusionSamplerConfig, parts: Parts) -> None:
+        self.config = config
+        self.parts = parts
+        self.height = config.height or parts.size
+        self.width = config.width or parts.size
+        self.scheduler = make_scheduler(config, parts)
+        self._evaluations = 0
+        _check_size(self.height, self.width, parts)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
+    ) -> Iterator[Sample[Image.Image]]:
+        """Yield ``per_prompt`` pictures for each prompt, in order; ``aux["latent"]`` is (channels, height, width),
+        float32, scaled as the U-Net sees it.
+
+        A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
+        Under accelerate launch the processes draw batches in turn, and each yields all of them.
+        """
+        jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        size = self.config.batch_size
+        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+        wanted = [batch for batch in batches if any((p.id, k) not in done for p, k in batch)]
+        for batch, drawn in _shared(wanted, lambda batch: self._draw(batch, seed)):
+            for (prompt, index), (latent, picture) in zip(batch, drawn, strict=True):
+                if (prompt.id, index) not in done:
+                    one = fold(seed, prompt.id, index)
+                    yield Sample(round, prompt, index, one, self.source, picture, {"latent": latent})
+
+    def network_evaluations(self) -> int:
+        """Rows through the U-Net since construction; a picture with guidance counts two a step."""
+        return self._evaluations
+
+    def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[Tensor, Image.Image]]:
+        generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in batch]
+        embeddings = self.parts.prompts([prompt.sampling for prompt, _ in batch])
+        negative = self.parts.prompts([prompt.negative for prompt, _ in batch]) if self.config.guidance != 1 else None
+        channels, factor = self.parts.unet.config.in_channels, self.parts.vae_factor
+        shape = (1, channels, self.height // factor, self.width // factor)
+        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+        latents = self.denoise(noise, embeddings, negative, generators)
+        pictures = decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
+        return list(zip(latents.cpu().clone().unbind(), pictures, strict=True))
+
+    @torch.no_grad()
+    def denoise(
+        self,
+        noise: Float[Tensor, "batch channels height width"],
+        embeddings: Float[Tensor, "batch tokens embedding"],
+        negative: Float[Tensor, "batch tokens embedding"] | None,
+        generators: list[torch.Generator],
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Latents from standard normal noise, float32 on the model's device.
+
+        The solver works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
+        without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
+        """
+        parts, scheduler, guidance = self.parts, self.scheduler, self.config.guidance
+        context = embeddings if negative is None else torch.cat([negative, embeddings])
+        context = context.to(parts.device, parts.dtype)
+        extra = _step_arguments(self.config, generators)
+        scheduler.set_timesteps(self.config.steps, device=parts.device)
+        latents = noise.to(parts.device) * scheduler.init_noise_sigma
+        for timestep in scheduler.timesteps:
+            seen = scheduler.scale_model_input(latents, timestep)
+            seen = seen if negative is None else torch.cat([seen, seen])
+            predicted = parts.network(seen.to(parts.dtype), timestep, encoder_hidden_states=context, return_dict=False)[
+                0
+            ].float()
+            self._evaluations += len(seen)
+            if negative is not None:
+                away, toward = predicted.chunk(2)
+                predicted = away + guidance * (toward - away)
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
+        result: Tensor = latents.float()
+        return result
+
+
+@torch.no_grad()
+def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], batch_size: int) -> list[Image.Image]:
+    """Pictures from latents scaled as the U-Net sees them."""
+    config = parts.vae.config
+    unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+    pictures: list[Image.Image] = []
+    for rows in unscaled.split(batch_size):
+        pixels = parts.vae.decode(rows.to(parts.device, parts.dtype), return_dict=False)[0].float()
+        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        pictures += [Image.fromarray(np.asarray(one)) for one in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
+    return pictures
+
+
+def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
+    """The chosen solver on the model's own noise schedule.
+
+    Raises:
+        UserError: ``eta`` with another solver than ddim, or more steps than the schedule has.
+    """
+    import diffusers
+
+    trained = parts.scheduler.config.num_train_timesteps
+    if config.steps > trained:
+        raise UserError(f"sampler.steps: {config.steps} is more than the {trained} steps the model was trained with.")
+    if config.eta > 0 and config.scheduler != "ddim":
+        raise UserError(f"sampler.eta: only the ddim scheduler has an eta, not {config.scheduler}.")
+    # latents are not confined to [-1, 1]: a solver must not clip them, unless the model itself says so
+    changes: dict[str, Any] = {"clip_sample": parts.scheduler.config.get("clip_sample", False)}
+    if config.spacing is not None:
+        changes["timestep_spacing"] = config.spacing
+    kind = getattr(diffusers, SCHEDULERS[config.scheduler])
+    known = {name: value for name, value in changes.items() if name in kind.__init__.__annotations__}
+    return kind.from_config(parts.scheduler.config, **known)
+
+
+def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Generator]) -> dict[str, Any]:
+    if config.scheduler == "ddim":
+        return {"eta": config.eta, "generator": generators} if config.eta > 0 else {}
+    return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
+
+
+def _check_size(height: int, width: int, parts: Parts) -> None:
+    # the U-Net halves its input between blocks, and pads nothing
+    multiple = parts.vae_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    if height % multiple or width % multiple:
+        raise UserError(
+            f"sampler: a picture of {width}x{height} does not fit this model; both must be multiples of {multiple}."
+        )
+
+
+def _shared(batches: list[Any], draw: Any) -> Iterator[tuple[Any, Any]]:
+    """Each batch with what was drawn for it, in order; several processes draw side by side and exchange."""
+    world = _processes()
+    for start in range(0, len(batches), world.num_processes):
+        group = batches[start : start + world.num_processes]
+        mine = [draw(batch) for batch in group[world.process_index : world.process_index + 1]]
+        if world.num_processes == 1:
+            yield group[0], mine[0]
+        else:
+            from accelerate.utils import gather_object
+
+            yield from zip(group, gather_object(mine), strict=True)
+
+
+@cache
+def _processes() -> Any:
+    from accelerate import PartialState
+
+    return PartialState()

@@ -1,0 +1,190 @@
+"""The weights that are learned: a LoRA or all of them, in one network that the sampler shares.
+
+While the fine-tuner works, the network holds the *live* weights, float32. Between times it holds the *policy*: the live
+weights, or their moving average, in the model's dtype. Tensors are swapped under the same parameters, so that whoever
+holds the network (the sampler, a compiled form of it) always sees the right ones, and nothing is rebuilt.
+"""
+
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, Literal, final
+
+import torch
+from torch import Tensor, nn
+
+from raftdiff.diffusion.loading import Parts
+from raftdiff.errors import UserError
+from raftdiff.seeds import fold
+
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+EVERYTHING = (
+    *ATTENTION,
+    "proj_in",
+    "proj_out",
+    "ff.net.0.proj",
+    "ff.net.2",
+    "conv1",
+    "conv2",
+    "conv_shortcut",
+    "time_emb_proj",
+    "downsamplers.0.conv",
+    "upsamplers.0.conv",
+)
+TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
+Adapter = Literal["lora", "full"]
+Weights = dict[str, Tensor]
+
+
+@final
+class Trainable:
+    """The trained parameters by name, and the three sets of weights that can stand in them: live, policy, base.
+
+    Names are ``unet.<parameter>`` and ``text_encoder.<parameter>``.
+    """
+
+    def __init__(self, parts: Parts, adapter: Adapter, *, text_encoder: bool, channels_last: bool) -> None:
+        self.parts = parts
+        self.adapter = adapter
+        self.modules: dict[str, Any] = {"unet": parts.unet}
+        if text_encoder:
+            self.modules["text_encoder"] = parts.text_encoder
+        self.parameters: dict[str, nn.Parameter] = {
+            f"{prefix}.{name}": parameter
+            for prefix, module in self.modules.items()
+            for name, parameter in module.named_parameters()
+            if adapter == "full" or "lora_" in name
+        }
+        self.base: Weights = {}  # a LoRA's base is still there, under it
+        if adapter == "full":
+            self.base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.live: Weights = {
+            name: _laid_out(parameter.detach().float().clone(), channels_last)
+            for name, parameter in self.parameters.items()
+        }
+        self._aside: Weights = {}
+        self.rest(None)
+
+    @property
+    def text_encoder(self) -> bool:
+        """Whether the text encoder is trained."""
+        return "text_encoder" in self.modules
+
+    def count(self) -> int:
+        """How many numbers are trained."""
+        return sum(weight.numel() for weight in self.live.values())
+
+    def wake(self) -> None:
+        """Put the live weights in, ready to be trained."""
+        for name, parameter in self.parameters.items():
+            parameter.data = self.live[name]
+            parameter.requires_grad_(True)
+
+    def rest(self, average: Mapping[str, Tensor] | None) -> None:
+        """Put the policy in: ``average``, or the live weights, in the model's dtype."""
+        policy = self.live if average is None else average
+        for name, parameter in self.parameters.items():
+            parameter.grad = None
+            parameter.requires_grad_(False)
+            parameter.data = _laid_out(policy[name].to(self.parts.dtype), self.parts.channels_last)
+        self._changed()
+
+    def load(self, weights: Mapping[str, Tensor]) -> None:
+        """Take ``weights`` as the live ones.
+
+        Raises:
+            UserError: they belong to another model or another adapter.
+        """
+        for name, live in self.live.items():
+            if name not in weights or weights[name].shape != live.shape:
+                raise UserError(
+                    f"{self.parts.name}: the saved weights are not of this fine-tuner: '{name}' "
+                    f"{'is missing' if name not in weights else 'has another shape'}. The model, or the fine-tuner's "
+                    "adapter, rank, target_modules or train_text_encoder, was different then."
+                )
+        for name, live in self.live.items():
+            live.copy_(weights[name])
+
+    @contextmanager
+    def base_weights(self) -> Iterator[None]:
+        """Within, the network is the base model again, for predictions and for the sampler alike."""
+        self.enable(False)
+        self._changed()
+        try:
+            yield
+        finally:
+            self.enable(True)
+            self._changed()
+
+    def enable(self, on: bool) -> None:
+        """Switch between what is trained and the base. Cheap for a LoRA; a swap of tensors for a full fine-tune."""
+        if self.adapter == "lora":
+            wanted = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
+            for layer in lora_layers(self.modules.values()):
+                layer.enable_adapters(on)
+            for parameter, trained in wanted.items():
+                parameter.requires_grad_(trained)  # peft has an opinion on it, which is ours to have
+        elif on:
+            for name, parameter in self.parameters.items():
+                parameter.data = self._aside[name]
+        else:
+            self._aside = {name: parameter.data for name, parameter in self.parameters.items()}
+            for name, parameter in self.parameters.items():
+                parameter.data = self.base[name].to(parameter.dtype)
+
+    def _changed(self) -> None:
+        if self.text_encoder:
+            self.parts.prompts.clear()
+
+
+def attach(
+    parts: Parts,
+    *,
+    adapter: Adapter,
+    rank: int,
+    alpha: float,
+    targets: tuple[str, ...],
+    text_encoder: bool,
+    channels_last: bool,
+    seed: int,
+) -> Trainable:
+    """Make the weights of ``parts`` trainable, in place; a LoRA starts as a change of nothing.
+
+    Raises:
+        UserError: the model is being tuned already, or none of its layers is a target.
+    """
+    if lora_layers([parts.unet, parts.text_encoder]):
+        raise UserError(f"{parts.name}: this model already carries a LoRA; load it afresh to put another on.")
+    if adapter == "lora":
+        _add_lora(parts.unet, rank, alpha, targets, fold(seed, "lora", "unet"))
+        if text_encoder:
+            _add_lora(parts.text_encoder, rank, alpha, TEXT_ENCODER, fold(seed, "lora", "text_encoder"))
+    return Trainable(parts, adapter, text_encoder=text_encoder, channels_last=channels_last)
+
+
+def lora_layers(modules: Iterable[Any]) -> list[Any]:
+    """peft's LoRA layers in some networks."""
+    from peft.tuners.lora import LoraLayer
+
+    return [layer for module in modules for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+def _add_lora(module: Any, rank: int, alpha: float, targets: tuple[str, ...], seed: int) -> None:
+    from peft import LoraConfig
+
+    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
+    # peft draws from the global generator; its state is put back, so that nobody else's draws depend on this one
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        try:
+            module.add_adapter(config)
+        except ValueError as error:
+            raise UserError(
+                f"finetuner.target_modules: no layer of the model ends in any of {', '.join(targets)}. "
+                "Use attention or all, or names as in the model's own parameters."
+            ) from error
+
+
+def _laid_out(weight: Tensor, channels_last: bool) -> Tensor:
+    if weight.ndim != 4:
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
