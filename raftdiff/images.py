@@ -93,7 +93,7 @@ def grid(
     return sheet
 
 
-def wrap(text: str, font: Font, width: float) -> list[str]:
+def wrap(text: str, font: Font, width: int) -> list[str]:
     """``text`` in lines of at most ``width`` pixels, broken between words; a longer word stands alone."""
     lines: list[str] = []
     for word in text.split():

@@ -408,7 +408,7 @@ class ToyReward:
 
 @final
 class ToyFineTuner:
-    """Maximum likelihood by gradient steps with momentum, one selected sample a step, in a seeded order."""
+    """Maximum likelihood by gradient steps with momentum, one selected sample a step, in a seeded order and noised."""
 
     requires = Requires(kinds=("weighted", "all"), aux=("latent",))
 
@@ -428,8 +428,10 @@ class ToyFineTuner:
             item = selection.items[place]
             sample = samples[item.keys[0]]
             text, key = sample.prompt.learning, self.policy.plain(sample.prompt.learning)
-            # The gradient of log Normal(latent; mean, std) times std squared.
-            pull = item.weight * (sample.aux["latent"] - self.policy.mean(text))
+            # The gradient of log Normal(latent; mean, std) times std squared; the noise, as in the training of a
+            # diffusion model, makes every step depend on the seed.
+            target = sample.aux["latent"] + 0.01 * torch.randn(3, generator=generator)
+            pull = item.weight * (target - self.policy.mean(text))
             self._velocity[key] = self._momentum * self._velocity.get(key, torch.zeros(3)) + pull
             learnt = self.policy.learnt.get(key, torch.full((3,), 0.5))
             self.policy.learnt[key] = learnt + self._rate * self._velocity[key]

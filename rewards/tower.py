@@ -263,15 +263,13 @@ def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) ->
 def _failed(identity: Identity, error: Exception) -> str:
     name = f"'{identity.model}'" + (f" with '{identity.pretrained}'" if identity.pretrained else "")
     reason = str(error).strip().partition("\n")[0][:200]
-    if "size mismatch" in str(error) or "state_dict" in str(error):
-        return f"The weights do not fit the CLIP model {name}: is it the checkpoint of another model? ({reason})"
     local = identity.model.startswith("local-dir:") or Path(identity.pretrained or "").is_file()
     if not local:
         return (
             f"The weights of the CLIP model {name} could not be fetched ({reason}). Without a network, download them "
             "elsewhere and give the folder as 'model', or the file as 'pretrained'."
         )
-    return f"The CLIP model {name} could not be loaded ({reason})."
+    return f"The CLIP model {name} could not be loaded: are the weights another model's, or damaged? ({reason})"
 
 
 def _unit(features: Any) -> torch.Tensor:

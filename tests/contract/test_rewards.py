@@ -1,0 +1,131 @@
+"""Every reward that is registered, ours or a plug-in's, keeps the contract and builds in the same way."""
+
+import importlib.metadata
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import open_clip
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from raftdiff import registry
+from raftdiff.config import Config, check
+from raftdiff.errors import UserError
+from raftdiff.testing import check_reward, example_samples
+from raftdiff.types import Sample
+
+TINY = {
+    "embed_dim": 16,
+    "vision_cfg": {"image_size": 32, "layers": 1, "width": 32, "patch_size": 16, "head_width": 16},
+    "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+
+
+def redness(images: list[Any], prompts: list[str]) -> list[float]:
+    return [float(image.resize((1, 1)).getpixel((0, 0))[0]) for image in images]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("models")
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        weights = {name: tensor.contiguous() for name, tensor in open_clip.CLIP(**TINY).state_dict().items()}
+        torch.save(torch.nn.Linear(16, 1).state_dict(), folder / "head.pth")
+    save_file(weights, folder / "open_clip_model.safetensors")
+    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    return folder
+
+
+def needs(name: str, folder: Path) -> dict[str, Any]:
+    """What a recipe must say beside the type."""
+    return {
+        "clip": {"model": str(folder)},
+        "aesthetic": {"model": str(folder), "head": str(folder / "head.pth")},
+        "jpeg": {},
+        "callable": {"function": "contract_reward:redness"},
+    }[name]
+
+
+@pytest.fixture(autouse=True)
+def importable(monkeypatch: pytest.MonkeyPatch) -> None:
+    """``redness`` under a name that a recipe can say, wherever pytest imported this file from."""
+    module = type(importlib)("contract_reward")
+    module.redness = redness  # type: ignore[attr-defined]
+    monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN["rewards"]))
+def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> None:
+    config: Any = check(registry.load("rewards", name), {"type": name, "weight": 0.5, **needs(name, folder)})
+    assert (config.type, config.name, config.weight) == (name, name, 0.5)
+    reward = config.build(device="cpu", resolve=str)
+    assert reward.name == name
+    report = check_reward(reward, example_samples(5), direction=type(reward).__doc__)
+    assert all(found.passed for found in report.checks), str(report)
+
+
+@pytest.mark.parametrize("name", sorted(registry.BUILT_IN["rewards"]))
+def test_every_reward_of_ours_takes_another_name(name: str, folder: Path) -> None:
+    config: Any = check(registry.load("rewards", name), {"name": "other", **needs(name, folder)})
+    assert config.build(device="cpu").name == "other"
+
+
+class WidthReward:
+    """The width of the picture in pixels; higher is better."""
+
+    name = "width"
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
+        return torch.tensor([float(sample.media.width) for sample in samples])
+
+
+class WidthConfig(Config):
+    type: Literal["width"] = "width"
+    name: str = "width"
+    weight: float = 1.0
+
+    def build(self, *, device: str, resolve: Callable[[str], str] = str) -> WidthReward:
+        return WidthReward()
+
+
+@pytest.fixture
+def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """A distribution that is installed and adds a reward, and one whose module is missing."""
+    group = "raftdiff.rewards"
+    entries = importlib.metadata.EntryPoints(
+        [
+            importlib.metadata.EntryPoint("width", "width_plugin:WidthConfig", group),
+            importlib.metadata.EntryPoint("broken", "no_such_module:Config", group),
+        ]
+    )
+    module = type(importlib)("width_plugin")
+    module.WidthConfig = WidthConfig  # type: ignore[attr-defined]
+    monkeypatch.setitem(importlib.import_module("sys").modules, "width_plugin", module)
+    monkeypatch.setattr(registry, "entry_points", lambda group: entries.select(group=group))
+    registry.sources.cache_clear()
+    yield
+    registry.sources.cache_clear()
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_plug_in_is_found_by_its_entry_point() -> None:
+    assert {"width", "clip"} <= set(registry.sources("rewards"))
+    config: Any = check(registry.load("rewards", "width"), {"type": "width"})
+    assert check_reward(config.build(device="cpu"), example_samples(4)).passed
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_broken_plug_in_gets_a_sentence() -> None:
+    with pytest.raises(UserError, match="the reward 'broken': cannot import 'no_such_module'"):
+        registry.load("rewards", "broken")
+
+
+@pytest.mark.usefixtures("plugin")
+def test_a_misspelt_reward_gets_a_sentence() -> None:
+    with pytest.raises(UserError, match=r"'aesthetik' is not a reward\. Did you mean 'aesthetic'\?"):
+        registry.load("rewards", "aesthetik")

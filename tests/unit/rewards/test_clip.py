@@ -1,0 +1,52 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from raftdiff.config import check
+from raftdiff.errors import UserError
+from raftdiff.rewards.clip import ClipConfig
+from raftdiff.testing import check_reward, example_samples
+
+
+def test_the_unit_is_a_hundred_cosines_with_the_caption(tiny_clip: Path) -> None:
+    reward = ClipConfig(model=str(tiny_clip)).build()
+    samples = example_samples(4)
+    texts = reward.tower.text_features([sample.prompt.caption for sample in samples])
+    expected = 100 * torch.nn.functional.cosine_similarity(reward.tower.image_features(samples), texts)
+    torch.testing.assert_close(reward.score(samples), expected, atol=1e-4, rtol=0)
+
+
+def test_the_caption_is_compared_not_what_the_sampler_read(tiny_clip: Path) -> None:
+    reward, sample = ClipConfig(model=str(tiny_clip)).build(), example_samples(1)[0]
+    magic = replace(sample, prompt=replace(sample.prompt, sampling="masterpiece", learning="nothing"))
+    other = replace(sample, prompt=replace(sample.prompt, caption="masterpiece"))
+    assert torch.equal(reward.score([magic]), reward.score([sample]))
+    assert not torch.equal(reward.score([other]), reward.score([sample]))
+
+
+def test_it_keeps_the_contract(tiny_clip: Path) -> None:
+    report = check_reward(ClipConfig(model=str(tiny_clip), batch_size=3).build(), example_samples(6))
+    assert all(check.passed for check in report.checks), str(report)
+
+
+def test_the_name_of_a_shipped_model_is_resolved(tiny_clip: Path) -> None:
+    asked = []
+
+    def resolve(name: str) -> str:
+        asked.append(name)
+        return str(tiny_clip)
+
+    reward = ClipConfig(model="emoji-clip", name="alignment").build(device="cpu", resolve=resolve)
+    assert asked == ["emoji-clip"]
+    assert reward.name == "alignment"
+
+
+def test_a_recipe_says_it_in_yaml_words() -> None:
+    config = check(ClipConfig, {"type": "clip", "model": "ViT-L-14", "pretrained": "openai", "weight": 2})
+    assert (config.name, config.weight, config.dtype) == ("clip", 2.0, "fp32")
+    with pytest.raises(UserError, match=r"pretraind: unknown key\. Did you mean 'pretrained'"):
+        check(ClipConfig, {"model": "ViT-L-14", "pretraind": "openai"})
+    with pytest.raises(UserError, match="weight"):
+        check(ClipConfig, {"model": "ViT-L-14", "weight": float("nan")})
