@@ -304,9 +304,18 @@ def _numbers(figures: Any) -> bool:
     return all(isinstance(k, str) and isinstance(v, int | float) and bool(np.isfinite(v)) for k, v in figures.items())
 
 
-def example_samples(count: int = 8, side: int = 64) -> list[Sample[Image.Image]]:
-    """Different pictures with captions, to try a reward on: coloured shapes, the odd ones over noise."""
-    return [_example(index, side) for index in range(count)]
+def reward_samples(
+    pictures: Sequence[Image.Image] = (), *, count: int = 8, side: int = 64
+) -> list[Sample[Image.Image]]:
+    """What to try a reward on: the given pictures, captioned "a picture", or ``count`` coloured shapes, every other one
+    over noise."""
+    if not pictures:
+        return [_example(index, side) for index in range(count)]
+    prompts = [Prompt(f"picture-{n}", "a picture", "a picture", "a picture") for n in range(len(pictures))]
+    return [
+        Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)
+        for prompt, picture in zip(prompts, pictures, strict=True)
+    ]
 
 
 def _example(index: int, side: int) -> Sample[Image.Image]:

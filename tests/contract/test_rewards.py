@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from raftdiff import registry
 from raftdiff.config import Config, check
 from raftdiff.errors import UserError
-from raftdiff.testing import check_reward, example_samples
+from raftdiff.testing import check_reward, reward_samples
 from raftdiff.types import Sample
 
 TINY = {
@@ -65,7 +65,7 @@ def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> Non
     assert (config.type, config.name, config.weight) == (name, name, 0.5)
     reward = config.build(device="cpu", resolve=str)
     assert reward.name == name
-    report = check_reward(reward, example_samples(5), direction=type(reward).__doc__)
+    report = check_reward(reward, reward_samples(count=5), direction=type(reward).__doc__)
     assert all(found.passed for found in report.checks), str(report)
 
 
@@ -116,7 +116,7 @@ def plugin(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 def test_a_plug_in_is_found_by_its_entry_point() -> None:
     assert {"width", "clip"} <= set(registry.sources("rewards"))
     config: Any = check(registry.load("rewards", "width"), {"type": "width"})
-    assert check_reward(config.build(device="cpu"), example_samples(4)).passed
+    assert check_reward(config.build(device="cpu"), reward_samples(count=4)).passed
 
 
 @pytest.mark.usefixtures("plugin")

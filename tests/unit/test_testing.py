@@ -22,7 +22,7 @@ from raftdiff.testing import (
     check_finetuner,
     check_reward,
     check_sampler,
-    example_samples,
+    reward_samples,
     toy_direction,
     toy_features,
     toy_prompts,
@@ -55,7 +55,7 @@ def failed(report: Any) -> set[str]:
 
 
 def test_a_good_reward_passes() -> None:
-    report = check_reward(Scored(brightness), example_samples())
+    report = check_reward(Scored(brightness), reward_samples())
     assert failed(report) == set(), str(report)
     report.demand()
     assert str(report).startswith("The reward 'mine'\nok    name: ")
@@ -99,18 +99,18 @@ class Drifting:
     ],
 )
 def test_a_bad_reward_is_told_what_to_fix(call: Callable[[Samples], Any], name: str, sentence: str) -> None:
-    report = check_reward(Scored(call), example_samples())
+    report = check_reward(Scored(call), reward_samples())
     assert name in failed(report)
     with pytest.raises(UserError, match=f"(?s)The reward 'mine' does not keep its contract:.*{name}: .*{sentence}"):
         report.demand()
 
 
 def test_a_reward_that_changes_its_mind_is_found() -> None:
-    assert "deterministic" in failed(check_reward(Drifting(), example_samples()))
+    assert "deterministic" in failed(check_reward(Drifting(), reward_samples()))
 
 
 def test_a_reward_that_harms_the_latents_is_found() -> None:
-    samples = [replace(sample, aux={"latent": torch.ones(3)}) for sample in example_samples()]
+    samples = [replace(sample, aux={"latent": torch.ones(3)}) for sample in reward_samples()]
     assert failed(check_reward(Scored(aux_vandal), samples)) == {"pure"}
 
 
@@ -118,7 +118,7 @@ def test_some_nan_is_a_discard_not_a_fault() -> None:
     def picky(samples: Samples) -> torch.Tensor:
         return torch.where(brightness(samples) > 150, brightness(samples), torch.nan)
 
-    assert failed(check_reward(Scored(picky), example_samples())) == set()
+    assert failed(check_reward(Scored(picky), reward_samples())) == set()
 
 
 def test_advice_does_not_fail_a_reward() -> None:
@@ -128,7 +128,7 @@ def test_advice_does_not_fail_a_reward() -> None:
         def score(self, samples: Samples) -> torch.Tensor:
             return torch.zeros(len(samples))
 
-    report = check_reward(Silent(), example_samples())
+    report = check_reward(Silent(), reward_samples())
     assert failed(report) == {"varied", "direction"}
     assert report.passed
     assert "note  direction: " in str(report)
@@ -311,3 +311,10 @@ def test_features_are_of_unit_length() -> None:
     torch.testing.assert_close(features.norm(dim=1), torch.ones(6))
     assert toy_features([]).shape == (0, 3)
     assert toy_direction("a green thing").tolist() == [-0.5, 1.0, -0.5]
+
+
+def test_a_reward_is_tried_on_given_pictures_or_on_our_own() -> None:
+    given = reward_samples([BLACK, BLACK])
+    assert [sample.media is BLACK for sample in given] == [True, True]
+    assert len({sample.key for sample in given}) == 2
+    assert len({sample.media.tobytes() for sample in reward_samples(count=12)}) == 12

@@ -10,7 +10,7 @@ from torch import nn
 from raftdiff.errors import UserError
 from raftdiff.rewards.aesthetic import AestheticConfig, AestheticReward, load_head
 from raftdiff.rewards.tower import open_tower
-from raftdiff.testing import check_reward, example_samples
+from raftdiff.testing import check_reward, reward_samples
 
 SHARED = Path(os.environ.get("RAFTDIFF_SHARED") or Path(__file__).parents[4] / "shared")
 REAL = SHARED / "data" / "aesthetic"
@@ -110,7 +110,7 @@ def test_it_scores_the_towers_embedding(tmp_path: Path, tiny_clip: Path) -> None
     network = sequential(relu=False)
     file = save_sequential(network, tmp_path / "v2.pth")
     reward = AestheticConfig(head=file, model=str(tiny_clip)).build()
-    samples = example_samples(5)
+    samples = reward_samples(count=5)
     expected = network(open_tower(str(tiny_clip)).image_features(samples))[:, 0].detach()
     torch.testing.assert_close(reward.score(samples), expected, atol=1e-5, rtol=0)
     report = check_reward(reward, samples)

@@ -10,9 +10,9 @@ from PIL import ImageDraw
 
 from raftdiff.errors import UserError
 from raftdiff.rewards.callable import CallableConfig, CallableReward, load_function
-from raftdiff.testing import check_reward, example_samples
+from raftdiff.testing import check_reward, reward_samples
 
-SAMPLES = example_samples(4)
+SAMPLES = reward_samples(count=4)
 
 
 def redness(images: list[Any], prompts: list[str], channel: int = 0) -> list[float]:

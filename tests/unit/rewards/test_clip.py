@@ -7,19 +7,19 @@ import torch
 from raftdiff.config import check
 from raftdiff.errors import UserError
 from raftdiff.rewards.clip import ClipConfig
-from raftdiff.testing import check_reward, example_samples
+from raftdiff.testing import check_reward, reward_samples
 
 
 def test_the_unit_is_a_hundred_cosines_with_the_caption(tiny_clip: Path) -> None:
     reward = ClipConfig(model=str(tiny_clip)).build()
-    samples = example_samples(4)
+    samples = reward_samples(count=4)
     texts = reward.tower.text_features([sample.prompt.caption for sample in samples])
     expected = 100 * torch.nn.functional.cosine_similarity(reward.tower.image_features(samples), texts)
     torch.testing.assert_close(reward.score(samples), expected, atol=1e-4, rtol=0)
 
 
 def test_the_caption_is_compared_not_what_the_sampler_read(tiny_clip: Path) -> None:
-    reward, sample = ClipConfig(model=str(tiny_clip)).build(), example_samples(1)[0]
+    reward, sample = ClipConfig(model=str(tiny_clip)).build(), reward_samples(count=1)[0]
     magic = replace(sample, prompt=replace(sample.prompt, sampling="masterpiece", learning="nothing"))
     other = replace(sample, prompt=replace(sample.prompt, caption="masterpiece"))
     assert torch.equal(reward.score([magic]), reward.score([sample]))
@@ -27,7 +27,7 @@ def test_the_caption_is_compared_not_what_the_sampler_read(tiny_clip: Path) -> N
 
 
 def test_it_keeps_the_contract(tiny_clip: Path) -> None:
-    report = check_reward(ClipConfig(model=str(tiny_clip), batch_size=3).build(), example_samples(6))
+    report = check_reward(ClipConfig(model=str(tiny_clip), batch_size=3).build(), reward_samples(count=6))
     assert all(check.passed for check in report.checks), str(report)
 
 

@@ -7,18 +7,18 @@ from PIL import Image
 from raftdiff.config import check
 from raftdiff.errors import UserError
 from raftdiff.rewards.jpeg import JpegConfig, jpeg_kilobytes
-from raftdiff.testing import check_reward, example_samples
+from raftdiff.testing import check_reward, reward_samples
 
 
 def test_the_unit_is_a_thousand_bytes_at_quality_95() -> None:
-    image = example_samples(2)[1].media
+    image = reward_samples(count=2)[1].media
     buffer = io.BytesIO()
     image.save(buffer, format="JPEG", quality=95)
     assert jpeg_kilobytes(image) == len(buffer.getvalue()) / 1000
 
 
 def test_the_directions_are_opposite() -> None:
-    samples = example_samples(4)
+    samples = reward_samples(count=4)
     small, large = (JpegConfig(direction=way).build().score(samples) for way in ("compressible", "incompressible"))
     assert torch.equal(small, -large)
     assert float(large[1]) > float(large[0]) > 0, "noise takes more room than a plain picture"
@@ -30,7 +30,7 @@ def test_transparent_pictures_have_a_size_too() -> None:
 
 @pytest.mark.parametrize("direction", ["compressible", "incompressible"])
 def test_it_keeps_the_contract(direction: str) -> None:
-    report = check_reward(check(JpegConfig, {"direction": direction}).build(), example_samples(6))
+    report = check_reward(check(JpegConfig, {"direction": direction}).build(), reward_samples(count=6))
     assert all(check.passed for check in report.checks), str(report)
 
 

@@ -15,7 +15,7 @@ from raftdiff.rewards import tower as module
 from raftdiff.rewards.aesthetic import AestheticReward, Head
 from raftdiff.rewards.clip import ClipConfig
 from raftdiff.rewards.tower import identify, open_tower
-from raftdiff.testing import example_samples
+from raftdiff.testing import reward_samples
 
 
 def pictures(count: int, side: int = 48) -> list[Image.Image]:
@@ -66,7 +66,7 @@ def test_every_forward_has_the_same_shape(fresh: Path) -> None:
 
 
 def test_two_rewards_share_the_tower_and_the_second_costs_no_forward(fresh: Path) -> None:
-    samples = example_samples(5)
+    samples = reward_samples(count=5)
     clip = ClipConfig(model=str(fresh)).build()
     head = Head([(torch.ones(1, 24), torch.zeros(1))], name="ones")
     aesthetic = AestheticReward(open_tower(f"local-dir:{fresh}"), head)
