@@ -29,8 +29,8 @@ def raft(run: Run, parts: Parts, progress: Progress | None = None) -> Iterator[R
     for t in range(run.rounds_done(), parts.loop.rounds):
         draft = run.draft(t)
         sample(draft, parts, progress)
-        score(draft, parts)
-        select(draft, parts)
+        score(draft, parts.ranker, parts.prompts, parts.loop)
+        select(draft, parts.ranker)
         tune(draft, run, parts, progress)
         yield commit(draft, parts)
 

@@ -132,8 +132,7 @@ class Run:
         done = self.rounds_done()
         if not done:
             return None
-        files = sorted((self.round_path(done - 1) / "state").glob("*.safetensors"))
-        return {file.stem: load_file(file) for file in files}
+        return self.round(done - 1).state()
 
     def selections(self, rounds: Iterable[int]) -> list[Selection]:
         return [RoundFolder(self.round_path(t), t).selection() for t in rounds]
@@ -220,6 +219,10 @@ class RoundFolder:
         if not (self.path / "selection.json").is_file():
             raise UserError(f"{self.path}: nothing is selected in this round yet; run 'raftdiff select' first.")
         return Selection(**_selection_fields(read_json(self.path / "selection.json")))
+
+    def state(self) -> State:
+        """The fine-tuner's state at the end of this round."""
+        return {file.stem: load_file(file) for file in sorted((self.path / "state").glob("*.safetensors"))}
 
     def _key(self, row: Mapping[str, Any]) -> Key:
         return Key(self.index, row["prompt_id"], row["index"])

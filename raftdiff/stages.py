@@ -77,25 +77,25 @@ def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
     draft.record(images=total)
 
 
-def score(draft: Draft, parts: Parts) -> None:
+def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: LoopConfig) -> None:
     """Every reward of every candidate, and the diversity of all of them."""
     rows = draft.folder.rows()
     if not rows:
         raise UserError(f"{draft.path}: this round has no samples yet; run 'raftdiff sample' first.")
-    prompts = [prompt.id for prompt in asked(parts.prompts, parts.loop, draft.index)]
-    missing = len(prompts) * parts.loop.candidates - len(rows)
+    rows_asked = [prompt.id for prompt in asked(prompts, loop, draft.index)]
+    missing = len(rows_asked) * loop.candidates - len(rows)
     if missing:
         raise UserError(f"{draft.path}: {missing} candidates are missing; run 'raftdiff sample' again to complete it.")
     with _timed(draft, "score"):
         batches = draft.folder.batches(SCORING_BATCH)
-        draft.write_scores(parts.ranker.score(batches, prompts, parts.loop.candidates))
+        draft.write_scores(ranker.score(batches, rows_asked, loop.candidates))
 
 
-def select(draft: Draft, parts: Parts) -> None:
+def select(draft: Draft, ranker: Ranker[Image]) -> None:
     """What to learn from, and the round's figures."""
     scores = draft.folder.scores()
     with _timed(draft, "select"):
-        selection = parts.ranker.selector.select(scores)
+        selection = ranker.selector.select(scores)
         draft.write_selection(selection)
     means = {name: float(np.nanmean(table)) for name, table in scores.raw.items()}
     draft.record(
@@ -103,7 +103,7 @@ def select(draft: Draft, parts: Parts) -> None:
         selected=len(selection.items),
         left_out=list(selection.left_out),
         rewards=means,
-        **_diversity(draft, parts, {key for item in selection.items for key in item.keys}),
+        **_diversity(draft, ranker, {key for item in selection.items for key in item.keys}),
     )
 
 
@@ -172,15 +172,15 @@ def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Ima
     return found
 
 
-def _diversity(draft: Draft, parts: Parts, selected: AbstractSet[Key]) -> dict[str, Any]:
+def _diversity(draft: Draft, ranker: Ranker[Image], selected: AbstractSet[Key]) -> dict[str, Any]:
     """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected."""
-    if parts.ranker.features is None:
+    if ranker.features is None:
         return {}
     keys: list[Key] = []
     features = []
     for batch in draft.folder.batches(SCORING_BATCH):
         keys += [sample.key for sample in batch]
-        features.append(parts.ranker.features(batch).float().cpu())
+        features.append(ranker.features(batch).float().cpu())
     table = torch.cat(features).numpy()
     chosen = np.array([key in selected for key in keys])
     prompts = np.array([key.prompt for key in keys])

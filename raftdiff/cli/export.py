@@ -1,0 +1,24 @@
+"""``raftdiff export``: the tuned weights in the formats that people already use."""
+
+import argparse
+from pathlib import Path
+
+from raftdiff.comparison import load_round
+from raftdiff.diffusion import export as formats
+from raftdiff.recipe import assemble, recipe_of
+from raftdiff.runs import Run
+
+HOW = {
+    "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
+    "kohya": "put it into the Lora folder of A1111 or ComfyUI",
+    "merged": "load it with: StableDiffusionPipeline.from_pretrained('{out}')",
+}
+
+
+def export(args: argparse.Namespace) -> None:
+    run = Run.open(Path(args.recipe))
+    assembly = assemble(recipe_of(run))
+    load_round(run, assembly, args.round)
+    out = args.out or run.path / "export" / (args.format + (".safetensors" if args.format == "kohya" else ""))
+    written = formats.export(assembly.finetuner, args.format, out)
+    print(f"{written}\n{HOW[args.format].format(out=written)}")

@@ -1,0 +1,140 @@
+"""The command line: one parser, and each command imported only when it is called, so that help comes at once."""
+
+import argparse
+import errno
+import importlib
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from raftdiff import __version__
+from raftdiff.errors import UserError
+
+EPILOG = """\
+start here:
+  raftdiff demo                            align the model that ships, look at before and after
+  raftdiff train sd15_256                  the paper's job: Stable Diffusion 1.5 at 256 px on one GPU
+  raftdiff eval RUN                        before and after on held-out prompts
+
+Recipes are YAML files; every value can be overridden: raftdiff train demo loop.rounds=5 sampler.steps=20
+"""
+
+
+def parser() -> argparse.ArgumentParser:
+    """Every command and its options."""
+    top = argparse.ArgumentParser(
+        prog="raftdiff",
+        description="Align text-to-image diffusion models with what people want, by reward-ranked fine-tuning (RAFT).",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    top.add_argument("--version", action="version", version=f"raftdiff {__version__}")
+    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    demo = _command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
+    _recipe(demo, default="demo")
+    _where(demo)
+
+    train = _command(commands, "train", "train:train", "run a recipe, or continue a run")
+    _recipe(train, metavar="RECIPE|RUN")
+    _where(train)
+
+    for stage, text in (
+        ("sample", "draw the candidates of the next round"),
+        ("score", "score the candidates of the round that was sampled"),
+        ("select", "select what to learn from"),
+        ("tune", "fine-tune on the selection, and complete the round"),
+    ):
+        command = _command(commands, stage, f"stages:{stage}", text)
+        _recipe(command, metavar="RECIPE|RUN" if stage == "sample" else "RUN")
+        if stage == "sample":
+            _where(command)
+        if stage == "score":
+            command.add_argument("--round", type=int, metavar="N", help="score this finished round again, into a new run")
+            command.add_argument("--out", type=Path, metavar="FOLDER", help="the new run (with --round)")
+
+    evaluate = _command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
+    evaluate.add_argument("recipe", metavar="RUN", help="a run directory")
+    evaluate.add_argument(
+        "--prompts", metavar="FILE", help="a prompt file, or 'training' for the run's own; held-out ones by default"
+    )
+    evaluate.add_argument("--samples", type=int, metavar="N", help="pictures per prompt; the recipe's by default")
+    evaluate.add_argument("--steps", type=int, metavar="N", help="sampling steps; the recipe's by default")
+    evaluate.add_argument("--round", type=int, metavar="N", help="the model after this round; the last by default")
+    evaluate.add_argument("--name", metavar="NAME", help="write to eval/NAME/ instead of eval/")
+    evaluate.add_argument("--json", action="store_true", help="print eval.json instead of the table")
+
+    export = _command(commands, "export", "export:export", "the tuned weights in a format that others read")
+    export.add_argument("recipe", metavar="RUN", help="a run directory")
+    export.add_argument("--format", choices=("diffusers", "kohya", "merged"), default="diffusers", help="default: %(default)s")
+    export.add_argument("--round", type=int, metavar="N", help="the model after this round; the last by default")
+    export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
+
+    plan = _command(commands, "plan", "plan:plan", "what a recipe will do: pictures, evaluations, memory, time")
+    _recipe(plan)
+    plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+
+    checked = _command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
+    checked.add_argument("reward", metavar="NAME", help="a reward (clip, aesthetic, jpeg, ...) or your module:function")
+    checked.add_argument("overrides", nargs="*", metavar="key=value", help="its options, e.g. model=emoji-clip")
+    checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
+
+    _command(commands, "recipes", "tools:recipes", "list the recipes that ship")
+    _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
+    return top
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
+    parsed = parser().parse_args(arguments)
+    module, _, function = parsed.run.partition(":")
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    try:
+        status = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
+    except UserError as error:
+        print(f"raftdiff: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nraftdiff: stopped. Nothing that was finished is lost; the same command continues.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
+        return 0
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        print(
+            "raftdiff: the disk is full. What was finished is kept; make room, and the same command continues.",
+            file=sys.stderr,
+        )
+        return 3
+    return status or 0
+
+
+def _command(
+    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: str, text: str
+) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command.set_defaults(run=run)
+    return command
+
+
+def _recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: str | None = None) -> None:
+    if default:
+        command.set_defaults(recipe=default)
+    else:
+        command.add_argument("recipe", metavar=metavar, help="a recipe's name or file, or a run directory")
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
+
+
+def _where(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--out", type=Path, metavar="FOLDER", help="the run directory; by default runs/DATE-RECIPE-DIGEST")
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

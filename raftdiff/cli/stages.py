@@ -1,0 +1,102 @@
+"""The stages alone: each works on the round that is being made, and leaves its result in the run directory."""
+
+import argparse
+
+from pathlib import Path
+
+import numpy as np
+from PIL.Image import Image
+
+from raftdiff import stages
+from raftdiff.cli.show import Bars
+from raftdiff.cli.train import open_run
+from raftdiff.diffusion.loading import find_device
+from raftdiff.errors import UserError
+from raftdiff.prompts import build
+from raftdiff.ranking import Ranker
+from raftdiff.recipe import Recipe, assemble, build_ranker, load_recipe, recipe_of
+from raftdiff.runs import Draft, Run, fork
+from raftdiff.stages import LoopConfig
+
+
+def sample(args: argparse.Namespace) -> None:
+    """The candidates of the next round."""
+    run, recipe = open_run(args)
+    with run.locked():
+        assembly, bars = assemble(recipe), Bars(recipe.loop.rounds)
+        if state := run.state():
+            assembly.finetuner.load_state_dict(state)
+        draft = next_draft(run, assembly.parts.loop)
+        stages.sample(draft, assembly.parts, bars)
+        bars.close()
+    print(f"{draft.path / 'samples'}: {draft.metrics()['images']} pictures\nnext: raftdiff score {run.path}")
+
+
+def score(args: argparse.Namespace) -> None:
+    """The scores of the round that was sampled; with ``--round``, of a finished one, in a new run."""
+    run = Run.open(Path(args.recipe))
+    if args.round is not None:
+        run = _fork(run, args)
+    elif args.overrides:
+        raise UserError(
+            "To score with another reward, name the round and a folder for the new run: "
+            f"raftdiff score {args.recipe} --round 0 --out FOLDER {' '.join(args.overrides)}"
+        )
+    with run.locked():
+        recipe = recipe_of(run)
+        draft = next_draft(run, recipe.loop)
+        stages.score(draft, _ranker(recipe), build(recipe.prompts), recipe.loop)
+    for name, table in draft.folder.scores().raw.items():
+        print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} pictures")
+    print(f"next: raftdiff select {run.path}")
+
+
+def select(args: argparse.Namespace) -> None:
+    """What to learn from."""
+    run = Run.open(Path(args.recipe))
+    with run.locked():
+        recipe = recipe_of(run)
+        draft = next_draft(run, recipe.loop)
+        stages.select(draft, _ranker(recipe))
+    metrics = draft.metrics()
+    print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
+    print(f"next: raftdiff tune {run.path}")
+
+
+def tune(args: argparse.Namespace) -> None:
+    """Fine-tune on the selection, and complete the round."""
+    run = Run.open(Path(args.recipe))
+    recipe = recipe_of(run)
+    with run.locked():
+        assembly, bars = assemble(recipe), Bars(recipe.loop.rounds)
+        if state := run.state():
+            assembly.finetuner.load_state_dict(state)
+        draft = next_draft(run, assembly.parts.loop)
+        stages.tune(draft, run, assembly.parts, bars)
+        finished = stages.commit(draft, assembly.parts)
+        bars.close()
+    print(f"{finished.path}: complete\nnext: raftdiff sample {run.path}, or raftdiff eval {run.path}")
+
+
+def next_draft(run: Run, loop: LoopConfig) -> Draft:
+    """The round that is being made.
+
+    Raises:
+        UserError: all rounds are complete.
+    """
+    done = run.rounds_done()
+    if done >= loop.rounds:
+        raise UserError(f"{run.path}: all {loop.rounds} rounds are complete; there is no further round to make.")
+    return run.draft(done)
+
+
+def _ranker(recipe: Recipe) -> Ranker[Image]:
+    """Rewards and selector alone: the diffusion model stays on the disk."""
+    return build_ranker(recipe, device=str(find_device(recipe.model.device)))
+
+
+def _fork(parent: Run, args: argparse.Namespace) -> Run:
+    if args.out is None:
+        raise UserError("A finished round is never changed: name a folder for the new run with --out.")
+    recipe = load_recipe(str(parent.path / "recipe.yaml"), args.overrides)
+    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed)

@@ -1,0 +1,56 @@
+"""Small commands: check-reward, recipes, schema."""
+
+import argparse
+import json
+from pathlib import Path
+
+from PIL import Image
+
+from raftdiff import registry
+from raftdiff.config import check
+from raftdiff.errors import UserError
+
+
+def check_reward(args: argparse.Namespace) -> int:
+    """Try a reward on pictures, and print what it keeps and what it breaks."""
+    import yaml
+
+    from raftdiff.recipe import resolve
+    from raftdiff.testing import check_reward as conformance
+    from raftdiff.testing import reward_samples
+
+    options = {"type": args.reward}
+    if ":" in args.reward:
+        options = {"type": "callable", "function": args.reward}
+    for override in args.overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise UserError(f"'{override}': an option is written key=value, for example model=emoji-clip.")
+        options[key] = yaml.safe_load(value)
+    config = check(registry.load("rewards", options["type"]), options, f"the reward '{args.reward}'")
+    reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
+    result = conformance(reward, reward_samples(_pictures(args.pictures)) if args.pictures else reward_samples())
+    print(result)
+    return 0 if result.passed else 1
+
+
+def recipes(args: argparse.Namespace) -> None:
+    """Each recipe's name and the first line of its file."""
+    from raftdiff.recipe import recipes as shipped
+
+    for name, path in shipped().items():
+        first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
+        print(f"{name:14} {first}")
+
+
+def schema(args: argparse.Namespace) -> None:
+    from raftdiff.recipe import Recipe
+
+    print(json.dumps(Recipe.model_json_schema(), indent=2))
+
+
+def _pictures(folder: Path) -> list[Image.Image]:
+    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+    if not found:
+        raise UserError(f"{folder}: there is no .png, .jpg or .webp picture in this folder.")
+    return [Image.open(path).convert("RGB") for path in found[:64]]

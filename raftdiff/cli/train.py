@@ -1,0 +1,82 @@
+"""``raftdiff train`` and ``raftdiff demo``: run the loop, show it, and say what to do next."""
+
+import argparse
+import os
+import time
+from pathlib import Path
+
+from raftdiff.cli.show import Bars, duration, round_line
+from raftdiff.config import differing, plain
+from raftdiff.errors import UserError
+from raftdiff.raft import raft, until_no_gain
+from raftdiff.recipe import Assembly, Recipe, assemble, load_recipe, recipe_of
+from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.tracking import Tracker
+
+
+def train(args: argparse.Namespace) -> None:
+    """Run what is missing of a recipe's rounds."""
+    run, recipe = open_run(args)
+    with run.locked():
+        loop(run, assemble(recipe))
+    print(f"\n{run.path}\nnext: raftdiff eval {run.path}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    """Train, evaluate, and show where the report lies."""
+    from raftdiff.cli.evaluate import measure, show
+
+    began = time.monotonic()
+    run, recipe = open_run(args)
+    with run.locked():
+        assembly = assemble(recipe)
+        loop(run, assembly)
+        report = measure(run, assembly)
+    show(run.path / "eval" / "eval.json")
+    print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
+    print("next: look at the report, then try a job with combinations the model never saw: raftdiff train emoji_align")
+
+
+def open_run(args: argparse.Namespace) -> tuple[Run, Recipe]:
+    """The run that the arguments name: one to continue, or a recipe's, begun where it does not exist yet.
+
+    Raises:
+        UserError: a run is continued with another recipe, or nothing is there.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
+    if (Path(args.recipe) / "run.json").is_file():
+        run = Run.open(Path(args.recipe))
+        recipe = recipe_of(run)
+        if args.overrides:
+            changed = load_recipe(str(run.path / "recipe.yaml"), args.overrides)
+            if keys := differing(plain(recipe), plain(changed), NOT_IDENTITY):
+                raise UserError(
+                    f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
+                    f"Begin a new run with: raftdiff train {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
+                )
+            recipe = changed
+        return run, recipe
+    recipe = load_recipe(args.recipe, args.overrides)
+    path = args.out or Run.default_path(args.runs, recipe.name, recipe)
+    return Run.create(path, recipe, seed=recipe.loop.seed), recipe
+
+
+def loop(run: Run, assembly: Assembly) -> None:
+    """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
+    wanted, done = assembly.parts.loop.rounds, run.rounds_done()
+    print(f"{run.path}: " + (f"continuing after round {done}" if done else f"{wanted} rounds"))
+    bars, tracker = Bars(wanted), Tracker(assembly.recipe.logging.tracker, run, plain(assembly.recipe))
+    began = time.monotonic()
+    try:
+        for finished in until_no_gain(raft(run, assembly.parts, bars), assembly.parts.loop.patience):
+            bars.close()
+            spent = (time.monotonic() - began) / (finished.index + 1 - done)
+            print(round_line(finished, wanted, spent * (wanted - finished.index - 1)), flush=True)
+            run.log("round", round=finished.index)
+            tracker.log(finished)
+    finally:
+        bars.close()
+        tracker.close()
+    if run.rounds_done() < wanted:
+        print(f"stopped early: the held-out reward has not risen for {assembly.parts.loop.patience} rounds")

@@ -1,0 +1,165 @@
+"""Before and after of a run: draw both sides with the same seeds, score them, write eval.json, pictures and the page."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import final
+
+import torch
+from PIL.Image import Image
+
+from raftdiff import evaluate
+from raftdiff.diffusion.drift import drift
+from raftdiff.disk import write_text
+from raftdiff.errors import UserError
+from raftdiff.prompts import PromptsConfig, build, read_file
+from raftdiff.recipe import Assembly
+from raftdiff.report import BeforeAfter, Candidate, write_report
+from raftdiff.runs import Run
+from raftdiff.seeds import fold
+from raftdiff.types import Key, Prompt, Report, Sample, silent
+
+SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
+SHOWN_PER_ROUND = 12
+
+
+@final
+@dataclass(frozen=True)
+class Compared:
+    """Both sides, drawn and measured."""
+
+    prompts: Sequence[Prompt]
+    before: Sequence[Sample[Image]]
+    after: Sequence[Sample[Image]]
+    evaluation: evaluate.Evaluation
+
+
+def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
+    """The prompts to compare on: a file's, ``training`` for the run's own (their plain captions), or the held-out ones.
+
+    Whatever was sampled in training, here the model reads the plain caption: that is what a user types afterwards.
+    """
+    recipe = assembly.recipe
+    held_out = recipe.evaluation.prompts
+    if file is not None and file != "training":
+        return build(held_out.model_copy(update={"file": None, "captions": read_file(Path(file))}))
+    if file is None and held_out.captions:
+        return build(held_out)
+    captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in assembly.parts.prompts]
+    return build(PromptsConfig(captions=list(captions)))
+
+
+def compare(
+    assembly: Assembly, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
+) -> Compared:
+    """Draw and measure the base and the policy as it stands, with the same seeds."""
+    began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
+    total = 2 * len(prompts) * per_prompt
+    with assembly.finetuner.base_weights():
+        before = _draw(assembly, prompts, per_prompt, seed, lambda done: report(done, total))
+    after = _draw(assembly, prompts, per_prompt, seed, lambda done: report(total // 2 + done, total))
+    latents = torch.stack([sample.aux["latent"] for sample in before])
+    captions = [sample.prompt.caption for sample in before]
+    moved = drift(assembly.model, assembly.finetuner.base_weights, latents, captions, batch_size=64)
+    evaluation = evaluate.evaluate(
+        prompts,
+        before,
+        after,
+        rewards=[reward for reward, _ in assembly.ranker.rewards],
+        features=assembly.ranker.features,
+        judge=assembly.judge(),
+        prediction_drift=moved,
+        seconds=time.perf_counter() - began,
+        network_evaluations=assembly.evaluator.network_evaluations() - spent,
+    )
+    return Compared(prompts, before, after, evaluation)
+
+
+def write(folder: Path, run: Run, assembly: Assembly, compared: Compared) -> Path:
+    """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path."""
+    for side, samples in (("before", compared.before), ("after", compared.after)):
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        for sample in samples:
+            sample.media.save(folder / side / f"{sample.prompt.id}-{sample.index:03d}.png")
+    write_text(folder / "eval.json", evaluate.to_json(compared.evaluation))
+    return write_report(
+        folder / "report.html",
+        title=f"{assembly.recipe.name}: before and after",
+        evaluation=compared.evaluation,
+        rounds=run.metrics(),
+        pairs=_pairs(assembly, compared),
+        selected=_candidates(run),
+        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def load_round(run: Run, assembly: Assembly, round: int | None) -> None:
+    """Put the fine-tuner into its state after a finished round, the last by default.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    done = run.rounds_done()
+    if not done:
+        raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+    index = done - 1 if round is None else round
+    state = run.round(index).state()
+    assembly.finetuner.load_state_dict(state)
+
+
+def _draw(assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]) -> list[Sample[Image]]:
+    drawn = []
+    for sample in assembly.evaluator.sample(
+        prompts, per_prompt=count, seed=fold(seed, "evaluate"), round=0, done=frozenset()
+    ):
+        drawn.append(sample)
+        report(len(drawn))
+    return drawn
+
+
+def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
+    """The pictures for the page: the first seeds of prompts spread over all of them."""
+    step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
+    ids = {prompt.id for prompt in compared.prompts[::step]}
+    chosen = [(b, a) for b, a in zip(compared.before, compared.after, strict=True) if b.prompt.id in ids]
+    chosen = [(b, a) for b, a in chosen if b.index < SHOWN_SEEDS]
+    before = _marks(assembly, [b for b, _ in chosen])
+    after = _marks(assembly, [a for _, a in chosen])
+    return [
+        BeforeAfter(b.prompt.caption, b.media, a.media, before_marks, after_marks)
+        for (b, a), before_marks, after_marks in zip(chosen, before, after, strict=True)
+    ]
+
+
+def _marks(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Mapping[str, float | bool]]:
+    columns: dict[str, Sequence[float | bool]] = {
+        name: [float(value) for value in values] for name, values in assembly.ranker.raw(samples).items()
+    }
+    if judge := assembly.judge():
+        verdicts = judge([sample.media for sample in samples], [sample.prompt.caption for sample in samples])
+        columns |= {name: [bool(value) for value in values] for name, values in verdicts.items()}
+    return [{name: values[row] for name, values in columns.items()} for row in range(len(samples))]
+
+
+def _candidates(run: Run) -> list[Candidate]:
+    """For each round, prompts spread over all of them: what was selected, and the candidate that was ranked last."""
+    found = []
+    for t in range(run.rounds_done()):
+        folder = run.round(t)
+        scores, chosen = folder.scores(), {key for item in folder.selection().items for key in item.keys}
+        rows = [row for row, prompt in enumerate(scores.prompts) if any(key[:2] == (t, prompt) for key in chosen)]
+        keys = {}
+        for row in rows[:: max(1, -(-len(rows) // (SHOWN_PER_ROUND // 2)))]:
+            prompt, totals = scores.prompts[row], scores.total[row]
+            best = min(key for key in chosen if key[:2] == (t, prompt))
+            rejected = [k for k in range(len(totals)) if Key(t, prompt, k) not in chosen and totals[k] == totals[k]]
+            keys[best] = True
+            if rejected:
+                keys[Key(t, prompt, min(rejected, key=lambda k: float(totals[k])))] = False
+        at = {prompt: row for row, prompt in enumerate(scores.prompts)}
+        for sample in folder.samples(list(keys)):
+            cell = (at[sample.prompt.id], sample.index)
+            marks = {name: float(table[cell]) for name, table in scores.raw.items()}
+            found.append(Candidate(t, sample.prompt.caption, sample.media, marks, keys[sample.key]))
+    return found

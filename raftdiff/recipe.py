@@ -1,0 +1,208 @@
+"""The assembly: a recipe file -> the parts, wired. The one module that knows everyone."""
+
+import operator
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import reduce
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, final
+
+from PIL.Image import Image
+from pydantic import Field
+
+from raftdiff import embedded, registry
+from raftdiff.config import Config, check, read
+from raftdiff.diffusion import loading
+from raftdiff.diffusion.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.loading import ModelConfig
+from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.evaluate import Judge
+from raftdiff.errors import UserError, nearest
+from raftdiff.prompts import PromptsConfig, build, inline
+from raftdiff.ranking import Features, Ranker
+from raftdiff.runs import Run
+from raftdiff.seeds import fold
+from raftdiff.stages import LoopConfig, Parts
+from raftdiff.types import Reward
+
+
+def _one_of(group: registry.Group) -> Any:
+    """The configs of a group, told apart by their ``type``: ours and those of installed plug-ins."""
+    configs = [registry.load(group, name) for name in registry.sources(group)]
+    union = reduce(operator.or_, configs)
+    return Annotated[union, Field(discriminator="type")] if len(configs) > 1 else union
+
+
+if TYPE_CHECKING:
+    RewardConfig = SelectorConfig = SamplerConfig = FineTunerConfig = Any
+else:
+    RewardConfig, SelectorConfig = _one_of("rewards"), _one_of("selectors")
+    SamplerConfig, FineTunerConfig = _one_of("samplers"), _one_of("finetuners")
+
+
+class RankerConfig(Config):
+    """Rewards with weights, and what is selected by their weighted sum."""
+
+    rewards: list[RewardConfig] = Field(min_length=1)
+    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
+    selector: SelectorConfig
+    """best_of_k (the paper's), top_fraction, or random (the control)."""
+
+
+class EvaluationConfig(Config):
+    """The before/after on held-out prompts."""
+
+    prompts: PromptsConfig = PromptsConfig()
+    """Held-out prompts; the training prompts when empty. Magic and negative prompts are not applied unless given here."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Pictures per prompt in ``raftdiff eval``, with the same seeds before and after."""
+    every_round: int = Field(default=0, ge=0)
+    """Pictures per held-out prompt after every round, for the curve and for early stopping; 0 for none."""
+    steps: int | None = Field(default=None, ge=1)
+    """Sampling steps of ``raftdiff eval``; the sampler's by default."""
+    judge: str | None = None
+    """An embedded judge that never was a reward, e.g. "emoji-judge"; none by default."""
+    seed: int = 1000
+    """Apart from the loop's seed, so that three training seeds are evaluated on the same pictures."""
+
+
+class LoggingConfig(Config):
+    """Where figures go besides the run directory. No part of a run's identity."""
+
+    tracker: str | None = "tensorboard"
+    """The name of an accelerate tracker (tensorboard, wandb, mlflow, ...), or null for none."""
+
+
+class Recipe(Config):
+    """Everything that a run does."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Part of the run directory's name."""
+    model: ModelConfig
+    prompts: PromptsConfig
+    sampler: SamplerConfig
+    ranker: RankerConfig
+    finetuner: FineTunerConfig
+    loop: LoopConfig = LoopConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    folder = Path(str(files("raftdiff"))) / "configs"
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe in a file, or the one of that name that ships; prompts held inline, parts checked against each other.
+
+    Raises:
+        UserError: no such recipe, or anything wrong in it, in a sentence a line.
+    """
+    path = Path(name)
+    if not path.is_file():
+        if path.suffix or path.parent != Path("."):
+            raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
+        if name not in recipes():
+            raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")
+        path = recipes()[name]
+    recipe = read(Recipe, path, overrides)
+    prompts = inline(recipe.prompts, path.parent)
+    held_out = inline(recipe.evaluation.prompts, path.parent)
+    evaluation = recipe.evaluation.model_copy(update={"prompts": held_out})
+    recipe = recipe.model_copy(update={"prompts": prompts, "evaluation": evaluation})
+    _check(recipe)
+    return recipe
+
+
+def recipe_of(run: Run) -> Recipe:
+    return check(Recipe, run.recipe(), str(run.path / "recipe.yaml"))
+
+
+def _check(recipe: Recipe) -> None:
+    """What can be known to be wrong before a model is loaded."""
+    ids = {prompt.id for prompt in build(recipe.prompts)}
+    count = recipe.loop.prompts_per_round
+    if count is not None and count > len(ids):
+        raise UserError(f"loop.prompts_per_round: {count} prompts a round, but there are only {len(ids)} prompts.")
+    names = [reward.name or reward.type for reward in recipe.ranker.rewards]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise UserError(f"ranker.rewards: two are called '{min(twice)}'; give each its own 'name'.")
+    if not any(reward.weight for reward in recipe.ranker.rewards):
+        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
+    needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
+    if missing := set(needs.aux) - set(gives):
+        raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
+    if recipe.evaluation.judge is not None and recipe.evaluation.judge not in embedded.names():
+        raise UserError(f"evaluation.judge: {nearest(recipe.evaluation.judge, embedded.names())}")
+
+
+def resolve(model: str) -> str:
+    """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself."""
+    return str(embedded.folder(model)) if model in embedded.names() else model
+
+
+@final
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a recipe, built and wired: sampler and fine-tuner share one network."""
+
+    recipe: Recipe
+    model: loading.Parts
+    sampler: DiffusionSampler
+    evaluator: DiffusionSampler
+    """Another sampler on the same network, with the evaluation's number of steps."""
+    finetuner: DiffusionFineTuner
+    ranker: Ranker[Image]
+    parts: Parts
+    """What the loop takes."""
+
+    def judge(self) -> Judge | None:
+        """The held-out judge that the recipe names."""
+        if self.recipe.evaluation.judge is None:
+            return None
+        from raftdiff.embedded.judge import EmojiJudge  # noqa: PLC0415  (heavy, and not every run has a judge)
+
+        return EmojiJudge(embedded.folder(self.recipe.evaluation.judge)).judge
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Load the model and the rewards, and wire them.
+
+    Raises:
+        UserError: a model or a reward cannot be loaded.
+    """
+    model = loading.load(recipe.model, resolve)
+    sampler = recipe.sampler.build(model)
+    evaluation = recipe.evaluation
+    evaluator = recipe.sampler.model_copy(update={"steps": evaluation.steps or recipe.sampler.steps}).build(model)
+    finetuner = recipe.finetuner.build(
+        model,
+        total_rounds=recipe.loop.rounds,
+        guidance=recipe.sampler.guidance,
+        seed=fold(recipe.loop.seed, "finetuner"),
+    )
+    ranker = build_ranker(recipe, device=str(model.device))
+    held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
+    parts = Parts(
+        sampler=sampler,
+        ranker=ranker,
+        finetuner=finetuner,
+        prompts=build(recipe.prompts),
+        held_out=held_out,
+        held_out_candidates=max(1, evaluation.every_round),
+        loop=recipe.loop,
+    )
+    return Assembly(recipe, model, sampler, evaluator, finetuner, ranker, parts)
+
+
+def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
+    """The rewards and the selector; diversity is measured on the features of the first CLIP tower among the rewards."""
+    rewards: list[tuple[Reward[Image], float]] = [
+        (config.build(device=device, resolve=resolve), config.weight) for config in recipe.ranker.rewards
+    ]
+    towers = [reward.tower for reward, _ in rewards if hasattr(reward, "tower")]
+    features: Features | None = towers[0].image_features if towers else None
+    return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), features)

@@ -1,0 +1,49 @@
+"""Round metrics to any tracker that accelerate knows: TensorBoard by default."""
+
+from collections.abc import Mapping
+from typing import Any, final
+
+from raftdiff.config import flat
+from raftdiff.errors import UserError, nearest
+from raftdiff.runs import Run
+from raftdiff.types import Round
+
+
+@final
+class Tracker:
+    """Sends a run's recipe and each finished round's figures to an accelerate tracker; does nothing for None.
+
+    Raises:
+        UserError: accelerate knows no such tracker, or its package is not installed.
+    """
+
+    def __init__(self, name: str | None, run: Run, recipe: Mapping[str, Any]) -> None:
+        self._tracker: Any = None
+        if name is None:
+            return
+        from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # noqa: PLC0415
+
+        known = {str(kind): tracker for kind, tracker in LOGGER_TYPE_TO_CLASS.items()}
+        if name not in known:
+            raise UserError(f"logging.tracker: '{name}' is not a tracker. {nearest(name, known)}")
+        if name not in {str(kind) for kind in get_available_trackers()}:
+            raise UserError(
+                f"logging.tracker: '{name}' is not installed; install its package, or write logging.tracker=null."
+            )
+        folder = run.path / "logs"
+        needs_folder = known[name].requires_logging_directory
+        self._tracker = known[name](run.path.name, **({"logging_dir": str(folder)} if needs_folder else {}))
+        if hasattr(self._tracker, "start"):
+            self._tracker.start()
+        self._tracker.store_init_configuration(
+            {key: value for key, value in flat(recipe).items() if isinstance(value, int | float | str | bool)}
+        )
+
+    def log(self, finished: Round) -> None:
+        if self._tracker is not None:
+            numbers = {key: value for key, value in flat(finished.metrics).items() if isinstance(value, int | float)}
+            self._tracker.log(numbers, step=finished.index)
+
+    def close(self) -> None:
+        if self._tracker is not None:
+            self._tracker.finish()

@@ -1,0 +1,173 @@
+"""The loop learns, in a toy world where a picture is one colour; and a killed run gives the same to the bit."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from raftdiff.config import Config
+from raftdiff.raft import raft, until_no_gain
+from raftdiff.ranking import Ranker
+from raftdiff.runs import Run
+from raftdiff.selection import BestOfK, Random
+from raftdiff.stages import LoopConfig, Parts
+from raftdiff.testing import toy_features, toy_prompts, toy_world
+from raftdiff.types import Round, Sample, Selector
+
+
+class ToyRecipe(Config):
+    name: str = "toy"
+    seed: int = 0
+
+
+def toy_parts(selector: Selector | None = None, *, magic: bool = False, decouple: bool = True, **loop: Any) -> Parts:
+    sampler, reward, finetuner = toy_world()
+    return Parts(
+        sampler=sampler,
+        ranker=Ranker([(reward, 1.0)], selector or BestOfK(1), toy_features),
+        finetuner=finetuner,
+        prompts=toy_prompts(6, magic=magic, decouple=decouple),
+        held_out=toy_prompts(3),
+        held_out_candidates=8,
+        loop=LoopConfig(**{"rounds": 5, "candidates": 8, **loop}),
+    )
+
+
+def finish(path: Path, parts: Parts) -> list[Round]:
+    return list(raft(Run.create(path, ToyRecipe(), seed=0), parts))
+
+
+def states(path: Path) -> dict[str, torch.Tensor]:
+    return {f"{stem}/{name}": t for stem, part in (Run.open(path).state() or {}).items() for name, t in part.items()}
+
+
+def test_the_reward_rises_and_the_held_out_reward_with_it(tmp_path: Path) -> None:
+    rounds = finish(tmp_path / "run", toy_parts())
+    curve = [finished.metrics["first_sample_mean"] for finished in rounds]
+    # One round of best-of-8 moves the mean towards the selected by most of 1.42 x 1.225 x 0.08 = 0.14.
+    assert curve[-1] - curve[0] > 4 * 0.07
+    assert rounds[-1].metrics["held_out"] > rounds[0].metrics["held_out_base"] + 0.3
+
+
+def test_ranking_is_what_makes_it_rise(tmp_path: Path) -> None:
+    best = finish(tmp_path / "best", toy_parts())[-1].metrics["held_out"]
+    random = finish(tmp_path / "random", toy_parts(Random(1, seed=0)))[-1].metrics["held_out"]
+    assert best > random + 0.25
+
+
+def test_what_the_magic_prompt_gave_the_plain_caption_gives_afterwards(tmp_path: Path) -> None:
+    decoupled = finish(tmp_path / "a", toy_parts(magic=True, rounds=1))[0].metrics
+    coupled = finish(tmp_path / "b", toy_parts(magic=True, decouple=False, rounds=1))[0].metrics
+    assert decoupled["held_out"] > coupled["held_out"] + 0.1
+
+
+def test_a_round_reports_what_the_readme_promises(tmp_path: Path) -> None:
+    metrics = finish(tmp_path / "run", toy_parts(rounds=1))[0].metrics
+    assert metrics["selected_mean"] == metrics["best_of_k"] > metrics["random_mean"]
+    assert metrics["random_mean"] == pytest.approx(metrics["mean"])
+    assert metrics["images"] == 48
+    assert metrics["selected"] == 6
+    assert metrics["network_evaluations"] == {"validate": 48, "sample": 48, "score": 0, "select": 0, "tune": 12}
+    assert set(metrics["seconds"]) == {"validate", "sample", "score", "select", "tune"}
+    assert 1 <= metrics["diversity_selected"]["vendi"] <= metrics["diversity_all"]["vendi"] <= 3
+    assert metrics["discard_rate"] == 0
+
+
+class KilledError(Exception):
+    """Stands for SIGKILL: nothing runs after it but what the loop does for any error."""
+
+
+def die_after(parts: Parts, count: int) -> Parts:
+    """The same parts, with a sampler that dies after ``count`` samples."""
+    inner = parts.sampler
+
+    class Dying:
+        source = inner.source
+        provides = inner.provides
+
+        def sample(self, *args: Any, **words: Any) -> Iterator[Sample[Any]]:
+            for number, sample in enumerate(inner.sample(*args, **words)):
+                if number == count:
+                    raise KilledError
+                yield sample
+
+        def network_evaluations(self) -> int:
+            return inner.network_evaluations()
+
+    return Parts(Dying(), parts.ranker, parts.finetuner, parts.prompts, loop=parts.loop)
+
+
+@pytest.mark.parametrize("count", [0, 1, 29, 47])
+def test_a_run_killed_in_the_middle_of_sampling_continues_to_the_same_bits(tmp_path: Path, count: int) -> None:
+    def unvalidated() -> Parts:
+        parts = toy_parts(rounds=3)
+        return Parts(parts.sampler, parts.ranker, parts.finetuner, parts.prompts, loop=parts.loop)
+
+    whole = finish(tmp_path / "whole", unvalidated())
+    run = Run.create(tmp_path / "killed", ToyRecipe(), seed=0)
+    first = raft(run, unvalidated())
+    next(first)
+    with pytest.raises(KilledError):
+        list(raft(run, die_after(unvalidated(), count)))
+    again = list(raft(run, unvalidated()))
+    assert [finished.index for finished in again] == [1, 2]
+    for finished, other in zip(whole[1:], again, strict=True):
+        assert finished.metrics["selected_mean"] == other.metrics["selected_mean"]
+    one, other_state = states(tmp_path / "whole"), states(tmp_path / "killed")
+    assert one.keys() == other_state.keys()
+    assert all(torch.equal(one[name], other_state[name]) for name in one)
+    pictures = sorted((tmp_path / "whole/rounds/002/samples").glob("*.png"))
+    twins = sorted((tmp_path / "killed/rounds/002/samples").glob("*.png"))
+    assert [path.read_bytes() for path in pictures] == [path.read_bytes() for path in twins]
+
+
+def test_a_torn_last_line_and_a_half_written_picture_are_drawn_again(tmp_path: Path) -> None:
+    whole = finish(tmp_path / "whole", toy_parts(rounds=1))
+    parts = toy_parts(rounds=1)
+    run = Run.create(tmp_path / "torn", ToyRecipe(), seed=0)
+    with pytest.raises(KilledError):
+        list(raft(run, die_after(parts, 30)))
+    samples = tmp_path / "torn/rounds/000.partial/samples"
+    rows = (samples / "metadata.jsonl").read_text()
+    (samples / "metadata.jsonl").write_text(rows[:-25])
+    victim = samples / "red-0-003.png"
+    victim.write_bytes(victim.read_bytes()[:40])
+    (again,) = list(raft(run, toy_parts(rounds=1)))
+    assert again.metrics["selected_mean"] == whole[0].metrics["selected_mean"]
+    assert len(run.round(0).rows()) == 48
+
+
+def test_early_stop_when_the_held_out_reward_has_not_risen() -> None:
+    def rounds(values: list[float]) -> Iterator[Round]:
+        for index, value in enumerate(values):
+            yield Round(index, Path(), {"held_out": value, **({"held_out_base": 1.0} if index == 0 else {})})
+
+    assert len(list(until_no_gain(rounds([2, 3, 2.9, 2.8, 9]), 2))) == 4
+    assert len(list(until_no_gain(rounds([0.5, 0.6, 2]), 2))) == 2
+    assert len(list(until_no_gain(rounds([0.0] * 5), None))) == 5
+
+
+def test_replay_hands_the_earlier_selections_to_the_fine_tuner(tmp_path: Path) -> None:
+    steps = [finished.metrics["tune"]["steps"] for finished in finish(tmp_path / "run", toy_parts(replay_rounds=2))]
+    assert steps == [12, 24, 36, 36, 36]
+
+
+def test_prompts_are_dealt_without_repetition_until_the_deck_runs_out(tmp_path: Path) -> None:
+    finish(tmp_path / "run", toy_parts(prompts_per_round=2, rounds=6))
+    run = Run.open(tmp_path / "run")
+    hands = [{row["prompt_id"] for row in run.round(t).rows()} for t in range(6)]
+    assert [len(hand) for hand in hands] == [2] * 6
+    assert len(hands[0] | hands[1] | hands[2]) == 6
+    assert len(hands[3] | hands[4] | hands[5]) == 6
+
+
+def test_best_of_k_follows_the_order_statistic(tmp_path: Path) -> None:
+    """Round 0 under a fresh policy is Normal(0, 1.225 x 0.08) for each prompt, so best of 8 lies 1.4236 deviations up."""
+    parts = toy_parts(rounds=1, candidates=8)
+    wide = Parts(parts.sampler, parts.ranker, parts.finetuner, toy_prompts(300), loop=parts.loop)
+    metrics = finish(tmp_path / "run", wide)[0].metrics
+    deviation = np.sqrt(1.5) * 0.08
+    assert metrics["best_of_k"] == pytest.approx(1.4236 * deviation, abs=4 * 0.6 * deviation / np.sqrt(300))

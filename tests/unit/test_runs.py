@@ -1,0 +1,202 @@
+"""The run directory: what is there, what is refused, what is never lost."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.runs import Draft, Run, fork
+from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
+
+
+class Toy(Config):
+    name: str = "toy"
+    rate: float = 0.1
+    logging: str = "x"
+
+
+def sample(prompt: str, index: int, value: int = 0) -> Sample[Image.Image]:
+    one = Prompt(prompt, f"a {prompt}", f"a {prompt}, sharp", f"a {prompt}", meta={"split": "in"})
+    latent = torch.full((4, 2, 2), float(value))
+    return Sample(0, one, index, 7, "policy", Image.new("RGB", (8, 8), (value, 0, 0)), {"latent": latent})
+
+
+def filled(run: Run) -> Draft:
+    draft = run.draft(0)
+    for prompt in ("b", "a"):
+        for index in range(2):
+            draft.add(sample(prompt, index, 10 * index + len(prompt)))
+    draft.flush()
+    return draft
+
+
+def finish(run: Run) -> None:
+    draft = filled(run)
+    total = np.array([[1.0, np.nan], [0.1 + 0.2, 3.0]])
+    draft.write_scores(Scores(0, ("b", "a"), total, {"clip": total}))
+    draft.write_selection(Selection("weighted", (Item((Key(0, "a", 1),), 0.5),), ("c",)))
+    draft.record("sample", seconds=1.5, evaluations=8, mean=2.0)
+    draft.commit({"adapter": {"w": torch.ones(2)}})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run.create(tmp_path / "run", Toy(), seed=3)
+
+
+def test_a_finished_round_reads_back_to_the_bit(run: Run) -> None:
+    finish(run)
+    folder = run.round(0)
+    scores, selection = folder.scores(), folder.selection()
+    np.testing.assert_array_equal(scores.total, [[1.0, np.nan], [0.1 + 0.2, 3.0]])
+    assert scores.prompts == ("b", "a")
+    assert selection == Selection("weighted", (Item((Key(0, "a", 1),), 0.5),), ("c",))
+    (chosen,) = folder.samples([Key(0, "a", 1)])
+    assert chosen.prompt == sample("a", 1).prompt
+    assert chosen.media.getpixel((0, 0)) == (11, 0, 0)
+    assert torch.equal(chosen.aux["latent"], torch.full((4, 2, 2), 11.0))
+    assert run.metrics()[0]["seconds"] == {"sample": 1.5}
+    state = run.state()
+    assert state is not None
+    assert torch.equal(state["adapter"]["w"], torch.ones(2))
+
+
+def test_a_round_is_an_image_folder_with_every_reward(run: Run) -> None:
+    finish(run)
+    rows = [json.loads(line) for line in (run.path / "rounds/000/samples/metadata.jsonl").read_text().splitlines()]
+    assert {path.name for path in (run.path / "rounds/000/samples").glob("*.png")} == {r["file_name"] for r in rows}
+    assert rows[1]["reward_clip"] is None
+    assert [row["selected"] for row in rows] == [False, False, False, True]
+    assert {"caption", "sampling", "learning", "seed", "source", "total"} <= rows[0].keys()
+    assert not (run.path / "rounds/000/latents").exists()
+    assert set(load_file(run.path / "rounds/000/latents.safetensors")) == {
+        f"{prompt}/{index:03d}/latent" for prompt in "ab" for index in (0, 1)
+    }
+
+
+def test_no_pickle_is_ever_written(run: Run) -> None:
+    finish(run)
+    kinds = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+    assert kinds <= {".yaml", ".json", ".jsonl", ".png", ".safetensors"}
+
+
+def test_samples_that_were_not_flushed_do_not_count(run: Run) -> None:
+    draft = run.draft(0)
+    draft.add(sample("a", 0))
+    assert run.draft(0).sampled() == set()
+    draft.flush()
+    assert run.draft(0).sampled() == {("a", 0)}
+
+
+def test_a_round_that_is_not_committed_is_not_there(run: Run) -> None:
+    filled(run)
+    assert run.rounds_done() == 0
+    with pytest.raises(UserError, match="no finished round 0; this run has no finished round"):
+        run.round(0)
+
+
+def test_times_of_an_interrupted_stage_add_up(run: Run) -> None:
+    draft = run.draft(0)
+    draft.record("sample", seconds=2.0, evaluations=10)
+    draft.record("sample", seconds=1.0, evaluations=5)
+    assert draft.metrics()["seconds"] == {"sample": 3.0}
+    assert draft.metrics()["network_evaluations"] == {"sample": 15}
+
+
+def test_the_same_recipe_continues_and_another_is_refused_by_the_keys_that_differ(run: Run) -> None:
+    assert Run.create(run.path, Toy(logging="elsewhere"), seed=3) == run
+    with pytest.raises(UserError, match="begun with another recipe; these keys differ: rate"):
+        Run.create(run.path, Toy(rate=0.2), seed=3)
+
+
+def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "thesis.txt").write_text("mine")
+    with pytest.raises(UserError, match="no run directory and not empty"):
+        Run.create(tmp_path, Toy(), seed=0)
+    with pytest.raises(UserError, match="not a run directory"):
+        Run.open(tmp_path)
+
+
+def test_a_newer_format_is_refused(run: Run) -> None:
+    info = run.info() | {"format": 99}
+    (run.path / "run.json").write_text(json.dumps(info))
+    with pytest.raises(UserError, match="has format 99; this raftdiff reads format 1"):
+        Run.open(run.path)
+
+
+def test_the_default_folder_of_a_recipe_is_found_again_on_another_day(tmp_path: Path) -> None:
+    path = Run.default_path(tmp_path, "toy", Toy())
+    older = tmp_path / ("2020-01-01" + path.name[10:])
+    older.mkdir()
+    assert Run.default_path(tmp_path, "toy", Toy(logging="elsewhere")) == older
+    assert Run.default_path(tmp_path, "toy", Toy(rate=0.3)) != older
+
+
+def test_a_run_says_where_it_came_from(run: Run) -> None:
+    info = run.info()
+    assert info["seed"] == 3
+    assert info["packages"]["torch"]
+    assert info["hardware"]
+
+
+def test_two_processes_do_not_work_on_one_run(run: Run) -> None:
+    with run.locked(), pytest.raises(UserError, match="another raftdiff process"), Run(run.path).locked():
+        pass
+
+
+def test_a_fork_keeps_the_samples_and_drops_the_scores(run: Run, tmp_path: Path) -> None:
+    finish(run)
+    child = fork(run, Toy(rate=0.5), tmp_path / "child", round=0, seed=3)
+    draft = child.draft(0)
+    assert len(draft.sampled()) == 4
+    assert not any("total" in row or "reward_clip" in row for row in draft.folder.rows())
+    assert torch.equal(draft.folder.samples([Key(0, "a", 1)])[0].aux["latent"], torch.full((4, 2, 2), 11.0))
+    assert child.info()["parent"] == "run"
+    assert run.round(0).scores().total.shape == (2, 2)
+    with pytest.raises(UserError, match="this folder exists"):
+        fork(run, Toy(), tmp_path / "child", round=0, seed=3)
+
+
+def test_stages_out_of_order_are_sentences(run: Run) -> None:
+    draft = filled(run)
+    with pytest.raises(UserError, match="no scores yet; run 'raftdiff score' first"):
+        draft.folder.scores()
+    with pytest.raises(UserError, match="nothing is selected in this round yet"):
+        draft.folder.selection()
+
+
+def test_a_full_disk_loses_nothing_that_was_committed(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = run.draft(0)
+    draft.add(sample("a", 0))
+    draft.flush()
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    draft.add(sample("a", 1))
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        draft.flush()
+    monkeypatch.undo()
+    assert ("a", 0) in run.draft(0).sampled()
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", ""])
+def test_a_prompt_id_never_leaves_the_folder(run: Run, name: str) -> None:
+    with pytest.raises(UserError, match="cannot name a file"):
+        run.draft(0).add(sample(name, 0))
+
+
+def test_the_log_is_append_only(run: Run) -> None:
+    run.log("round", round=0)
+    run.log("round", round=1)
+    lines: list[dict[str, Any]] = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["round"]) for line in lines] == [("round", 0), ("round", 1)]
