@@ -1,5 +1,6 @@
 """Sampling a diffusion model: batched across prompts, one seed per sample."""
 
+import warnings
 from collections.abc import Iterator, Sequence, Set
 from functools import cache
 from typing import Any, Literal, final
@@ -124,7 +125,9 @@ class DiffusionSampler:
         context = embeddings if negative is None else torch.cat([negative, embeddings])
         context = context.to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
-        scheduler.set_timesteps(self.config.steps, device=parts.device)
+        with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            scheduler.set_timesteps(self.config.steps, device=parts.device)
         latents = noise.to(parts.device) * scheduler.init_noise_sigma
         for timestep in scheduler.timesteps:
             seen = scheduler.scale_model_input(latents, timestep)
@@ -178,7 +181,8 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
 
 def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Generator]) -> dict[str, Any]:
     if config.scheduler == "ddim":
-        return {"eta": config.eta, "generator": generators} if config.eta > 0 else {}
+        # at eta = 1 and SNR 0, diffusers takes the root of a difference that rounding can make negative
+        return {"eta": min(config.eta, 0.99999), "generator": generators} if config.eta > 0 else {}
     return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
 
 

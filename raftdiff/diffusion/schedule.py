@@ -12,7 +12,7 @@ Notation, after Ho et al. 2020 (arXiv:2006.11239) and Salimans & Ho 2022 (arXiv:
 """
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
 Latents = Float[Tensor, "batch *latent"]
@@ -54,7 +54,7 @@ def of_scheduler(scheduler: object) -> Schedule:
     return abar
 
 
-def rows(values: PerRow, like: Latents) -> Tensor:
+def rows(values: Shaped[Tensor, " batch"], like: Float[Tensor, "batch *any"]) -> Tensor:
     """Per-row values with trailing axes of one, so that they multiply ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))
 

@@ -1,0 +1,12 @@
+"""Tiny random models in the formats of SD 1.5 and 2.1, written once for all tests of this folder."""
+
+import pytest
+
+from raftdiff.diffusion import tiny
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    """{kind: folder}; not to be written to."""
+    root = tmp_path_factory.mktemp("models")
+    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21")}

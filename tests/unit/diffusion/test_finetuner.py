@@ -1,0 +1,303 @@
+"""Fine-tuning on latents: it learns, resumes to the bit, and leaves the base within reach."""
+
+import math
+
+import pytest
+import torch
+from PIL import Image
+
+from raftdiff.config import check
+from raftdiff.diffusion.drift import drift
+from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.errors import UserError
+from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
+
+
+def pictures(count=6, std=0.5, scale=1.0):
+    """Samples whose latents are one pattern and a little noise: something to learn."""
+    generator = torch.Generator().manual_seed(0)
+    pattern = torch.randn(4, 8, 8, generator=generator)
+    samples = {}
+    for index in range(count):
+        prompt = Prompt(f"p{index % 3}", "x", "sampling text", f"picture {index % 3}")
+        latent = scale * (pattern + std * torch.randn(4, 8, 8, generator=generator))
+        sample = Sample(0, prompt, index, index, "policy", Image.new("RGB", (16, 16)), {"latent": latent})
+        samples[sample.key] = sample
+    return samples
+
+
+def selection(samples, weight=1.0):
+    return Selection("weighted", tuple(Item((key,), weight) for key in samples))
+
+
+def tuner(folder, *, dtype="float32", rounds=2, guidance=3.0, **changes):
+    parts = load(ModelConfig(base=str(folder), dtype=dtype))
+    config = DiffusionFineTunerConfig(**{"rank": 4, "batch_size": 3, "learning_rate": 1e-2, **changes})
+    return config.build(parts, total_rounds=rounds, guidance=guidance, seed=0)
+
+
+def same(one, other):
+    return set(one) == set(other) and all(
+        set(one[stem]) == set(other[stem])
+        and all(torch.equal(one[stem][name], other[stem][name]) for name in one[stem])
+        for stem in one
+    )
+
+
+def predictions(parts):
+    generator = torch.Generator().manual_seed(1)
+    xt = torch.randn(3, 4, 8, 8, generator=generator)
+    with torch.no_grad():
+        return parts.predict(xt, torch.tensor([10, 400, 900]), parts.prompts(["picture 0"] * 3))
+
+
+EVERYTHING = {
+    "loss_on": "guided",
+    "anchor": 0.1,
+    "ema": 0.9,
+    "min_snr_gamma": 5.0,
+    "caption_dropout": 0.2,
+    "offset_noise": 0.1,
+    "pure_noise_steps": 50,
+    "lr_schedule": "cosine",
+    "warmup_steps": 2,
+    "gradient_accumulation": 2,
+    "weight_decay": 0.01,
+}
+KINDS = [
+    pytest.param("sd15", {}, id="lora"),
+    pytest.param("sd15", {"target_modules": "all", "channels_last": True}, id="lora-all"),
+    pytest.param("sd21", {"adapter": "full", "learning_rate": 1e-3, "channels_last": True}, id="full"),
+    pytest.param("sd21", {"train_text_encoder": True}, id="text-encoder"),
+    pytest.param("sd15", EVERYTHING, id="everything"),
+    pytest.param("sd21", {**EVERYTHING, "adapter": "full", "train_text_encoder": True}, id="everything-full"),
+]
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+@pytest.mark.parametrize("loss_on", ["conditional", "guided"])
+def test_it_learns_the_selected_pictures(models, kind, loss_on):
+    samples = pictures(std=0.1)
+    learner = tuner(models[kind], steps=20, exposures=None, loss_on=loss_on, max_grad_norm=None, batch_size=6)
+    first = learner.fit(selection(samples), samples, seed=0, report=silent)["loss"]
+    last = learner.fit(selection(samples), samples, seed=1, report=silent)["loss"]
+    assert last < 0.9 * first
+
+
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_it_resumes_to_the_bit(models, kind, changes):
+    samples = pictures()
+    straight = tuner(models[kind], steps=3, **changes)
+    start = straight.state_dict()
+    straight.fit(selection(samples), samples, seed=1, report=silent)
+    saved = straight.state_dict()
+    assert not same(start, saved)
+    straight.fit(selection(samples), samples, seed=2, report=silent)
+
+    resumed = tuner(models[kind], steps=3, **changes)
+    resumed.load_state_dict(saved)
+    assert same(resumed.state_dict(), saved)
+    resumed.fit(selection(samples), samples, seed=2, report=silent)
+    assert same(resumed.state_dict(), straight.state_dict())
+    assert torch.equal(predictions(resumed.parts), predictions(straight.parts))
+
+
+@pytest.mark.parametrize(("kind", "changes"), KINDS)
+def test_the_base_stays_within_reach(models, kind, changes):
+    untouched = predictions(load(ModelConfig(base=str(models[kind]))))
+    samples = pictures()
+    learner = tuner(models[kind], steps=3, **changes)
+    torch.testing.assert_close(predictions(learner.parts), untouched, atol=1e-5, rtol=1e-5)  # it starts as no change
+    learner.fit(selection(samples), samples, seed=1, report=silent)
+    tuned = predictions(learner.parts)
+    assert not torch.allclose(tuned, untouched, atol=1e-4)
+    with learner.base_weights():
+        torch.testing.assert_close(predictions(learner.parts), untouched, atol=1e-5, rtol=1e-5)
+    assert torch.equal(predictions(learner.parts), tuned)
+
+
+def test_figures_of_a_round(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], steps=100, exposures=2.0, batch_size=2, gradient_accumulation=2)
+    said = []
+    figures = learner.fit(selection(samples), samples, seed=1, report=lambda done, total: said.append((done, total)))
+    assert said == [(1, 3), (2, 3), (3, 3)]
+    assert figures["steps"] == 3
+    assert figures["exposures_mean"] == 2
+    assert figures["network_evaluations"] == 12 + 2 * 6  # a row a picture, and the drift's two
+    assert figures["prediction_drift"] > 0
+    assert figures["latent_std"] == pytest.approx(
+        torch.stack([s.aux["latent"] for s in samples.values()]).std().item(), rel=1e-5
+    )
+    assert all(math.isfinite(value) for value in figures.values())
+
+
+def test_guidance_and_anchor_cost_a_row_each(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], exposures=1.0, loss_on="guided", anchor=0.1)
+    assert learner.fit(selection(samples), samples, seed=1, report=silent)["network_evaluations"] == 3 * 6 + 2 * 6
+
+
+def test_accumulation_changes_nothing_but_the_last_bits(models):
+    samples = pictures()
+    states = []
+    for batch, accumulation in ((6, 1), (2, 3)):
+        learner = tuner(
+            models["sd15"],
+            batch_size=batch,
+            gradient_accumulation=accumulation,
+            steps=2,
+            learning_rate=1e-4,
+            caption_dropout=0.3,
+        )
+        learner.fit(selection(samples), samples, seed=1, report=silent)
+        states.append(learner.state_dict()["optimizer"])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value, atol=1e-5, rtol=1e-2)
+
+
+def test_weight_zero_teaches_nothing(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], steps=2)
+    before = learner.state_dict()["adapter"]
+    learner.fit(selection(samples, weight=0.0), samples, seed=1, report=silent)
+    after = learner.state_dict()["adapter"]
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+def test_the_average_is_what_samples(models):
+    samples = pictures()
+    plain, averaged = tuner(models["sd15"], steps=3), tuner(models["sd15"], steps=3, ema=0.999)
+    for learner in (plain, averaged):
+        learner.fit(selection(samples), samples, seed=1, report=silent)
+    live, same_live = plain.state_dict()["adapter"], averaged.state_dict()["adapter"]
+    assert all(torch.equal(live[name], same_live[name]) for name in live)
+    assert not torch.allclose(predictions(plain.parts), predictions(averaged.parts), atol=1e-5)
+
+
+def test_an_anchor_holds_the_model_back(models):
+    samples = pictures()
+    moved = []
+    for anchor in (0.0, 10.0):
+        learner = tuner(models["sd15"], steps=12, exposures=None, anchor=anchor)
+        moved.append(learner.fit(selection(samples), samples, seed=1, report=silent)["prediction_drift"])
+    assert moved[1] < 0.7 * moved[0]
+
+
+def test_the_learning_rate_spans_the_rounds(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], rounds=2, lr_schedule="linear", exposures=1.0, learning_rate=1.0e-3)
+    rates = [learner.fit(selection(samples), samples, seed=n, report=silent)["learning_rate"] for n in (0, 1)]
+    # two steps a round; the last of each is at 1/4 and 3/4 of the whole
+    assert rates == pytest.approx([0.75e-3, 0.25e-3])
+
+
+@pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_bfloat16_models_train_float32_weights(models, precision, adapter):
+    samples = pictures()
+    learner = tuner(
+        models["sd21"], dtype="bfloat16", precision=precision, adapter=adapter, steps=2, anchor=0.1, loss_on="guided"
+    )
+    figures = learner.fit(selection(samples), samples, seed=1, report=silent)
+    assert math.isfinite(figures["loss"])
+    assert {p.dtype for p in learner.parts.unet.parameters()} == {torch.bfloat16}
+    state = learner.state_dict()
+    assert {w.dtype for w in state["adapter" if adapter == "lora" else "weights"].values()} == {torch.float32}
+    assert figures["grad_norm"] > 0
+
+
+def test_bfloat16_autocast_gradients_are_those_of_float32(models):
+    samples = pictures()
+    moments = []
+    for precision in ("float32", "bfloat16"):
+        learner = tuner(models["sd15"], precision=precision, steps=1, anchor=0.1, loss_on="guided", max_grad_norm=None)
+        learner.fit(selection(samples), samples, seed=1, report=silent)
+        state = learner.state_dict()["optimizer"]
+        moments.append(torch.cat([state[name].flatten() for name in sorted(state) if name.endswith("/exp_avg")]))
+    assert torch.nn.functional.cosine_similarity(moments[0], moments[1], dim=0) > 0.99
+
+
+def test_gradient_checkpointing_changes_no_gradient(models):
+    samples = pictures()
+    states = []
+    for checkpointing in (False, True):
+        learner = tuner(models["sd15"], steps=1, gradient_checkpointing=checkpointing)
+        learner.fit(selection(samples), samples, seed=1, report=silent)
+        states.append(learner.state_dict()["optimizer"])
+    for name, value in states[0].items():
+        torch.testing.assert_close(states[1][name], value)
+
+
+def test_drift_is_zero_before_and_deterministic_after(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], steps=2)
+    latents = torch.stack([s.aux["latent"] for s in samples.values()])
+    captions = [s.prompt.learning for s in samples.values()]
+    assert drift(learner.parts, learner.base_weights, latents, captions) == 0
+    learner.fit(selection(samples), samples, seed=1, report=silent)
+    one, other = (drift(learner.parts, learner.base_weights, latents, captions, batch_size=n) for n in (2, 6))
+    assert one > 0
+    assert one == pytest.approx(other, rel=1e-3)
+    assert drift(learner.parts, learner.base_weights, latents[:0], []) == 0
+
+
+def test_an_empty_selection_teaches_nothing(models):
+    learner = tuner(models["sd15"])
+    figures = learner.fit(Selection("weighted", ()), {}, seed=1, report=silent)
+    assert figures["steps"] == 0
+    assert learner.rounds == 1
+
+
+def test_the_learning_text_is_what_is_learned(models, monkeypatch):
+    samples = pictures(count=3)
+    learner = tuner(models["sd15"], exposures=1.0)
+    seen = []
+    ask = type(learner.parts.prompts).__call__
+    monkeypatch.setattr(type(learner.parts.prompts), "__call__", lambda self, t: seen.extend(t) or ask(self, t))
+    learner.fit(selection(samples), samples, seed=1, report=silent)
+    assert set(seen) == {"", "picture 0", "picture 1", "picture 2"}
+
+
+def test_errors_are_sentences(models):
+    samples = pictures(count=2)
+    learner = tuner(models["sd15"])
+    with pytest.raises(UserError, match="already carries a LoRA"):
+        DiffusionFineTunerConfig().build(learner.parts, total_rounds=1, guidance=1.0, seed=0)
+    with pytest.raises(UserError, match="no layer of the model ends in any of to_nowhere"):
+        tuner(models["sd15"], target_modules=("to_nowhere",))
+    with pytest.raises(UserError, match=r"pure_noise_steps: 2000 is more than the model's 1000 timesteps"):
+        tuner(models["sd15"], pure_noise_steps=2000)
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        tuner(models["sd15"], precision="float16")
+    bare = {key: Sample(0, s.prompt, s.index, 0, "policy", s.media) for key, s in samples.items()}
+    with pytest.raises(UserError, match="carries no latent"):
+        learner.fit(selection(bare), bare, seed=0, report=silent)
+    odd = dict(samples)
+    odd[Key(0, "p0", 0)].aux["latent"].resize_(4, 4, 16)
+    with pytest.raises(UserError, match="latents differ in shape"):
+        learner.fit(selection(odd), odd, seed=0, report=silent)
+
+
+def test_a_loss_that_is_no_number_stops_with_a_sentence(models):
+    samples = pictures()
+    for sample in samples.values():
+        sample.aux["latent"].fill_(float("nan"))
+    with pytest.raises(UserError, match=r"the loss is no longer a number at step 1. Lower finetuner.learning_rate"):
+        tuner(models["sd15"]).fit(selection(samples), samples, seed=0, report=silent)
+
+
+def test_states_of_another_finetuner_are_refused(models):
+    lora, full = tuner(models["sd15"]), tuner(models["sd15"], adapter="full")
+    with pytest.raises(UserError, match=r"holds no 'weights' weights: finetuner.adapter was different"):
+        full.load_state_dict(lora.state_dict())
+    with pytest.raises(UserError, match="has another shape"):
+        tuner(models["sd15"], rank=2).load_state_dict(lora.state_dict())
+    with pytest.raises(UserError, match="is missing"):
+        tuner(models["sd15"], target_modules="all").load_state_dict(lora.state_dict())
+
+
+def test_misspelt_keys_get_a_hint():
+    with pytest.raises(UserError, match="Did you mean 'learning_rate'"):
+        check(DiffusionFineTunerConfig, {"learing_rate": 1e-4})

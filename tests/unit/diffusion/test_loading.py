@@ -1,0 +1,263 @@
+"""Models by folder, hub id and single file; the wrong kind of thing gets a sentence that says what it is."""
+
+import json
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from raftdiff.config import check
+from raftdiff.diffusion import ldm, tiny
+from raftdiff.diffusion.loading import ModelConfig, find_device, load
+from raftdiff.diffusion.single_file import write_configs
+from raftdiff.errors import UserError
+
+
+def copied(models, folder, kind="sd15"):
+    shutil.copytree(models[kind], folder)
+    return folder
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def base(path, **changes):
+    return ModelConfig(base=str(path), **changes)
+
+
+def test_a_folder_loads_frozen_and_in_its_dtype(models):
+    parts = load(base(models["sd21"], dtype="bfloat16", channels_last=True))
+    assert parts.prediction_type == "v_prediction"
+    assert parts.size == 16
+    assert parts.vae_factor == 2
+    assert {p.dtype for p in parts.unet.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in parts.unet.parameters())
+    assert parts.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_a_shipped_name_is_resolved_first(models):
+    parts = load(ModelConfig(base="emoji-sd"), resolve=lambda name: str(models["sd15"]) if name == "emoji-sd" else name)
+    assert parts.name == "emoji-sd"
+
+
+def test_a_half_precision_variant_is_found(models, tmp_path):
+    folder = copied(models, tmp_path / "half")
+    for component, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
+        (folder / component / f"{stem}.safetensors").rename(folder / component / f"{stem}.fp16.safetensors")
+    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.fp16.safetensors")
+    load(base(folder))
+
+
+def test_overrides_of_the_schedule(models):
+    parts = load(base(models["sd15"], prediction_type="v_prediction", zero_terminal_snr=True))
+    assert parts.prediction_type == "v_prediction"
+    assert parts.scheduler.config.rescale_betas_zero_snr
+    assert parts.scheduler.config.timestep_spacing == "trailing"
+
+
+def test_another_vae(models):
+    load(base(models["sd15"], vae=str(models["sd21"] / "vae")))
+    with pytest.raises(UserError, match=r"is not the folder of an AutoencoderKL: it has no config.json"):
+        load(base(models["sd15"], vae=str(models["sd15"])))
+
+
+def write(path, **described):
+    path.mkdir()
+    (path / "model_index.json").write_text(json.dumps(described))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda p: p.mkdir(), "this folder is empty"),
+        (lambda p: write(p, _class_name="StableDiffusionXLPipeline"), "this is a StableDiffusionXLPipeline; raftdiff"),
+        (lambda p: write(p, _class_name="FluxPipeline"), "this is a FluxPipeline; raftdiff tunes Stable Diffusion 1.x"),
+        (
+            lambda p: (p.mkdir(), (p / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')),
+            "this folder holds a LlamaForCausalLM; raftdiff tunes",
+        ),
+        (
+            lambda p: (p.mkdir(), (p / "config.json").write_text('{"_class_name": "UNet2DConditionModel"}')),
+            "this folder holds a UNet2DConditionModel",
+        ),
+        (
+            lambda p: (p.mkdir(), (p / "pytorch_lora_weights.safetensors").touch()),
+            "this folder holds a LoRA, which changes a model and is not one",
+        ),
+        (
+            lambda p: (p.mkdir(), (p / "anime.safetensors").touch()),
+            "it holds anime.safetensors: name that file itself",
+        ),
+        (lambda p: (p.mkdir(), (p / "notes.txt").touch()), "it has no model_index.json"),
+        (lambda p: (p.mkdir(), (p / "model_index.json").write_text("{")), "cannot be read as JSON"),
+    ],
+)
+def test_folders_of_the_wrong_kind(tmp_path, make, sentence):
+    make(tmp_path / "it")
+    with pytest.raises(UserError, match=sentence):
+        load(base(tmp_path / "it"))
+
+
+def test_incomplete_folders(models, tmp_path):
+    folder = copied(models, tmp_path / "it")
+    weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:100])
+    with pytest.raises(UserError, match="this model cannot be read"):
+        load(base(folder))
+    weights.rename(weights.with_suffix(".bin"))
+    with pytest.raises(UserError, match=r"holds only pickled .bin weights, which raftdiff does not open"):
+        load(base(folder))
+    weights.with_suffix(".bin").unlink()
+    with pytest.raises(UserError, match=r"unet/ holds no weights \(.safetensors\)"):
+        load(base(folder))
+    shutil.rmtree(folder / "vae")
+    shutil.copy(models["sd15"] / "unet" / "diffusion_pytorch_model.safetensors", weights)
+    with pytest.raises(UserError, match=r"vae/config.json is missing"):
+        load(base(folder))
+
+
+def test_parts_that_do_not_belong_together(models, tmp_path):
+    folder = copied(models, tmp_path / "it")
+    edit(folder / "model_index.json", text_encoder=["transformers", "T5EncoderModel"])
+    with pytest.raises(UserError, match="its text_encoder is a T5EncoderModel, not a CLIPTextModel"):
+        load(base(folder))
+
+
+def test_missing_paths_and_names(monkeypatch):
+    for name in ("/nowhere/at/all", "emoji_sd", "./model", "models/anime.safetensors/x"):
+        with pytest.raises(UserError, match="is neither a folder nor a file here, nor a hub id"):
+            load(base(name))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(UserError, match="there is no folder 'someone/model' here, and the hub cannot be reached"):
+        load(base("someone/model"))
+
+
+def test_no_network_for_local_models(models, tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise AssertionError("the network was asked for")
+
+    monkeypatch.setattr("socket.socket.connect", refuse)
+    load(base(models["sd15"]))
+    load(base(tiny.write_single_file(tmp_path / "it.safetensors", "sd15"), config=str(models["sd15"])))
+
+
+@pytest.mark.parametrize(
+    ("name", "weights", "sentence"),
+    [
+        ("a.safetensors", {"lora_unet_down_blocks_0.lora_down.weight": 2}, "this is a LoRA"),
+        ("b.safetensors", {"model.layers.0.self_attn.q_proj.weight": 2}, "this is a language model"),
+        ("c.safetensors", {"double_blocks.0.img_attn.qkv.weight": 2}, "this is a FLUX checkpoint"),
+        ("d.safetensors", {"model.diffusion_model.joint_blocks.0.x": 2}, "this is an SD 3 checkpoint"),
+        ("e.safetensors", {"conv_in.weight": 4}, "this is a U-Net alone, in diffusers' form"),
+        ("f.safetensors", {"something": 2}, "does not hold a Stable Diffusion checkpoint"),
+        (
+            "g.safetensors",
+            {"model.diffusion_model.input_blocks.0.0.weight": 4, "conditioner.embedders.0.x": 2},
+            "this is an SDXL checkpoint",
+        ),
+        ("h.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 9}, "this is an inpainting checkpoint"),
+        ("i.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 4}, "a U-Net but no text encoder"),
+        ("j.ckpt", {"something": 2}, "does not hold a Stable Diffusion checkpoint"),
+    ],
+)
+def test_files_of_the_wrong_kind(tmp_path, name, weights, sentence):
+    made = {key: torch.zeros(2, channels) for key, channels in weights.items()}
+    (torch.save if name.endswith(".ckpt") else save_file)(made, tmp_path / name)
+    with pytest.raises(UserError, match=sentence):
+        load(base(tmp_path / name))
+
+
+def test_unreadable_files(tmp_path):
+    (tmp_path / "a.safetensors").write_bytes(b"not one")
+    (tmp_path / "b.ckpt").write_bytes(b"not one")
+    (tmp_path / "c.bin").touch()
+    with pytest.raises(UserError, match="this is not a readable safetensors file"):
+        load(base(tmp_path / "a.safetensors"))
+    with pytest.raises(UserError, match=r"this .ckpt cannot be read as plain weights"):
+        load(base(tmp_path / "b.ckpt"))
+    with pytest.raises(UserError, match=r"a single-file model ends in .safetensors or .ckpt"):
+        load(base(tmp_path / "c.bin"))
+
+
+class Malicious:
+    def __reduce__(self):
+        return (print, ("run",))
+
+
+def test_a_ckpt_never_runs_code(tmp_path, capsys):
+    torch.save({"state_dict": {}, "callbacks": Malicious()}, tmp_path / "it.ckpt")
+    with pytest.raises(UserError, match="It may hold Python code, which raftdiff never runs"):
+        load(base(tmp_path / "it.ckpt"))
+    assert capsys.readouterr().out == ""
+
+
+def test_single_files_that_need_a_word(tmp_path):
+    path = tiny.write_single_file(tmp_path / "it.safetensors", "sd21")
+    with pytest.raises(UserError, match=r"an SD 2.x file does not say what its network predicts"):
+        load(base(path))
+    with pytest.raises(UserError, match="these weights do not fit the model configs in sd1"):
+        load(base(tiny.write_single_file(tmp_path / "other.safetensors", "sd15")))
+
+
+@pytest.mark.parametrize(
+    ("kind", "unet", "text"), [("sd1", 859_520_964, 123_060_480), ("sd2", 865_910_724, 340_387_840)]
+)
+def test_the_configs_in_code_are_those_of_the_published_models(tmp_path, kind, unet, text):
+    import diffusers
+    import transformers
+
+    folder = write_configs(kind, tmp_path, "v_prediction" if kind == "sd2" else None, tmp_path)
+    with torch.device("meta"):
+        made = {
+            "unet": diffusers.UNet2DConditionModel.from_config(json.loads((folder / "unet/config.json").read_text())),
+            "vae": diffusers.AutoencoderKL.from_config(json.loads((folder / "vae/config.json").read_text())),
+            "text": transformers.CLIPTextModel(transformers.CLIPTextConfig.from_pretrained(folder / "text_encoder")),
+        }
+    counts = {name: sum(p.numel() for p in module.parameters()) for name, module in made.items()}
+    assert counts == {"unet": unet, "vae": 83_653_863, "text": text}
+    tokenizer = transformers.CLIPTokenizer.from_pretrained(folder / "tokenizer")
+    ids = tokenizer("A photo of a cat", padding="max_length", max_length=9).input_ids
+    assert ids == [49406, 320, 1125, 539, 320, 2368, 49407, *[0 if kind == "sd2" else 49407] * 2]
+    # and the names are those of the original checkpoints
+    names = ldm.unet_weights(made["unet"].state_dict(), 2)
+    assert "model.diffusion_model.output_blocks.11.1.proj_out.weight" in names
+    assert "model.diffusion_model.output_blocks.8.2.conv.weight" in names
+    assert "model.diffusion_model.output_blocks.2.1.conv.weight" in names
+    assert "first_stage_model.decoder.up.3.upsample.conv.weight" in ldm.vae_weights(made["vae"].state_dict(), 4)
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [("gpu", "'gpu' is not a device"), ("cpu:1", "'cpu:1' is not a device"), ("cuda:x", "'cuda:x' is not a device")],
+)
+def test_devices_that_do_not_exist(name, sentence):
+    with pytest.raises(UserError, match=sentence):
+        find_device(name)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_without_a_gpu(models):
+    assert find_device("auto") == torch.device("cpu")
+    with pytest.raises(UserError, match="'cuda' asks for a GPU, and PyTorch sees none here"):
+        load(base(models["sd15"], device="cuda"))
+    with pytest.raises(UserError, match="float16 needs a GPU"):
+        load(base(models["sd15"], dtype="float16"))
+
+
+def test_xformers_missing_says_how_to_install_it(models, monkeypatch):
+    monkeypatch.setattr("raftdiff.diffusion.loading.find_spec", lambda _: None)
+    with pytest.raises(UserError, match=r"pip install 'raftdiff\[xformers\]'"):
+        load(base(models["sd15"], attention="xformers"))
+
+
+def test_zero_snr_with_epsilon_is_refused(models):
+    with pytest.raises(UserError, match="does not go with epsilon-prediction"):
+        load(base(models["sd15"], zero_terminal_snr=True))
+
+
+def test_misspelt_keys_get_a_hint():
+    with pytest.raises(UserError, match="Did you mean 'dtype'"):
+        check(ModelConfig, {"base": "x", "dtyp": "float32"})

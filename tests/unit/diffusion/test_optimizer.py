@@ -1,0 +1,82 @@
+"""The learning rate, who sees what when, the moving average, and AdamW's state as named tensors."""
+
+from collections import Counter
+
+import pytest
+import torch
+from torch import nn
+
+from raftdiff.diffusion import optimizer
+
+
+@pytest.mark.parametrize(
+    ("kind", "progress", "expected"),
+    [
+        ("constant", 0.9, 1.0),
+        ("linear", 0.25, 0.75),
+        ("cosine", 0.5, 0.5),
+        ("cosine", 1.0, 0.0),
+        ("linear", 1.5, 0.0),
+    ],
+)
+def test_learning_rate_closed_form(kind, progress, expected):
+    assert optimizer.learning_rate(1.0, kind, progress, 1000, 10) == pytest.approx(expected)
+
+
+def test_warmup_rises_over_its_steps():
+    rates = [optimizer.learning_rate(2.0, "constant", 0.0, step, 4) for step in range(5)]
+    assert rates == pytest.approx([0.5, 1.0, 1.5, 2.0, 2.0])
+
+
+def test_each_item_is_seen_evenly_and_no_more_than_allowed():
+    plan = optimizer.exposure_plan(10, 1000, 4, 3.0, seed=1)
+    seen = Counter(item for rows in plan for item in rows)
+    assert set(seen.values()) == {3}
+    assert len(seen) == 10
+    first, second = [item for rows in plan for item in rows][:10], [item for rows in plan for item in rows][10:20]
+    assert sorted(first) == sorted(second) == list(range(10))
+    assert first != second
+
+
+def test_steps_limit_what_is_seen():
+    assert [len(rows) for rows in optimizer.exposure_plan(10, 2, 4, None, seed=1)] == [4, 4]
+    assert optimizer.exposure_plan(0, 2, 4, None, seed=1) == []
+    assert optimizer.exposure_plan(5, 0, 4, None, seed=1) == []
+
+
+def test_half_an_exposure_shows_half_the_items():
+    assert sum(len(rows) for rows in optimizer.exposure_plan(10, 100, 4, 0.5, seed=1)) == 5
+
+
+def test_the_average_follows_and_forgets_its_start():
+    shadow, live = {"w": torch.zeros(1)}, {"w": torch.ones(1)}
+    optimizer.update_average(shadow, live, 0.9, 0)
+    assert shadow["w"].item() == pytest.approx(0.9)  # the decay is held at 1/10 at first
+    optimizer.update_average(shadow, live, 0.9, 10_000)
+    assert shadow["w"].item() == pytest.approx(0.91)
+
+
+def test_adamw_continues_to_the_bit():
+    def run(adam, parameters, steps):
+        for step in range(steps):
+            for parameter in parameters.values():
+                parameter.grad = torch.full_like(parameter, 0.1 * (step + 1))
+            adam.step()
+
+    def fresh():
+        torch.manual_seed(0)
+        parameters = {"a": nn.Parameter(torch.randn(3)), "b": nn.Parameter(torch.randn(2, 2))}
+        return parameters, optimizer.adamw(parameters, 0.1, (0.9, 0.99), 0.01)
+
+    one, adam = fresh()
+    assert optimizer.state_dict(adam, one) == {}
+    run(adam, one, 3)
+    state = optimizer.state_dict(adam, one)
+    assert set(state) == {f"{name}/{key}" for name in "ab" for key in ("step", "exp_avg", "exp_avg_sq")}
+    other, twin = fresh()
+    for name, parameter in other.items():
+        parameter.data.copy_(one[name].data)
+    optimizer.load_state_dict(twin, other, other, state)
+    run(adam, one, 2)
+    run(twin, other, 2)
+    assert all(torch.equal(one[name], other[name]) for name in one)
