@@ -39,8 +39,8 @@ class AestheticConfig(Config):
     """Whose weights; openai, on which LAION trained every head, when `model` is an open_clip name."""
     quick_gelu: bool | None = None
     """Read only where `pretrained` is a file: whether these weights were trained with QuickGELU (OpenAI's were)."""
-    dtype: Precision = "fp32"
-    """Precision of the image tower: fp32, bf16 or fp16."""
+    dtype: Precision = "float32"
+    """Precision of the image tower: float32, bfloat16 or float16."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures per forward of the image tower."""
 

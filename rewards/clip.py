@@ -25,8 +25,8 @@ class ClipConfig(Config):
     """For an open_clip model name: whose weights, as a tag (openai, laion2b_s32b_b82k) or a checkpoint file."""
     quick_gelu: bool | None = None
     """Read only where `pretrained` is a file: whether these weights were trained with QuickGELU (OpenAI's were)."""
-    dtype: Precision = "fp32"
-    """Precision of the towers: fp32, bf16 or fp16."""
+    dtype: Precision = "float32"
+    """Precision of the towers: float32, bfloat16 or float16."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures per forward of the image tower."""
 

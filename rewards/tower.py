@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, final
 from weakref import WeakValueDictionary
@@ -21,7 +21,9 @@ from PIL import Image
 from raftdiff.errors import UserError
 from raftdiff.types import Sample
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["float32", "bfloat16", "float16"]
+PRECISIONS: Mapping[Precision, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""As open_clip spells them."""
 
 REMEMBERED = 16_384
 """Pictures whose features a tower keeps: several rounds of a large run, about 50 MB at 768 numbers each."""
@@ -126,7 +128,7 @@ def open_tower(
     pretrained: str | None = None,
     *,
     device: str = "cpu",
-    dtype: Precision = "fp32",
+    dtype: Precision = "float32",
     quick_gelu: bool | None = None,
     batch_size: int = 32,
 ) -> Tower:
@@ -240,7 +242,7 @@ def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) ->
         model, preprocess = open_clip.create_model_from_pretrained(
             identity.model,
             identity.pretrained,
-            precision=dtype,
+            precision=PRECISIONS[dtype],
             device=device,
             force_quick_gelu=identity.quick_gelu,
         )
@@ -255,7 +257,7 @@ def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) ->
         name=" ".join(filter(None, [identity.model.removeprefix("local-dir:"), identity.pretrained])),
         width=width,
         device=device,
-        dtype=open_clip.get_input_dtype(dtype) or torch.float32,
+        dtype=getattr(torch, dtype),
         batch_size=batch_size,
     )
 

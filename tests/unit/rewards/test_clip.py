@@ -45,7 +45,7 @@ def test_the_name_of_a_shipped_model_is_resolved(tiny_clip: Path) -> None:
 
 def test_a_recipe_says_it_in_yaml_words() -> None:
     config = check(ClipConfig, {"type": "clip", "model": "ViT-L-14", "pretrained": "openai", "weight": 2})
-    assert (config.name, config.weight, config.dtype) == ("clip", 2.0, "fp32")
+    assert (config.name, config.weight, config.dtype) == ("clip", 2.0, "float32")
     with pytest.raises(UserError, match=r"pretraind: unknown key\. Did you mean 'pretrained'"):
         check(ClipConfig, {"model": "ViT-L-14", "pretraind": "openai"})
     with pytest.raises(UserError, match="weight"):

@@ -108,10 +108,10 @@ def test_pictures_of_other_modes_are_read_as_rgb(tiny_clip: Path, mode: str) -> 
     torch.testing.assert_close(tower.image_features([image]), tower.image_features([image.convert("RGB")]))
 
 
-@pytest.mark.parametrize("dtype", ["bf16", "fp16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_lower_precision_is_near(tiny_clip: Path, dtype: module.Precision) -> None:
     images = pictures(4)
-    low, full = (open_tower(str(tiny_clip), dtype=d).image_features(images) for d in (dtype, "fp32"))
+    low, full = (open_tower(str(tiny_clip), dtype=d).image_features(images) for d in (dtype, "float32"))
     assert low.dtype == torch.float32
     torch.testing.assert_close((low * full).sum(dim=1), torch.ones(4), atol=2e-3, rtol=0)
 
