@@ -2,7 +2,7 @@
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,12 +12,12 @@ from raftdiff.diffusion.loading import quietly
 from raftdiff.diffusion.trainable import lora_layers
 from raftdiff.errors import UserError, nearest
 
-Format = Literal["diffusers", "kohya", "merged"]
+FORMATS = ("diffusers", "kohya", "merged")
 LoRA = dict[str, tuple[Tensor, Tensor, float]]
 """Layer name -> (down, up, scale): the layer's weight changes by scale * up @ down."""
 
 
-def export(tuner: DiffusionFineTuner, format: Format, out: Path) -> Path:
+def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
     """Write the policy (the moving average where one is kept) to the folder ``out``; returns what to load.
 
     ``diffusers``: a LoRA folder, for ``pipeline.load_lora_weights(out)``. ``kohya``: one .safetensors for A1111,
@@ -26,8 +26,8 @@ def export(tuner: DiffusionFineTuner, format: Format, out: Path) -> Path:
     Raises:
         UserError: another format, a LoRA asked of a full fine-tune, or ``out`` cannot be written.
     """
-    if format not in get_args(Format):
-        raise UserError(f"'{format}' is not an export format. {nearest(format, get_args(Format))}")
+    if format not in FORMATS:
+        raise UserError(f"'{format}' is not an export format. {nearest(format, FORMATS)}")
     if format != "merged" and tuner.config.adapter == "full":
         raise UserError(
             f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged."

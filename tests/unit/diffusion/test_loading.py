@@ -141,7 +141,8 @@ def test_no_network_for_local_models(models, tmp_path, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     load(base(models["sd15"]))
-    load(base(tiny.write_single_file(tmp_path / "it.safetensors", "sd15"), config=str(models["sd15"])))
+    for name in ("it.safetensors", "it.ckpt"):
+        load(base(tiny.write_single_file(tmp_path / name, "sd15"), config=str(models["sd15"])))
 
 
 @pytest.mark.parametrize(

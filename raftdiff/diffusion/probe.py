@@ -1,0 +1,173 @@
+"""What a recipe will do, counted; and how long it will take on this machine, from a short measurement."""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from raftdiff.diffusion.finetuner import DiffusionFineTuner, DiffusionFineTunerConfig
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, decode
+from raftdiff.types import Item, Prompt, Sample, Selection
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """The work of one round, from the recipe alone."""
+
+    images: int
+    """Pictures sampled."""
+    sampling_evaluations: int
+    """Rows through the U-Net while sampling."""
+    selected: int
+    """Pictures learned from, replayed ones included."""
+    tuning_steps: int
+    tuning_rows: int
+    """Pictures shown while tuning, repeats counted."""
+    tuning_evaluations: int
+    """Rows through the U-Net while tuning, with gradient and without; the drift's are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Seconds and bytes, measured on this machine at the recipe's size, dtype and batch."""
+
+    seconds_per_evaluation: float
+    """One row through the U-Net while sampling, the solver's share included."""
+    seconds_per_decode: float
+    """One picture through the VAE's decoder."""
+    seconds_per_tuned_row: float
+    """One picture of an optimizer step, everything that the loss asks for included."""
+    trained_parameters: int
+    model_parameters: int
+    """Of U-Net, VAE and text encoder, without what was added to be trained."""
+    memory_bytes: int
+    """The most that the process held while measuring: of the GPU where there is one, else resident memory."""
+
+    def seconds_per_round(self, counts: Counts) -> float:
+        """Sampling, decoding and tuning; scoring is the rewards' own."""
+        return (
+            counts.sampling_evaluations * self.seconds_per_evaluation
+            + counts.images * self.seconds_per_decode
+            + counts.tuning_rows * self.seconds_per_tuned_row
+        )
+
+
+def count(
+    sampler: DiffusionSamplerConfig, tuner: DiffusionFineTunerConfig, *, prompts: int, per_prompt: int, selected: int
+) -> Counts:
+    """The work of a round of ``prompts`` times ``per_prompt`` pictures, of which ``selected`` are learned from.
+
+    >>> from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+    >>> sampler = DiffusionSamplerConfig(steps=20, guidance=7.5)
+    >>> count(sampler, DiffusionFineTunerConfig(), prompts=10, per_prompt=20, selected=10).sampling_evaluations
+    8000
+    """
+    images = prompts * per_prompt
+    rows_a_step = tuner.batch_size * tuner.gradient_accumulation
+    rows = tuner.steps * rows_a_step if selected else 0
+    if selected and tuner.exposures is not None:
+        rows = min(rows, max(1, int(tuner.exposures * selected)))
+    return Counts(
+        images=images,
+        sampling_evaluations=images * sampler.steps * (2 if sampler.guidance != 1 else 1),
+        selected=selected,
+        tuning_steps=-(-rows // rows_a_step),
+        tuning_rows=rows,
+        tuning_evaluations=rows * evaluations_per_row(tuner, sampler.guidance),
+    )
+
+
+def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float) -> int:
+    """Rows through the U-Net for each picture shown: its own, the guided loss's second, the anchor's."""
+    guided = tuner.loss_on == "guided" and (tuner.guidance or guidance) != 1
+    return 1 + int(guided) + int(tuner.anchor > 0)
+
+
+def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
+    """Sample one batch for two steps, decode it and tune on it for two steps, each once to warm up and once by the
+    clock; the fine-tuner is put back as it was. A few seconds with a small model, up to a minute with a large one on a
+    CPU; the sampler's evaluations count goes on.
+    """
+    parts = sampler.parts
+    batch = sampler.config.batch_size
+    quick = DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), parts)
+    shape = (
+        batch,
+        parts.unet.config.in_channels,
+        sampler.height // parts.vae_factor,
+        sampler.width // parts.vae_factor,
+    )
+    generators = [torch.Generator().manual_seed(row) for row in range(batch)]
+    noise = torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])
+    text = parts.prompts(["a picture"] * batch)
+    negative = parts.prompts([""] * batch) if sampler.config.guidance != 1 else None
+    if parts.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(parts.device)
+
+    sampling = _seconds(lambda: quick.denoise(noise, text, negative, generators), parts.device)
+    rows = quick.network_evaluations() // 2  # two runs
+    decoding = _seconds(lambda: decode(parts, noise, sampler.config.vae_batch_size or batch), parts.device)
+    tuning, tuned_rows = _tuning(tuner, noise)
+    return Probe(
+        seconds_per_evaluation=sampling / rows,
+        seconds_per_decode=decoding / batch,
+        seconds_per_tuned_row=tuning / tuned_rows,
+        trained_parameters=tuner.parameter_count(),
+        model_parameters=model_parameters(tuner),
+        memory_bytes=_memory(parts.device),
+    )
+
+
+def model_parameters(tuner: DiffusionFineTuner) -> int:
+    """Numbers in U-Net, VAE and text encoder, without an adapter's."""
+    modules = (tuner.parts.unet, tuner.parts.vae, tuner.parts.text_encoder)
+    total = sum(parameter.numel() for module in modules for parameter in module.parameters())
+    return int(total) - (tuner.parameter_count() if tuner.config.adapter == "lora" else 0)
+
+
+def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor) -> tuple[float, int]:
+    """Seconds of one optimizer step, and its rows; the state is put back afterwards."""
+    before = tuner.state_dict()
+    rows = tuner.config.batch_size * tuner.config.gradient_accumulation
+    prompt = Prompt("probe", "a picture", "a picture", "a picture")
+    samples = {
+        sample.key: sample
+        for sample in (
+            Sample(0, prompt, row, 0, "policy", Image.new("RGB", (1, 1)), {"latent": latents[row % len(latents)]})
+            for row in range(rows)
+        )
+    }
+    selection = Selection("weighted", tuple(Item((key,)) for key in samples))
+    config, ticks = tuner.config, [0.0]
+    tuner.config = config.model_copy(update={"steps": 2, "exposures": None})
+    try:
+        tuner.fit(selection, samples, seed=0, report=lambda *_: ticks.append(_now(tuner.parts.device)))
+    finally:
+        tuner.config = config
+        tuner.load_state_dict(before)
+    return ticks[-1] - ticks[-2], rows
+
+
+def _seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Of the second run: the first allocates, and compiles where it is asked to."""
+    work()
+    start = _now(device)
+    work()
+    return _now(device) - start
+
+
+def _now(device: torch.device) -> float:
+    """The clock, when what was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device))
+    import psutil
+
+    return int(psutil.Process().memory_info().rss)

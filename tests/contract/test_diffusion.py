@@ -1,0 +1,48 @@
+"""The diffusion sampler and fine-tuner keep the contracts that raftdiff.testing states."""
+
+import pytest
+
+from raftdiff.diffusion import tiny
+from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.testing import check_finetuner, check_sampler
+from raftdiff.types import Item, Prompt, Selection
+
+# diffusers asks numpy for an array in a way that numpy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+PROMPTS = [Prompt(name, name, name, name) for name in ("a cat", "a dog", "a cow")]
+SAMPLERS = [
+    {"scheduler": "dpm++", "guidance": 3.0, "batch_size": 4},
+    {"scheduler": "euler_a", "guidance": 1.0, "batch_size": 2},
+]
+TUNERS = [{}, {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}]
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def folder(request, tmp_path_factory):
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def model(folder):
+    return load(ModelConfig(base=str(folder)))
+
+
+@pytest.mark.parametrize("config", SAMPLERS, ids=lambda config: config["scheduler"])
+def test_sampler(folder, config):
+    sampler = DiffusionSamplerConfig(steps=2, **config).build(model(folder))
+    check_sampler(sampler, PROMPTS, per_prompt=2).demand()
+
+
+@pytest.mark.parametrize("config", TUNERS, ids=["lora", "full", "guided"])
+def test_finetuner(folder, config):
+    sampler = DiffusionSamplerConfig(steps=2).build(model(folder))
+    samples = {s.key: s for s in sampler.sample(PROMPTS, per_prompt=1, seed=0, round=0, done=set())}
+    selection = Selection("weighted", tuple(Item((key,)) for key in samples))
+
+    def build():
+        tuner = DiffusionFineTunerConfig(steps=2, batch_size=2, **config)
+        return tuner.build(model(folder), total_rounds=3, guidance=2.0, seed=0)
+
+    check_finetuner(build, selection, samples).demand()

@@ -1,0 +1,59 @@
+"""The plan's arithmetic against what a round really does, and a measurement that leaves no trace."""
+
+import pytest
+import torch
+
+from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.probe import Probe, count, measure
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.types import Item, Prompt, Selection, silent
+
+# diffusers asks numpy for an array in a way that numpy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+SAMPLER = DiffusionSamplerConfig(steps=3, batch_size=4, guidance=3.0)
+TUNER = DiffusionFineTunerConfig(
+    steps=50, exposures=2.5, batch_size=2, gradient_accumulation=2, loss_on="guided", anchor=0.1
+)
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"exposures": None, "steps": 2}, {"loss_on": "conditional"}, {"guidance": 1.0}, {"steps": 0}]
+)
+def test_counts_are_those_of_a_round(models, changes):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+    config = TUNER.model_copy(update=changes)
+    sampler, tuner = SAMPLER.build(parts), config.build(parts, total_rounds=1, guidance=3.0, seed=0)
+    prompts = [Prompt(name, name, name, name) for name in ("a", "b", "c")]
+    samples = {s.key: s for s in sampler.sample(prompts, per_prompt=2, seed=0, round=0, done=set())}
+    chosen = list(samples)[:5]
+    figures = tuner.fit(Selection("weighted", tuple(Item((k,)) for k in chosen)), samples, seed=0, report=silent)
+    planned = count(SAMPLER, config, prompts=3, per_prompt=2, selected=5)
+    assert planned.images == len(samples)
+    assert planned.sampling_evaluations == sampler.network_evaluations()
+    assert planned.tuning_steps == figures["steps"]
+    assert planned.tuning_rows == pytest.approx(figures["exposures_mean"] * 5)
+    assert planned.tuning_evaluations == figures["network_evaluations"] - 2 * 5
+
+
+def test_the_time_of_a_round_adds_up():
+    probe = Probe(0.1, 0.5, 1.0, 0, 0, 0)
+    counts = count(SAMPLER, TUNER, prompts=3, per_prompt=2, selected=4)
+    assert probe.seconds_per_round(counts) == pytest.approx(36 * 0.1 + 6 * 0.5 + 10 * 1.0)
+
+
+def test_measuring_leaves_no_trace(models):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+    plain = sum(p.numel() for m in (parts.unet, parts.vae, parts.text_encoder) for p in m.parameters())
+    sampler, tuner = SAMPLER.build(parts), TUNER.build(parts, total_rounds=1, guidance=3.0, seed=0)
+    before = tuner.state_dict()
+    probe = measure(sampler, tuner)
+    after = tuner.state_dict()
+    assert all(torch.equal(before[stem][name], after[stem][name]) for stem in before for name in before[stem])
+    assert set(after["optimizer"]) == set(before["optimizer"])
+    assert tuner.config is TUNER
+    assert probe.model_parameters == plain
+    assert probe.trained_parameters == tuner.parameter_count() > 0
+    assert min(probe.seconds_per_evaluation, probe.seconds_per_decode, probe.seconds_per_tuned_row) > 0
+    assert probe.memory_bytes > 1e7
