@@ -21,7 +21,8 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
     """Write the policy (the moving average where one is kept) to the folder ``out``; returns what to load.
 
     ``diffusers``: a LoRA folder, for ``pipeline.load_lora_weights(out)``. ``kohya``: one .safetensors for A1111,
-    ComfyUI and others. ``merged``: a whole diffusers pipeline in the model's dtype.
+    ComfyUI and others, which is ``out`` itself if it ends so. ``merged``: a whole diffusers pipeline in the model's
+    dtype.
 
     Raises:
         UserError: another format, a LoRA asked of a full fine-tune, or ``out`` cannot be written.
@@ -33,7 +34,8 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
             f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged."
         )
     try:
-        out.mkdir(parents=True, exist_ok=True)
+        single = format == "kohya" and out.suffix == ".safetensors"
+        (out.parent if single else out).mkdir(parents=True, exist_ok=True)
         writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
         with quietly():
             return writer(tuner, out)
@@ -103,7 +105,7 @@ def _write_kohya(tuner: DiffusionFineTuner, out: Path) -> Path:
                 f"{path}.lora_up.weight": _plain(up),
                 f"{path}.alpha": torch.tensor(scale * rank),
             }
-    target = out / "raftdiff_lora.safetensors"
+    target = out if out.suffix == ".safetensors" else out / "raftdiff_lora.safetensors"
     save_file(weights, target, metadata={"ss_network_module": "networks.lora", "format": "pt"})
     return target
 

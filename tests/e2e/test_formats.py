@@ -124,7 +124,8 @@ def test_the_files_are_what_other_programs_expect(folders, tmp_path):
     export(tuner, "diffusers", tmp_path / "diffusers")
     names = load_file(tmp_path / "diffusers" / "pytorch_lora_weights.safetensors")
     assert all(name.startswith(("unet.", "text_encoder.text_model.")) for name in names)
-    kohya = load_file(export(tuner, "kohya", tmp_path / "kohya"))
+    kohya = load_file(export(tuner, "kohya", tmp_path / "some" / "name.safetensors"))
+    assert (tmp_path / "some" / "name.safetensors").is_file()
     layer = "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_attn1_to_q"
     assert kohya[f"{layer}.lora_down.weight"].shape == (3, 32)
     assert kohya[f"{layer}.lora_up.weight"].shape == (32, 3)

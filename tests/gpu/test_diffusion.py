@@ -1,0 +1,85 @@
+"""What only a GPU can show: float16, and pictures that do not depend on the device."""
+
+import math
+
+import pytest
+import torch
+
+from raftdiff.diffusion import tiny
+from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.probe import measure
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.types import Item, Prompt, Selection, silent
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+    # diffusers asks numpy for an array in a way that numpy 2 deprecates
+    pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),
+]
+
+PROMPTS = [Prompt(name, name, name, name) for name in ("a cat", "a dog")]
+
+
+@pytest.fixture(scope="module", params=["sd15", "sd21"])
+def folder(request, tmp_path_factory):
+    return tiny.write_folder(tmp_path_factory.mktemp("models") / request.param, request.param)
+
+
+def draw(parts, **changes):
+    sampler = DiffusionSamplerConfig(**{"steps": 4, "guidance": 3.0, "batch_size": 3, **changes}).build(parts)
+    return list(sampler.sample(PROMPTS, per_prompt=2, seed=0, round=0, done=set()))
+
+
+def latents(samples):
+    return torch.stack([sample.aux["latent"] for sample in samples])
+
+
+def fit(parts, samples, **changes):
+    tuner = DiffusionFineTunerConfig(steps=3, batch_size=2, **changes).build(
+        parts, total_rounds=2, guidance=3.0, seed=0
+    )
+    selection = Selection("weighted", tuple(Item((sample.key,)) for sample in samples))
+    return tuner, tuner.fit(selection, {sample.key: sample for sample in samples}, seed=0, report=silent)
+
+
+def test_the_device_does_not_change_the_picture(folder):
+    one = draw(load(ModelConfig(base=str(folder), device="cpu")))
+    other = draw(load(ModelConfig(base=str(folder), device="cuda")))
+    # TF32 keeps ten bits of the mantissa
+    torch.testing.assert_close(latents(one), latents(other), atol=0.05, rtol=0.05)
+    assert latents(other).device.type == "cpu"
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("changes", [{}, {"adapter": "full"}, {"loss_on": "guided", "anchor": 0.1, "ema": 0.9}])
+def test_half_precision_samples_and_tunes(folder, dtype, changes):
+    parts = load(ModelConfig(base=str(folder), device="cuda", dtype=dtype, channels_last=True))
+    samples = draw(parts)
+    assert latents(samples).isfinite().all()
+    tuner, figures = fit(parts, samples, **changes)
+    assert all(math.isfinite(value) for value in figures.values())
+    assert latents(draw(parts)).isfinite().all()
+
+    resumed = DiffusionFineTunerConfig(steps=3, batch_size=2, **changes).build(
+        load(ModelConfig(base=str(folder), device="cuda", dtype=dtype)), total_rounds=2, guidance=3.0, seed=0
+    )
+    resumed.load_state_dict(tuner.state_dict())
+    torch.testing.assert_close(latents(draw(resumed.parts)), latents(draw(parts)), atol=0.1, rtol=0.1)
+
+
+@pytest.mark.slow
+def test_a_compiled_network_follows_the_tuning(folder):
+    parts = load(ModelConfig(base=str(folder), device="cuda", compile=True))
+    before = draw(parts)
+    fit(parts, before, learning_rate=1e-2)
+    after = draw(parts)
+    assert not torch.allclose(latents(before), latents(after), atol=1e-2)
+
+
+def test_the_probe_counts_the_gpus_memory(folder):
+    parts = load(ModelConfig(base=str(folder), device="cuda"))
+    sampler = DiffusionSamplerConfig(steps=2, batch_size=2).build(parts)
+    tuner = DiffusionFineTunerConfig(batch_size=2).build(parts, total_rounds=1, guidance=3.0, seed=0)
+    assert 0 < measure(sampler, tuner).memory_bytes < torch.cuda.get_device_properties(0).total_memory
