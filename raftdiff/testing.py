@@ -106,7 +106,6 @@ def check_reward(
             "score() should give a sample the score it would have alone and in any order; do not normalise over the "
             "batch, and set the model to eval().",
         ),
-        _unchanged(before, samples),
         Check(
             "varied",
             len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1,

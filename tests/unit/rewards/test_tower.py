@@ -9,6 +9,8 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 
 from raftdiff.errors import UserError
 from raftdiff.rewards import tower as module
@@ -56,6 +58,23 @@ def test_a_feature_does_not_depend_on_its_companions_to_the_bit(fresh: Path, tmp
     alone = open_tower(str(shutil.copytree(fresh, tmp_path / "again")), batch_size=4)
     reverse = torch.cat([alone.image_features([image]) for image in reversed(images)]).flip(0)
     assert torch.equal(together, reverse)
+
+
+def test_a_folder_may_bring_its_own_tokenizer(fresh: Path) -> None:
+    words = {"<start>": 0, "a": 1, "cat": 2, "dog": 3, "<unknown>": 4, "<end>": 5}
+    inner = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    inner.post_processor = processors.TemplateProcessing(
+        single="<start> $A <end>", special_tokens=[("<start>", 0), ("<end>", 5)]
+    )
+    PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<end>").save_pretrained(fresh)
+    config = json.loads((fresh / "open_clip_config.json").read_text())
+    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "its own"
+    (fresh / "open_clip_config.json").write_text(json.dumps(config))
+    tower = open_tower(str(fresh))
+    cat, dog, bird, fish = tower.text_features(["a cat", "a dog", "a bird", "a fish"])
+    assert not torch.allclose(cat, dog)
+    assert torch.equal(bird, fish), "both are unknown to this vocabulary"
 
 
 def test_every_forward_has_the_same_shape(fresh: Path) -> None:
