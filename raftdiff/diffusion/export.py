@@ -55,18 +55,16 @@ def lora(module: Any) -> LoRA:
 
 
 def merged(module: Any) -> Any:
-    """A copy of a network in which each LoRA is added to the weight that it changes, in float32, and gone."""
-    dtype = module.dtype
-    whole = copy.deepcopy(module).float()
-    for layer in lora_layers([whole]):
-        layer.merge()
-    for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in set(lora_layers([whole]))]:
+    """A copy of a resting network, in which the LoRA is already merged, without the LoRA's own layers."""
+    whole = copy.deepcopy(module)
+    layers = set(lora_layers([whole]))
+    for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in layers]:
         parent, _, last = name.rpartition(".")
         setattr(whole.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
         del whole.peft_config
         whole._hf_peft_config_loaded = False
-    return whole.to(dtype)
+    return whole
 
 
 def _write_diffusers(tuner: DiffusionFineTuner, out: Path) -> Path:

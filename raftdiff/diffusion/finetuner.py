@@ -315,11 +315,9 @@ class DiffusionFineTuner:
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Within, the network holds the live weights, in training precision and layout; afterwards the policy again."""
-        parts, unet = self.parts, self.parts.unet
-        frozen = torch.float32 if self.precision == torch.float32 else parts.dtype
-        _recast(self.trainable.modules.values(), frozen)
-        _relayout(unet, self.config.channels_last)
-        self.trainable.wake()
+        unet = self.parts.unet
+        # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
+        self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
         if self.config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         try:
@@ -328,8 +326,6 @@ class DiffusionFineTuner:
             if self.config.gradient_checkpointing:
                 unet.disable_gradient_checkpointing()
             self.trainable.rest(self.average)
-            _recast(self.trainable.modules.values(), parts.dtype)
-            _relayout(unet, parts.channels_last)
 
 
 def _objective(
@@ -384,15 +380,6 @@ def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {
         name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()
     }
-
-
-def _recast(modules: Any, dtype: torch.dtype) -> None:
-    for module in modules:
-        torch.nn.Module.to(module, dtype=dtype)  # past diffusers' own .to, which warns at any dtype
-
-
-def _relayout(module: Any, channels_last: bool) -> None:
-    torch.nn.Module.to(module, memory_format=torch.channels_last if channels_last else torch.contiguous_format)
 
 
 @cache

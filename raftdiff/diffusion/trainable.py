@@ -1,8 +1,10 @@
 """The weights that are learned: a LoRA or all of them, in one network that the sampler shares.
 
 While the fine-tuner works, the network holds the *live* weights, float32. Between times it holds the *policy*: the live
-weights, or their moving average, in the model's dtype. Tensors are swapped under the same parameters, so that whoever
-holds the network (the sampler, a compiled form of it) always sees the right ones, and nothing is rebuilt.
+weights, or their moving average, in the model's dtype, a LoRA merged into the layers that it changes, so that sampling
+costs no more than the base model's. Tensors are swapped under the same parameters, so whoever holds the network (the
+sampler, a compiled form of it) always sees the right ones, and nothing is rebuilt. A merged layer's own weights are
+kept beside it and put back, never subtracted out again.
 """
 
 from collections.abc import Iterable, Iterator, Mapping
@@ -45,6 +47,8 @@ class Trainable:
     def __init__(self, parts: Parts, adapter: Adapter, *, text_encoder: bool, channels_last: bool) -> None:
         self.parts = parts
         self.adapter = adapter
+        self.channels_last = channels_last
+        """While training; at rest the network is laid out as the model's config says."""
         self.modules: dict[str, Any] = {"unet": parts.unet}
         if text_encoder:
             self.modules["text_encoder"] = parts.text_encoder
@@ -54,13 +58,15 @@ class Trainable:
             for name, parameter in module.named_parameters()
             if adapter == "full" or "lora_" in name
         }
-        self.base: Weights = {}  # a LoRA's base is still there, under it
-        if adapter == "full":
-            self.base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
         self.live: Weights = {
             name: _laid_out(parameter.detach().float().clone(), channels_last)
             for name, parameter in self.parameters.items()
         }
+        self.base: Weights = {}  # a LoRA's base is still there, under it
+        if adapter == "full":
+            self.base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self._layers = lora_layers(self.modules.values())
+        self._unmerged: list[Tensor] = []
         self._aside: Weights = {}
         self.rest(None)
 
@@ -73,19 +79,35 @@ class Trainable:
         """How many numbers are trained."""
         return sum(weight.numel() for weight in self.live.values())
 
-    def wake(self) -> None:
-        """Put the live weights in, ready to be trained."""
+    def wake(self, frozen: torch.dtype) -> None:
+        """Put the live weights in, ready to be trained, and hold everything else in the dtype ``frozen``."""
+        self._put(self._unmerged)
+        self._unmerged = []
+        self._arrange(frozen, self.channels_last)
         for name, parameter in self.parameters.items():
             parameter.data = self.live[name]
+        self.enable(True)
+        for parameter in self.parameters.values():
             parameter.requires_grad_(True)
 
     def rest(self, average: Mapping[str, Tensor] | None) -> None:
         """Put the policy in: ``average``, or the live weights, in the model's dtype."""
+        dtype, channels_last = self.parts.dtype, self.parts.channels_last
         policy = self.live if average is None else average
+        self._put(self._unmerged)
+        self._arrange(dtype, channels_last)
         for name, parameter in self.parameters.items():
             parameter.grad = None
             parameter.requires_grad_(False)
-            parameter.data = _laid_out(policy[name].to(self.parts.dtype), self.parts.channels_last)
+            wanted = policy[name].to(dtype) if self.adapter == "full" else policy[name]
+            parameter.data = _laid_out(wanted, channels_last)
+        merged = [
+            (layer.get_base_layer().weight.float() + layer.get_delta_weight("default")).detach().to(dtype)
+            for layer in self._layers
+        ]
+        self._unmerged = self._put([_laid_out(weight, channels_last) for weight in merged])
+        if self._layers:
+            self.enable(False)
         self._changed()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -106,30 +128,48 @@ class Trainable:
 
     @contextmanager
     def base_weights(self) -> Iterator[None]:
-        """Within, the network is the base model again, for predictions and for the sampler alike."""
-        self.enable(False)
+        """Within, the resting network is the base model again, for predictions and for the sampler alike."""
+        if self.adapter == "full":
+            self.enable(False)
+        merged = self._put(self._unmerged)
         self._changed()
         try:
             yield
         finally:
-            self.enable(True)
+            self._put(merged)
+            if self.adapter == "full":
+                self.enable(True)
             self._changed()
 
     def enable(self, on: bool) -> None:
-        """Switch between what is trained and the base. Cheap for a LoRA; a swap of tensors for a full fine-tune."""
+        """While training, switch between what is trained and the base: a LoRA is passed by, other weights swapped."""
         if self.adapter == "lora":
             wanted = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
-            for layer in lora_layers(self.modules.values()):
+            for layer in self._layers:
                 layer.enable_adapters(on)
             for parameter, trained in wanted.items():
                 parameter.requires_grad_(trained)  # peft has an opinion on it, which is ours to have
         elif on:
-            for name, parameter in self.parameters.items():
-                parameter.data = self._aside[name]
+            for name, weight in self._aside.items():
+                self.parameters[name].data = weight
+            self._aside = {}
         else:
             self._aside = {name: parameter.data for name, parameter in self.parameters.items()}
             for name, parameter in self.parameters.items():
                 parameter.data = self.base[name].to(parameter.dtype)
+
+    def _put(self, weights: list[Tensor]) -> list[Tensor]:
+        """Stand ``weights`` in the LoRA's layers; returns what stood there. Nothing happens without any."""
+        before = [layer.get_base_layer().weight.data for layer in self._layers] if weights else []
+        for layer, weight in zip(self._layers, weights, strict=False):
+            layer.get_base_layer().weight.data = weight
+        return before
+
+    def _arrange(self, dtype: torch.dtype, channels_last: bool) -> None:
+        layout = torch.channels_last if channels_last else torch.contiguous_format
+        for module in self.modules.values():  # past diffusers' own .to, which warns at any dtype
+            nn.Module.to(module, dtype=dtype)
+        nn.Module.to(self.parts.unet, memory_format=layout)
 
     def _changed(self) -> None:
         if self.text_encoder:

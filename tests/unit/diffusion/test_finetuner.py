@@ -82,7 +82,7 @@ def test_it_learns_the_selected_pictures(models, kind, loss_on):
     learner = tuner(models[kind], steps=20, exposures=None, loss_on=loss_on, max_grad_norm=None, batch_size=6)
     first = learner.fit(selection(samples), samples, seed=0, report=silent)["loss"]
     last = learner.fit(selection(samples), samples, seed=1, report=silent)["loss"]
-    assert last < 0.9 * first
+    assert last < 0.95 * first
 
 
 @pytest.mark.parametrize(("kind", "changes"), KINDS)
@@ -115,6 +115,16 @@ def test_the_base_stays_within_reach(models, kind, changes):
     with learner.base_weights():
         torch.testing.assert_close(predictions(learner.parts), untouched, atol=1e-5, rtol=1e-5)
     assert torch.equal(predictions(learner.parts), tuned)
+
+
+def test_the_base_comes_back_to_the_bit_from_under_a_merged_lora(models):
+    samples = pictures()
+    learner = tuner(models["sd15"], dtype="bfloat16", precision="float32", steps=2)
+    untouched = predictions(load(ModelConfig(base=str(models["sd15"]), dtype="bfloat16")))
+    for seed in (1, 2):
+        learner.fit(selection(samples), samples, seed=seed, report=silent)
+    with learner.base_weights():
+        assert torch.equal(predictions(learner.parts), untouched)
 
 
 def test_figures_of_a_round(models):
@@ -202,7 +212,8 @@ def test_bfloat16_models_train_float32_weights(models, precision, adapter):
     )
     figures = learner.fit(selection(samples), samples, seed=1, report=silent)
     assert math.isfinite(figures["loss"])
-    assert {p.dtype for p in learner.parts.unet.parameters()} == {torch.bfloat16}
+    sampled = {p.dtype for name, p in learner.parts.unet.named_parameters() if "lora_" not in name}
+    assert sampled == {torch.bfloat16}
     state = learner.state_dict()
     assert {w.dtype for w in state["adapter" if adapter == "lora" else "weights"].values()} == {torch.float32}
     assert figures["grad_norm"] > 0
