@@ -1,4 +1,4 @@
-"""Before and after of a run: draw both sides with the same seeds, score them, write eval.json, pictures and the page."""
+"""Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
 
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -108,7 +108,9 @@ def load_round(run: Run, assembly: Assembly, round: int | None) -> None:
     assembly.finetuner.load_state_dict(state)
 
 
-def _draw(assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]) -> list[Sample[Image]]:
+def _draw(
+    assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]
+) -> list[Sample[Image]]:
     drawn = []
     for sample in assembly.evaluator.sample(
         prompts, per_prompt=count, seed=fold(seed, "evaluate"), round=0, done=frozenset()

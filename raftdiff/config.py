@@ -180,7 +180,7 @@ def _locate(model: type[Config], data: Any, loc: Sequence[str | int]) -> tuple[W
         owner = options[0] if options else None
         if isinstance(step, str):
             options = _configs(owner.model_fields[step].annotation) if owner and step in owner.model_fields else []
-        inside = isinstance(data, Mapping) and step in data or isinstance(data, list) and isinstance(step, int)
+        inside = (isinstance(data, Mapping) and step in data) or (isinstance(data, list) and isinstance(step, int))
         data = data[step] if inside else None
     return tuple(where), owner
 

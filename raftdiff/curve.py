@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
-WIDTH, HEIGHT = 460, 264
-LEFT, RIGHT, TOP, BOTTOM = 46, 346, 14, 224
-LABEL_GAP = 17
+WIDTH, HEIGHT = 460.0, 264.0
+LEFT, RIGHT, TOP, BOTTOM = 46.0, 346.0, 14.0, 224.0
+LABEL_GAP = 17.0
 
 STYLE = """
 .curve{--ink:#57534c;--grid:#e4e0d8;--held:#0b6e69;--all:#57534c;--best:#b08a3e;font:13px system-ui,sans-serif}
@@ -56,21 +57,21 @@ def curve_svg(rounds: Sequence[Mapping[str, Any]], label: str = "reward") -> str
         return ""
     values = [value for line in curves for _, value in line.points]
     ticks, decimals = _ticks(min(values), max(values))
-    last = max(1, max(t for line in curves for t, _ in line.points))
+    last = max(1, *(t for line in curves for t, _ in line.points))
 
-    def at(t: float, value: float) -> tuple[float, float]:
+    def at(t: int, value: float) -> tuple[float, float]:
         height = (value - ticks[0]) / (ticks[-1] - ticks[0])
         return LEFT + (RIGHT - LEFT) * t / last, BOTTOM - (BOTTOM - TOP) * height
 
     said = "; ".join(f"{line.label} {line.points[0][1]:.4g} to {line.points[-1][1]:.4g}" for line in curves)
     title = escape(f"{label.capitalize()} over {len(rounds)} rounds: {said}.")
     body = [_grid(tick, at(0, tick)[1], decimals) for tick in ticks]
-    body += [_text(at(t, 0)[0], BOTTOM + 19, str(t), "middle") for t in range(0, last + 1, math.ceil(last / 8))]
+    body += [_text(at(t, ticks[0])[0], BOTTOM + 19, str(t), "middle") for t in range(0, last + 1, math.ceil(last / 8))]
     body.append(_text((LEFT + RIGHT) / 2, HEIGHT - 4, "rounds of fine-tuning", "middle"))
     heights = _apart([at(*line.points[-1])[1] for line in curves])
     body += [_curve(line, [at(*point) for point in line.points], y) for line, y in zip(curves, heights, strict=True)]
     return (
-        f'<svg class="curve" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" role="img">'
+        f'<svg class="curve" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">'
         f"<title>{title}</title><style>{STYLE}</style>{''.join(body)}</svg>"
     )
 
@@ -93,14 +94,14 @@ def _apart(heights: Sequence[float]) -> list[float]:
     """Label heights moved down until none covers another, then up together if the last one left the plot."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
-    for above, below in zip(order, order[1:], strict=False):
+    for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + LABEL_GAP)
     excess = max(0.0, max(moved) - BOTTOM)
     return [height - excess for height in moved]
 
 
 def _grid(tick: float, y: float, decimals: int) -> str:
-    line = f'<line class="grid" x1="{LEFT}" x2="{RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>'
+    line = f'<line class="grid" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
     return line + _text(LEFT - 8, y + 4.5, f"{tick:.{decimals}f}", "end")
 
 

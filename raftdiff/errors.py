@@ -9,7 +9,7 @@ class UserError(Exception):
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
-    """The hint ``Did you mean 'x'? Known: a, b, x.`` for a misspelt name; without the question where nothing is near."""
+    """``Did you mean 'x'? Known: a, b, x.`` for a misspelt name; without the question where nothing is near."""
     names = sorted(valid)
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""

@@ -108,7 +108,9 @@ def _prompt(config: PromptsConfig, place: int, row: Mapping[str, Any]) -> Prompt
     sampling = row.get("sampling", template.replace("{caption}", caption))
     learning = caption if config.decouple else sampling
     meta = {key: value for key, value in row.items() if key not in (*TEXTS, "id")}
-    return Prompt(str(row.get("id", slug(caption))), caption, sampling, learning, row.get("negative", config.negative), meta)
+    return Prompt(
+        str(row.get("id", slug(caption))), caption, sampling, learning, row.get("negative", config.negative), meta
+    )
 
 
 def slug(caption: str) -> str:

@@ -43,19 +43,19 @@ class Ranker(Generic[Media]):
         """
         row = {prompt: index for index, prompt in enumerate(prompts)}
         raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
-        round = 0
+        index = 0
         for samples in batches:
             for name, values in self.raw(samples).items():
                 for sample, value in zip(samples, values, strict=True):
                     raw[name][row[sample.prompt.id], sample.index] = value
-                    round = sample.round
+                    index = sample.round
         for name, table in raw.items():
             if np.isnan(table).all():
                 raise UserError(
                     f"The reward '{name}' is NaN (discard) for all {table.size} candidates, so there is nothing to "
                     f"learn from. Try it on known pictures with: raftdiff check-reward."
                 )
-        return Scores(round, tuple(prompts), self.total(raw), raw)
+        return Scores(index, tuple(prompts), self.total(raw), raw)
 
 
 def _checked(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:

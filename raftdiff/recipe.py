@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, final
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
 
 from PIL.Image import Image
 from pydantic import Field
@@ -17,8 +17,8 @@ from raftdiff.diffusion import loading
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
-from raftdiff.evaluate import Judge
 from raftdiff.errors import UserError, nearest
+from raftdiff.evaluate import Judge
 from raftdiff.prompts import PromptsConfig, build, inline
 from raftdiff.ranking import Features, Ranker
 from raftdiff.runs import Run
@@ -35,7 +35,10 @@ def _one_of(group: registry.Group) -> Any:
 
 
 if TYPE_CHECKING:
-    RewardConfig = SelectorConfig = SamplerConfig = FineTunerConfig = Any
+    RewardConfig: TypeAlias = Any
+    SelectorConfig: TypeAlias = Any
+    SamplerConfig: TypeAlias = Any
+    FineTunerConfig: TypeAlias = Any
 else:
     RewardConfig, SelectorConfig = _one_of("rewards"), _one_of("selectors")
     SamplerConfig, FineTunerConfig = _one_of("samplers"), _one_of("finetuners")
@@ -54,7 +57,7 @@ class EvaluationConfig(Config):
     """The before/after on held-out prompts."""
 
     prompts: PromptsConfig = PromptsConfig()
-    """Held-out prompts; the training prompts when empty. Magic and negative prompts are not applied unless given here."""
+    """Held-out prompts; the training prompts when empty. Magic and negative prompts apply only where given here."""
     samples_per_prompt: int = Field(default=4, ge=1)
     """Pictures per prompt in ``raftdiff eval``, with the same seeds before and after."""
     every_round: int = Field(default=0, ge=0)
@@ -103,7 +106,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """
     path = Path(name)
     if not path.is_file():
-        if path.suffix or path.parent != Path("."):
+        if path.suffix or path.parent != Path():
             raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
         if name not in recipes():
             raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")

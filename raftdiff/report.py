@@ -2,6 +2,8 @@
 
 import base64
 import io
+import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -23,6 +25,7 @@ SMALL = 128
 """Pictures up to this side, in pixels, are kept to the last bit; larger ones are compressed."""
 LARGEST = 512
 """Longest side of a picture in a report."""
+EXACT = "the share of pictures right in object, style and background"
 STAGES = {
     "sample": "Sampling candidates",
     "score": "Scoring",
@@ -68,7 +71,8 @@ class Picture(NamedTuple):
     """The first score, as text."""
     mark: str
     """``better`` or ``worse`` than its counterpart, ``kept`` or ``left``, or empty."""
-    small: bool
+    right: bool
+    """The judge finds it right in everything."""
 
 
 def write_report(
@@ -80,13 +84,14 @@ def write_report(
     pairs: Sequence[BeforeAfter],
     selected: Sequence[Candidate],
     recipe: str,
+    trained_on: bool = False,
 ) -> Path:
     """Write the page to ``path`` and return it; folders are made, an older page is replaced.
 
     - `evaluation`: the data of ``eval.json``; `rounds`: each round's ``metrics.json``, in order.
     - `pairs`: what the before/after grid shows; a dozen prompts by a few seeds is plenty.
     - `selected`: candidates of some or all rounds, selected and rejected ones; a few prompts a round are plenty.
-    - `recipe`: the resolved recipe, as text.
+    - `recipe`: the resolved recipe, as text; `trained_on`: whether the evaluation is of the training prompts.
 
     Raises:
         UserError: the file cannot be written.
@@ -98,7 +103,7 @@ def write_report(
         remarks=remarks(evaluation),
         evaluation=evaluation,
         rows=found,
-        shown=shown,
+        shown=lambda *of, **how: _typeset(shown(*of, **how)),
         span=_span,
         cards=_cards(pairs),
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
@@ -108,6 +113,8 @@ def write_report(
         times=_times(evaluation, rounds),
         network_evaluations=evaluation["network_evaluations"] + sum(map(_evaluations, rounds)),
         recipe=recipe,
+        trained_on=trained_on,
+        ticks=any(pair.after_scores.get("exact") is not None for pair in pairs),
     )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -128,7 +135,8 @@ def headline(evaluation: Mapping[str, Any]) -> str:
     if not told:
         return "Nothing was measured."
     told.sort(key=lambda row: row.verdict != "worse")
-    sentence = ", and ".join(map(_clause, told))
+    mixed = {row.verdict for row in told} == {"better", "worse"}
+    sentence = (", but " if mixed else ", and ").join(map(_clause, told))
     return f"{sentence[0].upper()}{sentence[1:]}."
 
 
@@ -145,20 +153,21 @@ def remarks(evaluation: Mapping[str, Any]) -> list[str]:
     if share is not None:
         what = "Pictures of one prompt differ" if ratio.get("pairwise_distance") else "Pictures differ"
         said.append(f"{what} {share:.0%} as much as the base's.")
-    return [_minus(text) for text in said]
+    return [_typeset(text) for text in said]
 
 
 def _clause(row: Row) -> str:
     before, after = shown(row, row.before or 0.0), shown(row, row.after)
-    change = shown(row, row.difference, change=True)
+    what = EXACT if row.key == "judge.exact" else f"the reward {row.label}"
     if row.verdict == "unclear":
-        return _minus(f"{row.label} did not change clearly ({before} before, {after} after)")
-    return _minus(f"{row.label} {'rose' if row.difference > 0 else 'fell'} from {before} to {after} ({change})")
+        return _typeset(f"{what} did not change clearly ({before} before, {after} after)")
+    change = shown(row, row.difference, change=True)
+    return _typeset(f"{what} {'rose' if row.difference > 0 else 'fell'} from {before} to {after} ({change})")
 
 
-def _minus(text: str) -> str:
-    """With a real minus sign before digits."""
-    return text.replace("(-", "(−")
+def _typeset(text: str) -> str:
+    """With a minus sign for a hyphen before digits, and no line break before a unit."""
+    return re.sub(r"(?<![\w.])-(?=\d)", "−", text).replace(" pt", "\N{NO-BREAK SPACE}pt")
 
 
 def _span(row: Row) -> tuple[float, float] | None:
@@ -221,7 +230,9 @@ def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 def _picture(image: Image.Image, what: str, scores: Mapping[str, float | bool], mark: str = "") -> Picture:
     said = [f"{name} {_figure(value)}" for name, value in scores.items()]
     score = next((_figure(value) for value in _numbers(scores).values()), "")
-    return Picture(_embedded(image), ": ".join(filter(None, [what, ", ".join(said)])), score, mark, _small(image))
+    return Picture(
+        _embedded(image), ": ".join(filter(None, [what, ", ".join(said)])), score, mark, scores.get("exact") is True
+    )
 
 
 def _numbers(scores: Mapping[str, float | bool]) -> dict[str, float]:
@@ -230,24 +241,20 @@ def _numbers(scores: Mapping[str, float | bool]) -> dict[str, float]:
 
 def _first(scores: Mapping[str, float | bool]) -> float:
     value = next(iter(_numbers(scores).values()), 0.0)
-    return value if value == value else float("-inf")
+    return float("-inf") if math.isnan(value) else value
 
 
 def _figure(value: float | bool) -> str:
     if isinstance(value, bool):
         return "right" if value else "wrong"
-    if value != value:
+    if math.isnan(value):
         return "discarded"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _small(image: Image.Image) -> bool:
-    return max(image.size) <= SMALL
-
-
 def _embedded(image: Image.Image) -> str:
     """The picture itself as text: lossless PNG when small, else WebP of at most ``LARGEST`` pixels a side."""
-    if _small(image):
+    if max(image.size) <= SMALL:
         return data_uri(image)
     copy = on_paper(image)
     copy.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
@@ -264,13 +271,13 @@ def _round(index: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
         **{name: metrics.get(name) for name in names},
         "diversity_all": _distance(metrics.get("diversity_all")),
         "diversity_selected": _distance(metrics.get("diversity_selected")),
-        "seconds": sum(metrics.get("seconds", {}).values()),
+        "seconds": float(sum(metrics.get("seconds", {}).values())),
     }
 
 
 def _distance(diversity: Any) -> float | None:
     value = diversity.get("vendi") if isinstance(diversity, Mapping) else diversity
-    return value if isinstance(value, float) and value == value else None
+    return value if isinstance(value, float) and math.isfinite(value) else None
 
 
 def _evaluations(metrics: Mapping[str, Any]) -> int:
@@ -292,7 +299,7 @@ def _times(evaluation: Mapping[str, Any], rounds: Iterable[Mapping[str, Any]]) -
 def duration(seconds: float) -> str:
     """As people say it.
 
-    >>> duration(0.4), duration(42), duration(135), duration(4000)
+    >>> duration(0.4), duration(42.0), duration(135.0), duration(4000.0)
     ('0.4 s', '42 s', '2 min 15 s', '1 h 7 min')
     """
     if seconds < 10:

@@ -313,13 +313,16 @@ class Draft:
         file = self.path / "metrics.json"
         return read_json(file) if file.is_file() else {"round": self.index, "seconds": {}, "network_evaluations": {}}
 
-    def record(self, stage: str | None = None, *, seconds: float = 0.0, evaluations: int = 0, **figures: Any) -> None:
-        """Add a stage's seconds and network evaluations to what earlier processes spent on it, and set ``figures``."""
+    def note(self, **figures: Any) -> None:
+        """Set figures of the round."""
+        write_text(self.path / "metrics.json", json.dumps({**self.metrics(), **figures}, indent=2))
+
+    def spend(self, stage: str, *, seconds: float, evaluations: int) -> None:
+        """Add a stage's time and network evaluations to what earlier processes spent on it."""
         metrics = self.metrics()
-        if stage:
-            metrics["seconds"][stage] = metrics["seconds"].get(stage, 0.0) + seconds
-            metrics["network_evaluations"][stage] = metrics["network_evaluations"].get(stage, 0) + evaluations
-        write_text(self.path / "metrics.json", json.dumps({**metrics, **figures}, indent=2))
+        for name, amount in (("seconds", seconds), ("network_evaluations", evaluations)):
+            metrics[name][stage] = metrics[name].get(stage, 0) + amount
+        self.note(**metrics)
 
     def commit(self, state: State) -> Path:
         """Write the state, merge the tensors, flush all of it to the disk, and rename: the round is complete."""

@@ -74,7 +74,7 @@ def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
                 report(count, total)
         finally:
             draft.flush()
-    draft.record(images=total)
+    draft.note(images=total)
 
 
 def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: LoopConfig) -> None:
@@ -98,7 +98,7 @@ def select(draft: Draft, ranker: Ranker[Image]) -> None:
         selection = ranker.selector.select(scores)
         draft.write_selection(selection)
     means = {name: float(np.nanmean(table)) for name, table in scores.raw.items()}
-    draft.record(
+    draft.note(
         **figures(scores, selection),
         selected=len(selection.items),
         left_out=list(selection.left_out),
@@ -117,8 +117,8 @@ def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
     with _timed(draft, "tune"):
         report = progress.stage(draft.index, "tune")
         learnt = parts.finetuner.fit(lesson, samples, seed=fold(parts.loop.seed, draft.index, "tune"), report=report)
-    draft.record(tune=dict(learnt))
-    draft.record("tune", evaluations=int(learnt.get("network_evaluations", 0)))
+    draft.note(tune=dict(learnt))
+    draft.spend("tune", seconds=0.0, evaluations=int(learnt.get("network_evaluations", 0)))
     _validate(draft, parts, "held_out")
 
 
@@ -156,7 +156,7 @@ def _validate(draft: Draft, parts: Parts, name: str) -> None:
             )
         )
         raw = parts.ranker.raw(drawn)
-    draft.record(
+    draft.note(
         **{name: float(np.nanmean(parts.ranker.total(raw)))},
         **{f"{name}_rewards": {reward: float(np.nanmean(values)) for reward, values in raw.items()}},
     )
@@ -201,4 +201,4 @@ def _timed(draft: Draft, stage: str, evaluations: Callable[[], int] = lambda: 0)
     try:
         yield
     finally:
-        draft.record(stage, seconds=time.perf_counter() - began, evaluations=evaluations() - before)
+        draft.spend(stage, seconds=time.perf_counter() - began, evaluations=evaluations() - before)

@@ -52,7 +52,9 @@ def parser() -> argparse.ArgumentParser:
         if stage == "sample":
             _where(command)
         if stage == "score":
-            command.add_argument("--round", type=int, metavar="N", help="score this finished round again, into a new run")
+            command.add_argument(
+                "--round", type=int, metavar="N", help="score this finished round again, into a new run"
+            )
             command.add_argument("--out", type=Path, metavar="FOLDER", help="the new run (with --round)")
 
     evaluate = _command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
@@ -68,7 +70,9 @@ def parser() -> argparse.ArgumentParser:
 
     export = _command(commands, "export", "export:export", "the tuned weights in a format that others read")
     export.add_argument("recipe", metavar="RUN", help="a run directory")
-    export.add_argument("--format", choices=("diffusers", "kohya", "merged"), default="diffusers", help="default: %(default)s")
+    export.add_argument(
+        "--format", choices=("diffusers", "kohya", "merged"), default="diffusers", help="default: %(default)s"
+    )
     export.add_argument("--round", type=int, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
 
@@ -132,7 +136,9 @@ def _recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: 
 
 
 def _where(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--out", type=Path, metavar="FOLDER", help="the run directory; by default runs/DATE-RECIPE-DIGEST")
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="the run directory; by default runs/DATE-RECIPE-DIGEST"
+    )
     command.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
 
 

@@ -1,7 +1,6 @@
 """The stages alone: each works on the round that is being made, and leaves its result in the run directory."""
 
 import argparse
-
 from pathlib import Path
 
 import numpy as np

@@ -15,6 +15,7 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "vae": ("diffusion_pytorch_model", "AutoencoderKL"),
     "text_encoder": ("model", "CLIPTextModel"),
 }
+WEIGHTS = (".safetensors", ".safetensors.index.json", "-*.safetensors")
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -79,10 +80,15 @@ def hub_folder(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
 
-    wanted = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
-    wanted += [f"{component}/{stem}*.safetensors*" for component, (stem, _) in COMPONENTS.items()]
+    configs = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
+    weights = [f"{part}/{stem}{end}" for part, (stem, _) in COMPONENTS.items() for end in WEIGHTS]
+    halves = {part: f"{part}/{stem}.fp16.safetensors" for part, (stem, _) in COMPONENTS.items()}
     try:
-        return Path(snapshot_download(name, allow_patterns=wanted, ignore_patterns=["safety_checker/*"]))
+        folder = Path(snapshot_download(name, allow_patterns=configs + weights))
+        lacking = [half for part, half in halves.items() if not any((folder / part).glob("*.safetensors"))]
+        if lacking:  # published in half precision only; asked for second, lest both are fetched where both are there
+            snapshot_download(name, allow_patterns=lacking)
+        return folder
     except RepositoryNotFoundError:
         raise UserError(
             f"model.base: there is no folder '{name}' here, and the hub has no model of that name, or it needs a login "

@@ -75,7 +75,8 @@ class Parts:
     @property
     def size(self) -> int:
         """The side, in pixels, of the pictures that the model was trained at."""
-        return int(self.unet.config.sample_size) * self.vae_factor
+        side = self.unet.config.sample_size
+        return int(side if isinstance(side, int) else side[0]) * self.vae_factor
 
     @property
     def vae_factor(self) -> int:

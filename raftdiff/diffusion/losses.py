@@ -11,7 +11,8 @@
 sharpens a second time, and spread and saturation compound over the rounds. So the guided prediction, which is what the
 sampler follows, is made to match the selected pictures: at its optimum sampling at w reproduces them. u is the current
 model's own, because that is the u that the sampler will use beside c, and is held fixed, because with a gradient it
-would be pushed away from the target by the factor (1 - w). The gradient through c is w times that of a plain loss at
+would be pushed away from the target by the factor (1 - w). It is for the empty caption: negative prompts are a matter
+of sampling. The gradient through c is w times that of a plain loss at
 the same error; Adam does not mind, the norm that clipping sees does. Rows whose caption was dropped have c = u and
 w = 1.
 """

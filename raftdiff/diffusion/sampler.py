@@ -106,7 +106,7 @@ class DiffusionSampler:
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         latents = self.denoise(noise, embeddings, negative, generators)
         pictures = decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
-        return list(zip(latents.cpu().clone().unbind(), pictures, strict=True))
+        return [(latent.clone(), picture) for latent, picture in zip(latents.cpu(), pictures, strict=True)]
 
     @torch.no_grad()
     def denoise(

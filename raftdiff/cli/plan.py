@@ -1,0 +1,49 @@
+"""``raftdiff plan``: what a recipe will do, before it does it."""
+
+import argparse
+import json
+from dataclasses import asdict
+
+from raftdiff.cli.show import duration
+from raftdiff.diffusion import probe
+from raftdiff.provenance import hardware
+from raftdiff.recipe import assemble, load_recipe
+
+
+def plan(args: argparse.Namespace) -> None:
+    """Counts from the recipe; seconds and memory from a short measurement on this machine, models loaded."""
+    recipe = load_recipe(args.recipe, args.overrides)
+    assembly = assemble(recipe)
+    prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
+    images = prompts * recipe.loop.candidates
+    selector = recipe.ranker.selector
+    chosen = round(selector.fraction * images) if selector.type == "top_fraction" else prompts * selector.keep
+    counts = probe.count(
+        recipe.sampler,
+        recipe.finetuner,
+        prompts=prompts,
+        per_prompt=recipe.loop.candidates,
+        selected=chosen * (1 + min(recipe.loop.replay_rounds, recipe.loop.rounds - 1)),
+    )
+    measured = probe.measure(assembly.sampler, assembly.finetuner)
+    seconds = measured.seconds_per_round(counts)
+    if args.json:
+        facts = {"rounds": recipe.loop.rounds, "per_round": asdict(counts), "measured": asdict(measured)}
+        times = {"seconds_per_round": seconds, "seconds": seconds * recipe.loop.rounds, "hardware": hardware()}
+        print(json.dumps({**facts, **times}, indent=2))
+        return
+    share = measured.trained_parameters / measured.model_parameters
+    rows = (
+        ("rounds", f"{recipe.loop.rounds}"),
+        ("prompts per round", f"{prompts} of {len(assembly.parts.prompts)}, {recipe.loop.candidates} candidates each"),
+        ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations"),
+        ("learnt from per round", f"{counts.selected} pictures, replayed ones included, at most"),
+        ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
+        ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
+        ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
+        ("time per round", f"about {duration(seconds)}, without rewards and held-out pictures"),
+        ("time in all", f"about {duration(seconds * recipe.loop.rounds)}"),
+        ("measured on", hardware()),
+    )
+    width = max(len(name) for name, _ in rows)
+    print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))

@@ -1,0 +1,27 @@
+"""The small models that ship with the package, by name. No download, no network."""
+
+from pathlib import Path
+
+from raftdiff.errors import UserError, nearest
+
+_FOLDER = Path(__file__).parent / "models"
+_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge")
+
+
+def names() -> tuple[str, ...]:
+    """``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge)."""
+    return _NAMES
+
+
+def folder(name: str) -> Path:
+    """Where a model that ships lies.
+
+    Raises:
+        UserError: no model of that name ships, or this installation lacks its files.
+    """
+    if name not in _NAMES:
+        raise UserError(f"No model called '{name}' ships with raftdiff. {nearest(name, _NAMES)}")
+    found = _FOLDER / name
+    if not found.is_dir():
+        raise UserError(f"The model '{name}' is missing from this installation (looked in {found}); reinstall raftdiff.")
+    return found

@@ -1,0 +1,101 @@
+"""Train emoji-clip, the reward: a small CLIP in open_clip's format.
+
+    python -m raftdiff.embedded.train_clip --minutes 6 --seed 3
+
+Half of every batch are neighbours of the other half: the same object with another style or ground. They are the
+negatives that make the reward look at all three, not at the object alone.
+"""
+
+import json
+import logging
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+from torch.nn import functional
+
+from raftdiff.embedded.data import SIZE, World, concepts
+from raftdiff.embedded.tokens import LENGTH, build_tokenizer
+from raftdiff.embedded.train_judge import load_vae, roughen
+from raftdiff.embedded.train_unet import tokenise
+from raftdiff.embedded.training import Average, arguments, half, prepare, rate, steps, update
+from raftdiff.embedded.world import BACKGROUNDS, OBJECTS, STYLES
+
+BATCH = 96
+PEAK_RATE = 1.5e-3
+MEAN, STD = (0.5, 0.5, 0.5), (0.5, 0.5, 0.5)
+
+
+def model_config(vocabulary: int) -> dict[str, Any]:
+    """open_clip's ``model_cfg``."""
+    return {
+        "embed_dim": 128,
+        "vision_cfg": {"image_size": SIZE, "layers": [1, 1, 1, 1], "width": 16, "head_width": 64},
+        "text_cfg": {
+            "context_length": LENGTH,
+            "vocab_size": vocabulary,
+            "width": 128,
+            "heads": 4,
+            "layers": 3,
+            "hf_tokenizer_name": "emoji-clip",
+        },
+    }
+
+
+def draw(count: int) -> Tensor:
+    """Indices of concepts, (count, 3): the second half are neighbours of the first, with another style or ground."""
+    limits = (len(OBJECTS), len(STYLES), len(BACKGROUNDS))
+    first = torch.stack([torch.randint(limit, (count // 2,)) for limit in limits], dim=1)
+    second = first.clone()
+    column = torch.randint(1, 3, (count // 2,))
+    for index in (1, 2):
+        rows = column == index
+        second[rows, index] = (second[rows, index] + torch.randint(1, limits[index], (int(rows.sum()),))) % limits[index]
+    return torch.cat([first, second])
+
+
+def loss(model: Any, pictures: Tensor, tokens: Tensor, same: Tensor) -> Tensor:
+    """Symmetric cross-entropy (CLIP, arXiv:2103.00020); rows that show the same concept share the target."""
+    images, texts, scale = model(pictures, tokens)
+    logits = scale * images @ texts.T
+    target = same / same.sum(dim=1, keepdim=True)
+    return (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
+
+
+def main() -> None:
+    import open_clip
+
+    logging.disable(logging.WARNING)
+    given = arguments(__doc__.splitlines()[0], minutes=6).parse_args()
+    prepare(given.seed)
+    world, vae, tokenizer = World(given.cache, seed=given.seed), load_vae(given.cache, given.device), build_tokenizer()
+    config = model_config(len(tokenizer))
+    model = open_clip.CLIP(**config).to(given.device)
+    average = Average({"clip": model}, decay=0.998)
+    optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
+    for step, progress in steps(given.minutes):
+        rows = draw(BATCH)
+        pictures = roughen(world, vae, world.paint(rows[:, 0], rows[:, 1], rows[:, 2]), given.device)
+        tokens = tokenise(tokenizer, [concept.caption for concept in concepts(rows)])
+        same = (rows[:, None] == rows[None]).all(dim=-1).float()
+        found = loss(model, pictures.to(given.device), tokens.to(given.device), same.to(given.device))
+        update(optimizer, found, rate(PEAK_RATE, progress, step), model.parameters())
+        with torch.no_grad():
+            model.logit_scale.clamp_(max=4.6052)  # 100, as in the paper
+        average.update()
+        if step % 100 == 0:
+            print(f"step {step} loss {found.item():.3f} scale {float(model.logit_scale.exp()):.1f}", flush=True)
+    average.copy_to({"clip": model})
+    folder = given.out / "emoji-clip"
+    folder.mkdir(parents=True, exist_ok=True)
+    preprocess = {"mean": MEAN, "std": STD, "interpolation": "bicubic", "resize_mode": "squash"}
+    described = {"model_cfg": config, "preprocess_cfg": preprocess}
+    (folder / "open_clip_config.json").write_text(json.dumps(described, indent=2) + "\n")
+    weights = half(model.eval()).state_dict()
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, folder / "open_clip_model.safetensors")
+    tokenizer.save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    main()
