@@ -299,16 +299,17 @@ def _times(evaluation: Mapping[str, Any], rounds: Iterable[Mapping[str, Any]]) -
 def duration(seconds: float) -> str:
     """As people say it.
 
-    >>> duration(0.4), duration(42.0), duration(135.0), duration(4000.0)
-    ('0.4 s', '42 s', '2 min 15 s', '1 h 7 min')
+    >>> duration(0.4), duration(42.0), duration(119.7), duration(4000.0)
+    ('0.4 s', '42 s', '2 min 0 s', '1 h 6 min')
     """
-    if seconds < 10:
+    whole = round(seconds)
+    if whole < 10:
         return f"{seconds:.1f} s"
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    if seconds < 3600:
-        return f"{seconds // 60:.0f} min {seconds % 60:.0f} s"
-    return f"{seconds // 3600:.0f} h {seconds % 3600 // 60:.0f} min"
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 @cache
