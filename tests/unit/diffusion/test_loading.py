@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from fnmatch import fnmatch
 
 import pytest
 import torch
@@ -133,6 +134,34 @@ def test_missing_paths_and_names(monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(UserError, match="there is no folder 'someone/model' here, and the hub cannot be reached"):
         load(base("someone/model"))
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_a_hub_model_is_fetched_without_what_is_not_needed(models, tmp_path, monkeypatch, half):
+    """A stand-in for the hub: copies from a folder what the patterns ask for."""
+    remote, local = copied(models, tmp_path / "remote"), tmp_path / "snapshot"
+    weights = remote / "unet" / "diffusion_pytorch_model.safetensors"
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    shutil.copy(weights, weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
+    (remote / "safety_checker").mkdir()
+    (remote / "safety_checker" / "model.safetensors").touch()
+    if half:
+        weights.unlink()
+
+    def fetch(name, allow_patterns):
+        assert name == "someone/model"
+        for path in remote.rglob("*"):
+            inside = path.relative_to(remote)
+            if path.is_file() and any(fnmatch(str(inside), pattern) for pattern in allow_patterns):
+                (local / inside).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copy(path, local / inside)
+        return str(local)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", fetch)
+    load(base("someone/model"))
+    found = {path.name for path in local.rglob("*.safetensors")}
+    unet = "diffusion_pytorch_model.fp16.safetensors" if half else "diffusion_pytorch_model.safetensors"
+    assert found == {unet, "diffusion_pytorch_model.safetensors", "model.safetensors"}
 
 
 def test_no_network_for_local_models(models, tmp_path, monkeypatch):
