@@ -20,6 +20,8 @@ from raftdiff.errors import UserError
 from raftdiff.seeds import fold
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
 
+SCALING = ("scale", "_growth_tracker")
+"""What a float16 gradient scaler's next step depends on."""
 DRIFT_ROWS = 16
 """Pictures on which the drift from the base is measured after each round."""
 
@@ -180,7 +182,8 @@ class DiffusionFineTuner:
         """Everything that the next round depends on, on the CPU."""
         counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
         if self.scaler.is_enabled():
-            counts["scale"] = torch.tensor(self.scaler.get_scale())
+            scaling = self.scaler.state_dict()
+            counts |= {name: torch.tensor(scaling[name]) for name in SCALING}
         state = {
             self._stem: _on_cpu(self.trainable.live),
             "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
@@ -207,7 +210,7 @@ class DiffusionFineTuner:
         counts = state.get("schedule", {})
         self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
         if "scale" in counts and self.scaler.is_enabled():
-            self.scaler.load_state_dict({**self.scaler.state_dict(), "scale": float(counts["scale"])})
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **{name: counts[name].item() for name in SCALING}})
         self.trainable.rest(self.average)
 
     def base_weights(self) -> AbstractContextManager[None]:
@@ -292,7 +295,7 @@ class DiffusionFineTuner:
         if self.average is not None and self.config.ema is not None:
             optimizer.update_average(self.average, self.trainable.live, self.config.ema, self.steps)
         self.steps += 1
-        return float(norm)
+        return float(norm) if torch.isfinite(norm) else 0.0  # a step that float16 overflowed in, and that was skipped
 
     def _embed(self, captions: Sequence[str]) -> Tensor:
         """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""

@@ -3,7 +3,7 @@
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -48,7 +48,7 @@ class ModelConfig(Config):
     """Whether the noise schedule ends in pure noise (arXiv:2305.08891); None takes the model's own."""
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, repr=False)
 class Parts:
     """One loaded model. The fine-tuner changes ``unet`` (and ``text_encoder``) in place; the sampler reads them."""
 
@@ -65,7 +65,7 @@ class Parts:
     """What the user called the model; for sentences."""
     prompts: PromptEncoder
     """Text -> embeddings, cached. Cleared by whoever changes the text encoder."""
-    network: Callable[..., Any] = field(repr=False)
+    network: Callable[..., Any]
     """The U-Net to call: ``unet`` itself, or its compiled form, which shares the weights."""
 
     @property

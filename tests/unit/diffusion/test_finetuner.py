@@ -230,6 +230,23 @@ def test_bfloat16_autocast_gradients_are_those_of_float32(models):
     assert torch.nn.functional.cosine_similarity(moments[0], moments[1], dim=0) > 0.99
 
 
+def test_scaled_gradients_teach_the_same(models):
+    """float16's gradient scaler, tried on the CPU with the bfloat16 network that runs there."""
+    samples, states = pictures(), []
+    for scaled in (False, True):
+        learner = tuner(models["sd15"], precision="bfloat16", steps=2, learning_rate=1e-4)
+        if scaled:
+            learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+        learner.fit(selection(samples), samples, seed=1, report=silent)
+        states.append(learner.state_dict())
+    moments = [torch.cat([w.flatten() for n, w in s["optimizer"].items() if n.endswith("exp_avg")]) for s in states]
+    torch.testing.assert_close(moments[0], moments[1], atol=1e-4, rtol=0.05)
+    assert states[1]["schedule"]["scale"] == 1024
+    assert states[1]["schedule"]["_growth_tracker"] == 2
+    learner.load_state_dict(states[1])
+    assert learner.scaler.state_dict()["_growth_tracker"] == 2
+
+
 def test_gradient_checkpointing_changes_no_gradient(models):
     samples = pictures()
     states = []
