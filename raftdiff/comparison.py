@@ -76,8 +76,11 @@ def compare(
     return Compared(prompts, before, after, evaluation)
 
 
-def write(folder: Path, run: Run, assembly: Assembly, compared: Compared) -> Path:
-    """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path."""
+def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, trained_on: bool = False) -> Path:
+    """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path.
+
+    ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out.
+    """
     for side, samples in (("before", compared.before), ("after", compared.after)):
         (folder / side).mkdir(parents=True, exist_ok=True)
         for sample in samples:
@@ -90,6 +93,7 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared) -> Pat
         rounds=run.metrics(),
         pairs=_pairs(assembly, compared),
         selected=_candidates(run),
+        trained_on=trained_on,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
 
@@ -162,6 +166,7 @@ def _candidates(run: Run) -> list[Candidate]:
         at = {prompt: row for row, prompt in enumerate(scores.prompts)}
         for sample in folder.samples(list(keys)):
             cell = (at[sample.prompt.id], sample.index)
-            marks = {name: float(table[cell]) for name, table in scores.raw.items()}
+            marks = {"total": float(scores.total[cell])} if len(scores.raw) > 1 else {}
+            marks |= {name: float(table[cell]) for name, table in scores.raw.items()}
             found.append(Candidate(t, sample.prompt.caption, sample.media, marks, keys[sample.key]))
     return found

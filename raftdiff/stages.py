@@ -185,11 +185,12 @@ def _diversity(draft: Draft, ranker: Ranker[Image], selected: AbstractSet[Key]) 
     chosen = np.array([key in selected for key in keys])
     prompts = np.array([key.prompt for key in keys])
 
-    def measured(mask: Any) -> dict[str, float]:
-        return {
+    def measured(mask: Any) -> dict[str, float | None]:
+        found = {
             "vendi": vendi(table[mask]),
             "pairwise_distance": mean_pairwise_distance(table[mask], prompts[mask].tolist()),
         }
+        return {name: None if np.isnan(value) else value for name, value in found.items()}
 
     return {"diversity_all": measured(np.ones_like(chosen)), "diversity_selected": measured(chosen)}
 

@@ -46,7 +46,9 @@ def measure(
         report=bars.stage(0, "evaluate"),
     )
     bars.close()
-    return write(run.path / "eval" / name if name else run.path / "eval", run, assembly, compared)
+    folder = run.path / "eval" / name if name else run.path / "eval"
+    held_out = prompts != "training" and (prompts is not None or bool(evaluation.prompts.captions))
+    return write(folder, run, assembly, compared, trained_on=not held_out)
 
 
 def show(result: Path) -> None:

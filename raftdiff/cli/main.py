@@ -92,7 +92,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
-    parsed = parser().parse_args(arguments)
+    parsed = _parse(arguments)
     module, _, function = parsed.run.partition(":")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -117,6 +117,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 3
     return status or 0
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """Options and overrides in any order: argparse alone wants all positional words in one place."""
+    top = parser()
+    parsed, rest = top.parse_known_args(arguments)
+    overrides = [word for word in rest if "=" in word and not word.startswith("-")]
+    if len(overrides) < len(rest) or (overrides and not hasattr(parsed, "overrides")):
+        top.error(f"unrecognized arguments: {' '.join(rest)}")
+    if overrides:
+        parsed.overrides = [*parsed.overrides, *overrides]
+    return parsed
 
 
 def _command(

@@ -65,9 +65,17 @@ def test_reads_the_file_over_the_defaults_and_the_overrides_over_the_file(recipe
     ("old", "new", "sentence"),
     [
         ("rank: 8", "rnk: 8", "toy.yaml:3: tuner.rnk: unknown key. Did you mean 'rank'? Known: learning_rate, rank."),
-        ("type: red", "type: rad", "toy.yaml:5: rewards.0: 'rad' is not a reward. Did you mean 'red'? Known: blue, red."),
+        (
+            "type: red",
+            "type: rad",
+            "toy.yaml:5: rewards.0: 'rad' is not a reward. Did you mean 'red'? Known: blue, red.",
+        ),
         ("weight: 2", "wieght: 2", "toy.yaml:6: rewards.0.wieght: unknown key. Did you mean 'weight'?"),
-        ("type: blue", "type: blue\n    depth: 0", "toy.yaml:8: rewards.1.depth: Input should be greater than or equal"),
+        (
+            "type: blue",
+            "type: blue\n    depth: 0",
+            "toy.yaml:8: rewards.1.depth: Input should be greater than or equal",
+        ),
         ("name: toy", "nane: toy", "toy.yaml: name: this key is required."),
         ("rank: 8", "rank: many", "toy.yaml:3: tuner.rank: Input should be a valid integer"),
         ("rank: 8", "rank: 8\n  rank: 9", "toy.yaml:4: 'rank' is given twice; keep one of the two."),

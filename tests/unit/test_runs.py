@@ -43,7 +43,8 @@ def finish(run: Run) -> None:
     total = np.array([[1.0, np.nan], [0.1 + 0.2, 3.0]])
     draft.write_scores(Scores(0, ("b", "a"), total, {"clip": total}))
     draft.write_selection(Selection("weighted", (Item((Key(0, "a", 1),), 0.5),), ("c",)))
-    draft.record("sample", seconds=1.5, evaluations=8, mean=2.0)
+    draft.spend("sample", seconds=1.5, evaluations=8)
+    draft.note(mean=2.0)
     draft.commit({"adapter": {"w": torch.ones(2)}})
 
 
@@ -105,8 +106,8 @@ def test_a_round_that_is_not_committed_is_not_there(run: Run) -> None:
 
 def test_times_of_an_interrupted_stage_add_up(run: Run) -> None:
     draft = run.draft(0)
-    draft.record("sample", seconds=2.0, evaluations=10)
-    draft.record("sample", seconds=1.0, evaluations=5)
+    draft.spend("sample", seconds=2.0, evaluations=10)
+    draft.spend("sample", seconds=1.0, evaluations=5)
     assert draft.metrics()["seconds"] == {"sample": 3.0}
     assert draft.metrics()["network_evaluations"] == {"sample": 15}
 

@@ -54,7 +54,7 @@ def test_best_of_k_does_not_change_under_a_rising_transform_of_the_reward() -> N
 def test_best_of_k_follows_a_permutation_of_the_prompts() -> None:
     table = np.random.default_rng(1).normal(size=(5, 4))
     order = [3, 1, 4, 0, 2]
-    one = {name: k for name, k in chosen(BestOfK(1).select(scores(table.tolist())))}
+    one = dict(chosen(BestOfK(1).select(scores(table.tolist()))))
     other = {"abcde"[order["abcde".index(n)]]: k for n, k in chosen(BestOfK(1).select(scores(table[order].tolist())))}
     assert one == other
 

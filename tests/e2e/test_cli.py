@@ -1,0 +1,281 @@
+"""The command line, on a random model of a few thousand weights: every command, and what it says when it is misused."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raftdiff.cli.main import main
+from raftdiff.diffusion import tiny
+
+RECIPE = {
+    "name": "tiny",
+    "model": {"base": "MODEL", "device": "cpu"},
+    "prompts": {"captions": ["a cat", "a dog", "a red car"], "magic": ["{caption}, sharp"]},
+    "sampler": {"type": "diffusion", "steps": 2, "guidance": 2.0, "batch_size": 4},
+    "ranker": {"rewards": [{"type": "jpeg"}], "selector": {"type": "best_of_k"}},
+    "finetuner": {"type": "diffusion", "rank": 2, "steps": 2, "batch_size": 2},
+    "loop": {"rounds": 2, "candidates": 3},
+    "evaluation": {"prompts": {"captions": ["a bus"]}, "samples_per_prompt": 2, "every_round": 1},
+    "logging": {"tracker": None},
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_folder(tmp_path_factory.mktemp("model") / "sd15", "sd15")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "tiny.yaml"
+    path.write_text(yaml.safe_dump(RECIPE).replace("MODEL", str(model)))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Path:
+    """A finished run; not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE).replace("MODEL", str(model)))
+    assert main(["train", str(folder / "tiny.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: object) -> tuple[int, str, str]:
+    status = main([str(word) for word in words])
+    out, err = capsys.readouterr()
+    return status, out, err
+
+
+def states(run: Path) -> dict[str, bytes]:
+    last = sorted((run / "rounds").iterdir())[-1]
+    return {path.name: path.read_bytes() for path in sorted((last / "state").iterdir())}
+
+
+def test_train_finishes_the_rounds_and_says_what_next(finished: Path) -> None:
+    assert sorted(path.name for path in (finished / "rounds").iterdir()) == ["000", "001"]
+    metrics = json.loads((finished / "rounds/001/metrics.json").read_text())
+    assert metrics["images"] == 9
+    assert metrics["network_evaluations"]["sample"] == 9 * 2 * 2
+    row = json.loads((finished / "rounds/000/samples/metadata.jsonl").read_text().splitlines()[0])
+    assert (row["caption"], row["sampling"], row["learning"]) == ("a cat", "a cat, sharp", "a cat")
+    assert {"reward_jpeg", "total", "selected", "seed", "source"} <= row.keys()
+
+
+def test_the_same_command_again_does_nothing_new(
+    finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = states(finished)
+    status, out, _ = said(capsys, "train", finished)
+    assert status == 0
+    assert "continuing after round 2" in out
+    assert states(finished) == before
+
+
+def test_the_stages_one_at_a_time_give_the_same_weights_as_the_loop(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = recipe.parent / "staged"
+    assert said(capsys, "sample", recipe, "--out", run)[0] == 0
+    for _ in range(2):
+        for stage in ("score", "select", "tune"):
+            status, out, err = said(capsys, stage, run)
+            assert (status, err) == (0, err), out
+        said(capsys, "sample", run)
+    assert states(run) == states(finished)
+    status, _, err = said(capsys, "sample", run)
+    assert status == 2
+    assert "all 2 rounds are complete" in err
+
+
+def test_a_finished_round_is_scored_again_with_another_reward_without_sampling(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = recipe.parent / "other"
+    status, out, _ = said(
+        capsys, "score", finished, "--round", 0, "--out", new, "ranker.rewards.0.direction=incompressible"
+    )
+    assert status == 0
+    assert f"next: raftdiff select {new}" in out
+    assert said(capsys, "select", new)[0] == 0
+
+    def chosen(run: Path, name: str) -> set[str]:
+        rows = (run / "rounds" / name / "samples/metadata.jsonl").read_text().splitlines()
+        return {row["file_name"] for row in map(json.loads, rows) if row["selected"]}
+
+    assert not chosen(new, "000.partial") & chosen(finished, "000")
+    assert json.loads((new / "run.json").read_text())["parent"] == "run"
+
+
+def test_eval_writes_what_it_prints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = said(capsys, "eval", finished, "--json", "--name", "printed")
+    assert status == 0
+    printed = json.loads(out)
+    assert printed == json.loads((finished / "eval/printed/eval.json").read_text())
+    assert (printed["prompts"], printed["samples_per_prompt"]) == (1, 2)
+    assert set(printed["rewards"]["jpeg"]) >= {"before", "after", "win_rate"}
+    assert set(printed["rewards"]["jpeg"]["before"]) >= {"mean", "std", "ci95"}
+    assert printed["network_evaluations"] == 2 * 2 * 2 * 2
+    assert printed["drift"]["prediction"] > 0
+    assert (finished / "eval/printed/report.html").stat().st_size > 5000
+    assert len(list((finished / "eval/printed/before").glob("*.png"))) == 2
+
+
+def test_eval_on_a_file_and_on_the_training_prompts(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "own.txt").write_text("a tree\na house\n")
+    assert main(["eval", str(finished), "--prompts", str(tmp_path / "own.txt"), "--name", "own", "--samples", "1"]) == 0
+    assert main(["eval", str(finished), "--prompts", "training", "--name", "training", "--round", "0"]) == 0
+    assert json.loads((finished / "eval/own/eval.json").read_text())["prompts"] == 2
+    assert json.loads((finished / "eval/training/eval.json").read_text())["prompts"] == 3
+
+
+@pytest.mark.parametrize("kind", ["diffusers", "kohya", "merged"])
+def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / ("lora.safetensors" if kind == "kohya" else kind)
+    status, printed, _ = said(capsys, "export", finished, "--format", kind, "--out", out)
+    assert status == 0
+    assert out.exists()
+    assert str(out) in printed
+
+
+def test_plan_counts_what_the_run_then_does(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, out, _ = said(capsys, "plan", recipe, "--json")
+    assert status == 0
+    plan, metrics = json.loads(out), json.loads((finished / "rounds/000/metrics.json").read_text())
+    assert plan["per_round"]["images"] == metrics["images"]
+    assert plan["per_round"]["sampling_evaluations"] == metrics["network_evaluations"]["sample"]
+    assert plan["per_round"]["tuning_steps"] == metrics["tune"]["steps"]
+    assert plan["measured"]["trained_parameters"] > 0
+    status, out, _ = said(capsys, "plan", recipe)
+    assert "parameters trained" in out
+    assert "time in all" in out
+
+
+def test_check_reward_on_a_good_and_on_a_bad_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_reward.py").write_text(
+        "import random\n"
+        "def redness(images, prompts):\n    return [sum(i.resize((1, 1)).getpixel((0, 0))[:1]) / 255 for i in images]\n"
+        "def moody(images, prompts):\n    return [random.random() for _ in images]\n"
+        "def short(images, prompts):\n    return [1.0]\n"
+    )
+    assert said(capsys, "check-reward", "jpeg")[0] == 0
+    assert said(capsys, "check-reward", "my_reward:redness")[0] == 0
+    assert said(capsys, "check-reward", "my_reward:moody")[0] == 1
+    status, _, err = said(capsys, "check-reward", "jpg")
+    assert (status, "'jpg' is not a reward. Did you mean 'jpeg'?" in err) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["finetuner.learing_rate=1"], "finetuner.learing_rate: unknown key. Did you mean 'learning_rate'?"),
+        (["ranker.rewards.0.type=aesthetik"], "'aesthetik' is not a reward. Did you mean 'aesthetic'?"),
+        (["model.base=/nowhere/model"], "'/nowhere/model' is neither a folder nor a file here"),
+        (["prompts.captions=[]"], "there is no prompt"),
+        (["prompts.captions=[a cat, A cat!]"], "have the same id 'a-cat'"),
+        (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
+        (["ranker.rewards.0.weight=0"], "every weight is 0"),
+        (["evaluation.judge=emoji-juge"], "Did you mean 'emoji-judge'?"),
+        (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
+        (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),
+        (["sampler.height=17"], "must be multiples of"),
+    ],
+)
+def test_bad_input_gets_a_sentence(
+    recipe: Path, overrides: Sequence[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(capsys, "train", recipe, *overrides)
+    assert status == 2
+    assert sentence in err
+    assert "Traceback" not in err
+
+
+def test_a_run_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert said(capsys, "train", recipe, "--out", "run", "loop.rounds=1")[0] == 0
+    status, _, err = said(capsys, "train", recipe, "--out", "run", "loop.rounds=1", "finetuner.rank=3")
+    assert status == 2
+    assert "begun with another recipe; these keys differ: finetuner.rank" in err
+    status, _, err = said(capsys, "train", "run", "finetuner.rank=3")
+    assert "a run is continued with its own recipe; these keys would change: finetuner.rank" in err
+
+
+def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = said(capsys, "eval", tmp_path / "none")
+    assert (status, "not a run directory" in err) == (2, True)
+    status, _, err = said(capsys, "train", "demmo")
+    assert "Did you mean 'demo'?" in err
+
+
+def test_a_full_disk_is_a_sentence(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    status, _, err = said(capsys, "train", recipe)
+    assert status == 3
+    assert "the disk is full" in err
+
+
+def test_a_killed_process_continues_to_the_same_bits(recipe: Path, finished: Path) -> None:
+    run = recipe.parent / "killed"
+    command = [sys.executable, "-m", "raftdiff", "train", str(recipe), "--out", str(run)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    pictures = run / "rounds/000.partial/samples"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and len(list(pictures.glob("*.png"))) < 2:
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (run / "rounds/001").exists(), "the kill came too late to show anything"
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert states(run) == states(finished)
+
+
+def test_ctrl_c_leaves_a_run_that_continues(
+    recipe: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from raftdiff.diffusion import sampler
+
+    def interrupted(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sampler, "decode", interrupted)
+        status, _, err = said(capsys, "train", recipe, "--out", "run")
+        assert status == 130
+        assert "the same command continues" in err
+    assert said(capsys, "train", recipe, "--out", "run")[0] == 0
+
+
+def test_help_comes_at_once() -> None:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "raftdiff", "--help"], check=True, capture_output=True)
+    subprocess.run([sys.executable, "-c", "import raftdiff"], check=True, capture_output=True)
+    assert time.perf_counter() - began < 2.0
+
+
+def test_help_names_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    out = capsys.readouterr().out
+    for command in ("train", "demo", "eval", "sample", "score", "select", "tune", "export", "plan", "check-reward"):
+        assert f"\n    {command} " in out or f"\n    {command}\n" in out

@@ -1,0 +1,66 @@
+"""The recipes that ship, and their schema."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raftdiff.cli.main import main
+from raftdiff.config import dump, plain
+from raftdiff.errors import UserError
+from raftdiff.prompts import build
+from raftdiff.recipe import Recipe, load_recipe, recipes
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
+    recipe = load_recipe(str(path))
+    assert recipe.name == path.stem
+    assert build(recipe.prompts)
+    schema, purpose = path.read_text().splitlines()[:2]
+    assert schema == "# yaml-language-server: $schema=recipe.schema.json"
+    assert len(purpose) > 20
+
+
+def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
+    assert set(recipes()) == {path.stem for path in CONFIGS.glob("*.yaml")}
+    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align"} <= set(recipes())
+
+
+def test_the_schema_is_fresh(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["schema"])
+    fresh = json.loads(capsys.readouterr().out)
+    assert json.loads((CONFIGS / "recipe.schema.json").read_text()) == fresh, "run: make schema"
+
+
+def test_a_resolved_recipe_needs_no_other_file_and_reads_back(tmp_path: Path) -> None:
+    recipe = load_recipe("sd15_256")
+    assert recipe.prompts.file is None
+    assert len(recipe.prompts.captions) == 10
+    assert len(recipe.evaluation.prompts.captions) == 100
+    (tmp_path / "recipe.yaml").write_text(dump(recipe))
+    assert plain(load_recipe(str(tmp_path / "recipe.yaml"))) == plain(recipe)
+
+
+def test_the_paper_s_job_is_the_paper_s_budget() -> None:
+    recipe = load_recipe("sd15_256")
+    assert (recipe.loop.candidates, recipe.sampler.height, recipe.finetuner.adapter) == (20, 256, "lora")
+
+
+def test_two_rewards_of_one_name_are_refused() -> None:
+    with pytest.raises(UserError, match="two are called 'clip'"):
+        load_recipe("sd15_256", ["ranker.rewards.0={type: clip, model: x}"])
+
+
+def test_a_recipe_that_is_not_there_is_named() -> None:
+    with pytest.raises(UserError, match="Did you mean 'sd15_256'"):
+        load_recipe("sd15_265")
+    with pytest.raises(UserError, match=r"There is no recipe file 'my/own\.yaml'"):
+        load_recipe("my/own.yaml")
+
+
+def test_descriptions_stand_in_the_schema() -> None:
+    described = Recipe.model_json_schema()["$defs"]["LoopConfig"]["properties"]["candidates"]
+    assert "Candidates per prompt" in described["description"]
