@@ -68,7 +68,7 @@ def _checked(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[n
     values: Float[np.ndarray, " samples"] = scores.detach().cpu().numpy().astype(np.float64)
     if np.isinf(values).any():
         raise UserError(
-            f"The reward '{reward.name}' returned infinity for {int(np.isinf(values).sum())} of {len(samples)} samples; "
-            f"return NaN to discard a sample, else a finite number."
+            f"The reward '{reward.name}' returned infinity for {int(np.isinf(values).sum())} of {len(samples)} "
+            f"samples; return NaN to discard a sample, else a finite number."
         )
     return values

@@ -96,7 +96,8 @@ def best_of_k(total: Table, keep: int = 1) -> Mask:
     order = np.argsort(-total, axis=1, kind="stable")  # NaN sorts last; stable: ties to the lowest index
     chosen = np.zeros(total.shape, dtype=bool)
     np.put_along_axis(chosen, order[:, :keep], True, axis=1)
-    return chosen & ~np.isnan(total)
+    chosen &= ~np.isnan(total)
+    return chosen
 
 
 def top_fraction(total: Table, fraction: float) -> Mask:
@@ -107,9 +108,10 @@ def top_fraction(total: Table, fraction: float) -> Mask:
     """
     count = max(1, round(fraction * total.size))
     order = np.argsort(-total, axis=None, kind="stable")[:count]
-    chosen = np.zeros(total.size, dtype=bool)
-    chosen[order] = True
-    return chosen.reshape(total.shape) & ~np.isnan(total)
+    chosen = np.zeros(total.shape, dtype=bool)
+    chosen.ravel()[order] = True  # a view
+    chosen &= ~np.isnan(total)
+    return chosen
 
 
 def figures(scores: Scores, selection: Selection) -> dict[str, float | None]:

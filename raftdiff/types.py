@@ -43,7 +43,7 @@ class Key(NamedTuple):
 
     round: int
     prompt: str
-    index: int
+    index: int  # type: ignore[assignment]  # a field here, as everywhere else; nobody searches a key
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,9 +118,13 @@ State = Mapping[str, Mapping[str, torch.Tensor]]
 
 @runtime_checkable
 class Sampler(Protocol[Media]):
-    source: Source
-    provides: tuple[str, ...]
-    """Names in ``Sample.aux``."""
+    @property
+    def source(self) -> Source: ...
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """Names in ``Sample.aux``."""
+        ...
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
@@ -141,7 +145,8 @@ class Sampler(Protocol[Media]):
 class Reward(Protocol[Media]):
     """Higher is better; NaN = "discard this one"; batch-invariant; never mutates."""
 
-    name: str
+    @property
+    def name(self) -> str: ...
 
     def score(self, samples: Sequence[Sample[Media]]) -> Float32[torch.Tensor, " samples"]: ...
 
@@ -150,14 +155,16 @@ class Reward(Protocol[Media]):
 class Selector(Protocol):
     """Pure: a (prompts, candidates) table in, what to learn from out."""
 
-    kind: SelectionKind
+    @property
+    def kind(self) -> SelectionKind: ...
 
     def select(self, scores: Scores) -> Selection: ...
 
 
 @runtime_checkable
 class FineTuner(Protocol[Media]):
-    requires: Requires
+    @property
+    def requires(self) -> Requires: ...
 
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[Media]], *, seed: int, report: "Report"

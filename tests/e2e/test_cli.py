@@ -73,9 +73,7 @@ def test_train_finishes_the_rounds_and_says_what_next(finished: Path) -> None:
     assert {"reward_jpeg", "total", "selected", "seed", "source"} <= row.keys()
 
 
-def test_the_same_command_again_does_nothing_new(
-    finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_same_command_again_does_nothing_new(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = states(finished)
     status, out, _ = said(capsys, "train", finished)
     assert status == 0
@@ -149,9 +147,7 @@ def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.Captur
     assert str(out) in printed
 
 
-def test_plan_counts_what_the_run_then_does(
-    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "plan", recipe, "--json")
     assert status == 0
     plan, metrics = json.loads(out), json.loads((finished / "rounds/000/metrics.json").read_text())
