@@ -1,0 +1,31 @@
+"""`raftdiff demo`, shortened, on the models that ship: the path that a newcomer takes first."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raftdiff.cli.main import main
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+SHORT = ("loop.rounds=1", "loop.candidates=2", "loop.prompts_per_round=4", "sampler.steps=4", "finetuner.steps=2")
+
+
+def test_the_demo_ends_with_a_table_a_report_and_the_next_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert main(["demo", "--out", str(run), *SHORT, "evaluation.samples_per_prompt=1"]) == 0
+    out = capsys.readouterr().out
+    assert f"report: {run}/eval/report.html" in out
+    assert "next: " in out
+    result = json.loads((run / "eval/eval.json").read_text())
+    assert set(result["judge"]) >= {"object", "style", "background", "exact"}
+    assert result["diversity"]["vendi"]["before"] > 1
+    page = (run / "eval/report.html").read_text()
+    assert "<script src" not in page
+    assert "http://" not in page.replace("http://www.w3.org", "")
+    assert page.count("<img") > 20
+    events = list((run / "logs").rglob("events.out.tfevents*"))
+    assert events, "TensorBoard is the default tracker"
