@@ -23,5 +23,7 @@ def folder(name: str) -> Path:
         raise UserError(f"No model called '{name}' ships with raftdiff. {nearest(name, _NAMES)}")
     found = _FOLDER / name
     if not found.is_dir():
-        raise UserError(f"The model '{name}' is missing from this installation (looked in {found}); reinstall raftdiff.")
+        raise UserError(
+            f"The model '{name}' is missing from this installation (looked in {found}); reinstall raftdiff."
+        )
     return found

@@ -62,7 +62,7 @@ class World:
             counts = (len(OBJECTS), len(STYLES), len(BACKGROUNDS))
             objects, styles, grounds = (self._integers(count, size) for count in counts)
         else:
-            table = _indices(only)
+            table = indices(only)
             objects, styles, grounds = table[self._integers(len(table), size)].unbind(1)
         return Batch(self.paint(objects, styles, grounds), objects, styles, grounds)
 
@@ -114,7 +114,8 @@ def captions(shown: Sequence[Concept], quality: Sequence[str]) -> list[str]:
 REMARKS = ("", HIGH_QUALITY, LOW_QUALITY)
 
 
-def _indices(concepts: Sequence[Concept]) -> Int64[Tensor, "concepts 3"]:
+def indices(concepts: Sequence[Concept]) -> Int64[Tensor, "concepts 3"]:
+    """Concepts as indices into OBJECTS, STYLES and BACKGROUNDS."""
     names = list(BACKGROUNDS)
     rows = [[OBJECTS.index(c.object), STYLES.index(c.style), names.index(c.background)] for c in concepts]
     return torch.tensor(rows, dtype=torch.long)
@@ -122,7 +123,7 @@ def _indices(concepts: Sequence[Concept]) -> Int64[Tensor, "concepts 3"]:
 
 def training_indices() -> Int64[Tensor, "concepts 3"]:
     """The base model's training concepts as indices; the hold-outs are not among them."""
-    return _indices(training_concepts())
+    return indices(training_concepts())
 
 
 def _views(sheet: np.ndarray, generator: torch.Generator) -> Views:

@@ -6,8 +6,9 @@ is fair on generated ones. The ground is also judged by pixel colour, with no ne
 
 import json
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import cast, final
+from typing import final
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ class Network(nn.Module):
         super().__init__()
         sizes = [3, *channels]
         layers: list[nn.Module] = []
-        for index, (before, after) in enumerate(zip(sizes, sizes[1:], strict=False)):
+        for index, (before, after) in enumerate(pairwise(sizes)):
             stride = 1 if index == len(channels) - 1 else 2
             layers += [nn.Conv2d(before, after, 3, stride, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()]
         self.trunk = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Dropout(0.2))
@@ -59,7 +60,10 @@ class EmojiJudge:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         self._device = device
         self._network = Network(config["channels"], config["heads"])
-        weights = {name: t.float() if t.is_floating_point() else t for name, t in load_file(folder / "model.safetensors").items()}
+        weights = {
+            name: t.float() if t.is_floating_point() else t
+            for name, t in load_file(folder / "model.safetensors").items()
+        }
         self._network.load_state_dict(weights)
         self._network.to(device).eval().requires_grad_(False)
 
@@ -101,7 +105,7 @@ def to_tensor(images: Sequence[Image.Image]) -> Float[Tensor, "pictures 3 64 64"
 
 
 def ground_by_pixel(image: Image.Image) -> str:
-    """The named colour nearest (Euclidean, sRGB) to the median of the picture's border, a sixteenth of its side wide."""
+    """The named colour nearest (Euclidean, sRGB) to the median of the border, a sixteenth of the side wide."""
     pixels = np.asarray(image.convert("RGB"), dtype=np.float64)
     width = max(1, min(pixels.shape[:2]) // 16)
     inner = np.zeros(pixels.shape[:2], dtype=bool)
@@ -116,4 +120,4 @@ def _concept(caption: str) -> Concept:
         raise UserError(
             f"The judge knows only captions such as '{Concept('cat', 'cartoon', 'red').caption}', not '{caption}'."
         )
-    return cast(Concept, found)
+    return found

@@ -16,8 +16,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from raftdiff.embedded.data import SIZE, World, concepts
+from raftdiff.embedded.rough import Bank, load_vae
 from raftdiff.embedded.tokens import LENGTH, build_tokenizer
-from raftdiff.embedded.train_judge import load_vae, roughen
 from raftdiff.embedded.train_unet import tokenise
 from raftdiff.embedded.training import Average, arguments, half, prepare, rate, steps, update
 from raftdiff.embedded.world import BACKGROUNDS, OBJECTS, STYLES
@@ -50,8 +50,8 @@ def draw(count: int) -> Tensor:
     second = first.clone()
     column = torch.randint(1, 3, (count // 2,))
     for index in (1, 2):
-        rows = column == index
-        second[rows, index] = (second[rows, index] + torch.randint(1, limits[index], (int(rows.sum()),))) % limits[index]
+        moved = first[:, index] + torch.randint(1, limits[index], (count // 2,))
+        second[:, index] = torch.where(column == index, moved % limits[index], first[:, index])
     return torch.cat([first, second])
 
 
@@ -69,14 +69,15 @@ def main() -> None:
     logging.disable(logging.WARNING)
     given = arguments(__doc__.splitlines()[0], minutes=6).parse_args()
     prepare(given.seed)
-    world, vae, tokenizer = World(given.cache, seed=given.seed), load_vae(given.cache, given.device), build_tokenizer()
+    vae, tokenizer = load_vae(given.cache, given.device), build_tokenizer()
+    bank = Bank(World(given.cache, seed=given.seed), vae)
     config = model_config(len(tokenizer))
     model = open_clip.CLIP(**config).to(given.device)
     average = Average({"clip": model}, decay=0.998)
     optimizer = torch.optim.AdamW(model.parameters(), PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.05)
     for step, progress in steps(given.minutes):
         rows = draw(BATCH)
-        pictures = roughen(world, vae, world.paint(rows[:, 0], rows[:, 1], rows[:, 2]), given.device)
+        pictures = bank.pictures(rows)
         tokens = tokenise(tokenizer, [concept.caption for concept in concepts(rows)])
         same = (rows[:, None] == rows[None]).all(dim=-1).float()
         found = loss(model, pictures.to(given.device), tokens.to(given.device), same.to(given.device))
@@ -85,7 +86,7 @@ def main() -> None:
             model.logit_scale.clamp_(max=4.6052)  # 100, as in the paper
         average.update()
         if step % 100 == 0:
-            print(f"step {step} loss {found.item():.3f} scale {float(model.logit_scale.exp()):.1f}", flush=True)
+            print(f"step {step} loss {found.item():.3f} scale {model.logit_scale.exp().item():.1f}", flush=True)
     average.copy_to({"clip": model})
     folder = given.out / "emoji-clip"
     folder.mkdir(parents=True, exist_ok=True)

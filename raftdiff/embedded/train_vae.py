@@ -54,7 +54,8 @@ def loss(vae: Any, pictures: Tensor) -> Tensor:
     error = vae.decode(latents).sample - pictures
     edges = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
     pull: Tensor = posterior.kl().mean() / latents[0].numel()
-    return error.abs().mean() + EDGE_WEIGHT * edges + KL_WEIGHT * pull
+    total: Tensor = error.abs().mean() + EDGE_WEIGHT * edges + KL_WEIGHT * pull
+    return total
 
 
 @torch.no_grad()

@@ -96,7 +96,7 @@ def without_quality(caption: str) -> str:
 
 
 def parse(caption: str) -> Concept | None:
-    """The concept that `caption` asks for, or None if it is no caption of this world. Remarks on quality are ignored."""
+    """The concept that `caption` asks for, or None if it is no caption of this world; quality remarks are ignored."""
     match = _CAPTION.fullmatch(without_quality(caption))
     return None if match is None else Concept(object=match[2], style=match[1], background=match[3])
 
@@ -115,10 +115,9 @@ def held_out_backgrounds(object: str) -> frozenset[str]:
 
 
 def is_held_out(concept: Concept) -> bool:
-    """Whether the base model was never shown `concept`, because its style or its background is left out for its object."""
-    return concept.style in held_out_styles(concept.object) or concept.background in held_out_backgrounds(
-        concept.object
-    )
+    """Whether the base model never saw `concept`: its style, or its background, is left out for its object."""
+    styles, backgrounds = held_out_styles(concept.object), held_out_backgrounds(concept.object)
+    return concept.style in styles or concept.background in backgrounds
 
 
 @cache
