@@ -23,13 +23,14 @@ def load_vae(cache: Path, device: str) -> Any:
     """The autoencoder that train_vae left in ``cache``."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL.from_pretrained(cache / "vae").eval().requires_grad_(False).to(device)
+    vae = AutoencoderKL.from_pretrained(cache / "vae").eval().requires_grad_(False)
+    return vae.to(device, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
 def rebuild(vae: Any, pictures: Pictures) -> Pictures:
     """Pictures passed through the autoencoder, with more or less noise on their latents, as generated ones look."""
-    latents = vae.encode(pictures.to(vae.device)).latent_dist.sample()
+    latents = vae.encode(pictures.to(vae.device, memory_format=torch.channels_last)).latent_dist.sample()
     level = LATENT_NOISE / vae.config.scaling_factor * torch.rand(len(latents), 1, 1, 1, device=latents.device)
     rebuilt: Tensor = vae.decode(latents + level * torch.randn_like(latents)).sample
     return rebuilt.cpu().clamp(-1, 1)
