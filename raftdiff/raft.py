@@ -9,7 +9,8 @@ Where this departs from the paper: prompts may be drawn per round (``prompts_per
 may be replayed; what the sampler reads, what the reward compares with and what the model learns may be three texts.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from raftdiff.progress import Progress, Quiet
 from raftdiff.runs import Run
@@ -35,15 +36,28 @@ def raft(run: Run, parts: Parts, progress: Progress | None = None) -> Iterator[R
         yield commit(draft, parts)
 
 
-def until_no_gain(rounds: Iterator[Round], patience: int | None) -> Iterator[Round]:
-    """The rounds, until the held-out reward has not risen for ``patience`` of them; all of them for None."""
-    best, since = float("-inf"), 0
+def until_no_gain(
+    rounds: Iterator[Round], patience: int | None, earlier: Sequence[Mapping[str, Any]] = ()
+) -> Iterator[Round]:
+    """The rounds, until the held-out reward has not risen for ``patience`` of them; all of them for None.
+
+    ``earlier`` are the metrics of the rounds that another process finished, so that a run that stopped stays stopped.
+    """
+    seen = list(earlier)
+    if stalled(seen, patience):
+        return
     for finished in rounds:
         yield finished
-        best = max(best, finished.metrics.get("held_out_base") or best)
-        held_out = finished.metrics.get("held_out")
-        if patience is None or held_out is None:
-            continue
-        best, since = (held_out, 0) if held_out > best else (best, since + 1)
-        if since >= patience:
+        seen.append(finished.metrics)
+        if stalled(seen, patience):
             return
+
+
+def stalled(metrics: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
+    """Whether the best held-out reward, the base model's included, is ``patience`` or more rounds old."""
+    curve = [value for value in (one.get("held_out") for one in metrics) if value is not None]
+    if patience is None or not curve:
+        return False
+    base = metrics[0].get("held_out_base")
+    curve = curve if base is None else [base, *curve]
+    return len(curve) - 1 - curve.index(max(curve)) >= patience

@@ -4,10 +4,10 @@ import argparse
 import json
 from dataclasses import asdict
 
-from raftdiff.cli.show import duration
 from raftdiff.diffusion import probe
 from raftdiff.provenance import hardware
 from raftdiff.recipe import assemble, load_recipe
+from raftdiff.report import duration
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -5,6 +5,7 @@ from typing import Any, final
 
 from tqdm import tqdm
 
+from raftdiff.report import duration
 from raftdiff.types import Report, Round
 
 
@@ -62,19 +63,6 @@ def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
     if finished.index + 1 < rounds:
         parts.append(f"about {duration(seconds_left)} left")
     return " | ".join(parts)
-
-
-def duration(seconds: float) -> str:
-    """
-    >>> duration(41.2), duration(150), duration(7260)
-    ('41 s', '2 min 30 s', '2 h 1 min')
-    """
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
 
 
 def _figure(value: float | None) -> str:

@@ -5,11 +5,12 @@ import os
 import time
 from pathlib import Path
 
-from raftdiff.cli.show import Bars, duration, round_line
+from raftdiff.cli.show import Bars, round_line
 from raftdiff.config import differing, plain
 from raftdiff.errors import UserError
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.recipe import Assembly, Recipe, assemble, load_recipe, recipe_of
+from raftdiff.report import duration
 from raftdiff.runs import NOT_IDENTITY, Run
 from raftdiff.tracking import Tracker
 
@@ -64,12 +65,12 @@ def open_run(args: argparse.Namespace) -> tuple[Run, Recipe]:
 
 def loop(run: Run, assembly: Assembly) -> None:
     """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
-    wanted, done = assembly.parts.loop.rounds, run.rounds_done()
+    wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
     print(f"{run.path}: " + (f"continuing after round {done}" if done else f"{wanted} rounds"))
     bars, tracker = Bars(wanted), Tracker(assembly.recipe.logging.tracker, run, plain(assembly.recipe))
     began = time.monotonic()
     try:
-        for finished in until_no_gain(raft(run, assembly.parts, bars), assembly.parts.loop.patience):
+        for finished in until_no_gain(raft(run, assembly.parts, bars), patience, run.metrics()):
             bars.close()
             spent = (time.monotonic() - began) / (finished.index + 1 - done)
             print(round_line(finished, wanted, spent * (wanted - finished.index - 1)), flush=True)
@@ -79,4 +80,4 @@ def loop(run: Run, assembly: Assembly) -> None:
         bars.close()
         tracker.close()
     if run.rounds_done() < wanted:
-        print(f"stopped early: the held-out reward has not risen for {assembly.parts.loop.patience} rounds")
+        print(f"stopped early: the held-out reward has not risen for {patience} rounds")

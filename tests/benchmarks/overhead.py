@@ -2,7 +2,7 @@
 
     python tests/benchmarks/overhead.py demo loop.rounds=1
 
-The named parts are timed where they are called, within one run, so the share does not depend on how fast the machine is.
+The named parts are timed where they are called, within one run: the share does not depend on the machine's speed.
 """
 
 import argparse

@@ -34,7 +34,9 @@ def test_the_wheel_holds_every_file_of_the_package_as_a_real_file(built: Path) -
     (wheel,) = built.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         inside = {name for name in archive.namelist() if ".dist-info/" not in name}
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split("\n")
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
     expected = {name for name in tracked if name.startswith("raftdiff/") and not (ROOT / name).is_symlink()}
     expected |= {f"raftdiff/{name}" for name in tracked if name.startswith(tuple(f"{folder}/" for folder in LINKED))}
     assert inside == expected
