@@ -29,7 +29,6 @@ PEAK_RATE = 2e-3
 EDGE_WEIGHT = 0.5
 KL_WEIGHT = 2e-4
 """Per latent number, against a loss per pixel."""
-SPOILT_SHARE = 0.15
 
 
 def build() -> Any:
@@ -78,8 +77,6 @@ def main() -> None:
     optimizer = torch.optim.AdamW(vae.parameters(), PEAK_RATE, betas=(0.9, 0.99), weight_decay=1e-4)
     for step, progress in steps(given.minutes, begun=spent):
         pictures = world.batch(BATCH).pictures
-        spoilt = torch.rand(BATCH) < SPOILT_SHARE
-        pictures[spoilt] = world.degrade(pictures[spoilt])
         pictures = pictures.to(given.device, memory_format=torch.channels_last)
         found = loss(vae, pictures)
         update(optimizer, found, rate(PEAK_RATE, progress, step), vae.parameters())
