@@ -1,5 +1,6 @@
 """Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
 
+import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -61,14 +62,15 @@ def compare(
     after = _draw(assembly, prompts, per_prompt, seed, lambda done: report(total // 2 + done, total))
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
-    moved = drift(assembly.model, assembly.finetuner.base_weights, latents, captions, batch_size=64)
+    rows = assembly.recipe.sampler.batch_size
+    moved = drift(assembly.model, assembly.finetuner.base_weights, latents, captions, batch_size=rows)
     evaluation = evaluate.evaluate(
         prompts,
         before,
         after,
         rewards=[reward for reward, _ in assembly.ranker.rewards],
         features=assembly.ranker.features,
-        judge=assembly.judge(),
+        judge=assembly.judge(captions),
         prediction_drift=moved,
         seconds=time.perf_counter() - began,
         network_evaluations=assembly.evaluator.network_evaluations() - spent,
@@ -82,7 +84,8 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
     ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out.
     """
     for side, samples in (("before", compared.before), ("after", compared.after)):
-        (folder / side).mkdir(parents=True, exist_ok=True)
+        shutil.rmtree(folder / side, ignore_errors=True)
+        (folder / side).mkdir(parents=True)
         for sample in samples:
             sample.media.save(folder / side / f"{sample.prompt.id}-{sample.index:03d}.png")
     write_text(folder / "eval.json", evaluate.to_json(compared.evaluation))
@@ -142,7 +145,7 @@ def _marks(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Mapping
     columns: dict[str, Sequence[float | bool]] = {
         name: [float(value) for value in values] for name, values in assembly.ranker.raw(samples).items()
     }
-    if judge := assembly.judge():
+    if judge := assembly.judge([sample.prompt.caption for sample in samples]):
         verdicts = judge([sample.media for sample in samples], [sample.prompt.caption for sample in samples])
         columns |= {name: [bool(value) for value in values] for name, values in verdicts.items()}
     return [{name: values[row] for name, values in columns.items()} for row in range(len(samples))]

@@ -22,7 +22,7 @@ Where = tuple[str | int, ...]
 class Config(BaseModel):
     """Immutable, no unknown keys, and the docstring under a field is its description in the schema."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)
@@ -38,6 +38,8 @@ def read(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
         text = path.read_text(encoding="utf-8")
     except OSError as error:
         raise UserError(f"{path}: cannot read this recipe: {error.strerror or error}.") from None
+    except UnicodeDecodeError:
+        raise UserError(f"{path}: this recipe is not UTF-8 text; save it as UTF-8.") from None
     try:
         data, lines = yaml.safe_load(text), dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), path))
     except yaml.YAMLError as error:

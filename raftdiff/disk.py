@@ -1,5 +1,6 @@
 """Writing so that nothing finished is ever lost: aside, flushed, renamed."""
 
+import errno
 import json
 import os
 from collections.abc import Mapping
@@ -7,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 
@@ -27,15 +29,24 @@ def write_text(path: Path, text: str) -> None:
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     aside = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+    except SafetensorError as error:  # it wraps what the disk said
+        aside.unlink(missing_ok=True)
+        if any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
+        raise
     with aside.open("rb") as file:
         os.fsync(file.fileno())
     aside.replace(path)
 
 
-def sync_tree(folder: Path) -> None:
-    """Every file and folder below, so that the rename that follows never names half a round."""
+def sync_all(folder: Path) -> None:
+    """Everything written so far to the disk, so that the rename that follows never names half a folder."""
+    if hasattr(os, "sync"):
+        os.sync()
+        return
     for path in sorted(folder.rglob("*")):
         if path.is_file():
-            with path.open("rb") as file:
+            with path.open("rb+") as file:
                 os.fsync(file.fileno())

@@ -10,9 +10,11 @@ from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+MAX_SLUG = 80
 TEXTS = ("caption", "sampling", "negative")
 
 
@@ -114,12 +116,17 @@ def _prompt(config: PromptsConfig, place: int, row: Mapping[str, Any]) -> Prompt
 
 
 def slug(caption: str) -> str:
-    """A name for a caption that can name a file.
+    """A name for a caption that can name a file; with six digits of its own where letters were lost or it was cut.
 
     >>> slug("A line sketch of a cat!")
     'a-line-sketch-of-a-cat'
+    >>> slug("猫"), slug("Köln")
+    ('prompt-b1ec7d', 'k-ln-96926c')
     """
-    return re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")[:80] or "prompt"
+    name = re.sub(r"[^a-z0-9]+", "-", caption.lower()).strip("-")
+    if caption.isascii() and len(name) <= MAX_SLUG:
+        return name or "prompt"
+    return f"{name[:MAX_SLUG] or 'prompt'}-{fold(caption) % 16**6:06x}"
 
 
 def _check_ids(ids: Sequence[str]) -> None:

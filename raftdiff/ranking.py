@@ -55,7 +55,13 @@ class Ranker(Generic[Media]):
                     f"The reward '{name}' is NaN (discard) for all {table.size} candidates, so there is nothing to "
                     f"learn from. Try it on known pictures with: raftdiff check-reward."
                 )
-        return Scores(index, tuple(prompts), self.total(raw), raw)
+        total = self.total(raw)
+        if np.isnan(total).all():
+            raise UserError(
+                "Every candidate is discarded by one reward or another (NaN), so there is nothing to learn from. "
+                "Give a reward that should not discard the weight 0."
+            )
+        return Scores(index, tuple(prompts), total, raw)
 
 
 def _checked(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:

@@ -18,6 +18,7 @@ from raftdiff.diffusion import loading
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.embedded.world import parse
 from raftdiff.errors import UserError, nearest
 from raftdiff.evaluate import Judge
 from raftdiff.prompts import PromptsConfig, build, inline
@@ -136,6 +137,11 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"ranker.rewards: two are called '{min(twice)}'; give each its own 'name'.")
     if not any(reward.weight for reward in recipe.ranker.rewards):
         raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
+    evaluation = recipe.evaluation
+    if evaluation.every_round and not evaluation.prompts.captions:
+        raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
+    if recipe.loop.patience is not None and not evaluation.every_round:
+        raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
     needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
@@ -163,9 +169,9 @@ class Assembly:
     parts: Parts
     """What the loop takes."""
 
-    def judge(self) -> Judge | None:
-        """The held-out judge that the recipe names."""
-        if self.recipe.evaluation.judge is None:
+    def judge(self, captions: Sequence[str]) -> Judge | None:
+        """The held-out judge that the recipe names, if there is one and it understands these captions."""
+        if self.recipe.evaluation.judge is None or not all(parse(caption) for caption in captions):
             return None
         from raftdiff.embedded.judge import EmojiJudge  # noqa: PLC0415  (heavy, and not every run has a judge)
 

@@ -23,7 +23,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from raftdiff.config import Config, differing, digest, dump, plain
-from raftdiff.disk import read_json, save_tensors, sync_tree, write_text
+from raftdiff.disk import read_json, save_tensors, sync_all, write_text
 from raftdiff.errors import UserError
 from raftdiff.provenance import provenance
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
@@ -31,6 +31,10 @@ from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 FORMAT = 1
 NOT_IDENTITY = ("model.device", "logging")
 """Dotted recipe keys that do not change what a run computes; the digest leaves them out."""
+EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}
+"""What a run that made nothing yet may hold."""
+FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
+"""What may differ in a fork; the rest made the samples that it takes over."""
 FLUSH_SECONDS = 5.0
 FLUSH_SAMPLES = 256
 
@@ -64,7 +68,7 @@ class Run:
             UserError: the folder holds a run of another recipe (the keys that differ are named), or other files.
         """
         run = Run(path)
-        if (path / "run.json").is_file():
+        if run._begun():
             Run.open(path)
             keys = differing(run.recipe(), plain(recipe), NOT_IDENTITY)
             if keys:
@@ -73,13 +77,19 @@ class Run:
                     f"Change them back, or name another folder with --out."
                 )
             return run
-        if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
             raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
-        (path / "rounds").mkdir(parents=True)
-        write_text(path / "recipe.yaml", dump(recipe))
         facts = {"format": FORMAT, "digest": digest(plain(recipe), NOT_IDENTITY), "seed": seed, "parent": parent}
-        write_text(path / "run.json", json.dumps({**facts, **provenance()}, indent=2))
+        facts |= provenance()
+        (path / "rounds").mkdir(parents=True, exist_ok=True)
+        write_text(path / "recipe.yaml", dump(recipe))
+        write_text(path / "run.json", json.dumps(facts, indent=2))
         return run
+
+    def _begun(self) -> bool:
+        """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
+        rounds = self.path / "rounds"
+        return (self.path / "run.json").is_file() and rounds.is_dir() and any(rounds.iterdir())
 
     @staticmethod
     def default_path(root: Path, name: str, recipe: Config) -> Path:
@@ -172,11 +182,12 @@ class RoundFolder:
         file = self.path / "samples" / "metadata.jsonl"
         if not file.is_file():
             return []
-        rows = []
+        rows = {}
         for line in file.read_text(encoding="utf-8").splitlines():
             with contextlib.suppress(json.JSONDecodeError):
-                rows.append(json.loads(line))
-        return rows
+                row = json.loads(line)
+                rows[row["prompt_id"], row["index"]] = row  # an interrupted flush may have written a line twice
+        return list(rows.values())
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Image.Image]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""
@@ -234,12 +245,16 @@ class RoundFolder:
         prompt = Prompt(row["prompt_id"], **texts, meta=row["meta"])
         return Sample(self.index, prompt, row["index"], row["seed"], row["source"], picture, aux)
 
+    def tensor_files(self) -> list[Path]:
+        """Where the aux tensors are: the finished file, and the parts of an unfinished round, which are newer."""
+        whole = self.path / "latents.safetensors"
+        return [path for path in (whole, *sorted((self.path / "latents").glob("*.safetensors"))) if path.is_file()]
+
     def _aux(self, keys: Sequence[Key]) -> dict[Key, dict[str, torch.Tensor]]:
         """Aux tensors of the named samples, from the finished file or from the parts of an unfinished round."""
         names = {f"{key.prompt}/{key.index:03d}/": key for key in keys}
         found: dict[Key, dict[str, torch.Tensor]] = {key: {} for key in keys}
-        whole = self.path / "latents.safetensors"
-        for file in [whole] if whole.is_file() else sorted((self.path / "latents").glob("*.safetensors")):
+        for file in self.tensor_files():
             with safe_open(file, framework="pt") as tensors:
                 for name in tensors.keys():  # noqa: SIM118  (a safe_open is not iterable)
                     stem, _, aux = name.rpartition("/")
@@ -263,7 +278,7 @@ class Draft:
         rows = self.folder.rows()
         whole = [row for row in rows if _is_picture(self.path / "samples" / row["file_name"])]
         if rows != whole or self._torn():
-            self._write_rows(whole)
+            self.write_rows(whole)
         return {(row["prompt_id"], row["index"]) for row in whole}
 
     def add(self, sample: Sample[Image.Image]) -> None:
@@ -275,20 +290,20 @@ class Draft:
 
     def flush(self) -> None:
         """Commit what was added: tensors first, the metadata lines that make them count last."""
-        if self._pending:
+        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
+        if pending:
             tensors = {
                 f"{sample.prompt.id}/{sample.index:03d}/{name}": tensor.contiguous()
-                for sample in self._pending
+                for sample in pending
                 for name, tensor in sample.aux.items()
             }
             if tensors:
                 part = len(list((self.path / "latents").glob("*.safetensors")))
                 save_tensors(self.path / "latents" / f"{part:05d}.safetensors", tensors)
             with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_row(sample)) + "\n" for sample in self._pending)
+                file.writelines(json.dumps(_row(sample)) + "\n" for sample in pending)
                 file.flush()
                 os.fsync(file.fileno())
-        self._pending, self._flushed = [], time.monotonic()
 
     def write_scores(self, scores: Scores) -> None:
         """Every reward and the total into metadata.jsonl; NaN is written as null."""
@@ -299,14 +314,14 @@ class Draft:
             cell = (at[row["prompt_id"]], row["index"])
             row.update({f"reward_{name}": _number(table[cell]) for name, table in scores.raw.items()})
             row["total"] = _number(scores.total[cell])
-        self._write_rows(rows)
+        self.write_rows(rows)
 
     def write_selection(self, selection: Selection) -> None:
         keys = {key for item in selection.items for key in item.keys if key.round == self.index}
         rows = self.folder.rows()
         for row in rows:
             row["selected"] = Key(self.index, row["prompt_id"], row["index"]) in keys
-        self._write_rows(rows)
+        self.write_rows(rows)
         write_text(self.path / "selection.json", json.dumps(_selection_json(selection)))
 
     def metrics(self) -> dict[str, Any]:
@@ -329,16 +344,18 @@ class Draft:
         (self.path / "state").mkdir(exist_ok=True)
         for name, tensors in state.items():
             save_tensors(self.path / "state" / f"{name}.safetensors", dict(tensors))
-        parts = sorted((self.path / "latents").glob("*.safetensors"))
-        if parts:
-            merged = {name: tensor for part in parts for name, tensor in load_file(part).items()}
-            save_tensors(self.path / "latents.safetensors", merged)
-        shutil.rmtree(self.path / "latents")
-        sync_tree(self.path)
+        if (self.path / "latents").is_dir():
+            files = self.folder.tensor_files()
+            merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+            if merged:
+                save_tensors(self.path / "latents.safetensors", merged)
+            shutil.rmtree(self.path / "latents")
+        sync_all(self.path)
         self.path.rename(self.final_path)
         return self.final_path
 
-    def _write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace metadata.jsonl."""
         text = "".join(json.dumps(row) + "\n" for row in rows)
         write_text(self.path / "samples" / "metadata.jsonl", text)
 
@@ -353,15 +370,24 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     So a finished round can be scored, selected and learnt from again without sampling again.
 
     Raises:
-        UserError: the folder exists, or the parent has no such round.
+        UserError: the folder exists, the parent has no such round, or the recipe would have made other samples.
     """
     source = parent.round(round)
     if path.exists():
         raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
-    run = Run.create(path, recipe, seed=seed, parent=str(parent.path.resolve().name))
-    for t in range(round):
+    if keys := differing(parent.recipe(), plain(recipe), (*FORKED, *NOT_IDENTITY)):
+        raise UserError(f"{parent.path}: with another {', '.join(keys)} the samples would be others; begin a new run.")
+    aside = path.with_name(path.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    _fork_into(Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name), parent, source)
+    aside.rename(path)
+    return Run(path)
+
+
+def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
+    for t in range(source.index):
         shutil.copytree(parent.round_path(t), run.round_path(t))
-    draft = run.draft(round)
+    draft = run.draft(source.index)
     rows = source.rows()
     for row in rows:
         shutil.copy2(source.path / "samples" / row["file_name"], draft.path / "samples" / row["file_name"])
@@ -369,8 +395,7 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
         shutil.copy2(source.path / "latents.safetensors", draft.path / "latents" / "00000.safetensors")
     scored = ("total", "selected")
     kept = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
-    draft._write_rows(kept)
-    return run
+    draft.write_rows(kept)
 
 
 def _row(sample: Sample[Image.Image]) -> dict[str, Any]:

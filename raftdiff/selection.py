@@ -25,6 +25,10 @@ class BestOfKConfig(Config):
     keep: int = Field(default=1, ge=1)
     """How many candidates of each prompt are learnt from."""
 
+    def count(self, prompts: int, candidates: int) -> int:
+        """How many it selects at most."""
+        return prompts * min(self.keep, candidates)
+
     def build(self, *, seed: int) -> Selector:
         del seed
         return BestOfK(self.keep)
@@ -37,6 +41,10 @@ class TopFractionConfig(Config):
     fraction: float = Field(default=0.05, gt=0, le=1)
     """How much of the batch is learnt from; the paper's 1/K."""
 
+    def count(self, prompts: int, candidates: int) -> int:
+        """How many it selects at most."""
+        return max(1, round(self.fraction * prompts * candidates))
+
     def build(self, *, seed: int) -> Selector:
         del seed
         return TopFraction(self.fraction)
@@ -48,6 +56,10 @@ class RandomConfig(Config):
     type: Literal["random"] = "random"
     keep: int = Field(default=1, ge=1)
     """How many candidates of each prompt are learnt from."""
+
+    def count(self, prompts: int, candidates: int) -> int:
+        """How many it selects at most."""
+        return prompts * min(self.keep, candidates)
 
     def build(self, *, seed: int) -> Selector:
         return Random(self.keep, seed)

@@ -97,7 +97,7 @@ def select(draft: Draft, ranker: Ranker[Image]) -> None:
     with _timed(draft, "select"):
         selection = ranker.selector.select(scores)
         draft.write_selection(selection)
-    means = {name: float(np.nanmean(table)) for name, table in scores.raw.items()}
+    means = {name: _mean(table) for name, table in scores.raw.items()}
     draft.note(
         **figures(scores, selection),
         selected=len(selection.items),
@@ -133,9 +133,16 @@ def asked(prompts: Sequence[Prompt], loop: LoopConfig, round: int) -> list[Promp
     if loop.prompts_per_round is None or loop.prompts_per_round >= len(prompts):
         return list(prompts)
     count = loop.prompts_per_round
-    epoch, hand = divmod(round, len(prompts) // count)
-    deck = np.random.default_rng(fold(loop.seed, "deck", epoch)).permutation(len(prompts))
-    return [prompts[card] for card in deck[hand * count : (hand + 1) * count]]
+    deck: list[int] = []
+    epoch = 0
+    for _ in range(round + 1):
+        if len(deck) < count:
+            fresh = np.random.default_rng(fold(loop.seed, "deck", epoch)).permutation(len(prompts)).tolist()
+            # What is left of the old deck goes first, and not into the same hand twice.
+            deck += sorted(fresh, key=lambda card: card in deck)
+            epoch += 1
+        hand, deck = deck[:count], deck[count:]
+    return [prompts[card] for card in hand]
 
 
 def merge(selections: Sequence[Selection]) -> Selection:
@@ -157,9 +164,14 @@ def _validate(draft: Draft, parts: Parts, name: str) -> None:
         )
         raw = parts.ranker.raw(drawn)
     draft.note(
-        **{name: float(np.nanmean(parts.ranker.total(raw)))},
-        **{f"{name}_rewards": {reward: float(np.nanmean(values)) for reward, values in raw.items()}},
+        **{name: _mean(parts.ranker.total(raw))},
+        **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
     )
+
+
+def _mean(values: Any) -> float | None:
+    """The mean of those that are not discarded; None where all are."""
+    return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
 def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Image]]:

@@ -6,18 +6,23 @@ import re
 from pathlib import Path
 
 from raftdiff.cli.show import Bars
+from raftdiff.cli.train import existing_run
 from raftdiff.comparison import compare, evaluation_prompts, load_round, write
 from raftdiff.errors import UserError
-from raftdiff.recipe import Assembly, assemble, recipe_of
+from raftdiff.recipe import Assembly, assemble
 from raftdiff.runs import Run
 from raftdiff.tables import table
 
+FREE = ("evaluation", "sampler.batch_size", "model.dtype", "model.attention", "finetuner.precision")
+"""Recipe keys that an evaluation may change: none of them is what was trained."""
+
 
 def evaluate(args: argparse.Namespace) -> None:
-    run = Run.open(Path(args.recipe))
+    run, recipe = existing_run(args, free=FREE)
+    if args.name in ("before", "after"):
+        raise UserError(f"--name {args.name}: eval/{args.name} holds pictures already; choose another name.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
-    recipe = recipe_of(run)
     if args.steps is not None:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
     assembly = assemble(recipe)

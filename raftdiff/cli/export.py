@@ -1,12 +1,11 @@
 """``raftdiff export``: the tuned weights in the formats that people already use."""
 
 import argparse
-from pathlib import Path
 
+from raftdiff.cli.train import existing_run
 from raftdiff.comparison import load_round
 from raftdiff.diffusion import export as formats
-from raftdiff.recipe import assemble, recipe_of
-from raftdiff.runs import Run
+from raftdiff.recipe import assemble
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
@@ -16,8 +15,8 @@ HOW = {
 
 
 def export(args: argparse.Namespace) -> None:
-    run = Run.open(Path(args.recipe))
-    assembly = assemble(recipe_of(run))
+    run, recipe = existing_run(args, free=("model.dtype", "model.attention", "finetuner.precision"))
+    assembly = assemble(recipe)
     load_round(run, assembly, args.round)
     out = args.out or run.path / "export" / (args.format + (".safetensors" if args.format == "kohya" else ""))
     written = formats.export(assembly.finetuner, args.format, out)

@@ -12,6 +12,11 @@ from pathlib import Path
 from raftdiff import __version__
 from raftdiff.errors import UserError
 
+RECIPE_HELP = {
+    "RECIPE": "a recipe's name or file",
+    "RUN": "a run directory",
+    "RECIPE|RUN": "a recipe's name or file, or a run directory",
+}
 EPILOG = """\
 start here:
   raftdiff demo                            align the model that ships, look at before and after
@@ -53,27 +58,27 @@ def parser() -> argparse.ArgumentParser:
             _where(command)
         if stage == "score":
             command.add_argument(
-                "--round", type=int, metavar="N", help="score this finished round again, into a new run"
+                "--round", type=_count, metavar="N", help="score this finished round again, into a new run"
             )
             command.add_argument("--out", type=Path, metavar="FOLDER", help="the new run (with --round)")
 
     evaluate = _command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
-    evaluate.add_argument("recipe", metavar="RUN", help="a run directory")
+    _recipe(evaluate, metavar="RUN")
     evaluate.add_argument(
         "--prompts", metavar="FILE", help="a prompt file, or 'training' for the run's own; held-out ones by default"
     )
-    evaluate.add_argument("--samples", type=int, metavar="N", help="pictures per prompt; the recipe's by default")
-    evaluate.add_argument("--steps", type=int, metavar="N", help="sampling steps; the recipe's by default")
-    evaluate.add_argument("--round", type=int, metavar="N", help="the model after this round; the last by default")
+    evaluate.add_argument("--samples", type=_positive, metavar="N", help="pictures per prompt; the recipe's by default")
+    evaluate.add_argument("--steps", type=_positive, metavar="N", help="sampling steps; the recipe's by default")
+    evaluate.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     evaluate.add_argument("--name", metavar="NAME", help="write to eval/NAME/ instead of eval/")
     evaluate.add_argument("--json", action="store_true", help="print eval.json instead of the table")
 
     export = _command(commands, "export", "export:export", "the tuned weights in a format that others read")
-    export.add_argument("recipe", metavar="RUN", help="a run directory")
+    _recipe(export, metavar="RUN")
     export.add_argument(
         "--format", choices=("diffusers", "kohya", "merged"), default="diffusers", help="default: %(default)s"
     )
-    export.add_argument("--round", type=int, metavar="N", help="the model after this round; the last by default")
+    export.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
 
     plan = _command(commands, "plan", "plan:plan", "what a recipe will do: pictures, evaluations, memory, time")
@@ -109,12 +114,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 0
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            sentence = "the disk is full. What was finished is kept; make room, and the same command continues."
+        elif error.filename is not None:
+            sentence = f"{error.filename}: {error.strerror}."
+        else:
             raise
-        print(
-            "raftdiff: the disk is full. What was finished is kept; make room, and the same command continues.",
-            file=sys.stderr,
-        )
+        print(f"raftdiff: {sentence}", file=sys.stderr)
         return 3
     return status or 0
 
@@ -139,11 +145,25 @@ def _command(
     return command
 
 
+def _count(text: str) -> int:
+    """A number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    """A number from 1."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
+
+
 def _recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: str | None = None) -> None:
     if default:
         command.set_defaults(recipe=default)
     else:
-        command.add_argument("recipe", metavar=metavar, help="a recipe's name or file, or a run directory")
+        command.add_argument("recipe", metavar=metavar, help=RECIPE_HELP[metavar])
     command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
 
 

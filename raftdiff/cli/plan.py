@@ -15,9 +15,7 @@ def plan(args: argparse.Namespace) -> None:
     recipe = load_recipe(args.recipe, args.overrides)
     assembly = assemble(recipe)
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
-    images = prompts * recipe.loop.candidates
-    selector = recipe.ranker.selector
-    chosen = round(selector.fraction * images) if selector.type == "top_fraction" else prompts * selector.keep
+    chosen = recipe.ranker.selector.count(prompts, recipe.loop.candidates)
     counts = probe.count(
         recipe.sampler,
         recipe.finetuner,
@@ -42,7 +40,7 @@ def plan(args: argparse.Namespace) -> None:
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
         ("time per round", f"about {duration(seconds)}, without rewards and held-out pictures"),
-        ("time in all", f"about {duration(seconds * recipe.loop.rounds)}"),
+        ("time for all rounds", f"about {duration(seconds * recipe.loop.rounds)}, likewise"),
         ("measured on", hardware()),
     )
     width = max(len(name) for name, _ in rows)

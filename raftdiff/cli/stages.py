@@ -8,12 +8,12 @@ from PIL.Image import Image
 
 from raftdiff import stages
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import open_run
+from raftdiff.cli.train import existing_run, open_run
 from raftdiff.diffusion.loading import find_device
 from raftdiff.errors import UserError
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
-from raftdiff.recipe import Recipe, assemble, build_ranker, load_recipe, recipe_of
+from raftdiff.recipe import Recipe, assemble, build_ranker, load_recipe
 from raftdiff.runs import Draft, Run, fork
 from raftdiff.stages import LoopConfig
 
@@ -33,18 +33,16 @@ def sample(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """The scores of the round that was sampled; with ``--round``, of a finished one, in a new run."""
-    run = Run.open(Path(args.recipe))
     if args.round is not None:
-        run = _fork(run, args)
-    elif args.overrides:
-        raise UserError(
-            "To score with another reward, name the round and a folder for the new run: "
-            f"raftdiff score {args.recipe} --round 0 --out FOLDER {' '.join(args.overrides)}"
-        )
+        run, recipe, ranker = _fork(args)
+    elif args.out is not None:
+        raise UserError("--out goes with --round: it names the new run in which a finished round is scored again.")
+    else:
+        run, recipe = existing_run(args)
+        ranker = _ranker(recipe)
     with run.locked():
-        recipe = recipe_of(run)
         draft = next_draft(run, recipe.loop)
-        stages.score(draft, _ranker(recipe), build(recipe.prompts), recipe.loop)
+        stages.score(draft, ranker, build(recipe.prompts), recipe.loop)
     for name, table in draft.folder.scores().raw.items():
         print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} pictures")
     print(f"next: raftdiff select {run.path}")
@@ -52,9 +50,8 @@ def score(args: argparse.Namespace) -> None:
 
 def select(args: argparse.Namespace) -> None:
     """What to learn from."""
-    run = Run.open(Path(args.recipe))
+    run, recipe = existing_run(args)
     with run.locked():
-        recipe = recipe_of(run)
         draft = next_draft(run, recipe.loop)
         stages.select(draft, _ranker(recipe))
     metrics = draft.metrics()
@@ -64,8 +61,7 @@ def select(args: argparse.Namespace) -> None:
 
 def tune(args: argparse.Namespace) -> None:
     """Fine-tune on the selection, and complete the round."""
-    run = Run.open(Path(args.recipe))
-    recipe = recipe_of(run)
+    run, recipe = existing_run(args)
     with run.locked():
         assembly, bars = assemble(recipe), Bars(recipe.loop.rounds)
         if state := run.state():
@@ -94,8 +90,11 @@ def _ranker(recipe: Recipe) -> Ranker[Image]:
     return build_ranker(recipe, device=str(find_device(recipe.model.device)))
 
 
-def _fork(parent: Run, args: argparse.Namespace) -> Run:
+def _fork(args: argparse.Namespace) -> tuple[Run, Recipe, Ranker[Image]]:
+    """A new run for a finished round, made when its rewards are known to load."""
     if args.out is None:
         raise UserError("A finished round is never changed: name a folder for the new run with --out.")
+    parent = Run.open(Path(args.recipe))
     recipe = load_recipe(str(parent.path / "recipe.yaml"), args.overrides)
-    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed)
+    ranker = _ranker(recipe)
+    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker

@@ -3,6 +3,7 @@
 import argparse
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from raftdiff.cli.show import Bars, round_line
@@ -26,12 +27,14 @@ def train(args: argparse.Namespace) -> None:
 def demo(args: argparse.Namespace) -> None:
     """Train, evaluate, and show where the report lies."""
     from raftdiff.cli.evaluate import measure, show
+    from raftdiff.comparison import load_round
 
     began = time.monotonic()
     run, recipe = open_run(args)
     with run.locked():
         assembly = assemble(recipe)
         loop(run, assembly)
+        load_round(run, assembly, None)
         report = measure(run, assembly)
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
@@ -47,20 +50,31 @@ def open_run(args: argparse.Namespace) -> tuple[Run, Recipe]:
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
     if (Path(args.recipe) / "run.json").is_file():
-        run = Run.open(Path(args.recipe))
-        recipe = recipe_of(run)
-        if args.overrides:
-            changed = load_recipe(str(run.path / "recipe.yaml"), args.overrides)
-            if keys := differing(plain(recipe), plain(changed), NOT_IDENTITY):
-                raise UserError(
-                    f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
-                    f"Begin a new run with: raftdiff train {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
-                )
-            recipe = changed
-        return run, recipe
+        if args.out is not None:
+            raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
+        return existing_run(args)
     recipe = load_recipe(args.recipe, args.overrides)
     path = args.out or Run.default_path(args.runs, recipe.name, recipe)
     return Run.create(path, recipe, seed=recipe.loop.seed), recipe
+
+
+def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple[Run, Recipe]:
+    """A run and its recipe, in which the overrides may change where it runs, and the keys in ``free``.
+
+    Raises:
+        UserError: there is no such run, or the overrides change what the run is.
+    """
+    run = Run.open(Path(args.recipe))
+    recipe = recipe_of(run)
+    if not args.overrides:
+        return run, recipe
+    changed = load_recipe(str(run.path / "recipe.yaml"), args.overrides)
+    if keys := differing(plain(recipe), plain(changed), (*NOT_IDENTITY, *free)):
+        raise UserError(
+            f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
+            f"Begin a new run with: raftdiff train {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
+        )
+    return run, changed
 
 
 def loop(run: Run, assembly: Assembly) -> None:

@@ -116,6 +116,24 @@ def test_a_finished_round_is_scored_again_with_another_reward_without_sampling(
     assert json.loads((new / "run.json").read_text())["parent"] == "run"
 
 
+def test_a_fork_keeps_what_made_the_samples(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = said(capsys, "score", finished, "--round", 0, "--out", tmp_path / "x", "loop.candidates=2")
+    assert (status, "with another loop.candidates the samples would be others" in err) == (2, True)
+    status, _, err = said(
+        capsys, "score", finished, "--round", 0, "--out", tmp_path / "x", "ranker.rewards.0.type=clap"
+    )
+    assert (status, "Did you mean 'clip'?" in err) == (2, True)
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("stage", ["select", "tune", "score"])
+def test_a_stage_does_not_silently_ignore_what_it_is_told(
+    finished: Path, stage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(capsys, stage, finished, "finetuner.learning_rate=1")
+    assert (status, "these keys would change: finetuner.learning_rate" in err) == (2, True)
+
+
 def test_eval_writes_what_it_prints(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "eval", finished, "--json", "--name", "printed")
     assert status == 0
@@ -157,7 +175,7 @@ def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys
     assert plan["measured"]["trained_parameters"] > 0
     status, out, _ = said(capsys, "plan", recipe)
     assert "parameters trained" in out
-    assert "time in all" in out
+    assert "time for all rounds" in out
 
 
 def test_check_reward_on_a_good_and_on_a_bad_one(
@@ -188,6 +206,7 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
         (["ranker.rewards.0.weight=0"], "every weight is 0"),
         (["evaluation.judge=emoji-juge"], "Did you mean 'emoji-judge'?"),
+        (["loop.patience=2", "evaluation.every_round=0"], "stopping needs a held-out reward"),
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
         (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),
         (["sampler.height=17"], "must be multiples of"),

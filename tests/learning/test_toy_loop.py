@@ -13,7 +13,7 @@ from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.runs import Run
 from raftdiff.selection import BestOfK, Random
-from raftdiff.stages import LoopConfig, Parts
+from raftdiff.stages import LoopConfig, Parts, asked
 from raftdiff.testing import toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
 
@@ -162,6 +162,14 @@ def test_prompts_are_dealt_without_repetition_until_the_deck_runs_out(tmp_path: 
     assert [len(hand) for hand in hands] == [2] * 6
     assert len(hands[0] | hands[1] | hands[2]) == 6
     assert len(hands[3] | hands[4] | hands[5]) == 6
+
+
+def test_a_deck_that_does_not_divide_evenly_is_still_dealt_out_whole() -> None:
+    loop = LoopConfig(prompts_per_round=4)
+    hands = [[prompt.id for prompt in asked(toy_prompts(10), loop, t)] for t in range(10)]
+    assert all(len(set(hand)) == 4 for hand in hands)
+    dealt = [card for hand in hands for card in hand]
+    assert all(len(set(dealt[start : start + 10])) == 10 for start in (0, 10, 20, 30))
 
 
 def test_best_of_k_follows_the_order_statistic(tmp_path: Path) -> None:

@@ -9,9 +9,11 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from raftdiff.config import Config
+from raftdiff.disk import save_tensors
 from raftdiff.errors import UserError
 from raftdiff.runs import Draft, Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
@@ -113,6 +115,7 @@ def test_times_of_an_interrupted_stage_add_up(run: Run) -> None:
 
 
 def test_the_same_recipe_continues_and_another_is_refused_by_the_keys_that_differ(run: Run) -> None:
+    filled(run)
     assert Run.create(run.path, Toy(logging="elsewhere"), seed=3) == run
     with pytest.raises(UserError, match="begun with another recipe; these keys differ: rate"):
         Run.create(run.path, Toy(rate=0.2), seed=3)
@@ -124,6 +127,13 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
         Run.create(tmp_path, Toy(), seed=0)
     with pytest.raises(UserError, match="not a run directory"):
         Run.open(tmp_path)
+
+
+def test_a_start_that_made_nothing_protects_nothing(run: Run, tmp_path: Path) -> None:
+    assert Run.create(run.path, Toy(rate=0.2), seed=3).recipe()["rate"] == 0.2
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "recipe.yaml").write_text("rate: 1")
+    assert Run.create(tmp_path / "half", Toy(), seed=0).info()["seed"] == 0
 
 
 def test_a_newer_format_is_refused(run: Run) -> None:
@@ -155,7 +165,9 @@ def test_two_processes_do_not_work_on_one_run(run: Run) -> None:
 
 def test_a_fork_keeps_the_samples_and_drops_the_scores(run: Run, tmp_path: Path) -> None:
     finish(run)
-    child = fork(run, Toy(rate=0.5), tmp_path / "child", round=0, seed=3)
+    with pytest.raises(UserError, match="with another rate the samples would be others"):
+        fork(run, Toy(rate=0.5), tmp_path / "child", round=0, seed=3)
+    child = fork(run, Toy(name="other"), tmp_path / "child", round=0, seed=3)
     draft = child.draft(0)
     assert len(draft.sampled()) == 4
     assert not any("total" in row or "reward_clip" in row for row in draft.folder.rows())
@@ -188,6 +200,51 @@ def test_a_full_disk_loses_nothing_that_was_committed(run: Run, monkeypatch: pyt
         draft.flush()
     monkeypatch.undo()
     assert ("a", 0) in run.draft(0).sampled()
+
+
+def test_a_full_disk_under_tensors_is_the_same_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*args: object, **words: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("raftdiff.disk.save_file", full)
+    with pytest.raises(OSError, match="No space left on device"):
+        save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
+
+
+def test_an_interrupted_flush_does_not_count_twice(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    draft = run.draft(0)
+    draft.add(sample("a", 0))
+    real = os.fsync
+
+    def interrupted(descriptor: int) -> None:
+        real(descriptor)
+        if Path(f"/proc/self/fd/{descriptor}").readlink().name == "metadata.jsonl":
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(os, "fsync", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        draft.flush()
+    monkeypatch.undo()
+    draft.flush()
+    again = run.draft(0)
+    again.add(sample("a", 0))
+    again.flush()
+    assert len(again.folder.rows()) == len(again.sampled()) == 1
+
+
+def test_a_commit_that_died_half_way_loses_no_tensor(run: Run) -> None:
+    draft = filled(run)
+    parts = sorted((draft.path / "latents").glob("*"))
+    merged = {name: tensor for part in parts for name, tensor in load_file(part).items()}
+    save_tensors(draft.path / "latents.safetensors", merged)
+    parts[0].unlink()
+    draft.add(sample("a", 0, 99))
+    draft.flush()
+    assert float(draft.folder.samples([Key(0, "a", 0)])[0].aux["latent"].mean()) == 99
+    path = run.draft(0).commit({})
+    whole = load_file(path / "latents.safetensors")
+    assert len(whole) == 4
+    assert float(whole["a/000/latent"].mean()) == 99
 
 
 @pytest.mark.parametrize("name", ["../x", "a/b", ".hidden", ""])

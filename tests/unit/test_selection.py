@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raftdiff.ranking import Ranker
-from raftdiff.selection import BestOfK, Random, TopFraction, figures
+from raftdiff.selection import BestOfK, BestOfKConfig, Random, TopFraction, TopFractionConfig, figures
 from raftdiff.types import Key, Sample, Scores, Selection
 
 NAN = np.nan
@@ -98,6 +98,12 @@ def test_best_of_k_of_uniform_rewards_has_the_mean_of_the_order_statistic(k: int
     wide = Scores(0, tuple(map(str, range(4000))), many, {})
     mean = figures(wide, BestOfK(1).select(wide))["selected_mean"]
     assert mean == pytest.approx(k / (k + 1), abs=5 * 0.24 / 4000**0.5)
+
+
+@pytest.mark.parametrize("config", [BestOfKConfig(keep=2), BestOfKConfig(keep=9), TopFractionConfig(fraction=0.01)])
+def test_a_plan_counts_what_is_then_selected(config: BestOfKConfig | TopFractionConfig) -> None:
+    table = scores(np.random.default_rng(0).normal(size=(3, 4)).tolist())
+    assert config.count(3, 4) == len(config.build(seed=0).select(table).items)
 
 
 def test_the_total_is_the_weighted_sum_and_nan_of_a_weighted_reward_discards() -> None:
