@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import reduce
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeAlias, final
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, final
 
 import torch
 from PIL.Image import Image
@@ -31,7 +31,7 @@ from raftdiff.types import Reward
 
 def _one_of(group: registry.Group) -> Any:
     """The configs of a group, told apart by their ``type``: ours and those of installed plug-ins."""
-    configs = [registry.load(group, name) for name in registry.sources(group)]
+    configs = registry.load_all(group)
     union = reduce(operator.or_, configs)
     return Annotated[union, Field(discriminator="type")] if len(configs) > 1 else union
 
@@ -66,7 +66,7 @@ class EvaluationConfig(Config):
     """Pictures per held-out prompt after every round, for the curve and for early stopping; 0 for none."""
     steps: int | None = Field(default=None, ge=1)
     """Sampling steps of ``raftdiff eval``; the sampler's by default."""
-    judge: str | None = None
+    judge: Literal["emoji-judge"] | None = None
     """An embedded judge that never was a reward, e.g. "emoji-judge"; none by default."""
     seed: int = 1000
     """Apart from the loop's seed, so that three training seeds are evaluated on the same pictures."""
@@ -145,8 +145,14 @@ def _check(recipe: Recipe) -> None:
     needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
-    if recipe.evaluation.judge is not None and recipe.evaluation.judge not in embedded.names():
-        raise UserError(f"evaluation.judge: {nearest(recipe.evaluation.judge, embedded.names())}")
+    kind = recipe.ranker.selector.build(seed=0).kind
+    if kind not in needs.kinds:
+        raise UserError(
+            f"ranker.selector: it selects '{kind}', and this fine-tuner learns from {', '.join(needs.kinds)}."
+        )
+    keep = getattr(recipe.ranker.selector, "keep", 1)
+    if keep > recipe.loop.candidates:
+        raise UserError(f"ranker.selector.keep: {keep} of only {recipe.loop.candidates} candidates (loop.candidates).")
 
 
 def resolve(model: str) -> str:

@@ -1,6 +1,7 @@
 """Name -> class, imported only when it is asked for. Third parties add rewards by entry point."""
 
 import importlib
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from importlib.metadata import entry_points
@@ -50,6 +51,22 @@ def load(group: Group, name: str) -> type[Config]:
     found: Any = resolve(sources(group)[name], f"the {group.removesuffix('s')} '{name}'")
     if not (isinstance(found, type) and issubclass(found, Config)):
         raise UserError(f"The {group.removesuffix('s')} '{name}' names {sources(group)[name]}, which is not a Config.")
+    return found
+
+
+def load_all(group: Group) -> list[type[Config]]:
+    """Every config of a group. A plug-in that is broken is left out with a warning, so that it breaks nothing else."""
+    found = []
+    for name in sources(group):
+        try:
+            config = load(group, name)
+            if missing := {"type", "name", "weight"} - set(config.model_fields) if group == "rewards" else set():
+                raise UserError(f"The reward '{name}' lacks the field '{min(missing)}'.")
+            found.append(config)
+        except UserError as error:
+            if name in BUILT_IN[group]:
+                raise
+            warnings.warn(f"left out: {error}", stacklevel=2)
     return found
 
 

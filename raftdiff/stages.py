@@ -16,7 +16,8 @@ from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
-from raftdiff.runs import Draft, Run
+from raftdiff.rounds import Draft
+from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.selection import figures
 from raftdiff.statistics import mean_pairwise_distance, vendi

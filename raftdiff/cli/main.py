@@ -140,7 +140,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def _command(
     commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: str, text: str
 ) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text[0].upper() + text[1:] + ".")
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+    )
     command.set_defaults(run=run)
     return command
 

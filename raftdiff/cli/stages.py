@@ -14,7 +14,8 @@ from raftdiff.errors import UserError
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
 from raftdiff.recipe import Recipe, assemble, build_ranker, load_recipe
-from raftdiff.runs import Draft, Run, fork
+from raftdiff.rounds import Draft
+from raftdiff.runs import Run, fork
 from raftdiff.stages import LoopConfig
 
 

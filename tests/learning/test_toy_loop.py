@@ -14,7 +14,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.runs import Run
 from raftdiff.selection import BestOfK, Random
 from raftdiff.stages import LoopConfig, Parts, asked
-from raftdiff.testing import toy_features, toy_prompts, toy_world
+from raftdiff.toy import toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
 
 

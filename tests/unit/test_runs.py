@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 from raftdiff.config import Config
 from raftdiff.disk import save_tensors
 from raftdiff.errors import UserError
-from raftdiff.runs import Draft, Run, fork
+from raftdiff.rounds import Draft
+from raftdiff.runs import Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 

@@ -13,16 +13,13 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
-from raftdiff.testing import (
+from raftdiff.testing import check_finetuner, check_reward, check_sampler, reward_samples
+from raftdiff.toy import (
     MAGIC_SHIFT,
     ToyFineTuner,
     ToyPolicy,
     ToyReward,
     ToySampler,
-    check_finetuner,
-    check_reward,
-    check_sampler,
-    reward_samples,
     toy_direction,
     toy_features,
     toy_prompts,
