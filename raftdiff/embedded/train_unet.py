@@ -1,6 +1,7 @@
 """Train the U-Net and the text encoder of emoji-sd, jointly and from scratch, on the latents of its autoencoder.
 
     python -m raftdiff.embedded.train_unet --minutes 50
+    python -m raftdiff.embedded.train_unet --minutes 20 --start raftdiff/embedded/models/emoji-sd
 
 Zero terminal SNR, v-prediction and trailing spacing (Lin et al. 2023, arXiv:2305.08891), so that the ground's colour
 has to be read from the caption. Captions are as those of the web: most are plain, some boast, and three pictures in ten
@@ -156,18 +157,32 @@ def export(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any)
     aside.rename(folder)
 
 
+def take_up(folder: Path, unet: Any, text_encoder: Any) -> None:
+    """The weights of an exported pipeline, into modules of the same shapes."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel
+
+    unet.load_state_dict(UNet2DConditionModel.from_pretrained(folder / "unet").state_dict())
+    text_encoder.load_state_dict(CLIPTextModel.from_pretrained(folder / "text_encoder").state_dict())
+
+
 def main() -> None:
     from copy import deepcopy
 
     from diffusers import AutoencoderKL, DDPMScheduler
+    from transformers import CLIPTokenizer
 
     options = arguments(__doc__.splitlines()[0], minutes=50)
     options.add_argument("--export-every", type=float, default=8.0, help="minutes (default: %(default)s)")
+    options.add_argument("--start", type=Path, help="an exported emoji-sd to begin from, its autoencoder included")
     given = options.parse_args()
     prepare(given.seed)
-    vae = AutoencoderKL.from_pretrained(given.cache / "vae").eval().requires_grad_(False).to(given.device)
-    tokenizer = build_tokenizer()
+    vae = AutoencoderKL.from_pretrained((given.start or given.cache) / "vae", torch_dtype=torch.float32)
+    vae.eval().requires_grad_(False).to(given.device)
+    tokenizer = CLIPTokenizer.from_pretrained(given.start / "tokenizer") if given.start else build_tokenizer()
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    if given.start:
+        take_up(given.start, unet, text_encoder)
     unet.to(given.device, memory_format=torch.channels_last)
     text_encoder.to(given.device)
     modules = {"unet": unet, "text": text_encoder}

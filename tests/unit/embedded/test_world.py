@@ -5,6 +5,7 @@ from collections import Counter
 import pytest
 
 from raftdiff import embedded
+from raftdiff.embedded.tokens import caption_words, learn_merges
 from raftdiff.embedded.world import (
     BACKGROUNDS,
     HIGH_QUALITY,
@@ -91,3 +92,10 @@ def test_a_misspelt_model_gets_the_nearest_name() -> None:
         UserError, match=r"No model called 'emoji-clop' ships with raftdiff\. Did you mean 'emoji-clip'\?"
     ):
         embedded.folder("emoji-clop")
+
+
+def test_the_vocabulary_is_the_same_every_time_and_has_every_word_of_the_captions() -> None:
+    words = caption_words()
+    merges = learn_merges(words)
+    assert merges == learn_merges(reversed(words))
+    assert {f"{word}</w>" for word in words if len(word) > 1} <= {"".join(pair) for pair in merges}
