@@ -67,7 +67,7 @@ def loss(model: Any, heads: nn.Linear, pictures: Tensor, tokens: Tensor, rows: T
     same = (rows[:, None] == rows[None]).all(dim=-1).float()
     target = same / same.sum(dim=1, keepdim=True)
     contrast = (functional.cross_entropy(logits, target) + functional.cross_entropy(logits.T, target)) / 2
-    named = torch.split(heads(scale * images), COUNTS, dim=1)
+    named = torch.split(heads(scale * images), list(COUNTS), dim=1)
     naming = [functional.cross_entropy(part, row) for part, row in zip(named, rows.unbind(1), strict=True)]
     return contrast + NAMING_WEIGHT * torch.stack(naming).sum()
 
