@@ -179,6 +179,7 @@ def main() -> None:
     prepare(given.seed)
     vae = AutoencoderKL.from_pretrained((given.start or given.cache) / "vae", torch_dtype=torch.float32)
     vae.eval().requires_grad_(False).to(given.device)
+    vae.register_to_config(_name_or_path="")  # else the folder's path would be stored
     tokenizer = CLIPTokenizer.from_pretrained(given.start / "tokenizer") if given.start else build_tokenizer()
     unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
     if given.start:
