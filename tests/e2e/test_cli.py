@@ -182,15 +182,15 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "my_reward.py").write_text(
+    (tmp_path / "check_me.py").write_text(
         "import random\n"
         "def redness(images, prompts):\n    return [sum(i.resize((1, 1)).getpixel((0, 0))[:1]) / 255 for i in images]\n"
         "def moody(images, prompts):\n    return [random.random() for _ in images]\n"
         "def short(images, prompts):\n    return [1.0]\n"
     )
     assert said(capsys, "check-reward", "jpeg")[0] == 0
-    assert said(capsys, "check-reward", "my_reward:redness")[0] == 0
-    assert said(capsys, "check-reward", "my_reward:moody")[0] == 1
+    assert said(capsys, "check-reward", "check_me:redness")[0] == 0
+    assert said(capsys, "check-reward", "check_me:moody")[0] == 1
     status, _, err = said(capsys, "check-reward", "jpg")
     assert (status, "'jpg' is not a reward. Did you mean 'jpeg'?" in err) == (2, True)
 
