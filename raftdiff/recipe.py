@@ -190,7 +190,7 @@ def assemble(recipe: Recipe) -> Assembly:
     Raises:
         UserError: a model or a reward cannot be loaded.
     """
-    # A CPU computes with denormal numbers, which optimizers are full of, up to ten times slower.
+    # Keeps a CPU off its slow path for denormal numbers, which optimizers are full of.
     torch.set_flush_denormal(True)
     model = loading.load(recipe.model, resolve)
     sampler = recipe.sampler.build(model)

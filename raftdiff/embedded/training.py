@@ -24,7 +24,7 @@ def arguments(description: str, *, minutes: float) -> argparse.ArgumentParser:
 
 
 def prepare(seed: int) -> None:
-    """Seeded, and tiny numbers rounded to zero: a CPU computes with denormal numbers up to ten times slower."""
+    """Seeded, and denormal numbers rounded to zero, which keeps a CPU off its slow path for them."""
     torch.manual_seed(seed)
     torch.set_flush_denormal(True)
 
