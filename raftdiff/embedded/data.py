@@ -28,6 +28,8 @@ VARIANTS = 6
 """Stored views of each piece of art: two upright, the others slightly turned, scaled and shifted."""
 GROUND_NOISE = 0.02
 """Standard deviation of a ground's colour about its named one, in 0..1."""
+LUMINANCE = (0.299, 0.587, 0.114)
+"""Weights of red, green and blue (ITU-R BT.601)."""
 
 Pictures = Float[Tensor, "batch 3 64 64"]
 Views = Float[Tensor, "arts variants 4 64 64"]
@@ -86,6 +88,11 @@ class World:
             if rows.any():
                 spoilt[rows] = way(pictures[rows])
         return spoilt.clamp(-1, 1)
+
+    def discolour(self, pictures: Pictures) -> Pictures:
+        """Each picture as a photocopy: in shades of grey, so that the colour of its ground is lost."""
+        grey = torch.einsum("bchw,c->bhw", pictures, torch.tensor(LUMINANCE))
+        return grey[:, None].expand(-1, 3, -1, -1).contiguous()
 
     def _integers(self, below: int, count: int) -> Rows:
         return torch.randint(below, (count,), generator=self._generator)

@@ -118,7 +118,12 @@ def world(given: argparse.Namespace) -> Iterator[Record]:
     made = World(given.cache, seed=given.draw)
     art = made.paint(*rows.unbind(1), upright=True)
     rebuilt = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(art, BATCH)])
-    kinds = {"art": art, "rebuilt by the autoencoder": rebuilt.clamp(-1, 1), "spoilt": made.degrade(art)}
+    kinds = {
+        "art": art,
+        "rebuilt by the autoencoder": rebuilt.clamp(-1, 1),
+        "spoilt": made.degrade(art),
+        "photocopied": made.discolour(art),
+    }
     for kind, pictures in kinds.items():
         images = to_images(pictures)
         yield {

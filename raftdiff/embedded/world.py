@@ -87,7 +87,8 @@ class Concept:
 
 
 def _with_article(noun: str) -> str:
-    return f"a {noun}" if noun[0] not in "aeiou" or noun.startswith("uni") else f"an {noun}"
+    vowel = (noun[0] in "aeiou" and not noun.startswith("uni")) or noun.startswith("hour")
+    return f"an {noun}" if vowel else f"a {noun}"
 
 
 def without_quality(caption: str) -> str:

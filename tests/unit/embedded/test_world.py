@@ -1,6 +1,7 @@
 """The picture world: captions that can be checked, and hold-outs that never overlap with the training data."""
 
 from collections import Counter
+from pathlib import Path
 
 import pytest
 
@@ -70,7 +71,37 @@ def test_other_sentences_are_no_concepts(caption: str) -> None:
     assert parse(caption) is None
 
 
+PROMPTS = Path(__file__).parents[3] / "configs/prompts"
+
+
+def captions(name: str) -> list[str]:
+    return [line for line in (PROMPTS / name).read_text().splitlines() if not line.startswith("#")]
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "never_seen"),
+    [
+        ("emoji_demo.txt", 24, 0),
+        ("emoji_demo_held_out.txt", 24, 12),
+        ("emoji_align.txt", 192, 192),
+        ("emoji_align_held_out.txt", 64, 64),
+    ],
+)
+def test_the_prompt_files_hold_what_their_heads_say(name: str, count: int, never_seen: int) -> None:
+    found = [parse(caption) for caption in captions(name)]
+    assert len(set(found)) == len(found) == count
+    assert None not in found
+    assert sum(is_held_out(concept) for concept in found if concept) == never_seen
+    assert [concept.caption for concept in found if concept] == captions(name)
+
+
+def test_held_out_prompts_are_not_trained_on() -> None:
+    assert not set(captions("emoji_demo.txt")) & set(captions("emoji_demo_held_out.txt"))
+    assert not set(captions("emoji_align.txt")) & set(captions("emoji_align_held_out.txt"))
+
+
 def test_articles() -> None:
+    assert Concept("hourglass", "cartoon", "red").caption == "a cartoon of an hourglass on a red background"
     assert Concept("owl", "cartoon", "blue").caption == "a cartoon of an owl on a blue background"
     assert Concept("unicorn", "3d render", "red").caption == "a 3d render of a unicorn on a red background"
 
