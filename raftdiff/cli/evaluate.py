@@ -6,14 +6,24 @@ import re
 from pathlib import Path
 
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run
+from raftdiff.cli.train import existing_run, prepared
 from raftdiff.comparison import compare, evaluation_prompts, load_round, write
 from raftdiff.errors import UserError
-from raftdiff.recipe import Assembly, assemble
+from raftdiff.recipe import Assembly
 from raftdiff.runs import Run
 from raftdiff.tables import table
 
-FREE = ("evaluation", "sampler.batch_size", "model.dtype", "model.attention", "finetuner.precision")
+FREE = (
+    "evaluation",
+    "sampler.height",
+    "sampler.width",
+    "sampler.guidance",
+    "sampler.scheduler",
+    "sampler.batch_size",
+    "model.dtype",
+    "model.attention",
+    "finetuner.precision",
+)
 """Recipe keys that an evaluation may change: none of them is what was trained."""
 
 
@@ -25,7 +35,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
     if args.steps is not None:
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
-    assembly = assemble(recipe)
+    assembly = prepared(run, recipe)
     load_round(run, assembly, args.round)
     report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name)
     result = report.with_name("eval.json")
@@ -52,8 +62,9 @@ def measure(
     )
     bars.close()
     folder = run.path / "eval" / name if name else run.path / "eval"
-    held_out = prompts != "training" and (prompts is not None or bool(evaluation.prompts.captions))
-    return write(folder, run, assembly, compared, trained_on=not held_out)
+    trained = {prompt.caption for prompt in assembly.parts.prompts}
+    trained_on = any(prompt.caption in trained for prompt in asked)
+    return write(folder, run, assembly, compared, trained_on=trained_on)
 
 
 def show(result: Path) -> None:

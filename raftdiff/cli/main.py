@@ -8,10 +8,12 @@ import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeAlias
 
 from raftdiff import __version__
 from raftdiff.errors import UserError
 
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 RECIPE_HELP = {
     "RECIPE": "a recipe's name or file",
     "RUN": "a run directory",
@@ -38,6 +40,13 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"raftdiff {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
+    for add in (_running, _stages, _results, _looking, _pages, _tools):
+        add(commands)
+    return top
+
+
+def _running(commands: Commands) -> None:
+    """Run a recipe."""
     demo = _command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
     _recipe(demo, default="demo")
     _where(demo)
@@ -46,6 +55,9 @@ def parser() -> argparse.ArgumentParser:
     _recipe(train, metavar="RECIPE|RUN")
     _where(train)
 
+
+def _stages(commands: Commands) -> None:
+    """The verbs of the loop, one at a time."""
     for stage, text in (
         ("sample", "draw the candidates of the next round"),
         ("score", "score the candidates of the round that was sampled"),
@@ -62,6 +74,9 @@ def parser() -> argparse.ArgumentParser:
             )
             command.add_argument("--out", type=Path, metavar="FOLDER", help="the new run (with --round)")
 
+
+def _results(commands: Commands) -> None:
+    """What a run came to."""
     evaluate = _command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
     _recipe(evaluate, metavar="RUN")
     evaluate.add_argument(
@@ -81,6 +96,53 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
 
+
+def _looking(commands: Commands) -> None:
+    """Looking at a run."""
+    shown = _command(commands, "show", "look:show", "how a run stands, and what to worry about")
+    shown.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+
+    drawn = _command(commands, "draw", "look:draw", "pictures of your own prompts, before and after, same seeds")
+    drawn.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+    drawn.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw, in quotes")
+    drawn.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
+    drawn.add_argument("--count", type=_positive, metavar="N", help="pictures per prompt; as in eval by default")
+    drawn.add_argument("--seed", type=_count, metavar="N", help="as in eval by default")
+    drawn.add_argument("--steps", type=_positive, metavar="N", help="sampling steps; as in eval by default")
+    drawn.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance; the recipe's by default")
+    drawn.add_argument("--size", type=_positive, metavar="PIXELS", help="width and height; the recipe's by default")
+    drawn.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; the recipe's by default")
+    drawn.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/drawn")
+
+    told = _command(commands, "labels", "look:labels", "what people chose: tallies, win rates, preference pairs")
+    told.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+    told.add_argument("--pairs", type=Path, metavar="FILE", help="write the preferences as JSON lines")
+
+
+def _pages(commands: Commands) -> None:
+    """The same in a browser."""
+    compared = _command(commands, "compare", "pages:compare", "a page: before and after of any prompt, side by side")
+    compared.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+    compared.add_argument("other", nargs="?", type=Path, metavar="RUN2", help="another run to compare with")
+    _door(compared)
+
+    watched = _command(commands, "watch", "pages:watch", "a page: a run while it goes on")
+    watched.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+    _door(watched)
+
+    label = _command(commands, "label", "pages:label", "a page: choose the better of two pictures, blind")
+    label.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
+    label.add_argument("--round", type=_count, metavar="N", help="candidates of this round; the last by default")
+    label.add_argument(
+        "--eval", nargs="?", const="", metavar="NAME", help="before and after of an evaluation, instead of candidates"
+    )
+    label.add_argument("--per-prompt", type=_positive, default=4, metavar="N", help="pairs a prompt (%(default)s)")
+    label.add_argument("--rater", default="me", metavar="NAME", help="who answers (default: %(default)s)")
+    _door(label)
+
+
+def _tools(commands: Commands) -> None:
+    """Before a run."""
     plan = _command(commands, "plan", "plan:plan", "what a recipe will do: pictures, evaluations, memory, time")
     _recipe(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
@@ -92,7 +154,6 @@ def parser() -> argparse.ArgumentParser:
 
     _command(commands, "recipes", "tools:recipes", "list the recipes that ship")
     _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
-    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -103,6 +164,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
         status = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
     except UserError as error:
         print(f"raftdiff: {error}", file=sys.stderr)
@@ -137,9 +200,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     return parsed
 
 
-def _command(
-    commands: "argparse._SubParsersAction[argparse.ArgumentParser]", name: str, run: str, text: str
-) -> argparse.ArgumentParser:
+def _command(commands: Commands, name: str, run: str, text: str) -> argparse.ArgumentParser:
     command = commands.add_parser(
         name, help=text, description=text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
     )
@@ -167,6 +228,14 @@ def _recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: 
     else:
         command.add_argument("recipe", metavar=metavar, help=RECIPE_HELP[metavar])
     command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
+
+
+def _door(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
+    command.add_argument("--port", type=_positive, help="default: the first free one from 7860")
+    command.add_argument("--share", action="store_true", help="a public address, through Gradio's servers")
+    command.add_argument("--auth", metavar="NAME:PASSWORD", help="what visitors must give")
+    command.add_argument("--no-browser", action="store_true", help="open no browser window")
 
 
 def _where(command: argparse.ArgumentParser) -> None:

@@ -8,25 +8,24 @@ from PIL.Image import Image
 
 from raftdiff import stages
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run, open_run
+from raftdiff.cli.train import existing_run, open_run, prepared
+from raftdiff.config import plain
 from raftdiff.diffusion.loading import find_device
 from raftdiff.errors import UserError
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
-from raftdiff.recipe import Recipe, assemble, build_ranker, load_recipe
+from raftdiff.recipe import Assembly, Recipe, build_ranker, load_recipe, weights
 from raftdiff.rounds import Draft
 from raftdiff.runs import Run, fork
 from raftdiff.stages import LoopConfig
+from raftdiff.tracking import Tracker
 
 
 def sample(args: argparse.Namespace) -> None:
     """The candidates of the next round."""
     run, recipe = open_run(args)
-    with run.locked():
-        assembly, bars = assemble(recipe), Bars(recipe.loop.rounds)
-        if state := run.state():
-            assembly.finetuner.load_state_dict(state)
-        draft = next_draft(run, assembly.parts.loop)
+    with run.locked(recipe):
+        assembly, draft, bars = _taken_up(run, recipe)
         stages.sample(draft, assembly.parts, bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['images']} pictures\nnext: raftdiff score {run.path}")
@@ -40,10 +39,13 @@ def score(args: argparse.Namespace) -> None:
         raise UserError("--out goes with --round: it names the new run in which a finished round is scored again.")
     else:
         run, recipe = existing_run(args)
+        run.bind(weights(recipe))
         ranker = _ranker(recipe)
     with run.locked():
         draft = next_draft(run, recipe.loop)
-        stages.score(draft, ranker, build(recipe.prompts), recipe.loop)
+        bars = Bars(recipe.loop.rounds)
+        stages.score(draft, ranker, build(recipe.prompts), recipe.loop, bars)
+        bars.close()
     for name, table in draft.folder.scores().raw.items():
         print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} pictures")
     print(f"next: raftdiff select {run.path}")
@@ -63,15 +65,24 @@ def select(args: argparse.Namespace) -> None:
 def tune(args: argparse.Namespace) -> None:
     """Fine-tune on the selection, and complete the round."""
     run, recipe = existing_run(args)
-    with run.locked():
-        assembly, bars = assemble(recipe), Bars(recipe.loop.rounds)
-        if state := run.state():
-            assembly.finetuner.load_state_dict(state)
-        draft = next_draft(run, assembly.parts.loop)
+    with run.locked(recipe):
+        assembly, draft, bars = _taken_up(run, recipe)
         stages.tune(draft, run, assembly.parts, bars)
         finished = stages.commit(draft, assembly.parts)
         bars.close()
+        run.log("round", round=finished.index)
+        tracker = Tracker(recipe.logging.tracker, run, plain(recipe))
+        tracker.log(finished)
+        tracker.close()
     print(f"{finished.path}: complete\nnext: raftdiff sample {run.path}, or raftdiff eval {run.path}")
+
+
+def _taken_up(run: Run, recipe: Recipe) -> tuple[Assembly, Draft, Bars]:
+    """The parts as the last finished round left them, and the round that is being made."""
+    assembly = prepared(run, recipe)
+    if state := run.state():
+        assembly.finetuner.load_state_dict(state)
+    return assembly, next_draft(run, recipe.loop), Bars(recipe.loop.rounds)
 
 
 def next_draft(run: Run, loop: LoopConfig) -> Draft:

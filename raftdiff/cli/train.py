@@ -1,7 +1,6 @@
 """``raftdiff train`` and ``raftdiff demo``: run the loop, show it, and say what to do next."""
 
 import argparse
-import os
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,7 +9,7 @@ from raftdiff.cli.show import Bars, round_line
 from raftdiff.config import differing, plain
 from raftdiff.errors import UserError
 from raftdiff.raft import raft, until_no_gain
-from raftdiff.recipe import Assembly, Recipe, assemble, load_recipe, recipe_of
+from raftdiff.recipe import Assembly, Recipe, assemble, load_recipe, recipe_of, weights
 from raftdiff.report import duration
 from raftdiff.runs import NOT_IDENTITY, Run
 from raftdiff.tracking import Tracker
@@ -19,8 +18,8 @@ from raftdiff.tracking import Tracker
 def train(args: argparse.Namespace) -> None:
     """Run what is missing of a recipe's rounds."""
     run, recipe = open_run(args)
-    with run.locked():
-        loop(run, assemble(recipe))
+    with run.locked(recipe):
+        loop(run, prepared(run, recipe))
     print(f"\n{run.path}\nnext: raftdiff eval {run.path}")
 
 
@@ -31,8 +30,8 @@ def demo(args: argparse.Namespace) -> None:
 
     began = time.monotonic()
     run, recipe = open_run(args)
-    with run.locked():
-        assembly = assemble(recipe)
+    with run.locked(recipe):
+        assembly = prepared(run, recipe)
         loop(run, assembly)
         load_round(run, assembly, None)
         report = measure(run, assembly)
@@ -47,8 +46,6 @@ def open_run(args: argparse.Namespace) -> tuple[Run, Recipe]:
     Raises:
         UserError: a run is continued with another recipe, or nothing is there.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
     if (Path(args.recipe) / "run.json").is_file():
         if args.out is not None:
             raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
@@ -75,6 +72,16 @@ def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple
             f"Begin a new run with: raftdiff train {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
         )
     return run, changed
+
+
+def prepared(run: Run, recipe: Recipe) -> Assembly:
+    """The parts of a run's recipe.
+
+    Raises:
+        UserError: the weights that it names are not those that the run was begun with, or cannot be loaded.
+    """
+    run.bind(weights(recipe))
+    return assemble(recipe)
 
 
 def loop(run: Run, assembly: Assembly) -> None:

@@ -1,0 +1,194 @@
+"""``raftdiff compare``: any two checkpoints side by side, from the same prompts and seeds."""
+
+import random
+import tempfile
+import zipfile
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from raftdiff.apps import page
+from raftdiff.bench import LONGEST_PROMPT, Bench, Settings, export
+from raftdiff.comparison import Drawn
+from raftdiff.errors import UserError
+from raftdiff.report import said
+from raftdiff.types import Report
+
+LARGEST_SEED = 2**31 - 1
+PRIVATE: dict[str, Any] = {"api_visibility": "private"}
+"""No page offers its handlers as an API."""
+
+
+def build(bench: Bench) -> Any:
+    """The page."""
+    import gradio as gr
+
+    bar = gr.Progress()
+    known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
+    with page.blocks("raftdiff compare") as blocks:
+        gr.Markdown(f"# Before and after\n{', '.join(str(run.path.name) for run in bench.runs)}")
+        with gr.Row():
+            asked = gr.Textbox(
+                known[0],
+                label="Prompts, one a line",
+                lines=2,
+                max_lines=8,
+                max_length=64 * LONGEST_PROMPT,
+                elem_id="prompts",
+                scale=3,
+            )
+            picked = gr.Dropdown(known, value=None, label="or take one of the run's", elem_id="known", scale=2)
+        with gr.Row():
+            left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
+            right = gr.Dropdown(models, value=models[-1], label="Right", elem_id="right")
+        with gr.Accordion("Seeds, steps, guidance, size", open=False):
+            shared = _settings(defaults, "")
+            locked = gr.Checkbox(True, label="Both sides share all of these", elem_id="lock")
+            with gr.Group(visible=False) as other:
+                gr.Markdown("The right side's own:")
+                apart = _settings(defaults, "right-")
+            fresh = gr.Button("Another seed", elem_id="fresh")
+        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        shown = gr.HTML(elem_id="shown", min_height=120)
+        drawn = gr.State(None, time_to_live=3600)
+        save = gr.DownloadButton("Save these pictures", elem_id="save", visible=False)
+
+        picked.input(lambda caption: caption, picked, asked, show_progress="hidden", **PRIVATE)
+        locked.change(lambda on: gr.Group(visible=not on), locked, other, show_progress="hidden", **PRIVATE)
+        fresh.click(
+            lambda: [random.randint(0, LARGEST_SEED)] * 2,
+            None,
+            [shared[0], apart[0]],
+            show_progress="hidden",
+            **PRIVATE,
+        )
+        blocks.load(
+            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2),
+            None,
+            [left, right],
+            show_progress="hidden",
+            **PRIVATE,
+        )
+
+        def press(text: str, one: str, two: str, same: bool, *values: float, progress: Any = bar) -> Any:
+            own = values[: len(shared)] if same else values[len(shared) :]
+            settings = (_read(values[: len(shared)]), _read(own))
+            view, pictures = compare(bench, text, (one, two), settings, progress)
+            return view, pictures, gr.DownloadButton(visible=True)
+
+        draw.click(
+            page.told(press),
+            [asked, left, right, locked, *shared, *apart],
+            [shown, drawn, save],
+            concurrency_id="bench",
+            concurrency_limit=1,
+            **PRIVATE,
+        )
+        save.click(page.told(_zip), drawn, save, **PRIVATE)
+    return blocks
+
+
+def compare(
+    bench: Bench, text: str, names: tuple[str, str], settings: tuple[Settings, Settings], progress: Callable[..., Any]
+) -> tuple[str, dict[str, list[Drawn]]]:
+    """Draw both sides; returns the view, and the pictures by side.
+
+    Raises:
+        UserError: a model that is not there, or anything that the bench refuses.
+    """
+    models = bench.checkpoints()
+    captions = text.splitlines()
+    sides = []
+    for place, (name, chosen) in enumerate(zip(names, settings, strict=True)):
+        if name not in models:
+            raise UserError(f"'{name}' is not a model of this run any more; reload the page.")
+        sides.append(bench.draw(models[name], captions, chosen, _report(progress, place, name)))
+    one, two = sides
+    view = page.view("comparison", cards=cards(one, two, names), left=names[0], right=names[1])
+    return view, {"left": one, "right": two}
+
+
+def cards(left: Sequence[Drawn], right: Sequence[Drawn], names: tuple[str, str]) -> list[dict[str, Any]]:
+    """One card a prompt, one pair a picture."""
+    both = zip(left, right, strict=True)
+    return [
+        {
+            "caption": caption,
+            "pairs": [
+                {
+                    "seed": one.sample.seed,
+                    "width": one.sample.media.width,
+                    "height": one.sample.media.height,
+                    "left": _told(one, names[0]),
+                    "right": _told(two, names[1]),
+                }
+                for one, two in pairs
+            ],
+        }
+        for caption, pairs in groupby(both, key=lambda pair: pair[0].sample.prompt.caption)
+    ]
+
+
+def _told(it: Drawn, name: str) -> dict[str, Any]:
+    marks = {key: value for key, value in it.verdicts.items() if key == "exact"}
+    words = f"{it.sample.prompt.caption}, {name}: {said({**it.scores, **marks})}"
+    mark = "✓" if it.verdicts.get("exact") else ""
+    return {"uri": page.uri(it.sample.media), "alt": words, "scores": dict(it.scores), "mark": mark}
+
+
+def _settings(defaults: Settings, prefix: str) -> list[Any]:
+    """The fields of one side, in the order of ``_read``."""
+    import gradio as gr
+
+    with gr.Row():
+        seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
+        count = gr.Slider(1, 16, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id=f"{prefix}count")
+        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
+    with gr.Row():
+        guidance = gr.Slider(1, 15, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance")
+        width = gr.Number(defaults.width or 0, label="Width, 0 for the model's own", precision=0, minimum=0)
+        height = gr.Number(defaults.height or 0, label="Height, likewise", precision=0, minimum=0)
+    return [seed, count, steps, guidance, width, height]
+
+
+def _read(values: Sequence[float | None]) -> Settings:
+    """
+    Raises:
+        UserError: a field was emptied.
+    """
+    if any(value is None for value in values):
+        raise UserError("A setting is empty; give it a number.")
+    seed, count, steps, guidance, width, height = (float(value or 0) for value in values)
+    return Settings(
+        seed=int(seed),
+        per_prompt=int(count),
+        steps=int(steps),
+        guidance=guidance,
+        width=int(width) or None,
+        height=int(height) or None,
+    )
+
+
+def _report(progress: Callable[..., Any], place: int, name: str) -> Report:
+    def report(done: int, total: int) -> None:
+        progress((place * total + done, 2 * total), desc=name, unit="pictures")
+
+    return report
+
+
+def _zip(drawn: dict[str, list[Drawn]] | None) -> str:
+    """All pictures of the last drawing with their scores, as one file.
+
+    Raises:
+        UserError: nothing was drawn yet.
+    """
+    if not drawn:
+        raise UserError("There is nothing to save yet; draw first.")
+    folder = Path(tempfile.mkdtemp(prefix="raftdiff-"))
+    export(folder / "pictures", drawn)
+    whole = folder / "raftdiff-comparison.zip"
+    with zipfile.ZipFile(whole, "w") as archive:
+        for path in sorted((folder / "pictures").rglob("*.*")):
+            archive.write(path, path.relative_to(folder / "pictures"))
+    return str(whole)

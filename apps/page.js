@@ -1,0 +1,15 @@
+// The sliders' seam follows the hand; keys press the buttons that name them, unless somebody is typing.
+document.addEventListener("input", (event) => {
+  if (event.target.matches(".seam input"))
+    event.target.closest(".seam").style.setProperty("--at", event.target.value + "%");
+});
+document.addEventListener("keydown", (event) => {
+  if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
+  if (event.target.closest("input, textarea, select, [contenteditable], [role=listbox]")) return;
+  const name = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", u: "undo", 1: "veto-left", 2: "veto-right" }[event.key];
+  const button = name && document.querySelector("button#key-" + name + ", #key-" + name + " button");
+  if (button && !button.disabled) {
+    event.preventDefault();
+    button.click();
+  }
+});

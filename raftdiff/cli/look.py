@@ -1,0 +1,73 @@
+"""Looking at a run: how it stands, pictures from any of its models, what people chose."""
+
+import argparse
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from raftdiff.cli.show import Bars
+from raftdiff.errors import UserError
+from raftdiff.labels import ballots, preferences, tally
+from raftdiff.report import duration
+from raftdiff.runs import Run
+from raftdiff.watching import snapshot
+
+
+def show(args: argparse.Namespace) -> None:
+    """Where the run stands, and what to worry about."""
+    now = snapshot(Run(Path(args.recipe)))
+    print(f"{now.name}: {len(now.metrics)} of {now.rounds_planned} rounds done")
+    if now.making:
+        idle = f", unchanged for {duration(now.making.idle)}" if now.making.idle > 60 else ""
+        print(f"round {now.making.round + 1} is at {now.making.stage}, {now.making.drawn} candidates drawn{idle}")
+    for it in now.metrics:
+        held_out = f", held-out {it['held_out']:.2f}" if it.get("held_out") is not None else ""
+        mean = "none" if it["mean"] is None else f"{it['mean']:.2f}"
+        print(f"  round {it['round'] + 1}: reward {mean}{held_out}, {duration(sum(it['seconds'].values()))}")
+    print(f"{duration(now.seconds)} and {now.network_evaluations:,} network evaluations spent")
+    for warning in now.warnings:
+        print(f"warning: {warning}")
+
+
+def draw(args: argparse.Namespace) -> None:
+    """The same prompts and seeds from the base and from a tuned model, as picture files with their scores."""
+    from raftdiff.bench import Bench, Checkpoint, export
+
+    bench = Bench([Run(Path(args.recipe))], device=args.device)
+    run = bench.runs[0]
+    chosen = run.rounds_done() - 1 if args.round is None else args.round
+    run.round(chosen)  # says so where there is none
+    given = {
+        "seed": args.seed,
+        "per_prompt": args.count,
+        "steps": args.steps,
+        "guidance": args.guidance,
+        "height": args.size,
+        "width": args.size,
+    }
+    settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
+    bars = Bars(1)
+    sides = {
+        side: bench.draw(checkpoint, args.prompts, settings, bars.stage(0, side))
+        for side, checkpoint in (("before", Checkpoint(0, None)), ("after", Checkpoint(0, chosen)))
+    }
+    bars.close()
+    for side, drawn in sides.items():
+        means = {name: sum(it.scores[name] for it in drawn) / len(drawn) for name in drawn[0].scores}
+        print(f"{side}: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items()))
+    print(export(args.out or run.path / "drawn", sides))
+
+
+def labels(args: argparse.Namespace) -> None:
+    """What every rater said, all of them together, and by choice the preferences as a file."""
+    run = Run.open(Path(args.recipe))
+    held = ballots(run)
+    if not held:
+        raise UserError(f"{run.path}: nobody has labelled anything yet; run: raftdiff label {run.path}")
+    for raters, who in [*(([ballot], ballot.rater) for ballot in held), (held, "all")][-1 if len(held) == 1 else 0 :]:
+        lines = tally(run, raters).lines
+        print(f"{who}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")
+    if args.pairs:
+        found = preferences(run)
+        args.pairs.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+        print(f"{args.pairs}: {len(found)} preferences")

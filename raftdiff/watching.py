@@ -1,0 +1,150 @@
+"""What a run is doing and how it is faring, from its files alone: a copied folder tells as much as the original."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, final
+
+from raftdiff.runs import Run
+
+Metrics = Mapping[str, Any]
+Found = TypeVar("Found")
+
+COLLAPSE = 0.7
+"""Candidates less diverse than this share of the first round's are a warning."""
+SPREAD = 1.3
+"""Selected latents with more than this many times the first round's spread are a warning."""
+DISCARDED = 0.25
+"""More discarded candidates than this share are a warning."""
+RETRIES = 5
+
+
+class Making(NamedTuple):
+    """The round that is not finished yet."""
+
+    round: int
+    stage: Literal["sample", "score", "select", "tune"]
+    """The stage that it is in, or that comes next."""
+    drawn: int
+    """Candidates on the disk."""
+    idle: float
+    """Seconds since anything in it changed."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run as it stood when it was read."""
+
+    name: str
+    rounds_planned: int
+    metrics: tuple[Metrics, ...]
+    """``metrics.json`` of the finished rounds."""
+    making: Making | None
+    seconds: float
+    """Of all stages so far, evaluations of the run not included."""
+    network_evaluations: int
+    warnings: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        return len(self.metrics) >= self.rounds_planned
+
+
+def snapshot(run: Run) -> Snapshot:
+    """Read a run that another process may be writing.
+
+    Raises:
+        UserError: no run is there.
+    """
+    recipe = Run.open(run.path).recipe()
+    metrics = steadily(run.metrics)
+    making = steadily(lambda: _making(run, len(metrics)))
+    return Snapshot(
+        name=recipe["name"],
+        rounds_planned=recipe["loop"]["rounds"],
+        metrics=tuple(metrics),
+        making=making,
+        seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
+        network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
+        warnings=tuple(warnings(metrics)),
+    )
+
+
+def steadily(read: Callable[[], Found]) -> Found:
+    """``read()``, again where a file moved away under it: a round is renamed in the moment that it is finished."""
+    for _ in range(RETRIES):
+        try:
+            return read()
+        except FileNotFoundError:
+            time.sleep(0.05)
+    return read()
+
+
+def warnings(rounds: Sequence[Metrics]) -> list[str]:
+    """What to worry about, in sentences: signs of reward hacking, collapse and over-guided training."""
+    if not rounds:
+        return []
+    first, last = rounds[0], rounds[-1]
+    found = [_overfitting(rounds), _collapse(first, last), _spreading(first, last)]
+    if (last.get("discard_rate") or 0) > DISCARDED:
+        found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
+    if left_out := last.get("left_out"):
+        found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
+    return [sentence for sentence in found if sentence]
+
+
+def _overfitting(rounds: Sequence[Metrics]) -> str | None:
+    """The reward of the training prompts rose while that of the held-out ones fell below the base model's."""
+    base, held_out = rounds[0].get("held_out_base"), rounds[-1].get("held_out")
+    first, last = rounds[0].get("mean"), rounds[-1].get("mean")
+    if base is None or held_out is None or first is None or last is None or held_out >= base or last <= first:
+        return None
+    return (
+        f"The held-out reward fell from {base:.2f} to {held_out:.2f} while that of the training prompts rose: the "
+        "model learns these prompts, or the reward's weaknesses. Use more prompts, fewer exposures, or stop earlier."
+    )
+
+
+def _collapse(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("diversity_all") or {}).get("pairwise_distance") for it in (first, last))
+    if not before or after is None or after >= COLLAPSE * before:
+        return None
+    return (
+        f"Candidates of one prompt lie {after / before:.0%} as far apart as in the first round: diversity is lost. "
+        "Use a smaller learning rate, the guided loss, or an anchor."
+    )
+
+
+def _spreading(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("tune") or {}).get("latent_std") for it in (first, last))
+    if not before or not after or after <= SPREAD * before:
+        return None
+    return (
+        f"The selected latents spread {after / before:.2f} times as far as in the first round: guidance compounds. "
+        "Use a lower sampler.guidance, or loss_on: guided."
+    )
+
+
+def _making(run: Run, index: int) -> Making | None:
+    folder = run.unfinished(index)
+    path = folder.path
+    if not path.is_dir():
+        return None
+    rows = folder.rows()
+    planned = run.recipe()["loop"]
+    prompts = planned["prompts_per_round"] or len(run.recipe()["prompts"]["captions"])
+    if len(rows) < prompts * planned["candidates"]:
+        stage: Literal["sample", "score", "select", "tune"] = "sample"
+    elif "total" not in rows[0]:
+        stage = "score"
+    else:
+        stage = "tune" if (path / "selection.json").is_file() else "select"
+    return Making(index, stage, len(rows), max(0.0, time.time() - _changed(path)))
+
+
+def _changed(path: Path) -> float:
+    """When anything of a round last changed; time since 1970."""
+    files = [path / "samples" / "metadata.jsonl", path / "metrics.json", path / "selection.json"]
+    return max(file.stat().st_mtime for file in [path, *files] if file.exists())

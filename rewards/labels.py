@@ -1,0 +1,59 @@
+"""What people chose, as a reward: their answers of ``raftdiff label`` rank the candidates of a finished round anew."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float32
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.labels import points
+from raftdiff.runs import Run
+from raftdiff.types import Sample
+
+
+class LabelsConfig(Config):
+    type: Literal["labels"] = "labels"
+    name: str = "labels"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    run: str
+    """The run directory whose candidates were labelled."""
+    rater: str | None = None
+    """Count this rater's answers only; everybody's by default. A veto counts, whoever cast it, unless one is named."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "LabelsReward":
+        del device, resolve  # no model here
+        return LabelsReward(Run.open(Path(self.run)), rater=self.rater, name=self.name)
+
+
+@final
+class LabelsReward:
+    """Wins less losses in blind comparisons with other candidates of the same prompt. Higher is better.
+
+    A candidate that nobody compared scores 0, one that anybody vetoed NaN: it is discarded. Beside another reward,
+    give this one a weight that is large on the other's scale, and people decide where they have spoken. It knows the
+    candidates of its own run, also in a run forked from it, by their seeds; to any other picture it gives 0.
+    """
+
+    def __init__(self, run: Run, *, rater: str | None = None, name: str = "labels") -> None:
+        self.name = name
+        self._by_seed = _by_seed(run, rater)
+
+    def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
+        return torch.tensor([self._by_seed.get(sample.seed, 0.0) for sample in samples], dtype=torch.float32)
+
+
+def _by_seed(run: Run, rater: str | None) -> dict[int, float]:
+    """Points of every labelled candidate, NaN for a veto, by the candidate's seed, which no other sample has."""
+    scores, vetoes = points(run, rater)
+    scores |= dict.fromkeys(vetoes, float("nan"))
+    return {
+        row["seed"]: scores[name]
+        for t in range(run.rounds_done())
+        for row in run.round(t).rows()
+        if (name := f"rounds/{t:03d}/samples/{row['file_name']}") in scores
+    }

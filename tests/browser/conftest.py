@@ -1,0 +1,100 @@
+"""A finished run of the model that ships, its pages served on loopback, and a browser that presses their buttons."""
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftdiff.cli.main import main
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+SHORT = (
+    "loop.rounds=2",
+    "loop.candidates=3",
+    "loop.prompts_per_round=4",
+    "sampler.steps=4",
+    "finetuner.steps=4",
+    "finetuner.learning_rate=3e-3",
+    "evaluation.samples_per_prompt=1",
+    "logging.tracker=null",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if CHROMIUM is None:
+        for item in items:
+            if "browser" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="needs Chromium, and this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two rounds and an evaluation; not to be written to."""
+    run = tmp_path_factory.mktemp("browser") / "run"
+    assert main(["train", "demo", "--out", str(run), *SHORT]) == 0
+    assert main(["eval", str(run)]) == 0
+    return run
+
+
+@pytest.fixture
+def copy(finished: Path, tmp_path: Path) -> Path:
+    """The same, to write to."""
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Any]:
+    from playwright.sync_api import sync_playwright
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
+    """Open an address in a window of its own; errors of the page's scripts fail the test."""
+    opened: list[Any] = []
+    broken: list[str] = []
+
+    def open_page(address: str, **window: Any) -> Any:
+        context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **window})
+        context.set_default_timeout(30_000)
+        opened.append(context)
+        tab = context.new_page()
+        tab.on("pageerror", lambda error: broken.append(str(error)))
+        tab.goto(address)
+        return tab
+
+    yield open_page
+    for context in opened:
+        context.close()
+    assert not broken, broken
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[Any], str]]:
+    """Serve a page until the test ends; returns its address."""
+    from raftdiff.apps import page
+
+    served: list[Any] = []
+
+    def begin(blocks: Any) -> str:
+        served.append(blocks)
+        return page.serve(blocks, page.Door(browser=False), block=False)
+
+    yield begin
+    for blocks in served:
+        blocks.close()

@@ -1,0 +1,145 @@
+"""Looking at a run from the command line, and the bench behind it, on a random model of a few thousand weights."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from PIL import Image
+
+from raftdiff.bench import Bench, Checkpoint
+from raftdiff.cli.main import main
+from raftdiff.diffusion import tiny
+from raftdiff.errors import UserError
+from raftdiff.labels import Ballot, candidate_pairs
+from raftdiff.runs import Run
+
+RECIPE = {
+    "name": "tiny",
+    "model": {"base": "MODEL", "device": "cpu"},
+    "prompts": {"captions": ["a cat", "a dog"]},
+    "sampler": {"type": "diffusion", "steps": 2, "guidance": 2.0, "batch_size": 4},
+    "ranker": {"rewards": [{"type": "jpeg"}], "selector": {"type": "best_of_k"}},
+    "finetuner": {"type": "diffusion", "rank": 2, "steps": 4, "batch_size": 2, "learning_rate": 0.05},
+    "loop": {"rounds": 2, "candidates": 3},
+    "evaluation": {"prompts": {"captions": ["a bus"]}, "samples_per_prompt": 2, "every_round": 1},
+    "logging": {"tracker": None},
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished and evaluated run; not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    model = tiny.write_folder(folder / "sd15", "sd15")
+    (folder / "tiny.yaml").write_text(yaml.safe_dump(RECIPE).replace("MODEL", str(model)))
+    assert main(["train", str(folder / "tiny.yaml"), "--out", str(folder / "run")]) == 0
+    assert main(["eval", str(folder / "run")]) == 0
+    return folder / "run"
+
+
+def pixels(path: Path) -> np.ndarray:
+    return np.asarray(Image.open(path))
+
+
+def test_draw_with_the_evaluations_prompt_makes_the_evaluations_pictures(finished: Path, tmp_path: Path) -> None:
+    assert main(["draw", str(finished), "a bus", "--out", str(tmp_path / "drawn")]) == 0
+    for side in ("before", "after"):
+        for name in ("a-bus-000.png", "a-bus-001.png"):
+            np.testing.assert_array_equal(
+                pixels(tmp_path / "drawn" / side / name), pixels(finished / "eval" / side / name)
+            )
+    lines = [json.loads(line) for line in (tmp_path / "drawn/pictures.jsonl").read_text().splitlines()]
+    means = [
+        np.mean([line["rewards"]["jpeg"] for line in lines if line["side"] == side]) for side in ("before", "after")
+    ]
+    told = json.loads((finished / "eval/eval.json").read_text())["rewards"]["jpeg"]
+    assert means == pytest.approx([told["before"]["mean"], told["after"]["mean"]])
+
+
+def test_going_back_to_an_earlier_model_gives_its_pictures_again(finished: Path) -> None:
+    bench = Bench([Run(finished)])
+    settings = bench.settings
+
+    def drawn(round: int | None) -> list[bytes]:
+        return [it.sample.media.tobytes() for it in bench.draw(Checkpoint(0, round), ["a cat"], settings)]
+
+    first, base, last = drawn(0), drawn(None), drawn(1)
+    assert first != base
+    assert last not in (first, base)
+    assert drawn(None) == base
+    assert drawn(0) == first
+
+
+def test_two_runs_stand_side_by_side(finished: Path) -> None:
+    bench = Bench([Run(finished), Run(finished)])
+    assert list(bench.checkpoints()) == [
+        f"{model} of run ({number})" for number in (1, 2) for model in ("base", "round 1", "round 2")
+    ]
+    one, two = (bench.draw(Checkpoint(number, 1), ["a cat"], bench.settings) for number in (0, 1))
+    assert [it.sample.media.tobytes() for it in one] == [it.sample.media.tobytes() for it in two]
+
+
+@pytest.mark.parametrize(
+    ("captions", "sentence"),
+    [
+        ([], "There is no prompt; type one"),
+        (["  "], "There is no prompt; type one"),
+        (["x" * 1001], "This prompt has 1001 characters; 1000 are the most."),
+        ([f"a cat {n}" for n in range(129)], "These are 258 pictures a side; 256 are the most at once."),
+    ],
+)
+def test_what_cannot_be_drawn_is_a_sentence(finished: Path, captions: list[str], sentence: str) -> None:
+    bench = Bench([Run(finished)])
+    with pytest.raises(UserError, match=sentence):
+        bench.draw(Checkpoint(0, None), captions, bench.settings)
+
+
+def test_a_run_without_a_round_cannot_be_compared(tmp_path: Path, finished: Path) -> None:
+    (tmp_path / "run").mkdir()
+    for name in ("run.json", "recipe.yaml"):
+        (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
+    with pytest.raises(UserError, match="no round is finished yet"):
+        Bench([Run(tmp_path / "run")])
+
+
+def test_show_tells_how_the_run_stands(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["show", str(finished)]) == 0
+    out = capsys.readouterr().out
+    assert "tiny: 2 of 2 rounds done" in out
+    assert "round 2: reward" in out
+    assert "network evaluations spent" in out
+
+
+def test_labels_prints_tallies_and_writes_the_preferences(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Run(finished)
+    assert main(["labels", str(finished)]) == 2
+    assert "nobody has labelled anything yet; run: raftdiff label" in capsys.readouterr().err
+    pairs = candidate_pairs(run, 0, per_prompt=1, seed=0)
+    Ballot(run, "ada").choose(pairs[0], "left")
+    Ballot(run, "bob").choose(pairs[0], "tie")
+    assert main(["labels", str(finished), "--pairs", str(tmp_path / "pairs.jsonl")]) == 0
+    out = capsys.readouterr().out
+    assert "ada: 1 answers, 0 of them ties" in out
+    assert "all: 2 answers, 1 of them ties" in out
+    (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
+    assert (line["chosen"], line["rejected"]) == (pairs[0].left, pairs[0].right)
+
+
+def test_people_can_rank_a_finished_round_again(finished: Path, tmp_path: Path) -> None:
+    """A veto of the best candidate of "a cat", and a choice: what is learnt from follows them."""
+    run = Run(finished)
+    pictures = [f"rounds/000/samples/a-cat-{k:03d}.png" for k in range(3)]
+    chosen = {key.index for item in run.round(0).selection().items for key in item.keys if key.prompt == "a-cat"}
+    (best,) = chosen
+    Ballot(run, "eva").veto(pictures[best])
+    changed = f"ranker.rewards=[{{type: labels, run: {finished}, rater: eva}}]"
+    assert main(["score", str(finished), "--round", "0", "--out", str(tmp_path / "again"), changed]) == 0
+    assert main(["select", str(tmp_path / "again")]) == 0
+    keys = [key for item in Run(tmp_path / "again").unfinished(0).selection().items for key in item.keys]
+    assert [key.index for key in keys if key.prompt == "a-cat"] == [min({0, 1, 2} - chosen)]

@@ -1,0 +1,204 @@
+"""What people chose: on the disk at once, taken back at will, and back again as a reward, as pairs, as a win rate."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.labels import (
+    Ballot,
+    Pair,
+    ballots,
+    candidate_pairs,
+    evaluation_pairs,
+    points,
+    preferences,
+    tally,
+    unanswered,
+)
+from raftdiff.rewards.labels import LabelsConfig
+from raftdiff.runs import Run
+from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
+
+PROMPTS = ("cat", "dog", "owl")
+CANDIDATES = 4
+
+
+class Toy(Config):
+    name: str = "toy"
+
+
+def picture(prompt: str, index: int) -> str:
+    return f"rounds/000/samples/{prompt}-{index:03d}.png"
+
+
+def candidate(prompt: str, index: int) -> Sample[Image.Image]:
+    asked = Prompt(prompt, f"a {prompt}", f"a {prompt}", f"a {prompt}")
+    return Sample(0, asked, index, 100 * PROMPTS.index(prompt) + index, "policy", Image.new("RGB", (8, 8)))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    """One finished round in which candidate k of every prompt has the total k, and the last of "owl" was discarded."""
+    run = Run.create(tmp_path / "run", Toy(), seed=0)
+    draft = run.draft(0)
+    for prompt in PROMPTS:
+        for index in range(CANDIDATES):
+            draft.add(candidate(prompt, index))
+    draft.flush()
+    total = np.tile(np.arange(CANDIDATES, dtype=float), (len(PROMPTS), 1))
+    total[2, 3] = np.nan
+    draft.write_scores(Scores(0, PROMPTS, total, {"clip": total}))
+    draft.write_selection(Selection("weighted", (Item((Key(0, "cat", 3),)),)))
+    draft.commit({})
+    evaluated = run.path / "eval"
+    evaluated.mkdir()
+    (evaluated / "pictures.json").write_text(json.dumps({f"{p}-000.png": f"a {p}" for p in PROMPTS}))
+    return run
+
+
+def pair(prompt: str, one: int, two: int) -> Pair:
+    return Pair(f"a {prompt}", picture(prompt, one), picture(prompt, two))
+
+
+def test_an_answer_is_on_the_disk_when_the_call_returns_even_if_the_process_is_killed_then(run: Run) -> None:
+    program = (
+        "import os, signal, sys; from pathlib import Path; from raftdiff.labels import Ballot, Pair; "
+        "from raftdiff.runs import Run; Ballot(Run(Path(sys.argv[1])), 'ada').choose(Pair('c', 'x', 'y'), 'left'); "
+        "os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    killed = subprocess.run([sys.executable, "-c", program, str(run.path)], check=False)
+    assert killed.returncode == -signal.SIGKILL
+    assert [choice.better for choice in Ballot(run, "ada").choices()] == ["x"]
+
+
+def test_a_line_that_was_cut_short_does_not_count_and_spoils_nothing(run: Run) -> None:
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 0, 1), "left")
+    with ballot.path.open("a") as file:
+        file.write('{"act": "choi')
+    ballot.choose(pair("dog", 0, 1), "right")
+    assert [choice.better for choice in ballot.choices()] == [picture("cat", 0), picture("dog", 1)]
+
+
+def test_undo_takes_back_one_act_after_the_other_and_says_when_there_is_none(run: Run) -> None:
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 0, 1), "left")
+    ballot.veto(picture("cat", 2))
+    assert ballot.undo()
+    assert ballot.vetoes() == set()
+    assert len(ballot.choices()) == 1
+    assert ballot.undo()
+    assert ballot.choices() == []
+    assert not ballot.undo()
+    ballot.choose(pair("cat", 0, 1), "right")
+    assert [choice.better for choice in ballot.choices()] == [picture("cat", 1)]
+
+
+@pytest.mark.parametrize("rater", ["", "../ada", "a b", "x" * 65])
+def test_a_name_that_could_leave_the_folder_is_refused(run: Run, rater: str) -> None:
+    with pytest.raises(UserError, match="use letters, digits"):
+        Ballot(run, rater)
+
+
+def test_pairs_are_of_one_prompt_and_every_prompt_comes_before_any_comes_again(run: Run) -> None:
+    pairs = candidate_pairs(run, 0, per_prompt=2, seed=1)
+    assert [one.caption for one in pairs] == ["a cat", "a dog", "a owl"] * 2
+    assert len({one.pictures for one in pairs}) == 6
+    for one in pairs:
+        assert len({Path(name).stem.rpartition("-")[0] for name in one.pictures}) == 1
+    assert pairs == candidate_pairs(run, 0, per_prompt=2, seed=1) != candidate_pairs(run, 0, per_prompt=2, seed=2)
+
+
+def test_which_side_is_after_is_as_good_as_chance(run: Run) -> None:
+    sides = [one.left.split("/")[1] for seed in range(200) for one in evaluation_pairs(run, None, seed=seed)]
+    assert 0.45 < sides.count("after") / len(sides) < 0.55
+
+
+def test_without_an_evaluation_it_says_what_to_run(run: Run) -> None:
+    with pytest.raises(UserError, match="no evaluation to label is here; run: raftdiff eval"):
+        evaluation_pairs(run, "other", seed=0)
+
+
+def test_what_was_answered_is_not_asked_again_whichever_side_it_stood_on(run: Run) -> None:
+    pairs = candidate_pairs(run, 0, per_prompt=1, seed=0)
+    ballot = Ballot(run, "ada")
+    first = pairs[0]
+    ballot.choose(Pair(first.caption, first.right, first.left), "tie")
+    assert list(unanswered(pairs, ballot.choices())) == pairs[1:]
+
+
+def test_points_are_wins_less_losses_over_all_raters_or_one(run: Run) -> None:
+    Ballot(run, "ada").choose(pair("cat", 0, 1), "left")
+    Ballot(run, "ada").choose(pair("cat", 0, 2), "left")
+    Ballot(run, "bob").choose(pair("cat", 0, 1), "right")
+    Ballot(run, "bob").choose(pair("dog", 0, 1), "tie")
+    Ballot(run, "bob").veto(picture("dog", 3))
+    scores, vetoes = points(run)
+    assert scores == {
+        picture("cat", 0): 1.0,
+        picture("cat", 1): 0.0,
+        picture("cat", 2): -1.0,
+        picture("dog", 0): 0.0,
+        picture("dog", 1): 0.0,
+    }
+    assert vetoes == {picture("dog", 3)}
+    assert points(run, "ada")[0][picture("cat", 0)] == 2.0
+
+
+def test_as_a_reward_people_rank_the_candidates_and_a_veto_discards(run: Run) -> None:
+    Ballot(run, "ada").choose(pair("cat", 2, 1), "left")
+    Ballot(run, "ada").veto(picture("dog", 0))
+    reward = LabelsConfig(run=str(run.path)).build()
+    scores = reward.score([candidate("cat", 2), candidate("cat", 1), candidate("cat", 0), candidate("dog", 0)]).tolist()
+    assert scores[:3] == [1.0, -1.0, 0.0]
+    assert math.isnan(scores[3])
+
+
+def test_preferences_name_caption_winner_and_loser_and_leave_ties_out(run: Run) -> None:
+    Ballot(run, "ada").choose(pair("cat", 2, 1), "right")
+    Ballot(run, "ada").choose(pair("dog", 2, 1), "tie")
+    assert preferences(run) == [
+        {"rater": "ada", "caption": "a cat", "chosen": picture("cat", 1), "rejected": picture("cat", 2)}
+    ]
+
+
+def test_the_win_rate_of_after_counts_a_tie_half_whatever_the_side(run: Run) -> None:
+    ballot = Ballot(run, "ada")
+    ballot.choose(Pair("a cat", "eval/before/cat-000.png", "eval/after/cat-000.png"), "right")
+    ballot.choose(Pair("a dog", "eval/after/dog-000.png", "eval/before/dog-000.png"), "left")
+    ballot.choose(Pair("a owl", "eval/after/owl-000.png", "eval/before/owl-000.png"), "tie")
+    found = tally(run, ballots(run))
+    assert found.after_wins is not None
+    assert found.after_wins.mean == pytest.approx(2.5 / 3)
+    assert found.after_wins.ci95[0] < found.after_wins.mean < found.after_wins.ci95[1]
+    assert found.ties == 1
+    assert "After beats before in 83%" in found.lines[1]
+
+
+def test_agreement_is_how_often_the_chosen_candidate_scored_higher(run: Run) -> None:
+    """Totals rise with the index; the last owl was discarded and cannot agree or disagree."""
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 0, 3), "right")
+    ballot.choose(pair("dog", 3, 1), "right")
+    ballot.choose(pair("owl", 3, 1), "right")
+    found = tally(run, [ballot])
+    assert found.agreement is not None
+    assert (found.agreement.mean, found.agreement.n) == (0.5, 2)
+
+
+def test_every_rater_has_a_ballot(run: Run) -> None:
+    for rater in ("bob", "ada"):
+        Ballot(run, rater).choose(pair("cat", 0, 1), "left")
+    assert [ballot.rater for ballot in ballots(run)] == ["ada", "bob"]
+    assert os.access(next(islice(run.path.glob("labels/*.jsonl"), 1)), os.R_OK)
