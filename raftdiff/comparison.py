@@ -1,5 +1,6 @@
 """Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
 
+import json
 import shutil
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,12 +18,30 @@ from raftdiff.errors import UserError
 from raftdiff.prompts import PromptsConfig, build, read_file
 from raftdiff.recipe import Assembly
 from raftdiff.report import BeforeAfter, Candidate, write_report
+from raftdiff.rounds import file_name
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Key, Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
 SHOWN_PER_ROUND = 12
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One picture and what the recipe's rewards and judge say of it."""
+
+    sample: Sample[Image]
+    scores: Mapping[str, float]
+    """By reward; NaN where it was discarded. Higher is better."""
+    verdicts: Mapping[str, bool]
+    """By the judge's aspect; empty where there is no judge for this caption."""
+
+    @property
+    def marks(self) -> dict[str, float | bool]:
+        """Both in one, scores first."""
+        return {**self.scores, **self.verdicts}
 
 
 @final
@@ -54,7 +73,12 @@ def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
 def compare(
     assembly: Assembly, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
 ) -> Compared:
-    """Draw and measure the base and the policy as it stands, with the same seeds."""
+    """Draw and measure the base and the policy as it stands, with the same seeds.
+
+    Raises:
+        UserError: the judge understands some of the captions and not others, as after a slip of the pen.
+    """
+    _judged_or_not(assembly, [prompt.caption for prompt in prompts])
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
     total = 2 * len(prompts) * per_prompt
     with assembly.finetuner.base_weights():
@@ -78,6 +102,17 @@ def compare(
     return Compared(prompts, before, after, evaluation)
 
 
+def _judged_or_not(assembly: Assembly, captions: Sequence[str]) -> None:
+    if assembly.recipe.evaluation.judge is None:
+        return
+    strange = [caption for caption in captions if assembly.judge([caption]) is None]
+    if strange and len(strange) < len(captions):
+        raise UserError(
+            f"The judge does not understand '{strange[0]}', though it understands {len(captions) - len(strange)} of "
+            f"{len(captions)} prompts. Write it as they are written, or evaluate with: evaluation.judge=null"
+        )
+
+
 def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, trained_on: bool = False) -> Path:
     """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path.
 
@@ -87,7 +122,9 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
         shutil.rmtree(folder / side, ignore_errors=True)
         (folder / side).mkdir(parents=True)
         for sample in samples:
-            sample.media.save(folder / side / f"{sample.prompt.id}-{sample.index:03d}.png")
+            sample.media.save(folder / side / file_name(sample))
+    captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
+    write_text(folder / "pictures.json", json.dumps(captions, indent=1) + "\n")
     write_text(folder / "eval.json", evaluate.to_json(compared.evaluation))
     return write_report(
         folder / "report.html",
@@ -115,6 +152,22 @@ def load_round(run: Run, assembly: Assembly, round: int | None) -> None:
     assembly.finetuner.load_state_dict(state)
 
 
+def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
+    """The pictures with every raw reward, and with the held-out judge's word where it knows the captions."""
+    raw = assembly.ranker.raw(samples)
+    captions = [sample.prompt.caption for sample in samples]
+    judge = assembly.judge(captions)
+    verdicts = judge([sample.media for sample in samples], captions) if judge else {}
+    return [
+        Drawn(
+            sample,
+            {name: float(values[row]) for name, values in raw.items()},
+            {name: bool(values[row]) for name, values in verdicts.items()},
+        )
+        for row, sample in enumerate(samples)
+    ]
+
+
 def _draw(
     assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]
 ) -> list[Sample[Image]]:
@@ -133,22 +186,11 @@ def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
     ids = {prompt.id for prompt in compared.prompts[::step]}
     chosen = [(b, a) for b, a in zip(compared.before, compared.after, strict=True) if b.prompt.id in ids]
     chosen = [(b, a) for b, a in chosen if b.index < SHOWN_SEEDS]
-    before = _marks(assembly, [b for b, _ in chosen])
-    after = _marks(assembly, [a for _, a in chosen])
+    before, after = (judged(assembly, side) for side in zip(*chosen, strict=True))
     return [
-        BeforeAfter(b.prompt.caption, b.media, a.media, before_marks, after_marks)
-        for (b, a), before_marks, after_marks in zip(chosen, before, after, strict=True)
+        BeforeAfter(b.sample.prompt.caption, b.sample.media, a.sample.media, b.marks, a.marks)
+        for b, a in zip(before, after, strict=True)
     ]
-
-
-def _marks(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Mapping[str, float | bool]]:
-    columns: dict[str, Sequence[float | bool]] = {
-        name: [float(value) for value in values] for name, values in assembly.ranker.raw(samples).items()
-    }
-    if judge := assembly.judge([sample.prompt.caption for sample in samples]):
-        verdicts = judge([sample.media for sample in samples], [sample.prompt.caption for sample in samples])
-        columns |= {name: [bool(value) for value in values] for name, values in verdicts.items()}
-    return [{name: values[row] for name, values in columns.items()} for row in range(len(samples))]
 
 
 def _candidates(run: Run) -> list[Candidate]:
@@ -161,7 +203,7 @@ def _candidates(run: Run) -> list[Candidate]:
         keys = {}
         for row in rows[:: max(1, -(-len(rows) // (SHOWN_PER_ROUND // 2)))]:
             prompt, totals = scores.prompts[row], scores.total[row]
-            best = min(key for key in chosen if key[:2] == (t, prompt))
+            best = max((key for key in chosen if key[:2] == (t, prompt)), key=lambda key: float(totals[key.index]))
             rejected = [k for k in range(len(totals)) if Key(t, prompt, k) not in chosen and totals[k] == totals[k]]
             keys[best] = True
             if rejected:

@@ -1,5 +1,6 @@
 """Writing so that nothing finished is ever lost: aside, flushed, renamed."""
 
+import contextlib
 import errno
 import json
 import os
@@ -15,6 +16,17 @@ from safetensors.torch import save_file
 def read_json(path: Path) -> dict[str, Any]:
     data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return data
+
+
+def read_json_lines(path: Path) -> list[dict[str, Any]]:
+    """A JSON value a line; none where there is no file. A line that was cut short, as by a kill, is left out."""
+    if not path.is_file():
+        return []
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines():
+        with contextlib.suppress(json.JSONDecodeError):
+            found.append(json.loads(line))
+    return found
 
 
 def write_text(path: Path, text: str) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Float
 
 from raftdiff import statistics
 from raftdiff.errors import UserError
-from raftdiff.ranking import Features
+from raftdiff.ranking import Features, one_a_sample, scores
 from raftdiff.types import Prompt, Reward, Sample
 
 Judge = Callable[[Sequence[Any], Sequence[str]], Mapping[str, np.ndarray]]
@@ -99,7 +99,7 @@ class Evaluation(TypedDict):
     seconds: float
     """Sampling, as the caller measured it, and scoring."""
     network_evaluations: int
-    """Rows through the denoiser, for both sides together."""
+    """Rows through the denoiser, for both sides and the drift together."""
 
 
 def evaluate(
@@ -192,26 +192,23 @@ def _name(sample: Sample[Any]) -> str:
 
 
 def _scores(reward: Reward[Any], samples: Sequence[Sample[Any]]) -> Float[np.ndarray, " samples"]:
-    values: np.ndarray = reward.score(samples).detach().cpu().numpy().astype(np.float64)
-    return _checked(f"The reward '{reward.name}'", values, samples)
+    return _some_valid(f"The reward '{reward.name}'", scores(reward, samples))
 
 
 def _verdicts(judge: Judge, samples: Sequence[Sample[Any]]) -> dict[str, np.ndarray]:
     found = judge([sample.media for sample in samples], [sample.prompt.caption for sample in samples])
-    floats = {name: np.asarray(right).astype(np.float64) for name, right in found.items()}
-    return {name: _checked(f"The judge's '{name}'", right, samples) for name, right in floats.items()}
-
-
-def _checked(what: str, values: np.ndarray, samples: Sequence[Sample[Any]]) -> np.ndarray:
-    if values.shape != (len(samples),):
-        raise UserError(
-            f"{what} has the shape {values.shape} for {len(samples)} samples; "
-            f"expected ({len(samples)},): one number a sample."
+    return {
+        name: _some_valid(
+            f"The judge's '{name}'",
+            one_a_sample(f"The judge's '{name}'", np.asarray(right).astype(np.float64), len(samples)),
         )
-    if np.isinf(values).any():
-        raise UserError(f"{what} is infinite for {np.isinf(values).sum()} of {len(samples)} samples.")
+        for name, right in found.items()
+    }
+
+
+def _some_valid(who: str, values: np.ndarray) -> np.ndarray:
     if np.isnan(values).all():
-        raise UserError(f"{what} is NaN (discard) for all {len(samples)} samples, so there is nothing to compare.")
+        raise UserError(f"{who} is NaN (discard) for all {len(values)} samples, so there is nothing to compare.")
     return values
 
 

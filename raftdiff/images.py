@@ -1,35 +1,15 @@
 """Pictures on disk and in reports: pure functions of PIL images."""
 
 import base64
-import contextlib
 import io
-import os
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
+from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
-
-from raftdiff.errors import UserError
 
 PAPER, INK = (255, 255, 255), (32, 32, 32)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
-
-
-def save_png(image: Image.Image, path: Path) -> None:
-    """Write aside, then rename: a process killed in between leaves the old file or none, never half a picture.
-
-    Raises:
-        UserError: the disk is full, or the folder is missing or not writable.
-    """
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        image.save(aside, format="PNG")
-        aside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            aside.unlink(missing_ok=True)
-        raise UserError(f"{path}: cannot write this picture: {error.strerror or error}.") from error
 
 
 def thumbnail(image: Image.Image, side: int) -> Image.Image:
@@ -111,25 +91,18 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
+def coarse(image: Image.Image, side: int = 16) -> Float[np.ndarray, " values"]:
+    """The picture at ``side`` pixels, less its own mean, at unit length: alike pictures have a cosine near 1."""
+    small = on_paper(image).resize((side, side), Image.Resampling.BOX)
+    values = np.asarray(small, dtype=np.float32).reshape(-1) / 255
+    centred = values - values.mean()
+    return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), dtype=np.float32)
+
+
 def mean_saturation(images: Sequence[Image.Image]) -> float:
     """Mean HSV saturation, 0 (grey) to 1 (pure colours); NaN for no pictures. A rise over the rounds warns of
     over-guided training."""
     return _mean([float(np.asarray(on_paper(image).convert("HSV"))[..., 1].mean()) / 255 for image in images])
-
-
-def mean_contrast(images: Sequence[Image.Image]) -> float:
-    """Mean over pictures of the standard deviation of brightness, 0 (flat) to 0.5 (half black, half white); NaN for no
-    pictures."""
-    return _mean([float(np.asarray(on_paper(image).convert("L"), dtype=np.float64).std()) / 255 for image in images])
-
-
-def spread(images: Sequence[Image.Image]) -> float:
-    """How far pictures of one size lie apart: the standard deviation of a pixel over the pictures, root mean square
-    over pixels and channels; 0 (all alike) to 0.5. NaN for no pictures."""
-    if not images:
-        return float("nan")
-    stack = np.stack([np.asarray(on_paper(image), dtype=np.float64) for image in images])
-    return float(np.sqrt(stack.var(axis=0).mean())) / 255
 
 
 def _starts(images: Sequence[Image.Image], columns: int) -> range:

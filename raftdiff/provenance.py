@@ -1,6 +1,7 @@
 """Where figures come from: commit, packages, hardware. A figure without them means nothing."""
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -12,6 +13,9 @@ from typing import Any
 
 import torch
 
+WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+ENDS = 1 << 20
+"""Bytes read at either end of a file."""
 PACKAGES = ("raftdiff", "torch", "diffusers", "transformers", "peft", "accelerate", "open_clip_torch", "numpy")
 
 
@@ -24,6 +28,23 @@ def provenance() -> dict[str, Any]:
         "python": platform.python_version(),
         "hardware": hardware(),
     }
+
+
+def fingerprint(path: Path) -> str:
+    """A mark of the weights in a folder or file: it changes when they are trained again or replaced.
+
+    Of names, sizes and both ends of each file, so that gigabytes take no time; a change in the middle alone is missed.
+    """
+    mark = hashlib.blake2b(digest_size=8)
+    files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
+    for file in files:
+        size = file.stat().st_size
+        mark.update(f"{file.relative_to(path.parent)} {size} ".encode())
+        with file.open("rb") as held:
+            mark.update(held.read(ENDS))
+            held.seek(max(0, size - ENDS))
+            mark.update(held.read(ENDS))
+    return mark.hexdigest()
 
 
 def hardware() -> str:

@@ -30,7 +30,7 @@ def raft(run: Run, parts: Parts, progress: Progress | None = None) -> Iterator[R
     for t in range(run.rounds_done(), parts.loop.rounds):
         draft = run.draft(t)
         sample(draft, parts, progress)
-        score(draft, parts.ranker, parts.prompts, parts.loop)
+        score(draft, parts.ranker, parts.prompts, parts.loop, progress)
         select(draft, parts.ranker)
         tune(draft, run, parts, progress)
         yield commit(draft, parts)

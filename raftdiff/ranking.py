@@ -29,7 +29,7 @@ class Ranker(Generic[Media]):
         Raises:
             UserError: a reward returns another shape than one number a sample, or infinity.
         """
-        return {reward.name: _checked(reward, samples) for reward, _ in self.rewards}
+        return {reward.name: scores(reward, samples) for reward, _ in self.rewards}
 
     def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
         weighted = [weight * raw[reward.name] for reward, weight in self.rewards if weight]
@@ -64,17 +64,34 @@ class Ranker(Generic[Media]):
         return Scores(index, tuple(prompts), total, raw)
 
 
-def _checked(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:
-    scores = reward.score(samples)
-    if tuple(scores.shape) != (len(samples),):
+def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:
+    """What a reward says of a batch.
+
+    Raises:
+        UserError: it says something else than one number a sample, or infinity.
+    """
+    found: Any = reward.score(samples)
+    if not isinstance(found, torch.Tensor):
         raise UserError(
-            f"The reward '{reward.name}' returned the shape {tuple(scores.shape)} for {len(samples)} samples; "
-            f"expected ({len(samples)},): one number a sample."
+            f"The reward '{reward.name}' returned a {type(found).__name__}; "
+            f"expected a tensor of shape ({len(samples)},): one number a sample."
         )
-    values: Float[np.ndarray, " samples"] = scores.detach().cpu().numpy().astype(np.float64)
+    return one_a_sample(f"The reward '{reward.name}'", found.detach().cpu().numpy().astype(np.float64), len(samples))
+
+
+def one_a_sample(who: str, values: np.ndarray, count: int) -> Float[np.ndarray, " samples"]:
+    """``values``, if they are ``count`` numbers of which none is infinite.
+
+    Raises:
+        UserError: they are not; ``who`` begins the sentence.
+    """
+    if values.shape != (count,):
+        raise UserError(
+            f"{who} returned the shape {values.shape} for {count} samples; expected ({count},): one number a sample."
+        )
     if np.isinf(values).any():
         raise UserError(
-            f"The reward '{reward.name}' returned infinity for {int(np.isinf(values).sum())} of {len(samples)} "
-            f"samples; return NaN to discard a sample, else a finite number."
+            f"{who} returned infinity for {int(np.isinf(values).sum())} of {count} samples; "
+            f"return NaN to discard a sample, else a finite number."
         )
     return values

@@ -8,7 +8,9 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, final
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from PIL.Image import Image
 from pydantic import Field
 
@@ -21,12 +23,14 @@ from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.embedded.world import parse
 from raftdiff.errors import UserError, nearest
 from raftdiff.evaluate import Judge
+from raftdiff.images import coarse
 from raftdiff.prompts import PromptsConfig, build, inline
+from raftdiff.provenance import fingerprint
 from raftdiff.ranking import Features, Ranker
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.stages import LoopConfig, Parts
-from raftdiff.types import Reward
+from raftdiff.types import Reward, Sample
 
 
 def _one_of(group: registry.Group) -> Any:
@@ -129,6 +133,8 @@ def recipe_of(run: Run) -> Recipe:
 def _check(recipe: Recipe) -> None:
     """What can be known to be wrong before a model is loaded."""
     ids = {prompt.id for prompt in build(recipe.prompts)}
+    if recipe.evaluation.prompts.captions:
+        _held_out(recipe.evaluation.prompts)
     count = recipe.loop.prompts_per_round
     if count is not None and count > len(ids):
         raise UserError(f"loop.prompts_per_round: {count} prompts a round, but there are only {len(ids)} prompts.")
@@ -155,9 +161,27 @@ def _check(recipe: Recipe) -> None:
         raise UserError(f"ranker.selector.keep: {keep} of only {recipe.loop.candidates} candidates (loop.candidates).")
 
 
+def _held_out(config: PromptsConfig) -> None:
+    """
+    Raises:
+        UserError: the held-out prompts are wrong, which a run would find out only at its end.
+    """
+    try:
+        build(config)
+    except UserError as error:
+        raise UserError(f"evaluation.{error}") from None
+
+
 def resolve(model: str) -> str:
     """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself."""
     return str(embedded.folder(model)) if model in embedded.names() else model
+
+
+def weights(recipe: Recipe) -> dict[str, str]:
+    """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
+    named = [recipe.model.base, *(getattr(reward, "model", None) for reward in recipe.ranker.rewards)]
+    local = {name: Path(resolve(name)).expanduser() for name in named if isinstance(name, str)}
+    return {name: fingerprint(path) for name, path in local.items() if path.exists()}
 
 
 @final
@@ -176,7 +200,7 @@ class Assembly:
     """What the loop takes."""
 
     def judge(self, captions: Sequence[str]) -> Judge | None:
-        """The held-out judge that the recipe names, if there is one and it understands these captions."""
+        """The held-out judge that the recipe names, if there is one and it understands all of these captions."""
         if self.recipe.evaluation.judge is None or not all(parse(caption) for caption in captions):
             return None
         from raftdiff.embedded.judge import EmojiJudge  # noqa: PLC0415  (heavy, and not every run has a judge)
@@ -217,10 +241,16 @@ def assemble(recipe: Recipe) -> Assembly:
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
-    """The rewards and the selector; diversity is measured on the features of the first CLIP tower among the rewards."""
+    """The rewards and the selector; diversity is measured on the features of the first CLIP tower among the rewards,
+    or, without one, on the pixels."""
     rewards: list[tuple[Reward[Image], float]] = [
         (config.build(device=device, resolve=resolve), config.weight) for config in recipe.ranker.rewards
     ]
     towers = [reward.tower for reward, _ in rewards if hasattr(reward, "tower")]
-    features: Features | None = towers[0].image_features if towers else None
+    features: Features = towers[0].image_features if towers else pixels
     return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), features)
+
+
+def pixels(samples: Sequence[Sample[Image]]) -> Float[torch.Tensor, "samples features"]:
+    """What diversity is measured on where no reward has a CLIP tower: the pictures themselves, small."""
+    return torch.from_numpy(np.stack([coarse(sample.media) for sample in samples]))

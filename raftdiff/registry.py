@@ -18,6 +18,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "aesthetic": "raftdiff.rewards.aesthetic:AestheticConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
+        "labels": "raftdiff.rewards.labels:LabelsConfig",
     },
     "selectors": {
         "best_of_k": "raftdiff.selection:BestOfKConfig",

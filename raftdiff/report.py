@@ -228,10 +228,9 @@ def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 
 def _picture(image: Image.Image, what: str, scores: Mapping[str, float | bool], mark: str = "") -> Picture:
-    said = [f"{name} {_figure(value)}" for name, value in scores.items()]
-    score = next((_figure(value) for value in _numbers(scores).values()), "")
+    score = next((figure(value) for value in _numbers(scores).values()), "")
     return Picture(
-        _embedded(image), ": ".join(filter(None, [what, ", ".join(said)])), score, mark, scores.get("exact") is True
+        embedded(image), ": ".join(filter(None, [what, said(scores)])), score, mark, scores.get("exact") is True
     )
 
 
@@ -244,15 +243,25 @@ def _first(scores: Mapping[str, float | bool]) -> float:
     return float("-inf") if math.isnan(value) else value
 
 
-def _figure(value: float | bool) -> str:
+def said(scores: Mapping[str, float | bool]) -> str:
+    """Scores in words, for alternative texts: ``clip 72.1, exact right``."""
+    return ", ".join(f"{name} {figure(value)}" for name, value in scores.items())
+
+
+def figure(value: float | bool | None) -> str:
+    """A score as it stands under a picture; None and NaN are candidates that a reward discarded.
+
+    >>> figure(72.149), figure(0.5), figure(float("nan")), figure(True)
+    ('72.1', '0.50', 'discarded', 'right')
+    """
     if isinstance(value, bool):
         return "right" if value else "wrong"
-    if math.isnan(value):
+    if value is None or math.isnan(value):
         return "discarded"
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
-def _embedded(image: Image.Image) -> str:
+def embedded(image: Image.Image) -> str:
     """The picture itself as text: lossless PNG when small, else WebP of at most ``LARGEST`` pixels a side."""
     if max(image.size) <= SMALL:
         return data_uri(image)
@@ -269,13 +278,13 @@ def _round(index: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "index": metrics.get("round", index),
         **{name: metrics.get(name) for name in names},
-        "diversity_all": _distance(metrics.get("diversity_all")),
-        "diversity_selected": _distance(metrics.get("diversity_selected")),
+        "diversity_all": _vendi(metrics.get("diversity_all")),
+        "diversity_selected": _vendi(metrics.get("diversity_selected")),
         "seconds": float(sum(metrics.get("seconds", {}).values())),
     }
 
 
-def _distance(diversity: Any) -> float | None:
+def _vendi(diversity: Any) -> float | None:
     value = diversity.get("vendi") if isinstance(diversity, Mapping) else diversity
     return value if isinstance(value, float) and math.isfinite(value) else None
 

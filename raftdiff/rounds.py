@@ -1,6 +1,5 @@
 """A round's folder: samples as they come, scores, selection, state; written aside and renamed when it is complete."""
 
-import contextlib
 import json
 import os
 import re
@@ -17,7 +16,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from raftdiff.disk import read_json, save_tensors, sync_all, write_text
+from raftdiff.disk import read_json, read_json_lines, save_tensors, sync_all, write_text
 from raftdiff.errors import UserError
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
@@ -34,16 +33,14 @@ class RoundFolder:
     index: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metadata.jsonl whose picture is whole on disk; a torn last line is dropped."""
-        file = self.path / "samples" / "metadata.jsonl"
-        if not file.is_file():
-            return []
-        rows = {}
-        for line in file.read_text(encoding="utf-8").splitlines():
-            with contextlib.suppress(json.JSONDecodeError):
-                row = json.loads(line)
-                rows[row["prompt_id"], row["index"]] = row  # an interrupted flush may have written a line twice
-        return list(rows.values())
+        """The lines of metadata.jsonl; a torn last line is dropped."""
+        rows = read_json_lines(self.path / "samples" / "metadata.jsonl")
+        # an interrupted flush may have written a line twice
+        return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
+
+    def held_out(self, name: str = "held_out") -> dict[str, Path]:
+        """Pictures of the held-out prompts after the round (``held_out_base``: before the first), by file name."""
+        return {path.name: path for path in sorted((self.path / name).glob("*.png"))}
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Image.Image]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""
@@ -95,8 +92,7 @@ class RoundFolder:
         return Key(self.index, row["prompt_id"], row["index"])
 
     def _sample(self, row: Mapping[str, Any], aux: Mapping[str, torch.Tensor]) -> Sample[Image.Image]:
-        with Image.open(self.path / "samples" / row["file_name"]) as picture:
-            picture.load()
+        picture = _opened(self.path / "samples" / row["file_name"])
         texts = {name: row[name] for name in ("caption", "sampling", "learning", "negative")}
         prompt = Prompt(row["prompt_id"], **texts, meta=row.get("meta", {}))
         return Sample(self.index, prompt, row["index"], row["seed"], row["source"], picture, aux)
@@ -139,7 +135,7 @@ class Draft:
 
     def add(self, sample: Sample[Image.Image]) -> None:
         """Take a sample; it is on disk for good after the next ``flush``, every few seconds by itself."""
-        sample.media.save(self.path / "samples" / _file_name(sample), compress_level=1)
+        sample.media.save(self.path / "samples" / file_name(sample), compress_level=1)
         self._pending.append(sample)
         if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
@@ -164,8 +160,7 @@ class Draft:
     def write_scores(self, scores: Scores) -> None:
         """Every reward and the total into metadata.jsonl; NaN is written as null."""
         at = {prompt: row for row, prompt in enumerate(scores.prompts)}
-        order = {prompt: place for place, prompt in enumerate(scores.prompts)}
-        rows = sorted(self.folder.rows(), key=lambda row: (order[row["prompt_id"]], row["index"]))
+        rows = sorted(self.folder.rows(), key=lambda row: (at[row["prompt_id"]], row["index"]))
         for row in rows:
             cell = (at[row["prompt_id"]], row["index"])
             row.update({f"reward_{name}": _number(table[cell]) for name, table in scores.raw.items()})
@@ -179,6 +174,12 @@ class Draft:
             row["selected"] = Key(self.index, row["prompt_id"], row["index"]) in keys
         self.write_rows(rows)
         write_text(self.path / "selection.json", json.dumps(_selection_json(selection)))
+
+    def keep(self, name: str, samples: Sequence[Sample[Image.Image]]) -> None:
+        """Pictures that are only looked at: those of the held-out prompts."""
+        (self.path / name).mkdir(exist_ok=True)
+        for sample in samples:
+            sample.media.save(self.path / name / file_name(sample), compress_level=1)
 
     def metrics(self) -> dict[str, Any]:
         file = self.path / "metrics.json"
@@ -223,7 +224,7 @@ class Draft:
 def _row(sample: Sample[Image.Image]) -> dict[str, Any]:
     prompt = sample.prompt
     return {
-        "file_name": _file_name(sample),
+        "file_name": file_name(sample),
         "prompt_id": prompt.id,
         "index": sample.index,
         "caption": prompt.caption,
@@ -236,7 +237,7 @@ def _row(sample: Sample[Image.Image]) -> dict[str, Any]:
     }
 
 
-def _file_name(sample: Sample[Any]) -> str:
+def file_name(sample: Sample[Any]) -> str:
     """``airplane-003.png``; prompt ids are checked when they are read, so that this stays inside the folder."""
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
         raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
@@ -255,6 +256,21 @@ def _selection_json(selection: Selection) -> dict[str, Any]:
 def _selection_fields(data: Mapping[str, Any]) -> dict[str, Any]:
     items = tuple(Item(tuple(Key(*key) for key in item["keys"]), item["weight"]) for item in data["items"])
     return {"kind": data["kind"], "items": items, "left_out": tuple(data["left_out"])}
+
+
+def _opened(path: Path) -> Image.Image:
+    """
+    Raises:
+        UserError: the file is no whole picture, as after a power loss.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: this picture is damaged ({error}); 'raftdiff sample' draws it again.") from None
 
 
 def _is_picture(path: Path) -> bool:

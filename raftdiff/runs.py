@@ -7,8 +7,9 @@ samples are committed as they come, so a killed run resumes in the middle of sam
 import contextlib
 import json
 import shutil
+import tempfile
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -27,6 +28,8 @@ NOT_IDENTITY = ("model.device", "logging")
 """Dotted recipe keys that do not change what a run computes; the digest leaves them out."""
 EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}
 """What a run that made nothing yet may hold."""
+STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
+"""Recipe keys that decide what a finished round's state holds."""
 FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
 """What may differ in a fork; the rest made the samples that it takes over."""
 
@@ -62,21 +65,43 @@ class Run:
         run = Run(path)
         if run._begun():
             Run.open(path)
-            keys = differing(run.recipe(), plain(recipe), NOT_IDENTITY)
-            if keys:
-                raise UserError(
-                    f"{path}: this run was begun with another recipe; these keys differ: {', '.join(keys)}. "
-                    f"Change them back, or name another folder with --out."
-                )
+            run._check_recipe(recipe)
             return run
         if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
             raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
+        path.mkdir(parents=True, exist_ok=True)
+        with run.locked():  # or two that begin at once would write over each other
+            run._begin(recipe, seed, parent)
+        return run
+
+    def _begin(self, recipe: Config, seed: int, parent: str | None) -> None:
         facts = {"format": FORMAT, "digest": digest(plain(recipe), NOT_IDENTITY), "seed": seed, "parent": parent}
         facts |= provenance()
-        (path / "rounds").mkdir(parents=True, exist_ok=True)
-        write_text(path / "recipe.yaml", dump(recipe))
-        write_text(path / "run.json", json.dumps(facts, indent=2))
-        return run
+        (self.path / "rounds").mkdir(exist_ok=True)
+        write_text(self.path / "recipe.yaml", dump(recipe))
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+
+    def _check_recipe(self, recipe: Config) -> None:
+        if keys := differing(self.recipe(), plain(recipe), NOT_IDENTITY):
+            raise UserError(
+                f"{self.path}: this run was begun with another recipe; these keys differ: {', '.join(keys)}. "
+                f"Change them back, or name another folder with --out."
+            )
+
+    def bind(self, weights: Mapping[str, str]) -> None:
+        """Hold on to the fingerprints of the models that the recipe names; a run goes on with the same weights only.
+
+        Raises:
+            UserError: it was begun with others, under the same names.
+        """
+        facts = self.info()
+        if "weights" not in facts:
+            write_text(self.path / "run.json", json.dumps({**facts, "weights": dict(weights)}, indent=2))
+        elif changed := sorted(name for name, mark in weights.items() if facts["weights"].get(name, mark) != mark):
+            raise UserError(
+                f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; put "
+                "them back, or begin a new run with --out."
+            )
 
     def _begun(self) -> bool:
         """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
@@ -122,9 +147,13 @@ class Run:
             raise UserError(f"{self.path}: there is no finished round {round}; this run has {have}.")
         return RoundFolder(self.round_path(round), round)
 
+    def unfinished(self, round: int) -> "RoundFolder":
+        """The round that is being made, to read; it may not be there yet."""
+        return RoundFolder(self.path / "rounds" / f"{round:03d}.partial", round)
+
     def draft(self, round: int) -> "Draft":
         """The round that is being made; what an earlier process left of it is kept."""
-        folder = self.path / "rounds" / f"{round:03d}.partial"
+        folder = self.unfinished(round).path
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         (folder / "latents").mkdir(exist_ok=True)
         return Draft(folder, round, self.round_path(round))
@@ -146,8 +175,11 @@ class Run:
             file.write(line + "\n")
 
     @contextlib.contextmanager
-    def locked(self) -> Iterator[None]:
-        """Hold the run for writing; a second process gets a sentence instead of a mixed-up folder."""
+    def locked(self, recipe: Config | None = None) -> Iterator[None]:
+        """Hold the run for writing; a second process gets a sentence instead of a mixed-up folder.
+
+        ``recipe`` is what this process takes the run's to be: another that began it in between is an error.
+        """
         try:
             import fcntl  # noqa: PLC0415  (not on Windows, where runs are not locked)
         except ImportError:
@@ -158,6 +190,8 @@ class Run:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
                 raise UserError(f"{self.path}: another raftdiff process is working on this run.") from None
+            if recipe is not None:
+                self._check_recipe(recipe)
             yield
 
 
@@ -174,16 +208,29 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
         raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
     if keys := differing(parent.recipe(), plain(recipe), (*FORKED, *NOT_IDENTITY)):
         raise UserError(f"{parent.path}: with another {', '.join(keys)} the samples would be others; begin a new run.")
-    aside = path.with_name(path.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    _fork_into(Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name), parent, source)
-    aside.rename(path)
+    changed = differing(parent.recipe(), plain(recipe), NOT_IDENTITY)
+    if source.index and (shaped := sorted(set(changed) & STATE_SHAPE)):
+        raise UserError(
+            f"{parent.path}: round {source.index - 1} left weights of another {', '.join(shaped)}, which the new run "
+            "would go on from; change these only in a fork of round 0."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        aside = Path(scratch) / "run"
+        run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
+        _fork_into(run, parent, source, same_scale=not any(key.startswith(("ranker", "evaluation")) for key in changed))
+        aside.rename(path)
     return Run(path)
 
 
-def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
+def _fork_into(run: Run, parent: Run, source: RoundFolder, *, same_scale: bool) -> None:
+    """``same_scale``: the held-out rewards of the earlier rounds can be compared with those to come."""
     for t in range(source.index):
         shutil.copytree(parent.round_path(t), run.round_path(t))
+        if not same_scale:
+            metrics = read_json(run.round_path(t) / "metrics.json")
+            kept = {name: value for name, value in metrics.items() if not name.startswith("held_out")}
+            write_text(run.round_path(t) / "metrics.json", json.dumps(kept, indent=2))
     draft = run.draft(source.index)
     rows = source.rows()
     for row in rows:
@@ -191,5 +238,6 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
     if (source.path / "latents.safetensors").is_file():
         shutil.copy2(source.path / "latents.safetensors", draft.path / "latents" / "00000.safetensors")
     scored = ("total", "selected")
-    kept = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
-    draft.write_rows(kept)
+    unscored = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
+    draft.write_rows(unscored)
+    draft.note(images=len(rows))

@@ -14,6 +14,7 @@ from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.images import mean_saturation
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.rounds import Draft
@@ -21,7 +22,7 @@ from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.selection import figures
 from raftdiff.statistics import mean_pairwise_distance, vendi
-from raftdiff.types import FineTuner, Key, Prompt, Round, Sample, Sampler, Selection
+from raftdiff.types import FineTuner, Key, Prompt, Report, Round, Sample, Sampler, Selection
 
 SCORING_BATCH = 256
 
@@ -61,7 +62,7 @@ class Parts:
 def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
     """K candidates for each of the round's prompts; those already on disk are not drawn again."""
     if draft.index == 0 and "held_out_base" not in draft.metrics():
-        _validate(draft, parts, "held_out_base")
+        _validate(draft, parts, "held_out_base", progress)
     loop, t = parts.loop, draft.index
     prompts = asked(parts.prompts, loop, t)
     done, total = draft.sampled(), len(prompts) * loop.candidates
@@ -78,8 +79,8 @@ def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
     draft.note(images=total)
 
 
-def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: LoopConfig) -> None:
-    """Every reward of every candidate, and the diversity of all of them."""
+def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: LoopConfig, progress: Progress) -> None:
+    """Every reward of every candidate."""
     rows = draft.folder.rows()
     if not rows:
         raise UserError(f"{draft.path}: this round has no samples yet; run 'raftdiff sample' first.")
@@ -88,7 +89,7 @@ def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: 
     if missing:
         raise UserError(f"{draft.path}: {missing} candidates are missing; run 'raftdiff sample' again to complete it.")
     with _timed(draft, "score"):
-        batches = draft.folder.batches(SCORING_BATCH)
+        batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
         draft.write_scores(ranker.score(batches, rows_asked, loop.candidates))
 
 
@@ -98,14 +99,13 @@ def select(draft: Draft, ranker: Ranker[Image]) -> None:
     with _timed(draft, "select"):
         selection = ranker.selector.select(scores)
         draft.write_selection(selection)
-    means = {name: _mean(table) for name, table in scores.raw.items()}
-    draft.note(
-        **figures(scores, selection),
-        selected=len(selection.items),
-        left_out=list(selection.left_out),
-        rewards=means,
-        **_diversity(draft, ranker, {key for item in selection.items for key in item.keys}),
-    )
+        draft.note(
+            **figures(scores, selection),
+            selected=len(selection.items),
+            left_out=list(selection.left_out),
+            rewards={name: _mean(table) for name, table in scores.raw.items()},
+            **_diversity(draft, ranker, {key for item in selection.items for key in item.keys}),
+        )
 
 
 def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
@@ -114,13 +114,15 @@ def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
     lesson = merge([draft.folder.selection(), *earlier])
     if not lesson.items:
         raise UserError(f"{draft.path}: nothing was selected in this round, so there is nothing to learn from.")
-    samples = _pictures(draft, run, lesson)
+    if draft.index == 0 and "held_out_base" not in draft.metrics():  # a fork's, which was sampled elsewhere
+        _validate(draft, parts, "held_out_base", progress)
     with _timed(draft, "tune"):
+        samples = _pictures(draft, run, lesson)
         report = progress.stage(draft.index, "tune")
         learnt = parts.finetuner.fit(lesson, samples, seed=fold(parts.loop.seed, draft.index, "tune"), report=report)
     draft.note(tune=dict(learnt))
     draft.spend("tune", seconds=0.0, evaluations=int(learnt.get("network_evaluations", 0)))
-    _validate(draft, parts, "held_out")
+    _validate(draft, parts, "held_out", progress)
 
 
 def commit(draft: Draft, parts: Parts) -> Round:
@@ -152,22 +154,33 @@ def merge(selections: Sequence[Selection]) -> Selection:
     return Selection(selections[0].kind, items, selections[0].left_out)
 
 
-def _validate(draft: Draft, parts: Parts, name: str) -> None:
+def _validate(draft: Draft, parts: Parts, name: str, progress: Progress) -> None:
     """The mean total reward on the held-out prompts, with the same seeds in every round."""
     if not parts.held_out:
         return
     with _timed(draft, "validate", parts.sampler.network_evaluations):
         seed = fold(parts.loop.seed, "held_out")
-        drawn = list(
-            parts.sampler.sample(
-                parts.held_out, per_prompt=parts.held_out_candidates, seed=seed, round=draft.index, done=frozenset()
-            )
-        )
+        count, report = parts.held_out_candidates, progress.stage(draft.index, "validate")
+        stream = parts.sampler.sample(parts.held_out, per_prompt=count, seed=seed, round=draft.index, done=frozenset())
+        drawn = []
+        for candidate in stream:
+            drawn.append(candidate)
+            report(len(drawn), len(parts.held_out) * count)
         raw = parts.ranker.raw(drawn)
+        draft.keep(name, drawn)
     draft.note(
         **{name: _mean(parts.ranker.total(raw))},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
     )
+
+
+def _counted(batches: Iterator[list[Sample[Image]]], total: int, report: Report) -> Iterator[list[Sample[Image]]]:
+    """The batches, saying how far they are once the next is asked for."""
+    done = 0
+    for batch in batches:
+        yield batch
+        done += len(batch)
+        report(done, total)
 
 
 def _mean(values: Any) -> float | None:
@@ -186,14 +199,16 @@ def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Ima
 
 
 def _diversity(draft: Draft, ranker: Ranker[Image], selected: AbstractSet[Key]) -> dict[str, Any]:
-    """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected."""
+    """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected; and how saturated
+    the candidates are on the whole, which rises where guidance compounds."""
     if ranker.features is None:
         return {}
     keys: list[Key] = []
-    features = []
+    features, saturation = [], []
     for batch in draft.folder.batches(SCORING_BATCH):
         keys += [sample.key for sample in batch]
         features.append(ranker.features(batch).float().cpu())
+        saturation += [mean_saturation([sample.media]) for sample in batch]
     table = torch.cat(features).numpy()
     chosen = np.array([key in selected for key in keys])
     prompts = np.array([key.prompt for key in keys])
@@ -205,7 +220,11 @@ def _diversity(draft: Draft, ranker: Ranker[Image], selected: AbstractSet[Key]) 
         }
         return {name: None if np.isnan(value) else value for name, value in found.items()}
 
-    return {"diversity_all": measured(np.ones_like(chosen)), "diversity_selected": measured(chosen)}
+    return {
+        "diversity_all": measured(np.ones_like(chosen)),
+        "diversity_selected": measured(chosen),
+        "saturation": float(np.mean(saturation)),
+    }
 
 
 @contextlib.contextmanager

@@ -87,13 +87,18 @@ def check_reward(
         return CheckReport(subject, tuple(checks))
     near = _near(together, tolerance)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
-    singly = torch.cat([reward.score([sample]) for sample in samples])
-    permuted = reward.score([samples[place] for place in order])
+    try:
+        again = _batch(reward, samples)
+        singly = torch.cat([_batch(reward, [sample]) for sample in samples])
+        permuted = _batch(reward, [samples[place] for place in order])
+    except Exception as error:  # likewise
+        sentence = f"score() of another batch of the same samples failed: {error}; keep the batch axis, and no state."
+        return CheckReport(subject, (*checks, Check("batch-invariant", False, sentence)))
     text = direction or " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
     checks += [
         Check(
             "deterministic",
-            near(reward.score(samples)),
+            near(again),
             "score() should give the same samples the same scores; fix its seed, or set the model to eval().",
         ),
         Check(
@@ -117,6 +122,17 @@ def check_reward(
         ),
     ]
     return CheckReport(subject, tuple(checks))
+
+
+def _batch(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> torch.Tensor:
+    """
+    Raises:
+        ValueError: something else than one number a sample comes back.
+    """
+    found: Any = reward.score(samples)
+    if tuple(found.shape) != (len(samples),):
+        raise ValueError(f"{len(samples)} of them gave the shape {tuple(found.shape)}")
+    return torch.as_tensor(found)
 
 
 def check_sampler(

@@ -1,5 +1,6 @@
 """What kind of model lies at a path, found out before anything heavy is loaded, so that a wrong one gets a sentence."""
 
+import errno
 import json
 import re
 from collections.abc import Iterable, Mapping
@@ -73,12 +74,17 @@ def hub_folder(name: str) -> Path:
     Raises:
         UserError: ``name`` is no hub id, or the model cannot be fetched.
     """
-    if not re.fullmatch(r"[\w.-]+/[\w.-]+", name) or name.startswith((".", "/", "~")):
+    if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name) or name.startswith((".", "/", "~")):
         raise UserError(
             f"model.base: '{name}' is neither a folder nor a file here, nor a hub id (owner/name), nor a shipped model."
         )
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
 
     configs = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
     weights = [f"{part}/{stem}{end}" for part, (stem, _) in COMPONENTS.items() for end in WEIGHTS]
@@ -94,7 +100,11 @@ def hub_folder(name: str) -> Path:
             f"model.base: there is no folder '{name}' here, and the hub has no model of that name, or it needs a login "
             "(hf auth login)."
         ) from None
+    except HFValidationError as error:
+        raise UserError(f"model.base: there is no folder '{name}' here, and it is no hub id: {error}.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
         raise UserError(
             f"model.base: there is no folder '{name}' here, and the hub cannot be reached to look for it there "
             f"({type(error).__name__}). Name a local folder, or try again with a network."

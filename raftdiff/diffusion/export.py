@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
@@ -39,8 +40,8 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
         writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
         with quietly():
             return writer(tuner, out)
-    except OSError as error:
-        raise UserError(f"{out}: the export cannot be written: {error.strerror or error}.") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 
 
 def lora(module: Any) -> LoRA:
@@ -55,11 +56,13 @@ def lora(module: Any) -> LoRA:
 
 
 def merged(module: Any) -> Any:
-    """A copy of a resting network, in which the LoRA is already merged, without the LoRA's own layers."""
-    whole = copy.deepcopy(module)
+    """A float32 copy of a resting network with its LoRA merged: half precision would round small changes away."""
+    whole = copy.deepcopy(module).float()
     layers = set(lora_layers([whole]))
     for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in layers]:
         parent, _, last = name.rpartition(".")
+        if not layer.disable_adapters:  # else it rests merged
+            layer.get_base_layer().weight.data += layer.get_delta_weight("default")
         setattr(whole.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
         del whole.peft_config

@@ -31,7 +31,7 @@ class ModelConfig(Config):
     dtype: DType = "float32"
     """What the frozen weights and the sampling network are held in; trained weights are always kept in float32."""
     device: str = "auto"
-    """auto, cpu, cuda or cuda:N. auto takes a GPU where there is one, and under accelerate launch each its own."""
+    """auto, cpu, cuda or cuda:N. auto takes a GPU where there is one."""
     attention: Literal["sdpa", "xformers", "default"] = "sdpa"
     """sdpa is PyTorch's own; xformers must be installed; default leaves what the model came with."""
     channels_last: bool = False
@@ -120,6 +120,8 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
             "model.attention: xformers is not installed. Install it with: pip install 'raftdiff[xformers]', "
             "or use attention: sdpa, which needs nothing."
         )
+    if config.attention == "xformers" and device.type == "cpu":
+        raise UserError("model.attention: xformers needs a GPU; use attention: sdpa here.")
     base = resolve(config.base) if resolve else config.base
     path = Path(base).expanduser()
     if path.is_file():

@@ -1,5 +1,6 @@
 """What a recipe will do, counted; and how long it will take on this machine, from a short measurement."""
 
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -170,4 +171,15 @@ def _memory(device: torch.device) -> int:
         return int(torch.cuda.max_memory_allocated(device))
     import psutil
 
-    return int(psutil.Process().memory_info().rss)
+    memory = psutil.Process().memory_info()
+    return int(getattr(memory, "peak_wset", 0) or _peak_resident() or memory.rss)
+
+
+def _peak_resident() -> int:
+    """The most resident memory so far, in bytes; 0 where the system does not say."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit

@@ -187,7 +187,8 @@ def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Gener
 
 
 def _check_size(height: int, width: int, parts: Parts) -> None:
-    # the U-Net halves its input between blocks, and pads nothing
+    # the U-Net halves its input between blocks; what does not divide would be stretched back, which no model was
+    # trained on
     multiple = parts.vae_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
     if height % multiple or width % multiple:
         raise UserError(

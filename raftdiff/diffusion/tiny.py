@@ -7,14 +7,18 @@ import torch
 
 from raftdiff.diffusion.loading import quietly
 
-Kind = Literal["sd15", "sd21"]
+Kind = Literal["sd15", "sd21", "sd21_zero_snr"]
 TOKENS = 16
 """The tiny tokenizer's limit; 77 in the real ones."""
 
 
 def write_folder(folder: Path, kind: Kind, seed: int = 0) -> Path:
-    """A diffusers folder: ``sd15`` predicts epsilon, ``sd21`` v with a zero-terminal-SNR schedule, linear projections
-    and an OpenCLIP-like text encoder. Pictures are 16 px, latents 4x8x8."""
+    """A diffusers folder. Pictures are 16 px, latents 4x8x8.
+
+    ``sd15`` predicts epsilon; ``sd21`` v, with linear projections and an OpenCLIP-like text encoder, and like the
+    published one its schedule keeps a trace of the picture at its end; ``sd21_zero_snr`` is the same tuned to a
+    zero-terminal-SNR schedule (arXiv:2305.08891).
+    """
     import diffusers
 
     pipeline = diffusers.StableDiffusionPipeline(
@@ -32,7 +36,7 @@ def write_single_file(path: Path, kind: Kind, seed: int = 0) -> Path:
     from raftdiff.diffusion.ldm import single_file
 
     made = components(kind, seed)
-    weights = single_file(made["unet"], made["vae"], made["text_encoder"], open_clip=kind == "sd21")
+    weights = single_file(made["unet"], made["vae"], made["text_encoder"], open_clip=kind != "sd15")
     if path.suffix == ".ckpt":
         torch.save({"state_dict": weights}, path)
     else:
@@ -45,7 +49,7 @@ def components(kind: Kind, seed: int = 0) -> dict[str, Any]:
     import diffusers
     import transformers
 
-    large = kind == "sd21"
+    large = kind != "sd15"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         unet = diffusers.UNet2DConditionModel(
@@ -84,7 +88,7 @@ def components(kind: Kind, seed: int = 0) -> dict[str, Any]:
         "vae": vae.eval(),
         "text_encoder": text_encoder.eval(),
         "tokenizer": _tokenizer(large),
-        "scheduler": _scheduler(large),
+        "scheduler": _scheduler(kind),
     }
 
 
@@ -100,16 +104,13 @@ def _tokenizer(large: bool) -> Any:
     )
 
 
-def _scheduler(large: bool) -> Any:
+def _scheduler(kind: Kind) -> Any:
     import diffusers
 
     common = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-    if large:
-        return diffusers.DDIMScheduler(
-            **common,
-            prediction_type="v_prediction",
-            rescale_betas_zero_snr=True,
-            timestep_spacing="trailing",
-            clip_sample=False,
-        )
-    return diffusers.PNDMScheduler(**common, skip_prk_steps=True)
+    if kind == "sd15":
+        return diffusers.PNDMScheduler(**common, skip_prk_steps=True)
+    zero = {"rescale_betas_zero_snr": True, "timestep_spacing": "trailing"} if kind == "sd21_zero_snr" else {}
+    return diffusers.DDIMScheduler(
+        **common, **zero, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+    )

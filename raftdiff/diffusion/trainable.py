@@ -99,15 +99,10 @@ class Trainable:
         for name, parameter in self.parameters.items():
             parameter.grad = None
             parameter.requires_grad_(False)
-            wanted = policy[name].to(dtype) if self.adapter == "full" else policy[name]
-            parameter.data = _laid_out(wanted, channels_last)
-        merged = [
-            (layer.get_base_layer().weight.float() + layer.get_delta_weight("default")).detach().to(dtype)
-            for layer in self._layers
-        ]
-        self._unmerged = self._put([_laid_out(weight, channels_last) for weight in merged])
+            parameter.data = _laid_out(policy[name].to(dtype), channels_last)
+        self._unmerged = self._put(self._merged()) if self._merges else []
         if self._layers:
-            self.enable(False)
+            self.enable(not self._merges)
         self._changed()
 
     def load(self, weights: Mapping[str, Tensor]) -> None:
@@ -129,7 +124,7 @@ class Trainable:
     @contextmanager
     def base_weights(self) -> Iterator[None]:
         """Within, the resting network is the base model again, for predictions and for the sampler alike."""
-        if self.adapter == "full":
+        if not self._merges:
             self.enable(False)
         merged = self._put(self._unmerged)
         self._changed()
@@ -137,7 +132,7 @@ class Trainable:
             yield
         finally:
             self._put(merged)
-            if self.adapter == "full":
+            if not self._merges:
                 self.enable(True)
             self._changed()
 
@@ -157,6 +152,16 @@ class Trainable:
             self._aside = {name: parameter.data for name, parameter in self.parameters.items()}
             for name, parameter in self.parameters.items():
                 parameter.data = self.base[name].to(parameter.dtype)
+
+    @property
+    def _merges(self) -> bool:
+        """Whether the policy at rest is a LoRA merged into its layers."""
+        return self.adapter == "lora" and self.parts.dtype == torch.float32
+
+    def _merged(self) -> list[Tensor]:
+        """What the LoRA's layers weigh with it, in their order."""
+        sums = [layer.get_base_layer().weight + layer.get_delta_weight("default") for layer in self._layers]
+        return [_laid_out(weight.detach(), self.parts.channels_last) for weight in sums]
 
     def _put(self, weights: list[Tensor]) -> list[Tensor]:
         """Stand ``weights`` in the LoRA's layers; returns what stood there. Nothing happens without any."""

@@ -20,7 +20,7 @@ SAMPLERS = [
 TUNERS = [{}, {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}]
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21"])
+@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr"])
 def folder(request, tmp_path_factory):
     return tiny.write_folder(tmp_path_factory.mktemp("models") / request.param, request.param)
 

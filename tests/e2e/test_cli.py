@@ -63,6 +63,10 @@ def states(run: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted((last / "state").iterdir())}
 
 
+def pictures(run: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(run)): path.read_bytes() for path in sorted(run.glob("rounds/*/samples/*.png"))}
+
+
 def test_train_finishes_the_rounds_and_says_what_next(finished: Path) -> None:
     assert sorted(path.name for path in (finished / "rounds").iterdir()) == ["000", "001"]
     metrics = json.loads((finished / "rounds/001/metrics.json").read_text())
@@ -203,6 +207,9 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["model.base=/nowhere/model"], "'/nowhere/model' is neither a folder nor a file here"),
         (["prompts.captions=[]"], "there is no prompt"),
         (["prompts.captions=[a cat, A cat!]"], "have the same id 'a-cat'"),
+        (["evaluation.prompts.captions=[a bus, A bus!]"], "evaluation.prompts: "),
+        (["evaluation.prompts.magic=[high quality]"], "evaluation.prompts"),
+        (["ranker.rewards=[{type: callable, function: 'raftdiff.errors:nearest'}]"], "nearest"),
         (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
         (["ranker.rewards.0.weight=0"], "every weight is 0"),
         (["evaluation.judge=emoji-juge"], "evaluation.judge: Input should be 'emoji-judge'"),
@@ -252,18 +259,54 @@ def test_a_full_disk_is_a_sentence(
 
 def test_a_killed_process_continues_to_the_same_bits(recipe: Path, finished: Path) -> None:
     run = recipe.parent / "killed"
-    command = [sys.executable, "-m", "raftdiff", "train", str(recipe), "--out", str(run)]
+    words = ["train", str(recipe), "--out", str(run)]
+    program = (
+        "import sys, time; import raftdiff.rounds as rounds; from raftdiff.cli.main import main; "
+        "rounds.FLUSH_SECONDS = 0.0; add = rounds.Draft.add; "
+        "rounds.Draft.add = lambda self, sample: (time.sleep(0.1), add(self, sample)); main(sys.argv[1:])"
+    )  # as the real one, but every picture counts at once and takes its time
+    command = [sys.executable, "-c", program, *words]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    pictures = run / "rounds/000.partial/samples"
+    kept = run / "rounds/000.partial/samples/metadata.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None and len(list(pictures.glob("*.png"))) < 2:
-        time.sleep(0.01)
+    while time.monotonic() < deadline and process.poll() is None and not (kept.is_file() and kept.read_text()):
+        time.sleep(0.005)
     process.send_signal(signal.SIGKILL)
     process.wait()
-    assert not (run / "rounds/001").exists(), "the kill came too late to show anything"
+    rows = kept.read_text().splitlines()
+    assert 0 < len(rows) < 9, "the kill came in the middle of sampling"
     subprocess.run(command, env=environment, check=True, capture_output=True)
     assert states(run) == states(finished)
+    assert pictures(run) == pictures(finished)
+
+
+def test_a_second_command_cannot_change_the_recipe_of_a_run_that_is_starting(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from raftdiff.recipe import load_recipe
+    from raftdiff.runs import Run
+
+    run = Run.create(recipe.parent / "run", load_recipe(str(recipe)), seed=0)
+    before = (run.path / "recipe.yaml").read_bytes()
+    with run.locked():
+        status, _, err = said(capsys, "train", recipe, "--out", run.path, "finetuner.rank=3")
+    assert status == 2
+    assert "another raftdiff process is working on this run" in err
+    assert (run.path / "recipe.yaml").read_bytes() == before
+
+
+def test_other_weights_under_the_same_name_do_not_continue_a_run(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = tiny.write_folder(recipe.parent / "mine", "sd15")
+    words = ("train", recipe, "--out", "run", f"model.base={model}", "loop.rounds=1")
+    assert said(capsys, *words)[0] == 0
+    tiny.write_folder(model, "sd15", seed=1)
+    for command in (words, ("eval", "run")):
+        status, _, err = said(capsys, *command)
+        assert status == 2
+        assert f"begun with other weights of {model}" in err
 
 
 def test_ctrl_c_leaves_a_run_that_continues(

@@ -23,10 +23,10 @@ SAMPLER = DiffusionSamplerConfig(steps=3, guidance=3.0, batch_size=3)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21")}
+    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr")}
 
 
-@pytest.fixture(params=["sd15", "sd21", "sd15.safetensors", "sd21.safetensors"])
+@pytest.fixture(params=["sd15", "sd21", "sd21_zero_snr", "sd15.safetensors", "sd21.safetensors"])
 def model(request, folders, tmp_path):
     """What a user would write under ``model:``."""
     kind, _, ending = request.param.partition(".")

@@ -88,7 +88,7 @@ def test_a_round_is_an_image_folder_with_every_reward(run: Run) -> None:
 
 def test_no_pickle_is_ever_written(run: Run) -> None:
     finish(run)
-    kinds = {path.suffix for path in run.path.rglob("*") if path.is_file()}
+    kinds = {path.suffix for path in run.path.rglob("*") if path.is_file() and path.name != ".lock"}
     assert kinds <= {".yaml", ".json", ".jsonl", ".png", ".safetensors"}
 
 
@@ -177,6 +177,61 @@ def test_a_fork_keeps_the_samples_and_drops_the_scores(run: Run, tmp_path: Path)
     assert run.round(0).scores().total.shape == (2, 2)
     with pytest.raises(UserError, match="this folder exists"):
         fork(run, Toy(), tmp_path / "child", round=0, seed=3)
+
+
+class Tuner(Config):
+    rank: int = 2
+
+
+class Whole(Config):
+    name: str = "whole"
+    ranker: str = "clip"
+    finetuner: Tuner = Tuner()
+
+
+@pytest.fixture
+def two_rounds(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path / "parent", Whole(), seed=3)
+    for t in range(2):
+        draft = run.draft(t)
+        draft.add(sample("a", 0))
+        draft.flush()
+        draft.note(mean=1.0, held_out=72.0, held_out_base=70.0)
+        draft.commit({})
+    return run
+
+
+def test_a_fork_with_another_reward_does_not_take_over_what_was_measured_with_the_old_one(
+    two_rounds: Run, tmp_path: Path
+) -> None:
+    same = fork(two_rounds, Whole(name="same"), tmp_path / "same", round=1, seed=3)
+    other = fork(two_rounds, Whole(ranker="aesthetic"), tmp_path / "other", round=1, seed=3)
+    assert same.metrics()[0]["held_out"] == 72.0
+    assert other.metrics()[0]["mean"] == 1.0
+    assert not [name for name in other.metrics()[0] if name.startswith("held_out")]
+
+
+def test_a_fork_that_could_not_go_on_from_its_parents_weights_is_refused_at_once(
+    two_rounds: Run, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match="round 0 left weights of another finetuner.rank"):
+        fork(two_rounds, Whole(finetuner=Tuner(rank=4)), tmp_path / "child", round=1, seed=3)
+    assert not (tmp_path / "child").exists()
+    assert fork(two_rounds, Whole(finetuner=Tuner(rank=4)), tmp_path / "child", round=0, seed=3).rounds_done() == 0
+
+
+def test_a_fork_leaves_other_folders_alone(two_rounds: Run, tmp_path: Path) -> None:
+    (tmp_path / "child.tmp").mkdir()
+    (tmp_path / "child.tmp/mine.txt").write_text("mine")
+    fork(two_rounds, Whole(), tmp_path / "child", round=0, seed=3)
+    assert (tmp_path / "child.tmp/mine.txt").read_text() == "mine"
+
+
+def test_weights_that_changed_under_their_name_are_noticed(run: Run) -> None:
+    run.bind({"emoji-sd": "1", "emoji-clip": "2"})
+    run.bind({"emoji-sd": "1", "emoji-clip": "2"})
+    with pytest.raises(UserError, match="begun with other weights of emoji-sd than lie there now"):
+        run.bind({"emoji-sd": "3", "emoji-clip": "2"})
 
 
 def test_stages_out_of_order_are_sentences(run: Run) -> None:

@@ -51,6 +51,23 @@ def failed(report: Any) -> set[str]:
     return {check.name for check in report.checks if not check.passed}
 
 
+def test_a_reward_that_drops_the_batch_axis_of_a_single_sample_is_a_finding() -> None:
+    report = check_reward(Scored(lambda samples: brightness(samples).squeeze()), reward_samples())
+    assert failed(report) == {"batch-invariant"}
+    assert "1 of them gave the shape (); keep the batch axis" in str(report)
+
+
+def test_a_reward_that_raises_on_a_single_sample_is_a_finding() -> None:
+    def fussy(samples: Samples) -> torch.Tensor:
+        if len(samples) < 2:
+            raise RuntimeError("one is not enough")
+        return brightness(samples)
+
+    report = check_reward(Scored(fussy), reward_samples())
+    assert failed(report) == {"batch-invariant"}
+    assert "one is not enough" in str(report)
+
+
 def test_a_good_reward_passes() -> None:
     report = check_reward(Scored(brightness), reward_samples())
     assert failed(report) == set(), str(report)

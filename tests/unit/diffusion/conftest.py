@@ -9,4 +9,4 @@ from raftdiff.diffusion import tiny
 def models(tmp_path_factory):
     """{kind: folder}; not to be written to."""
     root = tmp_path_factory.mktemp("models")
-    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21")}
+    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr")}

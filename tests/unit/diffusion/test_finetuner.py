@@ -10,6 +10,7 @@ from raftdiff.config import check
 from raftdiff.diffusion.drift import drift
 from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.trainable import lora_layers
 from raftdiff.errors import UserError
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
@@ -123,6 +124,25 @@ def test_the_base_comes_back_to_the_bit_from_under_a_merged_lora(models):
     untouched = predictions(load(ModelConfig(base=str(models["sd15"]), dtype="bfloat16")))
     for seed in (1, 2):
         learner.fit(selection(samples), samples, seed=seed, report=silent)
+    with learner.base_weights():
+        assert torch.equal(predictions(learner.parts), untouched)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+def test_a_change_too_small_for_half_precision_still_changes_the_pictures(models, kind):
+    """A tenth of the distance between two bfloat16 numbers: merged, it would be rounded away."""
+    learner = tuner(models[kind], dtype="bfloat16", precision="float32")
+    untouched = predictions(learner.parts)
+    for layer in lora_layers([learner.parts.unet]):
+        base = layer.get_base_layer().weight.float()
+        wanted = base.abs().mean() * 2.0**-8 / 10
+        layer.lora_B["default"].weight.data.fill_(1.0)
+        scale = wanted / layer.get_delta_weight("default").float().abs().mean()
+        layer.lora_B["default"].weight.data.fill_(float(scale))
+    for name, parameter in learner.trainable.parameters.items():
+        learner.trainable.live[name].copy_(parameter.data)
+    learner.trainable.rest(None)
+    assert not torch.equal(predictions(learner.parts), untouched)
     with learner.base_weights():
         assert torch.equal(predictions(learner.parts), untouched)
 

@@ -21,7 +21,7 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21"])
+@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr"])
 def parts(request, models):
     return load(ModelConfig(base=str(models[request.param])))
 

@@ -1,0 +1,81 @@
+"""The ranker: every raw score beside the total, and a sentence for what cannot be ranked."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raftdiff.errors import UserError
+from raftdiff.ranking import Ranker
+from raftdiff.selection import BestOfK
+from raftdiff.types import Prompt, Sample
+
+PROMPTS = ("cat", "dog")
+
+
+@dataclass
+class Mine:
+    """A reward that is any function of the samples. Higher is better."""
+
+    call: Callable[[Sequence[Sample[Any]]], Any]
+    name: str = "mine"
+
+    def score(self, samples: Sequence[Sample[Any]]) -> Any:
+        return self.call(samples)
+
+
+def samples() -> list[Sample[Any]]:
+    asked = [Prompt(name, name, name, name) for name in PROMPTS]
+    return [Sample(0, prompt, k, k, "policy", Image.new("RGB", (2, 2))) for prompt in asked for k in range(2)]
+
+
+def scored(*rewards: tuple[Mine, float]) -> Any:
+    return Ranker(rewards, BestOfK()).score(iter([samples()]), PROMPTS, 2)
+
+
+def index(of: Sequence[Sample[Any]]) -> torch.Tensor:
+    return torch.tensor([float(sample.index) for sample in of])
+
+
+def test_the_total_is_the_weighted_sum_and_every_raw_score_is_kept() -> None:
+    found = scored((Mine(index), 2.0), (Mine(lambda of: torch.ones(len(of)), "one"), -0.5))
+    np.testing.assert_array_equal(found.total, [[-0.5, 1.5], [-0.5, 1.5]])
+    np.testing.assert_array_equal(found.raw["mine"], [[0, 1], [0, 1]])
+    np.testing.assert_array_equal(found.raw["one"], np.ones((2, 2)))
+
+
+def test_nan_discards_and_a_reward_of_weight_zero_discards_nothing() -> None:
+    def picky(of: Sequence[Sample[Any]]) -> torch.Tensor:
+        return torch.where(index(of) > 0, index(of), torch.nan)
+
+    assert np.isnan(scored((Mine(picky), 1.0)).total[:, 0]).all()
+    assert not np.isnan(scored((Mine(index, "other"), 1.0), (Mine(picky), 0.0)).total).any()
+
+
+@pytest.mark.parametrize(
+    ("call", "sentence"),
+    [
+        (lambda of: [1.0] * len(of), "The reward 'mine' returned a list; expected a tensor of shape (4,)"),
+        (lambda of: np.ones(len(of)), "The reward 'mine' returned a ndarray; expected a tensor of shape (4,)"),
+        (lambda of: torch.ones(len(of), 1), "The reward 'mine' returned the shape (4, 1) for 4 samples"),
+        (lambda of: torch.ones(3), "The reward 'mine' returned the shape (3,) for 4 samples"),
+        (lambda of: index(of) / 0, "The reward 'mine' returned infinity for 2 of 4 samples"),
+        (lambda of: index(of) * torch.nan, "The reward 'mine' is NaN (discard) for all 4 candidates"),
+    ],
+)
+def test_what_cannot_be_ranked_is_a_sentence(call: Callable[..., Any], sentence: str) -> None:
+    with pytest.raises(UserError) as error:
+        scored((Mine(call), 1.0))
+    assert sentence in str(error.value)
+
+
+def test_rewards_that_together_discard_everything() -> None:
+    def only(place: int) -> Callable[[Sequence[Sample[Any]]], torch.Tensor]:
+        return lambda of: torch.where(index(of) == place, 1.0, torch.nan)
+
+    with pytest.raises(UserError, match="Every candidate is discarded by one reward or another"):
+        scored((Mine(only(0), "first"), 1.0), (Mine(only(1), "second"), 1.0))
