@@ -1,14 +1,16 @@
 """``raftdiff label``: which of two pictures is better, asked blind; an answer is on the disk before the next pair."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 from raftdiff.apps import page
 from raftdiff.errors import UserError
 from raftdiff.labels import Ballot, Pair, Side, tally, unanswered
 from raftdiff.runs import Run
 
+Deed = Callable[[Ballot, Pair], None]
 BUTTONS: Mapping[Side, str] = {"left": "← Left", "tie": "↓ A tie", "right": "Right →"}
+VETOES: tuple[Literal["left", "right"], ...] = ("left", "right")
 KEYS = "Keys: ← left, → right, ↓ a tie, u undo; 1 and 2 veto the left or right picture."
 
 
@@ -33,67 +35,70 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
             }
         with gr.Row():
             vetoes = {
-                side: gr.Button(f"Veto {side}: never learn from it", elem_id=f"key-veto-{side}", size="sm")
-                for side in ("left", "right")
+                place: gr.Button(f"Veto {place}: never learn from it", elem_id=f"key-veto-{place}", size="sm")
+                for place in VETOES
             }
             undo = gr.Button("Undo", elem_id="key-undo", size="sm")
         gr.Markdown(KEYS)
 
-        def show(who: str) -> str:
-            return question(run, pairs, Ballot(run, who))
-
-        def answer(side: Side) -> Any:
-            def chosen(who: str) -> str:
-                ballot = Ballot(run, who)
-                if pair := current(pairs, ballot):
-                    ballot.choose(pair, side)
-                return question(run, pairs, ballot)
-
-            return chosen
-
-        def veto(side: str) -> Any:
-            def vetoed(who: str) -> str:
-                ballot = Ballot(run, who)
-                if pair := current(pairs, ballot):
-                    ballot.veto(pair.left if side == "left" else pair.right)
-                return question(run, pairs, ballot)
-
-            return vetoed
-
-        def back(who: str) -> str:
-            ballot = Ballot(run, who)
-            if not ballot.undo():
-                raise UserError("There is nothing to undo.")
-            return question(run, pairs, ballot)
-
-        blocks.load(page.told(show), name, asked, **private)
-        name.change(page.told(show), name, asked, **private)
+        show = page.told(lambda who: question(run, pairs, Ballot(run, who)))
+        for event in (blocks.load, name.change):
+            event(show, name, asked, **private)
         for side, button in buttons.items():
-            button.click(page.told(answer(side)), name, asked, **private)
-        for side, button in vetoes.items():
-            button.click(page.told(veto(side)), name, asked, **private)
-        undo.click(page.told(back), name, asked, **private)
+            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **private)
+        for place, button in vetoes.items():
+            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **private)
+        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **private)
     return blocks
 
 
-def current(pairs: Sequence[Pair], ballot: Ballot) -> Pair | None:
-    """The next pair that this rater has not answered; pairs with a picture that they vetoed are passed over."""
+def answer(side: Side) -> Deed:
+    return lambda ballot, pair: ballot.choose(pair, side)
+
+
+def veto(side: Literal["left", "right"]) -> Deed:
+    return lambda ballot, pair: ballot.veto(pair.left if side == "left" else pair.right)
+
+
+def handler(run: Run, pairs: Sequence[Pair], deed: Deed) -> Callable[[str], str]:
+    """What a button does: the deed on the pair that its rater sees, and then the next pair."""
+
+    def pressed(who: str) -> str:
+        ballot = Ballot(run, who)
+        for pair in waiting(pairs, ballot)[:1]:
+            deed(ballot, pair)
+        return question(run, pairs, ballot)
+
+    return pressed
+
+
+def undone(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
+    """
+    Raises:
+        UserError: this rater did nothing yet.
+    """
+    if not ballot.undo():
+        raise UserError("There is nothing to undo.")
+    return question(run, pairs, ballot)
+
+
+def waiting(pairs: Sequence[Pair], ballot: Ballot) -> list[Pair]:
+    """The pairs that this rater has still to answer; those with a picture that they vetoed are passed over."""
     vetoed = ballot.vetoes()
-    return next((pair for pair in unanswered(pairs, ballot.choices()) if not pair.pictures & vetoed), None)
+    return [pair for pair in unanswered(pairs, ballot.choices()) if not pair.pictures & vetoed]
 
 
 def question(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
     """The pair to decide on, or thanks and the tally."""
-    vetoed = ballot.vetoes()
-    open_pairs = [pair for pair in unanswered(pairs, ballot.choices()) if not pair.pictures & vetoed]
-    if not open_pairs:
+    left = waiting(pairs, ballot)
+    if not left:
         return page.view("finished", of=len(pairs), lines=tally(run, [ballot]).lines)
-    pair = open_pairs[0]
+    pair = left[0]
     return page.view(
         "question",
         caption=pair.caption,
         left=page.uri(run.path / pair.left),
         right=page.uri(run.path / pair.right),
-        at=len(pairs) - len(open_pairs),
+        at=len(pairs) - len(left),
         of=len(pairs),
     )
