@@ -87,7 +87,7 @@ class Bench:
             seed=evaluation.seed,
             per_prompt=evaluation.samples_per_prompt,
             steps=evaluation.steps or sampler.steps,
-            guidance=sampler.guidance,
+            guidance=sampler.guidance if evaluation.guidance is None else evaluation.guidance,
             height=sampler.height,
             width=sampler.width,
         )

@@ -70,6 +70,9 @@ class EvaluationConfig(Config):
     """Pictures per held-out prompt after every round, for the curve and for early stopping; 0 for none."""
     steps: int | None = Field(default=None, ge=1)
     """Sampling steps of ``raftdiff eval``; the sampler's by default."""
+    guidance: float | None = Field(default=None, ge=0)
+    """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
+    the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
     judge: Literal["emoji-judge"] | None = None
     """An embedded judge that never was a reward, e.g. "emoji-judge"; none by default."""
     seed: int = 1000
@@ -193,7 +196,7 @@ class Assembly:
     model: loading.Parts
     sampler: DiffusionSampler
     evaluator: DiffusionSampler
-    """Another sampler on the same network, with the evaluation's number of steps."""
+    """Another sampler on the same network, with the evaluation's number of steps and guidance."""
     finetuner: DiffusionFineTuner
     ranker: Ranker[Image]
     parts: Parts
@@ -219,11 +222,13 @@ def assemble(recipe: Recipe) -> Assembly:
     model = loading.load(recipe.model, resolve)
     sampler = recipe.sampler.build(model)
     evaluation = recipe.evaluation
-    evaluator = recipe.sampler.model_copy(update={"steps": evaluation.steps or recipe.sampler.steps}).build(model)
+    guidance = recipe.sampler.guidance if evaluation.guidance is None else evaluation.guidance
+    used = recipe.sampler.model_copy(update={"guidance": guidance})
+    evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     finetuner = recipe.finetuner.build(
         model,
         total_rounds=recipe.loop.rounds,
-        guidance=recipe.sampler.guidance,
+        guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
     )
     ranker = build_ranker(recipe, device=str(model.device))
@@ -234,6 +239,7 @@ def assemble(recipe: Recipe) -> Assembly:
         finetuner=finetuner,
         prompts=build(recipe.prompts),
         held_out=held_out,
+        held_out_sampler=used.build(model) if guidance != recipe.sampler.guidance else sampler,
         held_out_candidates=max(1, evaluation.every_round),
         loop=recipe.loop,
     )

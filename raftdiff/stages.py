@@ -54,6 +54,8 @@ class Parts:
     finetuner: FineTuner[Image]
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt] = ()
+    held_out_sampler: Sampler[Image] | None = None
+    """Draws the held-out prompts as the tuned model is to be used; the sampler itself by default."""
     held_out_candidates: int = 1
     """Samples per held-out prompt; their seeds are the same in every round."""
     loop: LoopConfig = field(default_factory=LoopConfig)
@@ -158,10 +160,11 @@ def _validate(draft: Draft, parts: Parts, name: str, progress: Progress) -> None
     """The mean total reward on the held-out prompts, with the same seeds in every round."""
     if not parts.held_out:
         return
-    with _timed(draft, "validate", parts.sampler.network_evaluations):
+    sampler = parts.held_out_sampler or parts.sampler
+    with _timed(draft, "validate", sampler.network_evaluations):
         seed = fold(parts.loop.seed, "held_out")
         count, report = parts.held_out_candidates, progress.stage(draft.index, "validate")
-        stream = parts.sampler.sample(parts.held_out, per_prompt=count, seed=seed, round=draft.index, done=frozenset())
+        stream = sampler.sample(parts.held_out, per_prompt=count, seed=seed, round=draft.index, done=frozenset())
         drawn = []
         for candidate in stream:
             drawn.append(candidate)

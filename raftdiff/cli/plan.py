@@ -6,7 +6,7 @@ from dataclasses import asdict
 
 from raftdiff.diffusion import probe
 from raftdiff.provenance import hardware
-from raftdiff.recipe import assemble, load_recipe
+from raftdiff.recipe import Assembly, assemble, load_recipe
 from raftdiff.report import duration
 
 
@@ -24,9 +24,15 @@ def plan(args: argparse.Namespace) -> None:
         selected=chosen * (1 + min(recipe.loop.replay_rounds, recipe.loop.rounds - 1)),
     )
     measured = probe.measure(assembly.sampler, assembly.finetuner)
-    seconds = measured.seconds_per_round(counts)
+    watched, watched_evaluations = _watched(assembly)
+    seconds = (
+        measured.seconds_per_round(counts)
+        + watched * measured.seconds_per_decode
+        + watched_evaluations * measured.seconds_per_evaluation
+    )
     if args.json:
-        facts = {"rounds": recipe.loop.rounds, "per_round": asdict(counts), "measured": asdict(measured)}
+        per_round = asdict(counts) | {"held_out_images": watched, "held_out_evaluations": watched_evaluations}
+        facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}
         times = {"seconds_per_round": seconds, "seconds": seconds * recipe.loop.rounds, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
@@ -35,13 +41,22 @@ def plan(args: argparse.Namespace) -> None:
         ("rounds", f"{recipe.loop.rounds}"),
         ("prompts per round", f"{prompts} of {len(assembly.parts.prompts)}, {recipe.loop.candidates} candidates each"),
         ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations"),
+        ("held out per round", f"{watched}, {watched_evaluations:,} network evaluations"),
         ("learnt from per round", f"{counts.selected} pictures, replayed ones included, at most"),
         ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
-        ("time per round", f"about {duration(seconds)}, without rewards and held-out pictures"),
+        ("time per round", f"about {duration(seconds)}, without rewards"),
         ("time for all rounds", f"about {duration(seconds * recipe.loop.rounds)}, likewise"),
         ("measured on", hardware()),
     )
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _watched(assembly: Assembly) -> tuple[int, int]:
+    """Held-out pictures of a round, and the network evaluations that they cost."""
+    parts = assembly.parts
+    pictures = len(parts.held_out) * parts.held_out_candidates if parts.held_out else 0
+    guidance = assembly.evaluator.config.guidance
+    return pictures, pictures * assembly.sampler.config.steps * (2 if guidance != 1 else 1)

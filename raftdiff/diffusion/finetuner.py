@@ -62,7 +62,7 @@ class DiffusionFineTunerConfig(Config):
     loss_on: Literal["conditional", "guided"] = "conditional"
     """Whether the prediction for the caption learns the pictures, or the guided prediction that the sampler follows."""
     guidance: float | None = Field(default=None, ge=1)
-    """w of the guided loss; None takes the sampler's."""
+    """w of the guided loss; None takes what the tuned model is to be used with: the evaluation's, or the sampler's."""
     min_snr_gamma: float | None = Field(default=None, gt=0)
     """Min-SNR-gamma weighting, 5 in the paper (arXiv:2303.09556). It ignores the last step of a zero-SNR schedule."""
     caption_dropout: float = Field(default=0.0, ge=0, le=1)
@@ -87,7 +87,7 @@ class DiffusionFineTunerConfig(Config):
 
         Args:
             total_rounds: how many rounds the learning-rate schedule spans.
-            guidance: the sampler's, for the guided loss.
+            guidance: what the tuned model is to be used with, for the guided loss.
             seed: of the LoRA's first weights.
         """
         return DiffusionFineTuner(self, parts, total_rounds=total_rounds, guidance=guidance, seed=seed)
