@@ -1,12 +1,13 @@
 """``raftdiff compare``: any two checkpoints side by side, from the same prompts and seeds."""
 
 import random
+import shutil
 import tempfile
 import zipfile
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from raftdiff.apps import page
 from raftdiff.bench import LONGEST_PROMPT, Bench, Settings, export
@@ -16,6 +17,8 @@ from raftdiff.report import said
 from raftdiff.types import Report
 
 LARGEST_SEED = 2**31 - 1
+Number: TypeAlias = float | int | None
+"""What Gradio hands over for a field of numbers; None where it was emptied."""
 PRIVATE: dict[str, Any] = {"api_visibility": "private"}
 """No page offers its handlers as an API."""
 
@@ -25,6 +28,7 @@ def build(bench: Bench) -> Any:
     import gradio as gr
 
     bar = gr.Progress()
+    scratch = tempfile.TemporaryDirectory(prefix="raftdiff-")  # for as long as the page is served
     known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
     with page.blocks("raftdiff compare") as blocks:
         gr.Markdown(f"# Before and after\n{', '.join(str(run.path.name) for run in bench.runs)}")
@@ -51,7 +55,6 @@ def build(bench: Bench) -> Any:
             fresh = gr.Button("Another seed", elem_id="fresh")
         draw = gr.Button("Draw", variant="primary", elem_id="draw")
         shown = gr.HTML(elem_id="shown", min_height=120)
-        drawn = gr.State(None, time_to_live=3600)
         save = gr.DownloadButton("Save these pictures", elem_id="save", visible=False)
 
         picked.input(lambda caption: caption, picked, asked, show_progress="hidden", **PRIVATE)
@@ -71,21 +74,20 @@ def build(bench: Bench) -> Any:
             **PRIVATE,
         )
 
-        def press(text: str, one: str, two: str, same: bool, *values: float, progress: Any = bar) -> Any:
+        def press(text: str, one: str, two: str, same: bool, *values: Number, progress: Any = bar) -> Any:
             own = values[: len(shared)] if same else values[len(shared) :]
             settings = (_read(values[: len(shared)]), _read(own))
             view, pictures = compare(bench, text, (one, two), settings, progress)
-            return view, pictures, gr.DownloadButton(visible=True)
+            return view, gr.DownloadButton(value=packed(pictures, Path(scratch.name)), visible=True)
 
         draw.click(
             page.told(press),
             [asked, left, right, locked, *shared, *apart],
-            [shown, drawn, save],
+            [shown, save],
             concurrency_id="bench",
             concurrency_limit=1,
             **PRIVATE,
         )
-        save.click(page.told(_zip), drawn, save, **PRIVATE)
     return blocks
 
 
@@ -152,7 +154,7 @@ def _settings(defaults: Settings, prefix: str) -> list[Any]:
     return [seed, count, steps, guidance, width, height]
 
 
-def _read(values: Sequence[float | None]) -> Settings:
+def _read(values: Sequence[Number]) -> Settings:
     """
     Raises:
         UserError: a field was emptied.
@@ -177,18 +179,13 @@ def _report(progress: Callable[..., Any], place: int, name: str) -> Report:
     return report
 
 
-def _zip(drawn: dict[str, list[Drawn]] | None) -> str:
-    """All pictures of the last drawing with their scores, as one file.
-
-    Raises:
-        UserError: nothing was drawn yet.
-    """
-    if not drawn:
-        raise UserError("There is nothing to save yet; draw first.")
-    folder = Path(tempfile.mkdtemp(prefix="raftdiff-"))
-    export(folder / "pictures", drawn)
-    whole = folder / "raftdiff-comparison.zip"
+def packed(drawn: dict[str, list[Drawn]], folder: Path) -> str:
+    """All pictures of a drawing with their scores, as one zip file."""
+    place = Path(tempfile.mkdtemp(dir=folder))
+    export(place / "pictures", drawn)
+    whole = place / "raftdiff-comparison.zip"
     with zipfile.ZipFile(whole, "w") as archive:
-        for path in sorted((folder / "pictures").rglob("*.*")):
-            archive.write(path, path.relative_to(folder / "pictures"))
+        for path in sorted((place / "pictures").rglob("*.*")):
+            archive.write(path, path.relative_to(place / "pictures"))
+    shutil.rmtree(place / "pictures")
     return str(whole)

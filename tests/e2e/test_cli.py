@@ -209,7 +209,6 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["prompts.captions=[a cat, A cat!]"], "have the same id 'a-cat'"),
         (["evaluation.prompts.captions=[a bus, A bus!]"], "evaluation.prompts: "),
         (["evaluation.prompts.magic=[high quality]"], "evaluation.prompts"),
-        (["ranker.rewards=[{type: callable, function: 'raftdiff.errors:nearest'}]"], "nearest"),
         (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
         (["ranker.rewards.0.weight=0"], "every weight is 0"),
         (["evaluation.judge=emoji-juge"], "evaluation.judge: Input should be 'emoji-judge'"),
@@ -227,6 +226,26 @@ def test_bad_input_gets_a_sentence(
     assert status == 2
     assert sentence in err
     assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("returned", "sentence"),
+    [
+        ("[1.0]", "a list of 1 items (float). It should return 9 numbers"),
+        ("[float('nan')] * len(images)", "is NaN (discard) for all 9 candidates"),
+    ],
+)
+def test_a_reward_that_cannot_be_ranked_by_is_a_sentence_and_the_samples_stay(
+    recipe: Path, returned: str, sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name = f"short_reward_{len(returned)}"
+    (recipe.parent / f"{name}.py").write_text(f"def mine(images, prompts):\n    return {returned}\n")
+    rewards = f"ranker.rewards=[{{type: callable, function: '{name}:mine'}}]"
+    changes = ("evaluation.every_round=0", "evaluation.prompts.captions=[]", "--out", "run")
+    status, _, err = said(capsys, "train", recipe, rewards, *changes)
+    assert status == 2
+    assert sentence in err
+    assert len(list(Path("run/rounds/000.partial/samples").glob("*.png"))) == 9
 
 
 def test_a_run_of_another_recipe_is_refused(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
