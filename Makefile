@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test check format install schema clean
+.PHONY: demo test check golden format install schema clean
 
 demo: $(INSTALLED)
 	$(BIN)/raftdiff demo
@@ -20,6 +20,9 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest
+
+golden: $(INSTALLED)
+	RAFTDIFF_GOLDEN=rewrite $(BIN)/python -m pytest tests/golden
 
 format: $(INSTALLED)
 	$(BIN)/ruff format .
