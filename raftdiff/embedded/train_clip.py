@@ -1,6 +1,6 @@
 """Train emoji-clip, the reward: a small CLIP in open_clip's format.
 
-    python -m raftdiff.embedded.train_clip --minutes 6 --seed 3
+    python -m raftdiff.embedded.train_clip --minutes 10 --seed 3
 
 Half of every batch are neighbours of the other half: the same object with another style or ground. They are the
 negatives that make the reward look at all three, not at the object alone.
@@ -76,7 +76,7 @@ def main() -> None:
     import open_clip
 
     logging.disable(logging.WARNING)
-    given = arguments(__doc__.splitlines()[0], minutes=6).parse_args()
+    given = arguments(__doc__.splitlines()[0], minutes=10).parse_args()
     prepare(given.seed)
     vae, tokenizer = load_vae(given.cache, given.device), build_tokenizer()
     bank = Bank(World(given.cache, seed=given.seed), vae)
