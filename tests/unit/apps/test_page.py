@@ -1,7 +1,6 @@
 """The door, and what may stand on a page: who is let in, how mistakes are told, that typed text stays text."""
 
 import builtins
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -89,11 +88,11 @@ def test_a_page_of_no_run_is_a_sentence(command: list[str], tmp_path: Path, caps
 
 
 def test_a_port_that_is_taken_is_a_sentence() -> None:
-    with socket.socket() as held:
-        held.bind(("127.0.0.1", 0))
-        held.listen()
-        door = page.Door(port=held.getsockname()[1], browser=False)
-        with page.blocks("title") as empty:
-            pass
-        with pytest.raises(UserError, match="The page cannot be served at 127.0.0.1, port"):
-            page.serve(empty, door, block=False)
+    class Taken:
+        def queue(self, **options: Any) -> None: ...
+
+        def launch(self, **options: Any) -> None:
+            raise OSError("Cannot find empty port in range: 7000-7000")
+
+    with pytest.raises(UserError, match="The page cannot be served at 127.0.0.1, port 7000: Cannot find empty port"):
+        page.serve(Taken(), page.Door(port=7000), block=False)
