@@ -12,14 +12,14 @@ demo: $(INSTALLED)
 	$(BIN)/raftdiff demo
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 check: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
 
 golden: $(INSTALLED)
 	RAFTDIFF_GOLDEN=rewrite $(BIN)/python -m pytest tests/golden

@@ -20,6 +20,7 @@ from raftdiff.disk import write_text
 from raftdiff.errors import UserError
 from raftdiff.images import data_uri, on_paper
 from raftdiff.tables import Row, rows, shown
+from raftdiff.watching import warnings
 
 SMALL = 128
 """Pictures up to this side, in pixels, are kept to the last bit; larger ones are compressed."""
@@ -107,6 +108,7 @@ def write_report(
         span=_span,
         cards=_cards(pairs),
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
+        warnings=warnings(rounds),
         curve=Markup(curve_svg(rounds)),
         rounds=[_round(index, it) for index, it in enumerate(rounds)],
         selected=_selected(selected),

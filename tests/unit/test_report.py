@@ -270,6 +270,13 @@ def test_labels_do_not_cover_each_other():
     assert all(below - above >= 16.9 for above, below in pairwise(heights))
 
 
+def test_signs_of_trouble_stand_at_the_top(write):
+    collapsed = {**ROUNDS[-1], "diversity_all": {"vendi": 2.0, "pairwise_distance": 0.1}}
+    page = write(rounds=[ROUNDS[0], collapsed]).read_text()
+    assert page.index("diversity is lost") < page.index("<section")
+    assert "diversity is lost" not in write(rounds=ROUNDS).read_text()
+
+
 def test_no_curve_without_figures():
     assert curve_svg([]) == ""
     assert curve_svg([{"mean": None}]) == ""
