@@ -8,6 +8,7 @@ from markupsafe import Markup
 
 from raftdiff.apps import page
 from raftdiff.curve import curve_svg
+from raftdiff.errors import UserError
 from raftdiff.report import said
 from raftdiff.rounds import RoundFolder
 from raftdiff.runs import Run
@@ -38,7 +39,10 @@ def build(run: Run) -> Any:
         seen = gr.State("")
 
         def look(before: str, shown: str | None) -> Any:
-            now = snapshot(run)
+            try:
+                now = snapshot(run)
+            except UserError as error:  # said once, in its place: an alert would come back every two seconds
+                return [page.view("gone", sentence=str(error)), *[gr.skip()] * 3, ""]
             mark = fingerprint(now)
             if mark == before:
                 return [gr.skip()] * 5
