@@ -22,6 +22,7 @@ from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Report, Sample, silent
 
+DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL", "DPMSolverMultistepScheduler", "DDIMScheduler")
 LONGEST_PROMPT = 1000
 """Characters."""
 MOST_PICTURES = 256
@@ -73,6 +74,18 @@ class Bench:
         self._assemblies: dict[int, Assembly] = {}
         self._loaded: dict[int, int | None] = {}
         self._one_at_a_time = threading.Lock()
+
+    @staticmethod
+    def warm() -> None:
+        """Import what drawing needs, which takes longer than loading a small model: before anybody waits for it."""
+        import diffusers  # noqa: PLC0415
+        import open_clip  # noqa: F401, PLC0415
+        import peft  # noqa: F401, PLC0415
+        import transformers  # noqa: PLC0415
+
+        for library, names in ((diffusers, DIFFUSERS), (transformers, ("CLIPTextModel", "CLIPTokenizer"))):
+            for name in names:
+                getattr(library, name)  # both import their modules when they are first asked for
 
     @cached_property
     def recipes(self) -> list[Recipe]:

@@ -15,7 +15,9 @@ def compare(args: argparse.Namespace) -> None:
     from raftdiff.apps import compare as app
     from raftdiff.bench import Bench
 
-    _open(app.build(Bench([Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])])), args)
+    bench = Bench([Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])])
+    bench.warm()
+    _open(app.build(bench), args)
 
 
 def watch(args: argparse.Namespace) -> None:
