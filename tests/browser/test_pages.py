@@ -82,6 +82,29 @@ def test_the_seam_moves_with_the_hand_and_with_the_keyboard(finished: Path, serv
     assert seam.locator(".over").evaluate("it => getComputedStyle(it).clipPath") != dragged
 
 
+def test_both_sides_share_their_settings_until_the_lock_is_taken_off(
+    finished: Path, serve: Serve, visit: Visit
+) -> None:
+    """The base on both sides: the same pictures, until the right side has another seed."""
+    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+
+    def sides() -> list[str]:
+        return [tab.locator(".seam img").nth(place).get_attribute("src") for place in (0, 1)]
+
+    tab.locator("#right input").click()
+    tab.get_by_role("option", name="base").click()
+    tab.click("#draw")
+    tab.wait_for_selector(".seam")
+    left, right = sides()
+    assert left == right
+    tab.get_by_text("Seeds, steps, guidance, size").click()
+    tab.locator("#lock input").uncheck()
+    tab.locator("#right-seed input").fill("7")
+    tab.click("#draw")
+    tab.wait_for_function("before => document.querySelectorAll('.seam img')[1].src !== before", arg=right)
+    assert sides()[0] == left
+
+
 def test_what_users_type_is_never_html(finished: Path, serve: Serve, visit: Visit) -> None:
     tab = visit(serve(compare.build(Bench([Run(finished)]))))
     evil = '<img src=x onerror="document.title=1"> {{constructor}} ${alert(1)}'
