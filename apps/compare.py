@@ -19,8 +19,6 @@ from raftdiff.types import Report
 LARGEST_SEED = 2**31 - 1
 Number: TypeAlias = float | int | None
 """What Gradio hands over for a field of numbers; None where it was emptied."""
-PRIVATE: dict[str, Any] = {"api_visibility": "private"}
-"""No page offers its handlers as an API."""
 
 
 def build(bench: Bench) -> Any:
@@ -47,8 +45,9 @@ def build(bench: Bench) -> Any:
             left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
             right = gr.Dropdown(models, value=models[-1], label="Right", elem_id="right")
         with gr.Accordion("Seeds, steps, guidance, size", open=False):
+            count = gr.Slider(1, 16, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id="count")
             shared = _settings(defaults, "")
-            locked = gr.Checkbox(True, label="Both sides share all of these", elem_id="lock")
+            locked = gr.Checkbox(True, label="Both sides share these", elem_id="lock")
             with gr.Group(visible=False) as other:
                 gr.Markdown("The right side's own:")
                 apart = _settings(defaults, "right-")
@@ -57,36 +56,36 @@ def build(bench: Bench) -> Any:
         shown = gr.HTML(elem_id="shown", min_height=120)
         save = gr.DownloadButton("Save these pictures", elem_id="save", visible=False)
 
-        picked.input(lambda caption: caption, picked, asked, show_progress="hidden", **PRIVATE)
-        locked.change(lambda on: gr.Group(visible=not on), locked, other, show_progress="hidden", **PRIVATE)
+        picked.input(lambda caption: caption, picked, asked, **page.QUIETLY)
+        locked.change(lambda on: gr.Group(visible=not on), locked, other, **page.QUIETLY)
         fresh.click(
             lambda: [random.randint(0, LARGEST_SEED)] * 2,
             None,
             [shared[0], apart[0]],
-            show_progress="hidden",
-            **PRIVATE,
+            **page.QUIETLY,
         )
         blocks.load(
             page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2),
             None,
             [left, right],
-            show_progress="hidden",
-            **PRIVATE,
+            **page.QUIETLY,
         )
 
-        def press(text: str, one: str, two: str, same: bool, *values: Number, progress: Any = bar) -> Any:
+        def press(
+            text: str, one: str, two: str, same: bool, count: Number, *values: Number, progress: Any = bar
+        ) -> Any:
             own = values[: len(shared)] if same else values[len(shared) :]
-            settings = (_read(values[: len(shared)]), _read(own))
+            settings = (_read(count, values[: len(shared)]), _read(count, own))
             view, pictures = compare(bench, text, (one, two), settings, progress)
             return view, gr.DownloadButton(value=packed(pictures, Path(scratch.name)), visible=True)
 
         draw.click(
             page.told(press),
-            [asked, left, right, locked, *shared, *apart],
+            [asked, left, right, locked, count, *shared, *apart],
             [shown, save],
             concurrency_id="bench",
             concurrency_limit=1,
-            **PRIVATE,
+            **page.PRIVATE,
         )
     return blocks
 
@@ -145,23 +144,22 @@ def _settings(defaults: Settings, prefix: str) -> list[Any]:
 
     with gr.Row():
         seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
-        count = gr.Slider(1, 16, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id=f"{prefix}count")
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
     with gr.Row():
         guidance = gr.Slider(1, 15, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance")
         width = gr.Number(defaults.width or 0, label="Width, 0 for the model's own", precision=0, minimum=0)
         height = gr.Number(defaults.height or 0, label="Height, likewise", precision=0, minimum=0)
-    return [seed, count, steps, guidance, width, height]
+    return [seed, steps, guidance, width, height]
 
 
-def _read(values: Sequence[Number]) -> Settings:
+def _read(count: Number, values: Sequence[Number]) -> Settings:
     """
     Raises:
         UserError: a field was emptied.
     """
-    if any(value is None for value in values):
+    if count is None or any(value is None for value in values):
         raise UserError("A setting is empty; give it a number.")
-    seed, count, steps, guidance, width, height = (float(value or 0) for value in values)
+    seed, steps, guidance, width, height = (float(value or 0) for value in values)
     return Settings(
         seed=int(seed),
         per_prompt=int(count),

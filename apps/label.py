@@ -24,7 +24,6 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
 
     if not pairs:
         raise UserError(f"{run.path}: there is no pair to compare; a round needs two candidates of a prompt.")
-    private = {"api_visibility": "private", "show_progress": "hidden"}
     with page.blocks("raftdiff label") as blocks:
         gr.Markdown("# Which is better?")
         name = gr.Textbox(rater, label="Your name", max_length=64, elem_id="rater")
@@ -43,12 +42,12 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
 
         show = page.told(lambda who: question(run, pairs, Ballot(run, who)))
         for event in (blocks.load, name.change):
-            event(show, name, asked, **private)
+            event(show, name, asked, **page.QUIETLY)
         for side, button in buttons.items():
-            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **private)
+            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **page.QUIETLY)
         for place, button in vetoes.items():
-            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **private)
-        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **private)
+            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **page.QUIETLY)
+        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **page.QUIETLY)
     return blocks
 
 

@@ -2,21 +2,24 @@
 
 import html
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar, final
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from PIL.Image import Image
 
 from raftdiff.errors import UserError
-from raftdiff.report import duration, embedded, figure
+from raftdiff.report import embedded, template
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+PRIVATE: Mapping[str, Any] = {"api_visibility": "private"}
+"""No page offers its handlers as an API."""
+QUIETLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+"""A handler that is done before anybody would look for a bar."""
 VISITORS = 64
 """How many may wait in line at most; the next is told so."""
 
@@ -57,8 +60,8 @@ class Door:
         return f"warning: this page is open to {who} and {lock}. It runs your GPU and shows the run's pictures."
 
 
-def serve(page: Any, door: Door, *, block: bool = True) -> str:
-    """Serve a page, and return its address; until Ctrl-C when ``block``.
+def serve(page: Any, door: Door) -> str:
+    """Serve a page from now on, and return its address.
 
     Only what a page hands out is served: no path of this machine, of the run directory neither, is in reach.
 
@@ -90,8 +93,6 @@ def serve(page: Any, door: Door, *, block: bool = True) -> str:
         )
     except OSError as error:
         raise UserError(f"The page cannot be served at {door.host}, port {door.port or 7860}: {error}.") from None
-    if block:
-        page.block_thread()
     return str(shared or local)
 
 
@@ -152,8 +153,8 @@ def told(handler: Callable[Given, Made]) -> Callable[Given, Made]:
 def view(name: str, **fields: Any) -> str:
     """One of the views in ``views.html.jinja``, as HTML. All text is escaped, and so is what Gradio's own templates
     would take for a placeholder."""
-    page = _views().get_template("views.html.jinja")
-    made = str(getattr(page.module, name)(**fields))
+    views = template("raftdiff.apps", "views.html.jinja").module
+    made = str(getattr(views, name)(**fields))
     return made.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
@@ -166,17 +167,3 @@ def uri(image: Image | Path) -> str:
             picture.load()
             return embedded(picture)
     return embedded(image)
-
-
-@cache
-def _views() -> Environment:
-    environment = Environment(
-        loader=PackageLoader("raftdiff.apps", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = duration
-    environment.filters["figure"] = figure
-    return environment

@@ -24,7 +24,6 @@ def build(run: Run) -> Any:
     """The page."""
     import gradio as gr
 
-    private = {"api_visibility": "private", "show_progress": "hidden"}
     with page.blocks("raftdiff watch") as blocks:
         gr.Markdown(f"# {run.path.resolve().name}")
         state = gr.HTML(elem_id="state")
@@ -56,14 +55,14 @@ def build(run: Run) -> Any:
             ]
 
         outputs = [state, number, after, prompt, seen]
-        blocks.load(page.told(look), [seen, prompt], outputs, **private)
-        gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, **private)
+        blocks.load(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
+        gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
         show = page.told(lambda shown: candidates(run, int(shown) - 1))
         still = page.told(lambda name, rounds: scrubbed(run, name, int(rounds)))
         for event in (blocks.load, number.change, seen.change):
-            event(show, number, shelves, **private)
+            event(show, number, shelves, **page.QUIETLY)
         for event in (prompt.change, after.change, seen.change):
-            event(still, [prompt, after], picture, **private)
+            event(still, [prompt, after], picture, **page.QUIETLY)
     return blocks
 
 

@@ -103,9 +103,7 @@ def compare(
 
 
 def _judged_or_not(assembly: Assembly, captions: Sequence[str]) -> None:
-    if assembly.recipe.evaluation.judge is None:
-        return
-    strange = [caption for caption in captions if assembly.judge([caption]) is None]
+    strange = assembly.strange(captions)
     if strange and len(strange) < len(captions):
         raise UserError(
             f"The judge does not understand '{strange[0]}', though it understands {len(captions) - len(strange)} of "

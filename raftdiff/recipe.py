@@ -202,9 +202,15 @@ class Assembly:
     parts: Parts
     """What the loop takes."""
 
+    def strange(self, captions: Sequence[str]) -> list[str]:
+        """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""
+        if self.recipe.evaluation.judge is None:
+            return []
+        return [caption for caption in captions if parse(caption) is None]
+
     def judge(self, captions: Sequence[str]) -> Judge | None:
         """The held-out judge that the recipe names, if there is one and it understands all of these captions."""
-        if self.recipe.evaluation.judge is None or not all(parse(caption) for caption in captions):
+        if self.recipe.evaluation.judge is None or self.strange(captions):
             return None
         from raftdiff.embedded.judge import EmojiJudge  # noqa: PLC0415  (heavy, and not every run has a judge)
 

@@ -98,7 +98,7 @@ def write_report(
         UserError: the file cannot be written.
     """
     found = rows(evaluation)
-    page = _template().render(
+    page = template("raftdiff", "report.html.jinja").render(
         title=title,
         headline=headline(evaluation),
         remarks=remarks(evaluation),
@@ -324,14 +324,15 @@ def duration(seconds: float) -> str:
 
 
 @cache
-def _template() -> Template:
-    """Everything that a user typed is escaped: captions, names of rewards, title, recipe."""
+def template(package: str, name: str) -> Template:
+    """A page of ours. Everything that a user typed is escaped: captions, names of rewards, title, recipe."""
     environment = Environment(
-        loader=PackageLoader("raftdiff", "."),
+        loader=PackageLoader(package, "."),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
     )
     environment.filters["duration"] = duration
-    return environment.get_template("report.html.jinja")
+    environment.filters["figure"] = figure
+    return environment.get_template(name)

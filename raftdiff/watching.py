@@ -60,7 +60,7 @@ def snapshot(run: Run) -> Snapshot:
     """
     recipe = Run.open(run.path).recipe()
     metrics = steadily(run.metrics)
-    making = steadily(lambda: _making(run, len(metrics)))
+    making = steadily(lambda: _making(run, recipe, len(metrics)))
     return Snapshot(
         name=recipe["name"],
         rounds_planned=recipe["loop"]["rounds"],
@@ -127,14 +127,14 @@ def _spreading(first: Metrics, last: Metrics) -> str | None:
     )
 
 
-def _making(run: Run, index: int) -> Making | None:
+def _making(run: Run, recipe: Mapping[str, Any], index: int) -> Making | None:
     folder = run.unfinished(index)
     path = folder.path
     if not path.is_dir():
         return None
     rows = folder.rows()
-    planned = run.recipe()["loop"]
-    prompts = planned["prompts_per_round"] or len(run.recipe()["prompts"]["captions"])
+    planned = recipe["loop"]
+    prompts = planned["prompts_per_round"] or len(recipe["prompts"]["captions"])
     if len(rows) < prompts * planned["candidates"]:
         stage: Literal["sample", "score", "select", "tune"] = "sample"
     elif "total" not in rows[0]:

@@ -64,7 +64,8 @@ def labels(args: argparse.Namespace) -> None:
     held = ballots(run)
     if not held:
         raise UserError(f"{run.path}: nobody has labelled anything yet; run: raftdiff label {run.path}")
-    for raters, who in [*(([ballot], ballot.rater) for ballot in held), (held, "all")][-1 if len(held) == 1 else 0 :]:
+    each = [([ballot], ballot.rater) for ballot in held] if len(held) > 1 else []
+    for raters, who in [*each, (held, "all")]:
         lines = tally(run, raters).lines
         print(f"{who}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")
     if args.pairs:

@@ -44,6 +44,6 @@ def _open(page: Any, args: argparse.Namespace) -> None:
     door = Door(args.host, args.port, args.share, args.auth, browser=not args.no_browser)
     if warning := door.warning():
         print(warning, file=sys.stderr)
-    address = serve(page, door, block=False)
+    address = serve(page, door)
     print(f"{address}\nCtrl-C ends it.", flush=True)
     page.block_thread()

@@ -93,7 +93,7 @@ def serve() -> Iterator[Callable[[Any], str]]:
 
     def begin(blocks: Any) -> str:
         served.append(blocks)
-        return page.serve(blocks, page.Door(browser=False), block=False)
+        return page.serve(blocks, page.Door(browser=False))
 
     yield begin
     for blocks in served:

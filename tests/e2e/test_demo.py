@@ -29,3 +29,8 @@ def test_the_demo_ends_with_a_table_a_report_and_the_next_command(
     assert page.count("<img") > 20
     events = list((run / "logs").rglob("events.out.tfevents*"))
     assert events, "TensorBoard is the default tracker"
+
+    (tmp_path / "mixed.txt").write_text("a cartoon of a cat on a red background\na cartoon of a cat on a tartan one\n")
+    assert main(["eval", str(run), "--prompts", str(tmp_path / "mixed.txt"), "--name", "mixed"]) == 2
+    said = capsys.readouterr().err
+    assert "The judge does not understand 'a cartoon of a cat on a tartan one', though it understands 1 of 2" in said

@@ -95,4 +95,4 @@ def test_a_port_that_is_taken_is_a_sentence() -> None:
             raise OSError("Cannot find empty port in range: 7000-7000")
 
     with pytest.raises(UserError, match="The page cannot be served at 127.0.0.1, port 7000: Cannot find empty port"):
-        page.serve(Taken(), page.Door(port=7000), block=False)
+        page.serve(Taken(), page.Door(port=7000))
