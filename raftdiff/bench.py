@@ -15,9 +15,9 @@ from PIL.Image import Image
 from raftdiff.comparison import Drawn, judged
 from raftdiff.disk import write_text
 from raftdiff.errors import UserError
+from raftdiff.media import file_name
 from raftdiff.prompts import PromptsConfig, build
 from raftdiff.recipe import Assembly, Recipe, assemble, recipe_of
-from raftdiff.rounds import file_name
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Report, Sample, silent

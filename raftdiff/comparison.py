@@ -15,10 +15,10 @@ from raftdiff import evaluate
 from raftdiff.diffusion.drift import drift
 from raftdiff.disk import write_text
 from raftdiff.errors import UserError
+from raftdiff.media import file_name
 from raftdiff.prompts import PromptsConfig, build, read_file
-from raftdiff.recipe import Assembly
+from raftdiff.recipe import Assembly, features
 from raftdiff.report import BeforeAfter, Candidate, write_report
-from raftdiff.rounds import file_name
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Key, Prompt, Report, Sample, silent
@@ -93,7 +93,7 @@ def compare(
         before,
         after,
         rewards=[reward for reward, _ in assembly.ranker.rewards],
-        features=assembly.ranker.features,
+        features=features(assembly.ranker.rewards),
         judge=assembly.judge(captions),
         prediction_drift=moved,
         seconds=time.perf_counter() - began,

@@ -45,10 +45,20 @@ def inline(config: PromptsConfig, folder: Path) -> PromptsConfig:
         return config
     if config.captions:
         raise UserError("prompts: 'file' and 'captions' are both given; keep one of the two.")
-    found = next((path for path in (folder / config.file, Path(config.file)) if path.is_file()), None)
-    if found is None:
-        raise UserError(f"prompts.file: there is no file '{config.file}', neither in {folder} nor in this folder.")
+    found = find_file(config.file, folder, "prompts.file")
     return config.model_copy(update={"file": None, "captions": read_file(found)})
+
+
+def find_file(name: str, folder: Path, key: str) -> Path:
+    """The file of that name in ``folder``, where the recipe stands, or under the current folder.
+
+    Raises:
+        UserError: there is none; ``key`` says which key of the recipe named it.
+    """
+    found = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
+    if found is None:
+        raise UserError(f"{key}: there is no file '{name}', neither in {folder} nor in this folder.")
+    return found
 
 
 def read_file(path: Path) -> list[str | dict[str, Any]]:
@@ -95,7 +105,7 @@ def build(config: PromptsConfig) -> list[Prompt]:
         raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{caption}".')
     rows = [{"caption": row} if isinstance(row, str) else row for row in config.captions]
     prompts = [_prompt(config, place, row) for place, row in enumerate(rows)]
-    _check_ids([prompt.id for prompt in prompts])
+    check_ids([prompt.id for prompt in prompts])
     return prompts
 
 
@@ -129,7 +139,11 @@ def slug(caption: str) -> str:
     return f"{name[:MAX_SLUG] or 'prompt'}-{fold(caption) % 16**6:06x}"
 
 
-def _check_ids(ids: Sequence[str]) -> None:
+def check_ids(ids: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: an id is given twice or cannot name a file.
+    """
     first: dict[str, int] = {}
     for place, name in enumerate(ids, 1):
         if not ID.fullmatch(name):

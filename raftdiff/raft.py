@@ -15,10 +15,10 @@ from typing import Any
 from raftdiff.progress import Progress, Quiet
 from raftdiff.runs import Run
 from raftdiff.stages import Parts, commit, sample, score, select, tune
-from raftdiff.types import Round
+from raftdiff.types import Media, Round
 
 
-def raft(run: Run, parts: Parts, progress: Progress | None = None) -> Iterator[Round]:
+def raft(run: Run, parts: Parts[Media], progress: Progress | None = None) -> Iterator[Round]:
     """Run the rounds that are still missing, and yield each when it is committed.
 
     The fine-tuner takes up its state after the last finished round first. Logging, plotting and early stopping are up

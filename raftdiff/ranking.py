@@ -1,6 +1,6 @@
 """The ranker: rewards with weights, and a selector. Every raw score is kept beside the total."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import Any, Generic, final
 
@@ -9,10 +9,11 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
-from raftdiff.types import Media, Reward, Sample, Scores, Selector
+from raftdiff.types import Key, Media, Reward, Sample, Scores, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
 """Unit-length features of samples, for diversity."""
+Describe = Callable[[Iterable[Sequence[Sample[Any]]], Set[Key]], Mapping[str, Any]]
 
 
 @final
@@ -21,7 +22,8 @@ class Ranker(Generic[Media]):
     rewards: Sequence[tuple[Reward[Media], float]]
     """Each with its weight; the total is the weighted sum, NaN where any reward of non-zero weight is NaN."""
     selector: Selector
-    features: Features | None = None
+    describe: Describe | None = None
+    """Further figures of a round's candidates, given which of them were selected."""
 
     def raw(self, samples: Sequence[Sample[Media]]) -> dict[str, Float[np.ndarray, " samples"]]:
         """Every reward's scores of a batch, checked.

@@ -20,6 +20,7 @@ from raftdiff.diffusion import loading
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.diversity import PictureFigures
 from raftdiff.embedded.world import parse
 from raftdiff.errors import UserError, nearest
 from raftdiff.evaluate import Judge
@@ -199,7 +200,7 @@ class Assembly:
     """Another sampler on the same network, with the evaluation's number of steps and guidance."""
     finetuner: DiffusionFineTuner
     ranker: Ranker[Image]
-    parts: Parts
+    parts: Parts[Image]
     """What the loop takes."""
 
     def strange(self, captions: Sequence[str]) -> list[str]:
@@ -253,14 +254,18 @@ def assemble(recipe: Recipe) -> Assembly:
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
-    """The rewards and the selector; diversity is measured on the features of the first CLIP tower among the rewards,
-    or, without one, on the pixels."""
+    """The rewards, the selector, and what a round says of its pictures."""
     rewards: list[tuple[Reward[Image], float]] = [
         (config.build(device=device, resolve=resolve), config.weight) for config in recipe.ranker.rewards
     ]
+    selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
+    return Ranker(rewards, selector, PictureFigures(features(rewards)))
+
+
+def features(rewards: Sequence[tuple[Reward[Image], float]]) -> Features:
+    """What diversity is measured on: the first CLIP tower among the rewards, or, without one, the pixels."""
     towers = [reward.tower for reward, _ in rewards if hasattr(reward, "tower")]
-    features: Features = towers[0].image_features if towers else pixels
-    return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), features)
+    return towers[0].image_features if towers else pixels
 
 
 def pixels(samples: Sequence[Sample[Image]]) -> Float[torch.Tensor, "samples features"]:

@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,12 +11,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
 from raftdiff.disk import read_json, read_json_lines, save_tensors, sync_all, write_text
 from raftdiff.errors import UserError
+from raftdiff.media import TENSOR_FILES, is_whole, keep, opened, store, tensor_file
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
@@ -42,18 +41,20 @@ class RoundFolder:
         """Pictures of the held-out prompts after the round (``held_out_base``: before the first), by file name."""
         return {path.name: path for path in sorted((self.path / name).glob("*.png"))}
 
-    def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Image.Image]]:
+    def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""
         wanted = None if keys is None else set(keys)
         rows = [row for row in self.rows() if wanted is None or self._key(row) in wanted]
         aux = self._aux([self._key(row) for row in rows])
         return [self._sample(row, aux.get(self._key(row), {})) for row in rows]
 
-    def batches(self, size: int) -> Iterator[list[Sample[Image.Image]]]:
-        """All samples, ``size`` at a time, so that a large round never has to fit into memory; without aux."""
+    def batches(self, size: int) -> Iterator[list[Sample[Any]]]:
+        """All samples, ``size`` at a time, so that a large round never has to fit into memory."""
         rows = self.rows()
         for start in range(0, len(rows), size):
-            yield [self._sample(row, {}) for row in rows[start : start + size]]
+            part = rows[start : start + size]
+            aux = self._aux([self._key(row) for row in part])
+            yield [self._sample(row, aux[self._key(row)]) for row in part]
 
     def scores(self) -> Scores:
         """The score table as ``write_scores`` left it, to the bit.
@@ -91,16 +92,17 @@ class RoundFolder:
     def _key(self, row: Mapping[str, Any]) -> Key:
         return Key(self.index, row["prompt_id"], row["index"])
 
-    def _sample(self, row: Mapping[str, Any], aux: Mapping[str, torch.Tensor]) -> Sample[Image.Image]:
-        picture = _opened(self.path / "samples" / row["file_name"])
+    def _sample(self, row: Mapping[str, Any], aux: Mapping[str, torch.Tensor]) -> Sample[Any]:
+        media = opened(self.path / "samples", row)
         texts = {name: row[name] for name in ("caption", "sampling", "learning", "negative")}
         prompt = Prompt(row["prompt_id"], **texts, meta=row.get("meta", {}))
-        return Sample(self.index, prompt, row["index"], row["seed"], row["source"], picture, aux)
+        return Sample(self.index, prompt, row["index"], row["seed"], row["source"], media, aux)
 
     def tensor_files(self) -> list[Path]:
         """Where the aux tensors are: the finished file, and the parts of an unfinished round, which are newer."""
-        whole = self.path / "latents.safetensors"
-        return [path for path in (whole, *sorted((self.path / "latents").glob("*.safetensors"))) if path.is_file()]
+        whole = [self.path / f"{name}.safetensors" for name in TENSOR_FILES]
+        parts = [path for name in TENSOR_FILES for path in sorted((self.path / name).glob("*.safetensors"))]
+        return [path for path in (*whole, *parts) if path.is_file()]
 
     def _aux(self, keys: Sequence[Key]) -> dict[Key, dict[str, torch.Tensor]]:
         """Aux tensors of the named samples, from the finished file or from the parts of an unfinished round."""
@@ -122,23 +124,26 @@ class Draft:
     def __init__(self, path: Path, index: int, final_path: Path) -> None:
         self.path, self.index, self.final_path = path, index, final_path
         self.folder = RoundFolder(path, index)
-        self._pending: list[Sample[Image.Image]] = []
+        self._pending: list[tuple[Sample[Any], dict[str, Any]]] = []
         self._flushed = time.monotonic()
 
     def sampled(self) -> set[tuple[str, int]]:
         """(prompt id, index) of the samples on disk. A picture cut short by a power loss does not count."""
         rows = self.folder.rows()
-        whole = [row for row in rows if _is_picture(self.path / "samples" / row["file_name"])]
+        whole = [row for row in rows if is_whole(self.path / "samples", row)]
         if rows != whole or self._torn():
             self.write_rows(whole)
         return {(row["prompt_id"], row["index"]) for row in whole}
 
-    def add(self, sample: Sample[Image.Image]) -> None:
+    def add(self, sample: Sample[Any]) -> None:
         """Take a sample; it is on disk for good after the next ``flush``, every few seconds by itself."""
-        sample.media.save(self.path / "samples" / file_name(sample), compress_level=1)
-        self._pending.append(sample)
+        self._pending.append((sample, {**store(self.path / "samples", sample), **_row(sample)}))
         if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
+
+    def count(self) -> int:
+        """How many samples are on disk."""
+        return len(self.folder.rows())
 
     def flush(self) -> None:
         """Commit what was added: tensors first, the metadata lines that make them count last."""
@@ -146,14 +151,15 @@ class Draft:
         if pending:
             tensors = {
                 f"{sample.prompt.id}/{sample.index:03d}/{name}": tensor.contiguous()
-                for sample in pending
+                for sample, _ in pending
                 for name, tensor in sample.aux.items()
             }
             if tensors:
-                part = len(list((self.path / "latents").glob("*.safetensors")))
-                save_tensors(self.path / "latents" / f"{part:05d}.safetensors", tensors)
+                parts = self.path / tensor_file(pending[0][0])
+                parts.mkdir(exist_ok=True)
+                save_tensors(parts / f"{len(list(parts.glob('*.safetensors'))):05d}.safetensors", tensors)
             with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(_row(sample)) + "\n" for sample in pending)
+                file.writelines(json.dumps(row) + "\n" for _, row in pending)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -175,11 +181,9 @@ class Draft:
         self.write_rows(rows)
         write_text(self.path / "selection.json", json.dumps(_selection_json(selection)))
 
-    def keep(self, name: str, samples: Sequence[Sample[Image.Image]]) -> None:
-        """Pictures that are only looked at: those of the held-out prompts."""
-        (self.path / name).mkdir(exist_ok=True)
-        for sample in samples:
-            sample.media.save(self.path / name / file_name(sample), compress_level=1)
+    def keep(self, name: str, samples: Sequence[Sample[Any]]) -> None:
+        """Samples that are only looked at: those of the held-out prompts."""
+        keep(self.path / name, samples)
 
     def metrics(self) -> dict[str, Any]:
         file = self.path / "metrics.json"
@@ -201,12 +205,12 @@ class Draft:
         (self.path / "state").mkdir(exist_ok=True)
         for name, tensors in state.items():
             save_tensors(self.path / "state" / f"{name}.safetensors", dict(tensors))
-        if (self.path / "latents").is_dir():
-            files = self.folder.tensor_files()
-            merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
-            if merged:
-                save_tensors(self.path / "latents.safetensors", merged)
-            shutil.rmtree(self.path / "latents")
+        for stem in TENSOR_FILES:
+            if (self.path / stem).is_dir():
+                files = [file for file in self.folder.tensor_files() if stem in (file.stem, file.parent.name)]
+                merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+                save_tensors(self.path / f"{stem}.safetensors", merged)
+                shutil.rmtree(self.path / stem)
         sync_all(self.path)
         self.path.rename(self.final_path)
         return self.final_path
@@ -221,10 +225,9 @@ class Draft:
         return file.is_file() and not file.read_text(encoding="utf-8").endswith("\n")
 
 
-def _row(sample: Sample[Image.Image]) -> dict[str, Any]:
+def _row(sample: Sample[Any]) -> dict[str, Any]:
     prompt = sample.prompt
     return {
-        "file_name": file_name(sample),
         "prompt_id": prompt.id,
         "index": sample.index,
         "caption": prompt.caption,
@@ -237,46 +240,22 @@ def _row(sample: Sample[Image.Image]) -> dict[str, Any]:
     }
 
 
-def file_name(sample: Sample[Any]) -> str:
-    """``airplane-003.png``; prompt ids are checked when they are read, so that this stays inside the folder."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
-        raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
-    return f"{sample.prompt.id}-{sample.index:03d}.png"
-
-
 def _number(value: float) -> float | None:
     return None if np.isnan(value) else float(value)
 
 
 def _selection_json(selection: Selection) -> dict[str, Any]:
-    items = [{"keys": [list(key) for key in item.keys], "weight": item.weight} for item in selection.items]
+    items = [
+        {"keys": [list(key) for key in item.keys], "weight": item.weight}
+        | ({"scores": list(item.scores)} if item.scores else {})
+        for item in selection.items
+    ]
     return {"kind": selection.kind, "items": items, "left_out": list(selection.left_out)}
 
 
 def _selection_fields(data: Mapping[str, Any]) -> dict[str, Any]:
-    items = tuple(Item(tuple(Key(*key) for key in item["keys"]), item["weight"]) for item in data["items"])
+    items = tuple(
+        Item(tuple(Key(*key) for key in item["keys"]), item["weight"], tuple(item.get("scores", ())))
+        for item in data["items"]
+    )
     return {"kind": data["kind"], "items": items, "left_out": tuple(data["left_out"])}
-
-
-def _opened(path: Path) -> Image.Image:
-    """
-    Raises:
-        UserError: the file is no whole picture, as after a power loss.
-    """
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise UserError(f"{path}: this picture is damaged ({error}); 'raftdiff sample' draws it again.") from None
-
-
-def _is_picture(path: Path) -> bool:
-    try:
-        with Image.open(path) as picture:
-            picture.load()
-    except OSError:
-        return False
-    return True

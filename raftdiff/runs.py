@@ -19,6 +19,7 @@ import yaml
 from raftdiff.config import Config, differing, digest, dump, plain
 from raftdiff.disk import read_json, write_text
 from raftdiff.errors import UserError
+from raftdiff.media import TENSOR_FILES
 from raftdiff.provenance import provenance
 from raftdiff.rounds import Draft, RoundFolder
 from raftdiff.types import Selection, State
@@ -155,7 +156,6 @@ class Run:
         """The round that is being made; what an earlier process left of it is kept."""
         folder = self.unfinished(round).path
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        (folder / "latents").mkdir(exist_ok=True)
         return Draft(folder, round, self.round_path(round))
 
     def state(self) -> State | None:
@@ -234,10 +234,13 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder, *, same_scale: bool) 
     draft = run.draft(source.index)
     rows = source.rows()
     for row in rows:
-        shutil.copy2(source.path / "samples" / row["file_name"], draft.path / "samples" / row["file_name"])
-    if (source.path / "latents.safetensors").is_file():
-        shutil.copy2(source.path / "latents.safetensors", draft.path / "latents" / "00000.safetensors")
+        if "file_name" in row:
+            shutil.copy2(source.path / "samples" / row["file_name"], draft.path / "samples" / row["file_name"])
+    for stem in TENSOR_FILES:
+        if (source.path / f"{stem}.safetensors").is_file():
+            (draft.path / stem).mkdir()
+            shutil.copy2(source.path / f"{stem}.safetensors", draft.path / stem / "00000.safetensors")
     scored = ("total", "selected")
     unscored = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
     draft.write_rows(unscored)
-    draft.note(images=len(rows))
+    draft.note(candidates=len(rows))

@@ -2,27 +2,22 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from collections.abc import Set as AbstractSet
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, final
+from typing import Any, Generic, final
 
 import numpy as np
-import torch
-from PIL.Image import Image
 from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.images import mean_saturation
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.rounds import Draft
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.selection import figures
-from raftdiff.statistics import mean_pairwise_distance, vendi
-from raftdiff.types import FineTuner, Key, Prompt, Report, Round, Sample, Sampler, Selection
+from raftdiff.types import FineTuner, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
 
 SCORING_BATCH = 256
 
@@ -46,22 +41,24 @@ class LoopConfig(Config):
 
 @final
 @dataclass(frozen=True)
-class Parts:
+class Parts(Generic[Media]):
     """What a recipe is assembled into."""
 
-    sampler: Sampler[Image]
-    ranker: Ranker[Image]
-    finetuner: FineTuner[Image]
+    sampler: Sampler[Media]
+    ranker: Ranker[Media]
+    finetuner: FineTuner[Media]
     prompts: Sequence[Prompt]
     held_out: Sequence[Prompt] = ()
-    held_out_sampler: Sampler[Image] | None = None
+    held_out_sampler: Sampler[Media] | None = None
     """Draws the held-out prompts as the tuned model is to be used; the sampler itself by default."""
     held_out_candidates: int = 1
     """Samples per held-out prompt; their seeds are the same in every round."""
+    examine: Callable[[Sequence[Sample[Media]]], Mapping[str, float]] | None = None
+    """Further figures of the held-out samples, such as their distance from the base model."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
+def sample(draft: Draft, parts: Parts[Media], progress: Progress) -> None:
     """K candidates for each of the round's prompts; those already on disk are not drawn again."""
     if draft.index == 0 and "held_out_base" not in draft.metrics():
         _validate(draft, parts, "held_out_base", progress)
@@ -78,16 +75,17 @@ def sample(draft: Draft, parts: Parts, progress: Progress) -> None:
                 report(count, total)
         finally:
             draft.flush()
-    draft.note(images=total)
+    draft.note(candidates=draft.count())
 
 
-def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: LoopConfig, progress: Progress) -> None:
+def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: LoopConfig, progress: Progress) -> None:
     """Every reward of every candidate."""
     rows = draft.folder.rows()
     if not rows:
         raise UserError(f"{draft.path}: this round has no samples yet; run 'raftdiff sample' first.")
     rows_asked = [prompt.id for prompt in asked(prompts, loop, draft.index)]
-    missing = len(rows_asked) * loop.candidates - len(rows)
+    # a data set may have fewer answers than were asked for, and says so once it has given all of them
+    missing = draft.metrics().get("candidates", len(rows_asked) * loop.candidates) - len(rows)
     if missing:
         raise UserError(f"{draft.path}: {missing} candidates are missing; run 'raftdiff sample' again to complete it.")
     with _timed(draft, "score"):
@@ -95,22 +93,25 @@ def score(draft: Draft, ranker: Ranker[Image], prompts: Sequence[Prompt], loop: 
         draft.write_scores(ranker.score(batches, rows_asked, loop.candidates))
 
 
-def select(draft: Draft, ranker: Ranker[Image]) -> None:
+def select(draft: Draft, ranker: Ranker[Media]) -> None:
     """What to learn from, and the round's figures."""
     scores = draft.folder.scores()
     with _timed(draft, "select"):
         selection = ranker.selector.select(scores)
         draft.write_selection(selection)
+        chosen = {key for item in selection.items for key in item.keys}
+        batches = draft.folder.batches(SCORING_BATCH)
+        described = ranker.describe(batches, chosen) if ranker.describe else {}
         draft.note(
             **figures(scores, selection),
             selected=len(selection.items),
             left_out=list(selection.left_out),
             rewards={name: _mean(table) for name, table in scores.raw.items()},
-            **_diversity(draft, ranker, {key for item in selection.items for key in item.keys}),
+            **described,
         )
 
 
-def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
+def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> None:
     """Fine-tune on this round's selection and those replayed, then look at the held-out prompts."""
     earlier = run.selections(range(max(0, draft.index - parts.loop.replay_rounds), draft.index))
     lesson = merge([draft.folder.selection(), *earlier])
@@ -119,7 +120,7 @@ def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
     if draft.index == 0 and "held_out_base" not in draft.metrics():  # a fork's, which was sampled elsewhere
         _validate(draft, parts, "held_out_base", progress)
     with _timed(draft, "tune"):
-        samples = _pictures(draft, run, lesson)
+        samples: dict[Key, Sample[Media]] = _samples(draft, run, lesson)
         report = progress.stage(draft.index, "tune")
         learnt = parts.finetuner.fit(lesson, samples, seed=fold(parts.loop.seed, draft.index, "tune"), report=report)
     draft.note(tune=dict(learnt))
@@ -127,7 +128,7 @@ def tune(draft: Draft, run: Run, parts: Parts, progress: Progress) -> None:
     _validate(draft, parts, "held_out", progress)
 
 
-def commit(draft: Draft, parts: Parts) -> Round:
+def commit(draft: Draft, parts: Parts[Media]) -> Round:
     """The round is complete, and the fine-tuner's state with it."""
     metrics = draft.metrics()
     return Round(draft.index, draft.commit(parts.finetuner.state_dict()), metrics)
@@ -156,7 +157,7 @@ def merge(selections: Sequence[Selection]) -> Selection:
     return Selection(selections[0].kind, items, selections[0].left_out)
 
 
-def _validate(draft: Draft, parts: Parts, name: str, progress: Progress) -> None:
+def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) -> None:
     """The mean total reward on the held-out prompts, with the same seeds in every round."""
     if not parts.held_out:
         return
@@ -171,13 +172,15 @@ def _validate(draft: Draft, parts: Parts, name: str, progress: Progress) -> None
             report(len(drawn), len(parts.held_out) * count)
         raw = parts.ranker.raw(drawn)
         draft.keep(name, drawn)
+        further = parts.examine(drawn) if parts.examine else {}
     draft.note(
         **{name: _mean(parts.ranker.total(raw))},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
+        **({f"{name}_figures": dict(further)} if further else {}),
     )
 
 
-def _counted(batches: Iterator[list[Sample[Image]]], total: int, report: Report) -> Iterator[list[Sample[Image]]]:
+def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report) -> Iterator[list[Sample[Media]]]:
     """The batches, saying how far they are once the next is asked for."""
     done = 0
     for batch in batches:
@@ -191,7 +194,7 @@ def _mean(values: Any) -> float | None:
     return None if np.isnan(values).all() else float(np.nanmean(values))
 
 
-def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Image]]:
+def _samples(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Media]]:
     """The samples that a lesson names, of this round and of earlier ones."""
     keys = [key for item in lesson.items for key in item.keys]
     found = {}
@@ -199,35 +202,6 @@ def _pictures(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Ima
         folder = draft.folder if t == draft.index else run.round(t)
         found.update({sample.key: sample for sample in folder.samples([key for key in keys if key.round == t])})
     return found
-
-
-def _diversity(draft: Draft, ranker: Ranker[Image], selected: AbstractSet[Key]) -> dict[str, Any]:
-    """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected; and how saturated
-    the candidates are on the whole, which rises where guidance compounds."""
-    if ranker.features is None:
-        return {}
-    keys: list[Key] = []
-    features, saturation = [], []
-    for batch in draft.folder.batches(SCORING_BATCH):
-        keys += [sample.key for sample in batch]
-        features.append(ranker.features(batch).float().cpu())
-        saturation += [mean_saturation([sample.media]) for sample in batch]
-    table = torch.cat(features).numpy()
-    chosen = np.array([key in selected for key in keys])
-    prompts = np.array([key.prompt for key in keys])
-
-    def measured(mask: Any) -> dict[str, float | None]:
-        found = {
-            "vendi": vendi(table[mask]),
-            "pairwise_distance": mean_pairwise_distance(table[mask], prompts[mask].tolist()),
-        }
-        return {name: None if np.isnan(value) else value for name, value in found.items()}
-
-    return {
-        "diversity_all": measured(np.ones_like(chosen)),
-        "diversity_selected": measured(chosen),
-        "saturation": float(np.mean(saturation)),
-    }
 
 
 @contextlib.contextmanager

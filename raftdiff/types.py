@@ -81,6 +81,8 @@ class Item:
 
     keys: tuple[Key, ...]
     weight: float = 1.0
+    scores: tuple[float, ...] = ()
+    """The total reward of each key, for those who learn from more than the order: ties in a ranking say nothing."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,7 +19,7 @@ class Bars:
 
     def stage(self, round: int, stage: str) -> Report:
         self.close()
-        units = {"sample": "picture", "tune": "step"}
+        units = {"sample": "candidate", "tune": "step"}
         self._bar = tqdm(
             desc=f"round {round + 1}/{self._rounds} {stage}",
             unit=f" {units.get(stage, 'item')}",

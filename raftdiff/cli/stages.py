@@ -10,7 +10,7 @@ from raftdiff import stages
 from raftdiff.cli.show import Bars
 from raftdiff.cli.train import existing_run, open_run, prepared
 from raftdiff.config import plain
-from raftdiff.diffusion.loading import find_device
+from raftdiff.devices import find_device
 from raftdiff.errors import UserError
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
@@ -28,7 +28,7 @@ def sample(args: argparse.Namespace) -> None:
         assembly, draft, bars = _taken_up(run, recipe)
         stages.sample(draft, assembly.parts, bars)
         bars.close()
-    print(f"{draft.path / 'samples'}: {draft.metrics()['images']} pictures\nnext: raftdiff score {run.path}")
+    print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: raftdiff score {run.path}")
 
 
 def score(args: argparse.Namespace) -> None:
@@ -47,7 +47,7 @@ def score(args: argparse.Namespace) -> None:
         stages.score(draft, ranker, build(recipe.prompts), recipe.loop, bars)
         bars.close()
     for name, table in draft.folder.scores().raw.items():
-        print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} pictures")
+        print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} candidates")
     print(f"next: raftdiff select {run.path}")
 
 

@@ -10,8 +10,8 @@ from torch import Tensor
 
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.loading import quietly
-from raftdiff.diffusion.trainable import lora_layers
 from raftdiff.errors import UserError, nearest
+from raftdiff.trainable import lora_layers
 
 FORMATS = ("diffusers", "kohya", "merged")
 LoRA = dict[str, tuple[Tensor, Tensor, float]]

@@ -11,10 +11,12 @@ from PIL.Image import Image
 from pydantic import Field
 from torch import Tensor
 
+from raftdiff import optimizer
 from raftdiff.config import Config
-from raftdiff.diffusion import losses, optimizer, schedule
+from raftdiff.devices import DTYPES, DType
+from raftdiff.diffusion import losses, schedule
 from raftdiff.diffusion.drift import drift
-from raftdiff.diffusion.loading import DTYPES, DType, Parts
+from raftdiff.diffusion.loading import Parts
 from raftdiff.diffusion.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
@@ -299,7 +301,7 @@ class DiffusionFineTuner:
 
     def _embed(self, captions: Sequence[str]) -> Tensor:
         """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
-        if not self.trainable.text_encoder:
+        if "text_encoder" not in self.trainable.modules:
             return self.parts.prompts(captions).float()
         with torch.autocast(self.parts.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             return self.parts.prompts.encode(captions).float()

@@ -1,6 +1,5 @@
 """A Stable Diffusion model, by folder, hub id or single file, as the parts that sampler and fine-tuner share."""
 
-import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,16 +10,10 @@ from typing import Any, Literal
 import torch
 
 from raftdiff.config import Config
+from raftdiff.devices import DTYPES, DType, find_device
 from raftdiff.diffusion.checkpoints import COMPONENTS, Layout, folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.text import PromptEncoder
 from raftdiff.errors import UserError
-
-DType = Literal["float32", "bfloat16", "float16"]
-DTYPES: Mapping[str, torch.dtype] = {
-    "float32": torch.float32,
-    "bfloat16": torch.bfloat16,
-    "float16": torch.float16,
-}
 
 
 class ModelConfig(Config):
@@ -161,26 +154,6 @@ def assemble(modules: Mapping[str, Any], config: ModelConfig, device: torch.devi
         prompts=PromptEncoder(modules["tokenizer"], text_encoder),
         network=torch.compile(unet) if config.compile else unet,
     )
-
-
-def find_device(name: str) -> torch.device:
-    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device of this machine.
-
-    Raises:
-        UserError: another word, or a device that this machine does not have.
-    """
-    kind, _, number = name.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
-        raise UserError(f"model.device: '{name}' is not a device. Known: auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
-        return torch.device("cpu")
-    if not torch.cuda.is_available():
-        raise UserError(f"model.device: '{name}' asks for a GPU, and PyTorch sees none here; use device: auto.")
-    # accelerate launch starts one process per GPU and numbers them in LOCAL_RANK
-    index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
-    if index >= torch.cuda.device_count():
-        raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
-    return torch.device("cuda", index)
 
 
 def _folder(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:

@@ -1,22 +1,9 @@
-"""The weights that are learned: a LoRA or all of them, in one network that the sampler shares.
-
-While the fine-tuner works, the network holds the *live* weights, float32. Between times it holds the *policy*: the live
-weights, or their moving average, in the model's dtype, a LoRA merged into the layers that it changes, so that sampling
-costs no more than the base model's. Tensors are swapped under the same parameters, so whoever holds the network (the
-sampler, a compiled form of it) always sees the right ones, and nothing is rebuilt. A merged layer's own weights are
-kept beside it and put back, never subtracted out again.
-"""
-
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, Literal, final
-
-import torch
-from torch import Tensor, nn
+"""What of a diffusion model is learned: a LoRA or all of the U-Net, and the text encoder by choice."""
 
 from raftdiff.diffusion.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
+from raftdiff.trainable import Adapter, Trainable, add_lora, lora_layers
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 EVERYTHING = (
@@ -33,152 +20,6 @@ EVERYTHING = (
     "upsamplers.0.conv",
 )
 TEXT_ENCODER = ("q_proj", "k_proj", "v_proj", "out_proj")
-Adapter = Literal["lora", "full"]
-Weights = dict[str, Tensor]
-
-
-@final
-class Trainable:
-    """The trained parameters by name, and the three sets of weights that can stand in them: live, policy, base.
-
-    Names are ``unet.<parameter>`` and ``text_encoder.<parameter>``.
-    """
-
-    def __init__(self, parts: Parts, adapter: Adapter, *, text_encoder: bool, channels_last: bool) -> None:
-        self.parts = parts
-        self.adapter = adapter
-        self.channels_last = channels_last
-        """While training; at rest the network is laid out as the model's config says."""
-        self.modules: dict[str, Any] = {"unet": parts.unet}
-        if text_encoder:
-            self.modules["text_encoder"] = parts.text_encoder
-        self.parameters: dict[str, nn.Parameter] = {
-            f"{prefix}.{name}": parameter
-            for prefix, module in self.modules.items()
-            for name, parameter in module.named_parameters()
-            if adapter == "full" or "lora_" in name
-        }
-        self.live: Weights = {
-            name: _laid_out(parameter.detach().float().clone(), channels_last)
-            for name, parameter in self.parameters.items()
-        }
-        self.base: Weights = {}  # a LoRA's base is still there, under it
-        if adapter == "full":
-            self.base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
-        self._layers = lora_layers(self.modules.values())
-        self._unmerged: list[Tensor] = []
-        self._aside: Weights = {}
-        self.rest(None)
-
-    @property
-    def text_encoder(self) -> bool:
-        """Whether the text encoder is trained."""
-        return "text_encoder" in self.modules
-
-    def count(self) -> int:
-        """How many numbers are trained."""
-        return sum(weight.numel() for weight in self.live.values())
-
-    def wake(self, frozen: torch.dtype) -> None:
-        """Put the live weights in, ready to be trained, and hold everything else in the dtype ``frozen``."""
-        self._put(self._unmerged)
-        self._unmerged = []
-        self._arrange(frozen, self.channels_last)
-        for name, parameter in self.parameters.items():
-            parameter.data = self.live[name]
-        self.enable(True)
-        for parameter in self.parameters.values():
-            parameter.requires_grad_(True)
-
-    def rest(self, average: Mapping[str, Tensor] | None) -> None:
-        """Put the policy in: ``average``, or the live weights, in the model's dtype."""
-        dtype, channels_last = self.parts.dtype, self.parts.channels_last
-        policy = self.live if average is None else average
-        self._put(self._unmerged)
-        self._arrange(dtype, channels_last)
-        for name, parameter in self.parameters.items():
-            parameter.grad = None
-            parameter.requires_grad_(False)
-            parameter.data = _laid_out(policy[name].to(dtype), channels_last)
-        self._unmerged = self._put(self._merged()) if self._merges else []
-        if self._layers:
-            self.enable(not self._merges)
-        self._changed()
-
-    def load(self, weights: Mapping[str, Tensor]) -> None:
-        """Take ``weights`` as the live ones.
-
-        Raises:
-            UserError: they belong to another model or another adapter.
-        """
-        for name, live in self.live.items():
-            if name not in weights or weights[name].shape != live.shape:
-                raise UserError(
-                    f"{self.parts.name}: the saved weights are not of this fine-tuner: '{name}' "
-                    f"{'is missing' if name not in weights else 'has another shape'}. The model, or the fine-tuner's "
-                    "adapter, rank, target_modules or train_text_encoder, was different then."
-                )
-        for name, live in self.live.items():
-            live.copy_(weights[name])
-
-    @contextmanager
-    def base_weights(self) -> Iterator[None]:
-        """Within, the resting network is the base model again, for predictions and for the sampler alike."""
-        if not self._merges:
-            self.enable(False)
-        merged = self._put(self._unmerged)
-        self._changed()
-        try:
-            yield
-        finally:
-            self._put(merged)
-            if not self._merges:
-                self.enable(True)
-            self._changed()
-
-    def enable(self, on: bool) -> None:
-        """While training, switch between what is trained and the base: a LoRA is passed by, other weights swapped."""
-        if self.adapter == "lora":
-            wanted = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
-            for layer in self._layers:
-                layer.enable_adapters(on)
-            for parameter, trained in wanted.items():
-                parameter.requires_grad_(trained)  # peft has an opinion on it, which is ours to have
-        elif on:
-            for name, weight in self._aside.items():
-                self.parameters[name].data = weight
-            self._aside = {}
-        else:
-            self._aside = {name: parameter.data for name, parameter in self.parameters.items()}
-            for name, parameter in self.parameters.items():
-                parameter.data = self.base[name].to(parameter.dtype)
-
-    @property
-    def _merges(self) -> bool:
-        """Whether the policy at rest is a LoRA merged into its layers."""
-        return self.adapter == "lora" and self.parts.dtype == torch.float32
-
-    def _merged(self) -> list[Tensor]:
-        """What the LoRA's layers weigh with it, in their order."""
-        sums = [layer.get_base_layer().weight + layer.get_delta_weight("default") for layer in self._layers]
-        return [_laid_out(weight.detach(), self.parts.channels_last) for weight in sums]
-
-    def _put(self, weights: list[Tensor]) -> list[Tensor]:
-        """Stand ``weights`` in the LoRA's layers; returns what stood there. Nothing happens without any."""
-        before = [layer.get_base_layer().weight.data for layer in self._layers] if weights else []
-        for layer, weight in zip(self._layers, weights, strict=False):
-            layer.get_base_layer().weight.data = weight
-        return before
-
-    def _arrange(self, dtype: torch.dtype, channels_last: bool) -> None:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        for module in self.modules.values():  # past diffusers' own .to, which warns at any dtype
-            nn.Module.to(module, dtype=dtype)
-        nn.Module.to(self.parts.unet, memory_format=layout)
-
-    def _changed(self) -> None:
-        if self.text_encoder:
-            self.parts.prompts.clear()
 
 
 def attach(
@@ -200,36 +41,16 @@ def attach(
     if lora_layers([parts.unet, parts.text_encoder]):
         raise UserError(f"{parts.name}: this model already carries a LoRA; load it afresh to put another on.")
     if adapter == "lora":
-        _add_lora(parts.unet, rank, alpha, targets, fold(seed, "lora", "unet"))
+        add_lora(parts.unet, rank, alpha, targets, fold(seed, "lora", "unet"))
         if text_encoder:
-            _add_lora(parts.text_encoder, rank, alpha, TEXT_ENCODER, fold(seed, "lora", "text_encoder"))
-    return Trainable(parts, adapter, text_encoder=text_encoder, channels_last=channels_last)
-
-
-def lora_layers(modules: Iterable[Any]) -> list[Any]:
-    """peft's LoRA layers in some networks."""
-    from peft.tuners.lora import LoraLayer
-
-    return [layer for module in modules for layer in module.modules() if isinstance(layer, LoraLayer)]
-
-
-def _add_lora(module: Any, rank: int, alpha: float, targets: tuple[str, ...], seed: int) -> None:
-    from peft import LoraConfig
-
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), init_lora_weights=True)
-    # peft draws from the global generator; its state is put back, so that nobody else's draws depend on this one
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        try:
-            module.add_adapter(config)
-        except ValueError as error:
-            raise UserError(
-                f"finetuner.target_modules: no layer of the model ends in any of {', '.join(targets)}. "
-                "Use attention or all, or names as in the model's own parameters."
-            ) from error
-
-
-def _laid_out(weight: Tensor, channels_last: bool) -> Tensor:
-    if weight.ndim != 4:
-        return weight
-    return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+            add_lora(parts.text_encoder, rank, alpha, TEXT_ENCODER, fold(seed, "lora", "text_encoder"))
+    modules = {"unet": parts.unet} | ({"text_encoder": parts.text_encoder} if text_encoder else {})
+    return Trainable(
+        parts.name,
+        modules,
+        adapter,
+        dtype=parts.dtype,
+        channels_last=channels_last,
+        rest_channels_last=parts.channels_last,
+        changed=parts.prompts.clear if text_encoder else lambda: None,
+    )

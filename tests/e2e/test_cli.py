@@ -70,7 +70,7 @@ def pictures(run: Path) -> dict[str, bytes]:
 def test_train_finishes_the_rounds_and_says_what_next(finished: Path) -> None:
     assert sorted(path.name for path in (finished / "rounds").iterdir()) == ["000", "001"]
     metrics = json.loads((finished / "rounds/001/metrics.json").read_text())
-    assert metrics["images"] == 9
+    assert metrics["candidates"] == 9
     assert metrics["network_evaluations"]["sample"] == 9 * 2 * 2
     row = json.loads((finished / "rounds/000/samples/metadata.jsonl").read_text().splitlines()[0])
     assert (row["caption"], row["sampling"], row["learning"]) == ("a cat", "a cat, sharp", "a cat")
@@ -173,7 +173,7 @@ def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys
     status, out, _ = said(capsys, "plan", recipe, "--json")
     assert status == 0
     plan, metrics = json.loads(out), json.loads((finished / "rounds/000/metrics.json").read_text())
-    assert plan["per_round"]["images"] == metrics["images"]
+    assert plan["per_round"]["images"] == metrics["candidates"]
     assert plan["per_round"]["sampling_evaluations"] == metrics["network_evaluations"]["sample"]
     assert plan["per_round"]["tuning_steps"] == metrics["tune"]["steps"]
     assert plan["measured"]["trained_parameters"] > 0

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raftdiff.config import Config
+from raftdiff.diversity import PictureFigures
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.runs import Run
@@ -27,7 +28,7 @@ def toy_parts(selector: Selector | None = None, *, magic: bool = False, decouple
     sampler, reward, finetuner = toy_world()
     return Parts(
         sampler=sampler,
-        ranker=Ranker([(reward, 1.0)], selector or BestOfK(1), toy_features),
+        ranker=Ranker([(reward, 1.0)], selector or BestOfK(1), PictureFigures(toy_features)),
         finetuner=finetuner,
         prompts=toy_prompts(6, magic=magic, decouple=decouple),
         held_out=toy_prompts(3),
@@ -68,7 +69,7 @@ def test_a_round_reports_what_the_readme_promises(tmp_path: Path) -> None:
     metrics = finish(tmp_path / "run", toy_parts(rounds=1))[0].metrics
     assert metrics["selected_mean"] == metrics["best_of_k"] > metrics["random_mean"]
     assert metrics["random_mean"] == pytest.approx(metrics["mean"])
-    assert metrics["images"] == 48
+    assert metrics["candidates"] == 48
     assert metrics["selected"] == 6
     assert metrics["network_evaluations"] == {"validate": 48, "sample": 48, "score": 0, "select": 0, "tune": 12}
     assert set(metrics["seconds"]) == {"validate", "sample", "score", "select", "tune"}

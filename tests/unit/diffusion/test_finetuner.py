@@ -10,8 +10,8 @@ from raftdiff.config import check
 from raftdiff.diffusion.drift import drift
 from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.loading import ModelConfig, load
-from raftdiff.diffusion.trainable import lora_layers
 from raftdiff.errors import UserError
+from raftdiff.trainable import lora_layers
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
 

@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import save_file
 
 from raftdiff.config import check
+from raftdiff.devices import find_device
 from raftdiff.diffusion import ldm, tiny
-from raftdiff.diffusion.loading import ModelConfig, find_device, load
+from raftdiff.diffusion.loading import ModelConfig, load
 from raftdiff.diffusion.single_file import write_configs
 from raftdiff.errors import UserError
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raftdiff.diffusion import optimizer
+from raftdiff import optimizer
 
 
 @pytest.mark.parametrize(

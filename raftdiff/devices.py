@@ -1,0 +1,36 @@
+"""Where a model lies and in which precision: words of a recipe -> torch's own."""
+
+import os
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+
+from raftdiff.errors import UserError
+
+DType = Literal["float32", "bfloat16", "float16"]
+DTYPES: Mapping[str, torch.dtype] = {
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+}
+
+
+def find_device(name: str) -> torch.device:
+    """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device of this machine.
+
+    Raises:
+        UserError: another word, or a device that this machine does not have.
+    """
+    kind, _, number = name.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (number and not (kind == "cuda" and number.isdigit())):
+        raise UserError(f"model.device: '{name}' is not a device. Known: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if kind == "cpu" or (kind == "auto" and not torch.cuda.is_available()):
+        return torch.device("cpu")
+    if not torch.cuda.is_available():
+        raise UserError(f"model.device: '{name}' asks for a GPU, and PyTorch sees none here; use device: auto.")
+    # accelerate launch starts one process per GPU and numbers them in LOCAL_RANK
+    index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    if index >= torch.cuda.device_count():
+        raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
+    return torch.device("cuda", index)
