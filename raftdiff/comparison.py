@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from PIL.Image import Image
@@ -21,7 +21,7 @@ from raftdiff.recipe import Assembly, features
 from raftdiff.report import BeforeAfter, Candidate, write_report
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
-from raftdiff.types import Key, Prompt, Report, Sample, silent
+from raftdiff.types import FineTuner, Key, Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
 SHOWN_PER_ROUND = 12
@@ -130,13 +130,13 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
         evaluation=compared.evaluation,
         rounds=run.metrics(),
         pairs=_pairs(assembly, compared),
-        selected=_candidates(run),
+        selected=candidates(run),
         trained_on=trained_on,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
 
 
-def load_round(run: Run, assembly: Assembly, round: int | None) -> None:
+def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
     """Put the fine-tuner into its state after a finished round, the last by default.
 
     Raises:
@@ -147,7 +147,7 @@ def load_round(run: Run, assembly: Assembly, round: int | None) -> None:
         raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
     index = done - 1 if round is None else round
     state = run.round(index).state()
-    assembly.finetuner.load_state_dict(state)
+    finetuner.load_state_dict(state)
 
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
@@ -191,7 +191,7 @@ def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
     ]
 
 
-def _candidates(run: Run) -> list[Candidate]:
+def candidates(run: Run) -> list[Candidate]:
     """For each round, prompts spread over all of them: what was selected, and the candidate that was ranked last."""
     found = []
     for t in range(run.rounds_done()):

@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from raftdiff.seeds import fold
 
-STATE = ("step", "exp_avg", "exp_avg_sq")
-
 
 def adamw(
     parameters: Mapping[str, nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
@@ -20,13 +18,19 @@ def adamw(
     )
 
 
+def rmsprop(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float
+) -> torch.optim.RMSprop:
+    """RMSprop, half the memory of Adam; what DPO and IFT were published with."""
+    return torch.optim.RMSprop(list(parameters.values()), lr=learning_rate, weight_decay=weight_decay)
+
+
 def state_dict(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """``<parameter>/<quantity>`` -> tensor, on the CPU; empty before the first step."""
     return {
-        f"{name}/{quantity}": optimizer.state[parameter][quantity].detach().cpu().clone().contiguous()
+        f"{name}/{quantity}": value.detach().cpu().clone().contiguous()
         for name, parameter in parameters.items()
-        if parameter in optimizer.state
-        for quantity in STATE
+        for quantity, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -43,8 +47,9 @@ def load_state_dict(
     optimizer.state.clear()
     for name, parameter in parameters.items():
         if f"{name}/step" in state:
-            moments = {key: torch.empty_like(live[name]).copy_(state[f"{name}/{key}"]) for key in STATE[1:]}
-            optimizer.state[parameter] = {"step": state[f"{name}/step"].to(live[name].device, copy=True), **moments}
+            known = {key.rpartition("/")[2]: value for key, value in state.items() if key.startswith(f"{name}/")}
+            moments = {key: torch.empty_like(live[name]).copy_(value) for key, value in known.items() if key != "step"}
+            optimizer.state[parameter] = {"step": known["step"].to(live[name].device, copy=True), **moments}
 
 
 def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], decay: float, step: int) -> None:

@@ -68,7 +68,7 @@ def read_file(path: Path) -> list[str | dict[str, Any]]:
         UserError: the file cannot be read, is empty, or a line of it is no JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot read this prompt file: {error}.") from None
     kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]

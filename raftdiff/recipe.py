@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
+import yaml
 from jaxtyping import Float
 from PIL.Image import Image
 from pydantic import Field
@@ -34,7 +35,7 @@ from raftdiff.stages import LoopConfig, Parts
 from raftdiff.types import Reward, Sample
 
 
-def _one_of(group: registry.Group) -> Any:
+def one_of(group: registry.Group) -> Any:
     """The configs of a group, told apart by their ``type``: ours and those of installed plug-ins."""
     configs = registry.load_all(group)
     union = reduce(operator.or_, configs)
@@ -47,8 +48,8 @@ if TYPE_CHECKING:
     SamplerConfig: TypeAlias = Any
     FineTunerConfig: TypeAlias = Any
 else:
-    RewardConfig, SelectorConfig = _one_of("rewards"), _one_of("selectors")
-    SamplerConfig, FineTunerConfig = _one_of("samplers"), _one_of("finetuners")
+    RewardConfig, SelectorConfig = one_of("rewards"), one_of("selectors")
+    SamplerConfig, FineTunerConfig = one_of("samplers"), one_of("finetuners")
 
 
 class RankerConfig(Config):
@@ -105,7 +106,32 @@ class Recipe(Config):
 def recipes() -> dict[str, Path]:
     """The recipes that ship, by name."""
     folder = Path(str(files("raftdiff"))) / "configs"
-    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+    return {path.stem: path for path in (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("llm/*.yaml")))}
+
+
+def locate(name: str) -> Path:
+    """The file of a recipe: itself, or that of the one of this name that ships.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix or path.parent != Path():
+        raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
+    if name not in recipes():
+        raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")
+    return recipes()[name]
+
+
+def is_text(path: Path) -> bool:
+    """Whether a recipe file is one for texts (``media: text``), which ``text_recipe`` reads."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False  # whoever reads it in earnest says what is wrong
+    return isinstance(data, dict) and data.get("media") == "text"
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -114,13 +140,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     Raises:
         UserError: no such recipe, or anything wrong in it, in a sentence a line.
     """
-    path = Path(name)
-    if not path.is_file():
-        if path.suffix or path.parent != Path():
-            raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
-        if name not in recipes():
-            raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")
-        path = recipes()[name]
+    path = locate(name)
+    if is_text(path):
+        raise UserError(f"{path}: this is a recipe for texts, and this command is for pictures.")
     recipe = read(Recipe, path, overrides)
     prompts = inline(recipe.prompts, path.parent)
     held_out = inline(recipe.evaluation.prompts, path.parent)
@@ -131,6 +153,12 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 
 
 def recipe_of(run: Run) -> Recipe:
+    """
+    Raises:
+        UserError: it is a run on texts.
+    """
+    if is_text(run.path / "recipe.yaml"):
+        raise UserError(f"{run.path}: this is a run on texts, and this command is for pictures.")
     return check(Recipe, run.recipe(), str(run.path / "recipe.yaml"))
 
 

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from raftdiff.config import Config
 from raftdiff.errors import UserError, nearest
 
-Group = Literal["rewards", "selectors", "samplers", "finetuners"]
+Group = Literal["rewards", "text_rewards", "selectors", "samplers", "finetuners"]
 
 BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "rewards": {
@@ -20,10 +20,30 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "labels": "raftdiff.rewards.labels:LabelsConfig",
     },
+    "text_rewards": {
+        "sentiment": "raftdiff.rewards.sentiment:SentimentConfig",
+        "length": "raftdiff.rewards.length:LengthConfig",
+        "regex": "raftdiff.rewards.regex:RegexConfig",
+        "json": "raftdiff.rewards.json_valid:JsonConfig",
+        "code": "raftdiff.rewards.code:CodeConfig",
+        "translation": "raftdiff.rewards.translation:TranslationConfig",
+        "classifier": "raftdiff.rewards.classifier:ClassifierConfig",
+        "given": "raftdiff.rewards.given:GivenConfig",
+        "server": "raftdiff.rewards.server_judge:ServerConfig",
+        "callable": "raftdiff.rewards.callable:CallableConfig",
+        "kl": "raftdiff.llm.likelihood:KlConfig",
+        "likelihood": "raftdiff.llm.likelihood:LikelihoodConfig",
+        "review": "raftdiff.embedded.review_reward:ReviewConfig",
+    },
     "selectors": {
         "best_of_k": "raftdiff.selection:BestOfKConfig",
         "top_fraction": "raftdiff.selection:TopFractionConfig",
         "random": "raftdiff.selection:RandomConfig",
+        "ranked": "raftdiff.lessons:RankedConfig",
+        "best_worst": "raftdiff.lessons:BestWorstConfig",
+        "threshold": "raftdiff.lessons:ThresholdConfig",
+        "softmax": "raftdiff.lessons:SoftmaxConfig",
+        "advantage": "raftdiff.lessons:AdvantageConfig",
     },
     "samplers": {
         "diffusion": "raftdiff.diffusion.sampler:DiffusionSamplerConfig",
@@ -41,6 +61,11 @@ def sources(group: Group) -> Mapping[str, str]:
     return {**plugins, **BUILT_IN[group]}
 
 
+def noun(group: Group) -> str:
+    """One of the group, in words."""
+    return group.removesuffix("s").replace("_", " ")
+
+
 def load(group: Group, name: str) -> type[Config]:
     """The config class registered under ``name``; its ``build`` makes the part.
 
@@ -48,10 +73,10 @@ def load(group: Group, name: str) -> type[Config]:
         UserError: no such name, or the plug-in behind it cannot be imported.
     """
     if name not in sources(group):
-        raise UserError(f"'{name}' is not a {group.removesuffix('s')}. {nearest(name, sources(group))}")
-    found: Any = resolve(sources(group)[name], f"the {group.removesuffix('s')} '{name}'")
+        raise UserError(f"'{name}' is not a {noun(group)}. {nearest(name, sources(group))}")
+    found: Any = resolve(sources(group)[name], f"the {noun(group)} '{name}'")
     if not (isinstance(found, type) and issubclass(found, Config)):
-        raise UserError(f"The {group.removesuffix('s')} '{name}' names {sources(group)[name]}, which is not a Config.")
+        raise UserError(f"The {noun(group)} '{name}' names {sources(group)[name]}, which is not a Config.")
     return found
 
 
@@ -61,7 +86,7 @@ def load_all(group: Group) -> list[type[Config]]:
     for name in sources(group):
         try:
             config = load(group, name)
-            if missing := {"type", "name", "weight"} - set(config.model_fields) if group == "rewards" else set():
+            if missing := {"type", "name", "weight"} - set(config.model_fields) if group.endswith("rewards") else set():
                 raise UserError(f"The reward '{name}' lacks the field '{min(missing)}'.")
             found.append(config)
         except UserError as error:

@@ -19,6 +19,7 @@ from raftdiff.curve import curve_svg
 from raftdiff.disk import write_text
 from raftdiff.errors import UserError
 from raftdiff.images import data_uri, on_paper
+from raftdiff.media import Medium
 from raftdiff.tables import Row, rows, shown
 from raftdiff.watching import warnings
 
@@ -39,15 +40,15 @@ STAGES = {
 
 @dataclass(frozen=True, slots=True)
 class BeforeAfter:
-    """One held-out prompt and seed, drawn by the base and by the tuned model.
+    """One held-out prompt and seed, drawn or answered by the base and by the tuned model.
 
     Scores are by name: numbers (the first one is printed under the picture, higher is better) or booleans (what the
     judge says). Pairs of one caption stand together, in the order in which they are given.
     """
 
     caption: str
-    before: Image.Image
-    after: Image.Image
+    before: Medium
+    after: Medium
     before_scores: Mapping[str, float | bool]
     after_scores: Mapping[str, float | bool]
 
@@ -58,15 +59,18 @@ class Candidate:
 
     round: int
     caption: str
-    image: Image.Image
+    media: Medium
     scores: Mapping[str, float | bool]
     selected: bool
 
 
 class Picture(NamedTuple):
-    """One picture as the page shows it."""
+    """One picture or text as the page shows it."""
 
     uri: str
+    """Empty for a text."""
+    text: str
+    """Empty for a picture."""
     alt: str
     score: str
     """The first score, as text."""
@@ -116,6 +120,7 @@ def write_report(
         network_evaluations=evaluation["network_evaluations"] + sum(map(_evaluations, rounds)),
         recipe=recipe,
         trained_on=trained_on,
+        noun="answer" if "text" in evaluation else "picture",
         ticks=any(pair.after_scores.get("exact") is not None for pair in pairs),
     )
     try:
@@ -150,6 +155,9 @@ def remarks(evaluation: Mapping[str, Any]) -> list[str]:
     said = [f"Got worse: {', '.join(worse)}."] if worse else []
     if measured and not worse:
         said.append("Nothing that has an interval got worse.")
+    if "text" in evaluation:
+        pair = evaluation["text"]["distinct_2"]
+        said.append(f"Two-word phrases: {pair['before']:.0%} different before, {pair['after']:.0%} after.")
     ratio = (evaluation["diversity"] or {}).get("ratio", {})
     share = ratio.get("pairwise_distance") or ratio.get("vendi")
     if share is not None:
@@ -217,7 +225,7 @@ def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
                 {
                     "caption": caption,
                     "pictures": [
-                        _picture(it.image, f"{caption}, {word}", it.scores, mark)
+                        _picture(it.media, f"{caption}, {word}", it.scores, mark)
                         for it in shelf
                         for word, mark in [("selected", "kept") if it.selected else ("rejected", "left")]
                     ],
@@ -229,11 +237,11 @@ def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
     ]
 
 
-def _picture(image: Image.Image, what: str, scores: Mapping[str, float | bool], mark: str = "") -> Picture:
+def _picture(media: Medium, what: str, scores: Mapping[str, float | bool], mark: str = "") -> Picture:
     score = next((figure(value) for value in _numbers(scores).values()), "")
-    return Picture(
-        embedded(image), ": ".join(filter(None, [what, said(scores)])), score, mark, scores.get("exact") is True
-    )
+    uri, text = ("", media or " ") if isinstance(media, str) else (embedded(media), "")
+    alt = ": ".join(filter(None, [what, said(scores)]))
+    return Picture(uri, text, alt, score, mark, scores.get("exact") is True)
 
 
 def _numbers(scores: Mapping[str, float | bool]) -> dict[str, float]:
@@ -280,14 +288,15 @@ def _round(index: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {
         "index": metrics.get("round", index),
         **{name: metrics.get(name) for name in names},
-        "diversity_all": _vendi(metrics.get("diversity_all")),
-        "diversity_selected": _vendi(metrics.get("diversity_selected")),
+        "diversity_all": _diversity(metrics.get("diversity_all")),
+        "diversity_selected": _diversity(metrics.get("diversity_selected")),
         "seconds": float(sum(metrics.get("seconds", {}).values())),
     }
 
 
-def _vendi(diversity: Any) -> float | None:
-    value = diversity.get("vendi") if isinstance(diversity, Mapping) else diversity
+def _diversity(diversity: Any) -> float | None:
+    """The Vendi score of pictures, distinct-2 of texts."""
+    value = diversity.get("vendi", diversity.get("distinct_2")) if isinstance(diversity, Mapping) else diversity
     return value if isinstance(value, float) and math.isfinite(value) else None
 
 

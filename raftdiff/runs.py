@@ -25,8 +25,9 @@ from raftdiff.rounds import Draft, RoundFolder
 from raftdiff.types import Selection, State
 
 FORMAT = 1
-NOT_IDENTITY = ("model.device", "logging")
-"""Dotted recipe keys that do not change what a run computes; the digest leaves them out."""
+NOT_IDENTITY = ("model.device", "logging", "prompts.file", "evaluation.prompts.file")
+"""Dotted recipe keys that do not change what a run computes; the digest leaves them out. Files are known by the prompts
+or the checksum that the recipe holds beside their names."""
 EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}
 """What a run that made nothing yet may hold."""
 STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}

@@ -42,7 +42,22 @@ JUDGE_LABELS = {
     "background": "background right",
     "background_pixel": "background right (pixels)",
     "exact": "all three right",
+    "fluent": "fluent",
+    "positive": "positive",
 }
+TEXT_ROWS: Mapping[str, tuple[str, int]] = {
+    "true_perplexity": ("true perplexity", -1),
+    "perplexity": ("perplexity, to the base", -1),
+    "data_perplexity": ("perplexity of the data", -1),
+    "distinct_1": ("distinct-1", 1),
+    "distinct_2": ("distinct-2", 1),
+    "unique_1": ("unique-1", 1),
+    "unique_2": ("unique-2", 1),
+    "msttr_100": ("MSTTR-100", 1),
+    "length": ("length (words)", 1),
+}
+"""Figures of answers -> label, and which direction is thought better; a longer answer is not, in itself."""
+DRIFT_LABELS = {"kl": "KL to the base (nats)"}
 DIVERSITY_LABELS = {
     "vendi": "diversity (Vendi)",
     "vendi_within": "diversity in a prompt (Vendi)",
@@ -65,9 +80,14 @@ def rows(evaluation: Mapping[str, Any]) -> list[Row]:
     for name, pair in (evaluation["diversity"] or {}).items():
         if name in DIVERSITY_LABELS and pair["before"] is not None:
             found.append(_row(f"diversity.{name}", DIVERSITY_LABELS[name], pair["before"], pair["after"]))
+    for name, pair in evaluation.get("text", {}).items():
+        if name in TEXT_ROWS and pair["before"] is not None and pair["after"] is not None:
+            label, better = TEXT_ROWS[name]
+            found.append(_row(f"text.{name}", label, pair["before"], pair["after"], better=better))
     for name, value in evaluation["drift"].items():
         if value is not None:
-            found.append(Row(f"drift.{name}", f"drift from base ({name})", None, value, value, None, None, -1, ""))
+            label = DRIFT_LABELS.get(name, f"drift from base ({name})")
+            found.append(Row(f"drift.{name}", label, None, value, value, None, None, -1, ""))
     return found
 
 
@@ -204,6 +224,5 @@ def _row(
     scale = 100.0 if unit == "%" else 1.0
     ci95 = (scale * difference["ci95"][0], scale * difference["ci95"][1]) if difference else None
     change = difference["mean"] if difference else after - before
-    return Row(
-        key, label, scale * before, scale * after, scale * change, ci95, other.get("win_rate"), better=1, unit=unit
-    )
+    win_rate, better = other.get("win_rate"), other.get("better", 1)
+    return Row(key, label, scale * before, scale * after, scale * change, ci95, win_rate, better, unit)

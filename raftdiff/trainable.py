@@ -7,6 +7,7 @@ sampler, a compiled form of it) always sees the right ones, and nothing is rebui
 kept beside it and put back, never subtracted out again.
 """
 
+import copy
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, final
@@ -170,6 +171,21 @@ def lora_layers(modules: Iterable[Any]) -> list[Any]:
     from peft.tuners.lora import LoraLayer
 
     return [layer for module in modules for layer in module.modules() if isinstance(layer, LoraLayer)]
+
+
+def merged(module: Any) -> Any:
+    """A float32 copy of a resting network with its LoRA merged: half precision would round small changes away."""
+    whole = copy.deepcopy(module).float()
+    layers = set(lora_layers([whole]))
+    for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in layers]:
+        parent, _, last = name.rpartition(".")
+        if not layer.disable_adapters:  # else it rests merged
+            layer.get_base_layer().weight.data += layer.get_delta_weight("default")
+        setattr(whole.get_submodule(parent), last, layer.get_base_layer())
+    if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
+        del whole.peft_config
+        whole._hf_peft_config_loaded = False
+    return whole
 
 
 def add_lora(

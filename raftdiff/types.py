@@ -13,7 +13,9 @@ import torch
 from jaxtyping import Float, Float32
 
 Media = TypeVar("Media")
-SelectionKind = Literal["weighted", "pairs", "ranked", "labelled", "all"]
+SelectionKind = Literal["weighted", "pairs", "ranked", "labelled", "advantages", "all"]
+"""Items of one key with a positive weight; of two, better first; of several, best first; of one with a weight of 1
+(good) or -1 (bad); of one with a signed advantage; of one."""
 Source = Literal["policy", "teacher", "dataset", "human"]
 
 

@@ -5,13 +5,19 @@ import json
 import re
 from pathlib import Path
 
+from raftdiff.cli.either import AnyAssembly, load_weights, prepared
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run, prepared
-from raftdiff.comparison import compare, evaluation_prompts, load_round, write
+from raftdiff.cli.train import existing_run
+from raftdiff.comparison import compare, evaluation_prompts, write
 from raftdiff.errors import UserError
-from raftdiff.recipe import Assembly
+from raftdiff.recipe import Recipe
 from raftdiff.runs import Run
 from raftdiff.tables import table
+from raftdiff.text_comparison import compare as compare_texts
+from raftdiff.text_comparison import evaluation_texts
+from raftdiff.text_comparison import write as write_texts
+from raftdiff.text_recipe import TextAssembly
+from raftdiff.types import Prompt
 
 FREE = (
     "evaluation",
@@ -23,6 +29,7 @@ FREE = (
     "model.dtype",
     "model.attention",
     "finetuner.precision",
+    "finetuner.rows_per_pass",
 )
 """Recipe keys that an evaluation may change: none of them is what was trained."""
 
@@ -33,10 +40,12 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--name {args.name}: eval/{args.name} holds pictures already; choose another name.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
-    if args.steps is not None:
+    if args.steps is not None and not isinstance(recipe, Recipe):
+        raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
+    if args.steps is not None and isinstance(recipe, Recipe):
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
     assembly = prepared(run, recipe)
-    load_round(run, assembly, args.round)
+    load_weights(run, assembly, args.round)
     report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name)
     result = report.with_name("eval.json")
     if args.json:
@@ -47,24 +56,30 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def measure(
-    run: Run, assembly: Assembly, *, prompts: str | None = None, samples: int | None = None, name: str | None = None
+    run: Run, assembly: AnyAssembly, *, prompts: str | None = None, samples: int | None = None, name: str | None = None
 ) -> Path:
     """Compare the base with the policy as it stands, and write it all down; returns the page's path."""
     evaluation = assembly.recipe.evaluation
-    asked = evaluation_prompts(assembly, prompts)
-    bars = Bars(1)
-    compared = compare(
-        assembly,
-        asked,
-        per_prompt=samples or evaluation.samples_per_prompt,
-        seed=evaluation.seed,
-        report=bars.stage(0, "evaluate"),
-    )
-    bars.close()
-    folder = run.path / "eval" / name if name else run.path / "eval"
+    asked = _asked(assembly, prompts)
     trained = {prompt.caption for prompt in assembly.parts.prompts}
     trained_on = any(prompt.caption in trained for prompt in asked)
-    return write(folder, run, assembly, compared, trained_on=trained_on)
+    folder, count = run.path / "eval" / (name or ""), samples or evaluation.samples_per_prompt
+    bars = Bars(1)
+    report = bars.stage(0, "evaluate")
+    try:
+        if isinstance(assembly, TextAssembly):
+            answers = compare_texts(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
+            return write_texts(folder, run, assembly, answers, trained_on=trained_on)
+        pictures = compare(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
+        return write(folder, run, assembly, pictures, trained_on=trained_on)
+    finally:
+        bars.close()
+
+
+def _asked(assembly: AnyAssembly, prompts: str | None) -> list[Prompt]:
+    if isinstance(assembly, TextAssembly):
+        return evaluation_texts(assembly, prompts)
+    return evaluation_prompts(assembly, prompts)
 
 
 def show(result: Path) -> None:

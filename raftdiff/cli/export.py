@@ -2,22 +2,43 @@
 
 import argparse
 
+from raftdiff.cli.either import prepared
 from raftdiff.cli.train import existing_run
 from raftdiff.comparison import load_round
-from raftdiff.diffusion import export as formats
-from raftdiff.recipe import assemble
+from raftdiff.errors import UserError
+from raftdiff.text_recipe import TextAssembly
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
     "kohya": "put it into the Lora folder of A1111 or ComfyUI",
     "merged": "load it with: StableDiffusionPipeline.from_pretrained('{out}')",
+    "peft": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
+    "merged text": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
 }
+FREE = ("model.dtype", "model.attention", "finetuner.precision")
 
 
 def export(args: argparse.Namespace) -> None:
-    run, recipe = existing_run(args, free=("model.dtype", "model.attention", "finetuner.precision"))
-    assembly = assemble(recipe)
-    load_round(run, assembly, args.round)
-    out = args.out or run.path / "export" / (args.format + (".safetensors" if args.format == "kohya" else ""))
-    written = formats.export(assembly.finetuner, args.format, out)
-    print(f"{written}\n{HOW[args.format].format(out=written)}")
+    run, recipe = existing_run(args, free=FREE)
+    assembly = prepared(run, recipe)
+    load_round(run, assembly.finetuner, args.round)
+    if isinstance(assembly, TextAssembly):
+        from raftdiff.llm import export as texts
+
+        form = args.format or ("peft" if assembly.recipe.finetuner.adapter == "lora" else "merged")
+        if form not in ("peft", "merged"):
+            raise UserError(f"--format {form}: a language model is exported as peft or merged.")
+        written = texts.export(
+            assembly.finetuner, "peft" if form == "peft" else "merged", args.out or run.path / "export" / form
+        )
+        how = HOW["peft" if form == "peft" else "merged text"]
+    else:
+        from raftdiff.diffusion import export as pictures
+
+        form = args.format or "diffusers"
+        if form == "peft":
+            raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
+        out = args.out or run.path / "export" / (form + (".safetensors" if form == "kohya" else ""))
+        written = pictures.export(assembly.finetuner, form, out)
+        how = HOW[form]
+    print(f"{written}\n{how.format(out=written)}")

@@ -91,7 +91,7 @@ def _results(commands: Commands) -> None:
     export = _command(commands, "export", "export:export", "the tuned weights in a format that others read")
     _recipe(export, metavar="RUN")
     export.add_argument(
-        "--format", choices=("diffusers", "kohya", "merged"), default="diffusers", help="default: %(default)s"
+        "--format", choices=("diffusers", "kohya", "merged", "peft"), help="diffusers by default; of a text run, peft"
     )
     export.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")

@@ -2,23 +2,22 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from PIL.Image import Image
 
 from raftdiff import stages
+from raftdiff.cli.either import AnyAssembly, AnyRecipe, parts_of, prepared, ranker_of, read, weights_of
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run, open_run, prepared
+from raftdiff.cli.train import existing_run, open_run
 from raftdiff.config import plain
-from raftdiff.devices import find_device
 from raftdiff.errors import UserError
-from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
-from raftdiff.recipe import Assembly, Recipe, build_ranker, load_recipe, weights
 from raftdiff.rounds import Draft
 from raftdiff.runs import Run, fork
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
+from raftdiff.types import Prompt
 
 
 def sample(args: argparse.Namespace) -> None:
@@ -26,7 +25,7 @@ def sample(args: argparse.Namespace) -> None:
     run, recipe = open_run(args)
     with run.locked(recipe):
         assembly, draft, bars = _taken_up(run, recipe)
-        stages.sample(draft, assembly.parts, bars)
+        stages.sample(draft, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: raftdiff score {run.path}")
 
@@ -34,17 +33,16 @@ def sample(args: argparse.Namespace) -> None:
 def score(args: argparse.Namespace) -> None:
     """The scores of the round that was sampled; with ``--round``, of a finished one, in a new run."""
     if args.round is not None:
-        run, recipe, ranker = _fork(args)
+        run, recipe, ranker, prompts = _fork(args)
     elif args.out is not None:
         raise UserError("--out goes with --round: it names the new run in which a finished round is scored again.")
     else:
         run, recipe = existing_run(args)
-        run.bind(weights(recipe))
-        ranker = _ranker(recipe)
+        ranker, prompts = _ranker(run, recipe)
     with run.locked():
         draft = next_draft(run, recipe.loop)
         bars = Bars(recipe.loop.rounds)
-        stages.score(draft, ranker, build(recipe.prompts), recipe.loop, bars)
+        stages.score(draft, ranker, prompts, recipe.loop, bars)
         bars.close()
     for name, table in draft.folder.scores().raw.items():
         print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} candidates")
@@ -56,7 +54,7 @@ def select(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args)
     with run.locked():
         draft = next_draft(run, recipe.loop)
-        stages.select(draft, _ranker(recipe))
+        stages.select(draft, ranker_of(recipe, None)[0])
     metrics = draft.metrics()
     print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
     print(f"next: raftdiff tune {run.path}")
@@ -67,8 +65,8 @@ def tune(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args)
     with run.locked(recipe):
         assembly, draft, bars = _taken_up(run, recipe)
-        stages.tune(draft, run, assembly.parts, bars)
-        finished = stages.commit(draft, assembly.parts)
+        stages.tune(draft, run, parts_of(assembly), bars)
+        finished = stages.commit(draft, parts_of(assembly))
         bars.close()
         run.log("round", round=finished.index)
         tracker = Tracker(recipe.logging.tracker, run, plain(recipe))
@@ -77,7 +75,7 @@ def tune(args: argparse.Namespace) -> None:
     print(f"{finished.path}: complete\nnext: raftdiff sample {run.path}, or raftdiff eval {run.path}")
 
 
-def _taken_up(run: Run, recipe: Recipe) -> tuple[Assembly, Draft, Bars]:
+def _taken_up(run: Run, recipe: AnyRecipe) -> tuple[AnyAssembly, Draft, Bars]:
     """The parts as the last finished round left them, and the round that is being made."""
     assembly = prepared(run, recipe)
     if state := run.state():
@@ -97,16 +95,18 @@ def next_draft(run: Run, loop: LoopConfig) -> Draft:
     return run.draft(done)
 
 
-def _ranker(recipe: Recipe) -> Ranker[Image]:
-    """Rewards and selector alone: the diffusion model stays on the disk."""
-    return build_ranker(recipe, device=str(find_device(recipe.model.device)))
+def _ranker(run: Run, recipe: AnyRecipe) -> tuple[Ranker[Any], list[Prompt]]:
+    """The rewards that a run was begun with, the policy as its last round left it, and the prompts."""
+    run.bind(weights_of(recipe))
+    return ranker_of(recipe, run.state())
 
 
-def _fork(args: argparse.Namespace) -> tuple[Run, Recipe, Ranker[Image]]:
+def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[Prompt]]:
     """A new run for a finished round, made when its rewards are known to load."""
     if args.out is None:
         raise UserError("A finished round is never changed: name a folder for the new run with --out.")
     parent = Run.open(Path(args.recipe))
-    recipe = load_recipe(str(parent.path / "recipe.yaml"), args.overrides)
-    ranker = _ranker(recipe)
-    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker
+    recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
+    before = parent.round(args.round - 1).state() if args.round else None
+    ranker, prompts = ranker_of(recipe, before)
+    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker, prompts

@@ -1,6 +1,5 @@
 """The way out: tuned weights in the formats that other programs read."""
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from torch import Tensor
 from raftdiff.diffusion.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.loading import quietly
 from raftdiff.errors import UserError, nearest
-from raftdiff.trainable import lora_layers
+from raftdiff.trainable import merged
 
 FORMATS = ("diffusers", "kohya", "merged")
 LoRA = dict[str, tuple[Tensor, Tensor, float]]
@@ -53,21 +52,6 @@ def lora(module: Any) -> LoRA:
         for name, layer in module.named_modules()
         if isinstance(layer, LoraLayer)
     }
-
-
-def merged(module: Any) -> Any:
-    """A float32 copy of a resting network with its LoRA merged: half precision would round small changes away."""
-    whole = copy.deepcopy(module).float()
-    layers = set(lora_layers([whole]))
-    for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in layers]:
-        parent, _, last = name.rpartition(".")
-        if not layer.disable_adapters:  # else it rests merged
-            layer.get_base_layer().weight.data += layer.get_delta_weight("default")
-        setattr(whole.get_submodule(parent), last, layer.get_base_layer())
-    if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
-        del whole.peft_config
-        whole._hf_peft_config_loaded = False
-    return whole
 
 
 def _write_diffusers(tuner: DiffusionFineTuner, out: Path) -> Path:

@@ -1,0 +1,73 @@
+"""What is said of answers beside their rewards: diversity, length, perplexity, distance from the base model."""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from torch import Tensor
+
+from raftdiff.llm import metrics
+from raftdiff.llm.loading import LM
+from raftdiff.llm.rows import Row, row_of, score
+from raftdiff.types import Key, Sample
+
+Base = Callable[[], AbstractContextManager[None]]
+ORDERS = (1, 2)
+
+
+def diversity(texts: Sequence[str]) -> dict[str, float | None]:
+    """The RAFT paper's figures of a set of answers; None where there is too little text for one.
+
+    distinct-n, the share of n-grams that differ, falls with the amount of text: compare sets of one size.
+    """
+    found: dict[str, float] = {f"distinct_{n}": metrics.distinct(texts, n) for n in ORDERS}
+    found |= {f"unique_{n}": float(metrics.unique(texts, n)) for n in ORDERS}
+    found |= {"msttr_100": metrics.msttr(texts), "length": metrics.mean_length(texts)}
+    return {name: None if math.isnan(value) else value for name, value in found.items()}
+
+
+def describe(batches: Iterable[Sequence[Sample[str]]], selected: AbstractSet[Key]) -> dict[str, Any]:
+    """Diversity and length of all candidates of a round, and of the selected: hacking shows in these first."""
+    everything = [(sample.key in selected, sample.media) for batch in batches for sample in batch]
+    return {
+        "diversity_all": diversity([text for _, text in everything]),
+        "diversity_selected": diversity([text for chosen, text in everything if chosen]),
+    }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Distances:
+    """How far the policy is from the base, on answers that the policy drew."""
+
+    lm: LM
+    base: Base
+    batch_size: int
+
+    def __call__(self, samples: Sequence[Sample[str]]) -> dict[str, float]:
+        """``kl``: mean of log p - log p0 of an answer, nats, an estimate of KL(policy || base); ``perplexity``: of
+        the answers under the base model, a token; ``length``: in words; ``distinct_2``."""
+        rows = [row_of(self.lm, sample, learning=True) for sample in samples if len(sample.aux.get("tokens", "?"))]
+        now, before = self.log_probabilities(rows)
+        texts = [sample.media for sample in samples]
+        return {
+            "kl": float(torch.stack([(p - q).sum() for p, q in zip(now, before, strict=True)]).mean()),
+            "perplexity": perplexity(before),
+            "length": metrics.mean_length(texts),
+            "distinct_2": metrics.distinct(texts, 2),
+        }
+
+    def log_probabilities(self, rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:
+        """log p of every answer token under the policy and under the base."""
+        now = score(self.lm, rows, batch_size=self.batch_size)
+        with self.base():
+            return now, score(self.lm, rows, batch_size=self.batch_size)
+
+
+def perplexity(logprobs: Sequence[Tensor]) -> float:
+    """exp of the mean negative log p of all tokens together; lower is likelier."""
+    return float(torch.cat(list(logprobs)).mean().neg().exp())

@@ -1,0 +1,375 @@
+"""Fine-tuning a language model on a selection; ``objectives`` says what is minimised."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raftdiff import optimizer
+from raftdiff.config import Config
+from raftdiff.devices import DTYPES, DType
+from raftdiff.errors import UserError
+from raftdiff.llm.loading import LM
+from raftdiff.llm.network import Moment, Network
+from raftdiff.llm.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
+from raftdiff.llm.rows import Row, collate, row_of, score
+from raftdiff.seeds import fold
+from raftdiff.trainable import Trainable, add_lora, lora_layers
+from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
+
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+
+
+class LMFineTunerConfig(Config):
+    """What is learned from the selected answers, and how."""
+
+    type: Literal["lm"] = "lm"
+    objective: ObjectiveConfig = Field(default_factory=SftConfig)
+    """What is minimised: sft, rrhf, preference (the DPO family), kto, policy_gradient."""
+    adapter: Literal["lora", "full"] = "lora"
+    """Low-rank updates (arXiv:2106.09685), or every weight."""
+    rank: int = Field(default=16, ge=1)
+    """Rank of the LoRA."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The LoRA's scale is alpha / rank; None takes alpha = rank."""
+    target_modules: tuple[str, ...] = LINEAR
+    """Layers that get a LoRA, by the ends of their names; by default all projections of Llama's blocks."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Of the LoRA."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls over all the rounds of the recipe."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate first rises, counted over all rounds."""
+    epochs: float = Field(default=1.0, gt=0)
+    """How often each selected item is seen in a round."""
+    steps: int = Field(default=10_000, ge=1)
+    """At most this many optimizer steps a round."""
+    batch_size: int = Field(default=16, ge=1)
+    """Items (answers, pairs or rankings) per optimizer step."""
+    rows_per_pass: int = Field(default=64, ge=1)
+    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, and a good deal less memory."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    precision: DType | None = None
+    """What training computes in; None takes the model's dtype. Trained weights and their state are float32 always."""
+
+    def build(self, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> "LMFineTuner":
+        """The fine-tuner, its weights attached to ``lm`` in place.
+
+        Args:
+            total_rounds: how many rounds the learning-rate schedule spans.
+            max_tokens: the longest answer that is drawn, which Dr. GRPO divides by.
+            seed: of the LoRA's first weights.
+        """
+        return LMFineTuner(self, lm, total_rounds=total_rounds, max_tokens=max_tokens, seed=seed)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """An item with the tokens of its answers, and what other models say of them."""
+
+    item: Item
+    rows: tuple[Row, ...]
+    old: tuple[Tensor, ...] = ()
+    reference: tuple[Tensor, ...] = ()
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(len(row.answer) for row in self.rows)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the steps of a round."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    items: int = 0
+    steps: int = 0
+    tokens: int = 0
+    rate: float = 0.0
+    figures: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+@final
+class LMFineTuner:
+    """The last verb for text: gradient steps of one objective on what was selected.
+
+    A step is cut into passes of whole items, and means are taken over the whole step, so how it is cut does not matter.
+    Items whose advantage is zero are counted and not computed.
+    """
+
+    def __init__(self, config: LMFineTunerConfig, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> None:
+        self.config, self.lm, self.total_rounds = config, lm, max(1, total_rounds)
+        self.objective: Objective = config.objective.build(max_tokens=max_tokens)
+        self.precision = DTYPES[config.precision] if config.precision else lm.dtype
+        if self.precision == torch.float16:
+            raise UserError("finetuner.precision: float16 needs its gradients scaled; use bfloat16 or float32.")
+        self.trainable = attach(config, lm, seed=seed)
+        parameters = self.trainable.parameters
+        self.optimizer: torch.optim.Optimizer = (
+            optimizer.adamw(parameters, config.learning_rate, config.betas, config.weight_decay)
+            if config.optimizer == "adamw"
+            else optimizer.rmsprop(parameters, config.learning_rate, config.weight_decay)
+        )
+        self.network = Network(lm, self.precision, self._reference)
+        self.rounds = 0
+        self.steps = 0
+
+    @property
+    def requires(self) -> Requires:
+        return self.objective.requires
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[str]], *, seed: int, report: Report
+    ) -> Mapping[str, float]:
+        taught = self._taught(selection, samples)
+        config = self.config
+        plan = optimizer.exposure_plan(len(taught), config.steps, config.batch_size, config.epochs, seed)
+        tally = Tally()
+        with self._training():
+            for index, places in enumerate(plan):
+                rate = self._learning_rate(index / len(plan))
+                self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
+                report(index + 1, len(plan))
+        self.rounds += 1
+        return _figures(tally)
+
+    def state_dict(self) -> State:
+        """Everything that the next round depends on, on the CPU."""
+        counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
+        return {
+            self._stem: {name: weight.detach().cpu().clone() for name, weight in self.trainable.live.items()},
+            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
+            "schedule": counts,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``, to the bit on the CPU.
+
+        Raises:
+            UserError: the state is of another model or another fine-tuner.
+        """
+        if self._stem not in state:
+            raise UserError(
+                f"{self.lm.name}: the saved state holds no '{self._stem}' weights: finetuner.adapter was different."
+            )
+        self.trainable.load(state[self._stem])
+        live = self.trainable.live
+        optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, state.get("optimizer", {}))
+        counts = state.get("schedule", {})
+        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
+        self.trainable.rest(None)
+
+    def base_weights(self) -> AbstractContextManager[None]:
+        """Within, the shared network is the base model: what samples is the model before any tuning."""
+        return self.trainable.base_weights()
+
+    def parameter_count(self) -> int:
+        """How many numbers are trained."""
+        return self.trainable.count()
+
+    @property
+    def _stem(self) -> str:
+        return "adapter" if self.config.adapter == "lora" else "weights"
+
+    def _learning_rate(self, through: float) -> float:
+        progress, config = (self.rounds + through) / self.total_rounds, self.config
+        return optimizer.learning_rate(
+            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
+        )
+
+    def _taught(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> list[Taught]:
+        """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities."""
+        keys = list(dict.fromkeys(key for item in selection.items for key in item.keys))
+        rows = {key: row_of(self.lm, samples[key], learning=True) for key in keys}
+        needs = self.requires
+        old = {key: _old(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
+        reference: dict[Key, Tensor] = {}
+        if needs.reference_model:
+            with self.base_weights():
+                found = score(self.lm, list(rows.values()), batch_size=self.config.rows_per_pass)
+            reference = dict(zip(rows, found, strict=True))
+        return [
+            Taught(
+                item,
+                tuple(rows[key] for key in item.keys),
+                tuple(old[key] for key in item.keys) if old else (),
+                tuple(reference[key] for key in item.keys) if reference else (),
+            )
+            for item in selection.items
+        ]
+
+    def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
+        """One optimizer step on these items."""
+        whole = Whole(sum(one.answer_tokens for one in taught), len(taught))
+        moment_progress = (self.rounds + through) / self.total_rounds
+        for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
+            generator = torch.Generator().manual_seed(fold(seed, "pass", place))
+            lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
+            with _seeded(fold(seed, "dropout", place), self.config.dropout > 0):
+                moment = Moment(self.steps, moment_progress, generator)
+                loss, figures = self.objective.loss(lesson, whole, self.network, moment)
+                torch.autograd.backward(loss)
+            tally.loss += float(loss.detach()) * whole.items
+            tally.tokens += int(lesson.batch.attention.sum())
+            for name, value in figures.items():
+                tally.figures[name] += value * len(part)
+        tally.norm += self._update(rate)
+        tally.items += whole.items
+        tally.steps += 1
+        tally.rate = rate
+
+    @property
+    def _least(self) -> int:
+        """Items that a pass needs at least: KTO's reference point pairs answers with other prompts."""
+        return 2 if self.requires.kinds == ("labelled",) else 1
+
+    def _computed(self, taught: Sequence[Taught]) -> list[Taught]:
+        """Those with anything to learn from: no advantage, no gradient, but for that of a KL in the loss."""
+        if self.requires.kinds != ("advantages",) or self.requires.reference_model:
+            return list(taught)
+        return [one for one in taught if one.item.weight != 0]
+
+    def _update(self, rate: float) -> float:
+        """Let the gradients act: clipped, stepped. Returns their norm before clipping."""
+        parameters = [p for p in self.trainable.parameters.values() if p.grad is not None]
+        if not parameters:
+            return 0.0
+        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if not torch.isfinite(norm):
+            raise UserError(
+                f"finetuner: the loss is no longer a number at step {self.steps + 1}. Lower finetuner.learning_rate "
+                f"(now {self.config.learning_rate:g}), or train in float32 (finetuner.precision)."
+            )
+        if self.config.max_grad_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(norm)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Within, the network holds the live weights, in training precision; afterwards the policy again."""
+        model = self.lm.model
+        self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.lm.dtype)
+        model.train(self.config.gradient_checkpointing or self.config.dropout > 0)
+        if self.config.gradient_checkpointing:
+            model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            yield
+        finally:
+            if self.config.gradient_checkpointing:
+                model.gradient_checkpointing_disable()
+            model.eval()
+            self.trainable.rest(None)
+
+    @contextmanager
+    def _reference(self) -> Iterator[None]:
+        """While training, the base model for a moment."""
+        self.trainable.enable(False)
+        try:
+            yield
+        finally:
+            self.trainable.enable(True)
+
+
+def attach(config: LMFineTunerConfig, lm: LM, *, seed: int) -> Trainable:
+    """Make the weights of ``lm`` trainable, in place; a LoRA starts as a change of nothing.
+
+    Raises:
+        UserError: the model is being tuned already, or none of its layers is a target.
+    """
+    if lora_layers([lm.model]):
+        raise UserError(f"{lm.name}: this model already carries a LoRA; load it afresh to put another on.")
+    if config.adapter == "lora":
+        alpha = config.alpha if config.alpha is not None else float(config.rank)
+        add_lora(lm.model, config.rank, alpha, config.target_modules, fold(seed, "lora"), dropout=config.dropout)
+    return Trainable(lm.name, {"model": lm.model}, config.adapter, dtype=lm.dtype)
+
+
+def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:
+    """The items in parts of at most so many rows, and at least so many items."""
+    part: list[Taught] = []
+    waiting = list(taught)
+    while waiting:
+        part.append(waiting.pop(0))
+        enough = waiting and sum(len(one.rows) for one in part) + len(waiting[0].rows) > rows
+        if enough and len(part) >= least and len(waiting) >= least:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
+    rows = [row for one in taught for row in one.rows]
+    batch = collate(rows, pad)
+    counts = torch.tensor([len(one.rows) for one in taught])
+    scores = [score for one in taught for score in (one.item.scores or (0.0,) * len(one.rows))]
+    weights = torch.tensor([one.item.weight for one in taught])
+    other = [Row(row.prompt, rows[place - 1].answer) for place, row in enumerate(rows)]
+    return Lesson(
+        batch,
+        torch.arange(len(taught)).repeat_interleave(counts),
+        weights.repeat_interleave(counts),
+        torch.tensor(scores),
+        _laid_out([values for one in taught for values in one.old], batch.mask),
+        _laid_out([values for one in taught for values in one.reference], batch.mask),
+        collate(other, pad) if mismatched else None,
+    )
+
+
+def _laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor | None:
+    """Values of answer tokens where their row has them, 0 elsewhere."""
+    if not values:
+        return None
+    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
+
+
+def _old(sample: Sample[str], row: Row) -> Tensor:
+    if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
+        raise UserError(
+            f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "
+            "use the sampler 'policy'."
+        )
+    return sample.aux["logprobs"]
+
+
+@contextmanager
+def _seeded(seed: int, wanted: bool) -> Iterator[None]:
+    """Dropout draws from the global generator; within, from one of its own."""
+    if not wanted:
+        yield
+        return
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        yield
+
+
+def _figures(tally: Tally) -> dict[str, float]:
+    items, steps = max(1, tally.items), max(1, tally.steps)
+    return {
+        "loss": tally.loss / items,
+        "steps": float(tally.steps),
+        "items": float(tally.items),
+        "network_evaluations": float(tally.tokens),
+        "grad_norm": tally.norm / steps,
+        "learning_rate": tally.rate,
+        **{name: value / items for name, value in tally.figures.items()},
+    }

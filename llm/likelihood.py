@@ -1,0 +1,89 @@
+"""Rewards that a language model itself gives: its distance from the base (RAFT's KL term), and another one's liking."""
+
+from collections.abc import Callable, Sequence
+from typing import Literal, final
+
+import torch
+from jaxtyping import Float32
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.llm.figures import Base, Distances
+from raftdiff.llm.loading import LM, LMConfig, load
+from raftdiff.llm.rows import row_of, score
+from raftdiff.types import Sample
+
+
+class KlConfig(Config):
+    """RAFT's KL-corrected ranking: r - beta (log p - log p0) is the reward with this one beside it, beta its weight."""
+
+    type: Literal["kl"] = "kl"
+    name: str = "kl"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=0.05, allow_inf_nan=False)
+    """The paper's beta, 0.005 to 0.1."""
+    batch_size: int = Field(default=64, ge=1)
+    """Answers through the network at once."""
+
+    def build_on(self, lm: LM, base: Base) -> "KlReward":
+        """The reward on the policy that is tuned."""
+        return KlReward(Distances(lm, base, self.batch_size), name=self.name)
+
+
+@final
+class KlReward:
+    """-(log p - log p0) of the answer, sums over its tokens in nats: nearer to the base is higher, 0 at the base.
+
+    It changes which answer is picked, and is never in the loss (arXiv:2304.06767, section 3). ``log p`` is the current
+    policy's, whoever wrote the answer. Two forward passes an answer.
+    """
+
+    def __init__(self, distances: Distances, *, name: str = "kl") -> None:
+        self.name = name
+        self._distances = distances
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        rows = [row_of(self._distances.lm, sample, learning=True) for sample in samples]
+        now, base = self._distances.log_probabilities(rows)
+        return torch.stack([(q - p).sum() for p, q in zip(now, base, strict=True)]).float()
+
+
+class LikelihoodConfig(Config):
+    """A language model's mean log p a token: a model trained by RRHF is a reward model by this."""
+
+    type: Literal["likelihood"] = "likelihood"
+    name: str = "likelihood"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    model: LMConfig
+    batch_size: int = Field(default=64, ge=1)
+    """Answers through the network at once."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "LikelihoodReward":
+        """
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        del device  # the model's own config says where
+        return LikelihoodReward(load(self.model, resolve), batch_size=self.batch_size, name=self.name)
+
+
+@final
+class LikelihoodReward:
+    """p_i = mean log p of the answer's tokens, nats, at most 0; higher is better (arXiv:2304.05302, section 3.1).
+
+    The answer is read by the model's own tokenizer, and ends.
+    """
+
+    def __init__(self, lm: LM, *, batch_size: int = 64, name: str = "likelihood") -> None:
+        self.name = name
+        self._lm, self._batch_size = lm, batch_size
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        plain = [
+            Sample(one.round, one.prompt, one.index, one.seed, one.source, one.media) for one in samples
+        ]  # without the policy's tokens, which are another vocabulary's
+        rows = [row_of(self._lm, sample, learning=False) for sample in plain]
+        found = score(self._lm, rows, batch_size=self._batch_size)
+        return torch.stack([lp.mean() for lp in found]).float()

@@ -1,0 +1,166 @@
+"""Language models and their tokenizers, and how a prompt is written for them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.devices import DTYPES, DType, find_device
+from raftdiff.errors import UserError
+from raftdiff.types import Prompt
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:\n"
+)
+"""The prompt of Stanford Alpaca, for an instruction without an input."""
+
+
+class LMConfig(Config):
+    """Which language model, and how it is held in memory."""
+
+    base: str
+    """A model that ships (review-lm), a transformers folder, or a Hugging Face id."""
+    gguf_file: str | None = None
+    """Read this GGUF file of the folder instead; its weights are taken out of their quantization."""
+    revision: str | None = None
+    """A commit, branch or tag of a Hugging Face id."""
+    dtype: DType = "float32"
+    """What the frozen weights are held in, and what sampling computes in."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    template: str = "auto"
+    """How a prompt is written for the model: "chat" (the tokenizer's own template), "plain" (as it is), "alpaca", or a
+    text with "{prompt}" in it. "auto" takes chat where the tokenizer has a template."""
+    max_prompt_tokens: int = Field(default=512, ge=1)
+    """Longer prompts are an error."""
+
+
+@final
+@dataclass(frozen=True)
+class LM:
+    """A causal language model, its tokenizer, and how prompts are written for it."""
+
+    name: str
+    model: Any
+    tokenizer: Any
+    device: torch.device
+    dtype: torch.dtype
+    template: str
+    max_prompt_tokens: int = 512
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """The ids that end an answer."""
+        found: list[int] = []
+        for ids in (self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)):
+            found += [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+        return tuple(dict.fromkeys(found))
+
+    @property
+    def pad(self) -> int:
+        """What fills rows up. It may be the end token itself: masks are made by counting, never by looking for it."""
+        pad = self.tokenizer.pad_token_id
+        return int(self.eos[0] if pad is None else pad)
+
+    def prompt_ids(self, prompt: Prompt, text: str) -> list[int]:
+        """The tokens that an answer follows: ``text`` (what is sampled or learnt) with the prompt's system text and
+        earlier turns, written as the model expects.
+
+        Raises:
+            UserError: they are more than ``max_prompt_tokens``.
+        """
+        if self.template == "chat":
+            written = self.tokenizer.apply_chat_template(
+                messages(prompt, text), add_generation_prompt=True, tokenize=False
+            )
+            ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        else:
+            ids = self.tokenizer(self._plain(prompt, text))["input_ids"]
+        if len(ids) > self.max_prompt_tokens:
+            raise UserError(
+                f"The prompt '{prompt.id}' is {len(ids)} tokens long, more than model.max_prompt_tokens "
+                f"({self.max_prompt_tokens}); leave it out, shorten it, or raise the limit."
+            )
+        return list(ids)
+
+    def answer_ids(self, text: str) -> list[int]:
+        """The tokens of an answer that somebody else wrote, its end included."""
+        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos[0]]
+
+    def text(self, ids: Sequence[int]) -> str:
+        """The answer that tokens spell, without special tokens."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _plain(self, prompt: Prompt, text: str) -> str:
+        turns = messages(prompt, text)
+        told = text if len(turns) == 1 else "\n\n".join(turn["content"] for turn in turns)
+        return told if self.template == "plain" else self.template.replace("{prompt}", told)
+
+
+def messages(prompt: Prompt, text: str) -> list[dict[str, str]]:
+    """System text, earlier turns and ``text`` as a chat."""
+    system = prompt.meta.get("system") or ""
+    first = [{"role": "system", "content": str(system)}] if system else []
+    return [*first, *prompt.meta.get("history", []), {"role": "user", "content": text}]
+
+
+def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
+    """The model that a recipe names, frozen and ready to answer.
+
+    Raises:
+        UserError: it is not there, is no causal language model, lacks an end token or the chat template asked for.
+    """
+    import transformers
+
+    device, dtype = find_device(config.device), DTYPES[config.dtype]
+    where = resolve(config.base)
+    known = {"revision": config.revision, "gguf_file": config.gguf_file, "trust_remote_code": False}
+    options = {name: value for name, value in known.items() if value is not None}
+    _check_folder(config, where)
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        safe: Mapping[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
+        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options, **safe)
+    except (OSError, ValueError, ImportError) as error:
+        raise UserError(f"model.base: cannot load '{config.base}' as a language model: {_first_line(error)}") from None
+    if config.gguf_file:
+        model.hf_quantizer = None
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    model.to(device).eval().requires_grad_(False)
+    template = _template(config, tokenizer)
+    lm = LM(config.base, model, tokenizer, device, dtype, template, config.max_prompt_tokens)
+    if not lm.eos:
+        raise UserError(f"model.base: the tokenizer of '{config.base}' has no end token, so answers could not end.")
+    return lm
+
+
+def _template(config: LMConfig, tokenizer: Any) -> str:
+    has_chat = getattr(tokenizer, "chat_template", None) is not None
+    if config.template == "auto":
+        return "chat" if has_chat else "plain"
+    if config.template == "chat" and not has_chat:
+        raise UserError(f"model.template: the tokenizer of '{config.base}' has no chat template; use plain or alpaca.")
+    if config.template == "alpaca":
+        return ALPACA
+    if config.template not in ("chat", "plain") and "{prompt}" not in config.template:
+        raise UserError(
+            f"model.template: '{config.template}' is neither auto, chat, plain nor alpaca, and lacks {{prompt}}."
+        )
+    return config.template
+
+
+def _check_folder(config: LMConfig, where: str) -> None:
+    """A name that looks like a folder should be one, before a library asks the network for it."""
+    looks_local = where.startswith((".", "/", "~")) or where.count("/") > 1
+    if looks_local and not Path(where).expanduser().is_dir():
+        raise UserError(f"model.base: there is no folder '{config.base}'.")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

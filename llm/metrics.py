@@ -1,0 +1,78 @@
+"""Diversity of a set of answers, as the RAFT paper reports it (arXiv:2304.06767, Table 3).
+
+Definitions of GEM-metrics (github.com/GEM-benchmark/GEM-metrics). Tokens are the lower-cased text cut at white space;
+GEM lower-cases too, but cuts with NLTK's tokenizer, which splits punctuation off. So numbers compare among ours, and
+with GEM's only where texts come tokenised. n-grams never reach from one answer into the next. Compare sets of one size:
+every figure here depends on it.
+"""
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+
+from raftdiff.errors import UserError
+
+
+def distinct(texts: Sequence[str], n: int) -> float:
+    """distinct-n: different n-grams / all n-grams, in 0..1; higher is more diverse. NaN where there is no n-gram."""
+    counts = _ngrams(texts, n)
+    return len(counts) / counts.total() if counts else float("nan")
+
+
+def unique(texts: Sequence[str], n: int) -> int:
+    """unique-n: the *number* of n-grams that occur exactly once; higher is more diverse. Not a ratio."""
+    return sum(count == 1 for count in _ngrams(texts, n).values())
+
+
+def msttr(texts: Sequence[str], window: int = 100, gem_compat: bool = False) -> float:
+    """Mean type-token ratio of the consecutive windows of the answers put end to end; the incomplete last one is left
+    out. In 0..1, higher is more diverse; NaN where there is no whole window.
+
+    ``gem_compat`` does what GEM's source (NLG-diversity) did: it looks at the window only between answers, so what an
+    answer leaves over may be longer than a window, and such a piece is counted whole.
+
+    Raises:
+        UserError: ``window`` is below 1.
+    """
+    if window < 1:
+        raise UserError(f"msttr: a window of {window} tokens; use 1 or more (100 is customary).")
+    answers = [_tokens(text) for text in texts]
+    pieces = list(_loose_windows(answers, window) if gem_compat else _windows(answers, window))
+    return float(np.mean([len(set(piece)) / len(piece) for piece in pieces])) if pieces else float("nan")
+
+
+def mean_length(texts: Sequence[str]) -> float:
+    """Mean number of tokens an answer; NaN for no answers. Neither high nor low is better: watch it for drift."""
+    return float(np.mean([len(_tokens(text)) for text in texts])) if texts else float("nan")
+
+
+def _tokens(text: str) -> list[str]:
+    return text.lower().split()
+
+
+def _ngrams(texts: Sequence[str], n: int) -> Counter[tuple[str, ...]]:
+    if n < 1:
+        raise UserError(f"n-grams of {n} tokens; use n of 1 or more.")
+    counts: Counter[tuple[str, ...]] = Counter()
+    for text in texts:
+        tokens = _tokens(text)
+        counts.update(zip(*(tokens[start:] for start in range(n)), strict=False))  # the shortest shift ends it
+    return counts
+
+
+def _windows(answers: Sequence[list[str]], window: int) -> Iterable[list[str]]:
+    tokens = [token for answer in answers for token in answer]
+    return (tokens[start : start + window] for start in range(0, len(tokens) - window + 1, window))
+
+
+def _loose_windows(answers: Sequence[list[str]], window: int) -> Iterable[list[str]]:
+    held: list[str] = []
+    for answer in answers:
+        missing = window - len(held)
+        if len(answer) < missing:
+            held = held + answer
+            continue
+        # Where ``held`` is longer than a window already, ``missing`` is negative and counts from the answer's end.
+        yield held + answer[:missing]
+        held = answer[missing:]

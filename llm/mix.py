@@ -1,0 +1,99 @@
+"""Candidates from several samplers: the policy beside teachers, data sets and people."""
+
+from collections.abc import Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import replace
+from itertools import accumulate
+from typing import Any, Literal, final
+
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Sample, Sampler, Source
+
+
+class MixPartConfig(Config):
+    """One sampler of a mixture."""
+
+    share: int = Field(ge=1)
+    """How many of a prompt's candidates come from it."""
+    sampler: dict[str, Any]
+    """Its own keys, with its type."""
+
+
+class MixSamplerConfig(Config):
+    """Candidates from several samplers; the shares add up to the loop's candidates."""
+
+    type: Literal["mix"] = "mix"
+    parts: list[MixPartConfig] = Field(min_length=1)
+    """In the order of the candidates' numbers; their order and shares are part of what is drawn."""
+
+    @property
+    def candidates(self) -> int:
+        """Candidates of a prompt, of all parts."""
+        return sum(part.share for part in self.parts)
+
+    def build(self, samplers: Sequence[Sampler[str]]) -> "MixSampler":
+        """``samplers``: one for each of the ``parts``, built from its config."""
+        return MixSampler([(part.share, sampler) for part, sampler in zip(self.parts, samplers, strict=True)])
+
+
+@final
+class MixSampler:
+    """The first ``share`` candidates of a prompt come from the first part, the next from the second, and so on.
+
+    With three parts of shares 2, 1 and 3, candidates 0-1, 2 and 3-5. Each sample keeps the source, the aux and the
+    seed of the part that made it. The first part draws with the seed that it would have alone, so that the same policy
+    with the same seeds draws the same with and without the others; part i > 0 draws with ``fold(seed, "part", i)``.
+    A part that has fewer answers than its share (data, people) leaves its other numbers free.
+    """
+
+    def __init__(self, parts: Sequence[tuple[int, Sampler[str]]]) -> None:
+        """``parts``: (share, sampler), in the order of the candidates' numbers.
+
+        Raises:
+            UserError: there is no part, or a share is less than one.
+        """
+        if not parts or any(share < 1 for share, _ in parts):
+            raise UserError("sampler.parts: a mixture needs a part, and each part a share of 1 or more.")
+        self.parts = tuple(parts)
+        self._starts = tuple(accumulate((share for share, _ in parts), initial=0))
+
+    @property
+    def source(self) -> Source:
+        """The parts' own where all have the same, else that of the first part that is not the policy."""
+        sources = [sampler.source for _, sampler in self.parts]
+        return next((source for source in sources if source != "policy"), "policy")
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        """What every sample carries; those of one part may carry more."""
+        first, *others = (sampler.provides for _, sampler in self.parts)
+        return tuple(name for name in first if all(name in other for other in others))
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[str]]:
+        """Part by part. With fewer candidates than the shares add up to, the last ones are left out.
+
+        Raises:
+            UserError: more candidates are asked for than the shares add up to.
+        """
+        if per_prompt > self._starts[-1]:
+            raise UserError(
+                f"sampler.parts: the shares add up to {self._starts[-1]} candidates, and {per_prompt} are asked for."
+            )
+        for place, ((share, sampler), start) in enumerate(zip(self.parts, self._starts, strict=False)):
+            count = min(share, per_prompt - start)
+            if count < 1:
+                return
+            own = {(prompt, index - start) for prompt, index in done if start <= index < start + count}
+            part_seed = seed if place == 0 else fold(seed, "part", place)
+            drawn = sampler.sample(prompts, per_prompt=count, seed=part_seed, round=round, done=own)
+            yield from (replace(sample, index=start + sample.index) for sample in drawn)
+
+    def network_evaluations(self) -> int:
+        """Of all parts together."""
+        return sum(sampler.network_evaluations() for _, sampler in self.parts)

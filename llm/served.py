@@ -1,0 +1,135 @@
+"""A sampler that asks a chat server: a teacher that runs elsewhere."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Any, Literal, Protocol, final, runtime_checkable
+
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.llm.loading import messages
+from raftdiff.seeds import fold
+from raftdiff.server import ChatServer, concurrently
+from raftdiff.types import Prompt, Sample, Source
+
+AHEAD = 4
+"""Answers asked for at once, in units of the requests in flight: what a killed run asks for again at most."""
+
+
+class ServerSamplerConfig(Config):
+    """A model behind an OpenAI-compatible chat server answers."""
+
+    type: Literal["server"] = "server"
+    base_url: str
+    """With the version, for example http://localhost:8000/v1."""
+    model: str
+    """The name under which the server knows the model."""
+    api_key_env: str | None = None
+    """The name of the environment variable that holds the key; never the key itself."""
+    temperature: float = Field(default=1.0, ge=0)
+    max_tokens: int = Field(default=256, ge=1)
+    """Longest answer, in the server's tokens."""
+    stop: list[str] = Field(default_factory=list)
+    """Texts that end an answer."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Further keys of each request, such as top_p."""
+    concurrency: int = Field(default=4, ge=1, le=256)
+    """Requests in flight at once."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Seconds without a byte from the server before a try counts as failed."""
+    retries: int = Field(default=4, ge=0)
+    """Tries after the first."""
+
+    def build(self) -> "ServerSampler":
+        """
+        Raises:
+            UserError: the address or the key's variable cannot be used.
+        """
+        server = ChatServer(
+            self.base_url,
+            self.model,
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            retries=self.retries,
+            extra=self.extra,
+        )
+        return ServerSampler(
+            server,
+            temperature=self.temperature,
+            max_tokens=self.max_tokens,
+            stop=self.stop,
+            concurrency=self.concurrency,
+        )
+
+
+@runtime_checkable
+class Chat(Protocol):
+    """What is asked of a server: ``raftdiff.server.ChatServer`` is one."""
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]: ...
+
+
+@final
+class ServerSampler:
+    """Asks for each candidate by itself: the system message, earlier turns, and what the sampler reads of the prompt.
+
+    The seed of each candidate goes along, but a server need not honour it, and may answer otherwise when a run is
+    resumed. An empty answer (held back by a content filter, say) is not yielded.
+    """
+
+    source: Source = "teacher"
+    provides: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        server: Chat,
+        *,
+        temperature: float = 1.0,
+        max_tokens: int = 256,
+        stop: Sequence[str] = (),
+        concurrency: int = 4,
+    ) -> None:
+        self._server, self._concurrency = server, concurrency
+        self._temperature, self._max_tokens, self._stop = temperature, max_tokens, tuple(stop)
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[str]]:
+        """In order, while others are under way.
+
+        Raises:
+            UserError: the server gives no answer.
+        """
+
+        def ask(job: tuple[Prompt, int]) -> str:
+            prompt, index = job
+            (answer,) = self._server.complete(
+                messages(prompt, prompt.sampling),
+                temperature=self._temperature,
+                max_tokens=self._max_tokens,
+                n=1,
+                seed=fold(seed, prompt.id, index),
+                stop=self._stop,
+            )
+            return answer.strip()
+
+        jobs = [(p, k) for p in prompts for k in range(per_prompt) if (p.id, k) not in done]
+        size = AHEAD * self._concurrency
+        for start in range(0, len(jobs), size):
+            batch = jobs[start : start + size]
+            for (prompt, index), text in zip(batch, concurrently(ask, batch, self._concurrency), strict=True):
+                if text:
+                    yield Sample(round, prompt, index, fold(seed, prompt.id, index), self.source, text)
+
+    def network_evaluations(self) -> int:
+        """None of ours: what the server computes is not counted."""
+        return 0

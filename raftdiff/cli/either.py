@@ -1,0 +1,91 @@
+"""Recipes and runs of either medium: which assembly they belong to."""
+
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from raftdiff.comparison import load_round
+from raftdiff.devices import find_device
+from raftdiff.errors import UserError
+from raftdiff.prompts import build
+from raftdiff.ranking import Ranker
+from raftdiff.recipe import Assembly, Recipe, assemble, build_ranker, is_text, load_recipe, locate, recipe_of, weights
+from raftdiff.runs import Run
+from raftdiff.stages import Parts
+from raftdiff.text_recipe import TextAssembly, TextRecipe, assemble_text, load_text_recipe, text_recipe_of
+from raftdiff.text_recipe import weights as text_weights
+from raftdiff.types import FineTuner, Prompt, State
+
+AnyRecipe: TypeAlias = Recipe | TextRecipe
+AnyAssembly: TypeAlias = Assembly | TextAssembly
+
+
+def parts_of(assembly: AnyAssembly) -> Parts[Any]:
+    """What the loop takes; it does not care for the medium."""
+    return assembly.parts
+
+
+def load_weights(run: Run, assembly: AnyAssembly, round: int | None) -> None:
+    """Put the policy into its state after a finished round, the last by default.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    finetuner: FineTuner[Any] = assembly.finetuner
+    load_round(run, finetuner, round)
+
+
+def ranker_of(recipe: AnyRecipe, state: State | None) -> tuple[Ranker[Any], list[Prompt]]:
+    """Rewards and selector of a run, and the prompts: for pictures the diffusion model stays on the disk, for texts a
+    reward may be the policy's own distance from the base, so all of it is loaded."""
+    if isinstance(recipe, TextRecipe):
+        assembly = assemble_text(recipe)
+        if state:
+            assembly.finetuner.load_state_dict(state)
+        return assembly.ranker, list(assembly.parts.prompts)
+    return build_ranker(recipe, device=str(find_device(recipe.model.device))), build(recipe.prompts)
+
+
+def read(name: str, overrides: list[str]) -> AnyRecipe:
+    """The recipe in a file, or the one of that name that ships.
+
+    Raises:
+        UserError: no such recipe, or anything wrong in it, in a sentence a line.
+    """
+    path = locate(name)
+    return load_text_recipe(path, overrides) if is_text(path) else load_recipe(name, overrides)
+
+
+def of(run: Run) -> AnyRecipe:
+    """What a run was begun with."""
+    return text_recipe_of(run) if is_text(run.path / "recipe.yaml") else recipe_of(run)
+
+
+def weights_of(recipe: AnyRecipe) -> dict[str, str]:
+    """A fingerprint of every local model that a recipe names."""
+    return text_weights(recipe) if isinstance(recipe, TextRecipe) else weights(recipe)
+
+
+def prepared(run: Run, recipe: AnyRecipe) -> AnyAssembly:
+    """The parts of a run's recipe.
+
+    Raises:
+        UserError: the weights that it names are not those that the run was begun with, or cannot be loaded.
+    """
+    run.bind(weights_of(recipe))
+    return assemble_text(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe)
+
+
+def taken_up(path: Path, round: int | None, overrides: list[str]) -> tuple[Run, TextAssembly]:
+    """A text run's parts, its policy as it was after a round, the last by default.
+
+    Raises:
+        UserError: there is no such run or round, or the overrides change what was trained.
+    """
+    run = Run.open(path)
+    recipe = text_recipe_of(run)
+    if overrides:
+        raise UserError("Overrides go with 'raftdiff eval'; here the run's own recipe is used.")
+    assembly = prepared(run, recipe)
+    assert isinstance(assembly, TextAssembly)
+    load_weights(run, assembly, round)
+    return run, assembly
