@@ -30,6 +30,7 @@ format: $(INSTALLED)
 
 schema: $(INSTALLED)
 	$(BIN)/raftdiff schema > configs/recipe.schema.json
+	$(BIN)/raftdiff schema text > configs/llm/recipe.schema.json
 
 install: $(INSTALLED)
 

@@ -51,6 +51,8 @@ class Parts(Generic[Media]):
     held_out: Sequence[Prompt] = ()
     held_out_sampler: Sampler[Media] | None = None
     """Draws the held-out prompts as the tuned model is to be used; the sampler itself by default."""
+    held_out_ranker: Ranker[Media] | None = None
+    """Scores the held-out samples, where the rewards of the training cannot; its selector is not used."""
     held_out_candidates: int = 1
     """Samples per held-out prompt; their seeds are the same in every round."""
     examine: Callable[[Sequence[Sample[Media]]], Mapping[str, float]] | None = None
@@ -170,11 +172,12 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
         for candidate in stream:
             drawn.append(candidate)
             report(len(drawn), len(parts.held_out) * count)
-        raw = parts.ranker.raw(drawn)
+        ranker = parts.held_out_ranker or parts.ranker
+        raw = ranker.raw(drawn)
         draft.keep(name, drawn)
         further = parts.examine(drawn) if parts.examine else {}
     draft.note(
-        **{name: _mean(parts.ranker.total(raw))},
+        **{name: _mean(ranker.total(raw))},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
         **({f"{name}_figures": dict(further)} if further else {}),
     )

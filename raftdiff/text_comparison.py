@@ -65,7 +65,7 @@ def compare(
         prompts,
         before,
         after,
-        rewards=[reward for reward, _ in assembly.ranker.rewards] + list(assembly.onlookers),
+        rewards=[reward for reward, _ in assembly.measures.rewards],
         judge=assembly.judge,
         seconds=time.perf_counter() - began,
         network_evaluations=assembly.evaluator.network_evaluations() - spent,
@@ -162,8 +162,7 @@ def _pairs(assembly: TextAssembly, compared: TextCompared) -> list[BeforeAfter]:
 
 
 def _marks(assembly: TextAssembly, samples: Sequence[Sample[str]]) -> list[Mapping[str, float | bool]]:
-    raw = assembly.ranker.raw(samples)
-    raw |= {reward.name: reward.score(samples).numpy() for reward in assembly.onlookers}
+    raw = assembly.measures.raw(samples)
     verdicts: Mapping[str, Any] = {}
     if assembly.judge:
         verdicts = assembly.judge([one.media for one in samples], [one.prompt.caption for one in samples])

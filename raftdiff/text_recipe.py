@@ -147,8 +147,8 @@ class TextAssembly:
     """Answers as the tuned model is to be used."""
     finetuner: LMFineTuner
     ranker: Ranker[str]
-    onlookers: Sequence[Reward[str]]
-    """Rewards of the evaluation alone."""
+    measures: Ranker[str]
+    """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
     distances: Distances
     parts: Parts[str]
     """What the loop takes."""
@@ -185,6 +185,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in round 7
     distances = Distances(lm, finetuner.base_weights, rows)
     ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
+    measures = _measures(recipe, ranker, device=str(lm.device))
     parts = Parts(
         sampler=sampler,
         ranker=ranker,
@@ -192,12 +193,12 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         prompts=prompts,
         held_out=held_out,
         held_out_sampler=evaluator,
+        held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
         examine=distances,
         loop=recipe.loop,
     )
-    onlookers = [config.build(device=str(lm.device), resolve=resolve) for config in evaluation.rewards]
-    return TextAssembly(recipe, lm, evaluator, finetuner, ranker, onlookers, distances, parts)
+    return TextAssembly(recipe, lm, evaluator, finetuner, ranker, measures, distances, parts)
 
 
 def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
@@ -212,6 +213,16 @@ def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
         for config in recipe.ranker.rewards
     ]
     return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), describe)
+
+
+def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker[str]:
+    """The training's rewards, but for scores that data gave to their own answers, and those that only look on. The
+    latter count for the held-out curve only where there is nothing else."""
+    configs = recipe.ranker.rewards
+    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type != "given"]
+    weight = 0.0 if kept else 1.0
+    onlookers = [(one.build(device=device, resolve=resolve), weight) for one in recipe.evaluation.rewards]
+    return Ranker([*kept, *onlookers], ranker.selector)
 
 
 def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt]) -> Sampler[str]:
@@ -286,6 +297,11 @@ def _check(recipe: TextRecipe) -> None:
     if isinstance(recipe.sampler, VllmSamplerConfig) and recipe.finetuner.adapter != "lora":
         raise UserError(
             "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
+        )
+    if not evaluation.rewards and all(reward.type == "given" for reward in recipe.ranker.rewards):
+        raise UserError(
+            "evaluation.rewards: the data score their own answers alone (ranker.rewards: given); name a reward that "
+            "can score the model's."
         )
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")

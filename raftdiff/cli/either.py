@@ -5,7 +5,6 @@ from typing import Any, TypeAlias
 
 from raftdiff.comparison import load_round
 from raftdiff.devices import find_device
-from raftdiff.errors import UserError
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
 from raftdiff.recipe import Assembly, Recipe, assemble, build_ranker, is_text, load_recipe, locate, recipe_of, weights
@@ -75,16 +74,14 @@ def prepared(run: Run, recipe: AnyRecipe) -> AnyAssembly:
     return assemble_text(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe)
 
 
-def taken_up(path: Path, round: int | None, overrides: list[str]) -> tuple[Run, TextAssembly]:
+def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:
     """A text run's parts, its policy as it was after a round, the last by default.
 
     Raises:
-        UserError: there is no such run or round, or the overrides change what was trained.
+        UserError: there is no such run or round, or it is one on pictures.
     """
     run = Run.open(path)
     recipe = text_recipe_of(run)
-    if overrides:
-        raise UserError("Overrides go with 'raftdiff eval'; here the run's own recipe is used.")
     assembly = prepared(run, recipe)
     assert isinstance(assembly, TextAssembly)
     load_weights(run, assembly, round)

@@ -40,7 +40,7 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"raftdiff {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
 
-    for add in (_running, _stages, _results, _looking, _pages, _tools):
+    for add in (_running, _stages, _results, _looking, _pages, _language, _tools):
         add(commands)
     return top
 
@@ -141,6 +141,58 @@ def _pages(commands: Commands) -> None:
     _door(label)
 
 
+def _language(commands: Commands) -> None:
+    """Language models on the same loop."""
+    llm = commands.add_parser(
+        "llm",
+        help="language models: RAFT, RRHF, DPO, GRPO and others on the same loop",
+        description="Language models on the same loop. A run is continued, evaluated and exported as one on pictures.",
+    )
+    words = llm.add_subparsers(title="commands and recipes", metavar="WHAT", required=True)
+
+    demo = _command(words, "demo", "llm:demo", "RAFT on the small language model that ships, in a minute")
+    _recipe(demo, default="llm_demo")
+    _where(demo)
+
+    compared = _command(words, "compare", "llm:compare", "several methods at the same generation budget, in one table")
+    compared.add_argument("--methods", metavar="A,B,...", help="recipes' names; a dozen by default")
+    for name, count, text in (
+        ("rounds", 8, "rounds"),
+        ("prompts", 64, "prompts a round"),
+        ("candidates", 8, "answers a prompt"),
+        ("seeds", 1, "training seeds"),
+    ):
+        compared.add_argument(
+            f"--{name}", type=_positive, default=count, metavar="N", help=f"{text} (default: %(default)s)"
+        )
+    compared.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every recipe, by dotted path")
+    _where(compared)
+
+    replied = _command(words, "reply", "llm:reply", "answers of a tuned model to your own prompts; best of n by choice")
+    replied.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
+    replied.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to ask, in quotes")
+    replied.add_argument("--best-of", type=_positive, default=1, metavar="N", help="the best of N, by the rewards")
+    replied.add_argument("--before", action="store_true", help="the base model's answer too")
+    replied.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
+    replied.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
+
+    judged = _command(words, "judge", "llm:judge", "win, lose, tie against the base, asked in both orders")
+    judged.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
+    judged.add_argument("overrides", nargs="*", metavar="key=value", help="options of the reward")
+    judged.add_argument("--name", metavar="NAME", help="judge eval/NAME/ instead of eval/")
+    judged.add_argument("--server", metavar="URL", help="an OpenAI-compatible server that judges")
+    judged.add_argument("--model", metavar="NAME", help="the judge's name on the server")
+    judged.add_argument("--api-key-env", metavar="VARIABLE", help="the environment variable that holds the key")
+    judged.add_argument("--reward", metavar="NAME", help="a reward that judges instead: sentiment, classifier, ...")
+
+    for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "llm").glob("*.yaml")):
+        if path.stem != "llm_demo":
+            text = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
+            recipe = _command(words, path.stem, "train:train", text.replace("%", "%%"))
+            _recipe(recipe, default=path.stem)
+            _where(recipe)
+
+
 def _tools(commands: Commands) -> None:
     """Before a run."""
     plan = _command(commands, "plan", "plan:plan", "what a recipe will do: pictures, evaluations, memory, time")
@@ -153,7 +205,8 @@ def _tools(commands: Commands) -> None:
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 
     _command(commands, "recipes", "tools:recipes", "list the recipes that ship")
-    _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
+    schema = _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
+    schema.add_argument("media", nargs="?", choices=("image", "text"), default="image", help="default: %(default)s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

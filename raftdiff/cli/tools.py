@@ -40,13 +40,15 @@ def recipes(args: argparse.Namespace) -> None:
 
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
-        print(f"{name:14} {first}")
+        print(f"{name:20} {first}")
 
 
 def schema(args: argparse.Namespace) -> None:
     from raftdiff.recipe import Recipe
+    from raftdiff.text_recipe import TextRecipe
 
-    print(json.dumps(Recipe.model_json_schema(), indent=2))
+    recipe = TextRecipe if args.media == "text" else Recipe
+    print(json.dumps(recipe.model_json_schema(), indent=2))
 
 
 def _pictures(folder: Path) -> list[Image.Image]:

@@ -25,9 +25,12 @@ class ReviewConfig(Config):
     """What does not parse scores -1. With false any text scores the mean valence of its opinion words: a proxy that can
     be hacked."""
 
+    threshold: float | None = Field(default=None, ge=-1, le=1)
+    """With it the score is 1 for reviews from here on and -1 for the others: right and wrong, as RAFT++ wants them."""
+
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ReviewReward":
         del device, resolve  # no model here
-        return ReviewReward(fluency=self.fluency, name=self.name)
+        return ReviewReward(fluency=self.fluency, threshold=self.threshold, name=self.name)
 
 
 @final
@@ -37,15 +40,17 @@ class ReviewReward:
     The best that the grammar allows is ``reviews.best_reward()``.
     """
 
-    def __init__(self, *, fluency: bool = True, name: str = "review") -> None:
+    def __init__(self, *, fluency: bool = True, threshold: float | None = None, name: str = "review") -> None:
         self.name = name
-        self._fluency = fluency
+        self._fluency, self._threshold = fluency, threshold
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         values = [
             reviews.reward(one.prompt.caption, one.media) if self._fluency else reviews.sentiment(one.media)
             for one in samples
         ]
+        if self._threshold is not None:
+            values = [1.0 if value >= self._threshold else -1.0 for value in values]
         return torch.tensor(values, dtype=torch.float32)
 
 

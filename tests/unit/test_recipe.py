@@ -2,37 +2,53 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.config import dump, plain
 from raftdiff.errors import UserError
+from raftdiff.llm import data
 from raftdiff.prompts import build
-from raftdiff.recipe import Recipe, load_recipe, recipes
+from raftdiff.recipe import Recipe, is_text, load_recipe, recipes
+from raftdiff.text_recipe import load_text_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
+NOT_HERE = ("wombat",)
+"""Recipes whose data lie on a hub."""
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
-    recipe = load_recipe(str(path))
+    if is_text(path):
+        elsewhere = ["prompts={captions: [What is rain]}"] if path.stem in NOT_HERE else []
+        recipe: Any = load_text_recipe(path, elsewhere)
+        assert data.build(recipe.prompts, path.parent)
+    else:
+        recipe = load_recipe(str(path))
+        assert build(recipe.prompts)
     assert recipe.name == path.stem
-    assert build(recipe.prompts)
     schema, purpose = path.read_text().splitlines()[:2]
     assert schema == "# yaml-language-server: $schema=recipe.schema.json"
     assert len(purpose) > 20
 
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
-    assert set(recipes()) == {path.stem for path in CONFIGS.glob("*.yaml")}
-    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align"} <= set(recipes())
+    assert set(recipes()) == {path.stem for path in CONFIGS.glob("**/*.yaml")}
+    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo"} <= set(recipes())
 
 
-def test_the_schema_is_fresh(capsys: pytest.CaptureFixture[str]) -> None:
-    main(["schema"])
+@pytest.mark.parametrize(("media", "folder"), [("image", "."), ("text", "llm")])
+def test_the_schema_is_fresh(media: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
+    main(["schema", media])
     fresh = json.loads(capsys.readouterr().out)
-    assert json.loads((CONFIGS / "recipe.schema.json").read_text()) == fresh, "run: make schema"
+    assert json.loads((CONFIGS / folder / "recipe.schema.json").read_text()) == fresh, "run: make schema"
+
+
+def test_a_recipe_for_texts_is_not_one_for_pictures() -> None:
+    with pytest.raises(UserError, match="this is a recipe for texts"):
+        load_recipe("raft")
 
 
 def test_a_resolved_recipe_needs_no_other_file_and_reads_back(tmp_path: Path) -> None:

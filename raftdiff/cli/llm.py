@@ -1,0 +1,113 @@
+"""``raftdiff llm``: what there is for language models alone; each method's recipe is run by ``train``."""
+
+import argparse
+import json
+import sys
+import time
+
+from raftdiff import registry
+from raftdiff.cli.either import load_weights, prepared, taken_up
+from raftdiff.cli.evaluate import measure, show
+from raftdiff.cli.show import Bars
+from raftdiff.cli.train import loop, open_run
+from raftdiff.config import check
+from raftdiff.disk import read_json_lines
+from raftdiff.errors import UserError
+from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
+from raftdiff.recipe import resolve
+from raftdiff.report import duration
+from raftdiff.runs import Run
+from raftdiff.text_recipe import text_recipe_of
+from raftdiff.types import Prompt, Sample
+
+SHOWN = 3
+
+
+def demo(args: argparse.Namespace) -> None:
+    """RAFT on the small language model that ships: train, evaluate, print answers of both sides."""
+    began = time.monotonic()
+    run, recipe = open_run(args)
+    with run.locked(recipe):
+        assembly = prepared(run, recipe)
+        loop(run, assembly)
+        load_weights(run, assembly, None)
+        report = measure(run, assembly)
+    lines = (run.path / "eval" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
+    for line in lines[:: max(1, len(lines) // SHOWN)][:SHOWN]:
+        pair = json.loads(line)
+        print(f"\n{pair['prompt']}\n  before: {pair['before']}\n  after:  {pair['after']}")
+    show(run.path / "eval" / "eval.json")
+    print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
+    print("next: set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Several methods at the same generation budget, in one table."""
+    from raftdiff.methods import METHODS, run_method, table
+
+    methods = args.methods.split(",") if args.methods else list(METHODS)
+    size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}
+    budget = [f"loop.{name}={count}" for name, count in size.items()]
+    root = args.out or args.runs / f"compare-{args.rounds}x{args.prompts}x{args.candidates}"
+    found = []
+    for seed in range(args.seeds):
+        for method in methods:
+            print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
+            bars = Bars(args.rounds)
+            found.append(run_method(method, seed, root, [*budget, *args.overrides], bars))
+            bars.close()
+    base = [outcome for outcomes in found for outcome in outcomes[:2]]
+    text = table([*base, *(outcomes[2] for outcomes in found)])
+    (root / "table.md").write_text(text + "\n", encoding="utf-8")
+    answers = args.rounds * args.prompts * args.candidates
+    print(f"{text}\n\n{answers} answers drawn for each run, {args.seeds} seed(s): {root / 'table.md'}")
+
+
+def reply(args: argparse.Namespace) -> None:
+    """Answers of a tuned model to your own prompts; with --best-of, the best of several by the run's rewards."""
+    _, assembly = taken_up(args.recipe, args.round)
+    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(args.prompts)]
+
+    def drawn() -> list[Sample[str]]:
+        count, seed = args.best_of, args.seed
+        return list(assembly.evaluator.sample(prompts, per_prompt=count, seed=seed, round=0, done=frozenset()))
+
+    sides = {"after": drawn()}
+    if args.before:
+        with assembly.finetuner.base_weights():
+            sides = {"before": drawn(), **sides}
+    for place, prompt in enumerate(prompts):
+        print(f"{prompt.caption}")
+        for side, samples in sides.items():
+            held = samples[place * args.best_of : (place + 1) * args.best_of]
+            totals = assembly.measures.total(assembly.measures.raw(held)) if args.best_of > 1 else [0.0]
+            best = max(range(len(held)), key=lambda at: (totals[at] == totals[at], totals[at]))
+            score = f" ({totals[best]:.2f})" if args.best_of > 1 else ""
+            print(f"  {side + ': ' if args.before else ''}{held[best].media}{score}")
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Win, lose and tie of the tuned model against the base on an evaluation's answers, asked in both orders."""
+    run = Run.open(args.recipe)
+    text_recipe_of(run)
+    file = run.path / "eval" / (args.name or "") / "answers.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: there are no answers to judge; run: raftdiff eval {run.path}")
+    first = {line["prompt"]: line for line in reversed(read_json_lines(file))}  # one pair a prompt: independent cases
+    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(first)]
+    before, after = ([pair[side] for pair in first.values()] for side in ("before", "after"))
+    tally = win_lose_tie(_judge(args), prompts, before, after)
+    low, high = tally.win_rate.ci95
+    print(f"{len(prompts)} prompts: {tally.wins} wins, {tally.ties} ties, {tally.losses} losses for the tuned model")
+    print(f"win rate {tally.win_rate.mean:.0%} (95% interval {low:.0%} to {high:.0%}, a tie counts half)")
+    print(f"judged alike in both orders: {tally.consistent:.0%}; without a verdict: {tally.undecided}")
+
+
+def _judge(args: argparse.Namespace) -> Compare:
+    if args.server and args.model:
+        return ServerCompareConfig(base_url=args.server, model=args.model, api_key_env=args.api_key_env).build()
+    if args.reward:
+        options = {"type": args.reward, **dict(option.split("=", 1) for option in args.overrides)}
+        config = check(registry.load("text_rewards", args.reward), options, f"the reward '{args.reward}'")
+        return RewardCompare(config.build(device="cpu", resolve=resolve))  # type: ignore[attr-defined]
+    raise UserError("Name a judge: --server URL with --model NAME, or --reward NAME of another reward than the run's.")

@@ -1,0 +1,163 @@
+"""Alignment methods side by side: each recipe run at the same generation budget, and one table of what came of it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from raftdiff import statistics, text_comparison
+from raftdiff.advantages import best_of_n_kl_bound
+from raftdiff.comparison import load_round
+from raftdiff.disk import read_json, write_text
+from raftdiff.embedded.review_reward import true_perplexity
+from raftdiff.llm.figures import diversity
+from raftdiff.progress import Progress, Quiet
+from raftdiff.raft import raft
+from raftdiff.recipe import locate
+from raftdiff.runs import Run
+from raftdiff.seeds import fold
+from raftdiff.text_recipe import TextAssembly, assemble_text, load_text_recipe, weights
+
+WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")
+METHODS = (*WEIGHTED, *COMPARED, "grpo", "dr_grpo", "rloo", "raft_pp", "reinforce_rej")
+"""What is compared by default: recipes that ship."""
+
+
+class Outcome(NamedTuple):
+    """What one run came to, on the held-out prompts."""
+
+    method: str
+    seed: int
+    reward: float
+    """Mean of the first reward; higher is better."""
+    perplexity: float
+    """In truth, of the answers under the text world's grammar; else under the base model. Lower is likelier."""
+    distinct_2: float
+    kl: float
+    """log p - log p0 of an answer, nats."""
+    length: float
+    """Words."""
+    tokens: int
+    """Drawn for training."""
+    steps: int
+    """Of the optimizer."""
+    seconds: float
+    """Training alone."""
+
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "reward": ("reward", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+    "kl": ("KL", "{:.1f}"),
+    "length": ("words", "{:.1f}"),
+    "tokens": ("tokens drawn", "{:,.0f}"),
+    "steps": ("steps", "{:.0f}"),
+    "seconds": ("seconds", "{:.0f}"),
+}
+
+
+def run_method(
+    name: str, seed: int, root: Path, overrides: Sequence[str], progress: Progress | None = None
+) -> list[Outcome]:
+    """One method's run, trained as far as it is not, and measured: the base, the base's best of K, and the method.
+
+    A run that was measured is not measured again, so that a comparison that was stopped goes on.
+
+    Raises:
+        UserError: the recipe is not one for texts, or does not fit the overrides.
+    """
+    recipe = load_text_recipe(locate(name), [*overrides, f"loop.seed={seed}"])
+    run = Run.create(root / f"{name}-{seed}", recipe, seed=seed)
+    told = run.path / "outcome.json"
+    if told.is_file() and run.rounds_done() == recipe.loop.rounds:
+        return [Outcome(**row) for row in read_json(told)["outcomes"]]
+    with run.locked(recipe):
+        run.bind(weights(recipe))
+        assembly = assemble_text(recipe)
+        for _ in raft(run, assembly.parts, progress or Quiet()):
+            pass
+        load_round(run, assembly.finetuner, None)
+        found = _measured(name, seed, run, assembly)
+    write_text(told, json.dumps({"outcomes": [one._asdict() for one in found]}, indent=2))
+    return found
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown, a line a method in the order given: mean over seeds, and half the 95% interval where there are several
+    (Student's t over seeds)."""
+    lines = ["| method | " + " | ".join(label for label, _ in COLUMNS.values()) + " |"]
+    lines.append("|---|" + "--:|" * len(COLUMNS))
+    for method in dict.fromkeys(one.method for one in outcomes):
+        held = list({one.seed: one for one in outcomes if one.method == method}.values())
+        cells = [_cell(np.array([getattr(one, name) for one in held]), how) for name, (_, how) in COLUMNS.items()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _cell(values: Float[np.ndarray, " seeds"], how: str) -> str:
+    mean = float(values.mean())
+    if math.isnan(mean):
+        return ""
+    low, high = statistics.t_interval(values)
+    half = (high - low) / 2
+    return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
+
+
+def _measured(name: str, seed: int, run: Run, assembly: TextAssembly) -> list[Outcome]:
+    evaluation, rounds = assembly.recipe.evaluation, run.metrics()
+    prompts = text_comparison.evaluation_texts(assembly, None)
+    compared = text_comparison.compare(
+        assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed
+    )
+    spent: dict[str, Any] = {
+        "tokens": sum(int(one["network_evaluations"].get("sample", 0)) for one in rounds),
+        "steps": sum(int(one["tune"]["steps"]) for one in rounds),
+        "seconds": sum(sum(value for stage, value in one["seconds"].items() if stage != "validate") for one in rounds),
+    }
+    reward = next(iter(compared.evaluation["rewards"].values()))
+    text = compared.evaluation["text"]
+    truth = "true_perplexity" if "true_perplexity" in text else "perplexity"
+
+    def side(which: str, method: str, kl: float, **cost: Any) -> Outcome:
+        values = {column: text[column][which] for column in ("distinct_2", "length")}
+        return Outcome(method, seed, reward[which]["mean"], text[truth][which], kl=kl, **values, **cost)
+
+    free = {"tokens": 0, "steps": 0, "seconds": 0.0}
+    tuned = side("after", name, compared.evaluation["drift"]["kl"], **spent)
+    return [side("before", "base", 0.0, **free), _best_of_n(assembly, prompts, seed), tuned]
+
+
+def _best_of_n(assembly: TextAssembly, prompts: Sequence[Any], seed: int) -> Outcome:
+    """The best of K answers of the base to each prompt: RAFT's first selection as a method of inference, which costs K
+    answers for each. Its KL is bounded by log K - (K - 1) / K."""
+    n, evaluation = assembly.recipe.loop.candidates, assembly.recipe.evaluation
+    with assembly.finetuner.base_weights():
+        drawn = list(
+            assembly.evaluator.sample(
+                prompts, per_prompt=n, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
+            )
+        )
+    totals = assembly.measures.total(assembly.measures.raw(drawn))
+    first = assembly.measures.rewards[0][0].name
+    best = [max(range(start, start + n), key=lambda at: float(totals[at])) for start in range(0, len(drawn), n)]
+    chosen = [drawn[at] for at in best]
+    rewards = assembly.measures.raw(chosen)[first]
+    text = diversity([one.media for one in chosen])
+    perplexity = true_perplexity(chosen) if assembly.judge else math.nan
+    return Outcome(
+        f"best of {n}, base",
+        seed,
+        float(np.nanmean(rewards)),
+        perplexity,
+        text["distinct_2"] or math.nan,
+        best_of_n_kl_bound(n),
+        text["length"] or math.nan,
+        0,
+        0,
+        0.0,
+    )
