@@ -152,10 +152,10 @@ class Threshold:
         valid = ~np.isnan(scores.total)
         if self.threshold is not None:
             return _selection(self.kind, _weighted(scores, np.where(scores.total >= self.threshold, 1.0, -1.0)), scores)
-        counts = np.maximum(1, valid.sum(axis=1, keepdims=True))
-        above = scores.total - np.where(valid, scores.total, 0.0).sum(axis=1, keepdims=True) / counts
-        labels = np.where(np.abs(above) < 1e-12, np.nan, np.sign(above))
-        return _selection(self.kind, _weighted(scores, labels), scores)
+        above = advantages.dr_grpo(scores.total)  # the mean, exactly 0 where all are equal
+        spread = np.where(valid, np.abs(above), 0.0).max(axis=1, keepdims=True, initial=0.0)
+        labels = np.where(above >= -1e-9 * spread, 1.0, -1.0)  # what is the mean but for rounding is good
+        return _selection(self.kind, _weighted(scores, np.where(spread > 0, labels, np.nan)), scores)
 
 
 @final

@@ -18,9 +18,7 @@ def adamw(
     )
 
 
-def rmsprop(
-    parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float
-) -> torch.optim.RMSprop:
+def rmsprop(parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.RMSprop:
     """RMSprop, half the memory of Adam; what DPO and IFT were published with."""
     return torch.optim.RMSprop(list(parameters.values()), lr=learning_rate, weight_decay=weight_decay)
 

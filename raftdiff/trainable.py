@@ -84,10 +84,11 @@ class Trainable:
         dtype, channels_last = self._dtype, self._rest_channels_last
         policy = self.live if average is None else average
         self._put(self._unmerged)
-        self._arrange(dtype, channels_last)
-        for name, parameter in self.parameters.items():
+        for parameter in self.parameters.values():
             parameter.grad = None
             parameter.requires_grad_(False)
+        self._arrange(dtype, channels_last)
+        for name, parameter in self.parameters.items():
             parameter.data = _laid_out(policy[name].to(dtype), channels_last)
         self._unmerged = self._put(self._merged()) if self._merges else []
         if self._layers:
@@ -160,10 +161,10 @@ class Trainable:
         return before
 
     def _arrange(self, dtype: torch.dtype, channels_last: bool) -> None:
-        layout = torch.channels_last if channels_last else torch.contiguous_format
-        for module in self.modules.values():  # past diffusers' own .to, which warns at any dtype
-            nn.Module.to(module, dtype=dtype)
-            nn.Module.to(module, memory_format=layout)
+        """Parameters alone: the frequencies of rotary embeddings are a buffer, and in bfloat16 would be others."""
+        for module in self.modules.values():
+            for parameter in module.parameters():
+                parameter.data = _laid_out(parameter.data.to(dtype), channels_last)
 
 
 def lora_layers(modules: Iterable[Any]) -> list[Any]:

@@ -1,4 +1,4 @@
-"""A reward of your own: any Python function of pictures and captions.
+"""A reward of your own: any Python function of pictures and captions, or of answers and prompts.
 
 ```python
 # my_rewards.py, in the folder that raftdiff is started from
@@ -9,6 +9,8 @@ def redness(images, prompts, channel=0):
 ```yaml
 rewards: [{type: callable, function: "my_rewards:redness", options: {channel: 0}}]
 ```
+
+On text it gets the answers: ``def politeness(texts, prompts): return ["please" in text for text in texts]``.
 """
 
 import importlib
@@ -40,7 +42,8 @@ class CallableConfig(Config):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     function: str
-    """module:function, installed or in the current folder; called as function(images, prompts, **options)."""
+    """module:function, installed or in the current folder; called as function(images, prompts, **options), or with the
+    answers in place of the pictures."""
     options: dict[str, Any] = Field(default_factory=dict)
     """Passed to the function as keywords."""
 
@@ -54,11 +57,11 @@ class CallableConfig(Config):
 
 @final
 class CallableReward:
-    """What the function returns: a number for each picture. Higher is better, NaN discards the picture.
+    """What the function returns: a number for each picture or answer. Higher is better, NaN discards the sample.
 
-    The function gets ``images: list[PIL.Image.Image]``, ``prompts: list[str]`` (the captions) and the options as
-    keywords, and returns a list, tensor or array of ``len(images)`` numbers. The pictures are copies: drawing on them
-    harms nobody. What it raises is raised here, with a note that says where it came from.
+    The function gets ``images: list[PIL.Image.Image]``, or ``texts: list[str]``, then ``prompts: list[str]`` (the
+    captions), both by position, and the options as keywords; it returns a list, tensor or array of as many numbers. The
+    pictures are copies: drawing on them harms nobody. What it raises is raised here, with a note that says where from.
     """
 
     def __init__(
@@ -68,14 +71,15 @@ class CallableReward:
         self._call, self._function, self._options = call, function, dict(options or {})
         _check_signature(call, function, self._options)
 
-    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
-        images = [sample.media.copy() for sample in samples]
+    def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
+        media = [_copy(sample.media) for sample in samples]
+        kind = "text" if any(isinstance(text, str) for text in media) else "picture"
         try:
-            returned = self._call(images, [sample.prompt.caption for sample in samples], **self._options)
+            returned = self._call(media, [sample.prompt.caption for sample in samples], **self._options)
         except Exception as error:
             error.add_note(f"This was raised by the reward function '{self._function}'.")
             raise
-        return as_scores(returned, len(samples), self._function)
+        return as_scores(returned, len(samples), self._function, kind=kind)
 
 
 def load_function(target: str) -> Function:
@@ -94,13 +98,13 @@ def load_function(target: str) -> Function:
     return found  # type: ignore[no-any-return]  # callable() leaves Any
 
 
-def as_scores(returned: Any, count: int, function: str) -> Float32[torch.Tensor, " samples"]:
-    """What a reward function returned, as float32 on the CPU.
+def as_scores(returned: Any, count: int, function: str, *, kind: str = "picture") -> Float32[torch.Tensor, " samples"]:
+    """What a reward function returned, as float32 on the CPU; ``kind`` says in errors what it was given.
 
     Raises:
         UserError: not ``count`` numbers in one dimension, or an infinite one.
     """
-    expected = f"It should return {count} numbers, one for each picture: a list, tensor or array of shape ({count},)."
+    expected = f"It should return {count} numbers, one for each {kind}: a list, tensor or array of shape ({count},)."
     try:
         tensor = returned if isinstance(returned, torch.Tensor) else torch.from_numpy(_array(returned))
     except (TypeError, ValueError):
@@ -111,10 +115,14 @@ def as_scores(returned: Any, count: int, function: str) -> Float32[torch.Tensor,
     if torch.isinf(scores).any():
         where = int(torch.isinf(scores).nonzero()[0, 0])
         raise UserError(
-            f"The reward function '{function}' returned {float(scores[where])} for picture {where}. Scores are finite; "
-            "NaN discards a picture."
+            f"The reward function '{function}' returned {float(scores[where])} for {kind} {where}. Scores are finite; "
+            f"NaN discards a {kind}."
         )
     return scores.clone()
+
+
+def _copy(media: Any) -> Any:
+    return media.copy() if isinstance(media, Image.Image) else media
 
 
 def _array(returned: Any) -> np.ndarray:
@@ -150,7 +158,7 @@ def _check_signature(call: Function, function: str, options: dict[str, Any]) -> 
         given = "".join(f", {key}={value!r}" for key, value in options.items())
         raise UserError(
             f"The reward function '{function}' has the signature {signature} and cannot be called as "
-            f"(images, prompts{given}): {error}."
+            f"(images or texts, prompts{given}): {error}."
         ) from None
 
 

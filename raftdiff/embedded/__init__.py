@@ -5,11 +5,15 @@ from pathlib import Path
 from raftdiff.errors import UserError, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge")
+_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "review-lm")
 
 
 def names() -> tuple[str, ...]:
-    """``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge)."""
+    """The names that ship.
+
+    Pictures: ``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge).
+    Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`).
+    """
     return _NAMES
 
 

@@ -57,8 +57,10 @@ _OPINIONS: Mapping[str, Mapping[float, str]] = {
         -1.0: "disaster disgrace catastrophe fiasco",
     },
 }
-_MIX: Mapping[float, float] = {1.0: 34, 0.5: 51, -0.5: 11, -1.0: 4}
-"""Valence times mood -> percent: 85 in the mood, and a strong word is rarer than a mild one."""
+AGREEMENT = 0.85
+"""Share of the opinion words that agree with the mood."""
+_STRENGTH: Mapping[float, float] = {1.0: 34 / 85, 0.5: 51 / 85, -0.5: 11 / 15, -1.0: 4 / 15}
+"""Valence times mood -> share of the words of this sign: a strong word is rarer than a mild one."""
 VALENCES: Mapping[str, float] = {
     word: valence
     for by_valence in _OPINIONS.values()
@@ -129,7 +131,7 @@ _FIXED = (":", "about")
 
 
 @cache
-def grammar(mood: int) -> Grammar:
+def grammar(mood: int, agreement: float = AGREEMENT) -> Grammar:
     """The rules of a mood (1 or -1). ``<genre>``, ``<topic>``, ``<thing>``, ``<things>`` stand for the prompt's words.
 
     Sentences are ``Opening``, ``Middle`` and ``Closing``. ``Adjective``, ``Felt``, ``Feel`` and ``Verdict`` are mixed
@@ -138,8 +140,13 @@ def grammar(mood: int) -> Grammar:
     rules = read(_RULES)
     for kind, by_valence in _OPINIONS.items():
         for name, sign in ((kind, mood), (f"Contrary{kind}", -mood)):
-            lines = [f"{_MIX[valence * sign]} {name}{valence}" for valence in by_valence]
-            rules |= read(f"{name}: {' | '.join(lines)}")
+            rules[name] = tuple(
+                (
+                    _STRENGTH[valence * sign] * (agreement if valence * sign > 0 else 1 - agreement),
+                    (f"{name}{valence}",),
+                )
+                for valence in by_valence
+            )
             for valence, words in by_valence.items():
                 rules |= read(f"{name}{valence}: {' | '.join(words.split())}")
     return Grammar(rules)

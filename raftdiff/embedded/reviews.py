@@ -15,6 +15,7 @@ from itertools import accumulate, pairwise, product
 import numpy as np
 
 from raftdiff.embedded.review_grammar import (
+    AGREEMENT,
     COUNTS,
     DEGREES,
     GENRES,
@@ -85,14 +86,14 @@ def _placed(prompt: str) -> dict[str, str]:
     return {"<genre>": genre, "<topic>": topic, "<thing>": thing, "<things>": things}
 
 
-def sample(prompt: str, generator: np.random.Generator) -> str:
-    """One review of `prompt`.
+def sample(prompt: str, generator: np.random.Generator, *, agreement: float = AGREEMENT) -> str:
+    """One review of `prompt`; with another ``agreement`` (share of opinion words in the mood) that of another grammar.
 
     Raises:
         UserError: the prompt is none of this world (all functions that take one).
     """
     placed = _placed(prompt)
-    rules = grammar(1 if generator.random() < 0.5 else -1)
+    rules = grammar(1 if generator.random() < 0.5 else -1, agreement)
     count = int(generator.choice(list(COUNTS), p=list(COUNTS.values())))
     words = [word for kind in _kinds(count) for word in rules.draw(kind, generator)[0]]
     return " ".join(placed.get(word, word) for word in words)

@@ -1,0 +1,44 @@
+"""A text prompt as a conversation, and templates that are filled with other people's texts."""
+
+import re
+from collections.abc import Mapping, Sequence
+
+from raftdiff.types import Prompt
+
+
+def messages(prompt: Prompt) -> list[dict[str, str]]:
+    """System, history and the prompt's own turn as {"role", "content"}, oldest first, as chat templates read them.
+
+    ``prompt.meta`` may hold "system" (text) and "history" (a list of such messages).
+    """
+    system = prompt.meta.get("system") or ""
+    first = [{"role": "system", "content": str(system)}] if system else []
+    history = [{"role": turn["role"], "content": turn["content"]} for turn in prompt.meta.get("history") or ()]
+    return [*first, *history, {"role": "user", "content": prompt.caption}]
+
+
+def dialogue(prompt: Prompt) -> str:
+    """The prompt as one text: its caption alone, or with the turns before it, each under the name of who speaks."""
+    turns = [turn for turn in messages(prompt) if turn["role"] != "system"]
+    if len(turns) == 1:
+        return prompt.caption
+    return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
+
+
+def fill(template: str, slots: Mapping[str, str]) -> str:
+    """Put the ``slots`` into ``{their names}``, all at once: braces inside a slot's text, or around others, stay.
+
+    >>> fill("{answer} to {prompt} {x}", {"prompt": "{answer}", "answer": "yes"})
+    'yes to {answer} {x}'
+    """
+    names = "|".join(map(re.escape, slots))
+    return re.sub(rf"\{{({names})\}}", lambda found: slots[found[1]], template)
+
+
+def cut(text: str, marks: Sequence[str]) -> str:
+    """The text before the first of the ``marks``, all of it where none is in it.
+
+    >>> cut("Hello. Human: and you?", ["Human:", "Assistant:"])
+    'Hello. '
+    """
+    return text[: min((at for mark in marks if mark and (at := text.find(mark)) >= 0), default=len(text))]

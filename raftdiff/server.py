@@ -1,0 +1,251 @@
+"""The client of an OpenAI-compatible chat server: one request, with retries. A judge and a sampler stand on it."""
+
+import http.client
+import json
+import os
+import re
+import ssl
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from urllib.parse import urlsplit
+
+from raftdiff.errors import UserError
+
+T = TypeVar("T")
+R = TypeVar("R")
+
+RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+LONGEST_PAUSE = 60.0
+LARGEST_REPLY = 64 * 2**20
+SHOWN = 300
+VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
+NO_VARIABLE = (
+    "api_key_env takes the name of an environment variable in capitals, for example OPENAI_API_KEY; a key itself does "
+    "not belong into a recipe"
+)
+"""Said without what was given, which may be a key."""
+
+
+@runtime_checkable
+class Chat(Protocol):
+    """What answers conversations: a ``ChatServer``, or a stand-in for one."""
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]: ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class ChatServer:
+    """``POST {base_url}/chat/completions``, as OpenAI, vLLM, llama.cpp, Ollama, TGI and others serve it.
+
+    The key is read from the environment at each request and goes into the Authorization header only: it is in no
+    field, message or file. Redirects are refused, so that it cannot travel to another host.
+
+    Raises:
+        UserError: on construction, an address or the name of a variable that cannot be used.
+    """
+
+    base_url: str
+    """With the version, for example http://localhost:8000/v1."""
+    model: str
+    """The name under which the server knows the model."""
+    api_key_env: str | None = None
+    """The environment variable that holds the key; None sends none. Over plain http it can be read on its way."""
+    timeout: float = 60.0
+    """Seconds without a byte from the server before a try counts as failed."""
+    retries: int = 4
+    """Tries after the first, where a failure may pass: no connection, a busy server, too many requests."""
+    pause: float = 1.0
+    """Seconds before the second try; doubled each time, and no less than the server asks for, up to 60."""
+    extra: Mapping[str, Any] = field(default_factory=dict)
+    """Further keys of the request, for example top_p, or max_completion_tokens where max_tokens is refused."""
+
+    def __post_init__(self) -> None:
+        _check_address(self.base_url)
+        _key(self.api_key_env)
+
+    def complete(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[str]:
+        """``n`` answers to the ``messages`` ({"role", "content"}, oldest first), in the server's order.
+
+        A server that gives fewer at once is asked again for the rest, with the seed moved on by as many as there are.
+        Servers need not honour the seed. An answer held back by the server's content filter is the empty text.
+
+        Raises:
+            UserError: no answer after all tries, a request that the server refuses, or a reply of another form.
+        """
+        answers: list[str] = []
+        while len(answers) < n:
+            body: dict[str, Any] = {
+                "model": self.model,
+                "messages": [dict(message) for message in messages],
+                "temperature": temperature,
+            }
+            optional = {
+                "max_tokens": max_tokens,
+                "n": n - len(answers) if n - len(answers) > 1 else None,
+                "seed": None if seed is None else (seed + len(answers)) % 2**31,  # some servers hold it in 32 bits
+                "stop": list(stop) or None,
+            }
+            body |= {key: value for key, value in optional.items() if value is not None}
+            answers += _answers(self._post(body | dict(self.extra)), self.base_url)
+        return answers[:n]
+
+    def _post(self, body: Mapping[str, Any]) -> Any:
+        key = _key(self.api_key_env)
+        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        url = f"{self.base_url.rstrip('/')}/chat/completions"
+        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
+        opener = urllib.request.build_opener(_NoRedirect)
+        for attempt in range(self.retries + 1):
+            asked = 0.0
+            try:
+                with opener.open(request, timeout=self.timeout) as response:
+                    reply = response.read(LARGEST_REPLY)
+                    if response.length:  # a read of so many bytes does not notice that the rest never came
+                        raise http.client.IncompleteRead(reply, response.length)
+                return _parsed(reply, self.base_url)
+            except urllib.error.HTTPError as error:
+                with error:
+                    text = _readable(error, key)
+                if error.code == 400 and "content_filter" in text:
+                    return {"choices": [{"message": {"content": ""}}]}
+                what = f"answered {error.code}: {text}"
+                if error.code not in RETRIED:
+                    raise UserError(f"The server at {self.base_url} {what}. {_advice(error.code)}") from None
+                asked = _seconds(error.headers.get("Retry-After"))
+            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+                reason = getattr(error, "reason", error)
+                if isinstance(reason, ssl.SSLCertVerificationError):
+                    raise UserError(f"The certificate of {self.base_url} is not trusted: {reason}.") from None
+                what = f"gave no answer ({reason or type(error).__name__})"
+            if attempt < self.retries:
+                time.sleep(min(LONGEST_PAUSE, max(asked, self.pause * 2**attempt)))
+        tries = "1 try" if self.retries == 0 else f"{self.retries + 1} tries"
+        raise UserError(f"The server at {self.base_url} {what}, after {tries}. Is it running, and the address right?")
+
+
+def concurrently(call: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
+    """``[call(item) for item in items]`` with up to ``workers`` threads, in the order of the items.
+
+    The first exception is raised here once the calls under way have ended; those not yet begun never begin.
+    """
+    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
+        futures = [pool.submit(call, item) for item in items]
+        try:
+            return [future.result() for future in futures]
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)
+            raise
+
+
+class _NoRedirect(urllib.request.HTTPRedirectHandler):
+    """A redirect stays an error: urllib would turn the request into a GET and carry the key along."""
+
+    def redirect_request(self, *args: Any, **kwargs: Any) -> None:
+        del args, kwargs
+
+
+def _check_address(url: str) -> None:
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError:
+        raise UserError("base_url is not an address; write it like http://localhost:8000/v1.") from None
+    if "@" in url or parts.query or parts.fragment:
+        raise UserError(
+            "base_url: an address with a name, a password, '?' or '#' in it could give a key away; write it like "
+            "http://localhost:8000/v1 and name the variable that holds the key in api_key_env."
+        )
+    if not usable or re.search(r"[\s\x00-\x1f\x7f]", url) or not url.isascii():
+        raise UserError(f"base_url: '{url}' is not an http or https address; write it like http://localhost:8000/v1.")
+
+
+def _key(variable: str | None) -> str | None:
+    """The key in the environment. What is no plain variable name may be a key itself, and is not repeated."""
+    if variable is None:
+        return None
+    if not VARIABLE.fullmatch(variable):
+        raise UserError(f"{NO_VARIABLE}.")
+    key = os.environ.get(variable, "").strip()
+    if not key:
+        raise UserError(f"api_key_env: the environment variable {variable} is not set; export it before the run.")
+    if not (key.isascii() and key.isprintable()) or " " in key:
+        raise UserError(f"api_key_env: what {variable} holds cannot be a key: it has spaces or odd characters in it.")
+    return key
+
+
+def _answers(reply: Any, where: str) -> list[str]:
+    try:
+        contents = [choice["message"].get("content") for choice in reply["choices"]]
+    except (TypeError, KeyError, AttributeError):
+        contents = []
+    if not contents or not all(isinstance(content, str | None) for content in contents):
+        raise UserError(
+            f"The server at {where} sent a reply without choices[].message.content. Does it speak the OpenAI chat "
+            "format under this address?"
+        )
+    return [content or "" for content in contents]
+
+
+def _parsed(reply: bytes, where: str) -> Any:
+    try:
+        return json.loads(reply)
+    except ValueError:
+        raise UserError(f"The server at {where} sent a reply that is not JSON. Does base_url end in /v1?") from None
+
+
+def _readable(error: urllib.error.HTTPError, key: str | None) -> str:
+    """What the server says is wrong, short and on one line, the key blotted out."""
+    try:
+        text = error.read(64 * 1024).decode(errors="replace")
+    except (OSError, http.client.HTTPException):
+        text = ""
+    try:
+        found = json.loads(text)["error"]
+        text = f"{found['message']} {found.get('code') or ''}" if isinstance(found, Mapping) else str(found)
+    except (ValueError, TypeError, KeyError):
+        pass
+    text = " ".join(text.split())
+    text = text.replace(key, "***") if key else text
+    return text[:SHOWN].rstrip(" .") or str(error.reason)
+
+
+def _advice(status: int) -> str:
+    if 300 <= status < 400:
+        return "Redirects are not followed; write the address that it leads to."
+    if status in (401, 403):
+        return "Does api_key_env name the variable with the right key?"
+    if status == 404:
+        return "Is the model's name right, and does base_url end in /v1?"
+    return "The request needs another setting."
+
+
+def _seconds(header: str | None) -> float:
+    """Retry-After in seconds; 0 for none and for the form with a date."""
+    try:
+        return max(0.0, float(header or 0))
+    except ValueError:
+        return 0.0

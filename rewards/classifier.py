@@ -1,0 +1,259 @@
+"""A sequence classifier of Hugging Face as a reward: a trained reward model, or any text classifier's label."""
+
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float, Float32
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.dialogue import cut, dialogue, fill, messages
+from raftdiff.errors import UserError, nearest
+from raftdiff.types import Sample
+
+Form = Literal["template", "chat", "pair"]
+Output = Literal["log_odds", "probability"]
+Precision = Literal["float32", "bfloat16", "float16"]
+UNLIMITED = 10**6
+"""A tokenizer without a limit says so by a number of 30 digits."""
+
+
+class ClassifierConfig(Config):
+    type: Literal["classifier"] = "classifier"
+    name: str = "classifier"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    model: str
+    """Folder, Hugging Face id or embedded name of a model with a classification head, and its own tokenizer."""
+    revision: str | None = None
+    """Commit of the id; give one, so that the reward stays what it is."""
+    label: str | None = None
+    """Which label to reward; needed where the model has several."""
+    output: Output = "log_odds"
+    """log_odds is unbounded: for a model with one output its raw number. probability is 0 to 1."""
+    form: Form = "template"
+    """template fills 'template'; chat renders the conversation by the tokenizer's own chat template; pair gives prompt
+    and answer as the two segments of an encoder."""
+    template: str = "{prompt}\n{answer}"
+    """{prompt} is the caption with the turns before it, {answer} the answer; "{answer}" alone for a classifier."""
+    cut_at: list[str] = Field(default_factory=list)
+    """The answer is cut before the first of these, for example "Human:"."""
+    append_eos: bool = False
+    """End with the tokenizer's EOS token, for reward models that were trained to read it there."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longer texts are truncated to this; by default to what the model can read."""
+    truncate: Literal["left", "right"] = "left"
+    """Which side goes: left keeps the end of the answer, right the begin of the prompt."""
+    dtype: Precision = "float32"
+    """Precision of the weights; the halves are for GPUs, and move the score a little."""
+    batch_size: int = Field(default=16, ge=1)
+    """Answers at a time; changes no score."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ClassifierReward":
+        model, tokenizer = load(resolve(self.model), revision=self.revision, dtype=self.dtype, device=device)
+        return ClassifierReward(
+            model,
+            tokenizer,
+            label=self.label,
+            output=self.output,
+            form=self.form,
+            template=self.template,
+            cut_at=self.cut_at,
+            append_eos=self.append_eos,
+            max_tokens=self.max_tokens,
+            truncate=self.truncate,
+            batch_size=self.batch_size,
+            name=self.name,
+        )
+
+
+@final
+class ClassifierReward:
+    """What the classifier says of prompt and answer. Higher is better; ``log_odds`` unbounded, ``probability`` 0 to 1.
+
+    With one output r (a Bradley-Terry reward model): r, or sigmoid(r). With several: log(p / (1 - p)) of the ``label``,
+    or its p, by softmax, or by sigmoid where the model is a multi-label one. An answer without any token is NaN.
+
+    Rows are padded on the right with a token that occurs in none of them. Decoders of transformers score the last token
+    that is not their pad; where pad is also EOS, or is missing, they would read another place than the answer's end.
+
+    Source: Christiano et al. 2017, Ouyang et al. 2022 for reward models. Licence: the model's own.
+
+    Args:
+        model: puts out logits of shape (batch, labels); becomes this reward's own, in evaluation mode.
+
+    Raises:
+        UserError: no such label, or none given where there are several; no chat template; a score that is not finite.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        label: str | None = None,
+        output: Output = "log_odds",
+        form: Form = "template",
+        template: str = "{prompt}\n{answer}",
+        cut_at: Sequence[str] = (),
+        append_eos: bool = False,
+        max_tokens: int | None = None,
+        truncate: Literal["left", "right"] = "left",
+        batch_size: int = 16,
+        name: str = "classifier",
+    ) -> None:
+        self.name = name
+        self._model, self._tokenizer = model.eval(), tokenizer
+        self._column, self._output = _column(model.config, label, name), output
+        self._form, self._template, self._cut_at = form, template, tuple(cut_at)
+        self._end = [tokenizer.eos_token_id] if append_eos else []
+        if append_eos and tokenizer.eos_token_id is None:
+            raise UserError(f"The reward '{name}': the tokenizer has no EOS token to append; leave append_eos out.")
+        if form == "chat" and not tokenizer.chat_template:
+            raise UserError(f"The reward '{name}': the tokenizer has no chat template; use form: template.")
+        self._max_tokens = max_tokens or _longest(model.config, tokenizer)
+        tokenizer.truncation_side = truncate
+        self._batch_size = batch_size
+        model.config.get_text_config().use_cache = False
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        rows = [self._encode(sample) for sample in samples]
+        scores = torch.full((len(samples),), torch.nan)
+        order = sorted(
+            (at for at, row in enumerate(rows) if row["input_ids"]), key=lambda at: len(rows[at]["input_ids"])
+        )
+        for start in range(0, len(order), self._batch_size):
+            batch = order[start : start + self._batch_size]
+            scores[batch] = self._values(self._logits([rows[at] for at in batch]))
+        bad = [at for at in order if not scores[at].isfinite()]
+        if bad:
+            raise UserError(
+                f"The reward '{self.name}' gave {float(scores[bad[0]])} for an answer to prompt "
+                f"'{samples[bad[0]].prompt.id}'; set its dtype to float32, or its output to log_odds."
+            )
+        return scores
+
+    def _encode(self, sample: Sample[str]) -> dict[str, list[int]]:
+        """input_ids, and token_type_ids where the tokenizer makes them."""
+        answer = cut(sample.media, self._cut_at)
+        if self._form == "chat":
+            turns = [*messages(sample.prompt), {"role": "assistant", "content": answer}]
+            texts = [self._tokenizer.apply_chat_template(turns, tokenize=False)]
+        elif self._form == "pair":
+            texts = [dialogue(sample.prompt), answer]
+        else:
+            texts = [fill(self._template, {"prompt": dialogue(sample.prompt), "answer": answer})]
+        room = None if self._max_tokens is None else self._max_tokens - len(self._end)
+        encoded = self._tokenizer(
+            *texts,
+            truncation="longest_first" if room is not None else False,
+            max_length=room,
+            add_special_tokens=self._form != "chat",  # a chat template writes its own
+        )
+        row = {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
+        row["input_ids"] += self._end
+        if "token_type_ids" in row:
+            row["token_type_ids"] += row["token_type_ids"][-1:] * len(self._end)
+        return row
+
+    @torch.inference_mode()
+    def _logits(self, rows: Sequence[dict[str, list[int]]]) -> Float[torch.Tensor, "batch labels"]:
+        ids = [row["input_ids"] for row in rows]
+        config = self._model.config.get_text_config()
+        pad = _absent(ids, config.vocab_size)
+        if pad is None and len(rows) > 1:
+            return torch.cat([self._logits([row]) for row in rows])
+        config.pad_token_id = pad  # None: a row alone ends at its last token
+        width, device = max(map(len, ids)), self._model.device
+        inputs = {
+            "input_ids": _right(ids, width, pad or 0),
+            "attention_mask": _right([[1] * len(row) for row in ids], width, 0),
+        }
+        if "token_type_ids" in rows[0]:
+            inputs["token_type_ids"] = _right([row["token_type_ids"] for row in rows], width, 0)
+        logits: torch.Tensor = self._model(**{key: value.to(device) for key, value in inputs.items()}).logits
+        return logits.float().cpu()
+
+    def _values(self, logits: Float[torch.Tensor, "batch labels"]) -> Float32[torch.Tensor, " batch"]:
+        return values(
+            logits,
+            self._column,
+            self._output,
+            independent=self._model.config.problem_type == "multi_label_classification",
+        )
+
+
+def values(
+    logits: Float[torch.Tensor, "batch labels"], column: int, output: Output, *, independent: bool = False
+) -> Float32[torch.Tensor, " batch"]:
+    """The log-odds or the probability of one label; ``independent`` labels have a sigmoid each.
+
+    >>> values(torch.tensor([[0.0, 1.0, 1.0]]), 0, "log_odds")  # -log(2e)
+    tensor([-1.6931])
+    """
+    chosen = logits[:, column]
+    if logits.shape[1] > 1 and not independent:
+        others = [label for label in range(logits.shape[1]) if label != column]
+        chosen = chosen - logits[:, others].logsumexp(dim=1)
+    return chosen.float() if output == "log_odds" else chosen.float().sigmoid()
+
+
+def load(model: str, *, revision: str | None, dtype: Precision, device: str) -> tuple[Any, Any]:
+    """The model and its tokenizer. Weights are read from safetensors only, and no code of the model's author is run.
+
+    Raises:
+        UserError: not there, not a classifier, or without a trained head.
+    """
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
+        loaded, info = AutoModelForSequenceClassification.from_pretrained(
+            model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
+        )
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(
+            f"The reward 'classifier' cannot load '{model}': {reason}. It takes a folder or an id with safetensors "
+            "weights and a tokenizer."
+        ) from error
+    if info["missing_keys"]:
+        raise UserError(
+            f"'{model}' is no trained classifier: it has no weights for {', '.join(sorted(info['missing_keys']))}, "
+            "which would be random."
+        )
+    return loaded.to(device), tokenizer
+
+
+def _column(config: Any, label: str | None, name: str) -> int:
+    labels = {str(text): int(column) for column, text in config.id2label.items()}
+    if label is None and config.num_labels == 1:
+        return 0
+    if label is None:
+        raise UserError(
+            f"The reward '{name}': this model has several labels; say which is wanted. {nearest('', labels)}"
+        )
+    if label not in labels:
+        raise UserError(f"The reward '{name}': '{label}' is no label of this model. {nearest(label, labels)}")
+    return labels[label]
+
+
+def _longest(config: Any, tokenizer: Any) -> int | None:
+    """Tokens that the model can read; None for no known limit."""
+    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
+    if positions and any(family in config.model_type for family in ("roberta", "camembert")):
+        positions -= config.pad_token_id + 1  # these count positions from there
+    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and 0 < limit < UNLIMITED]
+    return min(limits, default=None)
+
+
+def _absent(rows: Sequence[Sequence[int]], vocabulary: int) -> int | None:
+    """The smallest token id that occurs in no row; None where every id does."""
+    used = {token for row in rows for token in row}
+    return next((token for token in range(vocabulary) if token not in used), None)
+
+
+def _right(rows: Sequence[Sequence[int]], width: int, filler: int) -> torch.Tensor:
+    return torch.tensor([[*row, *[filler] * (width - len(row))] for row in rows], dtype=torch.int64)

@@ -1,0 +1,61 @@
+"""The score that the data file itself gives to an answer: human ratings, or those of another model."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float32
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError
+from raftdiff.types import Sample
+
+
+class GivenConfig(Config):
+    type: Literal["given"] = "given"
+    name: str = "given"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "GivenReward":
+        del device, resolve  # no model here
+        return GivenReward(name=self.name)
+
+
+@final
+class GivenReward:
+    """The "score" in ``prompt.meta["answers"]`` of the answer with this text; NaN for none. Higher is better.
+
+    Unit and range are the data's own. An answer is known by its text, not by its number: in a mixture of samplers, the
+    dataset's answers are numbered anew. Of several with one text, the one with the sample's own index counts, else the
+    first that has a score. What a model wrote gets NaN, unless the data holds just that text.
+
+    Raises:
+        UserError: a score that is not a finite number.
+    """
+
+    def __init__(self, *, name: str = "given") -> None:
+        self.name = name
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        return torch.tensor([given(sample) for sample in samples], dtype=torch.float32)
+
+
+def given(sample: Sample[str]) -> float:
+    """The score of one sample; NaN for none."""
+    answers: Sequence[Mapping[str, Any]] = sample.prompt.meta.get("answers") or ()
+    own = [answers[sample.index]] if sample.index < len(answers) else []
+    scores = (_number(answer, sample) for answer in [*own, *answers] if answer.get("text") == sample.media)
+    return next((score for score in scores if not math.isnan(score)), math.nan)
+
+
+def _number(answer: Mapping[str, Any], sample: Sample[str]) -> float:
+    score = answer.get("score")
+    if score is None:
+        return math.nan
+    if isinstance(score, bool) or not isinstance(score, int | float) or math.isinf(score):
+        raise UserError(f"prompt '{sample.prompt.id}': the score {score!r} of an answer is not a finite number.")
+    return float(score)

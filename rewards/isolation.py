@@ -1,0 +1,172 @@
+"""A script: shut this process in, then become the program of the command line. Linux; standard library only.
+
+``raftdiff.rewards.sandbox`` starts it as ``python isolation.py SETTINGS PROGRAM ARGUMENT ...``, SETTINGS in JSON.
+
+What is shut, in order (Linux 5.12 or newer, x86_64 or aarch64):
+- namespaces of a user's own: no network interface, no sight of other processes, no shared memory with them. The
+  program runs as an ordinary user of its user namespace, so it cannot undo any of it;
+- every file system read-only, /proc hidden, and a small file system in memory over the work folder;
+- limits: CPU seconds, address space, file size, open files, no core dumps;
+- a system call filter: no new process (threads are allowed), no socket, no signal to another process, no tracing, no
+  new namespace, no memory beside the address space, no io_uring.
+What stays open: the program reads the files that its user can read; with the network off it has nowhere to send them.
+"""
+
+import ctypes
+import json
+import os
+import platform
+import resource
+import signal
+import struct
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
+CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+CLONE_THREAD = 0x00010000
+MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+AT_FDCWD, AT_RECURSIVE = -100, 0x8000
+MOUNT_SETATTR, MOUNT_ATTR_RDONLY, MS_PRIVATE = 442, 1, 1 << 18
+PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
+EPERM, ENOSYS = 1, 38
+
+INSIDE_ID = 1000
+"""The user that the program is inside: not 0, so that it loses every capability when it is started."""
+
+ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+"""Machine -> the kernel's name for its system call numbers."""
+CALLS: Mapping[str, Mapping[str, int]] = {
+    "x86_64": {"clone": 56, "socket": 41}
+    | {"fork": 57, "vfork": 58, "unshare": 272, "setns": 308}
+    | {"ptrace": 101, "process_vm_writev": 311, "kill": 62, "tkill": 200, "tgkill": 234, "rt_sigqueueinfo": 129}
+    | {"memfd_create": 319, "shmget": 29, "msgget": 68},
+    "aarch64": {"clone": 220, "socket": 198}
+    | {"unshare": 97, "setns": 268}
+    | {"ptrace": 117, "process_vm_writev": 271, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138}
+    | {"memfd_create": 279, "shmget": 194, "msgget": 186},
+}
+"""What the filter looks at. The last line of each: memory that the limit on address space does not count."""
+COMMON_CALLS = {"io_uring_setup": 425, "pidfd_send_signal": 424}
+CLONE3 = 435
+
+BPF_LOAD, BPF_EQUAL, BPF_AT_LEAST, BPF_ANY_BIT, BPF_RETURN = 0x20, 0x15, 0x35, 0x45, 0x06
+ALLOW, REFUSE, KILL = 0x7FFF0000, 0x00050000, 0x80000000
+AT_CALL, AT_MACHINE, AT_FIRST_ARGUMENT = 0, 4, 16
+"""Offsets in struct seccomp_data; both machines are little-endian."""
+
+libc = ctypes.CDLL(None, use_errno=True)
+
+
+def main() -> None:
+    """Whatever cannot be shut is said on standard output, as ``!reason``, and the program is not started."""
+    settings, command = json.loads(sys.argv[1]), sys.argv[2:]
+    isolate, network = settings["isolate"], settings["network"]
+    try:
+        _die_with_parent()
+        if isolate:
+            own_namespaces(network=network)
+            own_files(Path.cwd(), settings["folder_mb"])
+            child = os.fork()  # the first process of the new process namespace: when it ends, all inside end
+            if child:
+                _, status = os.waitpid(child, 0)
+                os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+            _die_with_parent()
+            os.chdir(Path.cwd())  # from the covered folder into the one that covers it
+        filtered = isolate or (sys.platform == "linux" and platform.machine() in CALLS)
+        limit(settings["limits"] if filtered else {**settings["limits"], "NPROC": 64})
+        if filtered:
+            forbid_calls(network=network)
+        os.execve(command[0], command, settings["environment"])
+    except OSError as error:
+        os.write(1, f"!{error}".encode())
+        os._exit(1)
+
+
+def own_namespaces(*, network: bool) -> None:
+    user, group = os.geteuid(), os.getegid()
+    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
+    _call("unshare", libc.unshare(flags | (0 if network else CLONE_NEWNET)))
+    Path("/proc/self/setgroups").write_text("deny")
+    Path("/proc/self/uid_map").write_text(f"{INSIDE_ID} {user} 1")
+    Path("/proc/self/gid_map").write_text(f"{INSIDE_ID} {group} 1")
+
+
+def own_files(folder: Path, megabytes: int) -> None:
+    # struct mount_attr: set, clear, propagation, user namespace
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, MS_PRIVATE, 0)
+    result = libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
+    _call("mount_setattr", result)
+    sizes = {str(folder): f"size={megabytes}m,nr_inodes=1024,mode=700", "/proc": "size=4k,nr_inodes=1,mode=500"}
+    for place, options in sizes.items():
+        flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
+        _call(f"mount {place}", libc.mount(b"tmpfs", place.encode(), b"tmpfs", flags, options.encode()))
+
+
+def limit(limits: Mapping[str, int]) -> None:
+    """Names of ``resource`` without RLIMIT_, soft and hard alike. A lower limit that already holds stays."""
+    for name, value in limits.items():
+        kind = getattr(resource, f"RLIMIT_{name}")
+        hard = resource.getrlimit(kind)[1]
+        lowest = value if hard == resource.RLIM_INFINITY else min(value, hard)
+        try:
+            resource.setrlimit(kind, (lowest, lowest))
+        except ValueError as error:
+            if sys.platform == "linux":  # macOS does not know all of them
+                raise OSError(f"the limit {name} cannot be set: {error}") from None
+
+
+def forbid_calls(*, network: bool) -> None:
+    """Install the system call filter; it holds for every thread and cannot be taken off."""
+    if platform.machine() not in CALLS:
+        raise OSError(f"no system call filter is known for {platform.machine()}")
+    program = b"".join(struct.pack("HBBI", *step) for step in call_filter(platform.machine(), network=network))
+    code = ctypes.create_string_buffer(program)
+    # struct sock_fprog: the number of steps, padding, a pointer to them
+    fprog = struct.pack("HxxxxxxP", len(program) // 8, ctypes.addressof(code))
+    unused = [ctypes.c_ulong(0)] * 3
+    _call("no_new_privs", libc.prctl(PR_SET_NO_NEW_PRIVS, ctypes.c_ulong(1), *unused))
+    _call("seccomp", libc.prctl(PR_SET_SECCOMP, ctypes.c_ulong(SECCOMP_MODE_FILTER), fprog, *unused[:2]))
+
+
+def call_filter(machine: str, *, network: bool) -> Sequence[tuple[int, int, int, int]]:
+    """Steps (code, jump if true, jump if false, value) of the filter in classic BPF."""
+    calls = CALLS[machine]
+    steps = [
+        (BPF_LOAD, 0, 0, AT_MACHINE),
+        (BPF_EQUAL, 1, 0, ARCHITECTURES[machine]),
+        (BPF_RETURN, 0, 0, KILL),  # a 32-bit program has other numbers
+        (BPF_LOAD, 0, 0, AT_CALL),
+    ]
+    if machine == "x86_64":  # and so has the x32 interface
+        steps += [(BPF_AT_LEAST, 0, 1, 0x40000000), (BPF_RETURN, 0, 0, KILL)]
+    # glibc falls back from clone3, whose flags a filter cannot see, to clone
+    steps += [(BPF_EQUAL, 0, 1, CLONE3), (BPF_RETURN, 0, 0, REFUSE | ENOSYS)]
+    spared = {"clone", "socket"} if network else {"clone"}
+    for number in [number for name, number in {**calls, **COMMON_CALLS}.items() if name not in spared]:
+        steps += [(BPF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, REFUSE | EPERM)]
+    steps += [
+        (BPF_EQUAL, 0, 3, calls["clone"]),
+        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+        (BPF_ANY_BIT, 1, 0, CLONE_THREAD),
+        (BPF_RETURN, 0, 0, REFUSE | EPERM),
+        (BPF_RETURN, 0, 0, ALLOW),
+    ]
+    return steps
+
+
+def _die_with_parent() -> None:
+    if sys.platform == "linux":
+        unused: list[Any] = [ctypes.c_ulong(0)] * 3
+        _call("pdeathsig", libc.prctl(PR_SET_PDEATHSIG, ctypes.c_ulong(signal.SIGKILL), *unused))
+
+
+def _call(name: str, result: int) -> None:
+    if result != 0:
+        raise OSError(f"{name}: {os.strerror(ctypes.get_errno())}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,208 @@
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pytest
+import torch
+
+from raftdiff.config import check
+from raftdiff.errors import UserError
+from raftdiff.llm.judging import (
+    Pair,
+    RewardCompare,
+    ServerCompare,
+    ServerCompareConfig,
+    Verdict,
+    combine,
+    verdict,
+    win_lose_tie,
+)
+from raftdiff.types import Prompt, Sample
+
+PROMPTS = [Prompt(f"p{n}", f"Question {n}?", "", "") for n in range(6)]
+
+
+class Scripted:
+    """Gives verdicts from a table of (after first, after second)."""
+
+    def __init__(self, table: Sequence[tuple[Verdict | None, Verdict | None]]) -> None:
+        self.table = table
+        self.asked: list[Pair] = []
+
+    def compare(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
+        self.asked = list(pairs)
+        return [first for first, _ in self.table] + [second for _, second in self.table]
+
+
+class Vowels:
+    """Counts the vowels; discards an empty answer."""
+
+    name = "vowels"
+
+    def __init__(self) -> None:
+        self.scored: list[str] = []
+
+    def score(self, samples: Sequence[Sample[str]]) -> torch.Tensor:
+        self.scored += [sample.media for sample in samples]
+        return torch.tensor([float(sum(map(s.media.count, "aeiou"))) if s.media else math.nan for s in samples])
+
+
+class Chat:
+    """A judge that replies by a rule of the question."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+        self.asked: list[Sequence[Mapping[str, str]]] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def complete(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[str]:
+        self.asked.append(messages)
+        self.settings.append(settings)
+        return [self.reply]
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "wanted"),
+    [
+        ("win", "win", "win"),
+        ("win", "tie", "win"),
+        ("win", "lose", "tie"),
+        ("tie", "tie", "tie"),
+        ("lose", "tie", "lose"),
+        ("lose", "lose", "lose"),
+    ],
+)
+def test_two_orders_make_one_verdict_as_in_the_paper(first: Verdict, second: Verdict, wanted: Verdict) -> None:
+    assert combine(first, second) == combine(second, first) == wanted
+
+
+def test_combining_mirrors() -> None:
+    mirror: dict[str, Verdict] = {"win": "lose", "tie": "tie", "lose": "win"}
+    for first, second in itertools.product(mirror, repeat=2):
+        assert combine(mirror[first], mirror[second]) == mirror[combine(first, second)]  # type: ignore[arg-type]
+
+
+def test_the_judge_sees_both_orders() -> None:
+    judge = Scripted([("tie", "tie")] * 2)
+    win_lose_tie(judge, PROMPTS[:2], ["old 0", "old 1"], ["new 0", "new 1"])
+    assert [(pair.prompt.id, pair.a, pair.b) for pair in judge.asked] == [
+        ("p0", "new 0", "old 0"),
+        ("p1", "new 1", "old 1"),
+        ("p0", "old 0", "new 0"),
+        ("p1", "old 1", "new 1"),
+    ]
+
+
+def test_a_tally_is_seen_from_after() -> None:
+    """The second verdict is on the answer before, which stands first there: it is turned round."""
+    table: list[tuple[Verdict | None, Verdict | None]] = [
+        ("win", "lose"),
+        ("win", "tie"),
+        ("win", "win"),
+        ("lose", "win"),
+        (None, "win"),
+        ("tie", "tie"),
+    ]
+    tally = win_lose_tie(Scripted(table), PROMPTS, ["old"] * 6, ["new"] * 6)
+    assert tally.verdicts == ("win", "win", "tie", "lose", None, "tie")
+    assert (tally.wins, tally.ties, tally.losses, tally.undecided) == (2, 2, 1, 1)
+    assert tally.win_rate.mean == pytest.approx(0.6)
+    assert tally.win_rate.n == 5
+    low, high = tally.win_rate.ci95
+    assert 0 <= low < 0.6 < high <= 1
+    assert tally.consistent == pytest.approx(3 / 5)
+
+
+def test_a_judge_that_always_takes_the_first_place_finds_ties() -> None:
+    tally = win_lose_tie(Scripted([("win", "win")] * 6), PROMPTS, ["old"] * 6, ["new"] * 6)
+    assert (tally.ties, tally.consistent, tally.win_rate.mean) == (6, 0.0, 0.5)
+
+
+def test_swapping_before_and_after_turns_everything_round() -> None:
+    before, after = ["aa", "b", "eee", "", "io", "x"], ["a", "a", "e", "o", "ii", "yz"]
+    one = win_lose_tie(RewardCompare(Vowels()), PROMPTS, before, after)
+    other = win_lose_tie(RewardCompare(Vowels()), PROMPTS, after, before)
+    assert one.verdicts == ("lose", "win", "lose", None, "tie", "tie")
+    assert (one.wins, one.ties, one.losses, one.undecided) == (other.losses, other.ties, other.wins, other.undecided)
+    assert one.win_rate.mean == pytest.approx(1 - other.win_rate.mean)
+    assert one.consistent == 1.0
+
+
+def test_nothing_decided_has_no_rate() -> None:
+    tally = win_lose_tie(Scripted([(None, None)]), PROMPTS[:1], ["old"], ["new"])
+    assert tally.undecided == 1
+    assert math.isnan(tally.win_rate.mean)
+    assert math.isnan(tally.consistent)
+    assert win_lose_tie(Scripted([]), [], [], []).verdicts == ()
+
+
+def test_unequal_numbers_get_a_sentence() -> None:
+    with pytest.raises(UserError, match="2 prompts, 1 answers before and 2 after: give as many of each"):
+        win_lose_tie(Scripted([]), PROMPTS[:2], ["a"], ["a", "b"])
+    with pytest.raises(UserError, match="The judge gave 0 verdicts on 2 pairs; it should give one for each"):
+        win_lose_tie(Scripted([]), PROMPTS[:1], ["a"], ["b"])
+
+
+def test_a_margin_makes_ties_and_each_answer_is_scored_once() -> None:
+    reward = Vowels()
+    pairs = [Pair(PROMPTS[0], "aaa", "a"), Pair(PROMPTS[0], "a", "aaa"), Pair(PROMPTS[1], "aaa", "a")]
+    assert RewardCompare(reward, margin=1.5).compare(pairs) == ["win", "lose", "win"]
+    assert sorted(reward.scored) == ["a", "a", "aaa", "aaa"], "once for each prompt"
+    assert RewardCompare(reward, margin=2.0).compare(pairs) == ["tie", "tie", "tie"]
+    with pytest.raises(UserError, match="The margin of a tie is -1.0; it should be 0 or more"):
+        RewardCompare(reward, margin=-1.0)
+
+
+def test_the_server_is_asked_with_both_answers_in_place() -> None:
+    chat = Chat("B")
+    history = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
+    prompt = Prompt("p", "And {a}?", "", "", meta={"history": history})
+    judge = ServerCompare(chat, system="Be fair.", template="{prompt}|{a}|{b}|{c}", max_tokens=7, seed=3)
+    assert judge.compare([Pair(prompt, "{b}", "two"), Pair(prompt, "same", "same")]) == ["lose", "tie"]
+    assert [list(turns) for turns in chat.asked] == [
+        [
+            {"role": "system", "content": "Be fair."},
+            {"role": "user", "content": "User: Hi.\nAssistant: Hello.\nUser: And {a}?|{b}|two|{c}"},
+        ]
+    ], "equal answers are not asked about"
+    assert chat.settings == [{"temperature": 0.0, "max_tokens": 7, "seed": 3}]
+
+
+@pytest.mark.parametrize(
+    ("reply", "wanted"),
+    [
+        ("A", "win"),
+        ("b.", "lose"),
+        ("**Tie**", "tie"),
+        ("[[B]]", "lose"),
+        ("I first thought [[A]], but [[B]]", "lose"),
+        ("[[C]]", "tie"),
+        ("Both are kind.\n\nVerdict: A", "win"),
+        ("Answer B is better", "lose"),
+        ("The better answer is: **Answer A**.", "win"),
+        ("Final verdict: it is a tie", "tie"),
+        ("A\n\nBecause A better explains why.", "win"),
+        ("<think>A\nB\n</think>\nA", "win"),
+        ("<think>\nA", "win"),
+        ("A better answer would be longer.", None),
+        ("The answer is a", None),
+        ("A or B", None),
+        ("Neither.", None),
+        ("", None),
+    ],
+)
+def test_a_reply_is_read_with_care(reply: str, wanted: Verdict | None) -> None:
+    assert verdict(reply) == wanted
+    assert ServerCompare(Chat(reply)).compare([Pair(PROMPTS[0], "one", "two")]) == [wanted]
+
+
+def test_a_recipe_says_who_judges() -> None:
+    judge = check(ServerCompareConfig, {"base_url": "http://localhost:1/v1", "model": "judge"}).build()
+    assert judge.compare([]) == []
+    with pytest.raises(UserError, match="the template lacks {b}"):
+        check(ServerCompareConfig, {"base_url": "http://h/v1", "model": "m", "template": "{prompt} {a}"})
+    with pytest.raises(UserError, match="api_key_env takes the name of an environment variable"):
+        check(ServerCompareConfig, {"base_url": "http://h/v1", "model": "m", "api_key_env": "sk-abc"})
+    with pytest.raises(UserError, match="is not an http or https address"):
+        check(ServerCompareConfig, {"base_url": "judge.example", "model": "m"}).build()

@@ -1,0 +1,359 @@
+"""Programs of a model: what they score, and what they cannot do."""
+
+import os
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftdiff.config import check
+from raftdiff.errors import UserError
+from raftdiff.rewards import sandbox as sandboxes
+from raftdiff.rewards.code import CodeConfig
+from raftdiff.rewards.isolation import ALLOW, CALLS, CLONE_THREAD, EPERM, REFUSE, call_filter
+from raftdiff.rewards.sandbox import Outcome, Sandbox
+from raftdiff.rewards.texts import fenced
+from raftdiff.testing import check_reward
+from raftdiff.types import Prompt, Sample
+
+shut_in = pytest.mark.skipif(
+    sandboxes._missing() is not None, reason=f"programs cannot be shut in here: {sandboxes._missing()}"
+)
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the sandbox needs Linux")
+ALLOWED = Sandbox(seconds=2, network="allow" if sandboxes._missing() else "none")
+
+
+def answers(*texts: str, **meta: Any) -> list[Sample[str]]:
+    prompt = Prompt("double", "Double a number.", "", "", meta=meta)
+    return [Sample(0, prompt, index, index, "policy", text) for index, text in enumerate(texts)]
+
+
+def scores(texts: Sequence[str], own: Any = (), **options: Any) -> list[float]:
+    reward = check(CodeConfig, {"seconds": 2, "network": ALLOWED.network, **options}).build()
+    return reward.score(answers(*texts, tests=own)).tolist()
+
+
+TESTS = ["assert double(2) == 4", "assert double(3) == 6", "assert double('a') == 'aa'"]
+
+
+def test_the_scale_from_no_program_to_all_tests_passed() -> None:
+    found = scores(
+        [
+            "",
+            "def double(x) return x",
+            "x = 1",
+            "def double(x): raise ValueError(x)",
+            "def double(x): return x ** 2",
+            "def double(x): return int(x) * 2",
+            "def double(x): return x * 2",
+        ],
+        TESTS,
+    )
+    assert found == [0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 1.0]
+
+
+def test_without_tests_it_is_enough_to_run_to_the_end() -> None:
+    assert scores(["print(1)", "import sys; sys.exit()", "import sys; sys.exit(1)", "1 / 0", "1 /"]) == [
+        1,
+        1,
+        0.25,
+        0.25,
+        0,
+    ]
+
+
+def test_the_program_is_the_first_fenced_block_in_python() -> None:
+    said = "Here it is:\n```python\ndef double(x):\n    return x * 2\n```\nUse it so:\n```python\nraise 0\n```\n"
+    shell = "```bash\npip install x\n```\n" + said
+    cut_off = said[: said.index("\n```\nUse")]
+    untagged = said.replace("```python", "```", 1)
+    assert scores([said, shell, cut_off, untagged], TESTS) == [1, 1, 1, 1]
+    assert fenced("~~~py\na\n```\n~~~", ["py"]) == "a\n```\n", "a fence ends with its own kind"
+    assert fenced("none here", ["py"]) is None
+    assert fenced("```bash\nls\n```", ["py"]) is None
+
+
+def test_the_answer_may_go_on_from_the_prompt() -> None:
+    prompt = Prompt("f", "def double(x):\n", "", "", meta={"tests": TESTS})
+    reward = CodeConfig(prepend_prompt=True, network=ALLOWED.network).build()
+    assert reward.score([Sample(0, prompt, 0, 0, "policy", "    return 2 * x")]).tolist() == [1.0]
+
+
+def test_a_script_is_tested_by_what_it_prints() -> None:
+    script = "if __name__ == '__main__':\n    print(int(input()) * 2, '', sep='\\n')"
+    tests = [{"input": "4\n", "output": "8"}, {"input": "5", "output": "10 \n"}, {"input": "6", "output": "13"}]
+    assert scores([script, "print(8)", "input(); input()"], tests) == [0.75, 0.5, 0.25]
+
+
+def test_both_kinds_of_tests_and_those_of_the_recipe() -> None:
+    program = "def double(x): return x * 2\nif __name__ == '__main__': print(double(int(input())))"
+    found = scores([program], [{"input": "4", "output": "8"}], tests=["assert double(1) == 2", "assert double(1) == 3"])
+    assert found == [pytest.approx(0.75)]
+
+
+def test_dataclasses_find_their_module() -> None:
+    program = (
+        "from __future__ import annotations\nfrom dataclasses import dataclass\n@dataclass\nclass A:\n    x: int = 1"
+    )
+    assert scores([program], ["assert A().x == 1"]) == [1.0]
+
+
+def test_leaving_early_passes_nothing() -> None:
+    quits = ["import os; os._exit(0)", "import sys; sys.exit(0)", "def double(x):\n    raise SystemExit(0)"]
+    assert scores(quits, TESTS) == [0.25, 0.25, 0.25]
+    prints = (
+        "import os\nprint('passed')\nfor fd in range(1, 9):\n  try: os.write(fd, b'passed\\n')\n  except OSError: 0"
+    )
+    assert scores([prints], TESTS) == [0.25]
+
+
+def test_tests_before_a_crash_count() -> None:
+    program = "def double(x):\n    if x == 3:\n        while True: pass\n    return x * 2"
+    assert scores([program], TESTS, seconds=1) == [0.5]
+
+
+def test_an_endless_loop_is_ended_in_time() -> None:
+    started = time.monotonic()
+    outcome = Sandbox(seconds=1, network=ALLOWED.network).run("while True: pass")
+    assert time.monotonic() - started < 4
+    assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=False)
+
+
+def test_one_that_only_waits_is_ended_by_the_clock() -> None:
+    started = time.monotonic()
+    outcome = Sandbox(seconds=1, network=ALLOWED.network).run("import time; time.sleep(60)")
+    assert time.monotonic() - started < 8
+    assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=True)
+
+
+def test_one_that_catches_everything_is_ended_too() -> None:
+    program = "import signal\nfor n in range(1, 32):\n  try: signal.signal(n, signal.SIG_IGN)\n  except OSError: 0\n"
+    program += "while 1:\n  try:\n    while 1: pass\n  except BaseException: pass"
+    assert Sandbox(seconds=1, network=ALLOWED.network).run(program).passed == 0
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "a = bytearray(10**10)",
+        "a = []\nwhile True: a.append(bytearray(10**7))",
+        "import threading, time\nwhile True: threading.Thread(target=time.sleep, args=(60,)).start()",
+        "import mmap\na = [mmap.mmap(-1, 10**8) for _ in range(1000)]",
+        "import os\na = os.memfd_create('a')",
+    ],
+)
+def test_memory_is_limited(program: str) -> None:
+    small = Sandbox(seconds=2, memory_mb=256, network=ALLOWED.network)
+    assert small.run(program).passed == 0
+    assert small.run("a = bytearray(10**8)").passed == 1
+
+
+def test_a_fork_bomb_has_no_children() -> None:
+    bomb = "import os\nwhile True:\n    try: os.fork()\n    except OSError: {}"
+    before = len(list(Path("/proc").glob("[0-9]*")))
+    seen: list[int] = []
+    done = threading.Event()
+
+    def watch() -> None:
+        while not done.wait(0.05):
+            seen.append(len(list(Path("/proc").glob("[0-9]*"))))
+
+    thread = threading.Thread(target=watch)
+    thread.start()
+    outcome = Sandbox(seconds=1, network=ALLOWED.network).run(bomb.format("pass"))
+    done.set()
+    thread.join()
+    assert outcome.passed == 0
+    assert max(seen) < before + 40, "other programs come and go on this machine; a bomb would be thousands"
+    assert ALLOWED.run(bomb.format("raise")) == Outcome(compiled=True, passed=0, tests=1, timed_out=False)
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import subprocess; subprocess.run(['true'])",
+        "import os; os.posix_spawn('/bin/true', ['true'], {})",
+        "import os; os.system('true') and 1 / 0",
+        "import multiprocessing\nmultiprocessing.get_context('fork').Process(target=print).start()",
+    ],
+)
+def test_no_other_program_is_started(program: str) -> None:
+    assert ALLOWED.run(program).passed == 0
+
+
+def test_threads_are_allowed() -> None:
+    program = "from concurrent.futures import ThreadPoolExecutor as Pool\nassert list(Pool(4).map(abs, [-1])) == [1]"
+    assert ALLOWED.run(program).passed == 1
+
+
+@shut_in
+def test_nothing_is_written_outside_the_folder(tmp_path: Path) -> None:
+    kept, mode = tmp_path / "kept.txt", 0o640
+    kept.write_text("mine")
+    kept.chmod(mode)
+    attempts = [
+        f"open({str(kept)!r}, 'w').write('yours')",
+        f"import os; os.remove({str(kept)!r})",
+        f"import os; os.rename({str(kept)!r}, 'here')",
+        f"import os; os.link({str(kept)!r}, 'here')",
+        f"import os; os.chmod({str(kept)!r}, 0o777)",
+        f"import os; os.utime({str(kept)!r})",
+        f"import os; os.mkdir({str(tmp_path / 'new')!r})",
+        f"import shutil; shutil.rmtree({str(tmp_path)!r})",
+        "open('../x', 'w')",
+        "open('/dev/shm/x', 'w')",
+        f"import os; os.symlink({str(kept)!r}, 'link'); open('link', 'w')",
+    ]
+    assert [Sandbox().run(attempt).passed for attempt in attempts] == [0] * len(attempts)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["kept.txt"]
+    assert kept.read_text() == "mine"
+    assert kept.stat().st_mode & 0o777 == mode
+
+
+@shut_in
+def test_its_own_folder_is_empty_writable_and_gone_afterwards() -> None:
+    program = "import os\nassert os.listdir() == []\nopen('a', 'w').write('1')\n"
+    program += "assert open(os.path.abspath('a')).read() == '1'"
+    before = set(Path("/tmp").iterdir())
+    assert [Sandbox().run(program).passed for _ in range(2)] == [1, 1]
+    assert not [path for path in set(Path("/tmp").iterdir()) - before if (path / "a").exists()]
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "open('big', 'wb').write(bytes(9 * 2**20))",
+        pytest.param("for n in range(9): open(str(n), 'wb').write(bytes(2**20))", marks=shut_in),
+        pytest.param("for n in range(2000): open(str(n), 'wb').close()", marks=shut_in),
+        "a = [open('/dev/null') for _ in range(1000)]",
+    ],
+)
+def test_files_are_limited_in_size_and_number(program: str) -> None:
+    assert Sandbox(folder_mb=4, network=ALLOWED.network).run(program).passed == 0
+
+
+@shut_in
+def test_the_network_is_out_of_reach() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        address = listening.getsockname()
+        program = f"import socket\nsocket.create_connection({address!r}, timeout=1)"
+        assert Sandbox().run(program).passed == 0
+        assert Sandbox(network="allow").run(program).passed == 1, "it is the sandbox that shuts it off"
+    with_name = "import socket\nsocket.getaddrinfo('localhost', 80)\nsocket.socket(socket.AF_UNIX)"
+    assert Sandbox().run(with_name).passed == 0
+
+
+@shut_in
+@pytest.mark.parametrize(("network", "status"), [(False, 1), (True, 0)])
+def test_the_namespaces_shut_the_network_off_without_the_filter_too(network: bool, status: int) -> None:
+    script = (sandboxes.HERE / "isolation.py").read_text().partition("if __name__")[0]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        connect = f"import socket\nsocket.create_connection({listening.getsockname()!r}, timeout=1)"
+        program = f"{script}\nown_namespaces(network={network})\n{connect}"
+        ended = subprocess.run([sys.executable, "-c", program], check=False, stderr=subprocess.DEVNULL)
+    assert ended.returncode == status
+
+
+@shut_in
+def test_it_sees_no_environment_no_process_and_no_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("JUDGE_KEY", "sk-secret")
+    program = "import os, sys\nassert 'JUDGE_KEY' not in os.environ, os.environ\nassert os.getpid() == 1\n"
+    program += (
+        "assert os.getuid() == os.geteuid() == 1000\nassert os.listdir('/proc') == []\nassert sys.flags.safe_path"
+    )
+    assert Sandbox().run(program).passed == 1
+    undo = "import ctypes\nlibc = ctypes.CDLL(None)\n"
+    undo += "a = libc.mount(b'none', b'/proc', b'tmpfs', ctypes.c_ulong(0), None), libc.umount(b'/proc')\n"
+    undo += "b = libc.unshare(0x10000000), libc.ptrace(0, 0, 0, 0)\nassert a == (-1, -1) and b == (-1, -1), (a, b)"
+    assert Sandbox().run(undo).passed == 1
+
+
+def test_a_signal_does_not_reach_the_trainer() -> None:
+    program = (
+        f"import os, signal\nfor pid in ({os.getpid()}, os.getppid() or {os.getpid()}): os.kill(pid, signal.SIGKILL)"
+    )
+    assert ALLOWED.run(program).passed == 0
+    assert Sandbox(network="allow").run(program).passed == 0
+
+
+def test_the_same_program_gives_the_same_each_time() -> None:
+    sets = "x = ''.join({'a', 'b', 'c', 'd', 'e', 'f'})\nimport random\ny = random.random()"
+    tests = ["assert x == 'abcdef'", "assert x < 'd'", "assert y < 0.5", "assert y < 0.25", "assert x[1] < 'd'"]
+    outcomes = {ALLOWED.run(sets, tests).passed for _ in range(4)}
+    assert len(outcomes) == 1
+
+
+def test_tests_of_another_form_get_a_sentence() -> None:
+    with pytest.raises(
+        UserError, match=r"prompt 'double': tests\.1: this test is not Python, so no program could pass"
+    ):
+        scores(["x"], ["assert 1", "assert ("])
+    with pytest.raises(
+        UserError, match=r"prompt 'double': tests\.0: a test is Python statements, or a mapping of 'inp"
+    ):
+        scores(["x"], [{"input": "1"}])
+    with pytest.raises(UserError, match=r"prompt 'double': tests: this is a test or a list of them, not int\."):
+        scores(["x"], 3)
+    with pytest.raises(UserError, match=r"the reward 'code': tests\.0: this test is not Python"):
+        CodeConfig(tests=["1 +"], network="allow").build()
+
+
+def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "_missing", lambda: "unshare: Operation not permitted")
+    with pytest.raises(
+        UserError, match=r"on this machine \(unshare: Operation not permitted\)\. .* set network: allow\."
+    ):
+        CodeConfig().build()
+    reward = CodeConfig(network="allow", seconds=1).build()
+    found = reward.score(answers("x = 1", "import os; os.fork()", "while True: pass", "a = bytearray(10**10)"))
+    assert found.tolist() == [1, 0.25, 0.25, 0.25], "the limits and the filter hold all the same"
+
+
+def test_a_sandbox_that_fails_is_no_score() -> None:
+    with pytest.raises(UserError, match=r"The sandbox of the reward 'code' failed: "):
+        Sandbox(memory_mb=1, network=ALLOWED.network).run("x = 1")
+
+
+@pytest.mark.parametrize("machine", sorted(CALLS))
+@pytest.mark.parametrize("network", [False, True])
+def test_the_filter_as_the_kernel_would_run_it(machine: str, network: bool) -> None:
+    """Interpreted here, so that the machine that the tests do not run on is checked too."""
+    calls = CALLS[machine]
+    architecture = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}[machine]
+
+    def verdict(number: int, argument: int = 0, arch: int = architecture) -> int:
+        steps, at, held = call_filter(machine, network=network), 0, 0
+        while True:
+            code, if_true, if_false, value = steps[at]
+            if code == 0x20:
+                held, jump = {0: number, 4: arch, 16: argument}[value], 0
+            elif code == 0x06:
+                return value
+            else:
+                true = {0x15: held == value, 0x35: held >= value, 0x45: bool(held & value)}[code]
+                jump = if_true if true else if_false
+            at += 1 + jump
+
+    read = {"x86_64": 0, "aarch64": 63}[machine]
+    assert verdict(read) == ALLOW
+    assert verdict(calls["clone"], CLONE_THREAD) == ALLOW
+    assert verdict(calls["clone"]) == REFUSE | EPERM
+    assert verdict(calls["ptrace"]) == REFUSE | EPERM
+    assert verdict(calls["socket"]) == (ALLOW if network else REFUSE | EPERM)
+    assert verdict(435) == REFUSE | 38, "clone3 does not exist, so glibc uses clone"
+    assert verdict(read, arch=0x40000003) not in (ALLOW, REFUSE | EPERM), "a 32-bit program is ended"
+    if machine == "x86_64":
+        assert verdict(0x40000000 + read) not in (ALLOW, REFUSE | EPERM)
+
+
+def test_it_keeps_the_contract() -> None:
+    samples = answers("def double(x): return x * 2", "def double(x): return 4", "1 +", "", tests=TESTS)
+    reward = CodeConfig(network=ALLOWED.network).build()
+    report = check_reward(reward, samples)
+    assert all(check.passed for check in report.checks), str(report)
