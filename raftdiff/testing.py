@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw
+from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
@@ -313,34 +313,3 @@ def _numbers(figures: Any) -> bool:
     if not isinstance(figures, Mapping):
         return False
     return all(isinstance(k, str) and isinstance(v, int | float) and bool(np.isfinite(v)) for k, v in figures.items())
-
-
-def reward_samples(
-    pictures: Sequence[Image.Image] = (), *, count: int = 8, side: int = 64
-) -> list[Sample[Image.Image]]:
-    """What to try a reward on: the given pictures, captioned "a picture", or ``count`` coloured shapes, every other one
-    over noise."""
-    if not pictures:
-        return [_example(index, side) for index in range(count)]
-    prompts = [Prompt(f"picture-{n}", "a picture", "a picture", "a picture") for n in range(len(pictures))]
-    return [
-        Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)
-        for prompt, picture in zip(prompts, pictures, strict=True)
-    ]
-
-
-def _example(index: int, side: int) -> Sample[Image.Image]:
-    colours, shapes = ("red", "green", "blue", "orange", "purple"), ("circle", "square", "line")
-    colour, shape = colours[index % 5], shapes[index % 3]
-    noise = np.random.default_rng(index).integers(0, 256 if index % 2 else 1, (side, side, 3), dtype=np.uint8)
-    picture = Image.fromarray(255 - noise)
-    pen, low, high = ImageDraw.Draw(picture), side // 8 + index % 4, side * 3 // 4 - index % 7
-    if shape == "circle":
-        pen.ellipse((low, low, high, high), fill=colour)
-    elif shape == "square":
-        pen.rectangle((low, low, high, high), fill=colour)
-    else:
-        pen.line((low, low, high, high), fill=colour, width=1 + index % 4)
-    caption = f"a {colour} {shape}"
-    prompt = Prompt(f"example-{index}", caption, sampling=caption, learning=caption)
-    return Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)

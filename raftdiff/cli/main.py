@@ -202,6 +202,7 @@ def _tools(commands: Commands) -> None:
     checked = _command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
     checked.add_argument("reward", metavar="NAME", help="a reward (clip, aesthetic, jpeg, ...) or your module:function")
     checked.add_argument("overrides", nargs="*", metavar="key=value", help="its options, e.g. model=emoji-clip")
+    checked.add_argument("--text", action="store_true", help="try it on answers: for a module:function on texts")
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 
     _command(commands, "recipes", "tools:recipes", "list the recipes that ship")

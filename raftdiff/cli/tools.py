@@ -3,21 +3,23 @@
 import argparse
 import json
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
 from raftdiff import registry
 from raftdiff.config import check
 from raftdiff.errors import UserError
+from raftdiff.types import Sample
 
 
 def check_reward(args: argparse.Namespace) -> int:
-    """Try a reward on pictures, and print what it keeps and what it breaks."""
+    """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
     import yaml
 
+    from raftdiff.examples import answer_samples, reward_samples
     from raftdiff.recipe import resolve
     from raftdiff.testing import check_reward as conformance
-    from raftdiff.testing import reward_samples
 
     options = {"type": args.reward}
     if ":" in args.reward:
@@ -27,9 +29,11 @@ def check_reward(args: argparse.Namespace) -> int:
         if not equals:
             raise UserError(f"'{override}': an option is written key=value, for example model=emoji-clip.")
         options[key] = yaml.safe_load(value)
-    config = check(registry.load("rewards", options["type"]), options, f"the reward '{args.reward}'")
+    texts = args.text or options["type"] not in registry.sources("rewards")
+    config = check(registry.load(_group(texts), options["type"]), options, f"the reward '{args.reward}'")
     reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
-    result = conformance(reward, reward_samples(_pictures(args.pictures)) if args.pictures else reward_samples())
+    samples: list[Sample[Any]] = [*answer_samples()] if texts else [*reward_samples(_pictures(args.pictures))]
+    result = conformance(reward, samples)
     print(result)
     return 0 if result.passed else 1
 
@@ -51,7 +55,13 @@ def schema(args: argparse.Namespace) -> None:
     print(json.dumps(recipe.model_json_schema(), indent=2))
 
 
-def _pictures(folder: Path) -> list[Image.Image]:
+def _group(texts: bool) -> registry.Group:
+    return "text_rewards" if texts else "rewards"
+
+
+def _pictures(folder: Path | None) -> list[Image.Image]:
+    if folder is None:
+        return []
     found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
     if not found:
         raise UserError(f"{folder}: there is no .png, .jpg or .webp picture in this folder.")

@@ -9,16 +9,17 @@ end, not on the prompt.
 import json
 import math
 from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from raftdiff.embedded import reviews
-from raftdiff.embedded.review_grammar import AGREEMENT
+from raftdiff.embedded.review_grammar import AGREEMENT, VALENCES
 from raftdiff.embedded.training import (
     Average,
     arguments,
@@ -39,9 +40,9 @@ BATCH = 32
 POOL = 32
 """Batches drawn at a time and cut by length, so that little of them is padding."""
 PEAK_RATE = 3e-3
-PURE = 0.2
-"""Share of a sitting, at its beginning, in which all opinion words agree with the mood. Without it the model takes the
-opinion words of a review for independent, and that it is hard to leave."""
+LESSON = 0.25
+"""Share of a sitting, at its beginning, that is a lesson on mood: all opinion words agree with it, and `mood_loss` counts.
+Without it the model long takes the opinion words of a review for independent."""
 IGNORED = -100
 
 
@@ -118,8 +119,34 @@ def loss(model: Any, ids: Tensor, labels: Tensor) -> Tensor:
 
     No attention mask: padding stands on the right, where causal attention never looks.
     """
-    logits = model(input_ids=ids, use_cache=False).logits[:, :-1]
-    return functional.cross_entropy(logits.flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED)
+    return losses(model, None, ids, labels)
+
+
+def losses(model: Any, head: nn.Linear | None, ids: Tensor, labels: Tensor) -> Tensor:
+    """`loss`, and with a head `mood_loss` of what the model knows at each word of a review."""
+    hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
+    logits, targets = model.lm_head(hidden), labels[:, 1:]
+    found = functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=IGNORED)
+    return found if head is None else found + mood_loss(head(hidden)[..., 0], ids, targets != IGNORED)
+
+
+def mood_loss(guess: Tensor, ids: Tensor, said: Tensor) -> Tensor:
+    """Cross-entropy (nats) of a guess at each word whether the review as a whole is good.
+
+    That is the sign of the sum of its valences, degrees and negations left aside; reviews where it is 0 do not count. A
+    linear head makes the guess and is thrown away afterwards.
+    """
+    signs = valences().to(ids.device)[ids].sum(dim=1).sign()
+    weights = (said & (signs != 0)[:, None]).float()
+    target = (signs > 0).float()[:, None].expand_as(guess)
+    each = functional.binary_cross_entropy_with_logits(guess, target, reduction="none")
+    return (each * weights).sum() / weights.sum().clamp(min=1)
+
+
+@cache
+def valences() -> Tensor:
+    """The valence of each token, float32 (vocabulary,); 0 for what is no opinion."""
+    return torch.tensor([VALENCES.get(word, 0.0) for word in (*SPECIAL, *reviews.vocabulary())])
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:
@@ -143,13 +170,14 @@ def main() -> None:
     average = Average(parts, decay=0.998)
     checkpoint = given.cache / "review-lm.safetensors"
     begun = load_checkpoint(checkpoint, parts, average)
-    weights = list(model.parameters())
+    head = nn.Linear(model.config.hidden_size, 1).to(given.device)
+    weights = [*model.parameters(), *head.parameters()]
     optimizer = torch.optim.AdamW(weights, PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     pure, mixed = (batches(fold(given.seed, str(begun), str(share)), agreement=share) for share in (1.0, AGREEMENT))
-    seen, turn = 0, (begun + PURE * (given.minutes - begun)) / given.minutes
+    seen, turn = 0, (begun + LESSON * (given.minutes - begun)) / given.minutes
     for step, progress in steps(given.minutes, begun=begun):
         ids, labels = (tensor.to(given.device) for tensor in next(pure if progress < turn else mixed))
-        found = loss(model, ids, labels)
+        found = losses(model, head if progress < turn else None, ids, labels)
         update(optimizer, found, rate(PEAK_RATE, progress, step), weights)
         average.update()
         seen += int((labels != IGNORED).sum())

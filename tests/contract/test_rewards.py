@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import open_clip
 import pytest
 import torch
@@ -14,10 +15,13 @@ from safetensors.torch import save_file
 
 from raftdiff import registry
 from raftdiff.config import Config, check
+from raftdiff.embedded import reviews
 from raftdiff.errors import UserError
+from raftdiff.examples import ANSWERS, answer_samples, reward_samples
+from raftdiff.llm import tiny
 from raftdiff.runs import Run
-from raftdiff.testing import check_reward, reward_samples
-from raftdiff.types import Sample
+from raftdiff.testing import check_reward
+from raftdiff.types import Prompt, Sample
 
 TINY = {
     "embed_dim": 16,
@@ -133,3 +137,45 @@ def test_a_broken_plug_in_gets_a_sentence() -> None:
 def test_a_misspelt_reward_gets_a_sentence() -> None:
     with pytest.raises(UserError, match=r"'aesthetik' is not a reward\. Did you mean 'aesthetic'\?"):
         registry.load("rewards", "aesthetik")
+
+
+@pytest.fixture(scope="module")
+def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    words = sorted({word for text in ANSWERS for word in text.split()})
+    return tiny.write(tmp_path_factory.mktemp("lm") / "lm", words)
+
+
+def shortness(texts: list[str], prompts: list[str]) -> list[float]:
+    return [-float(len(text)) for text in texts]
+
+
+def text_needs(name: str, lm: Path) -> dict[str, Any]:
+    """What a recipe must say beside the type."""
+    return {
+        "length": {"direction": "more"},
+        "regex": {"pattern": "film"},
+        "likelihood": {"model": {"base": str(lm)}},
+        "callable": {"function": "contract_reward:shortness"},
+    }.get(name, {})
+
+
+ELSEWHERE = {"kl", "classifier", "server"}
+"""Made of the policy, of a trained classifier, of a server: their own tests build those."""
+
+
+@pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["text_rewards"]} - ELSEWHERE))
+def test_every_reward_on_text_keeps_the_contract(name: str, lm: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.import_module("contract_reward"), "shortness", shortness, raising=False)
+    config: Any = check(registry.load("text_rewards", name), {"type": name, "name": "other", **text_needs(name, lm)})
+    reward = config.build(device="cpu", resolve=str)
+    assert reward.name == "other"
+    samples = film_reviews() if name == "review" else answer_samples()
+    report = check_reward(reward, samples, direction=type(reward).__doc__)
+    assert report.passed, str(report)
+
+
+def film_reviews() -> list[Sample[str]]:
+    """The text world's reward knows its own prompts alone."""
+    generator, asked = np.random.default_rng(0), reviews.prompts()[:6]
+    prompts = [Prompt(f"review-{place}", text, text, text) for place, text in enumerate(asked)]
+    return [Sample(0, one, 0, 0, "dataset", reviews.sample(one.caption, generator)) for one in prompts]

@@ -9,8 +9,9 @@ import torch
 from PIL import ImageDraw
 
 from raftdiff.errors import UserError
+from raftdiff.examples import reward_samples
 from raftdiff.rewards.callable import CallableConfig, CallableReward, load_function
-from raftdiff.testing import check_reward, reward_samples
+from raftdiff.testing import check_reward
 
 SAMPLES = reward_samples(count=4)
 

@@ -6,8 +6,9 @@ import torch
 
 from raftdiff.config import check
 from raftdiff.errors import UserError
+from raftdiff.examples import reward_samples
 from raftdiff.rewards.clip import ClipConfig
-from raftdiff.testing import check_reward, reward_samples
+from raftdiff.testing import check_reward
 
 
 def test_the_unit_is_a_hundred_cosines_with_the_caption(tiny_clip: Path) -> None:

@@ -6,8 +6,9 @@ from PIL import Image
 
 from raftdiff.config import check
 from raftdiff.errors import UserError
+from raftdiff.examples import reward_samples
 from raftdiff.rewards.jpeg import JpegConfig, jpeg_kilobytes
-from raftdiff.testing import check_reward, reward_samples
+from raftdiff.testing import check_reward
 
 
 def test_the_unit_is_a_thousand_bytes_at_quality_95() -> None:
