@@ -94,7 +94,7 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines.append("|---|" + "--:|" * len(COLUMNS))
     for method in dict.fromkeys(one.method for one in outcomes):
         held = list({one.seed: one for one in outcomes if one.method == method}.values())
-        cells = [_cell(np.array([getattr(one, name) for one in held]), how) for name, (_, how) in COLUMNS.items()]
+        cells = [_cell(np.array([float(getattr(one, name)) for one in held]), how) for name, (_, how) in COLUMNS.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

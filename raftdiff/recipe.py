@@ -152,13 +152,21 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     return recipe
 
 
-def recipe_of(run: Run) -> Recipe:
+def refuse_texts(run: Run) -> None:
     """
     Raises:
         UserError: it is a run on texts.
     """
     if is_text(run.path / "recipe.yaml"):
         raise UserError(f"{run.path}: this is a run on texts, and this command is for pictures.")
+
+
+def recipe_of(run: Run) -> Recipe:
+    """
+    Raises:
+        UserError: it is a run on texts.
+    """
+    refuse_texts(run)
     return check(Recipe, run.recipe(), str(run.path / "recipe.yaml"))
 
 

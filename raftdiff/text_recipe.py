@@ -216,10 +216,11 @@ def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
 
 
 def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker[str]:
-    """The training's rewards, but for scores that data gave to their own answers, and those that only look on. The
-    latter count for the held-out curve only where there is nothing else."""
+    """The training's rewards and those that only look on, which count for the held-out curve only where there is nothing
+    else. Left out are scores that data gave to their own answers, and the distance from the base, which is measured
+    for itself: as a reward it would judge the base's answers by the tuned model."""
     configs = recipe.ranker.rewards
-    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type != "given"]
+    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in ("given", "kl")]
     weight = 0.0 if kept else 1.0
     onlookers = [(one.build(device=device, resolve=resolve), weight) for one in recipe.evaluation.rewards]
     return Ranker([*kept, *onlookers], ranker.selector)
@@ -298,7 +299,7 @@ def _check(recipe: TextRecipe) -> None:
         raise UserError(
             "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
         )
-    if not evaluation.rewards and all(reward.type == "given" for reward in recipe.ranker.rewards):
+    if not evaluation.rewards and all(reward.type in ("given", "kl") for reward in recipe.ranker.rewards):
         raise UserError(
             "evaluation.rewards: the data score their own answers alone (ranker.rewards: given); name a reward that "
             "can score the model's."

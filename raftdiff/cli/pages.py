@@ -8,6 +8,7 @@ from typing import Any
 from raftdiff.apps.page import Door, serve
 from raftdiff.errors import UserError
 from raftdiff.labels import RATER, candidate_pairs, evaluation_pairs
+from raftdiff.recipe import refuse_texts
 from raftdiff.runs import Run
 
 
@@ -15,7 +16,10 @@ def compare(args: argparse.Namespace) -> None:
     from raftdiff.apps import compare as app
     from raftdiff.bench import Bench
 
-    bench = Bench([Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])])
+    runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
+    for run in runs:
+        refuse_texts(run)
+    bench = Bench(runs)
     bench.warm()
     _open(app.build(bench), args)
 
@@ -23,13 +27,13 @@ def compare(args: argparse.Namespace) -> None:
 def watch(args: argparse.Namespace) -> None:
     from raftdiff.apps import watch as app
 
-    _open(app.build(Run.open(Path(args.recipe))), args)
+    _open(app.build(_pictures(args)), args)
 
 
 def label(args: argparse.Namespace) -> None:
     from raftdiff.apps import label as app
 
-    run = Run.open(Path(args.recipe))
+    run = _pictures(args)
     if not RATER.fullmatch(args.rater):
         raise UserError(f"--rater '{args.rater}': use letters, digits, '_' and '-', at most 64; it names a file.")
     if args.eval is not None:
@@ -38,6 +42,16 @@ def label(args: argparse.Namespace) -> None:
         last = max(0, run.rounds_done() - 1)
         pairs = candidate_pairs(run, last if args.round is None else args.round, per_prompt=args.per_prompt, seed=0)
     _open(app.build(run, pairs, rater=args.rater), args)
+
+
+def _pictures(args: argparse.Namespace) -> Run:
+    """
+    Raises:
+        UserError: there is no such run, or it is one on texts.
+    """
+    run = Run.open(Path(args.recipe))
+    refuse_texts(run)
+    return run
 
 
 def _open(page: Any, args: argparse.Namespace) -> None:

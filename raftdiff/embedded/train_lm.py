@@ -41,8 +41,8 @@ POOL = 32
 """Batches drawn at a time and cut by length, so that little of them is padding."""
 PEAK_RATE = 3e-3
 LESSON = 0.25
-"""Share of a sitting, at its beginning, that is a lesson on mood: all opinion words agree with it, and `mood_loss` counts.
-Without it the model long takes the opinion words of a review for independent."""
+"""Share of a sitting, at its beginning, that is a lesson on mood: all opinion words agree with it, and `mood_loss`
+counts. Without it the model long takes the opinion words of a review for independent."""
 IGNORED = -100
 
 

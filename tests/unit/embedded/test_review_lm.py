@@ -13,6 +13,7 @@ from safetensors import safe_open
 from raftdiff import embedded
 from raftdiff.embedded import reviews
 from raftdiff.embedded.measure_lm import draw, figures, load, log_probabilities
+from raftdiff.embedded.review_grammar import NEGATIONS, VALENCES
 from raftdiff.embedded.train_lm import (
     BOS,
     EOS,
@@ -24,6 +25,8 @@ from raftdiff.embedded.train_lm import (
     build_tokenizer,
     collate,
     loss,
+    losses,
+    mood_loss,
     save,
 )
 
@@ -169,6 +172,34 @@ def test_the_loss_agrees_with_the_log_probabilities(tiny: Any) -> None:
     index = build_tokenizer().get_vocab()
     row = tuple([index[word] for word in text.split()] for text in (PROMPT, texts[0]))
     assert -loss(tiny, *collate([row])).item() * (len(row[1]) + 1) == pytest.approx(found, abs=1e-3)
+
+
+def test_the_lesson_on_mood_asks_of_every_word_whether_the_review_is_good() -> None:
+    words = build_tokenizer().get_vocab()
+    texts = ["superb superb dull", "dull dull awful", "superb awful the"]  # good, bad, neither
+    ids = torch.tensor([[BOS, *(words[word] for word in text.split())] for text in texts])
+    said = torch.tensor([[False, True, True]] * 3)
+    assert mood_loss(torch.zeros(3, 3), ids, said).item() == pytest.approx(math.log(2), abs=2e-6)
+    right = torch.tensor([[-9.0, 9.0, 9.0], [9.0, -9.0, -9.0], [9.0, 9.0, 9.0]])
+    assert mood_loss(right, ids, said).item() == pytest.approx(math.log1p(math.exp(-9)), abs=2e-6)
+    assert mood_loss(right[2:], ids[2:], said[2:]).item() == 0
+
+
+def test_without_the_lesson_the_loss_is_that_of_the_words(tiny: Any) -> None:
+    given = collate([([10, 11], [20, 21, 22])])
+    head = torch.nn.Linear(48, 1)
+    assert losses(tiny, None, *given).item() == loss(tiny, *given).item() < losses(tiny, head, *given).item()
+
+
+def test_in_the_lesson_all_opinion_words_agree() -> None:
+    tokenizer, plain = build_tokenizer(), 0
+    for ids, _ in itertools.islice(batches(0, size=8, agreement=1.0), 8):
+        for text in tokenizer.batch_decode(ids[:, 5:], skip_special_tokens=True):
+            words = set(text.split())
+            if not words & {*NEGATIONS, "but"}:
+                plain += 1
+                assert len({VALENCES[word] > 0 for word in words & set(VALENCES)}) == 1
+    assert plain > 10
 
 
 def test_batches_hold_reviews_of_training_prompts_only_and_follow_the_seed() -> None:

@@ -1,0 +1,257 @@
+"""A run on texts from the command line: train, stop, continue, look, export; and what is said of mistakes."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import load_file
+
+from raftdiff.cli.main import main
+from raftdiff.llm import tiny
+
+WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps")
+RECIPE = """
+media: text
+name: words
+model: {{base: {model}}}
+prompts: {{captions: [the film, my dog, the dog]}}
+sampler: {{type: policy, decoding: {{max_new_tokens: 6}}, batch_size: 4}}
+ranker:
+  rewards: [{{type: regex, pattern: good, mode: count}}, {{type: kl, weight: 0.01}}]
+  selector: {{type: best_of_k}}
+finetuner: {{adapter: lora, learning_rate: 1.0e-2, epochs: 3, batch_size: 2}}
+loop: {{rounds: 2, candidates: 4, seed: 0}}
+evaluation:
+  prompts: {{captions: [the long film, the short film]}}
+  samples_per_prompt: 3
+  every_round: 2
+  rewards: [{{type: length, direction: more}}]
+logging: {{tracker: null}}
+"""
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write(tmp_path_factory.mktemp("lm") / "lm", WORDS)
+
+
+@pytest.fixture
+def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "words.yaml").write_text(RECIPE.format(model=model))
+    return tmp_path / "words.yaml"
+
+
+def said(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
+    capsys.readouterr()
+    status = main([str(word) for word in words])
+    return status, *capsys.readouterr()
+
+
+def states(run: Path) -> dict[str, Any]:
+    return {
+        f"{file.parent.parent.name}/{file.stem}/{name}": tensor.tolist()
+        for file in sorted(run.glob("rounds/*/state/*.safetensors"))
+        for name, tensor in load_file(file).items()
+    }
+
+
+def answers(run: Path) -> list[str]:
+    files = sorted(run.glob("rounds/*/samples/metadata.jsonl"))
+    return [json.loads(line)["text"] for file in files for line in file.read_text().splitlines()]
+
+
+def test_train_evaluate_reply_judge_export(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = said(capsys, "train", recipe, "--out", "run")
+    assert status == 0
+    assert "round 2/2 | reward" in out
+    assert len(answers(Path("run"))) == 24
+    metrics = json.loads(Path("run/rounds/001/metrics.json").read_text())
+    assert metrics["candidates"] == 12
+    assert metrics["held_out_figures"]["kl"] != 0, "it has left the base"
+    assert metrics["diversity_selected"]["distinct_1"] > 0
+
+    status, out, _ = said(capsys, "eval", "run")
+    assert status == 0
+    assert "KL to the base" in out
+    evaluation = json.loads(Path("run/eval/eval.json").read_text())
+    assert set(evaluation["rewards"]) == {"regex", "length"}
+    assert evaluation["drift"]["kl"] != 0, "it has left the base"
+    lines = [json.loads(line) for line in Path("run/eval/answers.jsonl").read_text().splitlines()]
+    assert len(lines) == 6
+    assert lines[0]["before_scores"]["regex"] == lines[0]["before"].count("good")
+    page = Path("run/eval/report.html").read_text()
+    assert lines[0]["after"] in page
+    assert "2 held-out prompts, 3 answers each" in page
+
+    status, out, _ = said(capsys, "llm", "reply", "run", "the film", "--best-of", "4", "--before")
+    assert status == 0
+    assert out.splitlines()[0] == "the film"
+    assert [line.split(":")[0].strip() for line in out.splitlines()[1:]] == ["before", "after"]
+
+    status, out, _ = said(capsys, "llm", "judge", "run", "--reward", "length", "direction=more")
+    assert status == 0
+    assert "2 prompts:" in out
+    assert "judged alike in both orders: 100%" in out
+
+    status, out, _ = said(capsys, "export", "run")
+    assert status == 0
+    assert Path("run/export/peft/adapter_config.json").is_file()
+    assert said(capsys, "export", "run", "--format", "merged")[0] == 0
+    assert Path("run/export/merged/config.json").is_file()
+
+
+def test_the_stages_one_at_a_time_give_what_train_gives(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--out", "whole"]) == 0
+    assert main(["sample", str(recipe), "--out", "parts"]) == 0
+    for stage in ("score", "select", "tune", "sample", "score", "select", "tune"):
+        assert main([stage, "parts"]) == 0
+    assert states(Path("parts")) == states(Path("whole"))
+    assert answers(Path("parts")) == answers(Path("whole"))
+    status, _, err = said(capsys, "sample", "parts")
+    assert status == 2
+    assert "all 2 rounds are complete" in err
+
+
+def test_a_finished_round_is_scored_again_into_a_new_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--out", "run"]) == 0
+    change = "ranker.rewards=[{type: regex, pattern: bad, mode: count}]"
+    assert main(["score", "run", "--round", "1", "--out", "again", change]) == 0
+    assert main(["select", "again"]) == 0
+    assert main(["tune", "again"]) == 0
+    assert answers(Path("again")) == answers(Path("run"))
+    assert states(Path("again")) != states(Path("run"))
+
+
+def test_a_killed_run_continues_to_the_same_bits(recipe: Path) -> None:
+    assert main(["train", str(recipe), "--out", "finished"]) == 0
+    program = (
+        "import sys, time; import raftdiff.rounds as rounds; from raftdiff.cli.main import main; "
+        "rounds.FLUSH_SECONDS = 0.0; add = rounds.Draft.add; "
+        "rounds.Draft.add = lambda self, sample: (time.sleep(0.1), add(self, sample)); main(sys.argv[1:])"
+    )  # as the real one, but every answer counts at once and takes its time
+    command = [sys.executable, "-c", program, "train", str(recipe), "--out", "killed"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    kept = Path("killed/rounds/000.partial/samples/metadata.jsonl")
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None and not (kept.is_file() and kept.read_text()):
+        time.sleep(0.005)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert 0 < len(kept.read_text().splitlines()) < 12, "the kill came in the middle of sampling"
+    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert answers(Path("killed")) == answers(Path("finished"))
+    assert states(Path("killed")) == states(Path("finished"))
+
+
+def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    text = recipe.read_text()
+    Path("pairs.yaml").write_text(
+        text.replace("name: words", "name: pairs")
+        .replace("{type: best_of_k}", "{type: best_worst}")
+        .replace("adapter: lora,", "adapter: lora, objective: {type: preference},")
+    )
+    words = (
+        "llm",
+        "compare",
+        "--methods",
+        "words.yaml,pairs.yaml",
+        "--rounds",
+        "2",
+        "--prompts",
+        "3",
+        "--candidates",
+        "3",
+    )
+    status, out, _ = said(capsys, *words, "--seeds", "2", "--out", "side")
+    assert status == 0
+    lines = [line.split("|")[1].strip() for line in out.splitlines() if line.startswith("|")]
+    assert lines == ["method", "---", "base", "best of 3, base", "words", "pairs"]
+    assert Path("side/table.md").read_text().splitlines()[4] in out
+    again = time.monotonic()
+    assert said(capsys, *words, "--seeds", "2", "--out", "side")[1] == out, "measured runs are not made again"
+    assert time.monotonic() - again < 5
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("ranker.selector={type: best_worst}", "it selects 'pairs', and the objective 'sft' learns from weighted"),
+        ("finetuner.objective={type: rrhf}", "the objective 'rrhf' learns from ranked"),
+        ("ranker.rewards.1.weight=x", "ranker.rewards.1"),
+        ("ranker.rewards.0.type=sentimant", "'sentimant' is not a reward. Did you mean 'sentiment'?"),
+        ("finetuner.learing_rate=1", "Did you mean 'learning_rate'?"),
+        ("prompts.captions=[]", "prompts"),
+        ("loop.patience=2 evaluation.every_round=0", "stopping needs a held-out reward"),
+        ("model.base=./nowhere", "there is no folder './nowhere'"),
+        ("model.template=chat", "has no chat template; use plain or alpaca"),
+        ("model.max_prompt_tokens=2", "more than model.max_prompt_tokens"),
+        ("sampler={type: dataset}", "has an answer in the data"),
+        ("ranker.rewards=[{type: given}] evaluation.rewards=[]", "name a reward that can score the model's"),
+        (
+            "sampler={type: mix, parts: [{share: 2, sampler: {type: policy}}]}",
+            "the shares add up to 2 candidates, and loop.candidates is 4",
+        ),
+        (
+            "ranker.selector={type: advantage} finetuner.objective={type: policy_gradient} "
+            "sampler.decoding.temperature=0.8",
+            "needs answers drawn from the model itself",
+        ),
+        (
+            "ranker.selector={type: advantage} finetuner.objective={type: policy_gradient} loop.replay_rounds=1",
+            "learns from fresh answers; make it 0",
+        ),
+        (
+            "ranker.selector={type: advantage} finetuner.objective={type: policy_gradient} sampler={type: dataset}",
+            "learns from the policy's own fresh answers",
+        ),
+    ],
+)
+def test_mistakes_get_a_sentence(change: str, sentence: str, recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, _, err = said(capsys, "train", recipe, "--out", "run", *_overrides(change))
+    assert status == 2
+    assert sentence in err
+
+
+def _overrides(text: str) -> list[str]:
+    """Overrides apart: a space begins a new one where a dotted key and "=" follow it."""
+    return re.split(r" (?=[a-z_.0-9]+=)", text)
+
+
+def test_commands_for_pictures_say_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["train", str(recipe), "--out", "run", "loop.rounds=1"]) == 0
+    for words in (["draw", "run", "a cat"], ["watch", "run"], ["label", "run"], ["compare", "run"]):
+        status, _, err = said(capsys, *words)
+        assert status == 2
+        assert "this is a run on texts, and this command is for pictures" in err
+    status, _, err = said(capsys, "plan", recipe)
+    assert status == 2
+    assert "this is a recipe for texts" in err
+    status, _, err = said(capsys, "export", "run", "--format", "kohya")
+    assert status == 2
+    assert "exported as peft or merged" in err
+    status, _, err = said(capsys, "eval", "run", "--steps", "3")
+    assert status == 2
+    assert "--steps is for pictures" in err
+    status, _, err = said(capsys, "llm", "judge", "run", "--reward", "length")
+    assert status == 2
+    assert "there are no answers to judge" in err
+
+
+def test_other_data_do_not_continue_a_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("asked.jsonl").write_text('{"prompt": "the film"}\n{"prompt": "my dog"}\n')
+    words = ("train", recipe, "--out", "run", "prompts={file: asked.jsonl}", "loop.rounds=1")
+    assert said(capsys, *words)[0] == 0
+    assert said(capsys, "train", "run")[0] == 0
+    Path("asked.jsonl").write_text('{"prompt": "the film"}\n{"prompt": "the dog"}\n')
+    status, _, err = said(capsys, "eval", "run", "--prompts", "training")
+    assert status == 2
+    assert "is not what the run began with" in err
