@@ -3,8 +3,11 @@
 from pathlib import Path
 from typing import Literal
 
+from safetensors import SafetensorError
+
 from raftdiff.errors import UserError
 from raftdiff.llm.finetuner import LMFineTuner
+from raftdiff.llm.loading import LM
 from raftdiff.trainable import merged
 
 Format = Literal["peft", "merged"]
@@ -14,17 +17,26 @@ def export(finetuner: LMFineTuner, format: Format, out: Path) -> Path:
     """Write the policy as it stands to the folder ``out``, with the tokenizer; safetensors.
 
     Raises:
-        UserError: an adapter is asked for where every weight was trained, or something else lies at ``out``.
+        UserError: an adapter is asked for where every weight was trained, something else lies at ``out``, or it cannot
+            be written.
     """
     lm = finetuner.lm
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: something lies there already; name another folder with --out.")
+    if format == "peft" and finetuner.config.adapter != "lora":
+        raise UserError("--format peft: every weight was trained (finetuner.adapter: full); export it as merged.")
+    try:
+        _write(lm, format, out)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    return out
+
+
+def _write(lm: LM, format: Format, out: Path) -> None:
     if format == "peft":
-        if finetuner.config.adapter != "lora":
-            raise UserError("--format peft: every weight was trained (finetuner.adapter: full); export it as merged.")
-        lm.model.peft_config["default"].base_model_name_or_path = lm.name
+        config = lm.model.peft_config["default"]
+        config.base_model_name_or_path, config.task_type = lm.model.name_or_path, "CAUSAL_LM"  # peft needs both
         lm.model.save_pretrained(out, safe_serialization=True)
     else:
         merged(lm.model).to(lm.dtype).save_pretrained(out, safe_serialization=True)
     lm.tokenizer.save_pretrained(out)
-    return out

@@ -1,10 +1,10 @@
 """Fine-tuning a language model on a selection; ``objectives`` says what is minimised."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Literal, final
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
@@ -54,7 +54,8 @@ class LMFineTunerConfig(Config):
     batch_size: int = Field(default=16, ge=1)
     """Items (answers, pairs or rankings) per optimizer step."""
     rows_per_pass: int = Field(default=64, ge=1)
-    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same."""
+    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same but for KTO and
+    dropout."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: slower, and a good deal less memory."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
@@ -107,7 +108,8 @@ class Tally:
 class LMFineTuner:
     """The last verb for text: gradient steps of one objective on what was selected.
 
-    A step is cut into passes of whole items, and means are taken over the whole step, so how it is cut does not matter.
+    A step is cut into passes of whole items, and means are taken over the whole step, so how it is cut does not matter,
+    but for the LoRA's dropout and for KTO, whose reference point is a pass's own.
     Items whose advantage is zero are counted and not computed.
     """
 
@@ -135,11 +137,10 @@ class LMFineTuner:
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[str]], *, seed: int, report: Report
     ) -> Mapping[str, float]:
-        taught = self._taught(selection, samples)
-        config = self.config
-        plan = optimizer.exposure_plan(len(taught), config.steps, config.batch_size, config.epochs, seed)
-        tally = Tally()
+        config, tally = self.config, Tally()
+        plan = optimizer.exposure_plan(len(selection.items), config.steps, config.batch_size, config.epochs, seed)
         with self._training():
+            taught = self._taught(selection, samples)
             for index, places in enumerate(plan):
                 rate = self._learning_rate(index / len(plan))
                 self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
@@ -192,14 +193,17 @@ class LMFineTuner:
         )
 
     def _taught(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> list[Taught]:
-        """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities."""
+        """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities.
+
+        The base computes in the precision of the training, so that a policy that has not moved equals it.
+        """
         keys = list(dict.fromkeys(key for item in selection.items for key in item.keys))
         rows = {key: row_of(self.lm, samples[key], learning=True) for key in keys}
         needs = self.requires
         old = {key: _old(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
         reference: dict[Key, Tensor] = {}
         if needs.reference_model:
-            with self.base_weights():
+            with self._reference(), self.network.computing():
                 found = score(self.lm, list(rows.values()), batch_size=self.config.rows_per_pass)
             reference = dict(zip(rows, found, strict=True))
         return [
@@ -215,14 +219,13 @@ class LMFineTuner:
     def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
         """One optimizer step on these items."""
         whole = Whole(sum(one.answer_tokens for one in taught), len(taught))
-        moment_progress = (self.rounds + through) / self.total_rounds
+        moment = Moment(self.steps, (self.rounds + through) / self.total_rounds, seed)
         for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
-            generator = torch.Generator().manual_seed(fold(seed, "pass", place))
             lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
-            with _seeded(fold(seed, "dropout", place), self.config.dropout > 0):
-                moment = Moment(self.steps, moment_progress, generator)
+            with _seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
                 loss, figures = self.objective.loss(lesson, whole, self.network, moment)
                 torch.autograd.backward(loss)
+            moment = moment._replace(first=moment.first + len(lesson.weight))
             tally.loss += float(loss.detach()) * whole.items
             tally.tokens += int(lesson.batch.attention.sum())
             for name, value in figures.items():
@@ -268,14 +271,17 @@ class LMFineTuner:
         """Within, the network holds the live weights, in training precision; afterwards the policy again."""
         model = self.lm.model
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.lm.dtype)
-        model.train(self.config.gradient_checkpointing or self.config.dropout > 0)
         if self.config.gradient_checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
+            _checkpointing(model, "enable")({"use_reentrant": False})
+        for module in model.modules():  # not train(): the model's own dropout stays off, checkpointed or not
+            module.training = self.config.gradient_checkpointing and getattr(module, "gradient_checkpointing", False)
+        for layer in lora_layers([model]):
+            layer.lora_dropout.train()
         try:
             yield
         finally:
             if self.config.gradient_checkpointing:
-                model.gradient_checkpointing_disable()
+                _checkpointing(model, "disable")()
             model.eval()
             self.trainable.rest(None)
 
@@ -303,6 +309,14 @@ def attach(config: LMFineTunerConfig, lm: LM, *, seed: int) -> Trainable:
     return Trainable(lm.name, {"model": lm.model}, config.adapter, dtype=lm.dtype)
 
 
+def _checkpointing(model: Any, verb: str) -> Callable[..., None]:
+    """The library's switch, under its new name or its old one."""
+    found: Callable[..., None] = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
+        model, f"gradient_checkpointing_{verb}"
+    )
+    return found
+
+
 def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:
     """The items in parts of at most so many rows, and at least so many items."""
     part: list[Taught] = []
@@ -321,14 +335,14 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
     rows = [row for one in taught for row in one.rows]
     batch = collate(rows, pad)
     counts = torch.tensor([len(one.rows) for one in taught])
-    scores = [score for one in taught for score in (one.item.scores or (0.0,) * len(one.rows))]
+    scores = [score for one in taught for score in (one.item.scores or range(len(one.rows), 0, -1))]
     weights = torch.tensor([one.item.weight for one in taught])
     other = [Row(row.prompt, rows[place - 1].answer) for place, row in enumerate(rows)]
     return Lesson(
         batch,
         torch.arange(len(taught)).repeat_interleave(counts),
         weights.repeat_interleave(counts),
-        torch.tensor(scores),
+        torch.tensor(scores, dtype=torch.float32),
         _laid_out([values for one in taught for values in one.old], batch.mask),
         _laid_out([values for one in taught for values in one.reference], batch.mask),
         collate(other, pad) if mismatched else None,
@@ -352,12 +366,12 @@ def _old(sample: Sample[str], row: Row) -> Tensor:
 
 
 @contextmanager
-def _seeded(seed: int, wanted: bool) -> Iterator[None]:
+def _seeded(seed: int, device: torch.device, wanted: bool) -> Iterator[None]:
     """Dropout draws from the global generator; within, from one of its own."""
     if not wanted:
         yield
         return
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
 

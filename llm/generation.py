@@ -1,14 +1,16 @@
 """Drawing answers: each with a seed of its own, whatever batch it is drawn in."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
 from raftdiff.config import Config
+from raftdiff.errors import UserError
 from raftdiff.llm.loading import LM
 
 Strategy = Literal["sample", "greedy", "beam", "diverse_beam"]
@@ -22,8 +24,9 @@ class DecodingConfig(Config):
     temperature: float = Field(default=1.0, gt=0)
     """The paper's lambda: answers are drawn from p^(1/lambda). sample and diverse_beam."""
     top_p: float = Field(default=1.0, gt=0, le=1)
+    """Draw from the likeliest tokens that have this probability together. sample and diverse_beam."""
     top_k: int = Field(default=0, ge=0)
-    """0 for no limit."""
+    """Draw from this many of the likeliest tokens, 0 for no limit. sample and diverse_beam."""
     repetition_penalty: float = Field(default=1.0, gt=0)
     """Above 1, what the answer has said is made less likely."""
     beams: int = Field(default=4, ge=1)
@@ -33,19 +36,15 @@ class DecodingConfig(Config):
     groups of one beam, as RRHF has them)."""
     max_new_tokens: int = Field(default=64, ge=1)
     min_new_tokens: int = Field(default=0, ge=0)
-    """Answers do not end before this many tokens."""
+    """No end token comes before this many tokens; a stop text may."""
     stop: list[str] = Field(default_factory=list)
-    """Texts that end an answer; the answer is cut before them."""
+    """Texts that end an answer, which is cut before them. Special tokens may be among them."""
 
     @property
     def exact(self) -> bool:
         """Whether answers are draws from the model itself, as ratios of probabilities need them."""
-        return self.strategy == "sample" and (self.temperature, self.top_p, self.top_k, self.repetition_penalty) == (
-            1.0,
-            1.0,
-            0,
-            1.0,
-        )
+        bends = (self.temperature, self.top_p, self.top_k, self.repetition_penalty, self.min_new_tokens)
+        return self.strategy == "sample" and bends == (1.0, 1.0, 0, 1.0, 0)
 
 
 @final
@@ -58,13 +57,14 @@ class Draw:
     diverse beam search, the rows of one prompt stand together and take their tokens in turn.
     """
 
-    def __init__(self, seeds: Sequence[int], decoding: DecodingConfig, group: int, ends: Sequence[int]) -> None:
-        self._decoding, self._group, self._ends = decoding, group, torch.tensor(list(ends))
+    def __init__(self, seeds: Sequence[int], decoding: DecodingConfig, group: int) -> None:
+        self._decoding, self._group = decoding, group
         steps = decoding.max_new_tokens
         self._uniform = torch.stack(
             [torch.rand(steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64) for seed in seeds]
         )
-        self._ended = torch.zeros(len(seeds), dtype=torch.bool)
+        self.ended: Bool[Tensor, " rows"] = torch.zeros(len(seeds), dtype=torch.bool)
+        """Which rows have their answer already: they penalize nobody."""
         self.logprobs: list[Float[Tensor, " rows"]] = []
         self._model: Float[Tensor, "rows vocabulary"] | None = None
 
@@ -79,7 +79,6 @@ class Draw:
         del ids
         assert self._model is not None
         token = {"sample": self._sampled, "diverse_beam": self._diverse}.get(self._decoding.strategy, _greedy)(scores)
-        self._ended |= torch.isin(token.cpu(), self._ends)
         self.logprobs.append(self._model.gather(-1, token[:, None]).squeeze(-1).cpu())
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
@@ -92,7 +91,7 @@ class Draw:
     def _diverse(self, scores: Tensor) -> Int[Tensor, " rows"]:
         """Each answer of a prompt in turn, the choices of those before it made less likely."""
         lp = scores.float().log_softmax(-1).reshape(-1, self._group, scores.shape[-1]).clone()
-        going = ~self._ended.to(scores.device).reshape(-1, self._group)
+        going = ~self.ended.to(scores.device).reshape(-1, self._group)
         chosen: list[Tensor] = []
         for place in range(self._group):
             chosen.append(lp[:, place].argmax(-1))
@@ -115,56 +114,135 @@ before top-k, top-p and penalties."""
 def generate(
     lm: LM, prompts: Sequence[Sequence[int]], seeds: Sequence[int], decoding: DecodingConfig, *, group: int = 1
 ) -> list[Drawn]:
-    """An answer for each row; with diverse_beam the rows of one prompt, ``group`` of them, stand together."""
+    """An answer for each row; with diverse_beam the rows of one prompt, ``group`` of them, stand together.
+
+    Raises:
+        UserError: a prompt and its answer may grow longer than the model is made for.
+    """
     ids, attention = _left_padded(prompts, lm.pad)
-    draw = Draw(seeds, decoding, group, lm.eos)
-    steps = [_Step(draw.watch), *_warpers(decoding, lm, ids.shape[1]), _Step(draw.choose)]
-    answers = _answers(lm, ids, attention, decoding, steps)
+    draw = Draw(seeds, decoding, group)
+    ending = Ending(lm, decoding.stop)
+
+    def over(rows: Tensor, scores: Any) -> Tensor:
+        del scores
+        draw.ended |= ending.reached(rows[:, ids.shape[1] :], draw.ended)
+        return draw.ended.to(rows.device)
+
+    steps = [_Step(draw.watch), *_warpers(decoding, ending, ids, lm.device), _Step(draw.choose)]
+    answers = _answers(lm, ids, decoding, ending, attention=attention, steps=steps, over=over)
     logprobs = torch.stack(draw.logprobs, dim=1)
-    lengths = [answer_length(row, lm, decoding.stop) for row in answers]
+    lengths = [ending.length(row) for row in answers]
     return [(row[:n], lp[:n].clone()) for row, lp, n in zip(answers, logprobs, lengths, strict=True)]
 
 
 @torch.no_grad()
 def search(lm: LM, prompt: Sequence[int], decoding: DecodingConfig, *, count: int) -> list[list[int]]:
-    """The ``count`` best answers to one prompt that a beam search finds."""
+    """The ``count`` best answers to one prompt that a beam search finds, by their mean log p a token.
+
+    Raises:
+        UserError: the prompt and its answer may grow longer than the model is made for.
+    """
     ids, attention = _left_padded([prompt], lm.pad)
+    ending = Ending(lm, decoding.stop)
+
+    def over(rows: Tensor, scores: Any) -> Tensor:
+        del scores
+        return ending.reached(rows[:, ids.shape[1] :]).to(rows.device)
+
     wide = {"num_beams": max(count, decoding.beams), "num_return_sequences": count}
-    answers = _answers(lm, ids, attention, decoding, _warpers(decoding, lm, ids.shape[1]), **wide)
-    return [row[: answer_length(row, lm, decoding.stop)] for row in answers]
+    steps = _warpers(decoding, ending, ids, lm.device)
+    answers = _answers(lm, ids, decoding, ending, attention=attention, steps=steps, over=over, **wide)
+    return [row[: ending.length(row)] for row in answers]
 
 
 def _answers(
-    lm: LM, ids: Tensor, attention: Tensor, decoding: DecodingConfig, steps: list[Any], **search: int
+    lm: LM,
+    ids: Tensor,
+    decoding: DecodingConfig,
+    ending: "Ending",
+    *,
+    attention: Tensor,
+    steps: list[Any],
+    over: Callable[[Tensor, Any], Tensor],
+    **search: int,
 ) -> list[list[int]]:
-    from transformers import GenerationConfig, LogitsProcessorList
+    from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    drawn = lm.model.generate(
-        input_ids=ids.to(lm.device),
-        attention_mask=attention.to(lm.device),
-        generation_config=GenerationConfig(
-            do_sample=False,
-            max_new_tokens=decoding.max_new_tokens,
-            repetition_penalty=1.0,
-            pad_token_id=lm.pad,
-            eos_token_id=list(lm.eos),
-            use_cache=True,
-            **search,
-        ),
-        logits_processor=LogitsProcessorList(steps),
-        **({"stop_strings": decoding.stop, "tokenizer": lm.tokenizer} if decoding.stop else {}),
+    if lm.positions is not None and ids.shape[1] + decoding.max_new_tokens > lm.positions:
+        raise UserError(
+            f"decoding.max_new_tokens: a prompt of {ids.shape[1]} tokens and {decoding.max_new_tokens} new ones are "
+            f"more than the {lm.positions} that '{lm.name}' is made for; ask for fewer, or shorten the prompt."
+        )
+    config = GenerationConfig(
+        do_sample=False,
+        max_new_tokens=decoding.max_new_tokens,
+        pad_token_id=lm.pad,
+        eos_token_id=list(ending.ids),
+        use_cache=True,
+        **search,
     )
+    with _unconfigured(lm.model):
+        drawn = lm.model.generate(
+            input_ids=ids.to(lm.device),
+            attention_mask=attention.to(lm.device),
+            generation_config=config,
+            logits_processor=LogitsProcessorList(steps),
+            stopping_criteria=StoppingCriteriaList([over]),
+        )
     # prompts are cut off by count: an answer may repeat its prompt, and a padding token may be a real one
     answers: list[list[int]] = drawn[:, ids.shape[1] :].tolist()
     return answers
 
 
-def answer_length(row: Sequence[int], lm: LM, stop: Sequence[str]) -> int:
-    """How many of the tokens are the answer: up to the first end token, or the token that completes a stop text."""
-    end = next((place + 1 for place, token in enumerate(row) if token in lm.eos), len(row))
-    if not stop or not any(text in lm.text(row[:end]) for text in stop):
-        return end
-    return next(n for n in range(1, end + 1) if any(text in lm.text(row[:n]) for text in stop))
+@contextmanager
+def _unconfigured(model: Any) -> Iterator[None]:
+    """Within, the model has no generation settings of its own: the library would merge them into ours, and draw from
+    another distribution than the one asked for."""
+    from transformers import GenerationConfig
+
+    own, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = own
+
+
+@final
+class Ending:
+    """Where an answer ends: at an end token, or at the token that completes a stop text within the answer.
+
+    The library's own stop strings are looked for in the prompt too, and in the spelling of single tokens rather than
+    in the text.
+    """
+
+    def __init__(self, lm: LM, stop: Sequence[str]) -> None:
+        added = lm.tokenizer.added_tokens_decoder.items()
+        special = {str(token): number for number, token in added if token.special}
+        self.ids = tuple(dict.fromkeys((*lm.eos, *(special[text] for text in stop if text in special))))
+        """A stop text that is a special token is an end token: texts are without those."""
+        self._lm, self._stop = lm, [text for text in stop if text not in special]
+
+    def reached(
+        self, answers: Int[Tensor, "rows tokens"], ended: Bool[Tensor, " rows"] | None = None
+    ) -> Bool[Tensor, " rows"]:
+        """Whether each answer is over with its last token; those that have ``ended`` before are not looked at."""
+        over = torch.isin(answers[:, -1].cpu(), torch.tensor(self.ids))
+        over = over if ended is None else over | ended
+        if self._stop:
+            going = zip(answers.tolist(), over.tolist(), strict=True)
+            over = torch.tensor([done or self._stops(row) for row, done in going])
+        return over
+
+    def length(self, row: Sequence[int]) -> int:
+        """How many of the tokens are the answer; all of them where nothing ended it."""
+        end = next((place + 1 for place, token in enumerate(row) if token in self.ids), len(row))
+        if not self._stops(row[:end]):
+            return end
+        return next(n for n in range(1, end + 1) if self._stops(row[:n]))
+
+    def _stops(self, row: Sequence[int]) -> bool:
+        text = self._lm.text(row) if self._stop else ""
+        return any(one in text for one in self._stop)
 
 
 def cut(text: str, stop: Sequence[str]) -> str:
@@ -196,7 +274,7 @@ class _Step:
         return found
 
 
-def _warpers(decoding: DecodingConfig, lm: LM, prompt_tokens: int) -> list[Any]:
+def _warpers(decoding: DecodingConfig, ending: Ending, ids: Tensor, device: torch.device) -> list[Any]:
     """Those of the library that the config asks for, in the library's order."""
     from transformers import (
         MinNewTokensLengthLogitsProcessor,
@@ -207,12 +285,14 @@ def _warpers(decoding: DecodingConfig, lm: LM, prompt_tokens: int) -> list[Any]:
     )
 
     found: list[Any] = []
+    prompt_tokens, ends = ids.shape[1], torch.tensor(ending.ids, device=device)
     if decoding.repetition_penalty != 1:
         found.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_tokens))
     if decoding.min_new_tokens:
-        ends = list(lm.eos)
         found.append(MinNewTokensLengthLogitsProcessor(prompt_tokens, decoding.min_new_tokens, ends))
-    if decoding.temperature != 1 and decoding.strategy in ("sample", "diverse_beam"):
+    if decoding.strategy not in ("sample", "diverse_beam"):
+        return found
+    if decoding.temperature != 1:
         found.append(TemperatureLogitsWarper(decoding.temperature))
     if decoding.top_k:
         found.append(TopKLogitsWarper(decoding.top_k))

@@ -50,7 +50,7 @@ class TrcConfig(Config):
     ramp: bool = False
     """lambda grows from 0 over all rounds."""
     disturb: bool = False
-    """lambda is disturbed by N(0, 1) / 2 of itself in each batch."""
+    """lambda is disturbed by N(0, 1) / 2 of itself in each step."""
     train_input_embedding: bool = False
     """Let the gradient into the input table. The released code looks embeddings up in a frozen copy, so that there the
     table learns only where it is the output head too."""
@@ -82,14 +82,16 @@ Weighting: TypeAlias = Annotated[NoWeighting | DrpConfig, Field(discriminator="t
 def inputs(hook: Embedding, batch: Batch, network: Network, moment: Moment) -> Logits:
     """The logits that the loss is taken of."""
     if isinstance(hook, NeftuneConfig):
-        noisy = neftune(network.embeddings(batch.ids), _there(batch, network), hook.alpha, moment.generator)
-        return network.logits_from(noisy, batch)
+        gold, there = network.embeddings(batch.ids), _there(batch, network)
+        rows = [slice(place, place + 1) for place in range(len(gold))]
+        noisy = [neftune(gold[row], there[row], hook.alpha, moment.generator(row.start)) for row in rows]
+        return network.logits_from(torch.cat(noisy), batch)
     if isinstance(hook, ScheduledConfig):
         probability = teacher_forcing_probability(hook.schedule, moment.step, k=hook.k, c=hook.c, epsilon=hook.epsilon)
         with torch.no_grad():
             own = network.logits(batch)[:, :-1].argmax(-1)
-        keep = keep_gold(batch.mask, probability, moment.generator)
-        return network.logits(batch, ids=scheduled(batch.ids, own.cpu(), keep))
+        keep = [keep_gold(row[None], probability, moment.generator(place)) for place, row in enumerate(batch.mask)]
+        return network.logits(batch, ids=scheduled(batch.ids, own.cpu(), torch.cat(keep)))
     if isinstance(hook, TrcConfig):
         return network.logits_from(_mixed(hook, batch, network, moment), batch)
     return network.logits(batch)
@@ -102,7 +104,7 @@ def row_losses(
 
 
 def _mixed(hook: TrcConfig, batch: Batch, network: Network, moment: Moment) -> Float[Tensor, "rows tokens width"]:
-    noise = float(torch.randn((), generator=moment.generator)) if hook.disturb else 0.0
+    noise = float(torch.randn((), generator=moment.generator())) if hook.disturb else 0.0
     share = mixing_weight(hook.weight, progress=moment.progress, ramp=hook.ramp, noise=noise)
     gold = network.embeddings(batch.ids)
     gold = gold if hook.train_input_embedding else gold.detach()

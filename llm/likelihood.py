@@ -10,7 +10,7 @@ from pydantic import Field
 from raftdiff.config import Config
 from raftdiff.llm.figures import Base, Distances
 from raftdiff.llm.loading import LM, LMConfig, load
-from raftdiff.llm.rows import row_of, score
+from raftdiff.llm.rows import Row, checked, row_of, score
 from raftdiff.types import Sample
 
 
@@ -73,7 +73,7 @@ class LikelihoodConfig(Config):
 class LikelihoodReward:
     """p_i = mean log p of the answer's tokens, nats, at most 0; higher is better (arXiv:2304.05302, section 3.1).
 
-    The answer is read by the model's own tokenizer, and ends.
+    The answer is read by the model's own tokenizer, after the prompt's caption, and ends.
     """
 
     def __init__(self, lm: LM, *, batch_size: int = 64, name: str = "likelihood") -> None:
@@ -81,9 +81,10 @@ class LikelihoodReward:
         self._lm, self._batch_size = lm, batch_size
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        plain = [
-            Sample(one.round, one.prompt, one.index, one.seed, one.source, one.media) for one in samples
-        ]  # without the policy's tokens, which are another vocabulary's
-        rows = [row_of(self._lm, sample, learning=False) for sample in plain]
+        lm = self._lm  # its own tokens: those that a sample carries are the policy's, maybe of another vocabulary
+        rows = [
+            checked(lm, one, Row(tuple(lm.prompt_ids(one.prompt, one.prompt.caption)), tuple(lm.answer_ids(one.media))))
+            for one in samples
+        ]
         found = score(self._lm, rows, batch_size=self._batch_size)
         return torch.stack([lp.mean() for lp in found]).float()

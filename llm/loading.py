@@ -67,20 +67,25 @@ class LM:
         pad = self.tokenizer.pad_token_id
         return int(self.eos[0] if pad is None else pad)
 
+    @property
+    def positions(self) -> int | None:
+        """How many tokens, prompt and answer together, the model is made for; None where it does not say."""
+        found = getattr(self.model.config, "max_position_embeddings", None)
+        return found if isinstance(found, int) and found > 0 else None
+
     def prompt_ids(self, prompt: Prompt, text: str) -> list[int]:
         """The tokens that an answer follows: ``text`` (what is sampled or learnt) with the prompt's system text and
         earlier turns, written as the model expects.
 
         Raises:
-            UserError: they are more than ``max_prompt_tokens``.
+            UserError: they are none, or more than ``max_prompt_tokens``, or the chat template takes no such turns.
         """
         if self.template == "chat":
-            written = self.tokenizer.apply_chat_template(
-                messages(prompt, text), add_generation_prompt=True, tokenize=False
-            )
-            ids = self.tokenizer(written, add_special_tokens=False)["input_ids"]
+            ids = self.tokenizer(self._chat(prompt, text), add_special_tokens=False)["input_ids"]
         else:
             ids = self.tokenizer(self._plain(prompt, text))["input_ids"]
+        if not ids:
+            raise UserError(f"The prompt '{prompt.id}' is empty, and the model needs a token to go on from.")
         if len(ids) > self.max_prompt_tokens:
             raise UserError(
                 f"The prompt '{prompt.id}' is {len(ids)} tokens long, more than model.max_prompt_tokens "
@@ -96,6 +101,19 @@ class LM:
         """The answer that tokens spell, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
+    def _chat(self, prompt: Prompt, text: str) -> str:
+        from jinja2 import TemplateError
+
+        turns = messages(prompt, text)
+        try:
+            written = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
+        except TemplateError as error:  # such as that of a model that knows no system text
+            raise UserError(
+                f"The prompt '{prompt.id}': the chat template of '{self.name}' refuses it ({error}); change its system "
+                "text or its history, or set model.template."
+            ) from None
+        return str(written)
+
     def _plain(self, prompt: Prompt, text: str) -> str:
         turns = messages(prompt, text)
         told = text if len(turns) == 1 else "\n\n".join(turn["content"] for turn in turns)
@@ -106,7 +124,7 @@ def messages(prompt: Prompt, text: str) -> list[dict[str, str]]:
     """System text, earlier turns and ``text`` as a chat."""
     system = prompt.meta.get("system") or ""
     first = [{"role": "system", "content": str(system)}] if system else []
-    return [*first, *prompt.meta.get("history", []), {"role": "user", "content": text}]
+    return [*first, *(prompt.meta.get("history") or []), {"role": "user", "content": text}]
 
 
 def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
@@ -115,29 +133,44 @@ def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: it is not there, is no causal language model, lacks an end token or the chat template asked for.
     """
-    import transformers
-
-    device, dtype = find_device(config.device), DTYPES[config.dtype]
+    device = find_device(config.device)
     where = resolve(config.base)
-    known = {"revision": config.revision, "gguf_file": config.gguf_file, "trust_remote_code": False}
-    options = {name: value for name, value in known.items() if value is not None}
+    if where.startswith("~"):
+        where = str(Path(where).expanduser())
     _check_folder(config, where)
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        safe: Mapping[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
-        model = transformers.AutoModelForCausalLM.from_pretrained(where, dtype=dtype, **options, **safe)
-    except (OSError, ValueError, ImportError) as error:
-        raise UserError(f"model.base: cannot load '{config.base}' as a language model: {_first_line(error)}") from None
+    tokenizer, model = _read(config, where)
     if config.gguf_file:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     model.to(device).eval().requires_grad_(False)
     template = _template(config, tokenizer)
-    lm = LM(config.base, model, tokenizer, device, dtype, template, config.max_prompt_tokens)
+    lm = LM(config.base, model, tokenizer, device, DTYPES[config.dtype], template, config.max_prompt_tokens)
     if not lm.eos:
         raise UserError(f"model.base: the tokenizer of '{config.base}' has no end token, so answers could not end.")
     return lm
+
+
+def _read(config: LMConfig, where: str) -> tuple[Any, Any]:
+    """Tokenizer and model. A weight that the files lack would be filled with noise, so that is an error here."""
+    import transformers
+    from safetensors import SafetensorError
+
+    known = {"revision": config.revision, "gguf_file": config.gguf_file, "trust_remote_code": False}
+    options = {name: value for name, value in known.items() if value is not None}
+    safe: Mapping[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
+    what = f"cannot load the tokenizer of '{config.base}'"
+    try:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
+        what = f"cannot load '{config.base}' as a language model"
+        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+            where, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
+        )
+    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
+        raise UserError(f"model.base: {what}: {_first_line(error)}") from None
+    if missing := sorted(found["missing_keys"]):
+        raise UserError(f"model.base: '{config.base}' is no causal language model: its files lack {missing[0]}.")
+    return tokenizer, model
 
 
 def _template(config: LMConfig, tokenizer: Any) -> str:
@@ -163,4 +196,4 @@ def _check_folder(config: LMConfig, where: str) -> None:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return str(error).strip().splitlines()[0].rstrip(": ") if str(error).strip() else type(error).__name__

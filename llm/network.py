@@ -12,6 +12,7 @@ from torch import Tensor
 from raftdiff.llm.loading import LM
 from raftdiff.llm.rows import Batch
 from raftdiff.llm.tokens import log_probabilities
+from raftdiff.seeds import fold
 
 Logits = Float[Tensor, "rows tokens vocabulary"]
 Values = Float[Tensor, "rows targets"]
@@ -24,8 +25,16 @@ class Moment(NamedTuple):
     """Optimizer steps done, over all rounds."""
     progress: float
     """0 to 1 through all rounds."""
-    generator: torch.Generator
-    """On the CPU, seeded for this batch of this step alone."""
+    seed: int
+    """Of this step alone."""
+    first: int = 0
+    """Which row of the step is the batch's first."""
+
+    def generator(self, row: int | None = None) -> torch.Generator:
+        """On the CPU, seeded for a row of the batch or for the whole step, so that how the step is cut into batches
+        changes no draw."""
+        name = ("step",) if row is None else ("row", self.first + row)
+        return torch.Generator().manual_seed(fold(self.seed, *name))
 
 
 @final
@@ -46,7 +55,7 @@ class Network:
         """At every position, with these input embeddings."""
         return self._run(batch, inputs_embeds=embeddings)
 
-    def embeddings(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens width"]:
+    def embeddings(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """What the network's input layer makes of tokens, scaled where it scales."""
         found: Tensor = self.lm.model.get_input_embeddings()(ids.to(self.lm.device))
         return found
@@ -64,8 +73,12 @@ class Network:
     def mask(self, batch: Batch) -> Tensor:
         return batch.mask.to(self.lm.device)
 
+    def computing(self) -> AbstractContextManager[None]:
+        """Within, the model computes in the precision of the training."""
+        return torch.autocast(self.lm.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
+
     def _run(self, batch: Batch, **inputs: Tensor) -> Logits:
-        device = self.lm.device
-        with torch.autocast(device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            found: Tensor = self.lm.model(attention_mask=batch.attention.to(device), use_cache=False, **inputs).logits
+        attention = batch.attention.to(self.lm.device)
+        with self.computing():
+            found: Tensor = self.lm.model(attention_mask=attention, use_cache=False, **inputs).logits
         return found

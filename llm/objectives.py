@@ -36,7 +36,7 @@ class Lesson:
     weight: Float[Tensor, " rows"]
     """The item's weight, label or advantage."""
     score: Float[Tensor, " rows"]
-    """Total reward where the selection holds it, else 0."""
+    """Total reward where the selection holds it, else falling with the rank within the item."""
     old: Float[Tensor, "rows targets"] | None = None
     """log p under the policy that sampled."""
     reference: Float[Tensor, "rows targets"] | None = None
@@ -137,7 +137,10 @@ class Rrhf:
             compat_official=self.config.compat_official,
         )
         share = whole.items / len(set(lesson.item.tolist()))
-        return found.total, {"rank_loss": float(found.rank) * share, "ft_loss": float(found.ft) * share}
+        return found.total, {
+            "rank_loss": float(found.rank.detach()) * share,
+            "ft_loss": float(found.ft.detach()) * share,
+        }
 
 
 PairLoss = Literal["dpo", "cdpo", "robust", "ipo", "hinge", "simpo", "orpo"]
@@ -293,7 +296,12 @@ class PolicyGradient:
             total_tokens=whole.tokens,
             sequences=whole.items,
         )
-        return loss, {"clip_fraction": float(found.clip_fraction), "approx_kl": float(found.approx_kl)}
+        # shares of the step's tokens, as figures are summed by items
+        share = lesson.batch.answer_tokens / whole.tokens * whole.items / len(lesson.weight)
+        return loss, {
+            "clip_fraction": float(found.clip_fraction) * share,
+            "approx_kl": float(found.approx_kl) * share,
+        }
 
 
 ObjectiveConfig: TypeAlias = Annotated[

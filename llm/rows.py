@@ -40,13 +40,31 @@ def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
     """A sample's tokens. A sampled answer's are those that were drawn; anybody else's text is tokenized, and ends.
 
     ``learning``: after the prompt that the model learns to answer; else after the one that was sampled.
+
+    Raises:
+        UserError: there is no answer, or prompt and answer are longer than the model is made for.
     """
     prompt = sample.prompt.learning if learning else sample.prompt.sampling
     drawn = sample.aux.get("tokens")
     answer = lm.answer_ids(sample.media) if drawn is None else drawn.tolist()
     if not answer:
         raise UserError(f"{sample.key}: this answer is empty, so there is nothing to learn from it.")
-    return Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer))
+    return checked(lm, sample, Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer)))
+
+
+def checked(lm: LM, sample: Sample[str], row: Row) -> Row:
+    """The row, if the model can read it.
+
+    Raises:
+        UserError: it is longer than the model is made for.
+    """
+    tokens = len(row.prompt) + len(row.answer)
+    if lm.positions is not None and tokens > lm.positions:
+        raise UserError(
+            f"{sample.key}: prompt and answer are {tokens} tokens together, and '{lm.name}' is made for "
+            f"{lm.positions}; leave it out, or shorten it."
+        )
+    return row
 
 
 def collate(rows: Sequence[Row], pad: int) -> Batch:

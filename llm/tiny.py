@@ -35,7 +35,7 @@ def write(
                 num_hidden_layers=layers,
                 num_attention_heads=4,
                 num_key_value_heads=2,
-                max_position_embeddings=128,
+                max_position_embeddings=1024,
                 tie_word_embeddings=True,
                 initializer_range=0.2,
                 bos_token_id=1,

@@ -337,7 +337,7 @@ def _check_objective(recipe: TextRecipe) -> None:
     if not recipe.sampler.decoding.exact:
         raise UserError(
             f"sampler.decoding: the objective '{objective.type}' needs answers drawn from the model itself: strategy "
-            "sample, temperature 1, and no top_p, top_k or repetition_penalty."
+            "sample, temperature 1, and no top_p, top_k, repetition_penalty or min_new_tokens."
         )
     if recipe.loop.replay_rounds:
         raise UserError(f"loop.replay_rounds: the objective '{objective.type}' learns from fresh answers; make it 0.")

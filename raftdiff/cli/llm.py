@@ -1,7 +1,6 @@
 """``raftdiff llm``: what there is for language models alone; each method's recipe is run by ``train``."""
 
 import argparse
-import json
 import sys
 import time
 
@@ -32,9 +31,8 @@ def demo(args: argparse.Namespace) -> None:
         loop(run, assembly)
         load_weights(run, assembly, None)
         report = measure(run, assembly)
-    lines = (run.path / "eval" / "answers.jsonl").read_text(encoding="utf-8").splitlines()
-    for line in lines[:: max(1, len(lines) // SHOWN)][:SHOWN]:
-        pair = json.loads(line)
+    pairs = read_json_lines(run.path / "eval" / "answers.jsonl")
+    for pair in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
         print(f"\n{pair['prompt']}\n  before: {pair['before']}\n  after:  {pair['after']}")
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")

@@ -80,3 +80,53 @@ def test_adamw_continues_to_the_bit():
     run(adam, one, 2)
     run(twin, other, 2)
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+def test_rmsprop_divides_by_the_root_of_the_mean_square(weight_decay):
+    """v = 0.99 v + 0.01 g^2, w -= rate g / (sqrt(v) + 1e-8), with decay in the gradient; by hand for three steps."""
+    parameters = {"a": nn.Parameter(torch.tensor([0.5]))}
+    prop = optimizer.rmsprop(parameters, 0.1, weight_decay)
+    weight, square = 0.5, 0.0
+    for gradient in (0.3, -0.2, 0.7):
+        parameters["a"].grad = torch.tensor([gradient])
+        prop.step()
+        whole = gradient + weight_decay * weight
+        square = 0.99 * square + 0.01 * whole**2
+        weight -= 0.1 * whole / (square**0.5 + 1e-8)
+        assert parameters["a"].item() == pytest.approx(weight, abs=2e-6)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
+def test_either_optimizer_continues_to_the_bit_and_starts_anew_without_a_state(kind):
+    def make():
+        torch.manual_seed(0)
+        parameters = {"a.x": nn.Parameter(torch.randn(3)), "b": nn.Parameter(torch.randn(2, 2))}
+        built = (
+            optimizer.adamw(parameters, 0.1, (0.9, 0.99), 0.01)
+            if kind == "adamw"
+            else optimizer.rmsprop(parameters, 0.1, 0.01)
+        )
+        return parameters, built
+
+    def run(parameters, built, steps):
+        for step in range(steps):
+            for parameter in parameters.values():
+                parameter.grad = torch.full_like(parameter, 0.1 * (step + 1))
+            built.step()
+
+    one, first = make()
+    run(one, first, 3)
+    state = optimizer.state_dict(first, one)
+    quantities = ("step", "square_avg") if kind == "rmsprop" else ("step", "exp_avg", "exp_avg_sq")
+    assert set(state) == {f"{name}/{key}" for name in ("a.x", "b") for key in quantities}
+    other, second = make()
+    run(other, second, 1)  # a state of its own, which is to be forgotten
+    for name, parameter in other.items():
+        parameter.data.copy_(one[name].data)
+    optimizer.load_state_dict(second, other, other, state)
+    run(one, first, 2)
+    run(other, second, 2)
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    optimizer.load_state_dict(second, other, other, {})
+    assert optimizer.state_dict(second, other) == {}
