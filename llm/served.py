@@ -1,15 +1,15 @@
 """A sampler that asks a chat server: a teacher that runs elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, final
 
 from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.llm.loading import messages
 from raftdiff.seeds import fold
-from raftdiff.server import ChatServer, concurrently
+from raftdiff.server import Chat, ChatServer, concurrently
 from raftdiff.types import Prompt, Sample, Source
 
 AHEAD = 4
@@ -60,22 +60,6 @@ class ServerSamplerConfig(Config):
             stop=self.stop,
             concurrency=self.concurrency,
         )
-
-
-@runtime_checkable
-class Chat(Protocol):
-    """What is asked of a server: ``raftdiff.server.ChatServer`` is one."""
-
-    def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        temperature: float = 1.0,
-        max_tokens: int | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> list[str]: ...
 
 
 @final

@@ -72,6 +72,7 @@ def run_method(
         UserError: the recipe is not one for texts, or does not fit the overrides.
     """
     recipe = load_text_recipe(locate(name), [*overrides, f"loop.seed={seed}"])
+    name = Path(name).stem
     run = Run.create(root / f"{name}-{seed}", recipe, seed=seed)
     told = run.path / "outcome.json"
     if told.is_file() and run.rounds_done() == recipe.loop.rounds:
@@ -94,7 +95,8 @@ def table(outcomes: Sequence[Outcome]) -> str:
     lines.append("|---|" + "--:|" * len(COLUMNS))
     for method in dict.fromkeys(one.method for one in outcomes):
         held = list({one.seed: one for one in outcomes if one.method == method}.values())
-        cells = [_cell(np.array([float(getattr(one, name)) for one in held]), how) for name, (_, how) in COLUMNS.items()]
+        columns = {name: np.array([float(getattr(one, name)) for one in held]) for name in COLUMNS}
+        cells = [_cell(columns[name], how) for name, (_, how) in COLUMNS.items()]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

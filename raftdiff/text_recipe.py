@@ -216,9 +216,9 @@ def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
 
 
 def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker[str]:
-    """The training's rewards and those that only look on, which count for the held-out curve only where there is nothing
-    else. Left out are scores that data gave to their own answers, and the distance from the base, which is measured
-    for itself: as a reward it would judge the base's answers by the tuned model."""
+    """The training's rewards and those that only look on, which count for the held-out curve only where there is
+    nothing else. Left out are scores that data gave to their own answers, and the distance from the base, which is
+    measured for itself: as a reward it would judge the base's answers by the tuned model."""
     configs = recipe.ranker.rewards
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in ("given", "kl")]
     weight = 0.0 if kept else 1.0

@@ -29,6 +29,8 @@ WORDS = ("awful", "poor", "fair", "good", "fine", "superb")
 P = np.array([0.3, 0.2, 0.2, 0.15, 0.1, 0.05])
 R = np.array([-1.0, -0.6, 0.1, 0.4, 0.4, 1.0])  # two are equal: ties keep their proportions
 MEAN = float(P @ R)
+NEAR = 0.08
+"""How far off the law a run with 1024 prompts may be: about 0.04 on average, as each round's error goes into the next."""
 
 
 class WordRecipe(Config):
@@ -146,15 +148,15 @@ def test_rounds_of_best_of_k_approach_one_of_best_of_their_power(tmp_path: Path,
     exact = exact_best_of_k(P, R, k**rounds)
     few = [run(tmp_path / f"few-{seed}", k, rounds, 32, seed=seed)[-1] for seed in range(8)]
     many = run(tmp_path / "many", k, rounds, 1024)[-1]
-    assert distance(many, exact) < 0.04
-    assert distance(many, exact) < 0.5 * np.mean([distance(p, exact) for p in few])
+    assert distance(many, exact) < NEAR
+    assert distance(many, exact) < 0.4 * np.mean([distance(p, exact) for p in few])
 
 
 def test_every_round_on_the_way_is_on_the_law(tmp_path: Path) -> None:
     for t, p in enumerate(run(tmp_path / "run", 2, 3, 1024)):
         exact = exact_best_of_k(P, R, 2**t)
-        assert distance(p, exact) < 0.04
-        assert p @ R == pytest.approx(exact @ R, abs=0.06)
+        assert distance(p, exact) < NEAR
+        assert p @ R == pytest.approx(exact @ R, abs=0.1)
         assert p @ R <= best_of_k_bound(MEAN, float(np.ptp(R)), 2**t) + 0.03
         assert kl(p, P) <= best_of_n_kl_bound(2**t) + 0.03
 
