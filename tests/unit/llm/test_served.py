@@ -10,7 +10,7 @@ import pytest
 from raftdiff.errors import UserError
 from raftdiff.llm.served import ServerSampler, ServerSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.server import ChatServer
+from raftdiff.server import Chat, ChatServer
 from raftdiff.testing import check_sampler
 from raftdiff.types import Prompt, Sampler
 
