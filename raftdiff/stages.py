@@ -117,14 +117,15 @@ def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> Non
     """Fine-tune on this round's selection and those replayed, then look at the held-out prompts."""
     earlier = run.selections(range(max(0, draft.index - parts.loop.replay_rounds), draft.index))
     lesson = merge([draft.folder.selection(), *earlier])
-    if not lesson.items:
+    if not lesson.items and lesson.kind not in ("pairs", "labelled"):  # all candidates alike: no pair, no label
         raise UserError(f"{draft.path}: nothing was selected in this round, so there is nothing to learn from.")
     if draft.index == 0 and "held_out_base" not in draft.metrics():  # a fork's, which was sampled elsewhere
         _validate(draft, parts, "held_out_base", progress)
     with _timed(draft, "tune"):
         samples: dict[Key, Sample[Media]] = _samples(draft, run, lesson)
         report = progress.stage(draft.index, "tune")
-        learnt = parts.finetuner.fit(lesson, samples, seed=fold(parts.loop.seed, draft.index, "tune"), report=report)
+        seed = fold(parts.loop.seed, draft.index, "tune")
+        learnt = parts.finetuner.fit(lesson, samples, seed=seed, report=report) if lesson.items else {"steps": 0.0}
     draft.note(tune=dict(learnt))
     draft.spend("tune", seconds=0.0, evaluations=int(learnt.get("network_evaluations", 0)))
     _validate(draft, parts, "held_out", progress)

@@ -255,3 +255,11 @@ def test_other_data_do_not_continue_a_run(recipe: Path, capsys: pytest.CaptureFi
     status, _, err = said(capsys, "eval", "run", "--prompts", "training")
     assert status == 2
     assert "is not what the run began with" in err
+
+
+def test_a_round_without_a_pair_teaches_nothing_and_the_run_goes_on(recipe: Path) -> None:
+    alike = "ranker.rewards=[{type: regex, pattern: nowhere, mode: count}]"
+    pairs = ["ranker.selector={type: best_worst}", "finetuner.objective={type: preference}"]
+    assert main(["train", str(recipe), "--out", "run", alike, *pairs]) == 0
+    metrics = json.loads(Path("run/rounds/001/metrics.json").read_text())
+    assert (metrics["selected"], metrics["tune"]) == (0, {"steps": 0.0})

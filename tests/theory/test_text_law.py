@@ -30,7 +30,7 @@ P = np.array([0.3, 0.2, 0.2, 0.15, 0.1, 0.05])
 R = np.array([-1.0, -0.6, 0.1, 0.4, 0.4, 1.0])  # two are equal: ties keep their proportions
 MEAN = float(P @ R)
 NEAR = 0.08
-"""How far off the law a run with 1024 prompts may be: about 0.04 on average, as each round's error goes into the next."""
+"""How far off the law 1024 prompts may be: 0.04 on average, as the error of a round goes into the next."""
 
 
 class WordRecipe(Config):
@@ -146,10 +146,10 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
 def test_rounds_of_best_of_k_approach_one_of_best_of_their_power(tmp_path: Path, k: int, rounds: int) -> None:
     """The distance falls as 1 / sqrt(prompts): 32 times the prompts, about 6 times closer."""
     exact = exact_best_of_k(P, R, k**rounds)
-    few = [run(tmp_path / f"few-{seed}", k, rounds, 32, seed=seed)[-1] for seed in range(8)]
+    few = [run(tmp_path / f"few-{seed}", k, rounds, 32, seed=seed)[-1] for seed in range(24)]
     many = run(tmp_path / "many", k, rounds, 1024)[-1]
     assert distance(many, exact) < NEAR
-    assert distance(many, exact) < 0.4 * np.mean([distance(p, exact) for p in few])
+    assert distance(many, exact) < 0.5 * np.mean([distance(p, exact) for p in few])
 
 
 def test_every_round_on_the_way_is_on_the_law(tmp_path: Path) -> None:

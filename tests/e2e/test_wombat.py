@@ -1,0 +1,86 @@
+"""The Wombat recipe against a server that is not one: answers from several sources, ratings, RRHF on their sum."""
+
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raftdiff.cli.main import main
+from raftdiff.llm import tiny
+
+WORDS = ("Rain", "is", "water", "that", "falls", "from", "clouds", "snow", "cold", "and", "white", "the", "sky")
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Answers instructions with "Rain is water", and rates an answer by its words about rain."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
+            said = "Rain is water"
+            if "Relevance" in asked or "relevance" in asked:
+                answer = asked.split("[Answer]")[1].split("[End of the answer]")[0]
+                rating = 1 + min(4, sum(answer.count(word) for word in ("water", "clouds", "falls", "sky")))
+                said = f"Relevance: {rating}\nCorrectness: {rating}\nCoherence: 3\nSafety: 5"
+            data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            del args
+
+    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{served.server_port}/v1"
+    served.shutdown()
+    served.server_close()
+
+
+def test_several_models_answer_a_teacher_rates_rrhf_learns(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("OPENAI_API_KEY", "a-key-that-is-none")
+    model = tiny.write(tmp_path / "lm", WORDS)
+    questions = ["What is rain?", "What is snow?"]
+    rows = [{"instruction": one, "input": "", "output": "that falls from the sky"} for one in questions]
+    Path("alpaca.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    collected = [{"prompt": one, "text": "water from clouds and the sky falls"} for one in questions]
+    Path("collected.jsonl").write_text("".join(json.dumps(row) + "\n" for row in collected))
+    words = [
+        f"model.base={model}",
+        "model.dtype=float32",
+        "prompts.hub=null",
+        "prompts.file=alpaca.jsonl",
+        f"sampler.parts.0.sampler.base_url={server}",
+        "sampler.parts.2.sampler.path=collected.jsonl",
+        "sampler.parts.3.sampler.decoding.max_new_tokens=5",
+        f"ranker.rewards.0.base_url={server}",
+        "evaluation.samples_per_prompt=1",
+        "evaluation.decoding.max_new_tokens=5",
+        "finetuner.warmup_steps=0",
+        "logging.tracker=null",
+    ]
+    assert main(["llm", "wombat", "--out", "run", *words]) == 0
+    samples = [json.loads(line) for line in Path("run/rounds/000/samples/metadata.jsonl").read_text().splitlines()]
+    assert [row["source"] for row in samples[:5]] == ["teacher", "teacher", "dataset", "teacher", "policy"]
+    by_text = {row["text"]: row["reward_server"] for row in samples}
+    assert by_text["Rain is water"] == 2 + 2 + 3 + 5
+    assert by_text["that falls from the sky"] == 3 + 3 + 3 + 5
+    assert by_text["water from clouds and the sky falls"] == 5 + 5 + 3 + 5
+    items = json.loads(Path("run/rounds/000/selection.json").read_text())["items"]
+    assert [len(item["keys"]) for item in items] == [5, 5]
+    assert items[0]["scores"] == sorted(items[0]["scores"], reverse=True)
+    assert items[0]["scores"][0] == 18, "the best of the five is learnt, the others are ranked below it"
+    tuned = json.loads(Path("run/rounds/000/metrics.json").read_text())["tune"]
+    assert tuned["ft_loss"] > 0
+    assert "a-key-that-is-none" not in "".join(
+        file.read_text() for file in Path("run").rglob("*") if file.suffix in (".json", ".yaml", ".jsonl")
+    )
