@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
+from raftdiff.disk import read_json
 from raftdiff.runs import Run
 
 Metrics = Mapping[str, Any]
@@ -87,7 +88,7 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
     if not rounds:
         return []
     first, last = rounds[0], rounds[-1]
-    found = [_overfitting(rounds), _collapse(first, last), _spreading(first, last)]
+    found = [_overfitting(rounds), _collapse(first, last), _repetition(first, last), _spreading(first, last)]
     if (last.get("discard_rate") or 0) > DISCARDED:
         found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
     if left_out := last.get("left_out"):
@@ -117,6 +118,16 @@ def _collapse(first: Metrics, last: Metrics) -> str | None:
     )
 
 
+def _repetition(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("diversity_all") or {}).get("distinct_2") for it in (first, last))
+    if not before or after is None or after >= COLLAPSE * before:
+        return None
+    return (
+        f"Answers repeat themselves: {after:.0%} of their two-word phrases differ, {before:.0%} in the first round. "
+        "Look at the answers; stop earlier, rank with the reward kl, or use a smaller learning rate."
+    )
+
+
 def _spreading(first: Metrics, last: Metrics) -> str | None:
     before, after = ((it.get("tune") or {}).get("latent_std") for it in (first, last))
     if not before or not after or after <= SPREAD * before:
@@ -135,7 +146,9 @@ def _making(run: Run, recipe: Mapping[str, Any], index: int) -> Making | None:
     rows = folder.rows()
     planned = recipe["loop"]
     prompts = planned["prompts_per_round"] or len(recipe["prompts"]["captions"])
-    if len(rows) < prompts * planned["candidates"]:
+    told = read_json(path / "metrics.json") if (path / "metrics.json").is_file() else {}
+    sampled = "candidates" in told or 0 < prompts * planned["candidates"] <= len(rows)
+    if not rows or not sampled:
         stage: Literal["sample", "score", "select", "tune"] = "sample"
     elif "total" not in rows[0]:
         stage = "score"

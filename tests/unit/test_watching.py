@@ -132,3 +132,11 @@ def test_each_sign_of_trouble_is_a_sentence_of_its_own(changed: dict[str, Any], 
 
 def test_a_held_out_fall_with_the_training_reward_is_no_hacking() -> None:
     assert warnings([metrics(), metrics(mean=0.5, held_out=0.8)]) == []
+
+
+def test_answers_that_repeat_themselves_are_a_warning() -> None:
+    rounds = [metrics(diversity_all={"distinct_2": share}) for share in (0.4, 0.38, 0.2)]
+    assert warnings(rounds[:2]) == []
+    assert any(
+        "Answers repeat themselves: 20% of their two-word phrases differ, 40%" in one for one in warnings(rounds)
+    )
