@@ -20,7 +20,8 @@ from raftdiff.raft import raft
 from raftdiff.recipe import locate
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
-from raftdiff.text_recipe import TextAssembly, assemble_text, load_text_recipe, weights
+from raftdiff.text_assembly import TextAssembly, assemble_text
+from raftdiff.text_recipe import load_text_recipe, weights
 
 WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")
 METHODS = (*WEIGHTED, *COMPARED, "grpo", "dr_grpo", "rloo", "raft_pp", "reinforce_rej")

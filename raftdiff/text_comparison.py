@@ -19,7 +19,7 @@ from raftdiff.llm.rows import Row, row_of, score
 from raftdiff.report import BeforeAfter, write_report
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
-from raftdiff.text_recipe import TextAssembly
+from raftdiff.text_assembly import TextAssembly
 from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 2

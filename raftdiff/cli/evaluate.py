@@ -13,10 +13,10 @@ from raftdiff.errors import UserError
 from raftdiff.recipe import Recipe
 from raftdiff.runs import Run
 from raftdiff.tables import table
+from raftdiff.text_assembly import TextAssembly
 from raftdiff.text_comparison import compare as compare_texts
 from raftdiff.text_comparison import evaluation_texts
 from raftdiff.text_comparison import write as write_texts
-from raftdiff.text_recipe import TextAssembly
 from raftdiff.types import Prompt
 
 FREE = (
