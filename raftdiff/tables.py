@@ -1,7 +1,9 @@
 """Evaluations as tables: rows for people, plain text for a terminal, markdown over several training seeds."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
+from itertools import zip_longest
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -109,6 +111,24 @@ def table(evaluation: Mapping[str, Any]) -> str:
     body = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
     pictures = f"{evaluation['prompts']} prompts x {evaluation['samples_per_prompt']} samples"
     return "\n".join([*body, "", f"{pictures}, the same prompts and seeds before and after."])
+
+
+def side_by_side(prompt: str, before: str, after: str, width: int = 100) -> str:
+    """Two answers to a prompt in two columns, for a terminal of ``width`` columns.
+
+    >>> print(side_by_side("How are you?", "I am a program.", "Well, and you?", width=30))
+    How are you?
+      before       | after
+      I am a       | Well, and
+      program.     | you?
+    """
+    column = max(10, (width - 5) // 2)
+    columns = [
+        ["before", *(line for part in before.split("\n") for line in textwrap.wrap(part, column) or [""])],
+        ["after", *(line for part in after.split("\n") for line in textwrap.wrap(part, column) or [""])],
+    ]
+    rows = zip_longest(*columns, fillvalue="")
+    return "\n".join([prompt, *(f"  {left:{column}} | {right}".rstrip() for left, right in rows)])
 
 
 def shown(row: "Row | Across", value: float, *, change: bool = False) -> str:

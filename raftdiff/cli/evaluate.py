@@ -3,22 +3,26 @@
 import argparse
 import json
 import re
+import shutil
 from pathlib import Path
 
 from raftdiff.cli.either import AnyAssembly, load_weights, prepared
 from raftdiff.cli.show import Bars
 from raftdiff.cli.train import existing_run
 from raftdiff.comparison import compare, evaluation_prompts, write
+from raftdiff.disk import read_json_lines
 from raftdiff.errors import UserError
 from raftdiff.recipe import Recipe
 from raftdiff.runs import Run
-from raftdiff.tables import table
+from raftdiff.tables import side_by_side, table
 from raftdiff.text_assembly import TextAssembly
 from raftdiff.text_comparison import compare as compare_texts
 from raftdiff.text_comparison import evaluation_texts
 from raftdiff.text_comparison import write as write_texts
 from raftdiff.types import Prompt
 
+ANSWERS = 4
+"""Of a run on texts, shown side by side."""
 FREE = (
     "evaluation",
     "sampler.height",
@@ -83,4 +87,9 @@ def _asked(assembly: AnyAssembly, prompts: str | None) -> list[Prompt]:
 
 
 def show(result: Path) -> None:
+    """The figures; of a run on texts first some answers, before and after side by side."""
+    pairs = read_json_lines(result.with_name("answers.jsonl"))
+    width = shutil.get_terminal_size((100, 24)).columns
+    for pair in pairs[:: max(1, len(pairs) // ANSWERS)][:ANSWERS]:
+        print(f"\n{side_by_side(pair['prompt'], pair['before'], pair['after'], width)}")
     print(f"\n{table(json.loads(result.read_text(encoding='utf-8')))}")

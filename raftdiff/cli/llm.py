@@ -19,11 +19,9 @@ from raftdiff.runs import Run
 from raftdiff.text_recipe import text_recipe_of
 from raftdiff.types import Prompt, Sample
 
-SHOWN = 3
-
 
 def demo(args: argparse.Namespace) -> None:
-    """RAFT on the small language model that ships: train, evaluate, print answers of both sides."""
+    """RAFT on the small language model that ships: train, evaluate, show."""
     began = time.monotonic()
     run, recipe = open_run(args)
     with run.locked(recipe):
@@ -31,9 +29,6 @@ def demo(args: argparse.Namespace) -> None:
         loop(run, assembly)
         load_weights(run, assembly, None)
         report = measure(run, assembly)
-    pairs = read_json_lines(run.path / "eval" / "answers.jsonl")
-    for pair in pairs[:: max(1, len(pairs) // SHOWN)][:SHOWN]:
-        print(f"\n{pair['prompt']}\n  before: {pair['before']}\n  after:  {pair['after']}")
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
     print("next: set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")

@@ -81,6 +81,7 @@ def test_train_evaluate_reply_judge_export(recipe: Path, capsys: pytest.CaptureF
     status, out, _ = said(capsys, "eval", "run")
     assert status == 0
     assert "KL to the base" in out
+    assert "  before" in out.splitlines()[2], "some answers stand side by side above the figures"
     evaluation = json.loads(Path("run/eval/eval.json").read_text())
     assert set(evaluation["rewards"]) == {"regex", "length"}
     assert evaluation["drift"]["kl"] != 0, "it has left the base"
