@@ -14,14 +14,17 @@ from raftdiff.advantages import best_of_n_kl_bound
 from raftdiff.comparison import load_round
 from raftdiff.disk import read_json, write_text
 from raftdiff.embedded.review_reward import true_perplexity
+from raftdiff.errors import UserError, nearest
 from raftdiff.llm.figures import diversity
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
+from raftdiff.ranking import scores
 from raftdiff.recipe import locate
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.text_assembly import TextAssembly, assemble_text
-from raftdiff.text_recipe import load_text_recipe, weights
+from raftdiff.text_recipe import UNMEASURED, load_text_recipe, weights
+from raftdiff.types import Prompt, Reward
 
 WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")
 METHODS = (*WEIGHTED, *COMPARED, "grpo", "dr_grpo", "rloo", "raft_pp", "reinforce_rej")
@@ -34,7 +37,7 @@ class Outcome(NamedTuple):
     method: str
     seed: int
     reward: float
-    """Mean of the first reward; higher is better."""
+    """Mean of the reward that all are compared by; higher is better."""
     perplexity: float
     """In truth, of the answers under the text world's grammar; else under the base model. Lower is likelier."""
     distinct_2: float
@@ -63,10 +66,11 @@ COLUMNS: Mapping[str, tuple[str, str]] = {
 
 
 def run_method(
-    name: str, seed: int, root: Path, overrides: Sequence[str], progress: Progress | None = None
+    name: str, seed: int, root: Path, overrides: Sequence[str], *, reward: str, progress: Progress | None = None
 ) -> list[Outcome]:
     """One method's run, trained as far as it is not, and measured: the base, the base's best of K, and the method.
 
+    ``reward``: the name of the one that all are compared by, among those of the recipe or of its evaluation.
     A run that was measured is not measured again, so that a comparison that was stopped goes on.
 
     Raises:
@@ -84,7 +88,7 @@ def run_method(
         for _ in raft(run, assembly.parts, progress or Quiet()):
             pass
         load_round(run, assembly.finetuner, None)
-        found = _measured(name, seed, run, assembly)
+        found = _measured(name, seed, run, assembly, reward)
     write_text(told, json.dumps({"outcomes": [one._asdict() for one in found]}, indent=2))
     return found
 
@@ -111,8 +115,25 @@ def _cell(values: Float[np.ndarray, " seeds"], how: str) -> str:
     return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
 
 
-def _measured(name: str, seed: int, run: Run, assembly: TextAssembly) -> list[Outcome]:
+def first_reward(name: str) -> str:
+    """The name of the reward that a recipe's answers are evaluated by, the first of them.
+
+    Raises:
+        UserError: there is no such recipe, or it has none.
+    """
+    recipe = load_text_recipe(locate(name))
+    rewards = (*recipe.ranker.rewards, *recipe.evaluation.rewards)
+    return str(next(one.name for one in rewards if one.type not in UNMEASURED))
+
+
+def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: str) -> list[Outcome]:
     evaluation, rounds = assembly.recipe.evaluation, run.metrics()
+    known = {one.name: one for one, _ in assembly.measures.rewards}
+    if reward not in known:
+        raise UserError(
+            f"{name}: its answers are not scored by '{reward}', which the methods are compared by. "
+            f"{nearest(reward, known)} Name one of them with --reward, or add it to the recipe's evaluation.rewards."
+        )
     prompts = text_comparison.evaluation_texts(assembly, None)
     compared = text_comparison.compare(
         assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed
@@ -122,20 +143,20 @@ def _measured(name: str, seed: int, run: Run, assembly: TextAssembly) -> list[Ou
         "steps": sum(int(one["tune"]["steps"]) for one in rounds),
         "seconds": sum(sum(value for stage, value in one["seconds"].items() if stage != "validate") for one in rounds),
     }
-    reward = next(iter(compared.evaluation["rewards"].values()))
+    means = compared.evaluation["rewards"][reward]
     text = compared.evaluation["text"]
     truth = "true_perplexity" if "true_perplexity" in text else "perplexity"
 
     def side(which: str, method: str, kl: float, **cost: Any) -> Outcome:
         values = {column: text[column][which] for column in ("distinct_2", "length")}
-        return Outcome(method, seed, reward[which]["mean"], text[truth][which], kl=kl, **values, **cost)
+        return Outcome(method, seed, means[which]["mean"], text[truth][which], kl=kl, **values, **cost)
 
     free = {"tokens": 0, "steps": 0, "seconds": 0.0}
     tuned = side("after", name, compared.evaluation["drift"]["kl"], **spent)
-    return [side("before", "base", 0.0, **free), _best_of_n(assembly, prompts, seed), tuned]
+    return [side("before", "base", 0.0, **free), _best_of_n(assembly, prompts, seed, known[reward]), tuned]
 
 
-def _best_of_n(assembly: TextAssembly, prompts: Sequence[Any], seed: int) -> Outcome:
+def _best_of_n(assembly: TextAssembly, prompts: Sequence[Prompt], seed: int, reward: Reward[str]) -> Outcome:
     """The best of K answers of the base to each prompt: RAFT's first selection as a method of inference, which costs K
     answers for each. Its KL is bounded by log K - (K - 1) / K."""
     n, evaluation = assembly.recipe.loop.candidates, assembly.recipe.evaluation
@@ -145,17 +166,15 @@ def _best_of_n(assembly: TextAssembly, prompts: Sequence[Any], seed: int) -> Out
                 prompts, per_prompt=n, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
             )
         )
-    totals = assembly.measures.total(assembly.measures.raw(drawn))
-    first = assembly.measures.rewards[0][0].name
+    totals = scores(reward, drawn)
     best = [max(range(start, start + n), key=lambda at: float(totals[at])) for start in range(0, len(drawn), n)]
     chosen = [drawn[at] for at in best]
-    rewards = assembly.measures.raw(chosen)[first]
     text = diversity([one.media for one in chosen])
     perplexity = true_perplexity(chosen) if assembly.judge else math.nan
     return Outcome(
         f"best of {n}, base",
         seed,
-        float(np.nanmean(rewards)),
+        float(np.nanmean(totals[best])),
         perplexity,
         text["distinct_2"] or math.nan,
         best_of_n_kl_bound(n),

@@ -23,7 +23,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipe import resolve
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
-from raftdiff.text_recipe import TextRecipe, mixed
+from raftdiff.text_recipe import UNMEASURED, TextRecipe, mixed
 from raftdiff.types import Prompt, Reward, Sampler
 
 
@@ -111,7 +111,7 @@ def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker
     nothing else. Left out are scores that data gave to their own answers, and the distance from the base, which is
     measured for itself: as a reward it would judge the base's answers by the tuned model."""
     configs = recipe.ranker.rewards
-    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in ("given", "kl")]
+    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
     weight = 0.0 if kept else 1.0
     onlookers = [(one.build(device=device, resolve=resolve), weight) for one in recipe.evaluation.rewards]
     return Ranker([*kept, *onlookers], ranker.selector)

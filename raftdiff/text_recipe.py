@@ -46,6 +46,10 @@ TextSamplerConfig: TypeAlias = Annotated[
 ]
 
 
+UNMEASURED = ("given", "kl")
+"""Rewards that say nothing of a model's answers before and after."""
+
+
 class TextRankerConfig(Config):
     """Rewards with weights, and what is selected by their weighted sum."""
 
@@ -173,7 +177,7 @@ def _check(recipe: TextRecipe) -> None:
         raise UserError(
             "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
         )
-    if not evaluation.rewards and all(reward.type in ("given", "kl") for reward in recipe.ranker.rewards):
+    if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
         raise UserError(
             "evaluation.rewards: the data score their own answers alone (ranker.rewards: given); name a reward that "
             "can score the model's."

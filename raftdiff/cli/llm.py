@@ -36,21 +36,25 @@ def demo(args: argparse.Namespace) -> None:
 
 def compare(args: argparse.Namespace) -> None:
     """Several methods at the same generation budget, in one table."""
-    from raftdiff.methods import METHODS, run_method, table
+    from raftdiff.methods import METHODS, first_reward, run_method, table
 
     methods = args.methods.split(",") if args.methods else list(METHODS)
     size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}
     budget = [f"loop.{name}={count}" for name, count in size.items()]
     root = args.out or args.runs / f"compare-{args.rounds}x{args.prompts}x{args.candidates}"
-    found = []
+    reward = args.reward or first_reward(methods[0])
+    found, base = [], []
     for seed in range(args.seeds):
         for method in methods:
             print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
             bars = Bars(args.rounds)
-            found.append(run_method(method, seed, root, [*budget, *args.overrides], bars))
+            untuned, best, tuned = run_method(
+                method, seed, root, [*budget, *args.overrides], reward=reward, progress=bars
+            )
             bars.close()
-    base = [outcome for outcomes in found for outcome in outcomes[:2]]
-    text = table([*base, *(outcomes[2] for outcomes in found)])
+            found.append(tuned)
+            base += [untuned, best] if method == methods[0] else []
+    text = table([*base, *found])
     (root / "table.md").write_text(text + "\n", encoding="utf-8")
     answers = args.rounds * args.prompts * args.candidates
     print(f"{text}\n\n{answers} answers drawn for each run, {args.seeds} seed(s): {root / 'table.md'}")

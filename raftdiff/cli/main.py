@@ -156,6 +156,9 @@ def _language(commands: Commands) -> None:
 
     compared = _command(words, "compare", "llm:compare", "several methods at the same generation budget, in one table")
     compared.add_argument("--methods", metavar="A,B,...", help="recipes' names; a dozen by default")
+    compared.add_argument(
+        "--reward", metavar="NAME", help="compare by this reward; by default the first of the first recipe"
+    )
     for name, count, text in (
         ("rounds", 8, "rounds"),
         ("prompts", 64, "prompts a round"),
