@@ -10,6 +10,8 @@ interval (bootstrap over prompts):
 - stance: mean cosine with eight texts that do the job, less that with eight that do the opposite on the same subjects;
 - relevance: cosine of the answer with its prompt.
 
+Below them, for comparison, the total that was trained on: the run's rewards by their weights.
+
 Above the table stands how often the judge puts sixteen further texts, eight of each sort, on their own side of the
 middle: what its word is worth.
 """
@@ -25,7 +27,9 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.disk import read_json_lines
+from raftdiff.runs import Run
 from raftdiff.statistics import Estimate, mean_std_ci, paired_difference, win_rate
+from raftdiff.text_recipe import text_recipe_of
 
 Vectors = Float[np.ndarray, "texts width"]
 
@@ -192,11 +196,24 @@ def main() -> None:
     embed, job = SentenceModel(given.judge), JOBS[given.job]
     print(f"the judge puts {right(job, embed)} of 16 further texts on their own side\n")
     print("| all-MiniLM-L6-v2 | base | tuned | difference | tuned wins |\n|---|---:|---:|---:|---:|")
-    for name, (before, after) in tables(lines, job, embed).items():
+    total = _total(given.run, lines)
+    for name, (before, after) in {**tables(lines, job, embed), "total reward": total}.items():
         columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]
         print(f"| {name} ↑ | {' | '.join(columns)} | {win_rate(before, after):.0%} |")
     if given.replies:
         _show(lines, given.replies)
+
+
+def _total(run: Path, lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+    """The weighted sum of the training's rewards, as (prompts, samples) tables of both sides."""
+    rewards = text_recipe_of(Run.open(run)).ranker.rewards
+    prompts = list(dict.fromkeys(line["prompt"] for line in lines))
+    ordered = sorted(lines, key=lambda line: prompts.index(line["prompt"]))
+    before, after = (
+        np.array([sum(one.weight * line[f"{side}_scores"][one.name] for one in rewards) for line in ordered])
+        for side in ("before", "after")
+    )
+    return before.reshape(len(prompts), -1), after.reshape(len(prompts), -1)
 
 
 def _show(lines: Sequence[dict[str, Any]], count: int) -> None:
