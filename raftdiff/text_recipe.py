@@ -163,9 +163,9 @@ def mixed(config: MixSamplerConfig) -> list[Any]:
 
 def _check(recipe: TextRecipe) -> None:
     """What can be known to be wrong before a model is loaded."""
-    names = [reward.name or reward.type for reward in recipe.ranker.rewards]
+    names = [reward.name or reward.type for reward in (*recipe.ranker.rewards, *recipe.evaluation.rewards)]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"ranker.rewards: two are called '{min(twice)}'; give each its own 'name'.")
+        raise UserError(f"ranker.rewards, evaluation.rewards: two are called '{min(twice)}'; give each its own 'name'.")
     if not any(reward.weight for reward in recipe.ranker.rewards):
         raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
     loop, evaluation = recipe.loop, recipe.evaluation

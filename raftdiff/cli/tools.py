@@ -29,7 +29,8 @@ def check_reward(args: argparse.Namespace) -> int:
         if not equals:
             raise UserError(f"'{override}': an option is written key=value, for example model=emoji-clip.")
         options[key] = yaml.safe_load(value)
-    texts = args.text or options["type"] not in registry.sources("rewards")
+    on_pictures, on_texts = (registry.sources(group) for group in ("rewards", "text_rewards"))
+    texts = args.text or (options["type"] not in on_pictures and options["type"] in on_texts)
     config = check(registry.load(_group(texts), options["type"]), options, f"the reward '{args.reward}'")
     reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
     samples: list[Sample[Any]] = [*answer_samples()] if texts else [*reward_samples(_pictures(args.pictures))]

@@ -38,7 +38,11 @@ def test_a_recipe_trains_and_evaluates(name: str, model: Path, tmp_path: Path) -
     if "dataset" not in recipes()[name].read_text().split("ranker:")[0]:
         few += ["sampler.decoding.max_new_tokens=8", "loop.candidates=4"]
     # random reviews never parse, so that the grammar scores all of them alike and pairs have nothing to show
-    few += [] if "given" in recipes()[name].read_text() else ["ranker.rewards.0={type: review, fluency: false}"]
+    few += (
+        []
+        if "given" in recipes()[name].read_text()
+        else ["ranker.rewards.0={type: review, fluency: false, name: proxy}"]
+    )
     assert main(["train", name, "--out", str(tmp_path / "run"), *few]) == 0
     assert main(["eval", str(tmp_path / "run")]) == 0
     result = json.loads((tmp_path / "run/eval/eval.json").read_text())
