@@ -142,7 +142,7 @@ def kl(p: np.ndarray, q: np.ndarray) -> float:
     return float((p[there] * np.log(p[there] / q[there])).sum())
 
 
-@pytest.mark.parametrize(("k", "rounds"), [(2, 2), (3, 2), (2, 3)])
+@pytest.mark.parametrize(("k", "rounds"), [(2, 2), (2, 3)])
 def test_rounds_of_best_of_k_approach_one_of_best_of_their_power(tmp_path: Path, k: int, rounds: int) -> None:
     """The distance falls as 1 / sqrt(prompts): 32 times the prompts, about 6 times closer."""
     exact = exact_best_of_k(P, R, k**rounds)
