@@ -141,10 +141,6 @@ class Draft:
         if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
             self.flush()
 
-    def count(self) -> int:
-        """How many samples are on disk."""
-        return len(self.folder.rows())
-
     def flush(self) -> None:
         """Commit what was added: tensors first, the metadata lines that make them count last."""
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()

@@ -67,17 +67,19 @@ def sample(draft: Draft, parts: Parts[Media], progress: Progress) -> None:
     loop, t = parts.loop, draft.index
     prompts = asked(parts.prompts, loop, t)
     done, total = draft.sampled(), len(prompts) * loop.candidates
+    drawn = len(done)
     report = progress.stage(t, "sample")
     with _timed(draft, "sample", parts.sampler.network_evaluations):
         seed = fold(loop.seed, t, "sample")
         stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done)
         try:
-            for count, candidate in enumerate(stream, start=len(done) + 1):
+            for candidate in stream:
                 draft.add(candidate)
-                report(count, total)
+                drawn += 1
+                report(drawn, total)
         finally:
             draft.flush()
-    draft.note(candidates=draft.count())
+    draft.note(candidates=drawn)
 
 
 def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: LoopConfig, progress: Progress) -> None:

@@ -6,7 +6,10 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
+
+import torch
+from jaxtyping import Float32
 
 from raftdiff import evaluate
 from raftdiff.comparison import candidates
@@ -20,7 +23,7 @@ from raftdiff.report import BeforeAfter, write_report
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
 from raftdiff.text_assembly import TextAssembly
-from raftdiff.types import Prompt, Report, Sample, silent
+from raftdiff.types import Prompt, Report, Reward, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 2
 NO_OTHER: Mapping[str, Any] = {"hub": None, "captions": [], "sha256": None}
@@ -35,6 +38,8 @@ class TextCompared:
     prompts: Sequence[Prompt]
     before: Sequence[Sample[str]]
     after: Sequence[Sample[str]]
+    marks: tuple[Sequence[Mapping[str, float | bool]], Sequence[Mapping[str, float | bool]]]
+    """What the rewards and the judge say of each answer, before and after."""
     evaluation: Mapping[str, Any]
     """As in ``evaluate.Evaluation``; ``drift`` has ``kl``, and ``text`` the figures of both sides."""
 
@@ -61,17 +66,50 @@ def compare(
     with assembly.finetuner.base_weights():
         before = _drawn(assembly, prompts, per_prompt, seed, lambda done: report(done, 2 * count))
     after = _drawn(assembly, prompts, per_prompt, seed, lambda done: report(count + done, 2 * count))
+    told = _told(assembly, [*before, *after])
     found = evaluate.evaluate(
         prompts,
         before,
         after,
-        rewards=[reward for reward, _ in assembly.measures.rewards],
+        rewards=told.rewards,
         judge=assembly.judge,
         seconds=time.perf_counter() - began,
         network_evaluations=assembly.evaluator.network_evaluations() - spent,
     )
     figures, kl = _figures(assembly, prompts, before, after)
-    return TextCompared(prompts, before, after, {**found, "drift": {"kl": kl}, "text": figures})
+    marks = (told.marks[:count], told.marks[count:])
+    return TextCompared(prompts, before, after, marks, {**found, "drift": {"kl": kl}, "text": figures})
+
+
+class _Told(NamedTuple):
+    """What the rewards and the judge say of some answers, asked once: a reward may cost a server's time."""
+
+    rewards: Sequence[Reward[str]]
+    """They repeat what was said."""
+    marks: Sequence[Mapping[str, float | bool]]
+
+
+@final
+class _Repeating:
+    def __init__(self, name: str, samples: Sequence[Sample[str]], values: Sequence[float]) -> None:
+        self.name = name
+        self._said = {id(sample): value for sample, value in zip(samples, values, strict=True)}
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        return torch.tensor([self._said[id(sample)] for sample in samples], dtype=torch.float32)
+
+
+def _told(assembly: TextAssembly, samples: Sequence[Sample[str]]) -> _Told:
+    raw = {name: values.tolist() for name, values in assembly.measures.raw(samples).items()}
+    verdicts: Mapping[str, Any] = {}
+    if assembly.judge:
+        verdicts = assembly.judge([one.media for one in samples], [one.prompt.caption for one in samples])
+    marks = [
+        {name: values[row] for name, values in raw.items()}
+        | {name: bool(values[row]) for name, values in verdicts.items()}
+        for row in range(len(samples))
+    ]
+    return _Told([_Repeating(name, samples, values) for name, values in raw.items()], marks)
 
 
 def _drawn(
@@ -124,7 +162,7 @@ def _data_perplexity(assembly: TextAssembly, prompts: Sequence[Prompt]) -> tuple
 def write(folder: Path, run: Run, assembly: TextAssembly, compared: TextCompared, *, trained_on: bool = False) -> Path:
     """eval.json, the answers of both sides as JSON lines, and report.html into ``folder``; returns the page's path."""
     folder.mkdir(parents=True, exist_ok=True)
-    pairs = _pairs(assembly, compared)
+    pairs = _pairs(compared)
     lines = [
         {
             "prompt": pair.caption,
@@ -152,22 +190,9 @@ def write(folder: Path, run: Run, assembly: TextAssembly, compared: TextCompared
     )
 
 
-def _pairs(assembly: TextAssembly, compared: TextCompared) -> list[BeforeAfter]:
+def _pairs(compared: TextCompared) -> list[BeforeAfter]:
     """Every prompt and seed, with what the rewards and the judge say of both answers."""
-    marks = [_marks(assembly, side) for side in (compared.before, compared.after)]
     return [
         BeforeAfter(b.prompt.caption, b.media, a.media, before, after)
-        for b, a, before, after in zip(compared.before, compared.after, *marks, strict=True)
-    ]
-
-
-def _marks(assembly: TextAssembly, samples: Sequence[Sample[str]]) -> list[Mapping[str, float | bool]]:
-    raw = assembly.measures.raw(samples)
-    verdicts: Mapping[str, Any] = {}
-    if assembly.judge:
-        verdicts = assembly.judge([one.media for one in samples], [one.prompt.caption for one in samples])
-    return [
-        {name: float(values[row]) for name, values in raw.items()}
-        | {name: bool(values[row]) for name, values in verdicts.items()}
-        for row in range(len(samples))
+        for b, a, before, after in zip(compared.before, compared.after, *compared.marks, strict=True)
     ]
