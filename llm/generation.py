@@ -245,16 +245,6 @@ class Ending:
         return any(one in text for one in self._stop)
 
 
-def cut(text: str, stop: Sequence[str]) -> str:
-    """The text before the first of the stop texts.
-
-    >>> cut("Yes. Human: and", ["Human:", "Assistant:"])
-    'Yes. '
-    """
-    ends = [text.index(one) for one in stop if one in text]
-    return text[: min(ends)] if ends else text
-
-
 def _left_padded(prompts: Sequence[Sequence[int]], pad: int) -> tuple[Int[Tensor, "rows tokens"], Tensor]:
     width = max(map(len, prompts))
     ids = torch.tensor([[pad] * (width - len(row)) + list(row) for row in prompts])

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.devices import DTYPES, DType, find_device
+from raftdiff.dialogue import messages
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt
 
@@ -118,13 +119,6 @@ class LM:
         turns = messages(prompt, text)
         told = text if len(turns) == 1 else "\n\n".join(turn["content"] for turn in turns)
         return told if self.template == "plain" else self.template.replace("{prompt}", told)
-
-
-def messages(prompt: Prompt, text: str) -> list[dict[str, str]]:
-    """System text, earlier turns and ``text`` as a chat."""
-    system = prompt.meta.get("system") or ""
-    first = [{"role": "system", "content": str(system)}] if system else []
-    return [*first, *(prompt.meta.get("history") or []), {"role": "user", "content": text}]
 
 
 def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:

@@ -8,7 +8,8 @@ import torch
 from pydantic import Field
 
 from raftdiff.config import Config
-from raftdiff.llm.generation import DecodingConfig, Drawn, cut, generate, search
+from raftdiff.dialogue import cut
+from raftdiff.llm.generation import DecodingConfig, Drawn, generate, search
 from raftdiff.llm.loading import LM, LMConfig, load
 from raftdiff.llm.rows import Row, score
 from raftdiff.seeds import fold

@@ -7,7 +7,7 @@ from typing import Any, Literal, final
 from pydantic import Field
 
 from raftdiff.config import Config
-from raftdiff.llm.loading import messages
+from raftdiff.dialogue import messages
 from raftdiff.seeds import fold
 from raftdiff.server import Chat, ChatServer, concurrently
 from raftdiff.types import Prompt, Sample, Source

@@ -6,15 +6,16 @@ from collections.abc import Mapping, Sequence
 from raftdiff.types import Prompt
 
 
-def messages(prompt: Prompt) -> list[dict[str, str]]:
+def messages(prompt: Prompt, text: str | None = None) -> list[dict[str, str]]:
     """System, history and the prompt's own turn as {"role", "content"}, oldest first, as chat templates read them.
 
+    ``text`` stands in for the caption: what is sampled, or what is learnt.
     ``prompt.meta`` may hold "system" (text) and "history" (a list of such messages).
     """
     system = prompt.meta.get("system") or ""
     first = [{"role": "system", "content": str(system)}] if system else []
     history = [{"role": turn["role"], "content": turn["content"]} for turn in prompt.meta.get("history") or ()]
-    return [*first, *history, {"role": "user", "content": prompt.caption}]
+    return [*first, *history, {"role": "user", "content": prompt.caption if text is None else text}]
 
 
 def dialogue(prompt: Prompt) -> str:

@@ -4,7 +4,7 @@ As in ``selection``: NaN means discarded, ties go to the lowest index, and a pro
 and left out. The formulas are in ``advantages``.
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -14,6 +14,7 @@ from pydantic import Field
 
 from raftdiff import advantages
 from raftdiff.config import Config
+from raftdiff.selection import selection
 from raftdiff.types import Item, Key, Scores, Selection, SelectionKind, Selector
 
 Table = Float[np.ndarray, "prompts candidates"]
@@ -121,7 +122,7 @@ class Ranked:
             if order:
                 keys = tuple(Key(scores.round, prompt, k) for k in order)
                 items.append(Item(keys, scores=tuple(float(totals[k]) for k in order)))
-        return _selection(self.kind, items, scores)
+        return selection(self.kind, items, scores)
 
 
 @final
@@ -138,7 +139,7 @@ class BestWorst:
                 prompt = scores.prompts[row]
                 keys = (Key(scores.round, prompt, best), Key(scores.round, prompt, worst))
                 items.append(Item(keys, scores=pair))
-        return _selection(self.kind, items, scores)
+        return selection(self.kind, items, scores)
 
 
 @final
@@ -151,11 +152,11 @@ class Threshold:
         """Weight 1 for the good, -1 for the bad. A prompt whose candidates are all equal has neither, by the mean."""
         valid = ~np.isnan(scores.total)
         if self.threshold is not None:
-            return _selection(self.kind, _weighted(scores, np.where(scores.total >= self.threshold, 1.0, -1.0)), scores)
+            return selection(self.kind, _weighted(scores, np.where(scores.total >= self.threshold, 1.0, -1.0)), scores)
         above = advantages.dr_grpo(scores.total)  # the mean, exactly 0 where all are equal
         spread = np.where(valid, np.abs(above), 0.0).max(axis=1, keepdims=True, initial=0.0)
         labels = np.where(above >= -1e-9 * spread, 1.0, -1.0)  # what is the mean but for rounding is good
-        return _selection(self.kind, _weighted(scores, np.where(spread > 0, labels, np.nan)), scores)
+        return selection(self.kind, _weighted(scores, np.where(spread > 0, labels, np.nan)), scores)
 
 
 @final
@@ -165,7 +166,7 @@ class Softmax:
     kind: SelectionKind = "weighted"
 
     def select(self, scores: Scores) -> Selection:
-        return _selection(self.kind, _weighted(scores, advantages.rwr(scores.total, self.temperature)), scores)
+        return selection(self.kind, _weighted(scores, advantages.rwr(scores.total, self.temperature)), scores)
 
 
 @final
@@ -176,7 +177,7 @@ class Advantage:
 
     def select(self, scores: Scores) -> Selection:
         """Candidates of no advantage are kept: they count where losses are averaged."""
-        return _selection(self.kind, _weighted(scores, METHODS[self.method](scores.total)), scores)
+        return selection(self.kind, _weighted(scores, METHODS[self.method](scores.total)), scores)
 
 
 def _weighted(scores: Scores, weights: Table) -> list[Item]:
@@ -187,9 +188,3 @@ def _weighted(scores: Scores, weights: Table) -> list[Item]:
         for row, prompt in enumerate(scores.prompts)
         for k in np.flatnonzero(there[row])
     ]
-
-
-def _selection(kind: SelectionKind, items: Iterable[Item], scores: Scores) -> Selection:
-    empty = np.isnan(scores.total).all(axis=1)
-    left_out = tuple(prompt for row, prompt in enumerate(scores.prompts) if empty[row])
-    return Selection(kind, tuple(items), left_out)

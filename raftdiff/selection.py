@@ -3,6 +3,7 @@
 NaN means discarded, ties go to the lowest index, and a prompt without a valid candidate is named and left out.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, final
 
@@ -72,7 +73,7 @@ class BestOfK:
     kind: SelectionKind = "weighted"
 
     def select(self, scores: Scores) -> Selection:
-        return _selection(scores, best_of_k(scores.total, self.keep))
+        return _chosen(scores, best_of_k(scores.total, self.keep))
 
 
 @final
@@ -82,7 +83,7 @@ class TopFraction:
     kind: SelectionKind = "weighted"
 
     def select(self, scores: Scores) -> Selection:
-        return _selection(scores, top_fraction(scores.total, self.fraction))
+        return _chosen(scores, top_fraction(scores.total, self.fraction))
 
 
 @final
@@ -96,7 +97,7 @@ class Random:
         """Best of K on a table of noise: each valid candidate of a prompt is as likely as any other."""
         rows = [np.random.default_rng(fold(self.seed, scores.round, "select", prompt)) for prompt in scores.prompts]
         noise = np.stack([row.random(scores.total.shape[1]) for row in rows])
-        return _selection(scores, best_of_k(np.where(np.isnan(scores.total), np.nan, noise), self.keep))
+        return _chosen(scores, best_of_k(np.where(np.isnan(scores.total), np.nan, noise), self.keep))
 
 
 def best_of_k(total: Table, keep: int = 1) -> Mask:
@@ -154,9 +155,14 @@ def _mean(values: Float[np.ndarray, "..."]) -> float | None:
     return float(kept.mean()) if kept.size else None
 
 
-def _selection(scores: Scores, chosen: Mask) -> Selection:
-    rows = enumerate(scores.prompts)
-    items = [Item((Key(scores.round, prompt, int(k)),)) for row, prompt in rows for k in np.flatnonzero(chosen[row])]
+def selection(kind: SelectionKind, items: Iterable[Item], scores: Scores) -> Selection:
+    """The items, and the prompts without one valid candidate."""
     empty = np.isnan(scores.total).all(axis=1)
     left_out = tuple(prompt for row, prompt in enumerate(scores.prompts) if empty[row])
-    return Selection(kind="weighted", items=tuple(items), left_out=left_out)
+    return Selection(kind, tuple(items), left_out)
+
+
+def _chosen(scores: Scores, chosen: Mask) -> Selection:
+    rows = enumerate(scores.prompts)
+    items = [Item((Key(scores.round, prompt, int(k)),)) for row, prompt in rows for k in np.flatnonzero(chosen[row])]
+    return selection("weighted", items, scores)

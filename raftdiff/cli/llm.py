@@ -2,36 +2,18 @@
 
 import argparse
 import sys
-import time
 
 from raftdiff import registry
-from raftdiff.cli.either import load_weights, prepared, taken_up
-from raftdiff.cli.evaluate import measure, show
+from raftdiff.cli.either import taken_up
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import loop, open_run
 from raftdiff.config import check
 from raftdiff.disk import read_json_lines
 from raftdiff.errors import UserError
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
 from raftdiff.recipe import resolve
-from raftdiff.report import duration
 from raftdiff.runs import Run
 from raftdiff.text_recipe import text_recipe_of
 from raftdiff.types import Prompt, Sample
-
-
-def demo(args: argparse.Namespace) -> None:
-    """RAFT on the small language model that ships: train, evaluate, show."""
-    began = time.monotonic()
-    run, recipe = open_run(args)
-    with run.locked(recipe):
-        assembly = prepared(run, recipe)
-        loop(run, assembly)
-        load_weights(run, assembly, None)
-        report = measure(run, assembly)
-    show(run.path / "eval" / "eval.json")
-    print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
-    print("next: set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")
 
 
 def compare(args: argparse.Namespace) -> None:

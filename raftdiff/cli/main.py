@@ -49,6 +49,9 @@ def _running(commands: Commands) -> None:
     """Run a recipe."""
     demo = _command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
     _recipe(demo, default="demo")
+    demo.set_defaults(
+        then="look at the report, then try a job with combinations the model never saw: raftdiff train emoji_align"
+    )
     _where(demo)
 
     train = _command(commands, "train", "train:train", "run a recipe, or continue a run")
@@ -150,8 +153,9 @@ def _language(commands: Commands) -> None:
     )
     words = llm.add_subparsers(title="commands and recipes", metavar="WHAT", required=True)
 
-    demo = _command(words, "demo", "llm:demo", "RAFT on the small language model that ships, in a minute")
+    demo = _command(words, "demo", "train:demo", "RAFT on the small language model that ships, in a minute")
     _recipe(demo, default="llm_demo")
+    demo.set_defaults(then="set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")
     _where(demo)
 
     compared = _command(words, "compare", "llm:compare", "several methods at the same generation budget, in one table")

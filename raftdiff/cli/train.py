@@ -37,7 +37,7 @@ def demo(args: argparse.Namespace) -> None:
         report = measure(run, assembly)
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
-    print("next: look at the report, then try a job with combinations the model never saw: raftdiff train emoji_align")
+    print(f"next: {args.then}")
 
 
 def open_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:

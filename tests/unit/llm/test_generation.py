@@ -6,8 +6,9 @@ from collections import Counter
 import pytest
 import torch
 
+from raftdiff.dialogue import cut
 from raftdiff.errors import UserError
-from raftdiff.llm.generation import DecodingConfig, Ending, cut, generate, search
+from raftdiff.llm.generation import DecodingConfig, Ending, generate, search
 from raftdiff.llm.rows import Row, score
 from raftdiff.seeds import fold
 

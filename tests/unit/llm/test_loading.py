@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from raftdiff.dialogue import messages
 from raftdiff.errors import UserError
 from raftdiff.llm.generation import DecodingConfig, generate
-from raftdiff.llm.loading import ALPACA, LMConfig, load, messages
+from raftdiff.llm.loading import ALPACA, LMConfig, load
 from raftdiff.types import Prompt
 
 
