@@ -19,7 +19,7 @@ from raftdiff.llm.network import Moment, Network
 from raftdiff.llm.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
 from raftdiff.llm.rows import Row, collate, row_of, score
 from raftdiff.seeds import fold
-from raftdiff.trainable import Trainable, add_lora, lora_layers
+from raftdiff.trainable import Trainable, add_lora, lora_layers, on_cpu
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
@@ -152,7 +152,7 @@ class LMFineTuner:
         """Everything that the next round depends on, on the CPU."""
         counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
         return {
-            self._stem: {name: weight.detach().cpu().clone() for name, weight in self.trainable.live.items()},
+            self.trainable.stem: on_cpu(self.trainable.live),
             "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
             "schedule": counts,
         }
@@ -163,11 +163,7 @@ class LMFineTuner:
         Raises:
             UserError: the state is of another model or another fine-tuner.
         """
-        if self._stem not in state:
-            raise UserError(
-                f"{self.lm.name}: the saved state holds no '{self._stem}' weights: finetuner.adapter was different."
-            )
-        self.trainable.load(state[self._stem])
+        self.trainable.take(state)
         live = self.trainable.live
         optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, state.get("optimizer", {}))
         counts = state.get("schedule", {})
@@ -181,10 +177,6 @@ class LMFineTuner:
     def parameter_count(self) -> int:
         """How many numbers are trained."""
         return self.trainable.count()
-
-    @property
-    def _stem(self) -> str:
-        return "adapter" if self.config.adapter == "lora" else "weights"
 
     def _learning_rate(self, through: float) -> float:
         progress, config = (self.rounds + through) / self.total_rounds, self.config
@@ -248,17 +240,9 @@ class LMFineTuner:
 
     def _update(self, rate: float) -> float:
         """Let the gradients act: clipped, stepped. Returns their norm before clipping."""
-        parameters = [p for p in self.trainable.parameters.values() if p.grad is not None]
-        if not parameters:
+        if all(parameter.grad is None for parameter in self.trainable.parameters.values()):
             return 0.0
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not torch.isfinite(norm):
-            raise UserError(
-                f"finetuner: the loss is no longer a number at step {self.steps + 1}. Lower finetuner.learning_rate "
-                f"(now {self.config.learning_rate:g}), or train in float32 (finetuner.precision)."
-            )
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from raftdiff.errors import UserError
 from raftdiff.seeds import fold
 
 
@@ -48,6 +49,26 @@ def load_state_dict(
             known = {key.rpartition("/")[2]: value for key, value in state.items() if key.startswith(f"{name}/")}
             moments = {key: torch.empty_like(live[name]).copy_(value) for key, value in known.items() if key != "step"}
             optimizer.state[parameter] = {"step": known["step"].to(live[name].device, copy=True), **moments}
+
+
+def clip(optimizer: torch.optim.Optimizer, max_norm: float | None, *, step: int, scaled: bool = False) -> Tensor:
+    """Shorten the gradients to ``max_norm``; returns their norm before. ``step`` counts from 1, for the sentence.
+
+    With ``scaled`` gradients an overflow is no error: the scaler skips the step.
+
+    Raises:
+        UserError: the gradients are no longer numbers.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if not scaled and not torch.isfinite(norm):
+        raise UserError(
+            f"finetuner: the loss is no longer a number at step {step}. Lower finetuner.learning_rate "
+            f"(now {optimizer.defaults['lr']:g}), or train in float32 (finetuner.precision)."
+        )
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
 
 
 def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], decay: float, step: int) -> None:

@@ -95,6 +95,23 @@ class Trainable:
             self.enable(not self._merges)
         self._changed()
 
+    @property
+    def stem(self) -> str:
+        """What the saved weights are called."""
+        return "adapter" if self.adapter == "lora" else "weights"
+
+    def take(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Take the weights that a saved state holds under ``stem`` as the live ones.
+
+        Raises:
+            UserError: it holds none, or they belong to another model or another adapter.
+        """
+        if self.stem not in state:
+            raise UserError(
+                f"{self.name}: the saved state holds no '{self.stem}' weights: finetuner.adapter was different."
+            )
+        self.load(state[self.stem])
+
     def load(self, weights: Mapping[str, Tensor]) -> None:
         """Take ``weights`` as the live ones.
 
@@ -165,6 +182,13 @@ class Trainable:
         for module in self.modules.values():
             for parameter in module.parameters():
                 parameter.data = _laid_out(parameter.data.to(dtype), channels_last)
+
+
+def on_cpu(weights: Mapping[str, Tensor]) -> Weights:
+    """Copies to be saved."""
+    return {
+        name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()
+    }
 
 
 def lora_layers(modules: Iterable[Any]) -> list[Any]:

@@ -20,6 +20,7 @@ from raftdiff.diffusion.loading import Parts
 from raftdiff.diffusion.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
+from raftdiff.trainable import on_cpu
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
 
 SCALING = ("scale", "_growth_tracker")
@@ -187,11 +188,11 @@ class DiffusionFineTuner:
             scaling = self.scaler.state_dict()
             counts |= {name: torch.tensor(scaling[name]) for name in SCALING}
         state = {
-            self._stem: _on_cpu(self.trainable.live),
+            self.trainable.stem: on_cpu(self.trainable.live),
             "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
             "schedule": counts,
         }
-        return state | ({"ema": _on_cpu(self.average)} if self.average is not None else {})
+        return state | ({"ema": on_cpu(self.average)} if self.average is not None else {})
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``, to the bit on the CPU.
@@ -199,16 +200,12 @@ class DiffusionFineTuner:
         Raises:
             UserError: the state is of another model or another fine-tuner.
         """
-        if self._stem not in state:
-            raise UserError(
-                f"{self.parts.name}: the saved state holds no '{self._stem}' weights: finetuner.adapter was different."
-            )
-        self.trainable.load(state[self._stem])
+        self.trainable.take(state)
         optimizer.load_state_dict(
             self.optimizer, self.trainable.parameters, self.trainable.live, state.get("optimizer", {})
         )
         for name, shadow in (self.average or {}).items():
-            shadow.copy_(state.get("ema", state[self._stem])[name])
+            shadow.copy_(state.get("ema", state[self.trainable.stem])[name])
         counts = state.get("schedule", {})
         self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
         if "scale" in counts and self.scaler.is_enabled():
@@ -222,10 +219,6 @@ class DiffusionFineTuner:
     def parameter_count(self) -> int:
         """How many numbers are trained."""
         return self.trainable.count()
-
-    @property
-    def _stem(self) -> str:
-        return "adapter" if self.config.adapter == "lora" else "weights"
 
     def _learning_rate(self, through: float) -> float:
         progress = (self.rounds + through) / self.total_rounds
@@ -281,14 +274,8 @@ class DiffusionFineTuner:
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad = world.reduce(parameter.grad, reduction="sum")
         self.scaler.unscale_(self.optimizer)
-        norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-        if not self.scaler.is_enabled() and not torch.isfinite(norm):
-            raise UserError(
-                f"finetuner: the loss is no longer a number at step {self.steps + 1}. Lower finetuner.learning_rate "
-                f"(now {self.config.learning_rate:g}), or train in float32 (finetuner.precision)."
-            )
-        if self.config.max_grad_norm is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.config.max_grad_norm, norm)
+        scaled = self.scaler.is_enabled()
+        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1, scaled=scaled)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.step(self.optimizer)
@@ -378,12 +365,6 @@ def _figures(tally: Tally, latents: Tensor) -> dict[str, float]:
         "grad_norm": tally.norm / steps,
         "learning_rate": tally.rate,
         "latent_std": float(latents.std()) if len(latents) else 0.0,
-    }
-
-
-def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {
-        name: weight.detach().cpu().clone(memory_format=torch.contiguous_format) for name, weight in weights.items()
     }
 
 
