@@ -11,6 +11,8 @@ Turn = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": ...}``."""
 
 ROLES = ("system", "user", "assistant")
+SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+"""Names of the roles in conversations of ShareGPT's form, {"from", "value"}, beside the usual ones."""
 SPEAKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
 UNRATED = ("", "n/a", "na", "nan", "none", "null")
 
@@ -100,14 +102,23 @@ def conversation(value: Any, name: str) -> tuple[str, list[Turn]]:
         raise BrokenRow(f"'{name}' holds no messages")
     turns: list[Turn] = []
     for number, turn in enumerate(held, 1):
-        if not isinstance(turn, Mapping) or turn.get("role") not in ROLES:
+        role, content = _role_and_content(turn)
+        if role not in ROLES:
             raise BrokenRow(f"message {number} of '{name}' lacks a role out of {', '.join(ROLES)}")
-        content = text_of(turn.get("content"), f"message {number} of '{name}'", empty=True)
-        turns.append({"role": turn["role"], "content": content})
+        turns.append({"role": role, "content": text_of(content, f"message {number} of '{name}'", empty=True)})
     system = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
     if not turns or any(turn["role"] == "system" for turn in turns):
         raise BrokenRow(f"'{name}' should hold user and assistant turns, after one system message at most")
     return system, turns
+
+
+def _role_and_content(turn: Any) -> tuple[Any, Any]:
+    """Who speaks, and what: of ``{"role", "content"}``, or of ShareGPT's ``{"from", "value"}``."""
+    if not isinstance(turn, Mapping):
+        return None, None
+    if "role" in turn or "from" not in turn:
+        return turn.get("role"), turn.get("content")
+    return SHAREGPT.get(turn["from"], turn["from"]), turn.get("value")
 
 
 def asked(system: str, turns: Sequence[Turn]) -> Record:

@@ -4,7 +4,7 @@
 |---|---|
 | ``prompt`` | prompt |
 | ``prompt_response`` | prompt, response (Alpaca: instruction, input, output) |
-| ``messages`` | messages: [{role, content}, ...]; the last assistant turn is the answer |
+| ``messages`` | messages (ShareGPT: conversations): [{role, content}, ...]; the last assistant turn is the answer |
 | ``pairs`` | prompt, chosen, rejected (texts or messages); score_chosen, score_rejected by choice |
 | ``ranked`` | prompt, answers or responses; scores by choice, else best first (RRHF: query, responses, scores) |
 | ``hh_rlhf`` | chosen, rejected: whole transcripts with "Human:" and "Assistant:" |
@@ -38,8 +38,9 @@ Format = Literal["prompt", "prompt_response", "messages", "pairs", "ranked", "hh
 PROMPTS = ("prompt", "instruction", "query", "caption")
 RESPONSES = ("response", "output", "completion")
 ANSWERS = ("answers", "responses")
+CONVERSATIONS = ("messages", "conversations")
 KNOWN = (
-    "prompt (prompt), prompt_response (prompt + response; instruction + output), messages (messages), "
+    "prompt (prompt), prompt_response (prompt + response; instruction + output), messages (messages or conversations), "
     "pairs (prompt + chosen + rejected), ranked (prompt + answers + scores), "
     "hh_rlhf (chosen + rejected transcripts), ultrafeedback (instruction + completions)"
 )
@@ -62,7 +63,7 @@ def detect(table: Sequence[Mapping[str, Any]]) -> Format:
         found.append("hh_rlhf")
     if have & set(ANSWERS):
         found.append("ranked")
-    if "messages" in have and "ultrafeedback" not in found:  # which repeats the chosen conversation there
+    if have & set(CONVERSATIONS) and "ultrafeedback" not in found:  # which repeats the chosen conversation there
         found.append("messages")
     if have & set(RESPONSES):
         found.append("prompt_response")
@@ -127,10 +128,11 @@ def _prompt_response(row: Mapping[str, Any]) -> Parsed:
 
 def _messages(row: Mapping[str, Any]) -> Parsed:
     """The last assistant turn answers the user turn before it; a conversation that ends with the user has no answer."""
-    system, turns = conversation(row.get("messages"), "messages")
+    name = next((name for name in CONVERSATIONS if row.get(name) is not None), CONVERSATIONS[0])
+    system, turns = conversation(row.get(name), name)
     if turns[-1]["role"] == "user":
-        return asked(system, turns), {"messages"}
-    return replace(asked(system, turns[:-1]), answers=(Answer(said(turns)),)), {"messages"}
+        return asked(system, turns), {name}
+    return replace(asked(system, turns[:-1]), answers=(Answer(said(turns)),)), {name}
 
 
 def _pairs(row: Mapping[str, Any]) -> Parsed:

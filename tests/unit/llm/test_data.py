@@ -143,6 +143,16 @@ def test_messages_the_last_assistant_turn_is_the_answer() -> None:
     assert (two.caption, two.meta["history"], "answers" in two.meta) == (ASK["content"], talk[1:3], False)
 
 
+def test_conversations_of_sharegpt_are_messages() -> None:
+    talk = [("system", "Be brief."), ("human", "Hi"), ("gpt", "Hello."), ("human", ASK["content"]), ("gpt", GOOD)]
+    (one,) = of({"id": "a", "conversations": [{"from": who, "value": text} for who, text in talk]})
+    assert (one.id, one.caption, one.meta["system"]) == ("a", ASK["content"], "Be brief.")
+    assert one.meta["history"] == [turn("user", "Hi"), turn("assistant", "Hello.")]
+    assert answers(one) == [(GOOD, None, "")]
+    with pytest.raises(UserError, match=r"message 1 of 'conversations' lacks a role out of system, user, assistant"):
+        of({"conversations": [{"from": "tool", "value": "?"}]})
+
+
 def test_pairs_of_texts() -> None:
     (one,) = of({"prompt": ASK["content"], "chosen": GOOD, "rejected": BAD})
     assert answers(one) == [(GOOD, 1.0, "chosen"), (BAD, 0.0, "rejected")]
