@@ -87,7 +87,7 @@ def vendi(features: Features) -> float:
     """
     if not len(features):
         return float("nan")
-    unit = _unit(features)
+    unit = unit_length(features)
     # X X' and X' X have the same eigenvalues but for zeros; the smaller of the two is the cheaper.
     gram = unit @ unit.T if len(unit) <= unit.shape[1] else unit.T @ unit
     eigenvalues = np.linalg.eigvalsh(gram / len(unit))
@@ -104,7 +104,7 @@ def mean_pairwise_distance(features: Features, prompts: Sequence[Hashable]) -> f
     members: dict[Hashable, list[int]] = {}
     for position, prompt in enumerate(prompts):
         members.setdefault(prompt, []).append(position)
-    unit = _unit(features)
+    unit = unit_length(features)
     # The squared length of the sum holds every cosine: n on the diagonal, each pair twice.
     cosines = [
         (np.sum(unit[at].sum(axis=0) ** 2) - np.sum(unit[at] ** 2)) / (len(at) * (len(at) - 1))
@@ -119,7 +119,7 @@ def mean_distance(before: Features, after: Features) -> float:
 
     From 0 (unmoved) to 2.
     """
-    return float(max(0.0, np.mean(1 - (_unit(before) * _unit(after)).sum(axis=-1))))
+    return float(max(0.0, np.mean(1 - (unit_length(before) * unit_length(after)).sum(axis=-1))))
 
 
 def t_interval(values: Values) -> tuple[float, float]:
@@ -145,7 +145,7 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
     return float(np.sqrt(degrees) * np.tan(np.interp(2 * probability - 1, mass / mass[-1], angle)))
 
 
-def _unit(features: Float[np.ndarray, "*batch features"]) -> Float[np.ndarray, "*batch features"]:
+def unit_length(features: Float[np.ndarray, "*batch features"]) -> Float[np.ndarray, "*batch features"]:
     """Each feature vector at length one, in double precision; a zero vector stays zero."""
     wide = features.astype(np.float64)
     unit: np.ndarray = wide / np.maximum(np.linalg.norm(wide, axis=-1, keepdims=True), TINY)
