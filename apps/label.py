@@ -1,9 +1,13 @@
-"""``raftdiff label``: which of two pictures is better, asked blind; an answer is on the disk before the next pair."""
+"""``raftdiff label``: which of two pictures or answers is better, asked blind; a choice is on the disk before the next
+pair."""
 
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 from raftdiff.apps import page
+from raftdiff.dialogue import messages
+from raftdiff.entries import Entry, found
 from raftdiff.errors import UserError
 from raftdiff.labels import Ballot, Pair, Side, tally, unanswered
 from raftdiff.runs import Run
@@ -11,7 +15,7 @@ from raftdiff.runs import Run
 Deed = Callable[[Ballot, Pair], None]
 BUTTONS: Mapping[Side, str] = {"left": "← Left", "tie": "↓ A tie", "right": "Right →"}
 VETOES: tuple[Literal["left", "right"], ...] = ("left", "right")
-KEYS = "Keys: ← left, → right, ↓ a tie, u undo; 1 and 2 veto the left or right picture."
+KEYS = "Keys: ← left, → right, ↓ a tie, u undo; 1 and 2 veto the left or the right one."
 
 
 def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
@@ -23,7 +27,7 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
     import gradio as gr
 
     if not pairs:
-        raise UserError(f"{run.path}: there is no pair to compare; a round needs two candidates of a prompt.")
+        raise UserError(f"{run.path}: there is no pair to compare; a round needs two different candidates of a prompt.")
     with page.blocks("raftdiff label") as blocks:
         gr.Markdown("# Which is better?")
         name = gr.Textbox(rater, label="Your name", max_length=64, elem_id="rater")
@@ -82,22 +86,31 @@ def undone(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
 
 
 def waiting(pairs: Sequence[Pair], ballot: Ballot) -> list[Pair]:
-    """The pairs that this rater has still to answer; those with a picture that they vetoed are passed over."""
+    """The pairs that this rater has still to answer; those with one that they vetoed are passed over."""
     vetoed = ballot.vetoes()
-    return [pair for pair in unanswered(pairs, ballot.choices()) if not pair.pictures & vetoed]
+    return [pair for pair in unanswered(pairs, ballot.choices()) if not pair.names & vetoed]
 
 
 def question(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
-    """The pair to decide on, or thanks and the tally."""
+    """The pair to decide on, or thanks and the tally.
+
+    Raises:
+        UserError: the run no longer has what the pair names.
+    """
     left = waiting(pairs, ballot)
     if not left:
         return page.view("finished", of=len(pairs), lines=tally(run, [ballot]).lines)
     pair = left[0]
-    return page.view(
-        "question",
-        caption=pair.caption,
-        left=page.uri(run.path / pair.left),
-        right=page.uri(run.path / pair.right),
-        at=len(pairs) - len(left),
-        of=len(pairs),
-    )
+    entries = found(run, pair.names)
+    if pair.names - entries.keys():
+        raise UserError("What this page asks about is gone: was the evaluation made again? Start raftdiff label anew.")
+    return asked(entries[pair.left], entries[pair.right], at=len(pairs) - len(left), of=len(pairs))
+
+
+def asked(left: Entry, right: Entry, *, at: int, of: int) -> str:
+    """Two pictures of a caption, or a conversation and two answers to it."""
+    prompt = left.prompt
+    if isinstance(left.media, str):
+        return page.view("answers", turns=messages(prompt), left=left.media, right=right.media, at=at, of=of)
+    pictures = {"left": page.uri(left.media), "right": page.uri(Path(right.media))}
+    return page.view("question", caption=prompt.caption, **pictures, at=at, of=of)

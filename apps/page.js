@@ -6,6 +6,8 @@ document.addEventListener("input", (event) => {
 document.addEventListener("keydown", (event) => {
   if (event.ctrlKey || event.metaKey || event.altKey || event.repeat) return;
   if (event.target.closest("input, textarea, select, [contenteditable], [role=listbox]")) return;
+  const read = event.target.closest(".scrolled");  // a long answer that somebody clicked into is scrolled, not decided on
+  if (event.key === "ArrowDown" && read && read.scrollHeight > read.clientHeight) return;
   const name = { ArrowLeft: "left", ArrowRight: "right", ArrowDown: "tie", u: "undo", 1: "veto-left", 2: "veto-right" }[event.key];
   const button = name && document.querySelector("button#key-" + name + ", #key-" + name + " button");
   if (button && !button.disabled) {

@@ -57,7 +57,7 @@ class Door:
             return None
         who = "anybody on the internet who has the address" if self.share else "anybody on your network"
         lock = "knows the password" if self.user else "comes by; set one with --auth NAME:PASSWORD"
-        return f"warning: this page is open to {who} and {lock}. It runs your GPU and shows the run's pictures."
+        return f"warning: this page is open to {who} and {lock}. It runs your GPU and shows what the run made."
 
 
 def serve(page: Any, door: Door) -> str:

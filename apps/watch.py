@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from itertools import groupby
+from pathlib import Path
 from typing import Any
 
 from markupsafe import Markup
@@ -32,7 +33,7 @@ def build(run: Run) -> Any:
         shelves = gr.HTML(elem_id="candidates")
         gr.Markdown("## One held-out prompt through the rounds, from the same seed")
         with gr.Row():
-            prompt = gr.Dropdown([], label="Picture", elem_id="picture")
+            prompt = gr.Dropdown([], label="Which", elem_id="picture")
             after = gr.Slider(0, 1, 0, step=1, label="Rounds of fine-tuning", elem_id="after", interactive=True)
         picture = gr.HTML(elem_id="still")
         seen = gr.State("")
@@ -45,12 +46,12 @@ def build(run: Run) -> Any:
             mark = fingerprint(now)
             if mark == before:
                 return [gr.skip()] * 5
-            done, pictures = len(now.metrics), held_out(run)
+            done, drawn = len(now.metrics), held_out(run)
             return [
                 overview(now),
                 gr.Slider(maximum=max(2, done + (now.making is not None)), interactive=True),
                 gr.Slider(maximum=max(1, done), interactive=True),
-                gr.Dropdown(pictures, value=shown if shown in pictures else next(iter(pictures), None)),
+                gr.Dropdown(drawn, value=shown if shown in drawn else next(iter(drawn), None)),
                 mark,
             ]
 
@@ -80,20 +81,20 @@ def candidates(run: Run, round: int) -> str:
 
 
 def scrubbed(run: Run, name: str | None, rounds: int) -> str:
-    """One held-out picture after so many rounds; 0 is the base model."""
+    """One held-out picture or answer after so many rounds; 0 is the base model."""
     if name is None:
-        why = "This run keeps no held-out pictures; set evaluation.every_round to 1 or more in the recipe."
+        why = "This run draws nothing for held-out prompts; set evaluation.every_round to 1 or more in the recipe."
         return page.view("still", it=None, said=why)
     folder = run.round(0).held_out("held_out_base") if rounds == 0 else run.round(rounds - 1).held_out()
-    path = folder.get(name)
+    media = folder.get(name)
     words = f"{name.removesuffix('.png')}, {'before any fine-tuning' if rounds == 0 else f'after round {rounds}'}"
-    if path is None:
-        return page.view("still", it=None, said=f"{words}: this picture is not there.")
-    return page.view("still", it={"uri": page.uri(path), "alt": words}, said=words)
+    if media is None:
+        return page.view("still", it=None, said=f"{words}: this one is not there.")
+    return page.view("still", it={**_shown(media), "alt": words}, said=words)
 
 
 def held_out(run: Run) -> list[str]:
-    """File names of the held-out pictures that every round draws."""
+    """Names of the held-out pictures or answers that every round draws."""
     return list(run.round(0).held_out()) if run.rounds_done() else []
 
 
@@ -111,20 +112,25 @@ def _shelves(folder: RoundFolder) -> list[dict[str, Any]]:
     rows = [row for row in folder.rows() if "total" in row]
     groups = [list(held) for _, held in groupby(rows, key=lambda row: row["prompt_id"])]
     shown = groups[:: max(1, -(-len(groups) // SHELVES))]
-    return [{"caption": held[0]["caption"], "pictures": _ranked(folder, held)} for held in shown]
+    return [{"caption": held[0]["caption"], "held": _ranked(folder, held)} for held in shown]
 
 
 def _ranked(folder: RoundFolder, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     best_first = sorted(rows, key=lambda row: (not row.get("selected"), -_number(row["total"])))
     return [
         {
-            "uri": page.uri(folder.path / "samples" / row["file_name"]),
+            **_shown(row["text"] if "text" in row else folder.path / "samples" / row["file_name"]),
             "alt": f"{row['caption']}, {'selected' if row.get('selected') else 'rejected'}: {said(_scores(row))}",
             "kept": bool(row.get("selected")),
             "score": row["total"],
         }
         for row in best_first
     ]
+
+
+def _shown(media: Path | str) -> dict[str, str]:
+    """A picture inside the page, or an answer."""
+    return {"uri": "", "text": media} if isinstance(media, str) else {"uri": page.uri(media), "text": ""}
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float]:
@@ -136,13 +142,14 @@ def _number(value: float | None) -> float:
 
 
 def _spent(metrics: Metrics) -> dict[str, Any]:
+    diversity = metrics.get("diversity_all") or {}
     return {
         "round": metrics["round"] + 1,
         "first": metrics.get("first_sample_mean"),
         "mean": metrics.get("mean"),
         "selected": metrics.get("selected_mean"),
         "held_out": metrics.get("held_out"),
-        "diversity": (metrics.get("diversity_all") or {}).get("pairwise_distance"),
+        "diversity": diversity.get("pairwise_distance", diversity.get("distinct_2")),
         "evaluations": sum(metrics.get("network_evaluations", {}).values()),
         "seconds": float(sum(metrics.get("seconds", {}).values())),
     }

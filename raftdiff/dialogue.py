@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raftdiff.types import Prompt
 
@@ -16,6 +17,16 @@ def messages(prompt: Prompt, text: str | None = None) -> list[dict[str, str]]:
     first = [{"role": "system", "content": str(system)}] if system else []
     history = [{"role": turn["role"], "content": turn["content"]} for turn in prompt.meta.get("history") or ()]
     return [*first, *history, {"role": "user", "content": prompt.caption if text is None else text}]
+
+
+def context(prompt: Prompt) -> dict[str, Any]:
+    """What comes before the prompt's own turn, as the columns of a data file: "system" and "history", where there are
+    any.
+
+    >>> context(Prompt("p", "and you?", "", "", meta={"system": "Be kind.", "history": [], "score": 1}))
+    {'system': 'Be kind.'}
+    """
+    return {name: prompt.meta[name] for name in ("system", "history") if prompt.meta.get(name)}
 
 
 def dialogue(prompt: Prompt) -> str:

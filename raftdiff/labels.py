@@ -6,8 +6,9 @@
     {"time": "...", "act": "veto", "picture": "rounds/000/samples/cat-002.png"}
     {"time": "...", "act": "undo"}                                             takes back the last act that stands
 
-A picture is named by its path within the run. ``chosen`` is ``left``, ``right`` or ``tie``; which picture stood on
-which side was shuffled, and nothing on the page told them apart. Nothing is ever rewritten, so a kill loses nothing.
+A picture is named by its path within the run, an answer in the same way; see ``entries``. ``chosen`` is ``left``,
+``right`` or ``tie``; what stood on which side was shuffled, and nothing on the page told them apart. Nothing is ever
+rewritten, so a kill loses nothing.
 """
 
 import json
@@ -17,13 +18,14 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from pathlib import Path
 from typing import Any, Literal, NamedTuple, final
 
 import numpy as np
 
 from raftdiff import statistics
+from raftdiff.dialogue import context
 from raftdiff.disk import read_json_lines
+from raftdiff.entries import Entry, found, of_evaluation, of_round, prompt_of
 from raftdiff.errors import UserError
 from raftdiff.runs import Run
 from raftdiff.seeds import fold
@@ -35,7 +37,7 @@ RATER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,63}")
 @final
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """Two pictures of one caption, as they are shown.
+    """Two pictures of one caption, or answers to one prompt, by their names and as they are shown.
 
     Example: ``Pair("a cartoon of a cat", "eval/before/cat-000.png", "eval/after/cat-000.png")``.
     """
@@ -45,7 +47,7 @@ class Pair:
     right: str
 
     @property
-    def pictures(self) -> frozenset[str]:
+    def names(self) -> frozenset[str]:
         return frozenset({self.left, self.right})
 
 
@@ -59,7 +61,7 @@ class Choice(NamedTuple):
 
     @property
     def better(self) -> str | None:
-        """The picture that won; None for a tie."""
+        """The name of the one that won; None for a tie."""
         return {"left": self.left, "right": self.right, "tie": None}[self.chosen]
 
     @property
@@ -84,9 +86,9 @@ class Ballot:
     def choose(self, pair: Pair, chosen: Side) -> None:
         self._append({"act": "choice", "left": pair.left, "right": pair.right, "chosen": chosen})
 
-    def veto(self, picture: str) -> None:
-        """This picture must never be learnt from, whatever it scores."""
-        self._append({"act": "veto", "picture": picture})
+    def veto(self, name: str) -> None:
+        """This picture or answer must never be learnt from, whatever it scores."""
+        self._append({"act": "veto", "picture": name})
 
     def undo(self) -> bool:
         """Take back the last act that stands; False where there is none."""
@@ -130,73 +132,73 @@ def ballots(run: Run) -> list[Ballot]:
 def candidate_pairs(run: Run, round: int, *, per_prompt: int, seed: int) -> list[Pair]:
     """Pairs of candidates of one prompt in a finished round, drawn at random, sides shuffled.
 
-    ``per_prompt`` pairs of each prompt at most; a prompt's second pair comes when every prompt has had its first. The
-    same seed gives the same pairs in the same order.
+    ``per_prompt`` pairs of each prompt at most; a prompt's second pair comes when every prompt has had its first. Two
+    answers in the same words are no pair. The same seed gives the same pairs in the same order.
     """
-    folder = run.round(round)
-    names: dict[str, list[str]] = {}
-    captions: dict[str, str] = {}
-    for row in folder.rows():
-        names.setdefault(row["prompt_id"], []).append(f"rounds/{round:03d}/samples/{row['file_name']}")
-        captions[row["prompt_id"]] = row["caption"]
+    entries: dict[str, list[Entry]] = {}
+    for entry in of_round(run.round(round)):
+        entries.setdefault(entry.prompt.id, []).append(entry)
     drawn = {}
-    for prompt, pictures in names.items():
-        every = list(combinations(pictures, 2))
+    for prompt, held in entries.items():
+        every = [both for both in combinations(held, 2) if not _alike(*both)]
         order = np.random.default_rng(fold(seed, round, "pairs", prompt)).permutation(len(every))
         drawn[prompt] = [every[place] for place in order[:per_prompt]]
     turns = [(turn, prompt) for turn in range(per_prompt) for prompt in drawn if turn < len(drawn[prompt])]
-    return [_shuffled(captions[prompt], drawn[prompt][turn], seed) for turn, prompt in turns]
+    return [_shuffled(drawn[prompt][turn], seed) for turn, prompt in turns]
 
 
 def evaluation_pairs(run: Run, name: str | None, *, seed: int) -> list[Pair]:
     """Before and after of an evaluation, the same prompt and seed, in shuffled order with shuffled sides.
 
     Raises:
-        UserError: there is no such evaluation.
+        UserError: there is no such evaluation, or its answers do not name their prompts.
     """
     folder = f"eval/{name}" if name else "eval"
-    asked = run.path / folder / "pictures.json"
-    if not asked.is_file():
-        raise UserError(f"{run.path / folder}: no evaluation to label is here; run: raftdiff eval {run.path}")
-    captions: dict[str, str] = json.loads(asked.read_text(encoding="utf-8"))
-    both = [
-        _shuffled(caption, (f"{folder}/before/{file}", f"{folder}/after/{file}"), seed)
-        for file, caption in captions.items()
-    ]
+    both = [_shuffled(sides, seed) for sides in of_evaluation(run, folder)]
     return [both[place] for place in np.random.default_rng(fold(seed, "pairs", folder)).permutation(len(both))]
 
 
 def unanswered(pairs: Sequence[Pair], choices: Sequence[Choice]) -> Iterator[Pair]:
-    """The pairs that are still to be asked, whichever side their pictures stood on before."""
+    """The pairs that are still to be asked, whichever side they stood on before."""
     answered = {frozenset({choice.left, choice.right}) for choice in choices}
-    return (pair for pair in pairs if pair.pictures not in answered)
+    return (pair for pair in pairs if pair.names not in answered)
 
 
 def points(run: Run, rater: str | None = None) -> tuple[dict[str, float], set[str]]:
-    """Wins less losses of every picture that was compared, and the pictures that anybody vetoed."""
+    """Wins less losses of all that was compared, by name, and the names that anybody vetoed."""
     held = [ballot for ballot in ballots(run) if rater in (None, ballot.rater)]
     scores: dict[str, float] = {}
     for choice in (choice for ballot in held for choice in ballot.choices()):
-        for picture in (choice.left, choice.right):
-            scores.setdefault(picture, 0.0)
+        for name in (choice.left, choice.right):
+            scores.setdefault(name, 0.0)
         if choice.better is not None and choice.worse is not None:
             scores[choice.better] += 1
             scores[choice.worse] -= 1
-    return scores, {picture for ballot in held for picture in ballot.vetoes()}
+    return scores, {name for ballot in held for name in ballot.vetoes()}
 
 
-def preferences(run: Run) -> list[dict[str, str]]:
-    """What was preferred, for training a reward: ``rater``, ``caption``, ``chosen``, ``rejected``; ties are left out.
+def preferences(run: Run) -> list[dict[str, Any]]:
+    """What was preferred, for training a reward; ties are left out.
 
-    Example of a line: ``{"rater": "ada", "caption": "a cartoon of a cat", "chosen": "rounds/000/samples/cat-001.png",
-    "rejected": "rounds/000/samples/cat-004.png"}``.
+    Of pictures ``rater``, ``caption``, ``chosen``, ``rejected``: ``{"rater": "ada", "caption": "a cartoon of a cat",
+    "chosen": "rounds/000/samples/cat-001.png", "rejected": "rounds/000/samples/cat-004.png"}``.
+
+    Of texts ``rater``, ``prompt``, ``chosen``, ``rejected`` with the texts themselves, and ``system`` and ``history``
+    where the prompt has them: the columns of the data format ``pairs``. That format has no room for an answer that is
+    empty, or for two in the same words, and such choices are left out.
     """
-    captions = _captions(run)
-    return [
-        {"rater": c.rater, "caption": captions.get(c.left, ""), "chosen": c.better, "rejected": c.worse}
+    decided = [
+        (ballot.rater, choice.better, choice.worse)
         for ballot in ballots(run)
-        for c in ballot.choices()
-        if c.better is not None and c.worse is not None
+        for choice in ballot.choices()
+        if choice.better is not None and choice.worse is not None
+    ]
+    held = found(run, {name for _, *names in decided for name in names})
+    there = [(rater, held[one], held[other]) for rater, one, other in decided if {one, other} <= held.keys()]
+    return [
+        _preference(rater, better, worse)
+        for rater, better, worse in there
+        if _words(better) and _words(worse) and not _alike(better, worse)
     ]
 
 
@@ -204,7 +206,7 @@ class Tally(NamedTuple):
     """What some raters said of one kind of pair."""
 
     choices: int
-    """Answers, ties included."""
+    """Ties included."""
     ties: int
     vetoes: int
     after_wins: statistics.Estimate | None
@@ -215,7 +217,7 @@ class Tally(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """The same in sentences."""
-        said = [f"{self.choices} answers, {self.ties} of them ties; {self.vetoes} pictures vetoed."]
+        said = [f"{self.choices} choices, {self.ties} of them ties; {self.vetoes} vetoed."]
         if self.after_wins is not None:
             said.append(f"After beats before in {_share(self.after_wins)} of {self.after_wins.n} pairs.")
         if self.agreement is not None:
@@ -226,24 +228,43 @@ class Tally(NamedTuple):
 def tally(run: Run, raters: Sequence[Ballot]) -> Tally:
     """The sums over these raters. Intervals are bootstrap intervals over prompts."""
     choices = [choice for ballot in raters for choice in ballot.choices()]
-    totals = _totals(run, choices)
+    candidates = {name for it in choices for name in (it.left, it.right) if name.startswith("rounds/")}
+    totals = {name: it.total for name, it in found(run, candidates).items() if it.total is not None}
     wins: dict[str, list[float]] = {}
     agreed: dict[str, list[float]] = {}
     for choice in choices:
-        prompt = _prompt(choice.left)
+        prompt = prompt_of(choice.left)
         if choice.left.startswith("eval/"):
             won = 0.5 if choice.better is None else float(_side(choice.better) == "after")
             wins.setdefault(prompt, []).append(won)
         elif choice.better is not None and choice.worse is not None and {choice.better, choice.worse} <= totals.keys():
             agreed.setdefault(prompt, []).append(float(totals[choice.better] > totals[choice.worse]))
     ties = sum(choice.chosen == "tie" for choice in choices)
-    vetoes = len({picture for ballot in raters for picture in ballot.vetoes()})
+    vetoes = len({name for ballot in raters for name in ballot.vetoes()})
     return Tally(len(choices), ties, vetoes, _estimate(wins), _estimate(agreed))
 
 
-def _shuffled(caption: str, pictures: tuple[str, str], seed: int) -> Pair:
-    flip = fold(seed, "side", *sorted(pictures)) % 2
-    return Pair(caption, pictures[flip], pictures[1 - flip])
+def _shuffled(both: tuple[Entry, Entry], seed: int) -> Pair:
+    names = [entry.name for entry in both]
+    flip = fold(seed, "side", *sorted(names)) % 2
+    return Pair(both[0].prompt.caption, names[flip], names[1 - flip])
+
+
+def _words(entry: Entry) -> str:
+    """The answer without the white space around it; of a picture its path."""
+    return str(entry.media).strip()
+
+
+def _alike(one: Entry, other: Entry) -> bool:
+    return _words(one) == _words(other)
+
+
+def _preference(rater: str, better: Entry, worse: Entry) -> dict[str, Any]:
+    prompt = better.prompt
+    if isinstance(better.media, str):
+        asked = {"prompt": prompt.caption, **context(prompt)}
+        return {"rater": rater, **asked, "chosen": better.media, "rejected": worse.media}
+    return {"rater": rater, "caption": prompt.caption, "chosen": better.name, "rejected": worse.name}
 
 
 def _share(found: statistics.Estimate) -> str:
@@ -258,33 +279,5 @@ def _estimate(by_prompt: Mapping[str, list[float]]) -> statistics.Estimate | Non
     return statistics.mean_std_ci(table)
 
 
-def _captions(run: Run) -> dict[str, str]:
-    """Path of every picture that can be labelled -> its caption."""
-    found: dict[str, str] = {}
-    for t in range(run.rounds_done()):
-        found |= {f"rounds/{t:03d}/samples/{row['file_name']}": row["caption"] for row in run.round(t).rows()}
-    for file in sorted((run.path / "eval").rglob("pictures.json")):
-        folder = file.parent.relative_to(run.path).as_posix()
-        for name, caption in json.loads(file.read_text(encoding="utf-8")).items():
-            found |= {f"{folder}/{side}/{name}": caption for side in ("before", "after")}
-    return found
-
-
-def _totals(run: Run, choices: Sequence[Choice]) -> dict[str, float]:
-    """The total reward of every candidate in the rounds that were labelled; discarded ones are left out."""
-    rounds = {int(choice.left.split("/")[1]) for choice in choices if choice.left.startswith("rounds/")}
-    return {
-        f"rounds/{t:03d}/samples/{row['file_name']}": row["total"]
-        for t in rounds
-        for row in run.round(t).rows()
-        if row.get("total") is not None
-    }
-
-
-def _prompt(picture: str) -> str:
-    """The prompt id within a picture's name."""
-    return Path(picture).stem.rpartition("-")[0]
-
-
-def _side(picture: str) -> str:
-    return Path(picture).parent.name
+def _side(name: str) -> str:
+    return name.split("/")[-2]

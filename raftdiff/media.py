@@ -2,13 +2,14 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from PIL import Image
 
-from raftdiff.disk import write_text
+from raftdiff.disk import read_json_lines, write_text
 from raftdiff.errors import UserError
 from raftdiff.types import Sample
 
@@ -64,6 +65,18 @@ def keep(folder: Path, samples: Sequence[Sample[Any]]) -> None:
     texts = [row for row in rows if "text" in row]
     if texts:
         write_text(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in texts))
+
+
+def kept(folder: Path) -> dict[str, Path | str]:
+    """What ``keep`` left: where the pictures are, by file name, and the texts, by prompt; of several to one prompt the
+    later ones are numbered."""
+    pictures: dict[str, Path | str] = {path.name: path for path in sorted(folder.glob("*.png"))}
+    told, texts = Counter[str](), {}
+    for row in read_json_lines(folder / "texts.jsonl"):
+        told[row["prompt"]] += 1
+        number = told[row["prompt"]]
+        texts[f"{row['prompt']} ({number})" if number > 1 else row["prompt"]] = row["text"]
+    return pictures | texts
 
 
 def tensor_file(sample: Sample[Any]) -> TensorFile:

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 
 from raftdiff.disk import read_json, read_json_lines, save_tensors, sync_all, write_text
 from raftdiff.errors import UserError
-from raftdiff.media import TENSOR_FILES, is_whole, keep, opened, store, tensor_file
+from raftdiff.media import TENSOR_FILES, is_whole, keep, kept, opened, store, tensor_file
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
@@ -37,9 +37,9 @@ class RoundFolder:
         # an interrupted flush may have written a line twice
         return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
 
-    def held_out(self, name: str = "held_out") -> dict[str, Path]:
-        """Pictures of the held-out prompts after the round (``held_out_base``: before the first), by file name."""
-        return {path.name: path for path in sorted((self.path / name).glob("*.png"))}
+    def held_out(self, name: str = "held_out") -> dict[str, Path | str]:
+        """What was made of the held-out prompts after the round (``held_out_base``: before the first), by name."""
+        return kept(self.path / name)
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""

@@ -13,6 +13,7 @@ from jaxtyping import Float32
 
 from raftdiff import evaluate
 from raftdiff.comparison import candidates
+from raftdiff.dialogue import context
 from raftdiff.disk import write_text
 from raftdiff.embedded.review_reward import true_perplexity
 from raftdiff.llm import data
@@ -166,12 +167,15 @@ def write(folder: Path, run: Run, assembly: TextAssembly, compared: TextCompared
     lines = [
         {
             "prompt": pair.caption,
+            **context(sample.prompt),
+            "prompt_id": sample.prompt.id,
+            "index": sample.index,
             "before": pair.before,
             "after": pair.after,
             "before_scores": pair.before_scores,
             "after_scores": pair.after_scores,
         }
-        for pair in pairs
+        for sample, pair in zip(compared.before, pairs, strict=True)
     ]
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(folder / "eval.json", json.dumps(compared.evaluation, indent=2, ensure_ascii=False) + "\n")

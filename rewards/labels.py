@@ -9,6 +9,7 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.config import Config
+from raftdiff.entries import found
 from raftdiff.labels import points
 from raftdiff.runs import Run
 from raftdiff.types import Sample
@@ -36,7 +37,8 @@ class LabelsReward:
 
     A candidate that nobody compared scores 0, one that anybody vetoed NaN: it is discarded. Beside another reward,
     give this one a weight that is large on the other's scale, and people decide where they have spoken. It knows the
-    candidates of its own run, also in a run forked from it, by their seeds; to any other picture it gives 0.
+    candidates of its own run, pictures or texts, also in a run forked from it, by their seeds; to any other sample it
+    gives 0.
     """
 
     def __init__(self, run: Run, *, rater: str | None = None, name: str = "labels") -> None:
@@ -51,9 +53,4 @@ def _by_seed(run: Run, rater: str | None) -> dict[int, float]:
     """Points of every labelled candidate, NaN for a veto, by the candidate's seed, which no other sample has."""
     scores, vetoes = points(run, rater)
     scores |= dict.fromkeys(vetoes, float("nan"))
-    return {
-        row["seed"]: scores[name]
-        for t in range(run.rounds_done())
-        for row in run.round(t).rows()
-        if (name := f"rounds/{t:03d}/samples/{row['file_name']}") in scores
-    }
+    return {entry.seed: scores[name] for name, entry in found(run, scores).items() if entry.seed is not None}

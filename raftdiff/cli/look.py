@@ -8,6 +8,7 @@ from pathlib import Path
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError
 from raftdiff.labels import ballots, preferences, tally
+from raftdiff.recipe import medium_of
 from raftdiff.report import duration
 from raftdiff.runs import Run
 from raftdiff.watching import snapshot
@@ -15,6 +16,11 @@ from raftdiff.watching import snapshot
 
 def show(args: argparse.Namespace) -> None:
     """Where the run stands, and what to worry about."""
+    if medium_of(Path(args.recipe) / "recipe.yaml") == "preferences":
+        from raftdiff.cli.rm import show_training
+
+        show_training(Run.open(Path(args.recipe)))
+        return
     now = snapshot(Run(Path(args.recipe)))
     print(f"{now.name}: {len(now.metrics)} of {now.rounds_planned} rounds done")
     if now.making:
@@ -70,5 +76,6 @@ def labels(args: argparse.Namespace) -> None:
         print(f"{who}: {lines[0]}", *(f"  {line}" for line in lines[1:]), sep="\n")
     if args.pairs:
         found = preferences(run)
-        args.pairs.write_text("".join(json.dumps(line) + "\n" for line in found), encoding="utf-8")
+        told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
+        args.pairs.write_text(told, encoding="utf-8")
         print(f"{args.pairs}: {len(found)} preferences")

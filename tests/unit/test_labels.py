@@ -114,9 +114,9 @@ def test_a_name_that_could_leave_the_folder_is_refused(run: Run, rater: str) -> 
 def test_pairs_are_of_one_prompt_and_every_prompt_comes_before_any_comes_again(run: Run) -> None:
     pairs = candidate_pairs(run, 0, per_prompt=2, seed=1)
     assert [one.caption for one in pairs] == ["a cat", "a dog", "a owl"] * 2
-    assert len({one.pictures for one in pairs}) == 6
+    assert len({one.names for one in pairs}) == 6
     for one in pairs:
-        assert len({Path(name).stem.rpartition("-")[0] for name in one.pictures}) == 1
+        assert len({Path(name).stem.rpartition("-")[0] for name in one.names}) == 1
     assert pairs == candidate_pairs(run, 0, per_prompt=2, seed=1) != candidate_pairs(run, 0, per_prompt=2, seed=2)
 
 

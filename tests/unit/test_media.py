@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.media import file_name, is_whole, keep, opened, store, tensor_file
+from raftdiff.media import file_name, is_whole, keep, kept, opened, store, tensor_file
 from raftdiff.rounds import Draft
 from raftdiff.runs import Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
@@ -207,6 +207,14 @@ def test_samples_that_are_only_looked_at_are_kept_as_pictures_or_as_lines(tmp_pa
     assert (tmp_path / "texts" / "texts.jsonl").read_text().count("\n") == 1
     keep(tmp_path / "pictures", PICTURES[:2])
     assert sorted(path.name for path in (tmp_path / "pictures").iterdir()) == ["a-000.png", "a-001.png"]
+
+
+def test_what_was_kept_is_found_by_name_and_several_texts_of_a_prompt_are_numbered(tmp_path):
+    keep(tmp_path / "texts", [text("a", 0, "é\nno"), text("b", 0, ""), text("a", 1, "yes")])
+    assert kept(tmp_path / "texts") == {"ask a": "é\nno", "ask b": "", "ask a (2)": "yes"}
+    keep(tmp_path / "pictures", PICTURES[:2])
+    assert kept(tmp_path / "pictures") == {name: tmp_path / "pictures" / name for name in ("a-000.png", "a-001.png")}
+    assert kept(tmp_path / "nothing") == {}
 
 
 def test_a_text_is_always_whole_and_a_picture_may_not_be(tmp_path):
