@@ -4,11 +4,11 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
 import torch
 from pydantic import Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from raftdiff import optimizer
 from raftdiff.config import Config
@@ -64,6 +64,16 @@ class LMFineTunerConfig(Config):
     betas: tuple[float, float] = (0.9, 0.999)
     precision: DType | None = None
     """What training computes in; None takes the model's dtype. Trained weights and their state are float32 always."""
+
+    @property
+    def learner(self) -> str:
+        """Who learns, in a sentence about a recipe that does not fit."""
+        return f"the objective '{self.objective.type}'"
+
+    @property
+    def requires(self) -> Requires:
+        """What it learns from, known before a model is loaded."""
+        return self.objective.build(max_tokens=1).requires
 
     def build(self, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> "LMFineTuner":
         """The fine-tuner, its weights attached to ``lm`` in place.
@@ -192,7 +202,7 @@ class LMFineTuner:
         keys = list(dict.fromkeys(key for item in selection.items for key in item.keys))
         rows = {key: row_of(self.lm, samples[key], learning=True) for key in keys}
         needs = self.requires
-        old = {key: _old(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
+        old = {key: drawn_with(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
         reference: dict[Key, Tensor] = {}
         if needs.reference_model:
             with self._reference(), self.network.computing():
@@ -214,7 +224,7 @@ class LMFineTuner:
         moment = Moment(self.steps, (self.rounds + through) / self.total_rounds, seed)
         for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
             lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
-            with _seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
+            with seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
                 loss, figures = self.objective.loss(lesson, whole, self.network, moment)
                 torch.autograd.backward(loss)
             moment = moment._replace(first=moment.first + len(lesson.weight))
@@ -250,24 +260,10 @@ class LMFineTuner:
         self.steps += 1
         return float(norm)
 
-    @contextmanager
-    def _training(self) -> Iterator[None]:
+    def _training(self) -> AbstractContextManager[None]:
         """Within, the network holds the live weights, in training precision; afterwards the policy again."""
-        model = self.lm.model
-        self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.lm.dtype)
-        if self.config.gradient_checkpointing:
-            _checkpointing(model, "enable")({"use_reentrant": False})
-        for module in model.modules():  # not train(): the model's own dropout stays off, checkpointed or not
-            module.training = self.config.gradient_checkpointing and getattr(module, "gradient_checkpointing", False)
-        for layer in lora_layers([model]):
-            layer.lora_dropout.train()
-        try:
-            yield
-        finally:
-            if self.config.gradient_checkpointing:
-                _checkpointing(model, "disable")()
-            model.eval()
-            self.trainable.rest(None)
+        frozen = torch.float32 if self.precision == torch.float32 else self.lm.dtype
+        return training(self.trainable, self.lm.model, frozen, checkpointing=self.config.gradient_checkpointing)
 
     @contextmanager
     def _reference(self) -> Iterator[None]:
@@ -279,8 +275,29 @@ class LMFineTuner:
             self.trainable.enable(True)
 
 
-def attach(config: LMFineTunerConfig, lm: LM, *, seed: int) -> Trainable:
-    """Make the weights of ``lm`` trainable, in place; a LoRA starts as a change of nothing.
+@runtime_checkable
+class Adapted(Protocol):
+    """What a fine-tuner's config says of the weights that it trains."""
+
+    @property
+    def adapter(self) -> Literal["lora", "full"]: ...
+
+    @property
+    def rank(self) -> int: ...
+
+    @property
+    def alpha(self) -> float | None: ...
+
+    @property
+    def target_modules(self) -> tuple[str, ...]: ...
+
+    @property
+    def dropout(self) -> float: ...
+
+
+def attach(config: Adapted, lm: LM, *, seed: int, heads: Mapping[str, nn.Module] | None = None) -> Trainable:
+    """Make the weights of ``lm`` trainable, in place; a LoRA starts as a change of nothing. ``heads`` on top of it are
+    trained entirely, whatever the adapter.
 
     Raises:
         UserError: the model is being tuned already, or none of its layers is a target.
@@ -290,7 +307,30 @@ def attach(config: LMFineTunerConfig, lm: LM, *, seed: int) -> Trainable:
     if config.adapter == "lora":
         alpha = config.alpha if config.alpha is not None else float(config.rank)
         add_lora(lm.model, config.rank, alpha, config.target_modules, fold(seed, "lora"), dropout=config.dropout)
-    return Trainable(lm.name, {"model": lm.model}, config.adapter, dtype=lm.dtype)
+    modules = {"model": lm.model, **(heads or {})}
+    return Trainable(lm.name, modules, config.adapter, dtype=lm.dtype, whole=tuple(heads or ()))
+
+
+@contextmanager
+def training(trainable: Trainable, model: Any, frozen: torch.dtype, *, checkpointing: bool) -> Iterator[None]:
+    """Within, ``model`` holds the live weights, everything else in the dtype ``frozen``; afterwards it rests again.
+
+    The model's own dropout stays off, checkpointed or not; that of its LoRA is on.
+    """
+    trainable.wake(frozen)
+    if checkpointing:
+        _checkpointing(model, "enable")({"use_reentrant": False})
+    for module in model.modules():  # not train(), which would turn dropout on
+        module.training = checkpointing and getattr(module, "gradient_checkpointing", False)
+    for layer in lora_layers([model]):
+        layer.lora_dropout.train()
+    try:
+        yield
+    finally:
+        if checkpointing:
+            _checkpointing(model, "disable")()
+        model.eval()
+        trainable.rest(None)
 
 
 def _checkpointing(model: Any, verb: str) -> Callable[..., None]:
@@ -321,26 +361,31 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
     counts = torch.tensor([len(one.rows) for one in taught])
     scores = [score for one in taught for score in (one.item.scores or range(len(one.rows), 0, -1))]
     weights = torch.tensor([one.item.weight for one in taught])
+    old = [values for one in taught for values in one.old]
+    reference = [values for one in taught for values in one.reference]
     other = [Row(row.prompt, rows[place - 1].answer) for place, row in enumerate(rows)]
     return Lesson(
         batch,
         torch.arange(len(taught)).repeat_interleave(counts),
         weights.repeat_interleave(counts),
         torch.tensor(scores, dtype=torch.float32),
-        _laid_out([values for one in taught for values in one.old], batch.mask),
-        _laid_out([values for one in taught for values in one.reference], batch.mask),
+        laid_out(old, batch.mask) if old else None,
+        laid_out(reference, batch.mask) if reference else None,
         collate(other, pad) if mismatched else None,
     )
 
 
-def _laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor | None:
+def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Values of answer tokens where their row has them, 0 elsewhere."""
-    if not values:
-        return None
     return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
 
 
-def _old(sample: Sample[str], row: Row) -> Tensor:
+def drawn_with(sample: Sample[str], row: Row) -> Tensor:
+    """log p of the answer's tokens under the policy that drew it.
+
+    Raises:
+        UserError: they did not come with it.
+    """
     if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
         raise UserError(
             f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "
@@ -350,7 +395,7 @@ def _old(sample: Sample[str], row: Row) -> Tensor:
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device, wanted: bool) -> Iterator[None]:
+def seeded(seed: int, device: torch.device, wanted: bool) -> Iterator[None]:
     """Dropout draws from the global generator; within, from one of its own."""
     if not wanted:
         yield

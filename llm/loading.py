@@ -58,7 +58,8 @@ class LM:
     def eos(self) -> tuple[int, ...]:
         """The ids that end an answer."""
         found: list[int] = []
-        for ids in (self.tokenizer.eos_token_id, getattr(self.model.generation_config, "eos_token_id", None)):
+        writes = getattr(self.model, "generation_config", None)  # an encoder has none
+        for ids in (self.tokenizer.eos_token_id, getattr(writes, "eos_token_id", None)):
             found += [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
         return tuple(dict.fromkeys(found))
 
@@ -127,12 +128,62 @@ def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: it is not there, is no causal language model, lacks an end token or the chat template asked for.
     """
-    device = find_device(config.device)
+    return _held(config, *_read(config, _found(config, resolve), "AutoModelForCausalLM"))
+
+
+def load_encoder(config: LMConfig, resolve: Callable[[str], str]) -> LM:
+    """An encoder such as BERT, frozen, held like a language model: a row is [CLS] prompt [SEP] answer [SEP].
+
+    Its pooler, which a value head takes the place of, is left out.
+
+    Raises:
+        UserError: as ``load``.
+    """
+    tokenizer, model = _read(config, _found(config, resolve), "AutoModel")
+    if getattr(model, "pooler", None) is not None:
+        model.pooler = None
+    if tokenizer.eos_token is None:
+        tokenizer.eos_token = tokenizer.sep_token
+    return _held(config, tokenizer, model)
+
+
+def is_encoder(config: LMConfig, resolve: Callable[[str], str]) -> bool:
+    """Whether the model that a recipe names reads a text from both sides, and can write none.
+
+    Raises:
+        UserError: it is not there, or reads with one network and writes with another.
+    """
+    import transformers
+    from transformers.models.auto import modeling_auto
+
+    where = _found(config, resolve)
+    if config.gguf_file:
+        return False
+    try:
+        known = {"revision": config.revision} if config.revision else {}
+        told = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, **known)
+    except (OSError, ValueError) as error:
+        raise UserError(f"model.base: cannot load '{config.base}': {_first_line(error)}") from None
+    if getattr(told, "is_encoder_decoder", False):
+        raise UserError(
+            f"model.base: '{config.base}' reads with one network and writes with another; use a causal language model "
+            "or an encoder."
+        )
+    masked = told.model_type in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES
+    return masked and not getattr(told, "is_decoder", False)
+
+
+def _found(config: LMConfig, resolve: Callable[[str], str]) -> str:
+    """Where the model lies: a folder, or the id of one."""
     where = resolve(config.base)
     if where.startswith("~"):
         where = str(Path(where).expanduser())
     _check_folder(config, where)
-    tokenizer, model = _read(config, where)
+    return where
+
+
+def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
+    device = find_device(config.device)
     if config.gguf_file:
         model.hf_quantizer = None
         if hasattr(model.config, "quantization_config"):
@@ -145,8 +196,9 @@ def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     return lm
 
 
-def _read(config: LMConfig, where: str) -> tuple[Any, Any]:
-    """Tokenizer and model. A weight that the files lack would be filled with noise, so that is an error here."""
+def _read(config: LMConfig, where: str, kind: str) -> tuple[Any, Any]:
+    """Tokenizer and model, of one ``kind`` of transformers' Auto classes. A weight that the files lack would be filled
+    with noise, so that is an error here."""
     import transformers
     from safetensors import SafetensorError
 
@@ -156,15 +208,21 @@ def _read(config: LMConfig, where: str) -> tuple[Any, Any]:
     what = f"cannot load the tokenizer of '{config.base}'"
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        what = f"cannot load '{config.base}' as a language model"
-        model, found = transformers.AutoModelForCausalLM.from_pretrained(
+        what = f"cannot load '{config.base}' as {_NOUNS[kind][0]}"
+        model, found = getattr(transformers, kind).from_pretrained(
             where, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
         )
     except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
         raise UserError(f"model.base: {what}: {_first_line(error)}") from None
-    if missing := sorted(found["missing_keys"]):
-        raise UserError(f"model.base: '{config.base}' is no causal language model: its files lack {missing[0]}.")
+    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
+        raise UserError(f"model.base: '{config.base}' is no {_NOUNS[kind][1]}: its files lack {missing[0]}.")
     return tokenizer, model
+
+
+_NOUNS = {
+    "AutoModelForCausalLM": ("a language model", "causal language model"),
+    "AutoModel": ("an encoder", "encoder"),
+}
 
 
 def _template(config: LMConfig, tokenizer: Any) -> str:

@@ -51,8 +51,16 @@ def load_state_dict(
             optimizer.state[parameter] = {"step": known["step"].to(live[name].device, copy=True), **moments}
 
 
-def clip(optimizer: torch.optim.Optimizer, max_norm: float | None, *, step: int, scaled: bool = False) -> Tensor:
-    """Shorten the gradients to ``max_norm``; returns their norm before. ``step`` counts from 1, for the sentence.
+def clip(
+    optimizer: torch.optim.Optimizer,
+    max_norm: float | None,
+    *,
+    step: int,
+    scaled: bool = False,
+    where: str = "finetuner",
+) -> Tensor:
+    """Shorten the gradients to ``max_norm``; returns their norm before. ``step`` counts from 1, and ``where`` is the
+    part of the recipe that says the learning rate: for the sentence.
 
     With ``scaled`` gradients an overflow is no error: the scaler skips the step.
 
@@ -63,7 +71,7 @@ def clip(optimizer: torch.optim.Optimizer, max_norm: float | None, *, step: int,
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
     if not scaled and not torch.isfinite(norm):
         raise UserError(
-            f"finetuner: the loss is no longer a number at step {step}. Lower finetuner.learning_rate "
+            f"{where}: the loss is no longer a number at step {step}. Lower {where}.learning_rate "
             f"(now {optimizer.defaults['lr']:g}), or train in float32 (finetuner.precision)."
         )
     if max_norm is not None:

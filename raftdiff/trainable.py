@@ -28,6 +28,7 @@ class Trainable:
     Names are ``<module>.<parameter>``, such as ``unet.<parameter>`` and ``text_encoder.<parameter>``.
 
     - `name`: of the model, for sentences; `modules`: the networks by name.
+    - `whole`: names of modules that are trained entirely also under a LoRA, such as a head, and are float32 at rest.
     - `dtype`, `rest_channels_last`: how the networks are held at rest; `channels_last`: while they are trained.
     - `changed`: called whenever the policy's weights are others than before.
     """
@@ -42,23 +43,26 @@ class Trainable:
         channels_last: bool = False,
         rest_channels_last: bool = False,
         changed: Callable[[], None] = lambda: None,
+        whole: tuple[str, ...] = (),
     ) -> None:
-        self.name, self.modules, self.adapter = name, dict(modules), adapter
+        self.name, self.modules, self.adapter, self.whole = name, dict(modules), adapter, whole
         self.channels_last = channels_last
         self._dtype, self._rest_channels_last, self._changed = dtype, rest_channels_last, changed
         self.parameters: dict[str, nn.Parameter] = {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules.items()
             for name, parameter in module.named_parameters()
-            if adapter == "full" or "lora_" in name
+            if adapter == "full" or prefix in whole or "lora_" in name
         }
         self.live: Weights = {
             name: _laid_out(parameter.detach().float().clone(), channels_last)
             for name, parameter in self.parameters.items()
         }
-        self.base: Weights = {}  # a LoRA's base is still there, under it
-        if adapter == "full":
-            self.base = {name: parameter.detach().clone() for name, parameter in self.parameters.items()}
+        self.base: Weights = {  # a LoRA's base is still there, under it
+            name: parameter.detach().clone()
+            for name, parameter in self.parameters.items()
+            if adapter == "full" or self._is_whole(name)
+        }
         self._layers = lora_layers(self.modules.values())
         self._unmerged: list[Tensor] = []
         self._aside: Weights = {}
@@ -89,10 +93,10 @@ class Trainable:
             parameter.requires_grad_(False)
         self._arrange(dtype, channels_last)
         for name, parameter in self.parameters.items():
-            parameter.data = _laid_out(policy[name].to(dtype), channels_last)
+            held = torch.float32 if self._is_whole(name) else dtype
+            parameter.data = _laid_out(policy[name].to(held), channels_last)
         self._unmerged = self._put(self._merged()) if self._merges else []
-        if self._layers:
-            self.enable(not self._merges)
+        self._pass_by(self._merges)
         self._changed()
 
     @property
@@ -131,34 +135,44 @@ class Trainable:
     @contextmanager
     def base_weights(self) -> Iterator[None]:
         """Within, the resting network is the base model again, for predictions and for the sampler alike."""
-        if not self._merges:
-            self.enable(False)
         merged = self._put(self._unmerged)
+        self.enable(False)
         self._changed()
         try:
             yield
         finally:
             self._put(merged)
-            if not self._merges:
-                self.enable(True)
+            self._swap(True)
+            self._pass_by(self._merges)
             self._changed()
 
     def enable(self, on: bool) -> None:
         """While training, switch between what is trained and the base: a LoRA is passed by, other weights swapped."""
-        if self.adapter == "lora":
-            wanted = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
-            for layer in self._layers:
-                layer.enable_adapters(on)
-            for parameter, trained in wanted.items():
-                parameter.requires_grad_(trained)  # peft has an opinion on it, which is ours to have
-        elif on:
+        self._pass_by(not on)
+        self._swap(on)
+
+    def _pass_by(self, lora: bool) -> None:
+        """Whether the network passes its LoRA by."""
+        wanted = {parameter: parameter.requires_grad for parameter in self.parameters.values()}
+        for layer in self._layers:
+            layer.enable_adapters(not lora)
+        for parameter, trained in wanted.items():
+            parameter.requires_grad_(trained)  # peft has an opinion on it, which is ours to have
+
+    def _swap(self, on: bool) -> None:
+        """Stand the base of what is trained entirely in its place, or put back what stood there."""
+        if on:
             for name, weight in self._aside.items():
                 self.parameters[name].data = weight
             self._aside = {}
         else:
-            self._aside = {name: parameter.data for name, parameter in self.parameters.items()}
-            for name, parameter in self.parameters.items():
-                parameter.data = self.base[name].to(parameter.dtype)
+            self._aside = {name: self.parameters[name].data for name in self.base}
+            for name, weight in self.base.items():
+                self.parameters[name].data = weight.to(self._aside[name].dtype)
+
+    def _is_whole(self, name: str) -> bool:
+        """Whether a parameter belongs to a module that is trained entirely."""
+        return name.partition(".")[0] in self.whole
 
     @property
     def _merges(self) -> bool:

@@ -471,7 +471,7 @@ def test_it_resumes_to_the_bit(folder, name):
     ids = torch.tensor([[1, 4, 5, 6, 7]])
     with torch.no_grad():
         assert torch.equal(straight.lm.model(ids).logits, other.lm.model(ids).logits)
-    assert all(weight.dtype == torch.float32 for weight in straight.state_dict()[straight._stem].values())
+    assert all(weight.dtype == torch.float32 for weight in straight.state_dict()[straight.trainable.stem].values())
 
 
 @pytest.mark.parametrize("name", [*HOOKS, "dpo", "rrhf", "pg-token_mean", "pg-kl", "kto"])
