@@ -8,12 +8,13 @@ from safetensors import SafetensorError
 from raftdiff.errors import UserError
 from raftdiff.llm.finetuner import LMFineTuner
 from raftdiff.llm.loading import LM
+from raftdiff.llm.ppo import PpoFineTuner
 from raftdiff.trainable import merged
 
 Format = Literal["peft", "merged"]
 
 
-def export(finetuner: LMFineTuner, format: Format, out: Path) -> Path:
+def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> Path:
     """Write the policy as it stands to the folder ``out``, with the tokenizer; safetensors.
 
     Raises:

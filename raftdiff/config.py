@@ -60,6 +60,11 @@ def check(model: type[C], data: Any, name: str = "recipe", lines: Mapping[Where,
         raise UserError("\n".join(sentences)) from None
 
 
+def lines(path: Path) -> dict[Where, int]:
+    """The line on which each key or item of a recipe file stands, from 1; for what is checked after ``read``."""
+    return dict(_lines(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), path))
+
+
 def plain(config: Config) -> dict[str, Any]:
     """The config as what YAML and JSON can hold, complete with every default."""
     return config.model_dump(mode="json")
@@ -174,7 +179,9 @@ def _locate(model: type[Config], data: Any, loc: Sequence[str | int]) -> tuple[W
     owner: type[Config] | None = model
     options: list[type[Config]] = [model]
     for step in loc:
-        tagged = isinstance(data, Mapping) and step not in data and data.get("type") == step
+        # without a type where one is the default, pydantic names that
+        known = data.get("type", step) if isinstance(data, Mapping) and step not in data else None
+        tagged = known == step and ("type" in data or any(_tag(option) == step for option in options))
         if tagged:
             options = [option for option in options if _tag(option) == step] or options
             continue

@@ -1,4 +1,4 @@
-"""Selectors that learn from more than the best: rankings, pairs, labels and advantages. numpy only.
+"""Selectors that learn from more than the best: rankings, pairs, labels, advantages, everything. numpy only.
 
 As in ``selection``: NaN means discarded, ties go to the lowest index, and a prompt without a valid candidate is named
 and left out. The formulas are in ``advantages``.
@@ -109,6 +109,20 @@ class AdvantageConfig(Config):
         return Advantage(self.method)
 
 
+class AllConfig(Config):
+    """Every valid candidate with its total reward: what PPO learns from."""
+
+    type: Literal["all"] = "all"
+
+    def count(self, prompts: int, candidates: int) -> int:
+        """How many it selects at most."""
+        return prompts * candidates
+
+    def build(self, *, seed: int) -> Selector:
+        del seed
+        return All()
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Ranked:
@@ -178,6 +192,20 @@ class Advantage:
     def select(self, scores: Scores) -> Selection:
         """Candidates of no advantage are kept: they count where losses are averaged."""
         return selection(self.kind, _weighted(scores, METHODS[self.method](scores.total)), scores)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class All:
+    kind: SelectionKind = "all"
+
+    def select(self, scores: Scores) -> Selection:
+        items = [
+            Item((Key(scores.round, prompt, int(k)),), scores=(float(scores.total[row, k]),))
+            for row, prompt in enumerate(scores.prompts)
+            for k in np.flatnonzero(~np.isnan(scores.total[row]))
+        ]
+        return selection(self.kind, items, scores)
 
 
 def _weighted(scores: Scores, weights: Table) -> list[Item]:

@@ -1,10 +1,13 @@
 """Name -> class, imported only when it is asked for. Third parties add rewards by entry point."""
 
 import importlib
+import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Any, Literal
 
 from raftdiff.config import Config
@@ -19,6 +22,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "labels": "raftdiff.rewards.labels:LabelsConfig",
+        "reward_model": "raftdiff.llm.reward_model:CaptionRewardConfig",
     },
     "text_rewards": {
         "sentiment": "raftdiff.rewards.sentiment:SentimentConfig",
@@ -31,8 +35,10 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "given": "raftdiff.rewards.given:GivenConfig",
         "server": "raftdiff.rewards.server_judge:ServerConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
+        "labels": "raftdiff.rewards.labels:LabelsConfig",
         "kl": "raftdiff.llm.likelihood:KlConfig",
         "likelihood": "raftdiff.llm.likelihood:LikelihoodConfig",
+        "reward_model": "raftdiff.llm.reward_model:RewardModelConfig",
         "review": "raftdiff.embedded.review_reward:ReviewConfig",
     },
     "selectors": {
@@ -44,6 +50,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "threshold": "raftdiff.lessons:ThresholdConfig",
         "softmax": "raftdiff.lessons:SoftmaxConfig",
         "advantage": "raftdiff.lessons:AdvantageConfig",
+        "all": "raftdiff.lessons:AllConfig",
     },
     "samplers": {
         "diffusion": "raftdiff.diffusion.sampler:DiffusionSamplerConfig",
@@ -114,3 +121,35 @@ def resolve(target: str, what: str) -> Any:
     if not hasattr(module, attribute):
         raise UserError(f"{what}: the module '{module_name}' has no '{attribute}'.")
     return getattr(module, attribute)
+
+
+def resolve_function(target: str, what: str, *, noun: str = "function") -> Callable[..., Any]:
+    """The function that ``module:function`` names in a recipe, installed or in the current folder.
+
+    That folder is searched after everything installed, and only while the module is being imported: a module that lies
+    there imports what it needs at its top. ``what`` says in the error whose function it is, ``noun`` what it is called.
+
+    Raises:
+        UserError: no such module or name, or what it names cannot be called.
+    """
+    with _current_folder_importable():
+        found = resolve(target, what)
+    if not callable(found):
+        raise UserError(f"The {noun} '{target}' is a {type(found).__name__}, which cannot be called.")
+    return found  # type: ignore[no-any-return]  # callable() leaves Any
+
+
+@contextmanager
+def _current_folder_importable() -> Iterator[None]:
+    """Last on the path, so that a stray file here cannot stand in for an installed package."""
+    folder = str(Path.cwd())
+    importlib.invalidate_caches()
+    sys.path.append(folder)
+    try:
+        yield
+    finally:
+        # The last one is ours: the module itself may have added the same folder, and that is its own affair.
+        for place in range(len(sys.path) - 1, -1, -1):
+            if sys.path[place] == folder:
+                del sys.path[place]
+                break

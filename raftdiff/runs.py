@@ -25,7 +25,16 @@ from raftdiff.rounds import Draft, RoundFolder
 from raftdiff.types import Selection, State
 
 FORMAT = 1
-NOT_IDENTITY = ("model.device", "logging", "prompts.file", "evaluation.prompts.file")
+NOT_IDENTITY = (
+    "model.device",
+    "logging",
+    "prompts.file",
+    "evaluation.prompts.file",
+    "pairs.data.file",
+    "held_out.data.file",
+    "policy_pool.prompts.file",
+    "finetuner.ptx.data.file",
+)
 """Dotted recipe keys that do not change what a run computes; the digest leaves them out. Files are known by the prompts
 or the checksum that the recipe holds beside their names."""
 EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}

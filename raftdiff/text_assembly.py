@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import Any, TypeAlias, final
 
 import torch
 
@@ -11,12 +11,14 @@ from raftdiff.embedded import review_reward
 from raftdiff.evaluate import Judge
 from raftdiff.llm import data
 from raftdiff.llm.figures import Base, Distances, describe
-from raftdiff.llm.finetuner import LMFineTuner
+from raftdiff.llm.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.generation import DecodingConfig
 from raftdiff.llm.given import DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.loading import LM, load
 from raftdiff.llm.mix import MixSamplerConfig
+from raftdiff.llm.ppo import PpoFineTuner
+from raftdiff.llm.rollouts import written_rows
 from raftdiff.llm.sampler import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.vllm import Following, VllmSamplerConfig
 from raftdiff.ranking import Ranker
@@ -25,6 +27,8 @@ from raftdiff.seeds import fold
 from raftdiff.stages import Parts
 from raftdiff.text_recipe import UNMEASURED, TextRecipe, mixed
 from raftdiff.types import Prompt, Reward, Sampler
+
+TextFineTuner: TypeAlias = LMFineTuner | PpoFineTuner
 
 
 @final
@@ -36,7 +40,7 @@ class TextAssembly:
     lm: LM
     evaluator: LMSampler
     """Answers as the tuned model is to be used."""
-    finetuner: LMFineTuner
+    finetuner: TextFineTuner
     ranker: Ranker[str]
     measures: Ranker[str]
     """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
@@ -62,12 +66,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     prompts, evaluation = data.build(recipe.prompts, Path()), recipe.evaluation
     held_out = data.build(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
     decoding = decoding_of(recipe)
-    finetuner = recipe.finetuner.build(
-        lm,
-        total_rounds=recipe.loop.rounds,
-        max_tokens=decoding.max_new_tokens,
-        seed=fold(recipe.loop.seed, "finetuner"),
-    )
+    finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
     batch_size = getattr(recipe.sampler, "batch_size", rows)
     evaluator = LMSampler(lm, decoding, batch_size, "policy")
@@ -90,6 +89,15 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         loop=recipe.loop,
     )
     return TextAssembly(recipe, lm, evaluator, finetuner, ranker, measures, distances, parts)
+
+
+def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:
+    config, rounds, seed = recipe.finetuner, recipe.loop.rounds, fold(recipe.loop.seed, "finetuner")
+    if isinstance(config, LMFineTunerConfig):
+        return config.build(lm, total_rounds=rounds, max_tokens=decoding.max_new_tokens, seed=seed)
+    critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
+    written = written_rows(lm, data.build(config.ptx.data, Path())) if config.ptx else []
+    return config.build(lm, total_rounds=rounds, seed=seed, critic=critic, pretraining=written)
 
 
 def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raftdiff.config import Config, check, plain, read
 from raftdiff.errors import UserError
@@ -16,11 +16,12 @@ from raftdiff.llm.given import DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.loading import LMConfig
 from raftdiff.llm.mix import MixSamplerConfig
+from raftdiff.llm.ppo import PpoConfig
 from raftdiff.llm.sampler import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.served import ServerSamplerConfig
 from raftdiff.llm.vllm import VllmSamplerConfig
 from raftdiff.provenance import fingerprint
-from raftdiff.recipe import LoggingConfig, is_text, one_of, resolve
+from raftdiff.recipe import LoggingConfig, is_text, one_of, refuse_preferences, resolve
 from raftdiff.runs import Run
 from raftdiff.stages import LoopConfig
 
@@ -44,9 +45,10 @@ TextSamplerConfig: TypeAlias = Annotated[
     | MixSamplerConfig,
     Field(discriminator="type"),
 ]
+TextFineTunerConfig: TypeAlias = Annotated[LMFineTunerConfig | PpoConfig, Field(discriminator="type")]
 
 
-UNMEASURED = ("given", "kl")
+UNMEASURED = ("given", "labels", "kl")
 """Rewards that say nothing of a model's answers before and after."""
 
 
@@ -57,7 +59,7 @@ class TextRankerConfig(Config):
     """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
     selector: SelectorConfig
     """best_of_k, top_fraction, random, softmax (to be learnt as they are); ranked (RRHF), best_worst (pairs), threshold
-    (KTO), advantage (policy gradients)."""
+    (KTO), advantage (policy gradients), all (PPO)."""
 
 
 class TextEvaluationConfig(Config):
@@ -89,10 +91,17 @@ class TextRecipe(Config):
     prompts: DataConfig
     sampler: TextSamplerConfig
     ranker: TextRankerConfig
-    finetuner: LMFineTunerConfig
+    finetuner: TextFineTunerConfig
     loop: LoopConfig = LoopConfig()
     evaluation: TextEvaluationConfig = TextEvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lm_by_default(cls, data: Any) -> Any:
+        """A fine-tuner that does not say its type is the one that there was before PPO."""
+        tuner = data.get("finetuner") if isinstance(data, dict) else None
+        return {**data, "finetuner": {"type": "lm", **tuner}} if isinstance(tuner, dict) else data
 
 
 def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
@@ -106,7 +115,11 @@ def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
     evaluation = recipe.evaluation
     if evaluation.prompts.given:
         evaluation = evaluation.model_copy(update={"prompts": data.sealed(evaluation.prompts, folder)})
-    sealed = {"prompts": data.sealed(recipe.prompts, folder), "sampler": _sealed(recipe.sampler, folder)}
+    sealed = {
+        "prompts": data.sealed(recipe.prompts, folder),
+        "sampler": _sealed(recipe.sampler, folder),
+        "finetuner": _sealed(recipe.finetuner, folder),
+    }
     recipe = recipe.model_copy(update={**sealed, "evaluation": evaluation})
     _check(recipe)
     return recipe
@@ -115,8 +128,9 @@ def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
 def text_recipe_of(run: Run) -> TextRecipe:
     """
     Raises:
-        UserError: it is a run on pictures.
+        UserError: it is a run on pictures, or of a reward model.
     """
+    refuse_preferences(run.path / "recipe.yaml", run.path)
     if not is_text(run.path / "recipe.yaml"):
         raise UserError(f"{run.path}: this is a run on pictures, and this command is for texts.")
     return check(TextRecipe, run.recipe(), str(run.path / "recipe.yaml"))
@@ -128,14 +142,19 @@ def weights(recipe: TextRecipe) -> dict[str, str]:
     for part in (*recipe.ranker.rewards, recipe.sampler):
         model = getattr(part, "model", None)
         named.append(model.base if isinstance(model, LMConfig) else model)
+    if isinstance(recipe.finetuner, PpoConfig):
+        named.append(recipe.finetuner.critic.model)
     local = {name: Path(resolve(name)).expanduser() for name in named if isinstance(name, str)}
     return {name: fingerprint(path) for name, path in local.items() if path.exists()}
 
 
 def _sealed(config: Any, folder: Path) -> Any:
-    """A sampler's config with the checksum of the answers that it reads."""
+    """The config of a sampler or a fine-tuner with the checksum of the answers that it reads."""
     if isinstance(config, FolderSamplerConfig):
         return config.sealed(folder)
+    if isinstance(config, PpoConfig) and config.ptx is not None:
+        ptx = config.ptx.model_copy(update={"data": data.sealed(config.ptx.data, folder)})
+        return config.model_copy(update={"ptx": ptx})
     if isinstance(config, MixSamplerConfig):
         parts = [
             part.model_copy(update={"sampler": plain(_sealed(known, folder))})
@@ -179,8 +198,8 @@ def _check(recipe: TextRecipe) -> None:
         )
     if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
         raise UserError(
-            "evaluation.rewards: the data score their own answers alone (ranker.rewards: given); name a reward that "
-            "can score the model's."
+            "evaluation.rewards: data and people score the answers that they saw alone (ranker.rewards: given, "
+            "labels); name a reward that can score the model's."
         )
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")
@@ -199,23 +218,18 @@ def _check(recipe: TextRecipe) -> None:
 
 def _check_objective(recipe: TextRecipe) -> None:
     """Whether the fine-tuner can learn from what sampler and selector give it."""
-    objective, kind = recipe.finetuner.objective, recipe.ranker.selector.build(seed=0).kind
-    needs = objective.build(max_tokens=1).requires
+    learner, needs = recipe.finetuner.learner, recipe.finetuner.requires
+    kind = recipe.ranker.selector.build(seed=0).kind
     if kind not in needs.kinds:
-        raise UserError(
-            f"ranker.selector: it selects '{kind}', and the objective '{objective.type}' learns from "
-            f"{', '.join(needs.kinds)}."
-        )
+        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {', '.join(needs.kinds)}.")
     if not needs.fresh_samples:
         return
     if not isinstance(recipe.sampler, PolicySamplerConfig | VllmSamplerConfig):
-        raise UserError(
-            f"sampler: the objective '{objective.type}' learns from the policy's own fresh answers; use type: policy."
-        )
+        raise UserError(f"sampler: {learner} learns from the policy's own fresh answers; use type: policy.")
     if not recipe.sampler.decoding.exact:
         raise UserError(
-            f"sampler.decoding: the objective '{objective.type}' needs answers drawn from the model itself: strategy "
-            "sample, temperature 1, and no top_p, top_k, repetition_penalty or min_new_tokens."
+            f"sampler.decoding: {learner} needs answers drawn from the model itself: strategy sample, temperature 1, "
+            "and no top_p, top_k, repetition_penalty or min_new_tokens."
         )
     if recipe.loop.replay_rounds:
-        raise UserError(f"loop.replay_rounds: the objective '{objective.type}' learns from fresh answers; make it 0.")
+        raise UserError(f"loop.replay_rounds: {learner} learns from fresh answers; make it 0.")

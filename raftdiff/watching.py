@@ -18,6 +18,15 @@ SPREAD = 1.3
 """Selected latents with more than this many times the first round's spread are a warning."""
 DISCARDED = 0.25
 """More discarded candidates than this share are a warning."""
+LONGER, LIKELIER, FAR, TAILED = 1.3, 0.7, 0.6, 0.75
+"""Signs that a policy under PPO collapses (arXiv:2307.04964, section 5.2): answers this many times as long as the first
+round's; perplexity under the base model below this share of the first round's; KL to the base above so many nats a
+token; more than this share of the rewards' range above the median. Healthy runs show one or two of them: any that
+learns makes its answers likelier."""
+SIGNS = 3
+"""So many of the four together are a warning."""
+STRANGE = 3.0
+"""Held-out answers this many times as perplexing to the base model as its own are a warning."""
 RETRIES = 5
 
 
@@ -88,7 +97,14 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
     if not rounds:
         return []
     first, last = rounds[0], rounds[-1]
-    found = [_overfitting(rounds), _collapse(first, last), _repetition(first, last), _spreading(first, last)]
+    found = [
+        _overfitting(rounds),
+        _collapse(first, last),
+        _repetition(first, last),
+        _spreading(first, last),
+        _running_off(first, last),
+        _estranged(first, last),
+    ]
     if (last.get("discard_rate") or 0) > DISCARDED:
         found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
     if left_out := last.get("left_out"):
@@ -135,6 +151,41 @@ def _spreading(first: Metrics, last: Metrics) -> str | None:
     return (
         f"The selected latents spread {after / before:.2f} times as far as in the first round: guidance compounds. "
         "Use a lower sampler.guidance, or loss_on: guided."
+    )
+
+
+def _running_off(first: Metrics, last: Metrics) -> str | None:
+    """The pattern of a policy that has found the reward's weaknesses; each sign alone is also one of learning."""
+    before, after = (it.get("tune") or {} for it in (first, last))
+    if not {"length", "perplexity", "kl_token", "reward_tail"} <= set(before) & set(after):
+        return None
+    length, perplexity = (after[name] / before[name] for name in ("length", "perplexity"))
+    signs = {
+        f"answers are {length:.1f} times as long": length > LONGER,
+        f"their perplexity under the base model is {perplexity:.0%} of what it was": perplexity < LIKELIER,
+        f"the KL to the base is {after['kl_token']:.2f} nats a token": after["kl_token"] > FAR,
+        "a few rewards lie far above the rest": after["reward_tail"] > TAILED,
+    }
+    seen = [sign for sign, there in signs.items() if there]
+    if len(seen) < SIGNS:
+        return None
+    return (
+        f"The policy runs off, as before a collapse: {', '.join(seen[:-1])}, and {seen[-1]}. Read the answers; go back "
+        "to an earlier round, raise finetuner.kl.beta, or lower finetuner.learning_rate."
+    )
+
+
+def _estranged(first: Metrics, last: Metrics) -> str | None:
+    """The other way to collapse: a reward that likes what nobody would say, so that the answers grow unlikely."""
+    before, after = (
+        (it.get(name) or {}).get("perplexity")
+        for it, name in ((first, "held_out_base_figures"), (last, "held_out_figures"))
+    )
+    if before is None or after is None or after <= STRANGE * before:
+        return None
+    return (
+        f"The held-out answers leave the language of the base model: their perplexity under it is {after:.1f}, that of "
+        f"its own {before:.1f}. Read them; go back to an earlier round, or lower finetuner.learning_rate."
     )
 
 

@@ -7,6 +7,7 @@ from raftdiff.errors import UserError
 from raftdiff.lessons import (
     METHODS,
     AdvantageConfig,
+    AllConfig,
     BestWorstConfig,
     RankedConfig,
     SoftmaxConfig,
@@ -24,6 +25,7 @@ CONFIGS = {
     "labelled": ThresholdConfig(),
     "weighted": SoftmaxConfig(),
     "advantages": AdvantageConfig(),
+    "all": AllConfig(),
 }
 
 
@@ -118,6 +120,17 @@ def test_rankings():
     assert found.kind == "ranked"
     assert [tuple(key.index for key in item.keys) for item in found.items] == [(1, 3, 0), (1,)]  # ties: lowest first
     assert [item.scores for item in found.items] == [(0.9, 0.9, 0.2), (1.0,)]
+
+
+def test_everything():
+    """Every valid candidate with its own total, in the order of the table; what PPO learns from."""
+    found = select(CONFIGS["all"], [[0.2, NAN, -0.9], [NAN, 1.0, NAN]])
+    assert [(item.keys, item.weight, item.scores) for item in found.items] == [
+        ((Key(3, "p0", 0),), 1.0, (0.2,)),
+        ((Key(3, "p0", 2),), 1.0, (-0.9,)),
+        ((Key(3, "p1", 1),), 1.0, (1.0,)),
+    ]
+    assert CONFIGS["all"].count(64, 8) == 512
 
 
 def test_labels_by_a_threshold():

@@ -140,3 +140,54 @@ def test_answers_that_repeat_themselves_are_a_warning() -> None:
     assert any(
         "Answers repeat themselves: 20% of their two-word phrases differ, 40%" in one for one in warnings(rounds)
     )
+
+
+HEALTHY = {"length": 24.0, "perplexity": 4.6, "kl_token": 0.0, "reward_tail": 0.5}
+COLLAPSED = {"length": 60.0, "perplexity": 2.0, "kl_token": 0.9, "reward_tail": 0.9}
+
+
+def ppo(**changed: float) -> list[dict[str, Any]]:
+    return [metrics(tune=HEALTHY), metrics(tune={**HEALTHY, **changed})]
+
+
+def test_the_pattern_of_a_collapse_is_one_sentence_with_every_sign() -> None:
+    (warning,) = warnings(ppo(**COLLAPSED))
+    assert warning.startswith("The policy runs off, as before a collapse: answers are 2.5 times as long, their ")
+    assert "perplexity under the base model is 43% of what it was, the KL to the base is 0.90 nats a token" in warning
+    assert "and a few rewards lie far above the rest. Read the answers" in warning
+
+
+@pytest.mark.parametrize("missing", COLLAPSED)
+def test_three_signs_of_four_are_enough(missing: str) -> None:
+    (warning,) = warnings(ppo(**{name: value for name, value in COLLAPSED.items() if name != missing}))
+    assert "runs off" in warning
+
+
+@pytest.mark.parametrize("one", COLLAPSED)
+@pytest.mark.parametrize("other", COLLAPSED)
+def test_one_or_two_signs_are_those_of_learning(one: str, other: str) -> None:
+    """A run that learns makes its answers likelier and leaves the base: RAFT does, and is healthy."""
+    assert warnings(ppo(**{name: COLLAPSED[name] for name in (one, other)})) == []
+
+
+def test_a_run_that_learnt_well_is_no_collapse() -> None:
+    """PPO-max on the review reward, as measured: likelier, far from the base, shorter, most rewards at the top."""
+    assert warnings(ppo(length=14.0, perplexity=3.27, kl_token=0.49, reward_tail=0.0)) == []
+
+
+def test_other_fine_tuners_have_no_such_figures() -> None:
+    assert warnings([metrics(tune={"loss": 1.0}), metrics(tune={"loss": 0.5})]) == []
+
+
+@pytest.mark.parametrize(("perplexity", "warned"), [(530.1, True), (14.0, False), (2.0, False)])
+def test_answers_that_the_base_would_never_give_are_a_warning(perplexity: float, warned: bool) -> None:
+    """The first figure is of a PPO run that was lost in its last round, as measured."""
+    first = metrics(held_out_base_figures={"perplexity": 4.7}, held_out_figures={"perplexity": 4.6})
+    found = warnings([first, metrics(held_out_figures={"perplexity": perplexity})])
+    assert (
+        any(
+            "leave the language of the base model: their perplexity under it is 530.1, that of its own 4.7" in one
+            for one in found
+        )
+        is warned
+    )
