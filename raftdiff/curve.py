@@ -56,7 +56,7 @@ def curve_svg(rounds: Sequence[Mapping[str, Any]], label: str = "reward") -> str
     if not curves:
         return ""
     values = [value for line in curves for _, value in line.points]
-    ticks, decimals = _ticks(min(values), max(values))
+    ticks, decimals = round_ticks(min(values), max(values))
     last = max(1, *(t for line in curves for t, _ in line.points))
 
     def at(t: int, value: float) -> tuple[float, float]:
@@ -80,7 +80,7 @@ def _valid(points: Sequence[tuple[int, Any]]) -> list[tuple[int, float]]:
     return [(t, float(value)) for t, value in points if isinstance(value, int | float) and math.isfinite(value)]
 
 
-def _ticks(low: float, high: float) -> tuple[list[float], int]:
+def round_ticks(low: float, high: float) -> tuple[list[float], int]:
     """Round values around the range, three to seven of them, and the decimals that they need."""
     span = high - low or abs(high) * 0.1 or 1.0
     power = 10.0 ** math.floor(math.log10(span / 4))

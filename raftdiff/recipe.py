@@ -106,7 +106,8 @@ class Recipe(Config):
 def recipes() -> dict[str, Path]:
     """The recipes that ship, by name."""
     folder = Path(str(files("raftdiff"))) / "configs"
-    return {path.stem: path for path in (*sorted(folder.glob("*.yaml")), *sorted(folder.glob("llm/*.yaml")))}
+    parts = ("", "llm/", "rm/", "pipelines/")
+    return {path.stem: path for part in parts for path in sorted(folder.glob(f"{part}*.yaml"))}
 
 
 def locate(name: str) -> Path:
@@ -125,13 +126,33 @@ def locate(name: str) -> Path:
     return recipes()[name]
 
 
-def is_text(path: Path) -> bool:
-    """Whether a recipe file is one for texts (``media: text``), which ``text_recipe`` reads."""
+def medium_of(path: Path) -> str:
+    """What a recipe file is for, as its ``media`` says: ``text``, ``preferences`` (a reward model), ``pipeline``; a
+    recipe for pictures says nothing."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError):
-        return False  # whoever reads it in earnest says what is wrong
-    return isinstance(data, dict) and data.get("media") == "text"
+        return "image"  # whoever reads it in earnest says what is wrong
+    return str(data.get("media", "image")) if isinstance(data, dict) else "image"
+
+
+def is_text(path: Path) -> bool:
+    """Whether a recipe file is one for texts (``media: text``), which ``text_recipe`` reads."""
+    return medium_of(path) == "text"
+
+
+def refuse_preferences(path: Path, name: str | Path) -> None:
+    """
+    Raises:
+        UserError: the recipe at ``path`` trains a reward model or runs a pipeline; ``name`` is what the user called it.
+    """
+    if medium_of(path) == "pipeline":
+        raise UserError(f"{name}: this runs several recipes one after the other, with: raftdiff llm pipeline {name}.")
+    if medium_of(path) == "preferences":
+        raise UserError(
+            f"{name}: this trains a reward model, which has commands of its own: raftdiff llm rm train, eval and "
+            "strength; a trained one lies in its run's folder 'model', in the transformers format."
+        )
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -141,6 +162,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, or anything wrong in it, in a sentence a line.
     """
     path = locate(name)
+    refuse_preferences(path, name)
     if is_text(path):
         raise UserError(f"{path}: this is a recipe for texts, and this command is for pictures.")
     recipe = read(Recipe, path, overrides)
@@ -155,8 +177,9 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
 def refuse_texts(run: Run) -> None:
     """
     Raises:
-        UserError: it is a run on texts.
+        UserError: it is a run on texts, or of a reward model.
     """
+    refuse_preferences(run.path / "recipe.yaml", run.path)
     if is_text(run.path / "recipe.yaml"):
         raise UserError(f"{run.path}: this is a run on texts, and this command is for pictures.")
 

@@ -55,6 +55,16 @@ def read(name: str, overrides: list[str]) -> AnyRecipe:
     return load_text_recipe(path, overrides) if is_text(path) else load_recipe(name, overrides)
 
 
+def recipe_file(name: str) -> Path:
+    """The recipe that a word of the command line means: a run's own, a file, or one that ships.
+
+    Raises:
+        UserError: there is none.
+    """
+    run = Path(name)
+    return run / "recipe.yaml" if (run / "run.json").is_file() else locate(name)
+
+
 def of(run: Run) -> AnyRecipe:
     """What a run was begun with."""
     return text_recipe_of(run) if is_text(run.path / "recipe.yaml") else recipe_of(run)

@@ -18,27 +18,30 @@ from raftdiff.types import Prompt, Sample
 
 def compare(args: argparse.Namespace) -> None:
     """Several methods at the same generation budget, in one table."""
-    from raftdiff.methods import METHODS, first_reward, run_method, table
+    from raftdiff.methods import METHODS, first_reward, rounds_of, run_method, table
 
     methods = args.methods.split(",") if args.methods else list(METHODS)
     size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}
     budget = [f"loop.{name}={count}" for name, count in size.items()]
-    root = args.out or args.runs / f"compare-{args.rounds}x{args.prompts}x{args.candidates}"
-    reward = args.reward or first_reward(methods[0])
+    name = f"compare-{args.answers or f'{args.rounds}x{args.prompts}x{args.candidates}'}"
+    root = args.out or args.runs / name
+    reward = args.reward or first_reward(methods[0], args.overrides)
     found, base = [], []
     for seed in range(args.seeds):
         for method in methods:
             print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
-            bars = Bars(args.rounds)
+            rounds = rounds_of(method, args.answers, args.overrides) if args.answers else args.rounds
+            wanted = [f"loop.rounds={rounds}"] if args.answers else budget
+            bars = Bars(rounds)
             untuned, best, tuned = run_method(
-                method, seed, root, [*budget, *args.overrides], reward=reward, progress=bars
+                method, seed, root, [*wanted, *args.overrides], reward=reward, progress=bars
             )
             bars.close()
             found.append(tuned)
             base += [untuned, best] if method == methods[0] else []
     text = table([*base, *found])
     (root / "table.md").write_text(text + "\n", encoding="utf-8")
-    answers = args.rounds * args.prompts * args.candidates
+    answers = args.answers or args.rounds * args.prompts * args.candidates
     print(f"{text}\n\n{answers} answers drawn for each run, {args.seeds} seed(s): {root / 'table.md'}")
 
 

@@ -133,7 +133,7 @@ def _pages(commands: Commands) -> None:
     watched.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     _door(watched)
 
-    label = _command(commands, "label", "pages:label", "a page: choose the better of two pictures, blind")
+    label = _command(commands, "label", "pages:label", "a page: choose the better of two pictures or answers, blind")
     label.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     label.add_argument("--round", type=_count, metavar="N", help="candidates of this round; the last by default")
     label.add_argument(
@@ -172,6 +172,9 @@ def _language(commands: Commands) -> None:
         compared.add_argument(
             f"--{name}", type=_positive, default=count, metavar="N", help=f"{text} (default: %(default)s)"
         )
+    compared.add_argument(
+        "--answers", type=_positive, metavar="N", help="so many for each, in rounds of its own recipe's size instead"
+    )
     compared.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every recipe, by dotted path")
     _where(compared)
 
@@ -192,12 +195,50 @@ def _language(commands: Commands) -> None:
     judged.add_argument("--api-key-env", metavar="VARIABLE", help="the environment variable that holds the key")
     judged.add_argument("--reward", metavar="NAME", help="a reward that judges instead: sentiment, classifier, ...")
 
+    _reward_models(words)
+
+    piped = _command(words, "pipeline", "pipeline:pipeline", "recipes one after the other: reward model, policy, again")
+    _recipe(piped)
+    _where(piped)
+
     for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "llm").glob("*.yaml")):
         if path.stem != "llm_demo":
             text = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
             recipe = _command(words, path.stem, "train:train", text.replace("%", "%%"))
             _recipe(recipe, default=path.stem)
             _where(recipe)
+
+
+def _reward_models(words: Commands) -> None:
+    """Reward models, trained on what was preferred to what."""
+    rm = words.add_parser(
+        "rm",
+        help="reward models: train, eval, strength, pairs",
+        description="Reward models, trained on what was preferred to what.",
+    )
+    verbs = rm.add_subparsers(title="commands", metavar="COMMAND", required=True)
+
+    trained = _command(verbs, "train", "rm:train_model", "train a reward model, or continue its run")
+    _recipe(trained, metavar="RECIPE|RUN")
+    _where(trained)
+
+    strong = _command(verbs, "strength", "rm:strength", "how strong each preference is, by several models")
+    _recipe(strong)
+    strong.add_argument("--models", type=_positive, default=10, metavar="N", help="default: %(default)s")
+    strong.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pairs with mu and sigma, .jsonl")
+
+    evaluated = _command(verbs, "eval", "rm:evaluate", "what a reward model learnt: accuracy, calibration, a page")
+    evaluated.add_argument("recipe", type=Path, metavar="RUN|FOLDER", help="a run, or the folder of a reward model")
+    evaluated.add_argument("--pairs", metavar="FILE", help="pairs to ask; the run's held-out ones by default")
+    evaluated.add_argument("--before", type=Path, metavar="RUN|FOLDER", help="another reward model, shown beside it")
+    evaluated.add_argument("--out", type=Path, metavar="FOLDER", help="default: eval/ beside the model")
+    evaluated.add_argument("--json", action="store_true", help="print eval.json instead of the figures")
+
+    paired = _command(verbs, "pairs", "rm:pairs", "preference pairs of a run on texts, as JSON lines")
+    paired.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
+    paired.add_argument("--labels", action="store_true", help="what people chose, instead of best against worst")
+    paired.add_argument("--rounds", type=_count, nargs="+", metavar="N", help="of these rounds; of all by default")
+    paired.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write them, .jsonl")
 
 
 def _tools(commands: Commands) -> None:
@@ -214,7 +255,8 @@ def _tools(commands: Commands) -> None:
 
     _command(commands, "recipes", "tools:recipes", "list the recipes that ship")
     schema = _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
-    schema.add_argument("media", nargs="?", choices=("image", "text"), default="image", help="default: %(default)s")
+    media = ("image", "text", "preferences", "pipeline")
+    schema.add_argument("media", nargs="?", choices=media, default="image", help="default: %(default)s")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -8,7 +8,7 @@ from typing import Any
 from raftdiff.apps.page import Door, serve
 from raftdiff.errors import UserError
 from raftdiff.labels import RATER, candidate_pairs, evaluation_pairs
-from raftdiff.recipe import refuse_texts
+from raftdiff.recipe import refuse_preferences, refuse_texts
 from raftdiff.runs import Run
 
 
@@ -27,13 +27,13 @@ def compare(args: argparse.Namespace) -> None:
 def watch(args: argparse.Namespace) -> None:
     from raftdiff.apps import watch as app
 
-    _open(app.build(_pictures(args)), args)
+    _open(app.build(_samples(args)), args)
 
 
 def label(args: argparse.Namespace) -> None:
     from raftdiff.apps import label as app
 
-    run = _pictures(args)
+    run = _samples(args)
     if not RATER.fullmatch(args.rater):
         raise UserError(f"--rater '{args.rater}': use letters, digits, '_' and '-', at most 64; it names a file.")
     if args.eval is not None:
@@ -44,13 +44,13 @@ def label(args: argparse.Namespace) -> None:
     _open(app.build(run, pairs, rater=args.rater), args)
 
 
-def _pictures(args: argparse.Namespace) -> Run:
+def _samples(args: argparse.Namespace) -> Run:
     """
     Raises:
-        UserError: there is no such run, or it is one on texts.
+        UserError: there is no such run, or it is one of a reward model, which draws nothing.
     """
     run = Run.open(Path(args.recipe))
-    refuse_texts(run)
+    refuse_preferences(run.path / "recipe.yaml", run.path)
     return run
 
 

@@ -8,7 +8,7 @@ from typing import Any
 from PIL import Image
 
 from raftdiff import registry
-from raftdiff.config import check
+from raftdiff.config import Config, check
 from raftdiff.errors import UserError
 from raftdiff.types import Sample
 
@@ -49,11 +49,18 @@ def recipes(args: argparse.Namespace) -> None:
 
 
 def schema(args: argparse.Namespace) -> None:
+    from raftdiff.pipeline import PipelineRecipe
     from raftdiff.recipe import Recipe
+    from raftdiff.reward_recipe import RewardRecipe
     from raftdiff.text_recipe import TextRecipe
 
-    recipe = TextRecipe if args.media == "text" else Recipe
-    print(json.dumps(recipe.model_json_schema(), indent=2))
+    known: dict[str, type[Config]] = {
+        "image": Recipe,
+        "text": TextRecipe,
+        "preferences": RewardRecipe,
+        "pipeline": PipelineRecipe,
+    }
+    print(json.dumps(known[args.media].model_json_schema(), indent=2))
 
 
 def _group(texts: bool) -> registry.Group:

@@ -11,13 +11,19 @@ from raftdiff.cli.show import Bars, round_line
 from raftdiff.config import differing, plain
 from raftdiff.errors import UserError
 from raftdiff.raft import raft, until_no_gain
+from raftdiff.recipe import medium_of
 from raftdiff.report import duration
 from raftdiff.runs import NOT_IDENTITY, Run
 from raftdiff.tracking import Tracker
 
 
 def train(args: argparse.Namespace) -> None:
-    """Run what is missing of a recipe's rounds."""
+    """Run what is missing of a recipe's rounds, or of a reward model's training."""
+    if medium_of(either.recipe_file(args.recipe)) == "preferences":
+        from raftdiff.cli.rm import train_model
+
+        train_model(args)
+        return
     run, recipe = open_run(args)
     with run.locked(recipe):
         loop(run, prepared(run, recipe))

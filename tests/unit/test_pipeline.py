@@ -1,0 +1,187 @@
+"""Pipelines: everything that can be known to be wrong is said before anything is trained."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from raftdiff.config import read
+from raftdiff.embedded import reviews
+from raftdiff.errors import UserError
+from raftdiff.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
+from raftdiff.recipe import load_recipe, locate
+from raftdiff.text_recipe import TextRecipe
+
+POLICY = """
+media: text
+name: tuned
+model: {base: review-lm}
+prompts: {captions: ["comedy about robots :", "western about ghosts :"]}
+sampler: {type: policy, decoding: {max_new_tokens: 6}}
+ranker: {rewards: [{type: review}], selector: {type: best_of_k}}
+finetuner: {adapter: full}
+loop: {rounds: 2, candidates: 4}
+"""
+REWARD = """
+media: preferences
+name: liked
+model: {base: review-lm}
+pairs: {data: {file: pairs.jsonl}}
+held_out_share: 0.25
+loop: {rounds: 2}
+"""
+PIPELINE = """media: pipeline
+name: again
+stages:
+  - id: rm
+    recipe: reward.yaml
+  - id: policy
+    recipe: policy.yaml
+    overrides:
+      - "ranker.rewards=[{type: reward_model, model: {rm.model}}]"
+      - prompts.magic=["{prompt} well"]
+  - id: rm2
+    recipe: reward.yaml
+    overrides: ["tuner.meta={answers: 3}", "policy_pool={run: {policy}}", "loop.seed=1"]
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    (tmp_path / "reward.yaml").write_text(REWARD)
+    pair = {"chosen": "it is charming .", "rejected": "it is awful ."}
+    lines = [json.dumps({"prompt": f"{genre} about robots :", **pair}) for genre in reviews.GENRES]
+    (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
+    (tmp_path / "again.yaml").write_text(PIPELINE)
+    return tmp_path / "again.yaml"
+
+
+def refused(file: Path, old: str = "", new: str = "", *overrides: str) -> str:
+    file.write_text(PIPELINE.replace(old, new))
+    with pytest.raises(UserError) as caught:
+        check(load_pipeline(file, overrides), file)
+    return str(caught.value).replace(f"{file.parent}/", "")
+
+
+def test_a_later_stage_is_given_the_folders_of_earlier_ones(file: Path, tmp_path: Path) -> None:
+    rm, policy, rm2 = stages(load_pipeline(file), tmp_path, tmp_path / "out, [1]")
+    assert rm.path == tmp_path / "out, [1]" / "rm"
+    assert (rm.asked_for_model, policy.asked_for_model) == (True, False), "only the policy's run folder is used"
+    assert (rm.of_policy, policy.of_policy) == (False, True)
+    tuned = read(TextRecipe, policy.source, policy.overrides)
+    assert tuned.ranker.rewards[0].model == str(rm.path / "model"), "whatever the folder's name"
+    assert tuned.prompts.magic == ["{prompt} well"], "a recipe's own {prompt} is left alone"
+    assert rm2.overrides[1] == f"policy_pool={{run: '{policy.path}'}}"
+    assert rm2.overrides[2] == "loop.seed=1"
+
+
+@pytest.mark.parametrize("folder", ["plain", "a, b", "x: y #z", "it's", "ünder", "[1]", "null", "12"])
+def test_a_folder_may_be_called_anything(folder: str, tmp_path: Path) -> None:
+    (tmp_path / "policy.yaml").write_text(POLICY)
+    for text in ("model.base={a}", "model={base: {a}, template: '{a}/x {prompt}'}"):
+        recipe = read(TextRecipe, tmp_path / "policy.yaml", [filled(text, {"a": Path(folder), "b": Path("other")})])
+        assert recipe.model.base == folder
+        assert recipe.model.template in ("auto", f"{folder}/x {{prompt}}")
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "sentence"),
+    [
+        (
+            "{rm.model}",
+            "{rn.model}",
+            "again.yaml:9: stages.1.overrides.0: '{rn.model}' names no stage. Did you mean 'rm'?",
+        ),
+        (
+            "recipe: reward.yaml\n  -",
+            "recipe: reward.yaml\n    overrides: ['loop.seed={x}']\n  -",
+            "No stage is before",
+        ),
+        ("{rm.model}", "{rm2.model}", "again.yaml:9: stages.1.overrides.0: '{rm2.model}' comes later; a stage can use"),
+        ("{rm.model}", "{policy.model}", "'{policy.model}' is this stage itself"),
+        ("{rm.model}", "{rm.weights}", "there is {rm}, the run folder, and {rm.model}, the model's folder"),
+        ("id: rm2", "id: rm", "again.yaml:11: stages.2.id: two stages are called 'rm'"),
+        ("id: rm2", "id: prompt", "'prompt' means something else already"),
+        ("id: rm2", "id: ../rm", "again.yaml:11: stages.2.id"),
+        ("recipe: policy", "recipe: polcy", "the stage 'policy': There is no recipe file 'polcy.yaml'"),
+        ("recipe: policy.yaml", "recipe: demo", "demo.yaml is neither for texts nor of a reward model"),
+        ("media: pipeline", "media: text", "this is a recipe for texts, and this command runs a pipeline"),
+        ("overrides: [", "overides: [", "Did you mean 'overrides'?"),
+        (
+            "loop.seed=1",
+            "loop.sed=1",
+            "again.yaml:11: the stage 'rm2': reward.yaml:7: loop.sed: unknown key.",
+        ),
+        ("policy_pool={run: {policy}}", "policy_pool={run: {rm}}", "is not a run on texts"),
+        ("reward_model, model", "reward_model, modle", "ranker.rewards.0.modle: unknown key"),
+    ],
+)
+def test_mistakes_get_a_sentence_before_anything_is_trained(old: str, new: str, sentence: str, file: Path) -> None:
+    assert sentence in refused(file, old, new)
+    assert {path.name for path in file.parent.iterdir()} == {"again.yaml", "policy.yaml", "reward.yaml", "pairs.jsonl"}
+
+
+def test_a_stage_is_changed_by_its_name(file: Path) -> None:
+    changed = check(load_pipeline(file, ["policy.loop.rounds=7", "stages.2.id=last", "name=other"]), file)
+    assert list(changed) == ["rm", "policy", "last"]
+    assert changed["policy"]["loop"]["rounds"] == 7
+    assert "'polizy' is no stage of this pipeline and no key of it. Did you mean 'policy'?" in refused(
+        file, "", "", "polizy.loop.rounds=7"
+    )
+
+
+def test_what_a_pipeline_is_names_no_folder_of_the_moment(file: Path) -> None:
+    found = check(load_pipeline(file), file)
+    assert found == check(load_pipeline(file), file)
+    assert found["policy"]["ranker"]["rewards"][0]["model"] == "{rm.model}"
+    assert found["rm2"]["policy_pool"]["run"] == "{policy}"
+
+
+def test_a_stage_whose_id_begins_like_another_keeps_its_own_folder(file: Path) -> None:
+    change = "ranker.rewards=[{type: reward_model, model: {rm2.model}}]"
+    more = f"  - {{id: last, recipe: policy.yaml, overrides: ['{change}']}}\n"
+    file.write_text(PIPELINE + more)
+    found = check(load_pipeline(file), file)
+    assert found["last"]["ranker"]["rewards"][0]["model"] == "{rm2.model}"
+
+
+def test_pairs_that_an_earlier_stage_makes_are_read_when_they_are_there(file: Path) -> None:
+    file.write_text(
+        PIPELINE.replace('"tuner.meta={answers: 3}", "policy_pool={run: {policy}}"', '"pairs={run: {policy}}"')
+    )
+    found = check(load_pipeline(file), file)
+    assert found["rm2"]["read later"] == ["pairs={run: {policy}}"], "and they are part of what the pipeline is"
+
+
+def test_the_folder_belongs_to_one_pipeline(file: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    recipe = load_pipeline(file)
+    begin(out, recipe, check(recipe, file))
+    begin(out, recipe, check(recipe, file))
+    other = load_pipeline(file, ["policy.finetuner.learning_rate=1", "policy.logging.tracker=null"])
+    with pytest.raises(UserError, match="these keys differ: policy.finetuner.learning_rate. Change them back"):
+        begin(out, other, check(other, file))
+    (tmp_path / "policy.yaml").write_text(POLICY.replace("candidates: 4", "candidates: 5"))
+    with pytest.raises(UserError, match="these keys differ: policy.loop.candidates"):
+        begin(out, recipe, check(recipe, file))
+    with pytest.raises(UserError, match="no pipeline's folder and not empty"):
+        begin(tmp_path, recipe, {})
+    aside = tmp_path / "aside"
+    aside.mkdir()
+    (aside / "pipeline.yaml.tmp").write_text("half of")  # a kill while it was begun
+    begin(aside, recipe, {})
+
+
+def test_other_commands_name_the_one_for_pipelines(file: Path) -> None:
+    with pytest.raises(UserError, match="raftdiff llm pipeline"):
+        load_recipe(str(file))
+
+
+def test_the_pipeline_that_ships(tmp_path: Path) -> None:
+    path = locate("iterated_rlhf")
+    recipe = load_pipeline(path)
+    found = check(recipe, path)
+    assert [one["media"] for one in found.values()] == ["preferences", "text", "preferences", "text"]
+    assert found["policy_again"]["model"]["base"] == "{policy.model}"
+    assert isinstance(recipe, PipelineRecipe)
