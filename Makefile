@@ -31,6 +31,8 @@ format: $(INSTALLED)
 schema: $(INSTALLED)
 	$(BIN)/raftdiff schema > configs/recipe.schema.json
 	$(BIN)/raftdiff schema text > configs/llm/recipe.schema.json
+	$(BIN)/raftdiff schema preferences > configs/rm/recipe.schema.json
+	$(BIN)/raftdiff schema pipeline > configs/pipelines/recipe.schema.json
 
 install: $(INSTALLED)
 

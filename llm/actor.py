@@ -12,13 +12,12 @@ from torch import Tensor
 from raftdiff import optimizer
 from raftdiff.config import Config
 from raftdiff.llm.data import DataConfig
-from raftdiff.llm.finetuner import attach, seeded, training
 from raftdiff.llm.loading import LM
 from raftdiff.llm.network import Network
 from raftdiff.llm.policy_gradient import clipped_objective
 from raftdiff.llm.rollouts import Rollouts
 from raftdiff.llm.rows import Row, collate, score
-from raftdiff.llm.steps import StepsConfig, passes, update
+from raftdiff.llm.steps import StepsConfig, attach, passes, seeded, training, update
 from raftdiff.llm.tokens import aggregate, entropy, means
 from raftdiff.seeds import fold
 from raftdiff.trainable import on_cpu

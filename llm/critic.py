@@ -13,13 +13,12 @@ from torch import Tensor
 from raftdiff import optimizer
 from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.llm.finetuner import attach, seeded, training
 from raftdiff.llm.loading import LM, LMConfig
 from raftdiff.llm.ppo_losses import value_loss
 from raftdiff.llm.reward_model import reward_folder
 from raftdiff.llm.rollouts import Estimates, Rollouts
 from raftdiff.llm.rows import Batch
-from raftdiff.llm.steps import StepsConfig, passes, update
+from raftdiff.llm.steps import StepsConfig, attach, passes, seeded, training, update
 from raftdiff.llm.tokens import aggregate
 from raftdiff.llm.value_model import ValueModel, load_value_model
 from raftdiff.seeds import fold

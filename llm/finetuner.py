@@ -1,52 +1,36 @@
 """Fine-tuning a language model on a selection; ``objectives`` says what is minimised."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Literal, final
 
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from raftdiff import optimizer
-from raftdiff.config import Config
-from raftdiff.devices import DTYPES, DType
+from raftdiff.devices import DTYPES
 from raftdiff.errors import UserError
 from raftdiff.llm.loading import LM
 from raftdiff.llm.network import Moment, Network
 from raftdiff.llm.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
-from raftdiff.llm.rows import Row, collate, row_of, score
+from raftdiff.llm.rows import Row, collate, drawn_with, laid_out, row_of, score
+from raftdiff.llm.steps import StepsConfig, attach, seeded, training
 from raftdiff.seeds import fold
-from raftdiff.trainable import Trainable, add_lora, lora_layers, on_cpu
+from raftdiff.trainable import on_cpu
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
-
-class LMFineTunerConfig(Config):
+class LMFineTunerConfig(StepsConfig):
     """What is learned from the selected answers, and how."""
 
     type: Literal["lm"] = "lm"
     objective: ObjectiveConfig = Field(default_factory=SftConfig)
     """What is minimised: sft, rrhf, preference (the DPO family), kto, policy_gradient."""
-    adapter: Literal["lora", "full"] = "lora"
-    """Low-rank updates (arXiv:2106.09685), or every weight."""
-    rank: int = Field(default=16, ge=1)
-    """Rank of the LoRA."""
-    alpha: float | None = Field(default=None, gt=0)
-    """The LoRA's scale is alpha / rank; None takes alpha = rank."""
-    target_modules: tuple[str, ...] = LINEAR
-    """Layers that get a LoRA, by the ends of their names; by default all projections of Llama's blocks."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the LoRA."""
     optimizer: Literal["adamw", "rmsprop"] = "adamw"
     learning_rate: float = Field(default=1e-4, gt=0)
-    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
-    """How the learning rate falls over all the rounds of the recipe."""
-    warmup_steps: int = Field(default=0, ge=0)
-    """Optimizer steps over which the learning rate first rises, counted over all rounds."""
     epochs: float = Field(default=1.0, gt=0)
     """How often each selected item is seen in a round."""
     steps: int = Field(default=10_000, ge=1)
@@ -56,14 +40,8 @@ class LMFineTunerConfig(Config):
     rows_per_pass: int = Field(default=64, ge=1)
     """Answers through the network at once; an optimizer step is cut accordingly, and gives the same but for KTO and
     dropout."""
-    gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: slower, and a good deal less memory."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
-    weight_decay: float = Field(default=0.0, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
-    precision: DType | None = None
-    """What training computes in; None takes the model's dtype. Trained weights and their state are float32 always."""
 
     @property
     def learner(self) -> str:
@@ -275,72 +253,6 @@ class LMFineTuner:
             self.trainable.enable(True)
 
 
-@runtime_checkable
-class Adapted(Protocol):
-    """What a fine-tuner's config says of the weights that it trains."""
-
-    @property
-    def adapter(self) -> Literal["lora", "full"]: ...
-
-    @property
-    def rank(self) -> int: ...
-
-    @property
-    def alpha(self) -> float | None: ...
-
-    @property
-    def target_modules(self) -> tuple[str, ...]: ...
-
-    @property
-    def dropout(self) -> float: ...
-
-
-def attach(config: Adapted, lm: LM, *, seed: int, heads: Mapping[str, nn.Module] | None = None) -> Trainable:
-    """Make the weights of ``lm`` trainable, in place; a LoRA starts as a change of nothing. ``heads`` on top of it are
-    trained entirely, whatever the adapter.
-
-    Raises:
-        UserError: the model is being tuned already, or none of its layers is a target.
-    """
-    if lora_layers([lm.model]):
-        raise UserError(f"{lm.name}: this model already carries a LoRA; load it afresh to put another on.")
-    if config.adapter == "lora":
-        alpha = config.alpha if config.alpha is not None else float(config.rank)
-        add_lora(lm.model, config.rank, alpha, config.target_modules, fold(seed, "lora"), dropout=config.dropout)
-    modules = {"model": lm.model, **(heads or {})}
-    return Trainable(lm.name, modules, config.adapter, dtype=lm.dtype, whole=tuple(heads or ()))
-
-
-@contextmanager
-def training(trainable: Trainable, model: Any, frozen: torch.dtype, *, checkpointing: bool) -> Iterator[None]:
-    """Within, ``model`` holds the live weights, everything else in the dtype ``frozen``; afterwards it rests again.
-
-    The model's own dropout stays off, checkpointed or not; that of its LoRA is on.
-    """
-    trainable.wake(frozen)
-    if checkpointing:
-        _checkpointing(model, "enable")({"use_reentrant": False})
-    for module in model.modules():  # not train(), which would turn dropout on
-        module.training = checkpointing and getattr(module, "gradient_checkpointing", False)
-    for layer in lora_layers([model]):
-        layer.lora_dropout.train()
-    try:
-        yield
-    finally:
-        if checkpointing:
-            _checkpointing(model, "disable")()
-        model.eval()
-        trainable.rest(None)
-
-
-def _checkpointing(model: Any, verb: str) -> Callable[..., None]:
-    """The library's switch, under its new name or its old one."""
-    found: Callable[..., None] = getattr(model, f"activation_checkpointing_{verb}", None) or getattr(
-        model, f"gradient_checkpointing_{verb}"
-    )
-    return found
-
-
 def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:
     """The items in parts of at most so many rows, and at least so many items."""
     part: list[Taught] = []
@@ -373,36 +285,6 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
         laid_out(reference, batch.mask) if reference else None,
         collate(other, pad) if mismatched else None,
     )
-
-
-def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
-    """Values of answer tokens where their row has them, 0 elsewhere."""
-    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
-
-
-def drawn_with(sample: Sample[str], row: Row) -> Tensor:
-    """log p of the answer's tokens under the policy that drew it.
-
-    Raises:
-        UserError: they did not come with it.
-    """
-    if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
-        raise UserError(
-            f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "
-            "use the sampler 'policy'."
-        )
-    return sample.aux["logprobs"]
-
-
-@contextmanager
-def seeded(seed: int, device: torch.device, wanted: bool) -> Iterator[None]:
-    """Dropout draws from the global generator; within, from one of its own."""
-    if not wanted:
-        yield
-        return
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 def _figures(tally: Tally) -> dict[str, float]:

@@ -12,14 +12,13 @@ from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from raftdiff import optimizer
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.contrast import ContrastConfig, NoContrastConfig, fresh_prototypes
-from raftdiff.llm.finetuner import LINEAR, attach, seeded, training
 from raftdiff.llm.meta import MetaConfig, meta_gradients
 from raftdiff.llm.preferences import Comparison
 from raftdiff.llm.reward_objective import RewardObjective, Taught, Whole, taught
 from raftdiff.llm.rows import Row
+from raftdiff.llm.steps import AdapterConfig, attach, seeded, training
 from raftdiff.llm.value_model import ValueModel, by_length, score_rows, value_row
 from raftdiff.seeds import fold
 from raftdiff.strength import Annotation
@@ -31,20 +30,9 @@ ALL_STEPS = 1 << 40
 """No limit on the steps: the epochs decide."""
 
 
-class RewardTunerConfig(Config):
-    """How a reward model learns from preferences."""
+class RewardTunerConfig(AdapterConfig):
+    """How a reward model learns from preferences. Its head is trained entirely, with a LoRA too."""
 
-    adapter: Literal["lora", "full"] = "lora"
-    """Low-rank updates (arXiv:2106.09685), or every weight; the head is trained entirely in both."""
-    rank: int = Field(default=16, ge=1)
-    """Rank of the LoRA."""
-    alpha: float | None = Field(default=None, gt=0)
-    """The LoRA's scale is alpha / rank; None takes alpha = rank."""
-    target_modules: tuple[str, ...] = LINEAR
-    """Layers that get a LoRA, by the ends of their names; by default all projections of Llama's blocks. For BERT:
-    [query, key, value, dense]."""
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    """Of the LoRA."""
     learning_rate: float = Field(default=1e-4, gt=0)
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls over the whole training."""

@@ -11,10 +11,9 @@ from torch import Tensor
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.llm.finetuner import drawn_with, laid_out
 from raftdiff.llm.loading import LM
 from raftdiff.llm.ppo_losses import gae, token_rewards, whiten
-from raftdiff.llm.rows import Batch, Row, checked, collate
+from raftdiff.llm.rows import Batch, Row, checked, collate, drawn_with, laid_out
 from raftdiff.types import Item, Key, Prompt, Sample
 
 Values = Float[Tensor, "rows targets"]

@@ -102,3 +102,22 @@ def score(lm: LM, rows: Sequence[Row], *, batch_size: int) -> list[Float[Tensor,
         for place, values, mask in zip(places, lp, batch.mask, strict=True):
             found[place] = values[mask]
     return found
+
+
+def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Values of answer tokens where their row has them, 0 elsewhere."""
+    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
+
+
+def drawn_with(sample: Sample[str], row: Row) -> Tensor:
+    """log p of the answer's tokens under the policy that drew it.
+
+    Raises:
+        UserError: they did not come with it.
+    """
+    if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
+        raise UserError(
+            f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "
+            "use the sampler 'policy'."
+        )
+    return sample.aux["logprobs"]

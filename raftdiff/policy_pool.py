@@ -12,10 +12,10 @@ from typing import NamedTuple
 from raftdiff.disk import read_json_lines, write_text
 from raftdiff.errors import UserError
 from raftdiff.llm import data
-from raftdiff.llm.finetuner import attach
 from raftdiff.llm.generation import DecodingConfig
 from raftdiff.llm.loading import LM, load
 from raftdiff.llm.sampler import LMSampler
+from raftdiff.llm.steps import attach
 from raftdiff.recipe import resolve
 from raftdiff.reward_recipe import PolicyPoolConfig
 from raftdiff.runs import Run

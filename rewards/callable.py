@@ -13,12 +13,8 @@ rewards: [{type: callable, function: "my_rewards:redness", options: {channel: 0}
 On text it gets the answers: ``def politeness(texts, prompts): return ["please" in text for text in texts]``.
 """
 
-import importlib
 import inspect
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import numpy as np
@@ -29,7 +25,7 @@ from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.registry import resolve as resolve_target
+from raftdiff.registry import resolve_function
 from raftdiff.types import Sample
 
 Function = Callable[..., Any]
@@ -83,19 +79,12 @@ class CallableReward:
 
 
 def load_function(target: str) -> Function:
-    """The function that ``module:function`` names.
-
-    The current folder is searched after everything installed, and only while the module is being imported: a module
-    that lies there imports what it needs at its top.
+    """The function that ``module:function`` names; see ``registry.resolve_function``.
 
     Raises:
         UserError: no such module or name, or what it names cannot be called.
     """
-    with _current_folder_importable():
-        found = resolve_target(target, "the reward 'callable'")
-    if not callable(found):
-        raise UserError(f"The reward function '{target}' is a {type(found).__name__}, which cannot be called.")
-    return found  # type: ignore[no-any-return]  # callable() leaves Any
+    return resolve_function(target, "the reward 'callable'", noun="reward function")
 
 
 def as_scores(returned: Any, count: int, function: str, *, kind: str = "picture") -> Float32[torch.Tensor, " samples"]:
@@ -160,19 +149,3 @@ def _check_signature(call: Function, function: str, options: dict[str, Any]) -> 
             f"The reward function '{function}' has the signature {signature} and cannot be called as "
             f"(images or texts, prompts{given}): {error}."
         ) from None
-
-
-@contextmanager
-def _current_folder_importable() -> Iterator[None]:
-    """Last on the path, so that a stray file here cannot stand in for an installed package."""
-    folder = str(Path.cwd())
-    importlib.invalidate_caches()
-    sys.path.append(folder)
-    try:
-        yield
-    finally:
-        # The last one is ours: the module itself may have added the same folder, and that is its own affair.
-        for place in range(len(sys.path) - 1, -1, -1):
-            if sys.path[place] == folder:
-                del sys.path[place]
-                break

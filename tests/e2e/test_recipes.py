@@ -7,7 +7,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion import tiny
-from raftdiff.recipe import is_text, recipes
+from raftdiff.recipe import medium_of, recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -35,7 +35,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write_folder(tmp_path_factory.mktemp("model") / "sd15", "sd15")
 
 
-@pytest.mark.parametrize("name", [name for name, path in recipes().items() if not is_text(path)])
+@pytest.mark.parametrize("name", [name for name, path in recipes().items() if medium_of(path) == "image"])
 def test_a_recipe_trains_and_evaluates(name: str, model: Path, tmp_path: Path) -> None:
     few = ("prompts.file=null", "prompts.captions=[a cat, a dog, a bus]", "loop.prompts_per_round=2")
     held_out = ("evaluation.prompts.file=null", "evaluation.prompts.captions=[a cow, an ox]")

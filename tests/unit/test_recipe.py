@@ -10,20 +10,31 @@ from raftdiff.cli.main import main
 from raftdiff.config import dump, plain
 from raftdiff.errors import UserError
 from raftdiff.llm import data
+from raftdiff.pipeline import check, load_pipeline
 from raftdiff.prompts import build
-from raftdiff.recipe import Recipe, is_text, load_recipe, recipes
+from raftdiff.recipe import Recipe, is_text, load_recipe, medium_of, recipes
+from raftdiff.reward_recipe import divided, load_reward_recipe
 from raftdiff.text_recipe import load_text_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
-NOT_HERE = ("wombat",)
-"""Recipes whose data lie on a hub."""
+NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2")
+"""Recipes whose data lie elsewhere."""
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("**/*.yaml")), ids=lambda path: path.stem)
 def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
-    if is_text(path):
+    if medium_of(path) == "preferences":
+        elsewhere = [
+            "pairs={data: {captions: [{prompt: a, chosen: b, rejected: c}, {prompt: d, chosen: e, rejected: f}]}}"
+        ]
+        recipe: Any = load_reward_recipe(path, [*elsewhere, "held_out=null"] if path.stem in NOT_HERE else [])
+        assert all(divided(recipe))
+    elif medium_of(path) == "pipeline":
+        recipe = load_pipeline(path)
+        assert check(recipe, path)
+    elif is_text(path):
         elsewhere = ["prompts={captions: [What is rain]}", "sampler={type: policy}"] if path.stem in NOT_HERE else []
-        recipe: Any = load_text_recipe(path, elsewhere)
+        recipe = load_text_recipe(path, elsewhere)
         assert data.build(recipe.prompts, path.parent)
     else:
         recipe = load_recipe(str(path))
@@ -36,10 +47,14 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.glob("**/*.yaml")}
-    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo"} <= set(recipes())
+    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo", "rm_reviews"} <= set(
+        recipes()
+    )
 
 
-@pytest.mark.parametrize(("media", "folder"), [("image", "."), ("text", "llm")])
+@pytest.mark.parametrize(
+    ("media", "folder"), [("image", "."), ("text", "llm"), ("preferences", "rm"), ("pipeline", "pipelines")]
+)
 def test_the_schema_is_fresh(media: str, folder: str, capsys: pytest.CaptureFixture[str]) -> None:
     main(["schema", media])
     fresh = json.loads(capsys.readouterr().out)

@@ -493,7 +493,6 @@ def test_a_reward_model_learns_to_tell_good_reviews_from_bad_ones():
     config = RewardTunerConfig(adapter="full", learning_rate=1e-3, batch_size=16)
     fit(RewardTuner(config, model, total_rounds=1, seed=0), shown)
     d = differences(model, held_out, batch_size=64)
-    print(before,(d>0).mean(),np.corrcoef(d,[true_difference(one) for one in held_out]))
     assert before < 0.7
     assert (d > 0).mean() >= 0.8
     truth = [true_difference(one) for one in held_out]

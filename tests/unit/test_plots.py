@@ -1,0 +1,103 @@
+"""Plots are SVG that says what it shows: in its marks, in its words, and to those who cannot see it."""
+
+import re
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from raftdiff import plots
+from raftdiff.calibration import Bin
+from raftdiff.plots import BOTTOM, LEFT, RIGHT, TOP, Bar
+
+SVG = "{http://www.w3.org/2000/svg}"
+
+
+def parsed(svg: str) -> ElementTree.Element:
+    return ElementTree.fromstring(svg)
+
+
+def texts(svg: str) -> list[str]:
+    return [element.text or "" for element in parsed(svg).iter(f"{SVG}text")]
+
+
+def points(path: str) -> list[tuple[float, float]]:
+    return [(float(x), float(y)) for x, y in re.findall(r"(-?[\d.]+) (-?[\d.]+)", path)]
+
+
+def test_a_histogram_s_areas_are_the_shares_of_its_groups() -> None:
+    svg = plots.histogram({"chosen": np.array([0.0, 0.0, 0.0, 1.0]), "rejected": np.array([1.0, 1.0])}, x="reward")
+    outlines = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if "area" in (e.get("class") or "")]
+    highest = [BOTTOM - min(y for _, y in points(outline)) for outline in outlines]
+    assert highest[0] / highest[1] == pytest.approx(0.75, abs=0.01), "3 of 4 in one bin, and 2 of 2 in one"
+    assert {"reward", "chosen", "rejected", "share of pairs"} <= set(texts(svg))
+    assert "chosen: mean 0.25, 4 pairs; rejected: mean 1, 2 pairs" in (parsed(svg)[0].text or "")
+
+
+def test_a_histogram_keeps_within_its_frame_and_counts_its_tails() -> None:
+    values = np.append(np.random.default_rng(0).normal(size=2000), [1e6, np.nan, np.inf])
+    svg = plots.histogram({"d": values}, x="difference", zero="undecided")
+    (outline,) = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if "area" in (e.get("class") or "")]
+    found = points(outline)
+    assert all(LEFT - 0.1 <= x <= RIGHT + 0.1 and TOP - 0.1 <= y <= BOTTOM + 0.1 for x, y in found)
+
+    assert len({y for _, y in found}) > 10, "one value of a million does not squeeze the others into one bin"
+    assert "undecided" in texts(svg)
+    assert "2001 pairs" in (parsed(svg)[0].text or "")
+
+
+def test_a_histogram_with_a_zero_line_shows_the_line() -> None:
+    svg = plots.histogram({"d": np.array([5.0, 6.0, 7.0])}, x="difference", zero="undecided")
+    (mark,) = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "mark"]
+    assert LEFT <= float(mark[1:].split()[0]) <= RIGHT
+    assert plots.histogram({"d": np.array([2.0, 2.0])}, x="all alike")
+    assert plots.histogram({"d": np.array([np.nan])}, x="nothing") == ""
+
+
+def test_bars_stand_at_their_heights_with_their_whiskers() -> None:
+    found = [Bar("−1\n0", 0.25), Bar("0\n1", 0.5, 0.4, 0.6), Bar("1\n2", float("nan"))]
+    svg = plots.bars(found, x="mu", y="accuracy", level=0.5, top=1.0)
+    heights = [float(e.get("height") or 0) for e in parsed(svg).iter(f"{SVG}rect")]
+    assert heights == pytest.approx([(BOTTOM - TOP) / 4, (BOTTOM - TOP) / 2], abs=0.1), "what is not known has no bar"
+    (level,) = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "mark"]
+    assert float(level.split()[1].split("H")[0]) == pytest.approx((TOP + BOTTOM) / 2, abs=0.1)
+    assert {"−1", "0", "mu", "accuracy", "0.0", "1.0"} <= set(texts(svg))
+    assert plots.bars([], x="mu", y="accuracy") == ""
+
+
+def test_a_calibrated_model_s_points_lie_on_the_dashed_line() -> None:
+    svg = plots.reliability([Bin(0.5, 0.6, 0.55, 0.55, 40), Bin(0.9, 1.0, 0.95, 0.95, 10)])
+    (line,) = [points(e.get("d") or "") for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "mark"]
+    (x0, y0), (x1, y1) = line
+    for circle in parsed(svg).iter(f"{SVG}circle"):
+        x, y = float(circle.get("cx") or 0), float(circle.get("cy") or 0)
+        assert y == pytest.approx(y0 + (y1 - y0) * (x - x0) / (x1 - x0), abs=0.2)
+    radii = [float(e.get("r") or 0) - 3 for e in parsed(svg).iter(f"{SVG}circle")]
+    assert radii[0] / radii[1] == pytest.approx(2.0, abs=0.05), "areas are counts"
+    assert plots.reliability([]) == ""
+
+
+def test_a_scatter_draws_both_groups_and_no_more_points_than_can_be_seen() -> None:
+    rng = np.random.default_rng(0)
+    groups = {"chosen": rng.normal(size=(5000, 2)), "rejected": rng.normal(size=(10, 2)) + 3}
+    svg = plots.scatter(groups, x="first", y="second")
+    kinds = [e.get("class") for e in parsed(svg).iter(f"{SVG}circle")]
+    assert kinds.count("a") <= plots.MOST_POINTS
+    assert kinds.count("b") == 10
+    inside = [(float(e.get("cx") or 0), float(e.get("cy") or 0)) for e in parsed(svg).iter(f"{SVG}circle")]
+    assert all(LEFT <= x <= RIGHT and TOP <= y <= BOTTOM for x, y in inside)
+    assert plots.scatter({"chosen": np.empty((0, 2))}, x="", y="") == ""
+
+
+def test_what_a_user_named_is_text_and_never_markup() -> None:
+    svg = plots.histogram({"<b>&": np.array([1.0, 2.0]), "other": np.array([1.0])}, x="<script>")
+    assert "<script>" in texts(svg)
+    assert "<b>&" in texts(svg)
+
+
+def test_whole_numbers_have_bins_of_whole_numbers() -> None:
+    svg = plots.histogram({"words": np.repeat(np.arange(3.0, 20.0), 2)}, x="words")
+    (outline,) = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if "area" in (e.get("class") or "")]
+    tops = [y for _, y in points(outline)[1:-1]]
+    assert len(tops) == 2 * 17, "a bin for each number"
+    assert max(tops) - min(tops) < 0.2, "numbers of one frequency are drawn at one height"
