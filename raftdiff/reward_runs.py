@@ -9,7 +9,6 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, final
 
 import numpy as np
@@ -18,12 +17,11 @@ from jaxtyping import Float
 
 from raftdiff.calibration import accuracy, ece
 from raftdiff.disk import sync_all
-from raftdiff.errors import UserError
 from raftdiff.llm.preferences import Comparison
 from raftdiff.llm.reward_model import MODEL
 from raftdiff.llm.reward_tuner import RewardTuner, differences
 from raftdiff.llm.rows import Row
-from raftdiff.llm.value_model import HEAD, ValueModel, load_value_model, save_value_model, value_row
+from raftdiff.llm.value_model import ValueModel, load_value_model, save_value_model, value_row
 from raftdiff.policy_pool import answered
 from raftdiff.progress import Progress, Quiet
 from raftdiff.recipe import resolve
@@ -115,19 +113,6 @@ def figures(d: Float[np.ndarray, " pairs"]) -> dict[str, Any]:
         "loss": float(np.logaddexp(0.0, -d).mean()),
         "ece": float(ece(d, BINS)),
     }
-
-
-def model_folder(path: Path) -> Path:
-    """The folder of a reward model: a run's ``model/``, or the folder itself.
-
-    Raises:
-        UserError: the run is not finished, or nothing of the kind is there.
-    """
-    folder = path / MODEL if (path / "run.json").is_file() else path
-    if not (folder / HEAD).is_file():
-        hint = "finish it with: raftdiff llm rm train RUN" if folder != path else f"it lacks {HEAD}"
-        raise UserError(f"{path}: there is no reward model here; {hint}.")
-    return folder
 
 
 def _pool(run: Run, parts: RewardParts, progress: Progress) -> Sequence[Sequence[Row]]:

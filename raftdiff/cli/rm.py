@@ -15,7 +15,7 @@ from raftdiff.llm import preferences
 from raftdiff.llm.data import DataConfig
 from raftdiff.llm.loading import LMConfig
 from raftdiff.llm.preferences import Comparison, PairsConfig
-from raftdiff.llm.reward_model import MODEL
+from raftdiff.llm.reward_model import MODEL, reward_folder
 from raftdiff.llm.value_model import load_value_model
 from raftdiff.provenance import provenance
 from raftdiff.recipe import locate, resolve
@@ -23,7 +23,7 @@ from raftdiff.report import duration
 from raftdiff.reward_evaluation import evaluation, look
 from raftdiff.reward_recipe import RewardRecipe, divided, load_reward_recipe, reward_recipe_of, weights
 from raftdiff.reward_report import Side, table, write_evaluation
-from raftdiff.reward_runs import RewardParts, assemble_reward, model_folder, train
+from raftdiff.reward_runs import RewardParts, assemble_reward, train
 from raftdiff.reward_strength import figures, lines, measure, measured
 from raftdiff.runs import NOT_IDENTITY, Run
 from raftdiff.strength_report import write_strength
@@ -213,7 +213,7 @@ def _trained_on(path: Path, pairs: list[Comparison]) -> int:
 
 def _looked(path: Path, name: str, pairs: list[Comparison]) -> Side:
     """A model's view of the pairs; a run's is held as in its training, and reads as much at once."""
-    folder, config, rows = str(model_folder(path)), LMConfig(base=""), ROWS
+    folder, config, rows = str(reward_folder(path)), LMConfig(base=""), ROWS
     if (path / "run.json").is_file():
         recipe = reward_recipe_of(Run.open(path))
         config, rows = recipe.model, recipe.tuner.rows_per_pass

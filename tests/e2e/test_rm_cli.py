@@ -209,7 +209,7 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         (("llm", "rm", "train", "rm_review"), "Did you mean 'rm_reviews'"),
         (("llm", "rm", "eval", "run"), "held out no pairs; name others: --pairs FILE"),
         (("llm", "rm", "eval", "run/model"), "a model without its run, so name the pairs"),
-        (("llm", "rm", "eval", "nowhere", "--pairs", "pairs.jsonl"), "there is no reward model here"),
+        (("llm", "rm", "eval", "nowhere", "--pairs", "pairs.jsonl"), "there is no folder"),
         (("llm", "rm", "strength", recipe, "--out", "a.csv"), "name a file that ends in .jsonl"),
         (("llm", "rm", "pairs", "run", "--out", "a.jsonl"), "this is no run on texts"),
         (("eval", "run"), "this trains a reward model, which has commands of its own"),

@@ -13,14 +13,14 @@ from safetensors.torch import load_file
 from raftdiff.errors import UserError
 from raftdiff.llm import preferences, tiny
 from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.reward_model import MODEL
+from raftdiff.llm.reward_model import MODEL, reward_folder
 from raftdiff.llm.reward_tuner import differences
 from raftdiff.llm.value_model import load_value_model
 from raftdiff.progress import Quiet
 from raftdiff.reward_evaluation import evaluation, length, look
 from raftdiff.reward_recipe import RewardRecipe, load_reward_recipe, weights
 from raftdiff.reward_report import Side, headline, remarks, write_evaluation
-from raftdiff.reward_runs import assemble_reward, figures, model_folder, train
+from raftdiff.reward_runs import assemble_reward, figures, train
 from raftdiff.reward_strength import figures as strength_figures
 from raftdiff.reward_strength import lines, measure, measured
 from raftdiff.runs import Run
@@ -110,7 +110,7 @@ def test_the_model_that_is_written_is_the_one_that_was_trained(finished: Run, re
     state = finished.state()
     assert state is not None
     parts.tuner.load_state_dict(state)
-    written = load_value_model(LMConfig(base=str(model_folder(finished.path)), device="cpu"), str)
+    written = load_value_model(LMConfig(base=str(reward_folder(finished.path)), device="cpu"), str)
     trained = differences(parts.model, parts.held_out, batch_size=64)
     assert np.abs(trained).max() > 0.1
     np.testing.assert_allclose(differences(written, parts.held_out, batch_size=64), trained, atol=1e-5)
@@ -157,14 +157,6 @@ def test_figures_are_those_of_the_worked_example() -> None:
     assert found["accuracy"] == pytest.approx(2 / 3)
     assert found["loss"] == pytest.approx(0.67486, abs=2e-6)
     assert figures(np.array([-2000.0]))["loss"] == pytest.approx(2000.0), "no overflow"
-
-
-def test_a_folder_without_a_model_is_a_sentence(tmp_path: Path, recipe: RewardRecipe) -> None:
-    with pytest.raises(UserError, match=r"no reward model here; it lacks value_head\.safetensors"):
-        model_folder(tmp_path)
-    run = Run.create(tmp_path / "run", recipe, seed=0)
-    with pytest.raises(UserError, match="finish it with: raftdiff llm rm train RUN"):
-        model_folder(run.path)
 
 
 def test_an_encoder_has_no_language_loss(recipe: RewardRecipe, file: Path, tmp_path: Path) -> None:
@@ -272,7 +264,7 @@ def test_length_alone_is_told_apart_from_what_the_model_knows() -> None:
 def test_the_page_shows_one_model_or_two(finished: Run, recipe: RewardRecipe, tmp_path: Path) -> None:
     pairs = preferences.build(recipe.pairs, Path())
     sides = []
-    for name, folder in (("before", recipe.model.base), ("after", str(model_folder(finished.path)))):
+    for name, folder in (("before", recipe.model.base), ("after", str(reward_folder(finished.path)))):
         looked = look(load_value_model(LMConfig(base=folder, device="cpu"), str), pairs, batch_size=8)
         sides.append(Side(name, looked, evaluation(looked)))
     before, after = (side.evaluation for side in sides)

@@ -100,9 +100,7 @@ def test_folders_that_hold_no_reward_model_are_sentences(trained, tmp_path):
         RewardModelConfig(model=str(trained[0].parent / "lm")).build()
     Run.create(tmp_path / "run", Config(), seed=0)
     for config in (RewardModelConfig, CaptionRewardConfig):
-        with refuses(
-            r"reward_model: the run '.*run' holds no reward model; .*finish it: raftdiff llm rm train .*run"
-        ):
+        with refuses(r"reward_model: the run '.*run' holds no reward model; .*finish it: raftdiff llm rm train .*run"):
             config(model=str(tmp_path / "run")).build()
     with refuses("recipe: model: this key is required"):
         check(RewardModelConfig, {"type": "reward_model"})
