@@ -125,8 +125,8 @@ def test_labels_prints_tallies_and_writes_the_preferences(
     Ballot(run, "bob").choose(pairs[0], "tie")
     assert main(["labels", str(finished), "--pairs", str(tmp_path / "pairs.jsonl")]) == 0
     out = capsys.readouterr().out
-    assert "ada: 1 answers, 0 of them ties" in out
-    assert "all: 2 answers, 1 of them ties" in out
+    assert "ada: 1 choices, 0 of them ties" in out
+    assert "all: 2 choices, 1 of them ties" in out
     (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert (line["chosen"], line["rejected"]) == (pairs[0].left, pairs[0].right)
 

@@ -14,7 +14,11 @@ import pytest
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
-from raftdiff.llm import tiny
+from raftdiff.entries import found
+from raftdiff.labels import Ballot, candidate_pairs, evaluation_pairs
+from raftdiff.llm import data, tiny
+from raftdiff.llm.data import DataConfig
+from raftdiff.runs import Run
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps")
 RECIPE = """
@@ -131,6 +135,57 @@ def test_a_finished_round_is_scored_again_into_a_new_run(recipe: Path, capsys: p
     assert states(Path("again")) != states(Path("run"))
 
 
+def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A veto of the answer that was learnt from, and a choice: what is learnt from follows them."""
+    asked = "prompts={captions: [{prompt: the film, system: is good}, my dog]}"
+    assert main(["train", str(recipe), "--out", "run", asked, "loop.rounds=1"]) == 0
+    run = Run(Path("run"))
+    ballot, pairs = Ballot(run, "ada"), candidate_pairs(run, 0, per_prompt=1, seed=0)
+    learnt = {item.keys[0].prompt: item.keys[0].index for item in run.round(0).selection().items}
+    ballot.veto(f"rounds/000/samples/my-dog-{learnt['my-dog']:03d}")
+    (film,) = (pair for pair in pairs if pair.caption == "the film")
+    ballot.choose(film, "right")
+
+    status, out, _ = said(capsys, "labels", "run", "--pairs", "pairs.jsonl")
+    assert status == 0
+    assert "ada" not in out, "one rater needs no line apart"
+    assert "all: 1 choices, 0 of them ties; 1 vetoed." in out
+    assert "pairs.jsonl: 1 preferences" in out
+    (line,) = [json.loads(one) for one in Path("pairs.jsonl").read_text().splitlines()]
+    texts = {f"{row['prompt_id']}-{row['index']:03d}": row["text"] for row in run.round(0).rows()}
+    assert (line["prompt"], line["system"]) == ("the film", "is good")
+    assert line["chosen"] == texts[film.right.rpartition("/")[2]]
+    (prompt,) = data.build(DataConfig(file="pairs.jsonl"), Path())
+    assert [answer["text"] for answer in prompt.meta["answers"]] == [line["chosen"], line["rejected"]]
+
+    changed = "ranker.rewards=[{type: labels, run: run}]"
+    assert main(["score", "run", "--round", "0", "--out", "again", changed]) == 0
+    assert main(["select", "again"]) == 0
+    chosen = {item.keys[0].prompt: item.keys[0].index for item in Run(Path("again")).unfinished(0).selection().items}
+    assert f"the-film-{chosen['the-film']:03d}" == film.right.rpartition("/")[2]
+    assert chosen["my-dog"] == min({0, 1, 2, 3} - {learnt["my-dog"]})
+
+
+def test_an_evaluation_of_texts_can_be_labelled(recipe: Path) -> None:
+    history = [{"role": "user", "content": "my dog"}, {"role": "assistant", "content": "good"}]
+    asked = json.dumps({"captions": [{"prompt": "the dog", "history": history}]})
+    assert main(["train", str(recipe), "--out", "run", f"evaluation.prompts={asked}", "loop.rounds=1"]) == 0
+    assert main(["eval", "run", "--name", "mine"]) == 0
+    run = Run(Path("run"))
+    pairs = evaluation_pairs(run, "mine", seed=0)
+    assert {name for pair in pairs for name in pair.names} == {
+        f"eval/mine/{side}/the-dog-{index:03d}" for side in ("before", "after") for index in range(3)
+    }
+    rows = [json.loads(line) for line in Path("run/eval/mine/answers.jsonl").read_text().splitlines()]
+    entries = found(run, pairs[0].names)
+    index = int(pairs[0].left[-3:])
+    assert entries[f"eval/mine/before/the-dog-{index:03d}"].media == rows[index]["before"]
+    assert entries[f"eval/mine/after/the-dog-{index:03d}"].media == rows[index]["after"]
+    assert rows[0]["history"] == entries[pairs[0].left].prompt.meta["history"] == history
+
+
 def test_a_killed_run_continues_to_the_same_bits(recipe: Path) -> None:
     assert main(["train", str(recipe), "--out", "finished"]) == 0
     program = (
@@ -203,6 +258,7 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
         ("model.max_prompt_tokens=2", "more than model.max_prompt_tokens"),
         ("sampler={type: dataset}", "has an answer in the data"),
         ("ranker.rewards=[{type: given}] evaluation.rewards=[]", "name a reward that can score the model's"),
+        ("ranker.rewards=[{type: labels, run: run}] evaluation.rewards=[]", "name a reward that can score the model's"),
         (
             "sampler={type: mix, parts: [{share: 2, sampler: {type: policy}}]}",
             "the shares add up to 2 candidates, and loop.candidates is 4",
@@ -235,7 +291,7 @@ def _overrides(text: str) -> list[str]:
 
 def test_commands_for_pictures_say_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["train", str(recipe), "--out", "run", "loop.rounds=1"]) == 0
-    for words in (["draw", "run", "a cat"], ["watch", "run"], ["label", "run"], ["compare", "run"]):
+    for words in (["draw", "run", "a cat"], ["compare", "run"]):
         status, _, err = said(capsys, *words)
         assert status == 2
         assert "this is a run on texts, and this command is for pictures" in err

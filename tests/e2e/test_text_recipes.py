@@ -10,7 +10,7 @@ from raftdiff.embedded import reviews
 from raftdiff.llm import tiny
 from raftdiff.recipe import is_text, recipes
 
-ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2"}
+ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
 """Recipes for models and data that are not here; they have tests of their own."""
 SMALL = (
     "model.dtype=float32",
