@@ -122,7 +122,8 @@ def table(found: Mapping[str, Sequence[Steady | str]]) -> str:
         cells = [_spread(columns["true"]), f"{columns['true'].min():.3f}"]
         cells += [_spread(columns["trained"]), f"{columns['trained'].min():.2f}"]
         for name in ("true_drop", "true_fall", "trained_drop", "trained_fall"):
-            cells.append(f"{columns[name].mean():.3f} (at most {columns[name].max():.3f})")
+            most = f" (at most {columns[name].max():.3f})" if len(held) > 1 else ""
+            cells.append(f"{columns[name].mean():.3f}{most}")
         cells += [_spread(columns["kl"], 1), _spread(columns["words"], 1)]
         cells += [f"{sum(bool(one.warned) for one in held)} of {len(held)}", f"{columns['seconds'].mean():.0f}"]
         mark = f" ({len(runs) - len(held)} broke off)" if len(held) < len(runs) else ""
