@@ -144,7 +144,7 @@ def main() -> None:
     parser.add_argument("--answers", type=int, help="drawn for each run's training; as the recipes say by default")
     parser.add_argument("--set", nargs="*", default=[], metavar="key=value", help="changes to every recipe")
     parser.add_argument("--out", type=Path, default=Path("runs/ppo"))
-    parser.add_argument("--table", type=Path, help="write the table there too")
+    parser.add_argument("--table", type=Path, help="where to write the table; beside the runs by default")
     given = parser.parse_args()
     ablations = [name for name in recipes() if name.startswith("ppo_max")]
     methods = [name for one in given.methods for name in (ablations if one == "ablations" else [one])]
