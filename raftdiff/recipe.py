@@ -201,16 +201,7 @@ def _check(recipe: Recipe) -> None:
     count = recipe.loop.prompts_per_round
     if count is not None and count > len(ids):
         raise UserError(f"loop.prompts_per_round: {count} prompts a round, but there are only {len(ids)} prompts.")
-    names = [reward.name or reward.type for reward in recipe.ranker.rewards]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"ranker.rewards: two are called '{min(twice)}'; give each its own 'name'.")
-    if not any(reward.weight for reward in recipe.ranker.rewards):
-        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
-    evaluation = recipe.evaluation
-    if evaluation.every_round and not evaluation.prompts.captions:
-        raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
-    if recipe.loop.patience is not None and not evaluation.every_round:
-        raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
+    check_alike(recipe, held_out=bool(recipe.evaluation.prompts.captions))
     needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
@@ -219,9 +210,33 @@ def _check(recipe: Recipe) -> None:
         raise UserError(
             f"ranker.selector: it selects '{kind}', and this fine-tuner learns from {', '.join(needs.kinds)}."
         )
+
+
+def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
+    """What can be wrong in the same way in a recipe for pictures and in one for texts.
+
+    Args:
+        held_out: whether it names held-out prompts.
+        onlookers: rewards of the evaluation alone; None where there is no such key.
+
+    Raises:
+        UserError: two rewards of one name, or none that counts; held-out figures without held-out prompts; stopping by
+            a curve that is not drawn; more candidates kept than there are.
+    """
+    rewards, loop, evaluation = recipe.ranker.rewards, recipe.loop, recipe.evaluation
+    names = [reward.name or reward.type for reward in (*rewards, *(onlookers or ()))]
+    if twice := {name for name in names if names.count(name) > 1}:
+        where = "ranker.rewards" if onlookers is None else "ranker.rewards, evaluation.rewards"
+        raise UserError(f"{where}: two are called '{min(twice)}'; give each its own 'name'.")
+    if not any(reward.weight for reward in rewards):
+        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
+    if evaluation.every_round and not held_out:
+        raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
+    if loop.patience is not None and not evaluation.every_round:
+        raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
     keep = getattr(recipe.ranker.selector, "keep", 1)
-    if keep > recipe.loop.candidates:
-        raise UserError(f"ranker.selector.keep: {keep} of only {recipe.loop.candidates} candidates (loop.candidates).")
+    if keep > loop.candidates:
+        raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
 
 
 def _held_out(config: PromptsConfig) -> None:

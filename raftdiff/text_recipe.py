@@ -21,7 +21,7 @@ from raftdiff.llm.sampler import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.served import ServerSamplerConfig
 from raftdiff.llm.vllm import VllmSamplerConfig
 from raftdiff.provenance import fingerprint
-from raftdiff.recipe import LoggingConfig, is_text, one_of, refuse_preferences, resolve
+from raftdiff.recipe import LoggingConfig, check_alike, is_text, one_of, refuse_preferences, resolve
 from raftdiff.runs import Run
 from raftdiff.stages import LoopConfig
 
@@ -182,16 +182,8 @@ def mixed(config: MixSamplerConfig) -> list[Any]:
 
 def _check(recipe: TextRecipe) -> None:
     """What can be known to be wrong before a model is loaded."""
-    names = [reward.name or reward.type for reward in (*recipe.ranker.rewards, *recipe.evaluation.rewards)]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"ranker.rewards, evaluation.rewards: two are called '{min(twice)}'; give each its own 'name'.")
-    if not any(reward.weight for reward in recipe.ranker.rewards):
-        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
     loop, evaluation = recipe.loop, recipe.evaluation
-    if evaluation.every_round and not evaluation.prompts.given:
-        raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
-    if loop.patience is not None and not evaluation.every_round:
-        raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
+    check_alike(recipe, held_out=evaluation.prompts.given, onlookers=evaluation.rewards)
     if isinstance(recipe.sampler, VllmSamplerConfig) and recipe.finetuner.adapter != "lora":
         raise UserError(
             "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
@@ -203,9 +195,6 @@ def _check(recipe: TextRecipe) -> None:
         )
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")
-    keep = getattr(recipe.ranker.selector, "keep", 1)
-    if keep > loop.candidates:
-        raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
     if isinstance(recipe.sampler, MixSamplerConfig):
         mixed(recipe.sampler)
         if recipe.sampler.candidates != loop.candidates:
