@@ -1,7 +1,7 @@
 """The actor of PPO: the policy, and the gradients that move it."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import final
 
 import torch
@@ -56,7 +56,7 @@ class Actor:
         self.trainable = attach(config, lm, seed=seed)
         parameters = self.trainable.parameters
         self.optimizer = optimizer.adamw(parameters, learning_rate, config.betas, config.weight_decay)
-        self.network = Network(lm, precision, self._reference)
+        self.network = Network(lm, precision, self.trainable.passed_by)
         self.steps = 0
 
     def training(self) -> AbstractContextManager[None]:
@@ -67,7 +67,7 @@ class Actor:
     def reference(self, rows: Sequence[Row]) -> list[Tensor]:
         """log p of every answer token under the base model, in the precision of the training, so that a policy that
         has not moved equals it."""
-        with self._reference(), self.network.computing():
+        with self.trainable.passed_by(), self.network.computing():
             return score(self.lm, rows, batch_size=self.config.rows_per_pass)
 
     def push(
@@ -142,12 +142,3 @@ class Actor:
         optimizer.load_state_dict(self.optimizer, parameters, live, state.get("optimizer", {}))
         self.steps = steps
         self.trainable.rest(None)
-
-    @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """While training, the base model for a moment."""
-        self.trainable.enable(False)
-        try:
-            yield
-        finally:
-            self.trainable.enable(True)

@@ -2,7 +2,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Literal, final
 
@@ -11,13 +11,11 @@ from pydantic import Field
 from torch import Tensor
 
 from raftdiff import optimizer
-from raftdiff.devices import DTYPES
-from raftdiff.errors import UserError
 from raftdiff.llm.loading import LM
 from raftdiff.llm.network import Moment, Network
 from raftdiff.llm.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
 from raftdiff.llm.rows import Row, collate, drawn_with, laid_out, row_of, score
-from raftdiff.llm.steps import StepsConfig, attach, seeded, training
+from raftdiff.llm.steps import StepsConfig, attach, precision_of, seeded, training
 from raftdiff.seeds import fold
 from raftdiff.trainable import on_cpu
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
@@ -104,9 +102,7 @@ class LMFineTuner:
     def __init__(self, config: LMFineTunerConfig, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> None:
         self.config, self.lm, self.total_rounds = config, lm, max(1, total_rounds)
         self.objective: Objective = config.objective.build(max_tokens=max_tokens)
-        self.precision = DTYPES[config.precision] if config.precision else lm.dtype
-        if self.precision == torch.float16:
-            raise UserError("finetuner.precision: float16 needs its gradients scaled; use bfloat16 or float32.")
+        self.precision = precision_of(config, lm)
         self.trainable = attach(config, lm, seed=seed)
         parameters = self.trainable.parameters
         self.optimizer: torch.optim.Optimizer = (
@@ -114,7 +110,7 @@ class LMFineTuner:
             if config.optimizer == "adamw"
             else optimizer.rmsprop(parameters, config.learning_rate, config.weight_decay)
         )
-        self.network = Network(lm, self.precision, self._reference)
+        self.network = Network(lm, self.precision, self.trainable.passed_by)
         self.rounds = 0
         self.steps = 0
 
@@ -183,7 +179,7 @@ class LMFineTuner:
         old = {key: drawn_with(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
         reference: dict[Key, Tensor] = {}
         if needs.reference_model:
-            with self._reference(), self.network.computing():
+            with self.trainable.passed_by(), self.network.computing():
                 found = score(self.lm, list(rows.values()), batch_size=self.config.rows_per_pass)
             reference = dict(zip(rows, found, strict=True))
         return [
@@ -242,15 +238,6 @@ class LMFineTuner:
         """Within, the network holds the live weights, in training precision; afterwards the policy again."""
         frozen = torch.float32 if self.precision == torch.float32 else self.lm.dtype
         return training(self.trainable, self.lm.model, frozen, checkpointing=self.config.gradient_checkpointing)
-
-    @contextmanager
-    def _reference(self) -> Iterator[None]:
-        """While training, the base model for a moment."""
-        self.trainable.enable(False)
-        try:
-            yield
-        finally:
-            self.trainable.enable(True)
 
 
 def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:

@@ -20,7 +20,6 @@ from torch import Tensor
 
 from raftdiff import optimizer
 from raftdiff.config import Config
-from raftdiff.devices import DTYPES
 from raftdiff.errors import UserError
 from raftdiff.llm.actor import Actor, EntropyConfig, PtxConfig
 from raftdiff.llm.critic import Critic, CriticConfig
@@ -28,7 +27,7 @@ from raftdiff.llm.loading import LM
 from raftdiff.llm.ppo_losses import RewardScaler, adaptive_kl
 from raftdiff.llm.rollouts import Estimates, GaeConfig, Rollouts, estimate, figures, rollouts, step_advantages
 from raftdiff.llm.rows import Row, row_of
-from raftdiff.llm.steps import StepsConfig
+from raftdiff.llm.steps import StepsConfig, precision_of
 from raftdiff.llm.value_model import ValueModel
 from raftdiff.seeds import fold
 from raftdiff.trainable import Trainable
@@ -119,9 +118,7 @@ class PpoFineTuner:
         pretraining: Sequence[Row] = (),
     ) -> None:
         self.config, self.lm, self.total_rounds, self.pretraining = config, lm, max(1, total_rounds), pretraining
-        precision = DTYPES[config.precision] if config.precision else lm.dtype
-        if precision == torch.float16:
-            raise UserError("finetuner.precision: float16 needs its gradients scaled; use bfloat16 or float32.")
+        precision = precision_of(config, lm)
         self.actor = Actor(config, lm, learning_rate=config.learning_rate, precision=precision, seed=seed)
         self.critic = Critic(config.critic, config, critic, precision=precision, seed=seed)
         self.scaler, self.beta = RewardScaler(), config.kl.beta

@@ -10,7 +10,7 @@ from torch import nn
 
 from raftdiff import optimizer
 from raftdiff.config import Config
-from raftdiff.devices import DType
+from raftdiff.devices import DTYPES, DType
 from raftdiff.errors import UserError
 from raftdiff.llm.loading import LM
 from raftdiff.seeds import fold
@@ -56,6 +56,18 @@ class StepsConfig(AdapterConfig):
     betas: tuple[float, float] = (0.9, 0.999)
     precision: DType | None = None
     """What training computes in; None takes the model's dtype. Trained weights and their state are float32 always."""
+
+
+def precision_of(config: StepsConfig, lm: LM) -> torch.dtype:
+    """What training computes in.
+
+    Raises:
+        UserError: float16, in which small gradients vanish.
+    """
+    found = DTYPES[config.precision] if config.precision else lm.dtype
+    if found == torch.float16:
+        raise UserError("finetuner.precision: float16 needs its gradients scaled; use bfloat16 or float32.")
+    return found
 
 
 def attach(config: AdapterConfig, lm: LM, *, seed: int, heads: Mapping[str, nn.Module] | None = None) -> Trainable:

@@ -146,6 +146,15 @@ class Trainable:
             self._pass_by(self._merges)
             self._changed()
 
+    @contextmanager
+    def passed_by(self) -> Iterator[None]:
+        """While training, the base model for a moment."""
+        self.enable(False)
+        try:
+            yield
+        finally:
+            self.enable(True)
+
     def enable(self, on: bool) -> None:
         """While training, switch between what is trained and the base: a LoRA is passed by, other weights swapped."""
         self._pass_by(not on)

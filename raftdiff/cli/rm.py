@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
-from raftdiff.config import differing, plain
 from raftdiff.disk import write_text
 from raftdiff.errors import UserError
 from raftdiff.llm import preferences
@@ -21,22 +21,24 @@ from raftdiff.provenance import provenance
 from raftdiff.recipe import locate, resolve
 from raftdiff.report import duration
 from raftdiff.reward_evaluation import evaluation, look
-from raftdiff.reward_recipe import RewardRecipe, divided, load_reward_recipe, reward_recipe_of, weights
+from raftdiff.reward_recipe import divided, load_reward_recipe, reward_recipe_of, weights
 from raftdiff.reward_report import Side, table, write_evaluation
 from raftdiff.reward_runs import RewardParts, assemble_reward, train
 from raftdiff.reward_strength import figures, lines, measure, measured
-from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.runs import Run
 from raftdiff.strength_report import write_strength
-from raftdiff.tracking import Tracker
 from raftdiff.types import Round
 
+KIND = opening.Kind(
+    lambda name, overrides: load_reward_recipe(locate(name), overrides), reward_recipe_of, "llm rm train"
+)
 ROWS = 64
 """Answers through the network at once, where no recipe says how many."""
 
 
 def train_model(args: argparse.Namespace) -> None:
     """Run what is missing of a reward model's training, and write the model."""
-    run, recipe = open_run(args)
+    run, recipe = opening.open_run(args, KIND)
     with run.locked(recipe):
         run.bind(weights(recipe))
         loop(run, assemble_reward(recipe))
@@ -45,47 +47,13 @@ def train_model(args: argparse.Namespace) -> None:
     print(f"as a reward: {{type: reward_model, model: {run.path}}}")
 
 
-def open_run(args: argparse.Namespace) -> tuple[Run, RewardRecipe]:
-    """The run that the arguments name: one to continue, or a recipe's, begun where it does not exist yet.
-
-    Raises:
-        UserError: a run is continued with another recipe, or nothing is there.
-    """
-    if not (Path(args.recipe) / "run.json").is_file():
-        recipe = load_reward_recipe(locate(args.recipe), args.overrides)
-        path = args.out or Run.default_path(args.runs, recipe.name, recipe)
-        return Run.create(path, recipe, seed=recipe.loop.seed), recipe
-    if args.out is not None:
-        raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
-    run = Run.open(Path(args.recipe))
-    recipe = reward_recipe_of(run)
-    changed = load_reward_recipe(run.path / "recipe.yaml", args.overrides) if args.overrides else recipe
-    if keys := differing(plain(recipe), plain(changed), NOT_IDENTITY):
-        raise UserError(
-            f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
-            f"Begin a new run with: raftdiff llm rm train {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
-        )
-    return run, changed
-
-
 def loop(run: Run, parts: RewardParts) -> None:
     """Consume the parts of the training: show a line each, log, track."""
     wanted, done = parts.recipe.loop.rounds, run.rounds_done()
     held_out = f"{len(parts.held_out)} held out" if parts.held_out else "none held out"
     print(f"{run.path}: " + (f"continuing after part {done}" if done else f"{wanted} parts"), end=", ")
     print(f"{len(parts.pairs)} pairs, {held_out}")
-    bars, tracker = Bars(wanted), Tracker(parts.recipe.logging.tracker, run, plain(parts.recipe))
-    began = time.monotonic()
-    try:
-        for finished in train(run, parts, bars):
-            bars.close()
-            spent = (time.monotonic() - began) / (finished.index + 1 - done)
-            print(part_line(finished, wanted, spent * (wanted - finished.index - 1)), flush=True)
-            run.log("part", round=finished.index)
-            tracker.log(finished)
-    finally:
-        bars.close()
-        tracker.close()
+    opening.follow(run, parts.recipe, lambda bars: train(run, parts, bars), part_line, event="part")
 
 
 def part_line(finished: Round, parts: int, seconds_left: float) -> str:

@@ -298,11 +298,8 @@ class DiffusionFineTuner:
 
     def _predict_base(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
         """What the base says. The caption is embedded by the text encoder as it is now."""
-        self.trainable.enable(False)
-        try:
+        with self.trainable.passed_by():
             return self._predict(xt, timesteps, embeddings)
-        finally:
-            self.trainable.enable(True)
 
     @contextmanager
     def _training(self) -> Iterator[None]:

@@ -1,0 +1,83 @@
+"""Begin a run or take one up, and follow its rounds: the same for recipes of every kind."""
+
+import argparse
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raftdiff.cli.show import Bars
+from raftdiff.config import differing, plain
+from raftdiff.errors import UserError
+from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.tracking import Tracker
+from raftdiff.types import Round
+
+
+class Kind(NamedTuple):
+    """What sets recipes of one kind apart on the command line."""
+
+    read: Callable[[str, list[str]], Any]
+    """A recipe's name or file, with overrides, as a recipe."""
+    of: Callable[[Run], Any]
+    """What a run was begun with."""
+    command: str
+    """What begins a run, after ``raftdiff``."""
+
+
+def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
+    """The run that the arguments name: one to continue, or a recipe's, begun where it does not exist yet.
+
+    Raises:
+        UserError: a run is continued with another recipe, or nothing is there.
+    """
+    if (Path(args.recipe) / "run.json").is_file():
+        if args.out is not None:
+            raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
+        return existing_run(args, kind)
+    recipe = kind.read(args.recipe, args.overrides)
+    path = args.out or Run.default_path(args.runs, recipe.name, recipe)
+    return Run.create(path, recipe, seed=recipe.loop.seed), recipe
+
+
+def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = ()) -> tuple[Run, Any]:
+    """A run and its recipe, in which the overrides may change where it runs, and the keys in ``free``.
+
+    Raises:
+        UserError: there is no such run, or the overrides change what the run is.
+    """
+    run = Run.open(Path(args.recipe))
+    recipe = kind.of(run)
+    if not args.overrides:
+        return run, recipe
+    changed = kind.read(str(run.path / "recipe.yaml"), args.overrides)
+    if keys := differing(plain(recipe), plain(changed), (*NOT_IDENTITY, *free)):
+        raise UserError(
+            f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
+            f"Begin a new run with: raftdiff {kind.command} {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
+        )
+    return run, changed
+
+
+def follow(
+    run: Run,
+    recipe: Any,
+    rounds: Callable[[Bars], Iterator[Round]],
+    line: Callable[[Round, int, float], str],
+    *,
+    event: str,
+) -> None:
+    """Consume the rounds: show a ``line`` each (of the round, of how many, and of the seconds left), log, track."""
+    wanted, done = recipe.loop.rounds, run.rounds_done()
+    bars, tracker = Bars(wanted), Tracker(recipe.logging.tracker, run, plain(recipe))
+    began = time.monotonic()
+    try:
+        for finished in rounds(bars):
+            bars.close()
+            spent = (time.monotonic() - began) / (finished.index + 1 - done)
+            print(line(finished, wanted, spent * (wanted - finished.index - 1)), flush=True)
+            run.log(event, round=finished.index)
+            tracker.log(finished)
+    finally:
+        bars.close()
+        tracker.close()
