@@ -6,9 +6,9 @@ from typing import Literal
 from safetensors import SafetensorError
 
 from raftdiff.errors import UserError
-from raftdiff.llm.finetuner import LMFineTuner
-from raftdiff.llm.loading import LM
-from raftdiff.llm.ppo import PpoFineTuner
+from raftdiff.llm.learning.finetuner import LMFineTuner
+from raftdiff.llm.model.loading import LM
+from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.trainable import merged
 
 Format = Literal["peft", "merged"]

@@ -10,9 +10,9 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.llm import metrics
-from raftdiff.llm.loading import LM
-from raftdiff.llm.rows import Row, row_of, score
+from raftdiff.llm import diversity as metrics
+from raftdiff.llm.model.loading import LM
+from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.types import Key, Sample
 
 Base = Callable[[], AbstractContextManager[None]]

@@ -9,8 +9,8 @@ from pydantic import Field
 
 from raftdiff.config import Config
 from raftdiff.llm.figures import Base, Distances
-from raftdiff.llm.loading import LM, LMConfig, load
-from raftdiff.llm.rows import Row, checked, row_of, score
+from raftdiff.llm.model.loading import LM, LMConfig, load
+from raftdiff.llm.model.rows import Row, checked, row_of, score
 from raftdiff.types import Sample
 
 

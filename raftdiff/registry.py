@@ -22,7 +22,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "labels": "raftdiff.rewards.labels:LabelsConfig",
-        "reward_model": "raftdiff.llm.reward_model:CaptionRewardConfig",
+        "reward_model": "raftdiff.llm.reward_models.reward:CaptionRewardConfig",
     },
     "text_rewards": {
         "sentiment": "raftdiff.rewards.sentiment:SentimentConfig",
@@ -38,7 +38,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "labels": "raftdiff.rewards.labels:LabelsConfig",
         "kl": "raftdiff.llm.likelihood:KlConfig",
         "likelihood": "raftdiff.llm.likelihood:LikelihoodConfig",
-        "reward_model": "raftdiff.llm.reward_model:RewardModelConfig",
+        "reward_model": "raftdiff.llm.reward_models.reward:RewardModelConfig",
         "review": "raftdiff.embedded.review_reward:ReviewConfig",
     },
     "selectors": {

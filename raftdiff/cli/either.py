@@ -5,14 +5,14 @@ from typing import Any, TypeAlias
 
 from raftdiff.comparison import load_round
 from raftdiff.devices import find_device
+from raftdiff.llm.assembly import TextAssembly, assemble_text
+from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
+from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
 from raftdiff.recipe import Assembly, Recipe, assemble, build_ranker, is_text, load_recipe, locate, recipe_of, weights
 from raftdiff.runs import Run
 from raftdiff.stages import Parts
-from raftdiff.text_assembly import TextAssembly, assemble_text
-from raftdiff.text_recipe import TextRecipe, load_text_recipe, text_recipe_of
-from raftdiff.text_recipe import weights as text_weights
 from raftdiff.types import FineTuner, Prompt, State
 
 AnyRecipe: TypeAlias = Recipe | TextRecipe

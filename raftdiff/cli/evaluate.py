@@ -12,13 +12,13 @@ from raftdiff.cli.train import existing_run
 from raftdiff.comparison import compare, evaluation_prompts, write
 from raftdiff.disk import read_json_lines
 from raftdiff.errors import UserError
+from raftdiff.llm.assembly import TextAssembly
+from raftdiff.llm.comparison import compare as compare_texts
+from raftdiff.llm.comparison import evaluation_texts
+from raftdiff.llm.comparison import write as write_texts
 from raftdiff.recipe import Recipe
 from raftdiff.runs import Run
 from raftdiff.tables import side_by_side, table
-from raftdiff.text_assembly import TextAssembly
-from raftdiff.text_comparison import compare as compare_texts
-from raftdiff.text_comparison import evaluation_texts
-from raftdiff.text_comparison import write as write_texts
 from raftdiff.types import Prompt
 
 ANSWERS = 4

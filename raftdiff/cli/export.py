@@ -6,7 +6,7 @@ from raftdiff.cli.either import prepared
 from raftdiff.cli.train import existing_run
 from raftdiff.comparison import load_round
 from raftdiff.errors import UserError
-from raftdiff.text_assembly import TextAssembly
+from raftdiff.llm.assembly import TextAssembly
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",

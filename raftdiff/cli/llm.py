@@ -10,15 +10,15 @@ from raftdiff.config import check
 from raftdiff.disk import read_json_lines
 from raftdiff.errors import UserError
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
+from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipe import resolve
 from raftdiff.runs import Run
-from raftdiff.text_recipe import text_recipe_of
 from raftdiff.types import Prompt, Sample
 
 
 def compare(args: argparse.Namespace) -> None:
     """Several methods at the same generation budget, in one table."""
-    from raftdiff.methods import METHODS, first_reward, rounds_of, run_method, table
+    from raftdiff.llm.methods import METHODS, first_reward, rounds_of, run_method, table
 
     methods = args.methods.split(",") if args.methods else list(METHODS)
     size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}

@@ -11,15 +11,15 @@ from raftdiff.cli import rm, train
 from raftdiff.cli.either import load_weights, prepared
 from raftdiff.cli.evaluate import measure
 from raftdiff.disk import read_json, sync_all, write_text
+from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
-from raftdiff.pipeline import Stage, begin, check, load_pipeline, stages
+from raftdiff.llm.pipeline import Stage, begin, check, load_pipeline, stages
+from raftdiff.llm.recipe import TextRecipe
+from raftdiff.llm.reward_runs.recipe import RewardRecipe
+from raftdiff.llm.reward_runs.recipe import weights as reward_weights
+from raftdiff.llm.reward_runs.training import assemble_reward
 from raftdiff.recipe import locate
-from raftdiff.reward_recipe import RewardRecipe
-from raftdiff.reward_recipe import weights as reward_weights
-from raftdiff.reward_runs import assemble_reward
 from raftdiff.runs import Run
-from raftdiff.text_assembly import TextAssembly
-from raftdiff.text_recipe import TextRecipe
 
 
 class Outcome(NamedTuple):

@@ -11,22 +11,22 @@ from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
 from raftdiff.disk import write_text
 from raftdiff.errors import UserError
-from raftdiff.llm import preferences
-from raftdiff.llm.data import DataConfig
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.preferences import Comparison, PairsConfig
-from raftdiff.llm.reward_model import MODEL, reward_folder
-from raftdiff.llm.value_model import load_value_model
+from raftdiff.llm.data import preferences
+from raftdiff.llm.data.preferences import Comparison, PairsConfig
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.reward_models.reward import MODEL, reward_folder
+from raftdiff.llm.reward_models.value_model import load_value_model
+from raftdiff.llm.reward_runs.ensemble import figures, lines, measure, measured
+from raftdiff.llm.reward_runs.evaluation import evaluation, look
+from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, reward_recipe_of, weights
+from raftdiff.llm.reward_runs.report import Side, table, write_evaluation
+from raftdiff.llm.reward_runs.strength_report import write_strength
+from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, train
 from raftdiff.provenance import provenance
 from raftdiff.recipe import locate, resolve
 from raftdiff.report import duration
-from raftdiff.reward_evaluation import evaluation, look
-from raftdiff.reward_recipe import divided, load_reward_recipe, reward_recipe_of, weights
-from raftdiff.reward_report import Side, table, write_evaluation
-from raftdiff.reward_runs import RewardParts, assemble_reward, train
-from raftdiff.reward_strength import figures, lines, measure, measured
 from raftdiff.runs import Run
-from raftdiff.strength_report import write_strength
 from raftdiff.types import Round
 
 KIND = opening.Kind(

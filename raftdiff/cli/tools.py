@@ -49,10 +49,10 @@ def recipes(args: argparse.Namespace) -> None:
 
 
 def schema(args: argparse.Namespace) -> None:
-    from raftdiff.pipeline import PipelineRecipe
+    from raftdiff.llm.pipeline import PipelineRecipe
+    from raftdiff.llm.recipe import TextRecipe
+    from raftdiff.llm.reward_runs.recipe import RewardRecipe
     from raftdiff.recipe import Recipe
-    from raftdiff.reward_recipe import RewardRecipe
-    from raftdiff.text_recipe import TextRecipe
 
     known: dict[str, type[Config]] = {
         "image": Recipe,

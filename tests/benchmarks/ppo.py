@@ -21,13 +21,13 @@ import numpy as np
 
 from raftdiff.disk import read_json, write_text
 from raftdiff.errors import UserError
-from raftdiff.methods import rounds_of
+from raftdiff.llm.assembly import assemble_text
+from raftdiff.llm.methods import rounds_of
+from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.provenance import provenance
 from raftdiff.raft import raft
 from raftdiff.recipe import locate, recipes
 from raftdiff.runs import Run
-from raftdiff.text_assembly import assemble_text
-from raftdiff.text_recipe import load_text_recipe
 from raftdiff.watching import warnings
 
 TRAINED, TRUE = "learnt", "review"

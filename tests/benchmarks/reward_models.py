@@ -25,19 +25,13 @@ from raftdiff.calibration import mixing
 from raftdiff.disk import write_text
 from raftdiff.embedded import reviews
 from raftdiff.embedded.review_preferences import own_answers, preferences
-from raftdiff.llm.contrast import SimcseConfig, SwavConfig
-from raftdiff.llm.data import DataConfig
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.meta import MetaConfig
-from raftdiff.llm.preferences import Comparison
-from raftdiff.llm.reward_tuner import RewardTuner, RewardTunerConfig, features
-from raftdiff.llm.rows import Row
-from raftdiff.llm.value_model import ValueModel, load_value_model, save_value_model, score_rows, value_row
-from raftdiff.policy_pool import Answered, answered
-from raftdiff.recipe import resolve
-from raftdiff.reward_recipe import PolicyPoolConfig
-from raftdiff.seeds import fold
-from raftdiff.strength import (
+from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.rows import Row
+from raftdiff.llm.reward_models.contrast import SimcseConfig, SwavConfig
+from raftdiff.llm.reward_models.meta import MetaConfig
+from raftdiff.llm.reward_models.strength import (
     Annotation,
     FlipConfig,
     FlipMarginConfig,
@@ -47,6 +41,12 @@ from raftdiff.strength import (
     plain,
     strength,
 )
+from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, features
+from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model, score_rows, value_row
+from raftdiff.llm.reward_runs.policy_pool import Answered, answered
+from raftdiff.llm.reward_runs.recipe import PolicyPoolConfig
+from raftdiff.recipe import resolve
+from raftdiff.seeds import fold
 from raftdiff.types import Prompt, silent
 
 PAIRS, TEST, EPOCHS, LONG = 400, 400, 3, 8

@@ -27,9 +27,9 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.disk import read_json_lines
+from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.runs import Run
 from raftdiff.statistics import Estimate, mean_std_ci, paired_difference, win_rate
-from raftdiff.text_recipe import text_recipe_of
 
 Vectors = Float[np.ndarray, "texts width"]
 

@@ -18,9 +18,9 @@ from raftdiff.config import Config, check
 from raftdiff.embedded import reviews
 from raftdiff.errors import UserError
 from raftdiff.examples import ANSWERS, answer_samples, reward_samples
-from raftdiff.llm import tiny
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.value_model import load_value_model, save_value_model
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.reward_models.value_model import load_value_model, save_value_model
 from raftdiff.runs import Run
 from raftdiff.testing import check_reward
 from raftdiff.types import Prompt, Sample

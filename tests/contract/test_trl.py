@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from raftdiff.advantages import dr_grpo, grpo, kl_corrected, rloo
-from raftdiff.llm.policy_gradient import clipped_objective
-from raftdiff.llm.preference import (
+from raftdiff.llm.learning.policy_gradient import clipped_objective
+from raftdiff.llm.learning.preference_losses import (
     dpo,
     hinge,
     ipo,
@@ -25,7 +25,7 @@ from raftdiff.llm.preference import (
     robust_dpo,
     simpo,
 )
-from raftdiff.llm.tokens import aggregate, entropy, log_probabilities, means, sums
+from raftdiff.llm.model.tokens import aggregate, entropy, log_probabilities, means, sums
 
 with warnings.catch_warnings():  # what importing somebody else's package warns of is not our failure
     warnings.simplefilter("ignore")

@@ -13,9 +13,10 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.disk import read_json_lines
-from raftdiff.llm import data, tiny
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.model import tiny
+from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.recipe import recipes
-from raftdiff.text_recipe import load_text_recipe
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -16,7 +16,7 @@ import pytest
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
-from raftdiff.llm import tiny
+from raftdiff.llm.model import tiny
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps", "fun", "flat")
 POLICY = """

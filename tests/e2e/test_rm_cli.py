@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
 from raftdiff.labels import Ballot, Pair
-from raftdiff.llm import tiny
+from raftdiff.llm.model import tiny
 from raftdiff.runs import Run
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps", "so")
@@ -130,7 +130,7 @@ def test_two_models_on_the_same_pairs(recipe: Path, capsys: pytest.CaptureFixtur
 def test_a_killed_training_continues_to_the_same_bits(recipe: Path) -> None:
     assert main(["llm", "rm", "train", str(recipe), "--out", "finished"]) == 0
     program = (
-        "import sys, time; import raftdiff.reward_runs as runs; from raftdiff.cli.main import main; "
+        "import sys, time; import raftdiff.llm.reward_runs.training as runs; from raftdiff.cli.main import main; "
         "say = runs._validated; "
         "runs._validated = lambda parts: (time.sleep(0.5), say(parts))[1]; main(sys.argv[1:])"
     )  # as the real one, but every part takes its time before it is written

@@ -7,7 +7,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.embedded import reviews
-from raftdiff.llm import tiny
+from raftdiff.llm.model import tiny
 from raftdiff.recipe import medium_of, recipes
 
 PAIRS = Path(__file__).parents[2] / "configs" / "prompts" / "reviews_noisy_pairs.jsonl"

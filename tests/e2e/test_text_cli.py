@@ -16,8 +16,9 @@ from safetensors.torch import load_file
 from raftdiff.cli.main import main
 from raftdiff.entries import found
 from raftdiff.labels import Ballot, candidate_pairs, evaluation_pairs
-from raftdiff.llm import data, tiny
-from raftdiff.llm.data import DataConfig
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model import tiny
 from raftdiff.runs import Run
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps")

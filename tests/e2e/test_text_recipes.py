@@ -7,7 +7,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.embedded import reviews
-from raftdiff.llm import tiny
+from raftdiff.llm.model import tiny
 from raftdiff.recipe import is_text, recipes
 
 ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}

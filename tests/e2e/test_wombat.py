@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.llm import tiny
+from raftdiff.llm.model import tiny
 
 WORDS = ("Rain", "is", "water", "that", "falls", "from", "clouds", "snow", "cold", "and", "white", "the", "sky")
 

@@ -10,12 +10,12 @@ from jaxtyping import Float32
 
 from raftdiff.config import Config, check
 from raftdiff.lessons import AllConfig
-from raftdiff.llm import tiny
-from raftdiff.llm.generation import DecodingConfig
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.ppo import PpoConfig
-from raftdiff.llm.rollouts import written_rows
-from raftdiff.llm.sampler import LMSampler
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.ppo.finetuner import PpoConfig
+from raftdiff.llm.ppo.rollouts import written_rows
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker

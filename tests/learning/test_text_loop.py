@@ -10,11 +10,11 @@ from jaxtyping import Float32
 
 from raftdiff.config import Config
 from raftdiff.lessons import AdvantageConfig, BestWorstConfig, RankedConfig, SoftmaxConfig, ThresholdConfig
-from raftdiff.llm import tiny
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.generation import DecodingConfig
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.sampler import LMSampler
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker

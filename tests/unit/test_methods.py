@@ -9,10 +9,10 @@ import pytest
 
 from raftdiff.embedded import reviews
 from raftdiff.errors import UserError
-from raftdiff.llm import tiny
-from raftdiff.methods import Outcome, rounds_of, run_method, table
+from raftdiff.llm.methods import Outcome, rounds_of, run_method, table
+from raftdiff.llm.model import tiny
+from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.recipe import locate
-from raftdiff.text_recipe import load_text_recipe
 
 SIX = ("raft", "rrhf", "dpo", "grpo", "ppo", "ppo_max")
 AGAINST = ("ranker.rewards=[{type: reward_model, model: some/folder}]", "evaluation.rewards=[{type: review}]")

@@ -8,9 +8,9 @@ import pytest
 from raftdiff.config import read
 from raftdiff.embedded import reviews
 from raftdiff.errors import UserError
-from raftdiff.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
+from raftdiff.llm.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
+from raftdiff.llm.recipe import TextRecipe
 from raftdiff.recipe import load_recipe, locate
-from raftdiff.text_recipe import TextRecipe
 
 POLICY = """
 media: text

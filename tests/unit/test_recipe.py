@@ -9,12 +9,12 @@ import pytest
 from raftdiff.cli.main import main
 from raftdiff.config import dump, plain
 from raftdiff.errors import UserError
-from raftdiff.llm import data
-from raftdiff.pipeline import check, load_pipeline
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.pipeline import check, load_pipeline
+from raftdiff.llm.recipe import load_text_recipe
+from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
 from raftdiff.prompts import build
 from raftdiff.recipe import Recipe, is_text, load_recipe, medium_of, recipes
-from raftdiff.reward_recipe import divided, load_reward_recipe
-from raftdiff.text_recipe import load_text_recipe
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2")

@@ -8,10 +8,10 @@ import pytest
 
 from raftdiff.config import dump, plain
 from raftdiff.errors import UserError
-from raftdiff.llm.preferences import Comparison
+from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.recipe import load_text_recipe
+from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, split, strengths
 from raftdiff.recipe import load_recipe, medium_of, recipes
-from raftdiff.reward_recipe import divided, load_reward_recipe, split, strengths
-from raftdiff.text_recipe import load_text_recipe
 from raftdiff.types import Prompt
 
 RECIPE = """

@@ -11,20 +11,21 @@ import torch
 from safetensors.torch import load_file
 
 from raftdiff.errors import UserError
-from raftdiff.llm import preferences, tiny
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.reward_model import MODEL, reward_folder
-from raftdiff.llm.reward_tuner import differences
-from raftdiff.llm.value_model import load_value_model
+from raftdiff.llm.data import preferences
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.reward_models.reward import MODEL, reward_folder
+from raftdiff.llm.reward_models.tuner import differences
+from raftdiff.llm.reward_models.value_model import load_value_model
+from raftdiff.llm.reward_runs.ensemble import figures as strength_figures
+from raftdiff.llm.reward_runs.ensemble import lines, measure, measured
+from raftdiff.llm.reward_runs.evaluation import evaluation, length, look
+from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe, weights
+from raftdiff.llm.reward_runs.report import Side, headline, remarks, write_evaluation
+from raftdiff.llm.reward_runs.strength_report import write_strength
+from raftdiff.llm.reward_runs.training import assemble_reward, figures, train
 from raftdiff.progress import Quiet
-from raftdiff.reward_evaluation import evaluation, length, look
-from raftdiff.reward_recipe import RewardRecipe, load_reward_recipe, weights
-from raftdiff.reward_report import Side, headline, remarks, write_evaluation
-from raftdiff.reward_runs import assemble_reward, figures, train
-from raftdiff.reward_strength import figures as strength_figures
-from raftdiff.reward_strength import lines, measure, measured
 from raftdiff.runs import Run
-from raftdiff.strength_report import write_strength
 
 WORDS = ("the", "film", "dog", "is", "good", "bad", "dull", "fine", "so", "very")
 RECIPE = """

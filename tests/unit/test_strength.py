@@ -7,7 +7,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from raftdiff.errors import UserError
-from raftdiff.strength import (
+from raftdiff.llm.reward_models.strength import (
     DenoiseConfig,
     FlipConfig,
     FlipMarginConfig,

@@ -14,8 +14,8 @@ from raftdiff.config import Config
 from raftdiff.entries import found, of_evaluation, of_round, prompt_of
 from raftdiff.errors import UserError
 from raftdiff.labels import Ballot, Pair, ballots, candidate_pairs, evaluation_pairs, points, preferences, tally
-from raftdiff.llm import data
-from raftdiff.llm.data import DataConfig
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.rewards.labels import LabelsConfig
 from raftdiff.runs import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection

@@ -4,8 +4,8 @@ import pytest
 import torch
 from torch import nn
 
-from raftdiff.llm import tiny
-from raftdiff.llm.loading import LMConfig, load
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.trainable import Trainable, add_lora
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raftdiff.llm import tiny
-from raftdiff.llm.loading import LM, LMConfig, load
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LM, LMConfig, load
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long", "Human", ":", "yes", "no")
 EPSILON = 1e-6

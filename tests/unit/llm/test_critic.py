@@ -5,13 +5,13 @@ import torch
 
 from raftdiff.config import check
 from raftdiff.errors import UserError
-from raftdiff.llm import tiny
-from raftdiff.llm.critic import Critic, CriticConfig
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.rollouts import Estimates, Rollouts
-from raftdiff.llm.rows import Row, collate
-from raftdiff.llm.steps import StepsConfig
-from raftdiff.llm.value_model import ValueModel, load_value_model, save_value_model
+from raftdiff.llm.learning.steps import StepsConfig
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.rows import Row, collate
+from raftdiff.llm.ppo.critic import Critic, CriticConfig
+from raftdiff.llm.ppo.rollouts import Estimates, Rollouts
+from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model
 from raftdiff.types import silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")
@@ -234,7 +234,7 @@ def test_an_encoder_is_refused(folder, tmp_path, monkeypatch):
     rewarding = load_value_model(base(folder), str)
     save_value_model(tmp_path / "model", rewarding, {})
     both = ValueModel(rewarding.lm, rewarding.head, causal=False)
-    monkeypatch.setattr("raftdiff.llm.critic.load_value_model", lambda *_, **__: both)
+    monkeypatch.setattr("raftdiff.llm.ppo.critic.load_value_model", lambda *_, **__: both)
     with pytest.raises(UserError, match="reads an answer as a whole"):
         CriticConfig(model=str(tmp_path / "model")).open(base(folder), load(base(folder), str), str, seed=0)
 

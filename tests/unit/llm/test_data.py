@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data import DataConfig, build, rows, sealed
+from raftdiff.llm.data.prompts import DataConfig, build, rows, sealed
 from raftdiff.types import Prompt
 
 HERE = Path()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.embeddings import keep_gold, neftune, scheduled, teacher_forcing_probability
+from raftdiff.llm.learning.embeddings import keep_gold, neftune, scheduled, teacher_forcing_probability
 
 
 def mask_of(*lengths, tokens):

@@ -7,8 +7,8 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.llm.export import export
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.generation import DecodingConfig, generate
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.sampling.generation import DecodingConfig, generate
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 # peft asks transformers in words that its latest version deprecates
@@ -53,7 +53,7 @@ def test_an_adapter_names_the_folder_of_its_base_and_not_the_name_in_the_recipe(
     """A model that ships has a name that only raftdiff knows."""
     from peft import AutoPeftModelForCausalLM
 
-    from raftdiff.llm.loading import LMConfig, load
+    from raftdiff.llm.model.loading import LMConfig, load
 
     tuner = tuned("review-lm", lambda base, **o: load(LMConfig(base=base, device="cpu", **o), lambda n: str(lm_folder)))
     out = export(tuner, "peft", tmp_path / "out")

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from raftdiff.llm.figures import Distances, describe, diversity, perplexity
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.generation import DecodingConfig
-from raftdiff.llm.rows import Row, row_of, score
-from raftdiff.llm.sampler import LMSampler
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.model.rows import Row, row_of, score
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
 

@@ -8,8 +8,8 @@ import torch
 
 from raftdiff.dialogue import cut
 from raftdiff.errors import UserError
-from raftdiff.llm.generation import DecodingConfig, Ending, generate, search
-from raftdiff.llm.rows import Row, score
+from raftdiff.llm.model.rows import Row, score
+from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, search
 from raftdiff.seeds import fold
 
 PROMPTS = [[1, 4, 5], [1, 7], [1, 4, 5, 6, 8, 9, 10, 11, 5, 4], [1], [1, 9, 9, 9, 9, 9]]

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data import DataConfig, build
-from raftdiff.llm.given import DatasetSampler, DatasetSamplerConfig, FolderSampler, FolderSamplerConfig
+from raftdiff.llm.data.prompts import DataConfig, build
+from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSampler, FolderSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing import check_sampler
 from raftdiff.types import Prompt, Sample, Sampler

@@ -6,14 +6,22 @@ import shutil
 import pytest
 import torch
 
-from raftdiff.llm import tiny
-from raftdiff.llm.embeddings import teacher_forcing_probability
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.hooks import DrpConfig, NeftuneConfig, NoEmbedding, ScheduledConfig, TrcConfig, inputs, row_losses
-from raftdiff.llm.ift import mix_hard, mix_soft, relation_loss
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.network import Moment, Network
-from raftdiff.llm.rows import Row, collate
+from raftdiff.llm.learning.embeddings import teacher_forcing_probability
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.learning.hooks import (
+    DrpConfig,
+    NeftuneConfig,
+    NoEmbedding,
+    ScheduledConfig,
+    TrcConfig,
+    inputs,
+    row_losses,
+)
+from raftdiff.llm.learning.ift import mix_hard, mix_soft, relation_loss
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.network import Moment, Network
+from raftdiff.llm.model.rows import Row, collate
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")
@@ -225,7 +233,7 @@ def test_the_share_of_gold_falls_with_the_steps_of_all_rounds(folder):
         return teacher_forcing_probability(kind, step, **options)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("raftdiff.llm.hooks.teacher_forcing_probability", spy)
+        patch.setattr("raftdiff.llm.learning.hooks.teacher_forcing_probability", spy)
         first = tuner(folder, embedding, rows_per_pass=1)
         fit(first, repeats=2)
         other = tuner(folder, embedding, rows_per_pass=1)

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.ift import mix_hard, mix_soft, mixing_weight, relation_loss, relation_weights
-from raftdiff.llm.tokens import aggregate
+from raftdiff.llm.learning.ift import mix_hard, mix_soft, mixing_weight, relation_loss, relation_weights
+from raftdiff.llm.model.tokens import aggregate
 
 LP = torch.tensor([[-0.5, -1.0, -0.25]], dtype=torch.float64)
 ALL = torch.ones(1, 3, dtype=torch.bool)

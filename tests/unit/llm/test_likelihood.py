@@ -9,11 +9,11 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.llm.figures import Distances
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.generation import DecodingConfig
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig, KlReward, LikelihoodConfig, LikelihoodReward
-from raftdiff.llm.rows import row_of, score
-from raftdiff.llm.sampler import LMSampler
+from raftdiff.llm.model.rows import row_of, score
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.ranking import Ranker
 from raftdiff.selection import BestOfK
 from raftdiff.testing import check_reward

@@ -10,8 +10,8 @@ import torch
 
 from raftdiff.dialogue import messages
 from raftdiff.errors import UserError
-from raftdiff.llm.generation import DecodingConfig, generate
-from raftdiff.llm.loading import ALPACA, LMConfig, load
+from raftdiff.llm.model.loading import ALPACA, LMConfig, load
+from raftdiff.llm.sampling.generation import DecodingConfig, generate
 from raftdiff.types import Prompt
 
 

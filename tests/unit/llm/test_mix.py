@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.given import DatasetSampler
-from raftdiff.llm.mix import MixPartConfig, MixSampler, MixSamplerConfig
+from raftdiff.llm.sampling.given import DatasetSampler
+from raftdiff.llm.sampling.mix import MixPartConfig, MixSampler, MixSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing import check_sampler
 from raftdiff.types import Prompt, Sample, Sampler, Source

@@ -8,15 +8,16 @@ import pytest
 import torch
 
 from raftdiff.lessons import RankedConfig
-from raftdiff.llm import preference, tiny
-from raftdiff.llm.finetuner import LMFineTunerConfig
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.network import Moment, Network
-from raftdiff.llm.objectives import Lesson, Whole
-from raftdiff.llm.policy_gradient import clipped_objective
-from raftdiff.llm.rows import Batch, Row, collate, row_of, score
-from raftdiff.llm.rrhf import rank_loss, rrhf
-from raftdiff.llm.tokens import aggregate, means, sums
+from raftdiff.llm.learning import preference_losses as preference
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.learning.objectives import Lesson, Whole
+from raftdiff.llm.learning.policy_gradient import clipped_objective
+from raftdiff.llm.learning.rrhf import rank_loss, rrhf
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.network import Moment, Network
+from raftdiff.llm.model.rows import Batch, Row, collate, row_of, score
+from raftdiff.llm.model.tokens import aggregate, means, sums
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

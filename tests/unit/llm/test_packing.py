@@ -7,12 +7,12 @@ import torch
 
 from raftdiff.config import check
 from raftdiff.errors import UserError
-from raftdiff.llm import tiny
-from raftdiff.llm.finetuner import LMFineTuner, LMFineTunerConfig
-from raftdiff.llm.loading import LM, LMConfig, load
-from raftdiff.llm.network import Network
-from raftdiff.llm.packing import pack, packed_lp
-from raftdiff.llm.rows import Row, collate
+from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LM, LMConfig, load
+from raftdiff.llm.model.network import Network
+from raftdiff.llm.model.packing import pack, packed_lp
+from raftdiff.llm.model.rows import Row, collate
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "long", "and")

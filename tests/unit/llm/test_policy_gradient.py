@@ -5,8 +5,8 @@ import math
 import pytest
 import torch
 
-from raftdiff.llm.policy_gradient import clipped_objective
-from raftdiff.llm.tokens import aggregate, kl_estimates, sums
+from raftdiff.llm.learning.policy_gradient import clipped_objective
+from raftdiff.llm.model.tokens import aggregate, kl_estimates, sums
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
 

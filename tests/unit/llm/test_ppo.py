@@ -10,16 +10,17 @@ import torch
 from raftdiff.config import check, differing, plain
 from raftdiff.embedded import review_ptx
 from raftdiff.errors import UserError
-from raftdiff.llm import data, tiny
-from raftdiff.llm.loading import LMConfig, load
-from raftdiff.llm.ppo import PpoConfig
-from raftdiff.llm.ppo_losses import RewardScaler, adaptive_kl, gae, token_rewards, whiten
-from raftdiff.llm.rollouts import figures, written_rows
-from raftdiff.llm.rows import Row, collate, row_of, score
-from raftdiff.llm.tokens import entropy, log_probabilities
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.rows import Row, collate, row_of, score
+from raftdiff.llm.model.tokens import entropy, log_probabilities
+from raftdiff.llm.ppo.finetuner import PpoConfig
+from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl, gae, token_rewards, whiten
+from raftdiff.llm.ppo.rollouts import figures, written_rows
+from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.recipe import locate, recipes
 from raftdiff.testing import check_finetuner
-from raftdiff.text_recipe import load_text_recipe
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.policy_gradient import clipped_objective
-from raftdiff.llm.ppo_losses import RewardScaler, adaptive_kl, gae, token_rewards, value_loss, whiten
-from raftdiff.llm.tokens import aggregate
+from raftdiff.llm.learning.policy_gradient import clipped_objective
+from raftdiff.llm.model.tokens import aggregate
+from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl, gae, token_rewards, value_loss, whiten
 
 ALL = torch.ones(1, 3, dtype=torch.bool)
 LP, REF = torch.tensor([[-1, -0.5, -2]]), torch.tensor([[-1.2, -0.4, -1.5]])

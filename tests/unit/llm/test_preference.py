@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.preference import (
+from raftdiff.llm.learning.preference_losses import (
     dpo,
     hinge,
     implicit_reward,

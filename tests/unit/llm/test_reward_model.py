@@ -8,14 +8,14 @@ from PIL import Image
 
 from raftdiff.config import Config, check
 from raftdiff.errors import UserError
-from raftdiff.llm import tiny
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.preferences import Comparison
-from raftdiff.llm.reward_model import CaptionRewardConfig, RewardModelConfig
-from raftdiff.llm.reward_tuner import RewardTuner, RewardTunerConfig, differences
-from raftdiff.llm.value_model import HEAD, load_value_model, save_value_model
+from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.reward_models.reward import CaptionRewardConfig, RewardModelConfig
+from raftdiff.llm.reward_models.strength import plain
+from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, differences
+from raftdiff.llm.reward_models.value_model import HEAD, load_value_model, save_value_model
 from raftdiff.runs import Run
-from raftdiff.strength import plain
 from raftdiff.testing import check_reward
 from raftdiff.types import Prompt, Sample, silent
 

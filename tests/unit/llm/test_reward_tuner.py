@@ -11,21 +11,21 @@ from torch import nn
 
 from raftdiff.embedded import reviews
 from raftdiff.errors import UserError
-from raftdiff.llm import tiny
-from raftdiff.llm.contrast import SimcseConfig, SwavConfig, compared, contrast_loss
-from raftdiff.llm.data import DataConfig
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.meta import meta_gradients
-from raftdiff.llm.preferences import Comparison, PairsConfig, build
-from raftdiff.llm.reward_losses import bradley_terry, meta_difference
-from raftdiff.llm.reward_objective import RewardObjective, Whole, taught
-from raftdiff.llm.reward_tuner import RewardTuner, RewardTunerConfig, Tally, differences, features
-from raftdiff.llm.rows import collate, score
-from raftdiff.llm.value_model import load_value_model, score_rows, value_row
+from raftdiff.llm.data.preferences import Comparison, PairsConfig, build
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model import tiny
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.rows import collate, score
+from raftdiff.llm.reward_models.contrast import SimcseConfig, SwavConfig, compared, contrast_loss
+from raftdiff.llm.reward_models.losses import bradley_terry, meta_difference
+from raftdiff.llm.reward_models.meta import meta_gradients
+from raftdiff.llm.reward_models.objective import RewardObjective, Whole, taught
+from raftdiff.llm.reward_models.strength import plain
+from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, Tally, differences, features
+from raftdiff.llm.reward_models.value_model import load_value_model, score_rows, value_row
 from raftdiff.optimizer import exposure_plan
 from raftdiff.recipe import resolve
 from raftdiff.seeds import fold
-from raftdiff.strength import plain
 from raftdiff.types import Prompt, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

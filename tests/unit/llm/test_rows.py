@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.rows import Row, collate, logits_of, row_of, score
+from raftdiff.llm.model.rows import Row, collate, logits_of, row_of, score
 from raftdiff.types import Prompt, Sample
 
 ROWS = [

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.rrhf import _cells, rank_loss, rrhf
+from raftdiff.llm.learning.rrhf import _cells, rank_loss, rrhf
 
 NAN = float("nan")
 SCORES = torch.tensor([1.0, 0.2, 0.8])

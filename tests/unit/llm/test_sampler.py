@@ -6,9 +6,9 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.generation import DecodingConfig
-from raftdiff.llm.rows import row_of, score
-from raftdiff.llm.sampler import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.model.rows import row_of, score
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing import check_sampler
 from raftdiff.types import Prompt

@@ -8,7 +8,7 @@ from typing import Any, final
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.served import ServerSampler, ServerSamplerConfig
+from raftdiff.llm.sampling.served import ServerSampler, ServerSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.server import Chat, ChatServer
 from raftdiff.testing import check_sampler

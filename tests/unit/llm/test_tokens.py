@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.tokens import (
+from raftdiff.llm.model.tokens import (
     aggregate,
     entropy,
     kl_estimates,

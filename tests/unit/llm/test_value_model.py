@@ -8,9 +8,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raftdiff.errors import UserError
-from raftdiff.llm.loading import LMConfig
-from raftdiff.llm.rows import Batch, Row, collate
-from raftdiff.llm.value_model import (
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.rows import Batch, Row, collate
+from raftdiff.llm.reward_models.value_model import (
     HEAD,
     NOTES,
     ValueModel,

@@ -11,8 +11,8 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.generation import DecodingConfig
-from raftdiff.llm.vllm import VllmSampler, VllmSamplerConfig
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.vllm import VllmSampler, VllmSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing import check_sampler
 from raftdiff.types import Prompt, Sampler

@@ -1,0 +1,153 @@
+"""The parts of a text recipe, built and wired; ``recipe.assemble`` does it for pictures."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias, final
+
+import torch
+
+from raftdiff.embedded import review_reward
+from raftdiff.evaluate import Judge
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.figures import Base, Distances, describe
+from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
+from raftdiff.llm.likelihood import KlConfig
+from raftdiff.llm.model.loading import LM, load
+from raftdiff.llm.ppo.finetuner import PpoFineTuner
+from raftdiff.llm.ppo.rollouts import written_rows
+from raftdiff.llm.recipe import UNMEASURED, TextRecipe, mixed
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
+from raftdiff.llm.sampling.mix import MixSamplerConfig
+from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
+from raftdiff.ranking import Ranker
+from raftdiff.recipe import resolve
+from raftdiff.seeds import fold
+from raftdiff.stages import Parts
+from raftdiff.types import Prompt, Reward, Sampler
+
+TextFineTuner: TypeAlias = LMFineTuner | PpoFineTuner
+
+
+@final
+@dataclass(frozen=True)
+class TextAssembly:
+    """The parts of a text recipe, built and wired: sampler and fine-tuner share one network."""
+
+    recipe: TextRecipe
+    lm: LM
+    evaluator: LMSampler
+    """Answers as the tuned model is to be used."""
+    finetuner: TextFineTuner
+    ranker: Ranker[str]
+    measures: Ranker[str]
+    """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
+    distances: Distances
+    parts: Parts[str]
+    """What the loop takes."""
+
+    @property
+    def judge(self) -> Judge | None:
+        """The held-out judge that the recipe names."""
+        return review_reward.judge if self.recipe.evaluation.judge else None
+
+
+def assemble_text(recipe: TextRecipe) -> TextAssembly:
+    """Load the models and the rewards, and wire them.
+
+    Raises:
+        UserError: a model or a reward cannot be loaded, or a prompt is too long.
+    """
+    # Keeps a CPU off its slow path for denormal numbers, which optimizers are full of.
+    torch.set_flush_denormal(True)
+    lm = load(recipe.model, resolve)
+    prompts, evaluation = data.build(recipe.prompts, Path()), recipe.evaluation
+    held_out = data.build(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
+    decoding = decoding_of(recipe)
+    finetuner = _finetuner(recipe, lm, decoding)
+    rows = recipe.finetuner.rows_per_pass
+    batch_size = getattr(recipe.sampler, "batch_size", rows)
+    evaluator = LMSampler(lm, decoding, batch_size, "policy")
+    sampler = _sampler(recipe.sampler, lm, prompts)
+    for prompt in (*prompts, *held_out):
+        lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in round 7
+    distances = Distances(lm, finetuner.base_weights, rows)
+    ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
+    measures = _measures(recipe, ranker, device=str(lm.device))
+    parts = Parts(
+        sampler=sampler,
+        ranker=ranker,
+        finetuner=finetuner,
+        prompts=prompts,
+        held_out=held_out,
+        held_out_sampler=evaluator,
+        held_out_ranker=measures,
+        held_out_candidates=max(1, evaluation.every_round),
+        examine=distances,
+        loop=recipe.loop,
+    )
+    return TextAssembly(recipe, lm, evaluator, finetuner, ranker, measures, distances, parts)
+
+
+def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:
+    config, rounds, seed = recipe.finetuner, recipe.loop.rounds, fold(recipe.loop.seed, "finetuner")
+    if isinstance(config, LMFineTunerConfig):
+        return config.build(lm, total_rounds=rounds, max_tokens=decoding.max_new_tokens, seed=seed)
+    critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
+    written = written_rows(lm, data.build(config.ptx.data, Path())) if config.ptx else []
+    return config.build(lm, total_rounds=rounds, seed=seed, critic=critic, pretraining=written)
+
+
+def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
+    """The rewards, the selector, and what a round says of its answers."""
+    rewards: list[tuple[Reward[str], float]] = [
+        (
+            config.build_on(lm, base)
+            if isinstance(config, KlConfig)
+            else config.build(device=str(lm.device), resolve=resolve),
+            config.weight,
+        )
+        for config in recipe.ranker.rewards
+    ]
+    return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), describe)
+
+
+def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker[str]:
+    """The training's rewards and those that only look on, which count for the held-out curve only where there is
+    nothing else. Left out are scores that data gave to their own answers, and the distance from the base, which is
+    measured for itself: as a reward it would judge the base's answers by the tuned model."""
+    configs = recipe.ranker.rewards
+    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
+    weight = 0.0 if kept else 1.0
+    onlookers = [(one.build(device=device, resolve=resolve), weight) for one in recipe.evaluation.rewards]
+    return Ranker([*kept, *onlookers], ranker.selector)
+
+
+def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt]) -> Sampler[str]:
+    match config:
+        case PolicySamplerConfig():
+            return config.build(lm)
+        case TeacherSamplerConfig():
+            return config.build(resolve)
+        case MixSamplerConfig():
+            return config.build([_sampler(part, lm, prompts) for part in mixed(config)])
+        case VllmSamplerConfig():
+            return Following(config.build(resolve(lm.name), lambda one: lm.prompt_ids(one, one.sampling)), lm)
+        case DatasetSamplerConfig() | FolderSamplerConfig():
+            collected = config.build() if isinstance(config, DatasetSamplerConfig) else config.build(Path())
+            collected.check(prompts)
+            return collected
+        case _:
+            built: Sampler[str] = config.build()
+            return built
+
+
+def decoding_of(recipe: TextRecipe) -> DecodingConfig:
+    """How the tuned model is used: as the evaluation says, or as the training samples the policy."""
+    if recipe.evaluation.decoding is not None:
+        return recipe.evaluation.decoding
+    configs = mixed(recipe.sampler) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
+    policies = [one for one in configs if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
+    return policies[0].decoding if policies else DecodingConfig()

@@ -1,0 +1,239 @@
+"""What was preferred to what, to train reward models on: from data, from a run's rounds, or from people's answers."""
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from raftdiff import labels
+from raftdiff.config import Config
+from raftdiff.dialogue import context
+from raftdiff.errors import UserError
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.cells import BrokenRow, score_of
+from raftdiff.llm.data.files import Row, rows_digest
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.runs import Run
+from raftdiff.types import Prompt
+
+STRENGTH: Mapping[str, tuple[str, ...]] = {
+    "mu": ("mu", "mean preference difference"),
+    "sigma": ("sigma", "std preference difference"),
+}
+"""Columns that hold a pair's strength: our names, and those of the HH-RLHF data that the authors released."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Two answers to one prompt, and which was preferred."""
+
+    id: str
+    """Unique among the comparisons of one source."""
+    prompt: Prompt
+    chosen: str
+    rejected: str
+    mu: float | None = None
+    """Strength: the mean difference of reward under an ensemble, where it was measured
+    (``raftdiff.llm.reward_models.strength``)."""
+    sigma: float | None = None
+    """Its standard deviation over the ensemble."""
+    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Other columns of the data."""
+
+
+class PairsConfig(Config):
+    """Preference pairs: exactly one of ``data``, ``run`` and ``labels``."""
+
+    data: DataConfig = DataConfig()
+    """A file or data set with a chosen and a rejected answer a row, or with scored answers, of which the best and the
+    worst are taken."""
+    run: str | None = None
+    """A run on texts: the best and the worst answer to each prompt of its rounds, by total reward."""
+    rounds: list[int] | None = None
+    """Which rounds of ``run``; all that are finished by default."""
+    labels: str | None = None
+    """A run on texts whose answers people compared, with raftdiff label."""
+    limit: int | None = Field(default=None, ge=1)
+    """How many pairs at most, the first ones."""
+    sha256: str | None = None
+    """Filled in when a run begins, for pairs of a run or of people: a resumed run refuses others."""
+
+    @model_validator(mode="after")
+    def _one_source(self) -> "PairsConfig":
+        given = [
+            name for name, value in (("data", self.data.given), ("run", self.run), ("labels", self.labels)) if value
+        ]
+        if len(given) != 1:
+            raise ValueError(
+                f"name exactly one of data, run and labels ({' and '.join(given) if given else 'none'} given)"
+            )
+        if self.rounds is not None and self.run is None:
+            raise ValueError("rounds are those of a run; name it under run")
+        return self
+
+
+def build(config: PairsConfig, folder: Path) -> list[Comparison]:
+    """The comparisons; ``folder`` is where the recipe stands.
+
+    Raises:
+        UserError: the source cannot be read, holds no comparison, or is not what the run began with; a row of the data
+            does not say which of two different answers is better (and ``data.broken`` is "stop").
+    """
+    found = _read(config, folder)
+    if config.sha256 and _digest(found) != config.sha256:
+        raise UserError(
+            f"pairs: what '{config.run or config.labels}' holds is no longer what this run began with; begin a new run."
+        )
+    return found[: config.limit]
+
+
+def sealed(config: PairsConfig, folder: Path) -> PairsConfig:
+    """The same config with the whole path and the checksum of what it reads, for a run to keep.
+
+    Raises:
+        UserError: as ``build``.
+    """
+    if config.data.given:
+        return config.model_copy(update={"data": data.sealed(config.data, folder)})
+    name = "run" if config.run else "labels"
+    path = str(_run(str(config.run or config.labels), folder).path.resolve())
+    return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder))})
+
+
+def from_rounds(run: Run, rounds: Sequence[int] | None = None) -> list[Comparison]:
+    """The best against the worst valid answer to each prompt of finished rounds, by total reward; ties are left out.
+
+    Raises:
+        UserError: it is a run on pictures, or lacks a round, or a round has no scores.
+    """
+    _refuse_pictures(run)
+    return [pair for t in (range(run.rounds_done()) if rounds is None else rounds) for pair in _extremes(run, t)]
+
+
+def from_labels(run: Run) -> list[Comparison]:
+    """What people chose, one comparison an answer of theirs, in their order; ties are left out.
+
+    Raises:
+        UserError: it is a run on pictures.
+    """
+    _refuse_pictures(run)
+    rows = labels.preferences(run)
+    return from_data(DataConfig(captions=[*rows], format="pairs"), Path()) if rows else []
+
+
+def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
+    """The two answers of each prompt of the data, or the best and the worst of several by their scores.
+
+    Raises:
+        UserError: as ``data.build``, or a row does not say which of two different answers is better.
+    """
+    found, broken = [], []
+    for prompt in data.build(config, folder):
+        try:
+            found.append(_compared(prompt))
+        except BrokenRow as problem:
+            broken.append(f"'{prompt.id}': {problem}")
+    if broken and config.broken == "stop":
+        raise UserError(
+            f"pairs.data: the prompt {broken[0]}. Correct the row, or set pairs.data.broken to skip, which leaves such "
+            "rows out."
+        )
+    if broken:
+        warnings.warn(f"pairs.data: {len(broken)} prompts were left out, the first {broken[0]}.", stacklevel=2)
+    return found
+
+
+def row(pair: Comparison) -> dict[str, Any]:
+    """A comparison as a row of the data format ``pairs``, which ``from_data`` reads again."""
+    known = {"mu": pair.mu, "sigma": pair.sigma}
+    return {
+        "id": pair.id,
+        "prompt": pair.prompt.caption,
+        **context(pair.prompt),
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+        **{name: value for name, value in known.items() if value is not None},
+        **pair.meta,
+    }
+
+
+def _read(config: PairsConfig, folder: Path) -> list[Comparison]:
+    if config.data.given:
+        found, where = from_data(config.data, folder), "pairs.data"
+    elif config.run:
+        found, where = from_rounds(_run(config.run, folder), config.rounds), f"pairs.run: '{config.run}'"
+    else:
+        found, where = from_labels(_run(str(config.labels), folder)), f"pairs.labels: '{config.labels}'"
+    if not found:
+        raise UserError(f"{where}: there is not one pair of answers of which one is better.")
+    return found
+
+
+def _run(name: str, folder: Path) -> Run:
+    """A run beside the recipe or under the current folder."""
+    path = Path(name).expanduser()
+    beside = folder / path
+    return Run.open(beside if (beside / "run.json").is_file() else path)
+
+
+def _refuse_pictures(run: Run) -> None:
+    if run.recipe().get("media") != "text":
+        raise UserError(f"{run.path}: this is no run on texts, and a reward model reads texts; name another run.")
+
+
+def _extremes(run: Run, t: int) -> Iterator[Comparison]:
+    folder = run.round(t)
+    scores = folder.scores()
+    texts = {(sample.prompt.id, sample.index): sample for sample in folder.samples()}
+    for prompt, totals in zip(scores.prompts, scores.total, strict=True):
+        if np.isnan(totals).all():
+            continue
+        best, worst = int(np.nanargmax(totals)), int(np.nanargmin(totals))
+        one, other = texts[prompt, best], texts[prompt, worst]
+        if totals[best] > totals[worst] and one.media.strip() != other.media.strip():
+            meta = {"round": t, "total_chosen": float(totals[best]), "total_rejected": float(totals[worst])}
+            asked = replace(one.prompt, meta=context(one.prompt))
+            yield Comparison(f"{t:03d}-{prompt}", asked, one.media, other.media, meta=meta)
+
+
+def _compared(prompt: Prompt) -> Comparison:
+    """A prompt's answers as one comparison.
+
+    Raises:
+        BrokenRow: they do not say which of two different ones is better.
+    """
+    answers = prompt.meta.get("answers", [])
+    by_source = {answer["source"]: answer["text"] for answer in answers}
+    if set(by_source) == {"chosen", "rejected"} and len(answers) == 2:
+        chosen, rejected = by_source["chosen"], by_source["rejected"]
+    else:
+        chosen, rejected = _best_and_worst(answers)
+    known = {name: _strength(prompt.meta, names) for name, names in STRENGTH.items()}
+    used = {"answers", "system", "history", *(name for names in STRENGTH.values() for name in names)}
+    rest = {name: value for name, value in prompt.meta.items() if name not in used}
+    return Comparison(prompt.id, replace(prompt, meta=context(prompt)), chosen, rejected, **known, meta=rest)
+
+
+def _best_and_worst(answers: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    rated = [answer for answer in answers if answer["score"] is not None]
+    if len(rated) < 2:
+        raise BrokenRow(f"{len(rated)} of its answers are rated, and a comparison needs two")
+    best, worst = max(rated, key=lambda one: one["score"]), min(rated, key=lambda one: one["score"])
+    if best["score"] == worst["score"]:
+        raise BrokenRow("its answers are rated alike, so none is better")
+    if best["text"].strip() == worst["text"].strip():
+        raise BrokenRow("its best and its worst answer are the same")
+    return best["text"], worst["text"]
+
+
+def _strength(meta: Mapping[str, Any], names: Sequence[str]) -> float | None:
+    return next((score_of(meta[name]) for name in names if meta.get(name) is not None), None)
+
+
+def _digest(found: Sequence[Comparison]) -> str:
+    return rows_digest([Row(pair.id, row(pair)) for pair in found])

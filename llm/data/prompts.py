@@ -1,0 +1,261 @@
+"""What a text recipe asks for: prompts with their answers, from files, data sets or the recipe itself."""
+
+import math
+import warnings
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.errors import UserError, nearest
+from raftdiff.llm.data.cells import BrokenRow, Record, text_of
+from raftdiff.llm.data.files import Row, file_digest, read_file, read_hub, rows_digest
+from raftdiff.llm.data.formats import Format, detect, parse
+from raftdiff.prompts import check_ids, find_file, slug
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt
+
+OWN = ("id", "sampling")
+"""Columns that any row may bring, whatever its format."""
+
+
+class DataConfig(Config):
+    """What to ask for, and which answers came with it: one of ``file``, ``hub`` and ``captions``."""
+
+    file: str | None = None
+    """A .jsonl, .json, .csv, .tsv or .txt (a prompt a line) file; beside the recipe, or under the current folder."""
+    hub: str | None = None
+    """A Hugging Face data set: its id on the hub, or a local folder. Code that comes with it is never run."""
+    captions: list[str | dict[str, Any]] = Field(default_factory=list)
+    """The prompts themselves: texts, or mappings of columns as in a .jsonl file."""
+    split: str = "train"
+    """Which part of a ``hub`` data set; slices such as "train[:1000]" too."""
+    subset: str | None = None
+    """The configuration of a ``hub`` data set that has several."""
+    data_dir: str | None = None
+    """The folder within a ``hub`` data set, such as "helpful-base" of HH-RLHF."""
+    revision: str | None = None
+    """The commit of a ``hub`` data set; pin it, so that a later run reads the same."""
+    format: Literal["auto"] | Format = "auto"
+    """What the columns mean; "auto" recognises it from their names."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Renames, "name in the file: name that the format knows", such as {question: prompt, reply: response}."""
+    broken: Literal["stop", "skip"] = "stop"
+    """What to do about a row that cannot be used (an empty answer, chosen = rejected, ...): stop with a sentence that
+    names it, or leave such rows out and say how many."""
+    limit: int | None = Field(default=None, ge=1)
+    """How many prompts at most, after shuffling."""
+    shuffle_seed: int | None = None
+    """Shuffles the prompts; in the order of the file by default."""
+    max_prompt_words: int | None = Field(default=None, ge=1)
+    """Leaves out prompts with more words (split at whitespace, history and system message counted)."""
+    system: str = ""
+    """The system message of prompts that bring none."""
+    magic: list[str] = Field(default_factory=lambda: ["{prompt}"])
+    """Templates of what the sampler reads, dealt out to the prompts in turn; "{prompt}" stands for the prompt."""
+    decouple: bool = True
+    """The model learns to answer the plain prompt although the sampler read the magic one (context distillation). With
+    false it learns to answer what the sampler read."""
+    sha256: str | None = None
+    """Filled in when a run begins: a resumed run refuses other data."""
+
+    @property
+    def given(self) -> bool:
+        """Whether it names any prompts; held-out prompts may be left out of a recipe."""
+        return bool(self.file or self.hub or self.captions)
+
+
+def rows(config: DataConfig, folder: Path) -> list[Row]:
+    """Every row of the source, columns renamed; ``folder`` is where the recipe stands.
+
+    Raises:
+        UserError: none or several sources, a source that cannot be read, other data than ``sha256`` names, or a rename
+            of a column that is not there or to one that is.
+    """
+    found, digest = _read(config, folder)
+    if config.sha256 and digest() != config.sha256:
+        raise UserError(
+            f"prompts.{'file' if config.file else 'hub'}: '{config.file or config.hub}' is not what the run began with "
+            f"(sha256 {config.sha256[:12]}... then, {digest()[:12]}... now). Put the old data back, or begin a new run."
+        )
+    return [Row(row.where, _renamed(row, config.columns)) for row in _known(found, config.columns)]
+
+
+def sealed(config: DataConfig, folder: Path) -> DataConfig:
+    """The same config with the whole path and ``sha256`` of its data, for a run to keep; captions are kept as they are.
+
+    Raises:
+        UserError: as ``rows``.
+    """
+    if config.file is None and config.hub is None:
+        return config
+    _, digest = _read(config, folder)
+    file = None if config.file is None else str(find_file(config.file, folder, "prompts.file").resolve())
+    hub = None if config.hub is None else _hub(config.hub, folder)
+    return config.model_copy(update={"file": file, "hub": hub, "sha256": digest()})
+
+
+def build(config: DataConfig, folder: Path) -> list[Prompt]:
+    """The prompts, each with its three texts; answers, system message and history are in ``meta``.
+
+    ``meta["answers"]`` is a list of {"text", "score", "source"}: higher scores are better, None is unrated, and the
+    order is that of the data. Columns that the format does not use are kept in ``meta`` under their own names.
+    An id that the data do not give is made from the prompt, and of several alike the later ones are numbered.
+
+    Raises:
+        UserError: as ``rows``; the format is not recognised; a row is broken (and ``broken`` is "stop"); nothing is
+            left; an id is given twice or cannot name a file; a magic template lacks "{prompt}".
+    """
+    for template in config.magic:
+        if "{prompt}" not in template:
+            raise UserError(f"prompts.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
+    if not config.magic:
+        raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
+    table = rows(config, folder)
+    kept = _parsed(table, detect([row.columns for row in table]) if config.format == "auto" else config.format, config)
+    ids = _ids(kept)
+    check_ids(ids)
+    chosen = [k for k in _order(len(kept), config.shuffle_seed) if _fits(kept[k][0], config)][: config.limit]
+    if not chosen:
+        raise UserError("prompts: no prompt is left; raise prompts.max_prompt_words, or look at the data.")
+    return [_prompt(config, place, ids[k], *kept[k]) for place, k in enumerate(chosen)]
+
+
+def _read(config: DataConfig, folder: Path) -> tuple[list[Row], Callable[[], str]]:
+    """The rows as they are, and a function that gives their sha256."""
+    given = [name for name in ("file", "hub", "captions") if getattr(config, name)]
+    if len(given) != 1:
+        wrong = f"'{given[0]}' and '{given[1]}' are both given; keep one of the two" if given else "there is no prompt"
+        hint = "" if given else "; name a file under 'file' or a data set under 'hub', or write them under 'captions'"
+        raise UserError(f"prompts: {wrong}{hint}.")
+    if config.file:
+        path = find_file(config.file, folder, "prompts.file")
+        return read_file(path), lambda: file_digest(path)
+    if config.hub:
+        found = read_hub(
+            _hub(config.hub, folder),
+            split=config.split,
+            subset=config.subset,
+            data_dir=config.data_dir,
+            revision=config.revision,
+        )
+        return found, lambda: rows_digest(found)
+    held = [{"prompt": row} if isinstance(row, str) else row for row in config.captions]
+    found = [Row(f"prompts.captions.{place}", row) for place, row in enumerate(held)]
+    return found, lambda: rows_digest(found)
+
+
+def _hub(name: str, folder: Path) -> str:
+    """A local folder by its whole path; an id on the hub as it is."""
+    places = (folder / name, Path(name).expanduser())
+    return next((str(path.resolve()) for path in places if path.is_dir()), name)
+
+
+def _known(found: list[Row], renames: Mapping[str, str]) -> list[Row]:
+    columns = {name for row in found for name in row.columns}
+    for name in renames:
+        if name not in columns:
+            raise UserError(f"prompts.columns: there is no column '{name}' to rename. {nearest(name, columns)}")
+    return found
+
+
+def _renamed(row: Row, renames: Mapping[str, str]) -> dict[str, Any]:
+    renamed: dict[str, Any] = {}
+    for name, value in row.columns.items():
+        new = renames.get(name, name)
+        if new in renamed:
+            raise UserError(f"{row.where}: two columns would be called '{new}'; see prompts.columns.")
+        renamed[new] = value
+    return renamed
+
+
+def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tuple[Record, dict[str, Any]]]:
+    kept, reasons, first = [], Counter[str](), ""
+    for row in table:
+        try:
+            record, rest = parse(format, row.columns)
+            _check_rest(rest)
+            kept.append((record, rest))
+        except BrokenRow as problem:
+            if config.broken == "stop":
+                raise UserError(
+                    f"{row.where}: {problem} (format {format}). Correct the row, or set prompts.broken to skip, which "
+                    "leaves such rows out."
+                ) from None
+            reasons[str(problem)] += 1
+            first = first or row.where
+    if reasons:
+        listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common(5))
+        total = reasons.total()
+        sentence = f"prompts: {total} of {len(table)} rows were left out (the first: {first}): {listed}."
+        if not kept:
+            raise UserError(sentence)
+        warnings.warn(sentence, stacklevel=3)
+    return kept
+
+
+def _check_rest(rest: Mapping[str, Any]) -> None:
+    reference = rest.get("reference") or ""
+    for text in reference if isinstance(reference, list) else [reference]:
+        text_of(text, "'reference'", empty=True)
+    text_of(rest.get("sampling") or "", "'sampling'", empty=True)
+
+
+def _ids(kept: Sequence[tuple[Record, dict[str, Any]]]) -> list[str]:
+    """Given ids as they are; made ones numbered where they are taken: ``yes``, ``yes-2``, ``yes-3``."""
+    given = {str(rest["id"]) for _, rest in kept if rest.get("id") not in (None, "")}
+    made = {slug(record.prompt) for record, rest in kept if rest.get("id") in (None, "")}
+    taken, last, ids = set(given), Counter[str](), []
+    for record, rest in kept:
+        if rest.get("id") not in (None, ""):
+            ids.append(str(rest["id"]))
+            continue
+        stem = name = slug(record.prompt)
+        while name in taken or (name != stem and name in made):
+            last[stem] += 1
+            name = f"{stem}-{last[stem] + 1}"
+        taken.add(name)
+        ids.append(name)
+    return ids
+
+
+def _order(count: int, seed: int | None) -> list[int]:
+    if seed is None:
+        return list(range(count))
+    order: list[int] = np.random.default_rng(fold(seed, "prompts")).permutation(count).tolist()
+    return order
+
+
+def _fits(record: Record, config: DataConfig) -> bool:
+    if config.max_prompt_words is None:
+        return True
+    texts = [record.system or config.system, *(turn["content"] for turn in record.history), record.prompt]
+    return sum(len(text.split()) for text in texts) <= config.max_prompt_words
+
+
+def _prompt(config: DataConfig, place: int, id: str, record: Record, rest: Mapping[str, Any]) -> Prompt:
+    template = config.magic[place % len(config.magic)]
+    sampling = rest.get("sampling") or template.replace("{prompt}", record.prompt)
+    meta = {name: _plain(value) for name, value in rest.items() if name not in OWN}
+    own = {
+        "system": record.system or config.system,
+        "history": [dict(turn) for turn in record.history],
+        "answers": [answer.plain() for answer in record.answers],
+    }
+    meta.update({name: value for name, value in own.items() if value})
+    return Prompt(id, record.prompt, sampling, record.prompt if config.decouple else sampling, meta=meta)
+
+
+def _plain(value: Any) -> Any:
+    """What JSON can hold; anything else as its text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)

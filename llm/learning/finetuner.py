@@ -1,0 +1,287 @@
+"""Fine-tuning a language model on a selection; ``objectives`` says what is minimised."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from typing import Literal, final
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from raftdiff import optimizer
+from raftdiff.llm.learning.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
+from raftdiff.llm.learning.steps import StepsConfig, attach, precision_of, seeded, training
+from raftdiff.llm.model.loading import LM
+from raftdiff.llm.model.network import Moment, Network
+from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
+from raftdiff.seeds import fold
+from raftdiff.trainable import on_cpu
+from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
+
+
+class LMFineTunerConfig(StepsConfig):
+    """What is learned from the selected answers, and how."""
+
+    type: Literal["lm"] = "lm"
+    objective: ObjectiveConfig = Field(default_factory=SftConfig)
+    """What is minimised: sft, rrhf, preference (the DPO family), kto, policy_gradient."""
+    optimizer: Literal["adamw", "rmsprop"] = "adamw"
+    learning_rate: float = Field(default=1e-4, gt=0)
+    epochs: float = Field(default=1.0, gt=0)
+    """How often each selected item is seen in a round."""
+    steps: int = Field(default=10_000, ge=1)
+    """At most this many optimizer steps a round."""
+    batch_size: int = Field(default=16, ge=1)
+    """Items (answers, pairs or rankings) per optimizer step."""
+    rows_per_pass: int = Field(default=64, ge=1)
+    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same but for KTO and
+    dropout."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
+
+    @property
+    def learner(self) -> str:
+        """Who learns, in a sentence about a recipe that does not fit."""
+        return f"the objective '{self.objective.type}'"
+
+    @property
+    def requires(self) -> Requires:
+        """What it learns from, known before a model is loaded."""
+        return self.objective.build(max_tokens=1).requires
+
+    def build(self, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> "LMFineTuner":
+        """The fine-tuner, its weights attached to ``lm`` in place.
+
+        Args:
+            total_rounds: how many rounds the learning-rate schedule spans.
+            max_tokens: the longest answer that is drawn, which Dr. GRPO divides by.
+            seed: of the LoRA's first weights.
+        """
+        return LMFineTuner(self, lm, total_rounds=total_rounds, max_tokens=max_tokens, seed=seed)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Taught:
+    """An item with the tokens of its answers, and what other models say of them."""
+
+    item: Item
+    rows: tuple[Row, ...]
+    old: tuple[Tensor, ...] = ()
+    reference: tuple[Tensor, ...] = ()
+
+    @property
+    def answer_tokens(self) -> int:
+        return sum(len(row.answer) for row in self.rows)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the steps of a round."""
+
+    loss: float = 0.0
+    norm: float = 0.0
+    items: int = 0
+    steps: int = 0
+    tokens: int = 0
+    rate: float = 0.0
+    figures: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+
+
+@final
+class LMFineTuner:
+    """The last verb for text: gradient steps of one objective on what was selected.
+
+    A step is cut into passes of whole items, and means are taken over the whole step, so how it is cut does not matter,
+    but for the LoRA's dropout and for KTO, whose reference point is a pass's own.
+    Items whose advantage is zero are counted and not computed.
+    """
+
+    def __init__(self, config: LMFineTunerConfig, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> None:
+        self.config, self.lm, self.total_rounds = config, lm, max(1, total_rounds)
+        self.objective: Objective = config.objective.build(max_tokens=max_tokens)
+        self.precision = precision_of(config, lm)
+        self.trainable = attach(config, lm, seed=seed)
+        parameters = self.trainable.parameters
+        self.optimizer: torch.optim.Optimizer = (
+            optimizer.adamw(parameters, config.learning_rate, config.betas, config.weight_decay)
+            if config.optimizer == "adamw"
+            else optimizer.rmsprop(parameters, config.learning_rate, config.weight_decay)
+        )
+        self.network = Network(lm, self.precision, self.trainable.passed_by)
+        self.rounds = 0
+        self.steps = 0
+
+    @property
+    def requires(self) -> Requires:
+        return self.objective.requires
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[str]], *, seed: int, report: Report
+    ) -> Mapping[str, float]:
+        config, tally = self.config, Tally()
+        plan = optimizer.exposure_plan(len(selection.items), config.steps, config.batch_size, config.epochs, seed)
+        with self._training():
+            taught = self._taught(selection, samples)
+            for index, places in enumerate(plan):
+                rate = self._learning_rate(index / len(plan))
+                self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
+                report(index + 1, len(plan))
+        self.rounds += 1
+        return _figures(tally)
+
+    def state_dict(self) -> State:
+        """Everything that the next round depends on, on the CPU."""
+        counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
+        return {
+            self.trainable.stem: on_cpu(self.trainable.live),
+            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
+            "schedule": counts,
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``, to the bit on the CPU.
+
+        Raises:
+            UserError: the state is of another model or another fine-tuner.
+        """
+        self.trainable.take(state)
+        live = self.trainable.live
+        optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, state.get("optimizer", {}))
+        counts = state.get("schedule", {})
+        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
+        self.trainable.rest(None)
+
+    def base_weights(self) -> AbstractContextManager[None]:
+        """Within, the shared network is the base model: what samples is the model before any tuning."""
+        return self.trainable.base_weights()
+
+    def parameter_count(self) -> int:
+        """How many numbers are trained."""
+        return self.trainable.count()
+
+    def _learning_rate(self, through: float) -> float:
+        progress, config = (self.rounds + through) / self.total_rounds, self.config
+        return optimizer.learning_rate(
+            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
+        )
+
+    def _taught(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> list[Taught]:
+        """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities.
+
+        The base computes in the precision of the training, so that a policy that has not moved equals it.
+        """
+        keys = list(dict.fromkeys(key for item in selection.items for key in item.keys))
+        rows = {key: row_of(self.lm, samples[key], learning=True) for key in keys}
+        needs = self.requires
+        old = {key: drawn_with(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
+        reference: dict[Key, Tensor] = {}
+        if needs.reference_model:
+            with self.trainable.passed_by(), self.network.computing():
+                found = score(self.lm, list(rows.values()), batch_size=self.config.rows_per_pass)
+            reference = dict(zip(rows, found, strict=True))
+        return [
+            Taught(
+                item,
+                tuple(rows[key] for key in item.keys),
+                tuple(old[key] for key in item.keys) if old else (),
+                tuple(reference[key] for key in item.keys) if reference else (),
+            )
+            for item in selection.items
+        ]
+
+    def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
+        """One optimizer step on these items."""
+        whole = Whole(sum(one.answer_tokens for one in taught), len(taught))
+        moment = Moment(self.steps, (self.rounds + through) / self.total_rounds, seed)
+        for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
+            lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
+            with seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
+                loss, figures = self.objective.loss(lesson, whole, self.network, moment)
+                torch.autograd.backward(loss)
+            moment = moment._replace(first=moment.first + len(lesson.weight))
+            tally.loss += float(loss.detach()) * whole.items
+            tally.tokens += int(lesson.batch.attention.sum())
+            for name, value in figures.items():
+                tally.figures[name] += value * len(part)
+        tally.norm += self._update(rate)
+        tally.items += whole.items
+        tally.steps += 1
+        tally.rate = rate
+
+    @property
+    def _least(self) -> int:
+        """Items that a pass needs at least: KTO's reference point pairs answers with other prompts."""
+        return 2 if self.requires.kinds == ("labelled",) else 1
+
+    def _computed(self, taught: Sequence[Taught]) -> list[Taught]:
+        """Those with anything to learn from: no advantage, no gradient, but for that of a KL in the loss."""
+        if self.requires.kinds != ("advantages",) or self.requires.reference_model:
+            return list(taught)
+        return [one for one in taught if one.item.weight != 0]
+
+    def _update(self, rate: float) -> float:
+        """Let the gradients act: clipped, stepped. Returns their norm before clipping."""
+        if all(parameter.grad is None for parameter in self.trainable.parameters.values()):
+            return 0.0
+        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.steps += 1
+        return float(norm)
+
+    def _training(self) -> AbstractContextManager[None]:
+        """Within, the network holds the live weights, in training precision; afterwards the policy again."""
+        frozen = torch.float32 if self.precision == torch.float32 else self.lm.dtype
+        return training(self.trainable, self.lm.model, frozen, checkpointing=self.config.gradient_checkpointing)
+
+
+def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:
+    """The items in parts of at most so many rows, and at least so many items."""
+    part: list[Taught] = []
+    waiting = list(taught)
+    while waiting:
+        part.append(waiting.pop(0))
+        enough = waiting and sum(len(one.rows) for one in part) + len(waiting[0].rows) > rows
+        if enough and len(part) >= least and len(waiting) >= least:
+            yield part
+            part = []
+    if part:
+        yield part
+
+
+def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
+    rows = [row for one in taught for row in one.rows]
+    batch = collate(rows, pad)
+    counts = torch.tensor([len(one.rows) for one in taught])
+    scores = [score for one in taught for score in (one.item.scores or range(len(one.rows), 0, -1))]
+    weights = torch.tensor([one.item.weight for one in taught])
+    old = [values for one in taught for values in one.old]
+    reference = [values for one in taught for values in one.reference]
+    other = [Row(row.prompt, rows[place - 1].answer) for place, row in enumerate(rows)]
+    return Lesson(
+        batch,
+        torch.arange(len(taught)).repeat_interleave(counts),
+        weights.repeat_interleave(counts),
+        torch.tensor(scores, dtype=torch.float32),
+        laid_out(old, batch.mask) if old else None,
+        laid_out(reference, batch.mask) if reference else None,
+        collate(other, pad) if mismatched else None,
+    )
+
+
+def _figures(tally: Tally) -> dict[str, float]:
+    items, steps = max(1, tally.items), max(1, tally.steps)
+    return {
+        "loss": tally.loss / items,
+        "steps": float(tally.steps),
+        "items": float(tally.items),
+        "network_evaluations": float(tally.tokens),
+        "grad_norm": tally.norm / steps,
+        "learning_rate": tally.rate,
+        **{name: value / items for name, value in tally.figures.items()},
+    }

@@ -1,0 +1,221 @@
+"""Alignment methods side by side: each recipe run at the same generation budget, and one table of what came of it."""
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from raftdiff import statistics
+from raftdiff.advantages import best_of_n_kl_bound
+from raftdiff.comparison import load_round
+from raftdiff.disk import read_json, write_text
+from raftdiff.embedded.review_reward import true_perplexity
+from raftdiff.errors import UserError, nearest
+from raftdiff.llm import comparison as text_comparison
+from raftdiff.llm.assembly import TextAssembly, assemble_text
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.figures import diversity
+from raftdiff.llm.recipe import UNMEASURED, load_text_recipe, weights
+from raftdiff.progress import Progress, Quiet
+from raftdiff.raft import raft
+from raftdiff.ranking import scores
+from raftdiff.recipe import locate
+from raftdiff.runs import Run
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Reward
+
+WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")
+METHODS = (*WEIGHTED, *COMPARED, "grpo", "dr_grpo", "rloo", "raft_pp", "reinforce_rej")
+"""What is compared by default: recipes that ship."""
+
+
+class Outcome(NamedTuple):
+    """What one run came to, on the held-out prompts."""
+
+    method: str
+    seed: int
+    reward: float
+    """Mean of the reward that all are compared by; higher is better."""
+    perplexity: float
+    """In truth, of the answers under the text world's grammar; else under the base model. Lower is likelier."""
+    distinct_2: float
+    kl: float
+    """log p - log p0 of an answer, nats."""
+    length: float
+    """Words."""
+    tokens: int
+    """Drawn for training."""
+    steps: int
+    """Of the optimizer."""
+    seconds: float
+    """Training alone."""
+    others: Mapping[str, float] = {}
+    """Means of the further rewards by name: of the training where methods are compared by another, and those that only
+    look on. Where the reward rises and the true one beside it falls, a method has found the reward's weaknesses."""
+
+
+COLUMNS: Mapping[str, tuple[str, str]] = {
+    "reward": ("reward", "{:.3f}"),
+    "perplexity": ("perplexity", "{:.2f}"),
+    "distinct_2": ("distinct-2", "{:.3f}"),
+    "kl": ("KL", "{:.1f}"),
+    "length": ("words", "{:.1f}"),
+    "tokens": ("tokens drawn", "{:,.0f}"),
+    "steps": ("steps", "{:.0f}"),
+    "seconds": ("seconds", "{:.0f}"),
+}
+OTHER = "other: "
+"""Before the name of a further reward, so that no column is meant by it."""
+
+
+def run_method(
+    name: str, seed: int, root: Path, overrides: Sequence[str], *, reward: str, progress: Progress | None = None
+) -> list[Outcome]:
+    """One method's run, trained as far as it is not, and measured: the base, the base's best of K, and the method.
+
+    ``reward``: the name of the one that all are compared by, among those of the recipe or of its evaluation.
+    A run that was measured by it is not measured again, so that a comparison that was stopped goes on.
+
+    Raises:
+        UserError: the recipe is not one for texts, or does not fit the overrides.
+    """
+    recipe = load_text_recipe(locate(name), [*overrides, f"loop.seed={seed}"])
+    name = Path(name).stem
+    run = Run.create(root / f"{name}-{seed}", recipe, seed=seed)
+    told = run.path / "outcome.json"
+    known = read_json(told) if told.is_file() else {}
+    if known and run.rounds_done() == recipe.loop.rounds and known.get("reward", reward) == reward:
+        return [Outcome(**row) for row in known["outcomes"]]
+    with run.locked(recipe):
+        run.bind(weights(recipe))
+        assembly = assemble_text(recipe)
+        for _ in raft(run, assembly.parts, progress or Quiet()):
+            pass
+        load_round(run, assembly.finetuner, None)
+        found = _measured(name, seed, run, assembly, reward)
+    write_text(told, json.dumps({"reward": reward, "outcomes": [one._asdict() for one in found]}, indent=2))
+    return found
+
+
+def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
+    """In how many rounds of its own size a recipe draws so many answers, as nearly as it comes from below: PPO-max is
+    itself only with a small buffer, and other methods are not with one.
+
+    Raises:
+        UserError: there is no such recipe, or one round is more than that.
+    """
+    recipe = load_text_recipe(locate(name), overrides)
+    prompts = len(data.build(recipe.prompts, Path()))
+    drawn = min(recipe.loop.prompts_per_round or prompts, prompts) * recipe.loop.candidates
+    if answers < drawn:
+        raise UserError(f"{name}: one round draws {drawn} answers; allow as many, or make loop.prompts_per_round less.")
+    return answers // drawn
+
+
+def table(outcomes: Sequence[Outcome]) -> str:
+    """Markdown, a line a method in the order given: mean over seeds, and half the 95% interval where there are several
+    (Student's t over seeds). Behind the reward that all are compared by, a column for each further one; empty where a
+    method was not scored by it."""
+    further = dict.fromkeys(name for one in outcomes for name in one.others)
+    columns = {"reward": COLUMNS["reward"], **{OTHER + name: (name, "{:.3f}") for name in further}, **COLUMNS}
+    lines = ["| method | " + " | ".join(label for label, _ in columns.values()) + " |"]
+    lines.append("|---|" + "--:|" * len(columns))
+    for method in dict.fromkeys(one.method for one in outcomes):
+        held = list({one.seed: one for one in outcomes if one.method == method}.values())
+        cells = [_cell(np.array([_figure(one, key) for one in held]), how) for key, (_, how) in columns.items()]
+        lines.append(f"| {method} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _figure(one: Outcome, column: str) -> float:
+    if column.startswith(OTHER):
+        return float(one.others.get(column.removeprefix(OTHER), math.nan))
+    return float(getattr(one, column))
+
+
+def _cell(values: Float[np.ndarray, " seeds"], how: str) -> str:
+    mean = float(values.mean())
+    if math.isnan(mean):
+        return ""
+    low, high = statistics.t_interval(values)
+    half = (high - low) / 2
+    return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
+
+
+def first_reward(name: str, overrides: Sequence[str] = ()) -> str:
+    """The name of the reward that a recipe's answers are evaluated by, the first of them.
+
+    Raises:
+        UserError: there is no such recipe, or it has none.
+    """
+    recipe = load_text_recipe(locate(name), overrides)
+    rewards = (*recipe.ranker.rewards, *recipe.evaluation.rewards)
+    return str(next(one.name for one in rewards if one.type not in UNMEASURED))
+
+
+def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: str) -> list[Outcome]:
+    evaluation, rounds = assembly.recipe.evaluation, run.metrics()
+    known = {one.name: one for one, _ in assembly.measures.rewards}
+    if reward not in known:
+        raise UserError(
+            f"{name}: its answers are not scored by '{reward}', which the methods are compared by. "
+            f"{nearest(reward, known)} Name one of them with --reward, or add it to the recipe's evaluation.rewards."
+        )
+    prompts = text_comparison.evaluation_texts(assembly, None)
+    compared = text_comparison.compare(
+        assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed
+    )
+    spent: dict[str, Any] = {
+        "tokens": sum(int(one["network_evaluations"].get("sample", 0)) for one in rounds),
+        "steps": sum(int(one["tune"]["steps"]) for one in rounds),
+        "seconds": sum(sum(value for stage, value in one["seconds"].items() if stage != "validate") for one in rounds),
+    }
+    rewards = compared.evaluation["rewards"]
+    text = compared.evaluation["text"]
+    truth = "true_perplexity" if "true_perplexity" in text else "perplexity"
+
+    def side(which: str, method: str, kl: float, **cost: Any) -> Outcome:
+        values = {column: text[column][which] for column in ("distinct_2", "length")}
+        others = {name: means[which]["mean"] for name, means in rewards.items() if name != reward}
+        mean = rewards[reward][which]["mean"]
+        return Outcome(method, seed, mean, text[truth][which], kl=kl, **values, **cost, others=others)
+
+    free = {"tokens": 0, "steps": 0, "seconds": 0.0}
+    tuned = side("after", name, compared.evaluation["drift"]["kl"], **spent)
+    return [side("before", "base", 0.0, **free), _best_of_n(assembly, prompts, seed, known, reward), tuned]
+
+
+def _best_of_n(
+    assembly: TextAssembly, prompts: Sequence[Prompt], seed: int, known: Mapping[str, Reward[str]], reward: str
+) -> Outcome:
+    """The best of K answers of the base to each prompt by one of the ``known`` rewards: RAFT's first selection as a
+    method of inference, which costs K answers for each. Its KL is bounded by log K - (K - 1) / K."""
+    n, evaluation = assembly.recipe.loop.candidates, assembly.recipe.evaluation
+    with assembly.finetuner.base_weights():
+        drawn = list(
+            assembly.evaluator.sample(
+                prompts, per_prompt=n, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
+            )
+        )
+    totals = scores(known[reward], drawn)
+    best = [max(range(start, start + n), key=lambda at: float(totals[at])) for start in range(0, len(drawn), n)]
+    chosen = [drawn[at] for at in best]
+    text = diversity([one.media for one in chosen])
+    perplexity = true_perplexity(chosen) if assembly.judge else math.nan
+    return Outcome(
+        f"best of {n}, base",
+        seed,
+        float(np.nanmean(totals[best])),
+        perplexity,
+        text["distinct_2"] or math.nan,
+        best_of_n_kl_bound(n),
+        text["length"] or math.nan,
+        0,
+        0,
+        0.0,
+        {name: float(np.nanmean(scores(other, chosen))) for name, other in known.items() if name != reward},
+    )

@@ -1,0 +1,123 @@
+"""Prompts and answers as rows of token ids: laid out for the network, and scored by it."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from raftdiff.errors import UserError
+from raftdiff.llm.model.loading import LM
+from raftdiff.llm.model.tokens import log_probabilities, response_mask
+from raftdiff.types import Sample
+
+
+class Row(NamedTuple):
+    """The tokens of one prompt and of one answer to it."""
+
+    prompt: tuple[int, ...]
+    answer: tuple[int, ...]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Rows side by side, filled up on the right."""
+
+    ids: Int[Tensor, "rows tokens"]
+    attention: Int[Tensor, "rows tokens"]
+    mask: Bool[Tensor, "rows tokens-1"]
+    """True where the target is a token of the answer."""
+
+    @property
+    def answer_tokens(self) -> int:
+        return int(self.mask.sum())
+
+
+def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
+    """A sample's tokens. A sampled answer's are those that were drawn; anybody else's text is tokenized, and ends.
+
+    ``learning``: after the prompt that the model learns to answer; else after the one that was sampled.
+
+    Raises:
+        UserError: there is no answer, or prompt and answer are longer than the model is made for.
+    """
+    prompt = sample.prompt.learning if learning else sample.prompt.sampling
+    drawn = sample.aux.get("tokens")
+    answer = lm.answer_ids(sample.media) if drawn is None else drawn.tolist()
+    if not answer:
+        raise UserError(f"{sample.key}: this answer is empty, so there is nothing to learn from it.")
+    return checked(lm, sample, Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer)))
+
+
+def checked(lm: LM, sample: Sample[str], row: Row) -> Row:
+    """The row, if the model can read it.
+
+    Raises:
+        UserError: it is longer than the model is made for.
+    """
+    tokens = len(row.prompt) + len(row.answer)
+    if lm.positions is not None and tokens > lm.positions:
+        raise UserError(
+            f"{sample.key}: prompt and answer are {tokens} tokens together, and '{lm.name}' is made for "
+            f"{lm.positions}; leave it out, or shorten it."
+        )
+    return row
+
+
+def collate(rows: Sequence[Row], pad: int) -> Batch:
+    """Rows as one batch on the CPU."""
+    lengths = torch.tensor([len(row.prompt) + len(row.answer) for row in rows])
+    prompts = torch.tensor([len(row.prompt) for row in rows])
+    width = int(lengths.max())
+    ids = torch.full((len(rows), width), pad)
+    for place, row in enumerate(rows):
+        ids[place, : lengths[place]] = torch.tensor([*row.prompt, *row.answer])
+    attention = (torch.arange(width) < lengths[:, None]).long()
+    return Batch(ids, attention, response_mask(prompts, lengths, width))
+
+
+def logits_of(lm: LM, batch: Batch) -> Float[Tensor, "rows tokens vocabulary"]:
+    """What the network says at every position."""
+    found: Tensor = lm.model(
+        input_ids=batch.ids.to(lm.device), attention_mask=batch.attention.to(lm.device), use_cache=False
+    ).logits
+    return found
+
+
+@torch.no_grad()
+def score(lm: LM, rows: Sequence[Row], *, batch_size: int) -> list[Float[Tensor, " answer"]]:
+    """log p of every answer token, float32 on the CPU, under the network as it stands.
+
+    Rows of like length go together, so that little is computed for the filling.
+    """
+    order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt) + len(rows[place].answer))
+    found: list[Tensor] = [torch.empty(0)] * len(rows)
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        batch = collate([rows[place] for place in places], lm.pad)
+        lp = log_probabilities(logits_of(lm, batch), batch.ids.to(lm.device)).cpu()
+        for place, values, mask in zip(places, lp, batch.mask, strict=True):
+            found[place] = values[mask]
+    return found
+
+
+def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
+    """Values of answer tokens where their row has them, 0 elsewhere."""
+    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
+
+
+def drawn_with(sample: Sample[str], row: Row) -> Tensor:
+    """log p of the answer's tokens under the policy that drew it.
+
+    Raises:
+        UserError: they did not come with it.
+    """
+    if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
+        raise UserError(
+            f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "
+            "use the sampler 'policy'."
+        )
+    return sample.aux["logprobs"]

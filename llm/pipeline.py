@@ -1,0 +1,265 @@
+"""Pipelines: recipes one after the other, in which a later one uses what an earlier one made.
+
+A stage is an ordinary run in a folder of its own, of a reward model or of a policy on texts. In a stage's overrides
+``{id}`` stands for an earlier stage's run folder, and ``{id.model}`` for its model: a reward model's folder, or the
+policy with what it learnt merged into its weights, as a transformers folder.
+"""
+
+import re
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias, final
+
+import yaml
+from pydantic import Field
+
+from raftdiff.config import Config, Where, differing, lines, plain, read
+from raftdiff.disk import write_text
+from raftdiff.errors import UserError, nearest
+from raftdiff.llm.recipe import TextRecipe, load_text_recipe
+from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
+from raftdiff.recipe import locate, medium_of
+from raftdiff.runs import NOT_IDENTITY, Run
+
+StageRecipe: TypeAlias = TextRecipe | RewardRecipe
+
+PLACE = re.compile(r"\{([A-Za-z][\w-]*)(?:\.([A-Za-z_]\w*))?\}")
+TEMPLATES = ("prompt",)
+"""Names in braces that recipes use for themselves."""
+TAKEN = (*TEMPLATES, "media", "name", "stages", "order")
+"""What no stage is called."""
+MODEL = "model"
+"""In a stage's run folder. A reward model's run makes it by itself."""
+BEGUN = "pipeline.yaml"
+"""In the pipeline's folder: every stage's recipe, complete, as it was begun."""
+READ_LATER = ("pairs", "held_out")
+"""Keys of data that a stage may take from an earlier one's rounds, and that cannot be read before these are there."""
+
+
+class StageConfig(Config):
+    """One run of a pipeline."""
+
+    id: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    """What later stages call it, and its folder's name."""
+    recipe: str
+    """A recipe for texts or of a reward model: a file, seen from this one, or the name of one that ships."""
+    overrides: list[str] = Field(default_factory=list)
+    """Changes to it, "key.path=value". "{id}" is the run folder of an earlier stage, "{id.model}" its model's."""
+
+
+class PipelineRecipe(Config):
+    """Recipes that are run one after the other."""
+
+    media: Literal["pipeline"]
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Part of the folder's name."""
+    stages: list[StageConfig] = Field(min_length=1)
+    """In the order in which they are run."""
+
+
+@final
+@dataclass(frozen=True)
+class Stage:
+    """A stage in its place: what is run, where, and what later stages ask of it."""
+
+    id: str
+    source: Path
+    """Its recipe's file."""
+    overrides: Sequence[str]
+    """With the folders of earlier stages in them."""
+    path: Path
+    """Its run folder."""
+    asked_for_model: bool
+    """Whether a later stage begins with its model."""
+
+    @property
+    def of_policy(self) -> bool:
+        """Whether it tunes a policy; else it trains a reward model."""
+        return medium_of(self.source) == "text"
+
+    @property
+    def model(self) -> Path:
+        """Where its model lies once it is finished."""
+        return self.path / MODEL
+
+    def recipe(self) -> StageRecipe:
+        """
+        Raises:
+            UserError: anything wrong in it.
+        """
+        load = load_text_recipe if self.of_policy else load_reward_recipe
+        return load(self.source, self.overrides)
+
+
+def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
+    """The pipeline in a file. An override whose first part is a stage's id changes that stage's recipe.
+
+    Raises:
+        UserError: anything wrong in it but for its stages' recipes, which ``check`` reads.
+    """
+    if (medium := medium_of(path)) != "pipeline" and path.is_file():
+        what = {"text": "texts", "image": "pictures", "preferences": "a reward model"}.get(medium, f"'{medium}'")
+        raise UserError(f"{path}: this is a recipe for {what}, and this command runs a pipeline (media: pipeline).")
+    own = [one for one in overrides if re.split(r"[.=]", one)[0] in PipelineRecipe.model_fields]
+    recipe = read(PipelineRecipe, path, own)
+    changed = {stage.id: [*stage.overrides] for stage in recipe.stages}
+    for override in overrides:
+        stage, _, rest = override.partition(".")
+        if override in own:
+            continue
+        if stage not in changed:
+            hint = nearest(stage, [*changed, *PipelineRecipe.model_fields])
+            raise UserError(f"'{override}': '{stage}' is no stage of this pipeline and no key of it. {hint}")
+        changed[stage].append(rest)
+    stages = [one.model_copy(update={"overrides": changed[one.id]}) for one in recipe.stages]
+    recipe = recipe.model_copy(update={"stages": stages})
+    _check_names(recipe, path, lines(path))
+    return recipe
+
+
+def stages(recipe: PipelineRecipe, folder: Path, out: Path) -> list[Stage]:
+    """The stages with their places under ``out``; ``folder`` is where the pipeline's file stands.
+
+    Raises:
+        UserError: there is no recipe of a stage's name, or it is one for pictures.
+    """
+    found: list[Stage] = []
+    wanted = {match[1] for one in recipe.stages for text in one.overrides for match in PLACE.finditer(text) if match[2]}
+    for config in recipe.stages:
+        source = _source(config, folder)
+        places = {one.id: one.path for one in found} | {f"{one.id}.model": one.model for one in found}
+        overrides = [filled(text, places) for text in config.overrides]
+        found.append(Stage(config.id, source, overrides, out.resolve() / config.id, config.id in wanted))
+    return found
+
+
+def _source(config: StageConfig, folder: Path) -> Path:
+    beside = folder / config.recipe
+    try:
+        source = beside if beside.is_file() else locate(config.recipe)
+    except UserError as error:
+        raise UserError(f"the stage '{config.id}': {error}") from None
+    if medium_of(source) not in ("text", "preferences"):
+        raise UserError(f"the stage '{config.id}': {source} is neither for texts nor of a reward model.")
+    return source
+
+
+def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
+    """Read every stage's recipe before anything is trained, with empty runs in place of those that are to come; returns
+    what the pipeline is: each stage's recipe, complete, with ``{id}`` and ``{id.model}`` in it.
+
+    Raises:
+        UserError: a stage's recipe is wrong; in a sentence with the pipeline's file and line.
+    """
+    found: dict[str, Any] = {}
+    where = lines(path)
+    with tempfile.TemporaryDirectory() as scratch:
+        places: dict[str, str] = {}
+        for place, stage in enumerate(stages(recipe, path.parent, Path(scratch))):
+            given = recipe.stages[place].overrides
+            later = [text for text in given if re.split(r"[.=]", text)[0] in READ_LATER and _places(text)]
+            now = [one for one, text in zip(stage.overrides, given, strict=True) if text not in later]
+            try:
+                one = Stage(stage.id, stage.source, now, stage.path, stage.asked_for_model).recipe()
+                Run.create(stage.path, one, seed=one.loop.seed)
+            except UserError as error:
+                line = f"{path}:{where[('stages', place)]}: " if ("stages", place) in where else f"{path}: "
+                raise UserError(f"{line}the stage '{stage.id}': {error}") from None
+            stage.model.mkdir()
+            found[stage.id] = {**_restored(plain(one), places), **({"read later": later} if later else {})}
+            places |= {str(stage.model): f"{{{stage.id}.model}}", str(stage.path): f"{{{stage.id}}}"}
+    return found
+
+
+def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> None:
+    """Make the folder, or find that the same pipeline began it; ``identity`` is what ``check`` returned.
+
+    Raises:
+        UserError: another pipeline began it (the keys that differ are named), or other files lie there.
+    """
+    now = {"name": recipe.name, "order": list(identity), **identity}
+    file = out / BEGUN
+    if file.is_file():
+        known = yaml.safe_load(file.read_text(encoding="utf-8"))
+        free = [f"{stage}.{key}" for stage in identity for key in NOT_IDENTITY]
+        if keys := differing(known, now, free):
+            raise UserError(
+                f"{out}: another pipeline began this folder; these keys differ: {', '.join(keys)}. Change them back, "
+                "or name another folder with --out."
+            )
+        return
+    if out.exists() and (not out.is_dir() or {one.name for one in out.iterdir()} - {f"{BEGUN}.tmp"}):
+        raise UserError(f"{out}: this is no pipeline's folder and not empty; name another with --out.")
+    out.mkdir(parents=True, exist_ok=True)
+    write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
+
+
+def filled(override: str, places: Mapping[str, Path]) -> str:
+    """An override with folders in place of ``{id}`` and ``{id.model}``; one without any as it is.
+
+    The value is read as YAML first, so that a folder's name may hold whatever it likes.
+
+    >>> filled("ranker.rewards=[{type: reward_model, model: {rm.model}}]", {"rm.model": Path("out/a, b")})
+    "ranker.rewards=[{type: reward_model, model: 'out/a, b'}]"
+    """
+    key, _, text = override.partition("=")
+    marks = {f"place-{number}-": name for number, name in enumerate(places)}
+    for mark, name in marks.items():
+        text = text.replace(f"{{{name}}}", mark)
+    if not any(mark in text for mark in marks):
+        return override
+    value = _restored(yaml.safe_load(text), {mark: str(places[name]) for mark, name in marks.items()})
+    written = yaml.safe_dump(value, default_flow_style=True, allow_unicode=True, sort_keys=False, width=float("inf"))
+    return f"{key}={written.removesuffix(chr(10)).removesuffix('...').strip()}"
+
+
+def _restored(data: Any, texts: Mapping[str, str]) -> Any:
+    """``data`` with each key of ``texts`` replaced in every string, the longest first: one may begin as another."""
+    if isinstance(data, Mapping):
+        return {key: _restored(value, texts) for key, value in data.items()}
+    if isinstance(data, list):
+        return [_restored(value, texts) for value in data]
+    if isinstance(data, str):
+        for old in sorted(texts, key=len, reverse=True):
+            data = data.replace(old, texts[old])
+    return data
+
+
+def _places(text: str) -> list[re.Match[str]]:
+    return [match for match in PLACE.finditer(text) if match[1] not in TEMPLATES]
+
+
+def _check_names(recipe: PipelineRecipe, path: Path, where: Mapping[Where, int]) -> None:
+    """Stages are told apart, and use what earlier ones made."""
+    for key, sentence in _wrong_names(recipe):
+        line = next((where[key[:end]] for end in range(len(key), 0, -1) if key[:end] in where), None)
+        place = f"{path}:{line}" if line else str(path)
+        raise UserError(f"{place}: {'.'.join(map(str, key))}: {sentence}")
+
+
+def _wrong_names(recipe: PipelineRecipe) -> Iterator[tuple[Where, str]]:
+    ids = [stage.id for stage in recipe.stages]
+    for place, stage in enumerate(recipe.stages):
+        if stage.id in ids[:place]:
+            yield ("stages", place, "id"), f"two stages are called '{stage.id}'; give each an id of its own."
+        if stage.id in TAKEN:
+            yield ("stages", place, "id"), f"'{stage.id}' means something else already; choose another id."
+    for place, stage in enumerate(recipe.stages):
+        for number, override in enumerate(stage.overrides):
+            for match in _places(override):
+                if sentence := _wrong_place(match, ids, place):
+                    yield ("stages", place, "overrides", number), sentence
+
+
+def _wrong_place(match: re.Match[str], ids: Sequence[str], place: int) -> str | None:
+    name, part = match[1], match[2]
+    if name not in ids:
+        return f"'{match[0]}' names no stage. {nearest(name, ids[:place]) if place else 'No stage is before this one.'}"
+    if ids.index(name) >= place:
+        what = "is this stage itself" if ids[place] == name else "comes later"
+        return f"'{match[0]}' {what}; a stage can use what earlier ones made."
+    if part not in (None, "model"):
+        return f"'{match[0]}': there is {{{name}}}, the run folder, and {{{name}.model}}, the model's folder."
+    return None

@@ -1,0 +1,224 @@
+"""Recipes for language models: read, checked against themselves; ``text_assembly`` makes parts of them."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
+
+from pydantic import Field, model_validator
+
+from raftdiff.config import Config, check, plain, read
+from raftdiff.errors import UserError
+from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.likelihood import KlConfig
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.ppo.finetuner import PpoConfig
+from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
+from raftdiff.llm.sampling.mix import MixSamplerConfig
+from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.sampling.served import ServerSamplerConfig
+from raftdiff.llm.sampling.vllm import VllmSamplerConfig
+from raftdiff.provenance import fingerprint
+from raftdiff.recipe import LoggingConfig, check_alike, is_text, one_of, refuse_preferences, resolve
+from raftdiff.runs import Run
+from raftdiff.stages import LoopConfig
+
+if TYPE_CHECKING:
+    TextRewardConfig: TypeAlias = Any
+    SelectorConfig: TypeAlias = Any
+else:
+    TextRewardConfig, SelectorConfig = one_of("text_rewards"), one_of("selectors")
+
+PartSamplerConfig: TypeAlias = Annotated[
+    PolicySamplerConfig | TeacherSamplerConfig | ServerSamplerConfig | DatasetSamplerConfig | FolderSamplerConfig,
+    Field(discriminator="type"),
+]
+TextSamplerConfig: TypeAlias = Annotated[
+    PolicySamplerConfig
+    | TeacherSamplerConfig
+    | ServerSamplerConfig
+    | DatasetSamplerConfig
+    | FolderSamplerConfig
+    | VllmSamplerConfig
+    | MixSamplerConfig,
+    Field(discriminator="type"),
+]
+TextFineTunerConfig: TypeAlias = Annotated[LMFineTunerConfig | PpoConfig, Field(discriminator="type")]
+
+
+UNMEASURED = ("given", "labels", "kl")
+"""Rewards that say nothing of a model's answers before and after."""
+
+
+class TextRankerConfig(Config):
+    """Rewards with weights, and what is selected by their weighted sum."""
+
+    rewards: list[TextRewardConfig] = Field(min_length=1)
+    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
+    selector: SelectorConfig
+    """best_of_k, top_fraction, random, softmax (to be learnt as they are); ranked (RRHF), best_worst (pairs), threshold
+    (KTO), advantage (policy gradients), all (PPO)."""
+
+
+class TextEvaluationConfig(Config):
+    """The before/after on held-out prompts."""
+
+    prompts: DataConfig = DataConfig()
+    """Held-out prompts; the training prompts when empty. Magic applies only where given here."""
+    samples_per_prompt: int = Field(default=4, ge=1)
+    """Answers per prompt in ``raftdiff eval``, with the same seeds before and after."""
+    every_round: int = Field(default=0, ge=0)
+    """Answers per held-out prompt after every round, for the curve and for early stopping; 0 for none."""
+    decoding: DecodingConfig | None = None
+    """How the tuned model is to be used; as the policy is sampled in training by default."""
+    rewards: list[TextRewardConfig] = Field(default_factory=list)
+    """Rewards that only look on: those of the training say how well it was learnt, others whether it was worth it."""
+    judge: Literal["reviews"] | None = None
+    """The text world's grammar as a judge: does a review parse, is it positive, how likely is it in truth?"""
+    seed: int = 1000
+    """Apart from the loop's seed, so that three training seeds are evaluated on the same draws."""
+
+
+class TextRecipe(Config):
+    """Everything that a run on texts does."""
+
+    media: Literal["text"]
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    """Part of the run directory's name."""
+    model: LMConfig
+    prompts: DataConfig
+    sampler: TextSamplerConfig
+    ranker: TextRankerConfig
+    finetuner: TextFineTunerConfig
+    loop: LoopConfig = LoopConfig()
+    evaluation: TextEvaluationConfig = TextEvaluationConfig()
+    logging: LoggingConfig = LoggingConfig()
+
+    @model_validator(mode="before")
+    @classmethod
+    def _lm_by_default(cls, data: Any) -> Any:
+        """A fine-tuner that does not say its type is the one that there was before PPO."""
+        tuner = data.get("finetuner") if isinstance(data, dict) else None
+        return {**data, "finetuner": {"type": "lm", **tuner}} if isinstance(tuner, dict) else data
+
+
+def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
+    """The recipe in a file, its data found and sealed, parts checked against each other.
+
+    Raises:
+        UserError: anything wrong in it, in a sentence a line.
+    """
+    recipe = read(TextRecipe, path, overrides)
+    folder = path.parent
+    evaluation = recipe.evaluation
+    if evaluation.prompts.given:
+        evaluation = evaluation.model_copy(update={"prompts": data.sealed(evaluation.prompts, folder)})
+    sealed = {
+        "prompts": data.sealed(recipe.prompts, folder),
+        "sampler": _sealed(recipe.sampler, folder),
+        "finetuner": _sealed(recipe.finetuner, folder),
+    }
+    recipe = recipe.model_copy(update={**sealed, "evaluation": evaluation})
+    _check(recipe)
+    return recipe
+
+
+def text_recipe_of(run: Run) -> TextRecipe:
+    """
+    Raises:
+        UserError: it is a run on pictures, or of a reward model.
+    """
+    refuse_preferences(run.path / "recipe.yaml", run.path)
+    if not is_text(run.path / "recipe.yaml"):
+        raise UserError(f"{run.path}: this is a run on pictures, and this command is for texts.")
+    return check(TextRecipe, run.recipe(), str(run.path / "recipe.yaml"))
+
+
+def weights(recipe: TextRecipe) -> dict[str, str]:
+    """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
+    named: list[Any] = [recipe.model.base]
+    for part in (*recipe.ranker.rewards, recipe.sampler):
+        model = getattr(part, "model", None)
+        named.append(model.base if isinstance(model, LMConfig) else model)
+    if isinstance(recipe.finetuner, PpoConfig):
+        named.append(recipe.finetuner.critic.model)
+    local = {name: Path(resolve(name)).expanduser() for name in named if isinstance(name, str)}
+    return {name: fingerprint(path) for name, path in local.items() if path.exists()}
+
+
+def _sealed(config: Any, folder: Path) -> Any:
+    """The config of a sampler or a fine-tuner with the checksum of the answers that it reads."""
+    if isinstance(config, FolderSamplerConfig):
+        return config.sealed(folder)
+    if isinstance(config, PpoConfig) and config.ptx is not None:
+        ptx = config.ptx.model_copy(update={"data": data.sealed(config.ptx.data, folder)})
+        return config.model_copy(update={"ptx": ptx})
+    if isinstance(config, MixSamplerConfig):
+        parts = [
+            part.model_copy(update={"sampler": plain(_sealed(known, folder))})
+            for part, known in zip(config.parts, mixed(config), strict=True)
+        ]
+        return config.model_copy(update={"parts": parts})
+    return config
+
+
+class _Part(Config):
+    sampler: PartSamplerConfig
+
+
+def mixed(config: MixSamplerConfig) -> list[Any]:
+    """The configs of a mixture's parts.
+
+    Raises:
+        UserError: one is not a sampler's.
+    """
+    return [
+        check(_Part, {"sampler": part.sampler}, f"sampler.parts.{place}").sampler
+        for place, part in enumerate(config.parts)
+    ]
+
+
+def _check(recipe: TextRecipe) -> None:
+    """What can be known to be wrong before a model is loaded."""
+    loop, evaluation = recipe.loop, recipe.evaluation
+    check_alike(recipe, held_out=evaluation.prompts.given, onlookers=evaluation.rewards)
+    if isinstance(recipe.sampler, VllmSamplerConfig) and recipe.finetuner.adapter != "lora":
+        raise UserError(
+            "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
+        )
+    if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
+        raise UserError(
+            "evaluation.rewards: data and people score the answers that they saw alone (ranker.rewards: given, "
+            "labels); name a reward that can score the model's."
+        )
+    if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
+        raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")
+    if isinstance(recipe.sampler, MixSamplerConfig):
+        mixed(recipe.sampler)
+        if recipe.sampler.candidates != loop.candidates:
+            raise UserError(
+                f"sampler.parts: the shares add up to {recipe.sampler.candidates} candidates, and loop.candidates is "
+                f"{loop.candidates}; make them equal."
+            )
+    _check_objective(recipe)
+
+
+def _check_objective(recipe: TextRecipe) -> None:
+    """Whether the fine-tuner can learn from what sampler and selector give it."""
+    learner, needs = recipe.finetuner.learner, recipe.finetuner.requires
+    kind = recipe.ranker.selector.build(seed=0).kind
+    if kind not in needs.kinds:
+        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {', '.join(needs.kinds)}.")
+    if not needs.fresh_samples:
+        return
+    if not isinstance(recipe.sampler, PolicySamplerConfig | VllmSamplerConfig):
+        raise UserError(f"sampler: {learner} learns from the policy's own fresh answers; use type: policy.")
+    if not recipe.sampler.decoding.exact:
+        raise UserError(
+            f"sampler.decoding: {learner} needs answers drawn from the model itself: strategy sample, temperature 1, "
+            "and no top_p, top_k, repetition_penalty or min_new_tokens."
+        )
+    if recipe.loop.replay_rounds:
+        raise UserError(f"loop.replay_rounds: {learner} learns from fresh answers; make it 0.")

@@ -1,0 +1,157 @@
+"""Training a reward model on a run's folder: part by part, each on the disk when it is done, and the model at the end.
+
+A run is a folder as any other (``runs.py``): ``rounds/000`` holds the figures of the first part of the training and the
+state after it. Beside the rounds stand ``model/``, the trained reward model in the transformers format with its head,
+and ``pool.jsonl``, the policy's answers that MetaRM was given.
+"""
+
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from raftdiff.calibration import accuracy, ece
+from raftdiff.disk import sync_all
+from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.model.rows import Row
+from raftdiff.llm.reward_models.reward import MODEL
+from raftdiff.llm.reward_models.strength import Annotation
+from raftdiff.llm.reward_models.tuner import RewardTuner, differences
+from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model, value_row
+from raftdiff.llm.reward_runs.policy_pool import answered
+from raftdiff.llm.reward_runs.recipe import RewardRecipe, divided, strengths
+from raftdiff.progress import Progress, Quiet
+from raftdiff.recipe import resolve
+from raftdiff.runs import Run
+from raftdiff.seeds import fold
+from raftdiff.types import Round
+
+POOL = "pool.jsonl"
+BINS = 10
+
+
+@final
+@dataclass(frozen=True)
+class RewardParts:
+    """What a recipe is assembled into."""
+
+    recipe: RewardRecipe
+    model: ValueModel
+    tuner: RewardTuner
+    pairs: Sequence[Comparison]
+    """What is trained on, in the order of the data."""
+    annotation: Annotation
+    """What the denoising says of each of them."""
+    held_out: Sequence[Comparison]
+
+
+def assemble_reward(recipe: RewardRecipe) -> RewardParts:
+    """Load the model and the data, and wire them.
+
+    Raises:
+        UserError: the model cannot be loaded or is not one that the tuner can train, or a pair is too long for it.
+    """
+    # Keeps a CPU off its slow path for denormal numbers, which optimizers are full of.
+    torch.set_flush_denormal(True)
+    pairs, held_out = divided(recipe)
+    annotation = recipe.denoise.annotate(strengths(recipe, pairs), len(pairs))
+    seed = recipe.loop.seed
+    model = load_value_model(recipe.model, resolve, seed=fold(seed, "head"))
+    for pair in (*pairs, *held_out):  # too long is found now, not in the middle
+        value_row(model, pair.prompt, pair.chosen)
+        value_row(model, pair.prompt, pair.rejected)
+    tuner = RewardTuner(recipe.tuner, model, total_rounds=recipe.loop.rounds, seed=fold(seed, "tuner"))
+    return RewardParts(recipe, model, tuner, pairs, annotation, held_out)
+
+
+def train(run: Run, parts: RewardParts, progress: Progress | None = None) -> Iterator[Round]:
+    """Train the parts that are still missing, and yield each when it is committed; then write the model.
+
+    A run that was killed goes on after its last finished part, to the same bits on the CPU.
+    """
+    yield from rounds(run, parts, progress or Quiet())
+    if not (run.path / MODEL).is_dir():
+        _write_model(run, parts)
+
+
+def rounds(run: Run, parts: RewardParts, progress: Progress) -> Iterator[Round]:
+    """The same without the model at the end."""
+    if state := run.state():
+        parts.tuner.load_state_dict(state)
+    loop = parts.recipe.loop
+    if run.rounds_done() < loop.rounds:
+        pool = _pool(run, parts, progress)
+    for t in range(run.rounds_done(), loop.rounds):
+        draft, began = run.draft(t), time.perf_counter()
+        seed = fold(loop.seed, loop.order, "tune")  # one order for all parts
+        learnt = parts.tuner.fit(parts.pairs, parts.annotation, pool=pool, seed=seed, report=progress.stage(t, "tune"))
+        spent = time.perf_counter() - began
+        draft.spend("tune", seconds=spent, evaluations=int(learnt.get("network_evaluations", 0)))
+        draft.note(tune=dict(learnt), pairs=len(parts.pairs), **_validated(parts))
+        draft.spend("validate", seconds=time.perf_counter() - began - spent, evaluations=0)
+        metrics = draft.metrics()
+        yield Round(t, draft.commit(parts.tuner.state_dict()), metrics)
+
+
+def figures(d: Float[np.ndarray, " pairs"]) -> dict[str, Any]:
+    """What differences of reward (chosen less rejected, in logits) say of a model, as JSON.
+
+    ``accuracy``: the share of pairs in which the chosen answer has the higher reward, a tie counting half, higher is
+    better; ``loss``: the Bradley-Terry loss, -log sigmoid(d), nats, lower is better, 0.693 is chance; ``ece``: the
+    expected calibration error of sigmoid(d), 0 to 1, lower is better.
+    """
+    found = accuracy(d)
+    return {
+        "accuracy": found.mean,
+        "ci95": list(found.ci95),
+        "pairs": len(d),
+        "loss": float(np.logaddexp(0.0, -d).mean()),
+        "ece": float(ece(d, BINS)),
+    }
+
+
+def _pool(run: Run, parts: RewardParts, progress: Progress) -> Sequence[Sequence[Row]]:
+    """The policy's answers as the reward model's tokens; none without MetaRM."""
+    recipe = parts.recipe
+    if recipe.policy_pool is None or recipe.tuner.meta is None:
+        return ()
+    found = answered(
+        run.path / POOL,
+        recipe.policy_pool,
+        count=recipe.tuner.meta.answers,
+        seed=recipe.loop.seed,
+        report=progress.stage(run.rounds_done(), "sample"),
+    )
+    return [[value_row(parts.model, one.prompt, answer) for answer in one.answers] for one in found]
+
+
+def _validated(parts: RewardParts) -> Mapping[str, Any]:
+    """The held-out pairs as the model stands; nothing where none are held out."""
+    if not parts.held_out:
+        return {}
+    return {"held_out_pairs": figures(asked(parts, parts.held_out))}
+
+
+def asked(parts: RewardParts, pairs: Sequence[Comparison]) -> Float[np.ndarray, " pairs"]:
+    """The difference of reward of each pair, chosen less rejected, as the model stands."""
+    return differences(parts.model, pairs, batch_size=parts.recipe.tuner.rows_per_pass)
+
+
+def _write_model(run: Run, parts: RewardParts) -> None:
+    """The reward's folder, aside and then renamed: present means complete."""
+    aside = run.path / f"{MODEL}.partial"
+    shutil.rmtree(aside, ignore_errors=True)
+    notes = {
+        "name": parts.recipe.name,
+        "trained_on": len(parts.pairs),
+        "denoise": parts.recipe.denoise.type,
+        "held_out": run.metrics()[-1].get("held_out_pairs"),
+    }
+    save_value_model(aside, parts.model, notes)
+    sync_all(aside)
+    aside.rename(run.path / MODEL)

@@ -1,0 +1,101 @@
+"""Samplers that own a language model: the policy that is tuned, and teachers that are not."""
+
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from typing import Literal, final
+
+import torch
+from pydantic import Field
+
+from raftdiff.config import Config
+from raftdiff.dialogue import cut
+from raftdiff.llm.model.loading import LM, LMConfig, load
+from raftdiff.llm.model.rows import Row, score
+from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, generate, search
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Sample, Source
+
+
+class PolicySamplerConfig(Config):
+    """The model that is tuned answers: on-policy, as RAFT has it."""
+
+    type: Literal["policy"] = "policy"
+    decoding: DecodingConfig = DecodingConfig()
+    batch_size: int = Field(default=64, ge=1)
+    """Answers drawn at once."""
+
+    def build(self, lm: LM) -> "LMSampler":
+        return LMSampler(lm, self.decoding, self.batch_size, "policy")
+
+
+class TeacherSamplerConfig(Config):
+    """Another language model answers, and stays as it is."""
+
+    type: Literal["teacher"] = "teacher"
+    model: LMConfig
+    decoding: DecodingConfig = DecodingConfig()
+    batch_size: int = Field(default=64, ge=1)
+    """Answers drawn at once."""
+
+    def build(self, resolve: Callable[[str], str]) -> "LMSampler":
+        """
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        return LMSampler(load(self.model, resolve), self.decoding, self.batch_size, "teacher")
+
+
+@final
+class LMSampler:
+    """Answers of a causal language model.
+
+    ``aux`` carries ``tokens`` (n,), the answer's ids with the end token where it came, and ``logprobs`` (n,), their
+    log p under the model that drew them, at temperature 1 and before top-k, top-p and penalties. A teacher's samples
+    carry neither: its tokens may be another vocabulary's, and its probabilities are not the policy's.
+    """
+
+    def __init__(self, lm: LM, decoding: DecodingConfig, batch_size: int, source: Source) -> None:
+        self.lm, self.decoding, self.batch_size, self.source = lm, decoding, batch_size, source
+        self.provides: tuple[str, ...] = ("tokens", "logprobs") if source == "policy" else ()
+        self._tokens = 0
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[str]]:
+        """Candidate (p, k) with the seed ``fold(seed, p.id, k)``; batches are cut from the full list of candidates."""
+        whole = self.decoding.strategy in ("beam", "diverse_beam")
+        size = max(1, self.batch_size // per_prompt) * per_prompt if whole else self.batch_size
+        asked = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        for start in range(0, len(asked), size):
+            batch = asked[start : start + size]
+            if all((prompt.id, index) in done for prompt, index in batch):
+                continue
+            seeds = [fold(seed, prompt.id, index) for prompt, index in batch]
+            drawn = self._draw([prompt for prompt, _ in batch], seeds, per_prompt if whole else 1)
+            for (prompt, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
+                if (prompt.id, index) not in done:
+                    text = cut(self.lm.text(tokens), self.decoding.stop).strip()
+                    aux = (
+                        {"tokens": torch.tensor(tokens, dtype=torch.int64), "logprobs": logprobs}
+                        if self.provides
+                        else {}
+                    )
+                    yield Sample(round, prompt, index, own, self.source, text, aux)
+
+    def network_evaluations(self) -> int:
+        """Tokens drawn since construction."""
+        return self._tokens
+
+    def _draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], group: int) -> list[Drawn]:
+        ids = [self.lm.prompt_ids(prompt, prompt.sampling) for prompt in prompts]
+        if self.decoding.strategy != "beam":
+            drawn = generate(self.lm, ids, seeds, self.decoding, group=group)
+        else:
+            drawn = [one for place in range(0, len(ids), group) for one in self._search(ids[place], group)]
+        self._tokens += sum(len(tokens) for tokens, _ in drawn)
+        return drawn
+
+    def _search(self, prompt: Sequence[int], count: int) -> list[Drawn]:
+        found = search(self.lm, prompt, self.decoding, count=count)
+        rows = [Row(tuple(prompt), tuple(answer)) for answer in found]
+        return list(zip(found, score(self.lm, rows, batch_size=self.batch_size), strict=True))
