@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from raftdiff.apps import page
-from raftdiff.bench import LONGEST_PROMPT, Bench, Settings, export
-from raftdiff.comparison import Drawn
+from raftdiff.diffusion.bench import LONGEST_PROMPT, Bench, Settings, export
+from raftdiff.diffusion.comparison import Drawn
 from raftdiff.errors import UserError
-from raftdiff.report import said
+from raftdiff.reports.before_after import said
 from raftdiff.types import Report
 
 LARGEST_SEED = 2**31 - 1

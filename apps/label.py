@@ -6,11 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raftdiff.apps import page
-from raftdiff.dialogue import messages
-from raftdiff.entries import Entry, found
+from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
-from raftdiff.labels import Ballot, Pair, Side, tally, unanswered
-from raftdiff.runs import Run
+from raftdiff.records.entries import Entry, found
+from raftdiff.records.labels import Ballot, Pair, Side, tally, unanswered
+from raftdiff.records.run import Run
 
 Deed = Callable[[Ballot, Pair], None]
 BUTTONS: Mapping[Side, str] = {"left": "← Left", "tie": "↓ A tie", "right": "Right →"}

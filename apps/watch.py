@@ -8,12 +8,12 @@ from typing import Any
 from markupsafe import Markup
 
 from raftdiff.apps import page
-from raftdiff.curve import curve_svg
 from raftdiff.errors import UserError
-from raftdiff.report import said
-from raftdiff.rounds import RoundFolder
-from raftdiff.runs import Run
-from raftdiff.watching import Metrics, Snapshot, snapshot, steadily
+from raftdiff.records.rounds import RoundFolder
+from raftdiff.records.run import Run
+from raftdiff.records.watching import Metrics, Snapshot, snapshot, steadily
+from raftdiff.reports.before_after import said
+from raftdiff.reports.curve import curve_svg
 
 SECONDS = 2.0
 """Between two looks at the files."""

@@ -7,8 +7,8 @@ from typing import Any, TypeAlias, final
 
 import torch
 
-from raftdiff.embedded import review_reward
-from raftdiff.evaluate import Judge
+from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded.reviews import reward as review_reward
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.figures import Base, Distances, describe
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
@@ -22,8 +22,8 @@ from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfi
 from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
+from raftdiff.measures.evaluation import Judge
 from raftdiff.ranking import Ranker
-from raftdiff.recipe import resolve
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
 from raftdiff.types import Prompt, Reward, Sampler

@@ -11,18 +11,18 @@ from typing import Any, NamedTuple, final
 import torch
 from jaxtyping import Float32
 
-from raftdiff import evaluate
-from raftdiff.comparison import candidates
-from raftdiff.dialogue import context
-from raftdiff.disk import write_text
-from raftdiff.embedded.review_reward import true_perplexity
+from raftdiff.chat.dialogue import context
+from raftdiff.diffusion.comparison import candidates
+from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
-from raftdiff.report import BeforeAfter, write_report
-from raftdiff.runs import Run
+from raftdiff.measures import evaluation as evaluate
+from raftdiff.records.disk import write_text
+from raftdiff.records.run import Run
+from raftdiff.reports.before_after import BeforeAfter, write_report
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Report, Reward, Sample, silent
 

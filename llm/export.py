@@ -9,7 +9,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.learning.finetuner import LMFineTuner
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
-from raftdiff.trainable import merged
+from raftdiff.training.trainable import merged
 
 Format = Literal["peft", "merged"]
 

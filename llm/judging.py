@@ -8,11 +8,11 @@ from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
 import numpy as np
 from pydantic import Field, model_validator
 
-from raftdiff.config import Config
-from raftdiff.dialogue import dialogue, fill
+from raftdiff.chat.dialogue import dialogue, fill
+from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
 from raftdiff.errors import UserError
-from raftdiff.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
-from raftdiff.statistics import Estimate, mean_std_ci
+from raftdiff.measures.statistics import Estimate, mean_std_ci
+from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Reward, Sample
 
 Verdict = Literal["win", "tie", "lose"]

@@ -7,10 +7,10 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.llm.figures import Base, Distances
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, checked, row_of, score
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 

@@ -9,23 +9,23 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from raftdiff import statistics
-from raftdiff.advantages import best_of_n_kl_bound
-from raftdiff.comparison import load_round
-from raftdiff.disk import read_json, write_text
-from raftdiff.embedded.review_reward import true_perplexity
+from raftdiff.diffusion.comparison import load_round
+from raftdiff.diffusion.recipe import locate
+from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm import comparison as text_comparison
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.figures import diversity
 from raftdiff.llm.recipe import UNMEASURED, load_text_recipe, weights
+from raftdiff.measures import statistics
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import scores
-from raftdiff.recipe import locate
-from raftdiff.runs import Run
+from raftdiff.records.disk import read_json, write_text
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
+from raftdiff.selection.advantages import best_of_n_kl_bound
 from raftdiff.types import Prompt, Reward
 
 WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")

@@ -15,13 +15,13 @@ from typing import Any, Literal, TypeAlias, final
 import yaml
 from pydantic import Field
 
-from raftdiff.config import Config, Where, differing, lines, plain, read
-from raftdiff.disk import write_text
+from raftdiff.diffusion.recipe import locate, medium_of
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipe import locate, medium_of
-from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.recipes.config import Config, Where, differing, lines, plain, read
+from raftdiff.records.disk import write_text
+from raftdiff.records.run import NOT_IDENTITY, Run
 
 StageRecipe: TypeAlias = TextRecipe | RewardRecipe
 

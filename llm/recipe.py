@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from raftdiff.config import Config, check, plain, read
+from raftdiff.diffusion.recipe import LoggingConfig, check_alike, is_text, one_of, refuse_preferences, resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
@@ -20,9 +20,9 @@ from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
-from raftdiff.provenance import fingerprint
-from raftdiff.recipe import LoggingConfig, check_alike, is_text, one_of, refuse_preferences, resolve
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.records.provenance import fingerprint
+from raftdiff.records.run import Run
 from raftdiff.stages import LoopConfig
 
 if TYPE_CHECKING:

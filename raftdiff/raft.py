@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raftdiff.progress import Progress, Quiet
-from raftdiff.runs import Run
+from raftdiff.records.run import Run
 from raftdiff.stages import Parts, commit, sample, score, select, tune
 from raftdiff.types import Media, Round
 

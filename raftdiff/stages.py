@@ -9,14 +9,14 @@ from typing import Any, Generic, final
 import numpy as np
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
-from raftdiff.rounds import Draft
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records.rounds import Draft
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
-from raftdiff.selection import figures
+from raftdiff.selection.best import figures
 from raftdiff.types import FineTuner, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
 
 SCORING_BATCH = 256

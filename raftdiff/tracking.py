@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 from typing import Any, final
 
-from raftdiff.config import flat
 from raftdiff.errors import UserError, nearest
-from raftdiff.runs import Run
+from raftdiff.recipes.config import flat
+from raftdiff.records.run import Run
 from raftdiff.types import Round
 
 

@@ -11,8 +11,8 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.rewards.tower import Precision, Tower, open_tower
 from raftdiff.types import Sample
 

@@ -23,9 +23,9 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.registry import resolve_function
+from raftdiff.recipes.config import Config
+from raftdiff.recipes.registry import resolve_function
 from raftdiff.types import Sample
 
 Function = Callable[..., Any]

@@ -7,9 +7,9 @@ import torch
 from jaxtyping import Float, Float32
 from pydantic import Field
 
-from raftdiff.config import Config
-from raftdiff.dialogue import cut, dialogue, fill, messages
+from raftdiff.chat.dialogue import cut, dialogue, fill, messages
 from raftdiff.errors import UserError, nearest
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 Form = Literal["template", "chat", "pair"]

@@ -11,8 +11,8 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.rewards.sandbox import Network, Outcome, Sandbox, Test
 from raftdiff.rewards.texts import fenced
 from raftdiff.types import Sample

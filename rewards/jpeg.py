@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.config import Config
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 Direction = Literal["compressible", "incompressible"]

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
+from raftdiff.recipes.config import Config
 from raftdiff.rewards.texts import fenced
 from raftdiff.types import Sample
 

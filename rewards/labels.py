@@ -8,10 +8,10 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
-from raftdiff.entries import found
-from raftdiff.labels import points
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records.entries import found
+from raftdiff.records.labels import points
+from raftdiff.records.run import Run
 from raftdiff.types import Sample
 
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field, model_validator
 
-from raftdiff.config import Config
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 Unit = Literal["words", "characters", "tokens"]

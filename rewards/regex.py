@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 Mode = Literal["any", "whole", "count", "fraction"]

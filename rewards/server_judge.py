@@ -9,10 +9,10 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field, model_validator
 
-from raftdiff.config import Config
-from raftdiff.dialogue import dialogue, fill
+from raftdiff.chat.dialogue import dialogue, fill
+from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
 from raftdiff.errors import UserError
-from raftdiff.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
+from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 WOMBAT = ("relevance", "correctness", "coherence", "safety")

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.rewards.texts import extra
 from raftdiff.types import Prompt, Sample
 

@@ -9,15 +9,15 @@ from typing import Any, final
 import numpy as np
 from pydantic import Field, model_validator
 
-from raftdiff import labels
-from raftdiff.config import Config
-from raftdiff.dialogue import context
+from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.cells import BrokenRow, score_of
 from raftdiff.llm.data.files import Row, rows_digest
 from raftdiff.llm.data.prompts import DataConfig
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records import labels
+from raftdiff.records.run import Run
 from raftdiff.types import Prompt
 
 STRENGTH: Mapping[str, tuple[str, ...]] = {

@@ -10,12 +10,12 @@ from typing import Any, Literal
 import numpy as np
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.data.cells import BrokenRow, Record, text_of
 from raftdiff.llm.data.files import Row, file_digest, read_file, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
-from raftdiff.prompts import check_ids, find_file, slug
+from raftdiff.recipes.config import Config
+from raftdiff.recipes.prompts import check_ids, find_file, slug
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 

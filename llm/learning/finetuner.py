@@ -10,14 +10,14 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff import optimizer
 from raftdiff.llm.learning.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
 from raftdiff.llm.learning.steps import StepsConfig, attach, precision_of, seeded, training
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
 from raftdiff.seeds import fold
-from raftdiff.trainable import on_cpu
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import on_cpu
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
 

@@ -7,11 +7,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff.config import Config
 from raftdiff.llm.learning.embeddings import Schedule, keep_gold, neftune, scheduled, teacher_forcing_probability
 from raftdiff.llm.learning.ift import Variant, mix_hard, mix_soft, mixing_weight, relation_loss
 from raftdiff.llm.model.network import Logits, Moment, Network
 from raftdiff.llm.model.rows import Batch
+from raftdiff.recipes.config import Config
 
 
 class NoEmbedding(Config):

@@ -9,7 +9,6 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raftdiff.config import Config
 from raftdiff.llm.learning import preference_losses as preference
 from raftdiff.llm.learning.hooks import Embedding, NoEmbedding, NoWeighting, Weighting, inputs, row_losses
 from raftdiff.llm.learning.policy_gradient import clipped_objective
@@ -18,6 +17,7 @@ from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.packing import packed_lp
 from raftdiff.llm.model.rows import Batch
 from raftdiff.llm.model.tokens import Aggregation, aggregate, means, sums
+from raftdiff.recipes.config import Config
 from raftdiff.types import Requires
 
 Figures = dict[str, float]

@@ -1,5 +1,5 @@
 """The clipped policy-gradient objective that PPO, GRPO, RLOO and RAFT++ share; they differ in their advantages
-(``raftdiff.advantages``) and in how per-token losses are averaged (``tokens.aggregate``)."""
+(``raftdiff.selection.advantages``) and in how per-token losses are averaged (``tokens.aggregate``)."""
 
 from typing import NamedTuple
 

@@ -8,13 +8,13 @@ import torch
 from pydantic import Field
 from torch import nn
 
-from raftdiff import optimizer
-from raftdiff.config import Config
-from raftdiff.devices import DTYPES, DType
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.trainable import Trainable, add_lora, lora_layers
+from raftdiff.training import optimizer
+from raftdiff.training.devices import DTYPES, DType
+from raftdiff.training.trainable import Trainable, add_lora, lora_layers
 
 LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

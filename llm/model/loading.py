@@ -8,10 +8,10 @@ from typing import Any, final
 import torch
 from pydantic import Field
 
-from raftdiff.config import Config
-from raftdiff.devices import DTYPES, DType, find_device
-from raftdiff.dialogue import messages
+from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
+from raftdiff.training.devices import DTYPES, DType, find_device
 from raftdiff.types import Prompt
 
 ALPACA = (

@@ -9,8 +9,6 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff import optimizer
-from raftdiff.config import Config
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.learning.policy_gradient import clipped_objective
 from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training, update
@@ -19,8 +17,10 @@ from raftdiff.llm.model.network import Network
 from raftdiff.llm.model.rows import Row, collate, score
 from raftdiff.llm.model.tokens import aggregate, entropy, means
 from raftdiff.llm.ppo.rollouts import Rollouts
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.trainable import on_cpu
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import on_cpu
 from raftdiff.types import State
 
 

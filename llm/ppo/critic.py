@@ -10,8 +10,6 @@ from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff import optimizer
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training, update
 from raftdiff.llm.model.loading import LM, LMConfig
@@ -21,8 +19,10 @@ from raftdiff.llm.ppo.losses import value_loss
 from raftdiff.llm.ppo.rollouts import Estimates, Rollouts
 from raftdiff.llm.reward_models.reward import reward_folder
 from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.trainable import lora_layers, on_cpu
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import lora_layers, on_cpu
 from raftdiff.types import Report, State
 
 

@@ -18,8 +18,6 @@ from jaxtyping import Float
 from pydantic import ConfigDict, Field
 from torch import Tensor
 
-from raftdiff import optimizer
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.steps import StepsConfig, precision_of
 from raftdiff.llm.model.loading import LM
@@ -29,8 +27,10 @@ from raftdiff.llm.ppo.critic import Critic, CriticConfig
 from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl
 from raftdiff.llm.ppo.rollouts import Estimates, GaeConfig, Rollouts, estimate, figures, rollouts, step_advantages
 from raftdiff.llm.reward_models.value_model import ValueModel
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.trainable import Trainable
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import Trainable
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
 
 REQUIRES = Requires(kinds=("all",), aux=("tokens", "logprobs"), reference_model=True, fresh_samples=True)

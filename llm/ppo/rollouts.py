@@ -9,11 +9,11 @@ from jaxtyping import Bool, Float
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.rows import Batch, Row, checked, collate, drawn_with, laid_out
 from raftdiff.llm.ppo.losses import gae, token_rewards, whiten
+from raftdiff.recipes.config import Config
 from raftdiff.types import Item, Key, Prompt, Sample
 
 Values = Float[Tensor, "rows targets"]

@@ -14,8 +14,8 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from raftdiff.config import Config
 from raftdiff.llm.reward_models.losses import simcse, swav
+from raftdiff.recipes.config import Config
 
 Features = Float[Tensor, "pairs width"]
 Form = Literal["direct", "difference"]

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff.config import Config
+from raftdiff.recipes.config import Config
 
 
 class MetaConfig(Config):

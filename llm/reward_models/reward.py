@@ -9,11 +9,11 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.value_model import HEAD, ValueModel, load_value_model, score_rows, value_row
-from raftdiff.registry import resolve_function
+from raftdiff.recipes.config import Config
+from raftdiff.recipes.registry import resolve_function
 from raftdiff.types import Sample
 
 MODEL = "model"

@@ -5,7 +5,7 @@ doubts. numpy only.
     mu_i, sigma_i = mean, std of d_im over m      its strength, and how much the models differ about it
 
 mu < 0 says that the ensemble would have chosen the other answer: the label is probably wrong. What each method says of
-a pair is an ``Annotation``, which the reward model's loss takes up, ``raftdiff.llm.reward_models.losses.bradley_terry``.
+a pair is an ``Annotation``, which the loss takes up, ``raftdiff.llm.reward_models.losses.bradley_terry``.
 
 Source: Wang et al. 2024, "Secrets of RLHF in Large Language Models Part II", arXiv:2401.06080. Departure: the paper
 prints the margin outside the sigmoid, where it would have no gradient; here it is inside.
@@ -17,8 +17,8 @@ import numpy as np
 from jaxtyping import Bool, Float
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 
 Pairs = Float[np.ndarray, " pairs"]
 Points = Float[np.ndarray, " points"]

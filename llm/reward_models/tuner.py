@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from raftdiff import optimizer
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.learning.steps import AdapterConfig, attach, seeded, training
@@ -22,7 +21,8 @@ from raftdiff.llm.reward_models.objective import RewardObjective, Taught, Whole,
 from raftdiff.llm.reward_models.strength import Annotation
 from raftdiff.llm.reward_models.value_model import ValueModel, by_length, score_rows, value_row
 from raftdiff.seeds import fold
-from raftdiff.trainable import on_cpu
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import on_cpu
 from raftdiff.types import Report, State
 
 BETAS = (0.9, 0.999)

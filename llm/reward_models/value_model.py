@@ -17,12 +17,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from raftdiff.disk import read_json, save_tensors, write_text
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM, LMConfig, is_encoder, load, load_encoder
 from raftdiff.llm.model.rows import Batch, Row, collate
+from raftdiff.records.disk import read_json, save_tensors, write_text
 from raftdiff.seeds import fold
-from raftdiff.trainable import merged
+from raftdiff.training.trainable import merged
 from raftdiff.types import Prompt
 
 HEAD, NOTES = "value_head.safetensors", "reward.json"

@@ -16,8 +16,6 @@ import numpy as np
 import yaml
 from jaxtyping import Float
 
-from raftdiff.config import check, differing, dump, plain
-from raftdiff.disk import read_json, write_text
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison
@@ -25,7 +23,9 @@ from raftdiff.llm.reward_models.strength import Roc, by_decile, roc, strength
 from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.training import asked, assemble_reward, rounds
 from raftdiff.progress import Progress
-from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.recipes.config import check, differing, dump, plain
+from raftdiff.records.disk import read_json, write_text
+from raftdiff.records.run import NOT_IDENTITY, Run
 
 DECIMALS = 6
 """Of mu and sigma in the file."""

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from raftdiff.calibration import accuracy, mixing, principal, reliability
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.reward_models.strength import by_decile
 from raftdiff.llm.reward_models.tuner import features
 from raftdiff.llm.reward_models.value_model import ValueModel
 from raftdiff.llm.reward_runs.ensemble import truth
 from raftdiff.llm.reward_runs.training import BINS, figures
+from raftdiff.measures.calibration import accuracy, mixing, principal, reliability
 
 NEIGHBOURS = 10
 """Of each answer, for the figure ``mixing``."""

@@ -6,10 +6,10 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from raftdiff.disk import write_text
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
-from raftdiff.report import figure, template
+from raftdiff.records.disk import write_text
+from raftdiff.reports.before_after import figure, template
 
 
 class Plot(NamedTuple):

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raftdiff.disk import read_json_lines, write_text
+from raftdiff.diffusion.recipe import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import decoding_of
 from raftdiff.llm.data import prompts as data
@@ -19,8 +19,8 @@ from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.llm.reward_runs.recipe import PolicyPoolConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
-from raftdiff.recipe import resolve
-from raftdiff.runs import Run
+from raftdiff.records.disk import read_json_lines, write_text
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Report
 

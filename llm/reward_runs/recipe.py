@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from raftdiff.config import Config, check, read
+from raftdiff.diffusion.recipe import LoggingConfig, medium_of, resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data import prompts as data
@@ -18,9 +18,9 @@ from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
-from raftdiff.provenance import fingerprint
-from raftdiff.recipe import LoggingConfig, medium_of, resolve
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config, check, read
+from raftdiff.records.provenance import fingerprint
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 
 

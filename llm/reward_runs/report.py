@@ -6,12 +6,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raftdiff import plots
-from raftdiff.calibration import principal, reliability
 from raftdiff.llm.reward_runs.evaluation import NEIGHBOURS, Looked, both, words
 from raftdiff.llm.reward_runs.page import Plot, Section, span, tenth, to_read, write_page
 from raftdiff.llm.reward_runs.training import BINS
-from raftdiff.plots import Bar
+from raftdiff.measures.calibration import principal, reliability
+from raftdiff.reports import plots
+from raftdiff.reports.plots import Bar
 
 SHOWN = 4
 """Pairs to read of each kind."""

@@ -6,11 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from raftdiff import plots
 from raftdiff.llm.reward_models.strength import strength
 from raftdiff.llm.reward_runs.ensemble import Measured
 from raftdiff.llm.reward_runs.page import Plot, Section, tenth, to_read, write_page
-from raftdiff.plots import Bar
+from raftdiff.reports import plots
+from raftdiff.reports.plots import Bar
 
 SHOWN = 4
 """Pairs to read at either end."""

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from raftdiff.calibration import accuracy, ece
-from raftdiff.disk import sync_all
+from raftdiff.diffusion.recipe import resolve
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model.rows import Row
 from raftdiff.llm.reward_models.reward import MODEL
@@ -25,9 +24,10 @@ from raftdiff.llm.reward_models.tuner import RewardTuner, differences
 from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model, value_row
 from raftdiff.llm.reward_runs.policy_pool import answered
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, divided, strengths
+from raftdiff.measures.calibration import accuracy, ece
 from raftdiff.progress import Progress, Quiet
-from raftdiff.recipe import resolve
-from raftdiff.runs import Run
+from raftdiff.records.disk import sync_all
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.types import Round
 

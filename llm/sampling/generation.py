@@ -9,9 +9,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
+from raftdiff.recipes.config import Config
 
 Strategy = Literal["sample", "greedy", "beam", "diverse_beam"]
 

@@ -5,9 +5,9 @@ from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Any, Literal, final
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.data.files import SUFFIXES, Row, read_file, rows_digest
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 

@@ -8,8 +8,8 @@ from typing import Any, Literal, final
 
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Sampler, Source
 

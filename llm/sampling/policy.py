@@ -7,11 +7,11 @@ from typing import Literal, final
 import torch
 from pydantic import Field
 
-from raftdiff.config import Config
-from raftdiff.dialogue import cut
+from raftdiff.chat.dialogue import cut
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, generate, search
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 

@@ -6,10 +6,10 @@ from typing import Any, Literal, final
 
 from pydantic import Field
 
-from raftdiff.config import Config
-from raftdiff.dialogue import messages
+from raftdiff.chat.dialogue import messages
+from raftdiff.chat.server import Chat, ChatServer, concurrently
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.server import Chat, ChatServer, concurrently
 from raftdiff.types import Prompt, Sample, Source
 
 AHEAD = 4

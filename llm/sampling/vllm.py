@@ -9,10 +9,10 @@ from typing import Any, Literal, final
 import torch
 from pydantic import Field
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 

@@ -3,16 +3,26 @@
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from raftdiff.comparison import load_round
-from raftdiff.devices import find_device
+from raftdiff.diffusion.comparison import load_round
+from raftdiff.diffusion.recipe import (
+    Assembly,
+    Recipe,
+    assemble,
+    build_ranker,
+    is_text,
+    load_recipe,
+    locate,
+    recipe_of,
+    weights,
+)
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
-from raftdiff.prompts import build
 from raftdiff.ranking import Ranker
-from raftdiff.recipe import Assembly, Recipe, assemble, build_ranker, is_text, load_recipe, locate, recipe_of, weights
-from raftdiff.runs import Run
+from raftdiff.recipes.prompts import build
+from raftdiff.records.run import Run
 from raftdiff.stages import Parts
+from raftdiff.training.devices import find_device
 from raftdiff.types import FineTuner, Prompt, State
 
 AnyRecipe: TypeAlias = Recipe | TextRecipe

@@ -9,16 +9,16 @@ from pathlib import Path
 from raftdiff.cli.either import AnyAssembly, load_weights, prepared
 from raftdiff.cli.show import Bars
 from raftdiff.cli.train import existing_run
-from raftdiff.comparison import compare, evaluation_prompts, write
-from raftdiff.disk import read_json_lines
+from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
+from raftdiff.diffusion.recipe import Recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.comparison import compare as compare_texts
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.comparison import write as write_texts
-from raftdiff.recipe import Recipe
-from raftdiff.runs import Run
-from raftdiff.tables import side_by_side, table
+from raftdiff.records.disk import read_json_lines
+from raftdiff.records.run import Run
+from raftdiff.reports.tables import side_by_side, table
 from raftdiff.types import Prompt
 
 ANSWERS = 4

@@ -4,7 +4,7 @@ import argparse
 
 from raftdiff.cli.either import prepared
 from raftdiff.cli.train import existing_run
-from raftdiff.comparison import load_round
+from raftdiff.diffusion.comparison import load_round
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 

@@ -6,18 +6,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from raftdiff.cli.show import Bars
+from raftdiff.diffusion.recipe import medium_of
 from raftdiff.errors import UserError
-from raftdiff.labels import ballots, preferences, tally
-from raftdiff.recipe import medium_of
-from raftdiff.report import duration
-from raftdiff.runs import Run
-from raftdiff.watching import snapshot
+from raftdiff.records.labels import ballots, preferences, tally
+from raftdiff.records.run import Run
+from raftdiff.records.watching import snapshot
+from raftdiff.reports.before_after import duration
 
 
 def show(args: argparse.Namespace) -> None:
     """Where the run stands, and what to worry about."""
     if medium_of(Path(args.recipe) / "recipe.yaml") == "preferences":
-        from raftdiff.cli.rm import show_training
+        from raftdiff.cli.llm.reward_models import show_training
 
         show_training(Run.open(Path(args.recipe)))
         return
@@ -37,7 +37,7 @@ def show(args: argparse.Namespace) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     """The same prompts and seeds from the base and from a tuned model, as picture files with their scores."""
-    from raftdiff.bench import Bench, Checkpoint, export
+    from raftdiff.diffusion.bench import Bench, Checkpoint, export
 
     bench = Bench([Run(Path(args.recipe))], device=args.device)
     run = bench.runs[0]

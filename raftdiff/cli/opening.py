@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raftdiff.cli.show import Bars
-from raftdiff.config import differing, plain
 from raftdiff.errors import UserError
-from raftdiff.runs import NOT_IDENTITY, Run
+from raftdiff.recipes.config import differing, plain
+from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.tracking import Tracker
 from raftdiff.types import Round
 

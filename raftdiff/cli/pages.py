@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.apps.page import Door, serve
+from raftdiff.diffusion.recipe import refuse_preferences, refuse_texts
 from raftdiff.errors import UserError
-from raftdiff.labels import RATER, candidate_pairs, evaluation_pairs
-from raftdiff.recipe import refuse_preferences, refuse_texts
-from raftdiff.runs import Run
+from raftdiff.records.labels import RATER, candidate_pairs, evaluation_pairs
+from raftdiff.records.run import Run
 
 
 def compare(args: argparse.Namespace) -> None:
     from raftdiff.apps import compare as app
-    from raftdiff.bench import Bench
+    from raftdiff.diffusion.bench import Bench
 
     runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
     for run in runs:

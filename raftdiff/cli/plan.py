@@ -5,9 +5,9 @@ import json
 from dataclasses import asdict
 
 from raftdiff.diffusion import probe
-from raftdiff.provenance import hardware
-from raftdiff.recipe import Assembly, assemble, load_recipe
-from raftdiff.report import duration
+from raftdiff.diffusion.recipe import Assembly, assemble, load_recipe
+from raftdiff.records.provenance import hardware
+from raftdiff.reports.before_after import duration
 
 
 def plan(args: argparse.Namespace) -> None:

@@ -10,11 +10,11 @@ from raftdiff import stages
 from raftdiff.cli.either import AnyAssembly, AnyRecipe, parts_of, prepared, ranker_of, read, weights_of
 from raftdiff.cli.show import Bars
 from raftdiff.cli.train import existing_run, open_run
-from raftdiff.config import plain
 from raftdiff.errors import UserError
 from raftdiff.ranking import Ranker
-from raftdiff.rounds import Draft
-from raftdiff.runs import Run, fork
+from raftdiff.recipes.config import plain
+from raftdiff.records.rounds import Draft
+from raftdiff.records.run import Run, fork
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
 from raftdiff.types import Prompt

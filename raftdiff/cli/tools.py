@@ -7,9 +7,9 @@ from typing import Any
 
 from PIL import Image
 
-from raftdiff import registry
-from raftdiff.config import Config, check
 from raftdiff.errors import UserError
+from raftdiff.recipes import registry
+from raftdiff.recipes.config import Config, check
 from raftdiff.types import Sample
 
 
@@ -17,9 +17,9 @@ def check_reward(args: argparse.Namespace) -> int:
     """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
     import yaml
 
-    from raftdiff.examples import answer_samples, reward_samples
-    from raftdiff.recipe import resolve
-    from raftdiff.testing import check_reward as conformance
+    from raftdiff.diffusion.recipe import resolve
+    from raftdiff.testing.conformance import check_reward as conformance
+    from raftdiff.testing.examples import answer_samples, reward_samples
 
     options = {"type": args.reward}
     if ":" in args.reward:
@@ -41,7 +41,7 @@ def check_reward(args: argparse.Namespace) -> int:
 
 def recipes(args: argparse.Namespace) -> None:
     """Each recipe's name and the first line of its file."""
-    from raftdiff.recipe import recipes as shipped
+    from raftdiff.diffusion.recipe import recipes as shipped
 
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
@@ -49,10 +49,10 @@ def recipes(args: argparse.Namespace) -> None:
 
 
 def schema(args: argparse.Namespace) -> None:
+    from raftdiff.diffusion.recipe import Recipe
     from raftdiff.llm.pipeline import PipelineRecipe
     from raftdiff.llm.recipe import TextRecipe
     from raftdiff.llm.reward_runs.recipe import RewardRecipe
-    from raftdiff.recipe import Recipe
 
     known: dict[str, type[Config]] = {
         "image": Recipe,

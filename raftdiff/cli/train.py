@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from raftdiff.cli import either, opening
 from raftdiff.cli.either import AnyAssembly, AnyRecipe, load_weights, parts_of, prepared
 from raftdiff.cli.show import round_line
+from raftdiff.diffusion.recipe import medium_of
 from raftdiff.raft import raft, until_no_gain
-from raftdiff.recipe import medium_of
-from raftdiff.report import duration
-from raftdiff.runs import Run
+from raftdiff.records.run import Run
+from raftdiff.reports.before_after import duration
 
 KIND = opening.Kind(either.read, either.of, "train")
 
@@ -18,7 +18,7 @@ KIND = opening.Kind(either.read, either.of, "train")
 def train(args: argparse.Namespace) -> None:
     """Run what is missing of a recipe's rounds, or of a reward model's training."""
     if medium_of(either.recipe_file(args.recipe)) == "preferences":
-        from raftdiff.cli.rm import train_model
+        from raftdiff.cli.llm.reward_models import train_model
 
         train_model(args)
         return

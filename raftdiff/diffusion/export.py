@@ -7,10 +7,10 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from raftdiff.diffusion.finetuner import DiffusionFineTuner
-from raftdiff.diffusion.loading import quietly
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.models.loading import quietly
 from raftdiff.errors import UserError, nearest
-from raftdiff.trainable import merged
+from raftdiff.training.trainable import merged
 
 FORMATS = ("diffusers", "kohya", "merged")
 LoRA = dict[str, tuple[Tensor, Tensor, float]]

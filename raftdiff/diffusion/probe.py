@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.finetuner import DiffusionFineTuner, DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner, DiffusionFineTunerConfig
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, decode
 from raftdiff.types import Item, Prompt, Sample, Selection
 

@@ -12,9 +12,9 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
-from raftdiff.config import Config
-from raftdiff.diffusion.loading import Parts
+from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 

@@ -36,9 +36,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from raftdiff.calibration import accuracy
-from raftdiff.disk import read_json_lines, write_text
-from raftdiff.statistics import Estimate, mean_std_ci, paired_difference
+from raftdiff.measures.calibration import accuracy
+from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference
+from raftdiff.records.disk import read_json_lines, write_text
 
 FILE = "chitchat_dataset/dataset.json"
 RATED = ("witty", "interesting", "upbeat")

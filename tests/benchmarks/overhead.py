@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from raftdiff.provenance import provenance
+from raftdiff.diffusion.recipe import assemble, load_recipe
 from raftdiff.raft import raft
-from raftdiff.recipe import assemble, load_recipe
-from raftdiff.runs import Run
+from raftdiff.records.provenance import provenance
+from raftdiff.records.run import Run
 
 SPENT: dict[str, float] = {}
 _depth = 0

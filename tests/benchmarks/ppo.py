@@ -19,16 +19,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raftdiff.disk import read_json, write_text
+from raftdiff.diffusion.recipe import locate, recipes
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import assemble_text
 from raftdiff.llm.methods import rounds_of
 from raftdiff.llm.recipe import load_text_recipe
-from raftdiff.provenance import provenance
 from raftdiff.raft import raft
-from raftdiff.recipe import locate, recipes
-from raftdiff.runs import Run
-from raftdiff.watching import warnings
+from raftdiff.records.disk import read_json, write_text
+from raftdiff.records.provenance import provenance
+from raftdiff.records.run import Run
+from raftdiff.records.watching import warnings
 
 TRAINED, TRUE = "learnt", "review"
 """The names of the two rewards: what is trained on, and the truth."""

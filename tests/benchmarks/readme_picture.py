@@ -12,7 +12,7 @@ from pathlib import Path
 
 from PIL import Image, ImageDraw, ImageFont
 
-from raftdiff.images import INK, PAPER, grid
+from raftdiff.reports.images import INK, PAPER, grid
 
 
 def main() -> None:

@@ -3,7 +3,7 @@
     python tests/benchmarks/reward_models.py --out runs/reward_models --seeds 0 1 2
     python tests/benchmarks/reward_models_table.py --out runs/reward_models --seeds 0 1 2 > FILE.md
 
-Pairs as in ``raftdiff.embedded.review_preferences``; a seed is other pairs, other wrong labels, another test set and
+Pairs as in ``raftdiff.embedded.reviews.preferences``; a seed is other pairs, other wrong labels, another test set and
 another head. The test set is clean and on prompts that review-lm was never trained on. Every training (a cell) leaves a
 JSON file, and one that is there is not done again, so the script continues where it was stopped; the second script
 writes what there is.
@@ -21,10 +21,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from raftdiff.calibration import mixing
-from raftdiff.disk import write_text
-from raftdiff.embedded import reviews
-from raftdiff.embedded.review_preferences import own_answers, preferences
+from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.preferences import own_answers, preferences
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.model.loading import LMConfig
@@ -45,7 +44,8 @@ from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, fea
 from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model, score_rows, value_row
 from raftdiff.llm.reward_runs.policy_pool import Answered, answered
 from raftdiff.llm.reward_runs.recipe import PolicyPoolConfig
-from raftdiff.recipe import resolve
+from raftdiff.measures.calibration import mixing
+from raftdiff.records.disk import write_text
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, silent
 

@@ -15,11 +15,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from raftdiff.calibration import ece
-from raftdiff.embedded.review_preferences import wrong_labels
+from raftdiff.embedded.reviews.preferences import wrong_labels
 from raftdiff.llm.reward_models.losses import meta_difference
 from raftdiff.llm.reward_models.strength import FlipConfig, by_decile, roc, strength
-from raftdiff.statistics import t_interval
+from raftdiff.measures.calibration import ece
+from raftdiff.measures.statistics import t_interval
 
 LEVELS = (0.0, 0.1, 0.2, 0.3, 0.4)
 METHODS = ("plain", "smoothing", "flip", "margin", "flip_margin", "soft_margin")

@@ -26,10 +26,10 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
-from raftdiff.disk import read_json_lines
 from raftdiff.llm.recipe import text_recipe_of
-from raftdiff.runs import Run
-from raftdiff.statistics import Estimate, mean_std_ci, paired_difference, win_rate
+from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference, win_rate
+from raftdiff.records.disk import read_json_lines
+from raftdiff.records.run import Run
 
 Vectors = Float[np.ndarray, "texts width"]
 

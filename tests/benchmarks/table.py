@@ -15,8 +15,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-from raftdiff.provenance import provenance
-from raftdiff.tables import aggregate, markdown
+from raftdiff.records.provenance import provenance
+from raftdiff.reports.tables import aggregate, markdown
 
 
 def main() -> None:

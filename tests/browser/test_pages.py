@@ -13,9 +13,9 @@ from typing import Any
 import pytest
 
 from raftdiff.apps import compare, label, watch
-from raftdiff.bench import Bench
-from raftdiff.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
-from raftdiff.runs import Run
+from raftdiff.diffusion.bench import Bench
+from raftdiff.records.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
+from raftdiff.records.run import Run
 
 pytestmark = [
     pytest.mark.browser,

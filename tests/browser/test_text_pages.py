@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from raftdiff.apps import label, watch
-from raftdiff.config import Config
-from raftdiff.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
+from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 pytestmark = [

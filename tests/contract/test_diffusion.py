@@ -1,12 +1,12 @@
-"""The diffusion sampler and fine-tuner keep the contracts that raftdiff.testing states."""
+"""The diffusion sampler and fine-tuner keep the contracts that raftdiff.testing.conformance states."""
 
 import pytest
 
-from raftdiff.diffusion import tiny
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
-from raftdiff.testing import check_finetuner, check_sampler
+from raftdiff.testing.conformance import check_finetuner, check_sampler
 from raftdiff.types import Item, Prompt, Selection
 
 # diffusers asks numpy for an array in a way that numpy 2 deprecates

@@ -13,16 +13,16 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from raftdiff import registry
-from raftdiff.config import Config, check
-from raftdiff.embedded import reviews
+from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
-from raftdiff.examples import ANSWERS, answer_samples, reward_samples
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.value_model import load_value_model, save_value_model
-from raftdiff.runs import Run
-from raftdiff.testing import check_reward
+from raftdiff.recipes import registry
+from raftdiff.recipes.config import Config, check
+from raftdiff.records.run import Run
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import ANSWERS, answer_samples, reward_samples
 from raftdiff.types import Prompt, Sample
 
 TINY = {

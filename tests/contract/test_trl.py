@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.advantages import dr_grpo, grpo, kl_corrected, rloo
 from raftdiff.llm.learning.policy_gradient import clipped_objective
 from raftdiff.llm.learning.preference_losses import (
     dpo,
@@ -26,6 +25,7 @@ from raftdiff.llm.learning.preference_losses import (
     simpo,
 )
 from raftdiff.llm.model.tokens import aggregate, entropy, log_probabilities, means, sums
+from raftdiff.selection.advantages import dr_grpo, grpo, kl_corrected, rloo
 
 with warnings.catch_warnings():  # what importing somebody else's package warns of is not our failure
     warnings.simplefilter("ignore")

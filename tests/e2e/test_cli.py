@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion import tiny
+from raftdiff.diffusion.models import tiny
 
 RECIPE = {
     "name": "tiny",
@@ -280,7 +280,7 @@ def test_a_killed_process_continues_to_the_same_bits(recipe: Path, finished: Pat
     run = recipe.parent / "killed"
     words = ["train", str(recipe), "--out", str(run)]
     program = (
-        "import sys, time; import raftdiff.rounds as rounds; from raftdiff.cli.main import main; "
+        "import sys, time; import raftdiff.records.rounds as rounds; from raftdiff.cli.main import main; "
         "rounds.FLUSH_SECONDS = 0.0; add = rounds.Draft.add; "
         "rounds.Draft.add = lambda self, sample: (time.sleep(0.1), add(self, sample)); main(sys.argv[1:])"
     )  # as the real one, but every picture counts at once and takes its time
@@ -303,8 +303,8 @@ def test_a_killed_process_continues_to_the_same_bits(recipe: Path, finished: Pat
 def test_a_second_command_cannot_change_the_recipe_of_a_run_that_is_starting(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raftdiff.recipe import load_recipe
-    from raftdiff.runs import Run
+    from raftdiff.diffusion.recipe import load_recipe
+    from raftdiff.records.run import Run
 
     run = Run.create(recipe.parent / "run", load_recipe(str(recipe)), seed=0)
     before = (run.path / "recipe.yaml").read_bytes()

@@ -5,10 +5,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from raftdiff.diffusion import tiny
 from raftdiff.diffusion.export import export
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load, quietly
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load, quietly
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.types import Item, Prompt, Selection, silent

@@ -8,12 +8,12 @@ import pytest
 import yaml
 from PIL import Image
 
-from raftdiff.bench import Bench, Checkpoint
 from raftdiff.cli.main import main
-from raftdiff.diffusion import tiny
+from raftdiff.diffusion.bench import Bench, Checkpoint
+from raftdiff.diffusion.models import tiny
 from raftdiff.errors import UserError
-from raftdiff.labels import Ballot, candidate_pairs
-from raftdiff.runs import Run
+from raftdiff.records.labels import Ballot, candidate_pairs
+from raftdiff.records.run import Run
 
 RECIPE = {
     "name": "tiny",

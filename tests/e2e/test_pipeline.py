@@ -162,7 +162,7 @@ def test_a_killed_pipeline_continues_to_the_same_bits(where: str, recipe: Path, 
     out = recipe.parent / f"killed-{where.replace('/', '-')}"
     program = (
         "import sys, time; from pathlib import Path; from raftdiff.cli.main import main\n"
-        "import raftdiff.rounds as rounds, raftdiff.cli.pipeline as pipeline\n"
+        "import raftdiff.records.rounds as rounds, raftdiff.cli.llm.pipeline as pipeline\n"
         f"rest = lambda: time.sleep(600 if Path({str(out / where)!r}).exists() else 0)\n"
         "commit, sync = rounds.Draft.commit, pipeline.sync_all\n"
         "rounds.Draft.commit = lambda *held: (commit(*held), rest())[0]\n"

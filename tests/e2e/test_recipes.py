@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion import tiny
-from raftdiff.recipe import medium_of, recipes
+from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.recipe import medium_of, recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 

@@ -13,9 +13,9 @@ import pytest
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
-from raftdiff.labels import Ballot, Pair
 from raftdiff.llm.model import tiny
-from raftdiff.runs import Run
+from raftdiff.records.labels import Ballot, Pair
+from raftdiff.records.run import Run
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps", "so")
 POLICY = """

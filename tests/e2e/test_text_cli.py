@@ -14,12 +14,12 @@ import pytest
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
-from raftdiff.entries import found
-from raftdiff.labels import Ballot, candidate_pairs, evaluation_pairs
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.model import tiny
-from raftdiff.runs import Run
+from raftdiff.records.entries import found
+from raftdiff.records.labels import Ballot, candidate_pairs, evaluation_pairs
+from raftdiff.records.run import Run
 
 WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps")
 RECIPE = """
@@ -190,7 +190,7 @@ def test_an_evaluation_of_texts_can_be_labelled(recipe: Path) -> None:
 def test_a_killed_run_continues_to_the_same_bits(recipe: Path) -> None:
     assert main(["train", str(recipe), "--out", "finished"]) == 0
     program = (
-        "import sys, time; import raftdiff.rounds as rounds; from raftdiff.cli.main import main; "
+        "import sys, time; import raftdiff.records.rounds as rounds; from raftdiff.cli.main import main; "
         "rounds.FLUSH_SECONDS = 0.0; add = rounds.Draft.add; "
         "rounds.Draft.add = lambda self, sample: (time.sleep(0.1), add(self, sample)); main(sys.argv[1:])"
     )  # as the real one, but every answer counts at once and takes its time

@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.embedded import reviews
+from raftdiff.diffusion.recipe import is_text, recipes
+from raftdiff.embedded.reviews import world as reviews
 from raftdiff.llm.model import tiny
-from raftdiff.recipe import is_text, recipes
 
 ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
 """Recipes for models and data that are not here; they have tests of their own."""

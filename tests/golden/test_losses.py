@@ -12,9 +12,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.diffusion import tiny
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 GOLDEN = Path(__file__).parent / "losses.json"

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from raftdiff.diffusion import tiny
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.probe import measure
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.types import Item, Prompt, Selection, silent

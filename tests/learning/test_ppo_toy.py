@@ -8,8 +8,6 @@ import pytest
 import torch
 from jaxtyping import Float32
 
-from raftdiff.config import Config, check
-from raftdiff.lessons import AllConfig
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.ppo.finetuner import PpoConfig
@@ -19,7 +17,9 @@ from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config, check
+from raftdiff.records.run import Run
+from raftdiff.selection.lessons import AllConfig
 from raftdiff.stages import LoopConfig, Parts
 from raftdiff.types import Prompt, Report, Round, Sample
 

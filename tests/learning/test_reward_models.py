@@ -6,15 +6,15 @@ import numpy as np
 import pytest
 from jaxtyping import Bool, Float
 
-from raftdiff.calibration import accuracy
-from raftdiff.embedded import reviews
-from raftdiff.embedded.review_preferences import preferences
+from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.preferences import preferences
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.strength import FlipConfig, by_decile, plain, roc, strength
 from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, differences
 from raftdiff.llm.reward_models.value_model import load_value_model
-from raftdiff.recipe import resolve
+from raftdiff.measures.calibration import accuracy
 from raftdiff.types import Prompt, silent
 
 NOISE = 0.2

@@ -8,8 +8,6 @@ import pytest
 import torch
 from jaxtyping import Float32
 
-from raftdiff.config import Config
-from raftdiff.lessons import AdvantageConfig, BestWorstConfig, RankedConfig, SoftmaxConfig, ThresholdConfig
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
@@ -18,8 +16,10 @@ from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
-from raftdiff.runs import Run
-from raftdiff.selection import BestOfKConfig, RandomConfig, TopFractionConfig
+from raftdiff.recipes.config import Config
+from raftdiff.records.run import Run
+from raftdiff.selection.best import BestOfKConfig, RandomConfig, TopFractionConfig
+from raftdiff.selection.lessons import AdvantageConfig, BestWorstConfig, RankedConfig, SoftmaxConfig, ThresholdConfig
 from raftdiff.stages import LoopConfig, Parts, commit, sample, score, select, tune
 from raftdiff.types import Prompt, Report, Round, Sample
 

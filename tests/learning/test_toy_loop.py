@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.config import Config
-from raftdiff.diversity import PictureFigures
+from raftdiff.measures.diversity import PictureFigures
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
-from raftdiff.runs import Run
-from raftdiff.selection import BestOfK, Random
+from raftdiff.recipes.config import Config
+from raftdiff.records.run import Run
+from raftdiff.selection.best import BestOfK, Random
 from raftdiff.stages import LoopConfig, Parts, asked
-from raftdiff.toy import toy_features, toy_prompts, toy_world
+from raftdiff.testing.toy import toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
 
 

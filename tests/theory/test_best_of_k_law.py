@@ -6,8 +6,8 @@ Then the loop itself, on samples: it approaches the law as data grow, and the tr
 import numpy as np
 import pytest
 
-from raftdiff.advantages import best_of_k_bound, best_of_n_kl_bound, exact_best_of, exact_best_of_k, rloo, rwr
-from raftdiff.selection import best_of_k
+from raftdiff.selection.advantages import best_of_k_bound, best_of_n_kl_bound, exact_best_of, exact_best_of_k, rloo, rwr
+from raftdiff.selection.best import best_of_k
 
 P = np.array([0.5, 0.3, 0.2])
 R = np.array([0.0, 1.0, 2.0])

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from raftdiff.statistics import (
+from raftdiff.measures.statistics import (
     mean_distance,
     mean_pairwise_distance,
     mean_std_ci,

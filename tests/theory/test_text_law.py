@@ -14,14 +14,14 @@ import pytest
 import torch
 from jaxtyping import Float32
 
-from raftdiff.advantages import best_of_k_bound, best_of_n_kl_bound, exact_best_of, exact_best_of_k
-from raftdiff.config import Config
-from raftdiff.lessons import SoftmaxConfig
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records.run import Run
 from raftdiff.seeds import fold
-from raftdiff.selection import BestOfK, Random
+from raftdiff.selection.advantages import best_of_k_bound, best_of_n_kl_bound, exact_best_of, exact_best_of_k
+from raftdiff.selection.best import BestOfK, Random
+from raftdiff.selection.lessons import SoftmaxConfig
 from raftdiff.stages import LoopConfig, Parts
 from raftdiff.types import Key, Prompt, Report, Requires, Sample, Selection, Selector, Source, State
 

@@ -3,7 +3,8 @@
 import numpy as np
 import pytest
 
-from raftdiff.advantages import (
+from raftdiff.errors import UserError
+from raftdiff.selection.advantages import (
     best_of_k_bound,
     best_of_n_kl_bound,
     dr_grpo,
@@ -16,8 +17,7 @@ from raftdiff.advantages import (
     rloo,
     rwr,
 )
-from raftdiff.errors import UserError
-from raftdiff.selection import best_of_k, top_fraction
+from raftdiff.selection.best import best_of_k, top_fraction
 
 NAN = np.nan
 FIVE = [[1.0, 0, 0, 1, 0]]

@@ -5,8 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from raftdiff import calibration
-from raftdiff.calibration import accuracy, ece, mixing, principal, reliability
+from raftdiff.measures import calibration
+from raftdiff.measures.calibration import accuracy, ece, mixing, principal, reliability
 
 D = np.array([0.5, -0.6, 0.4])
 

@@ -6,8 +6,8 @@ from typing import Annotated, Literal
 import pytest
 from pydantic import Field
 
-from raftdiff.config import Config, differing, digest, dump, flat, plain, read
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, read
 
 
 class Red(Config):

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.evaluate import evaluate, to_json
-from raftdiff.tables import Row, aggregate, markdown, rows, shown, table
+from raftdiff.measures.evaluation import evaluate, to_json
+from raftdiff.reports.tables import Row, aggregate, markdown, rows, shown, table
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = [Prompt(name, f"a {name}", sampling=name, learning=name) for name in ("cat", "dog", "fox")]

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.labels import (
+from raftdiff.recipes.config import Config
+from raftdiff.records.labels import (
     Ballot,
     Pair,
     ballots,
@@ -26,8 +26,8 @@ from raftdiff.labels import (
     tally,
     unanswered,
 )
+from raftdiff.records.run import Run
 from raftdiff.rewards.labels import LabelsConfig
-from raftdiff.runs import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 PROMPTS = ("cat", "dog", "owl")
@@ -73,8 +73,9 @@ def pair(prompt: str, one: int, two: int) -> Pair:
 
 def test_an_answer_is_on_the_disk_when_the_call_returns_even_if_the_process_is_killed_then(run: Run) -> None:
     program = (
-        "import os, signal, sys; from pathlib import Path; from raftdiff.labels import Ballot, Pair; "
-        "from raftdiff.runs import Run; Ballot(Run(Path(sys.argv[1])), 'ada').choose(Pair('c', 'x', 'y'), 'left'); "
+        "import os, signal, sys; from pathlib import Path; from raftdiff.records.labels import Ballot, Pair; "
+        "from raftdiff.records.run import Run; "
+        "Ballot(Run(Path(sys.argv[1])), 'ada').choose(Pair('c', 'x', 'y'), 'left'); "
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
     killed = subprocess.run([sys.executable, "-c", program, str(run.path)], check=False)

@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.lessons import (
+from raftdiff.records.rounds import Draft
+from raftdiff.selection.best import BestOfK, TopFraction, figures
+from raftdiff.selection.lessons import (
     METHODS,
     AdvantageConfig,
     AllConfig,
@@ -13,8 +15,6 @@ from raftdiff.lessons import (
     SoftmaxConfig,
     ThresholdConfig,
 )
-from raftdiff.rounds import Draft
-from raftdiff.selection import BestOfK, TopFraction, figures
 from raftdiff.types import Item, Key, Prompt, Sample, Scores
 
 NAN = float("nan")

@@ -9,11 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.media import file_name, is_whole, keep, kept, opened, store, tensor_file
-from raftdiff.rounds import Draft
-from raftdiff.runs import Run, fork
+from raftdiff.recipes.config import Config
+from raftdiff.records.media import file_name, is_whole, keep, kept, opened, store, tensor_file
+from raftdiff.records.rounds import Draft
+from raftdiff.records.run import Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 META = {

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from raftdiff import optimizer
+from raftdiff.training import optimizer
 
 
 @pytest.mark.parametrize(

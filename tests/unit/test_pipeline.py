@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from raftdiff.config import read
-from raftdiff.embedded import reviews
+from raftdiff.diffusion.recipe import load_recipe, locate
+from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
 from raftdiff.llm.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
 from raftdiff.llm.recipe import TextRecipe
-from raftdiff.recipe import load_recipe, locate
+from raftdiff.recipes.config import read
 
 POLICY = """
 media: text

@@ -6,9 +6,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from raftdiff import plots
-from raftdiff.calibration import Bin
-from raftdiff.plots import BOTTOM, LEFT, RIGHT, TOP, Bar
+from raftdiff.measures.calibration import Bin
+from raftdiff.reports import plots
+from raftdiff.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Bar
 
 SVG = "{http://www.w3.org/2000/svg}"
 

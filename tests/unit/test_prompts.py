@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.prompts import PromptsConfig, build, inline, read_file
+from raftdiff.recipes.prompts import PromptsConfig, build, inline, read_file
 
 
 def test_magic_is_sampled_the_caption_is_scored_and_learnt() -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.ranking import Ranker
-from raftdiff.selection import BestOfK
+from raftdiff.selection.best import BestOfK
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = ("cat", "dog")

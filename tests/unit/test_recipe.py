@@ -7,14 +7,14 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.config import dump, plain
+from raftdiff.diffusion.recipe import Recipe, is_text, load_recipe, medium_of, recipes
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.pipeline import check, load_pipeline
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
-from raftdiff.prompts import build
-from raftdiff.recipe import Recipe, is_text, load_recipe, medium_of, recipes
+from raftdiff.recipes.config import dump, plain
+from raftdiff.recipes.prompts import build
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2")

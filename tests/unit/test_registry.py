@@ -4,9 +4,9 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from raftdiff import registry
-from raftdiff.config import Config
 from raftdiff.errors import UserError
+from raftdiff.recipes import registry
+from raftdiff.recipes.config import Config
 
 
 class Plugged(Config):

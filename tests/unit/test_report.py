@@ -11,9 +11,9 @@ from xml.etree import ElementTree
 import pytest
 from PIL import Image
 
-from raftdiff.curve import curve_svg
 from raftdiff.errors import UserError
-from raftdiff.report import BeforeAfter, Candidate, headline, remarks, write_report
+from raftdiff.reports.before_after import BeforeAfter, Candidate, headline, remarks, write_report
+from raftdiff.reports.curve import curve_svg
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 NAN = float("nan")

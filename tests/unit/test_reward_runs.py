@@ -25,7 +25,7 @@ from raftdiff.llm.reward_runs.report import Side, headline, remarks, write_evalu
 from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import assemble_reward, figures, train
 from raftdiff.progress import Quiet
-from raftdiff.runs import Run
+from raftdiff.records.run import Run
 
 WORDS = ("the", "film", "dog", "is", "good", "bad", "dull", "fine", "so", "very")
 RECIPE = """

@@ -12,11 +12,11 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
-from raftdiff.config import Config
-from raftdiff.disk import save_tensors
 from raftdiff.errors import UserError
-from raftdiff.rounds import Draft
-from raftdiff.runs import Run, fork
+from raftdiff.recipes.config import Config
+from raftdiff.records.disk import save_tensors
+from raftdiff.records.rounds import Draft
+from raftdiff.records.run import Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 
@@ -262,7 +262,7 @@ def test_a_full_disk_under_tensors_is_the_same_error(tmp_path: Path, monkeypatch
     def full(*args: object, **words: object) -> None:
         raise SafetensorError("I/O error: No space left on device (os error 28)")
 
-    monkeypatch.setattr("raftdiff.disk.save_file", full)
+    monkeypatch.setattr("raftdiff.records.disk.save_file", full)
     with pytest.raises(OSError, match="No space left on device"):
         save_tensors(tmp_path / "x.safetensors", {"x": torch.zeros(1)})
 

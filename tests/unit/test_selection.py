@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from raftdiff.ranking import Ranker
-from raftdiff.selection import BestOfK, BestOfKConfig, Random, TopFraction, TopFractionConfig, figures
+from raftdiff.selection.best import BestOfK, BestOfKConfig, Random, TopFraction, TopFractionConfig, figures
 from raftdiff.types import Key, Sample, Scores, Selection
 
 NAN = np.nan

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from raftdiff.chat.server import ChatServer, concurrently
 from raftdiff.errors import UserError
-from raftdiff.server import ChatServer, concurrently
 
 HELLO = [{"role": "user", "content": "Hello."}]
 Reply = tuple[int, dict[str, str], Any]
@@ -127,7 +127,7 @@ def test_pauses_double_and_the_server_may_ask_for_more(
     serve: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("raftdiff.server.time.sleep", slept.append)
+    monkeypatch.setattr("raftdiff.chat.server.time.sleep", slept.append)
     busy = (503, {}, {})
     asks = (429, {"Retry-After": "7"}, {})
     date = (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, {})

@@ -12,10 +12,10 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
 from raftdiff.seeds import fold
-from raftdiff.testing import check_finetuner, check_reward, check_sampler
-from raftdiff.toy import (
+from raftdiff.testing.conformance import check_finetuner, check_reward, check_sampler
+from raftdiff.testing.examples import reward_samples
+from raftdiff.testing.toy import (
     MAGIC_SHIFT,
     ToyFineTuner,
     ToyPolicy,

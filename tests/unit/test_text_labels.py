@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 
 from raftdiff.apps import label
-from raftdiff.config import Config
-from raftdiff.entries import found, of_evaluation, of_round, prompt_of
 from raftdiff.errors import UserError
-from raftdiff.labels import Ballot, Pair, ballots, candidate_pairs, evaluation_pairs, points, preferences, tally
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.recipes.config import Config
+from raftdiff.records.entries import found, of_evaluation, of_round, prompt_of
+from raftdiff.records.labels import Ballot, Pair, ballots, candidate_pairs, evaluation_pairs, points, preferences, tally
+from raftdiff.records.run import Run
 from raftdiff.rewards.labels import LabelsConfig
-from raftdiff.runs import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 EVIL = "<img src=x onerror=\"document.title='gone'\"> {{constructor}} ${alert(1)}\n</div><script>alert(2)</script>"

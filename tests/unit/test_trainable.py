@@ -6,7 +6,7 @@ from torch import nn
 
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
-from raftdiff.trainable import Trainable, add_lora
+from raftdiff.training.trainable import Trainable, add_lora
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from raftdiff.config import Config
 from raftdiff.errors import UserError
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config
+from raftdiff.records.run import Run
+from raftdiff.records.watching import snapshot, steadily, warnings
 from raftdiff.types import Prompt, Sample
-from raftdiff.watching import snapshot, steadily, warnings
 
 
 class Loop(Config):

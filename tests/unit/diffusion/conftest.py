@@ -2,7 +2,7 @@
 
 import pytest
 
-from raftdiff.diffusion import tiny
+from raftdiff.diffusion.models import tiny
 
 
 @pytest.fixture(scope="session")

@@ -6,12 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.config import check
-from raftdiff.diffusion.drift import drift
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.errors import UserError
-from raftdiff.trainable import lora_layers
+from raftdiff.recipes.config import check
+from raftdiff.training.trainable import lora_layers
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
 

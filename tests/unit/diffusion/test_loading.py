@@ -8,12 +8,12 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raftdiff.config import check
-from raftdiff.devices import find_device
-from raftdiff.diffusion import ldm, tiny
-from raftdiff.diffusion.loading import ModelConfig, load
-from raftdiff.diffusion.single_file import write_configs
+from raftdiff.diffusion.models import ldm, tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.models.single_file import write_configs
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import check
+from raftdiff.training.devices import find_device
 
 
 def copied(models, folder, kind="sd15"):
@@ -279,7 +279,7 @@ def test_without_a_gpu(models):
 
 
 def test_xformers_missing_says_how_to_install_it(models, monkeypatch):
-    monkeypatch.setattr("raftdiff.diffusion.loading.find_spec", lambda _: None)
+    monkeypatch.setattr("raftdiff.diffusion.models.loading.find_spec", lambda _: None)
     with pytest.raises(UserError, match=r"pip install 'raftdiff\[xformers\]'"):
         load(base(models["sd15"], attention="xformers"))
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raftdiff.diffusion import losses, schedule
+from raftdiff.diffusion.learning import losses, schedule
 
 ABAR = schedule.alphas_cumprod(schedule.betas(0.00085, 0.012, 1000, "scaled_linear"))
 

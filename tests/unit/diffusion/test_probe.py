@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.probe import Probe, count, measure
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.types import Item, Prompt, Selection, silent

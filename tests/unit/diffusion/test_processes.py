@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from raftdiff.diffusion.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.types import Item, Prompt, Selection, silent
 

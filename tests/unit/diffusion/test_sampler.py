@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.diffusion.loading import ModelConfig, load
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import SCHEDULERS, DiffusionSamplerConfig, decode, make_scheduler
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold

@@ -6,8 +6,8 @@ import torch
 from PIL import Image
 
 from raftdiff import embedded
-from raftdiff.embedded.judge import EmojiJudge, ground_by_pixel
-from raftdiff.embedded.world import BACKGROUNDS, Concept, all_concepts
+from raftdiff.embedded.emoji.judge import EmojiJudge, ground_by_pixel
+from raftdiff.embedded.emoji.world import BACKGROUNDS, Concept, all_concepts
 from raftdiff.errors import UserError
 
 CAPTION = Concept("cat", "cartoon", "red").caption

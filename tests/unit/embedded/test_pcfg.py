@@ -6,7 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from raftdiff.embedded.pcfg import Grammar, read
+from raftdiff.embedded.reviews.pcfg import Grammar, read
 
 SMALL = Grammar(
     read("""

@@ -11,10 +11,10 @@ import torch
 from safetensors import safe_open
 
 from raftdiff import embedded
-from raftdiff.embedded import reviews
-from raftdiff.embedded.measure_lm import draw, figures, load, log_probabilities
-from raftdiff.embedded.review_grammar import NEGATIONS, VALENCES
-from raftdiff.embedded.train_lm import (
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.grammar import NEGATIONS, VALENCES
+from raftdiff.embedded.reviews.measure import draw, figures, load, log_probabilities
+from raftdiff.embedded.reviews.train import (
     BOS,
     EOS,
     IGNORED,

@@ -7,8 +7,9 @@ import sys
 import numpy as np
 import pytest
 
-from raftdiff.embedded import review_preferences, reviews
-from raftdiff.embedded.review_preferences import GAP, WORDS, broken, own_answers, preferences
+from raftdiff.embedded.reviews import preferences as review_preferences
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.preferences import GAP, WORDS, broken, own_answers, preferences
 
 PROMPTS = reviews.training_prompts()[:12]
 

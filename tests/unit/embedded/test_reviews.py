@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raftdiff.embedded import review_grammar, reviews
-from raftdiff.embedded.pcfg import read
-from raftdiff.embedded.review_grammar import COUNTS, DEGREES, GENRES, NEGATIONS, TOPICS, VALENCES, grammar
+from raftdiff.embedded.reviews import grammar as review_grammar
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.grammar import COUNTS, DEGREES, GENRES, NEGATIONS, TOPICS, VALENCES, grammar
+from raftdiff.embedded.reviews.pcfg import read
 from raftdiff.errors import UserError
 
 PROMPT = "western about pirates :"

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from raftdiff import embedded
-from raftdiff.embedded.tokens import caption_words, learn_merges
-from raftdiff.embedded.world import (
+from raftdiff.embedded.emoji.tokens import caption_words, learn_merges
+from raftdiff.embedded.emoji.world import (
     BACKGROUNDS,
     HIGH_QUALITY,
     LOW_QUALITY,

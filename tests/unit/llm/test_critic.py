@@ -3,7 +3,6 @@
 import pytest
 import torch
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.steps import StepsConfig
 from raftdiff.llm.model import tiny
@@ -12,6 +11,7 @@ from raftdiff.llm.model.rows import Row, collate
 from raftdiff.llm.ppo.critic import Critic, CriticConfig
 from raftdiff.llm.ppo.rollouts import Estimates, Rollouts
 from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model
+from raftdiff.recipes.config import check
 from raftdiff.types import silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.lessons import Advantage
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.rows import row_of, score
-from raftdiff.optimizer import exposure_plan
+from raftdiff.selection.lessons import Advantage
+from raftdiff.training.optimizer import exposure_plan
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

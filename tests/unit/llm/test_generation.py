@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 import torch
 
-from raftdiff.dialogue import cut
+from raftdiff.chat.dialogue import cut
 from raftdiff.errors import UserError
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, search

@@ -10,7 +10,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import DataConfig, build
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSampler, FolderSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.testing import check_sampler
+from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sample, Sampler
 
 NOW: dict[str, Any] = {"seed": 5, "round": 2, "done": frozenset()}

@@ -6,7 +6,6 @@ from typing import Any
 import pytest
 import torch
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
 from raftdiff.llm.judging import (
     Pair,
@@ -18,6 +17,7 @@ from raftdiff.llm.judging import (
     verdict,
     win_lose_tie,
 )
+from raftdiff.recipes.config import check
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = [Prompt(f"p{n}", f"Question {n}?", "", "") for n in range(6)]

@@ -15,8 +15,8 @@ from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.ranking import Ranker
-from raftdiff.selection import BestOfK
-from raftdiff.testing import check_reward
+from raftdiff.selection.best import BestOfK
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from raftdiff.dialogue import messages
+from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import ALPACA, LMConfig, load
 from raftdiff.llm.sampling.generation import DecodingConfig, generate

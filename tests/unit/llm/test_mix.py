@@ -11,7 +11,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.sampling.given import DatasetSampler
 from raftdiff.llm.sampling.mix import MixPartConfig, MixSampler, MixSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.testing import check_sampler
+from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sample, Sampler, Source
 
 PROMPTS = [

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.lessons import RankedConfig
 from raftdiff.llm.learning import preference_losses as preference
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.learning.objectives import Lesson, Whole
@@ -18,6 +17,7 @@ from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Batch, Row, collate, row_of, score
 from raftdiff.llm.model.tokens import aggregate, means, sums
+from raftdiff.selection.lessons import RankedConfig
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

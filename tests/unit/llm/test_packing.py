@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.model import tiny
@@ -13,6 +12,7 @@ from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.network import Network
 from raftdiff.llm.model.packing import pack, packed_lp
 from raftdiff.llm.model.rows import Row, collate
+from raftdiff.recipes.config import check
 from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "long", "and")

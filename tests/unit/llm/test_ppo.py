@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from raftdiff.config import check, differing, plain
-from raftdiff.embedded import review_ptx
+from raftdiff.diffusion.recipe import locate, recipes
+from raftdiff.embedded.reviews import ptx as review_ptx
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.model import tiny
@@ -19,8 +19,8 @@ from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl, gae, token_rewards, whiten
 from raftdiff.llm.ppo.rollouts import figures, written_rows
 from raftdiff.llm.recipe import load_text_recipe
-from raftdiff.recipe import locate, recipes
-from raftdiff.testing import check_finetuner
+from raftdiff.recipes.config import check, differing, plain
+from raftdiff.testing.conformance import check_finetuner
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

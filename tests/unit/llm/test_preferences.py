@@ -6,12 +6,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from raftdiff.config import Config, check
 from raftdiff.errors import UserError
-from raftdiff.labels import Ballot, candidate_pairs
 from raftdiff.llm.data.preferences import PairsConfig, build, from_rounds, row, sealed
 from raftdiff.llm.data.prompts import DataConfig
-from raftdiff.runs import Run
+from raftdiff.recipes.config import Config, check
+from raftdiff.records.labels import Ballot, candidate_pairs
+from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 

@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn.functional import cosine_similarity, logsigmoid, normalize
 
-from raftdiff.calibration import accuracy
 from raftdiff.errors import UserError
 from raftdiff.llm.reward_models.losses import bradley_terry, centring, meta_difference, simcse, sinkhorn, swav
 from raftdiff.llm.reward_models.strength import flip, flip_margin, margin, plain, smooth, soft_margin
+from raftdiff.measures.calibration import accuracy
 
 CHOSEN, REJECTED = (torch.tensor(r, dtype=torch.float64) for r in ([1.2, 0.3, -0.5], [0.7, 0.9, -0.9]))
 D = CHOSEN - REJECTED

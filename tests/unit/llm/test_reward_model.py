@@ -6,7 +6,6 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.config import Config, check
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model import tiny
@@ -15,8 +14,9 @@ from raftdiff.llm.reward_models.reward import CaptionRewardConfig, RewardModelCo
 from raftdiff.llm.reward_models.strength import plain
 from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, differences
 from raftdiff.llm.reward_models.value_model import HEAD, load_value_model, save_value_model
-from raftdiff.runs import Run
-from raftdiff.testing import check_reward
+from raftdiff.recipes.config import Config, check
+from raftdiff.records.run import Run
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Sample, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long", "user", "assistant", "system")

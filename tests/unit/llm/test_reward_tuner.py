@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from raftdiff.embedded import reviews
+from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison, PairsConfig, build
 from raftdiff.llm.data.prompts import DataConfig
@@ -23,9 +24,8 @@ from raftdiff.llm.reward_models.objective import RewardObjective, Whole, taught
 from raftdiff.llm.reward_models.strength import plain
 from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, Tally, differences, features
 from raftdiff.llm.reward_models.value_model import load_value_model, score_rows, value_row
-from raftdiff.optimizer import exposure_plan
-from raftdiff.recipe import resolve
 from raftdiff.seeds import fold
+from raftdiff.training.optimizer import exposure_plan
 from raftdiff.types import Prompt, silent
 
 WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")

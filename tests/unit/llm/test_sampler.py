@@ -10,7 +10,7 @@ from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.testing import check_sampler
+from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt
 
 TEXTS = {"a": "the film", "b": "good", "c": "the film was long was long was long", "d": "yes no", "e": "dull film"}

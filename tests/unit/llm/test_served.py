@@ -7,11 +7,11 @@ from typing import Any, final
 
 import pytest
 
+from raftdiff.chat.server import Chat, ChatServer
 from raftdiff.errors import UserError
 from raftdiff.llm.sampling.served import ServerSampler, ServerSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.server import Chat, ChatServer
-from raftdiff.testing import check_sampler
+from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sampler
 
 HISTORY = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello."}]

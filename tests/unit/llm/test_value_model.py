@@ -20,7 +20,7 @@ from raftdiff.llm.reward_models.value_model import (
     score_rows,
     value_row,
 )
-from raftdiff.trainable import Trainable, add_lora
+from raftdiff.training.trainable import Trainable, add_lora
 from raftdiff.types import Prompt
 
 ROWS = [Row((1, 4), (5, 6, 7, 2)), Row((1, 4, 8, 9, 10), (11, 2)), Row((1,), (2,)), Row((1, 6, 6), (5, 4, 12, 9, 2))]

@@ -14,7 +14,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.vllm import VllmSampler, VllmSamplerConfig
 from raftdiff.seeds import fold
-from raftdiff.testing import check_sampler
+from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sampler
 
 PROMPTS = [Prompt("why", "Why?", "Why?", "Why?"), Prompt("how", "How?", "Kindly: how?", "How?")]

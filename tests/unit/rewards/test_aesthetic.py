@@ -8,10 +8,10 @@ import torch
 from torch import nn
 
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
 from raftdiff.rewards.aesthetic import AestheticConfig, AestheticReward, load_head
 from raftdiff.rewards.tower import open_tower
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import reward_samples
 
 SHARED = Path(os.environ.get("RAFTDIFF_SHARED") or Path(__file__).parents[4] / "shared")
 REAL = SHARED / "data" / "aesthetic"

@@ -9,9 +9,9 @@ import torch
 from PIL import ImageDraw
 
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
 from raftdiff.rewards.callable import CallableConfig, CallableReward, load_function
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import reward_samples
 
 SAMPLES = reward_samples(count=4)
 

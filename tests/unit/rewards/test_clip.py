@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
+from raftdiff.recipes.config import check
 from raftdiff.rewards.clip import ClipConfig
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import reward_samples
 
 
 def test_the_unit_is_a_hundred_cosines_with_the_caption(tiny_clip: Path) -> None:

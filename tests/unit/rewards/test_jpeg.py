@@ -4,11 +4,11 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
+from raftdiff.recipes.config import check
 from raftdiff.rewards.jpeg import JpegConfig, jpeg_kilobytes
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import reward_samples
 
 
 def test_the_unit_is_a_thousand_bytes_at_quality_95() -> None:

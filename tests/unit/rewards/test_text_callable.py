@@ -5,9 +5,9 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
 from raftdiff.rewards.callable import CallableReward
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.examples import reward_samples
 from raftdiff.types import Prompt, Sample
 
 ANSWERS = [

@@ -9,7 +9,7 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.rewards.classifier import ClassifierConfig, ClassifierReward, values
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Sample
 
 TEXT = "<s> </s> <unk> [CLS] [SEP] how are you i am only a model very well thank Human : User Assistant kind"

@@ -12,14 +12,14 @@ from typing import Any
 
 import pytest
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import check
 from raftdiff.rewards import sandbox as sandboxes
 from raftdiff.rewards.code import CodeConfig
 from raftdiff.rewards.isolation import ALLOW, CALLS, CLONE_THREAD, EPERM, REFUSE, call_filter
 from raftdiff.rewards.sandbox import Outcome, Sandbox
 from raftdiff.rewards.texts import fenced
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Sample
 
 shut_in = pytest.mark.skipif(

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 import torch
 
-from raftdiff.config import check
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import check
 from raftdiff.rewards.server_judge import ServerConfig, ServerReward, ratings
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Sample
 
 TWO = ["relevance", "safety"]

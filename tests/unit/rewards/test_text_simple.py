@@ -8,16 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from raftdiff.config import Config, check
-from raftdiff.dialogue import cut, dialogue, fill, messages
+from raftdiff.chat.dialogue import cut, dialogue, fill, messages
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, check
 from raftdiff.rewards.given import GivenConfig
 from raftdiff.rewards.json_valid import JsonConfig, strict
 from raftdiff.rewards.length import LengthConfig
 from raftdiff.rewards.regex import RegexConfig
 from raftdiff.rewards.sentiment import SentimentConfig, sentences
 from raftdiff.rewards.translation import TranslationConfig
-from raftdiff.testing import check_reward
+from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Reward, Sample
 
 

@@ -13,11 +13,11 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from raftdiff.errors import UserError
-from raftdiff.examples import reward_samples
 from raftdiff.rewards import tower as module
 from raftdiff.rewards.aesthetic import AestheticReward, Head
 from raftdiff.rewards.clip import ClipConfig
 from raftdiff.rewards.tower import identify, open_tower
+from raftdiff.testing.examples import reward_samples
 
 
 def pictures(count: int, side: int = 48) -> list[Image.Image]:

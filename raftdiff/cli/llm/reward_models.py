@@ -1,0 +1,202 @@
+"""``raftdiff llm rm``: train a reward model, measure how strong preferences are, look at what a model learnt."""
+
+import argparse
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raftdiff.cli import opening
+from raftdiff.cli.show import Bars
+from raftdiff.diffusion.recipe import locate, resolve
+from raftdiff.errors import UserError
+from raftdiff.llm.data import preferences
+from raftdiff.llm.data.preferences import Comparison, PairsConfig
+from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.reward_models.reward import MODEL, reward_folder
+from raftdiff.llm.reward_models.value_model import load_value_model
+from raftdiff.llm.reward_runs.ensemble import figures, lines, measure, measured
+from raftdiff.llm.reward_runs.evaluation import evaluation, look
+from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, reward_recipe_of, weights
+from raftdiff.llm.reward_runs.report import Side, table, write_evaluation
+from raftdiff.llm.reward_runs.strength_report import write_strength
+from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, train
+from raftdiff.records.disk import write_text
+from raftdiff.records.provenance import provenance
+from raftdiff.records.run import Run
+from raftdiff.reports.before_after import duration
+from raftdiff.types import Round
+
+KIND = opening.Kind(
+    lambda name, overrides: load_reward_recipe(locate(name), overrides), reward_recipe_of, "llm rm train"
+)
+ROWS = 64
+"""Answers through the network at once, where no recipe says how many."""
+
+
+def train_model(args: argparse.Namespace) -> None:
+    """Run what is missing of a reward model's training, and write the model."""
+    run, recipe = opening.open_run(args, KIND)
+    with run.locked(recipe):
+        run.bind(weights(recipe))
+        loop(run, assemble_reward(recipe))
+    model = run.path / MODEL
+    print(f"\n{model}\nnext: raftdiff llm rm eval {run.path}")
+    print(f"as a reward: {{type: reward_model, model: {run.path}}}")
+
+
+def loop(run: Run, parts: RewardParts) -> None:
+    """Consume the parts of the training: show a line each, log, track."""
+    wanted, done = parts.recipe.loop.rounds, run.rounds_done()
+    held_out = f"{len(parts.held_out)} held out" if parts.held_out else "none held out"
+    print(f"{run.path}: " + (f"continuing after part {done}" if done else f"{wanted} parts"), end=", ")
+    print(f"{len(parts.pairs)} pairs, {held_out}")
+    opening.follow(run, parts.recipe, lambda bars: train(run, parts, bars), part_line, event="part")
+
+
+def part_line(finished: Round, parts: int, seconds_left: float) -> str:
+    """One line a part: the loss, what was right of the trained and of the held-out pairs, the time spent and left."""
+    metrics = finished.metrics
+    told = [f"part {finished.index + 1}/{parts}", _loss(metrics)]
+    if "accuracy" in metrics["tune"]:
+        told.append(f"{metrics['tune']['accuracy']:.0%} right in training")
+    if held_out := metrics.get("held_out_pairs"):
+        told.append(f"held-out {accuracy_text(held_out)}")
+    told.append(duration(sum(metrics["seconds"].values())))
+    if finished.index + 1 < parts:
+        told.append(f"about {duration(seconds_left)} left")
+    return " | ".join(told)
+
+
+def show_training(run: Run) -> None:
+    """How far the training is, and what became of the held-out pairs."""
+    recipe, metrics = reward_recipe_of(run), run.metrics()
+    print(f"{recipe.name}: {len(metrics)} of {recipe.loop.rounds} parts done")
+    for t, it in enumerate(metrics):
+        held_out = f"held-out {accuracy_text(it['held_out_pairs'])}, " if "held_out_pairs" in it else ""
+        print(f"  part {t + 1}: {_loss(it)}, {held_out}{duration(sum(it['seconds'].values()))}")
+    if (run.path / MODEL).is_dir():
+        print(f"the model: {run.path / MODEL}")
+    else:
+        print(f"go on with: raftdiff llm rm train {run.path}")
+
+
+def _loss(metrics: Mapping[str, Any]) -> str:
+    """A training of fewer steps than parts has parts without a step."""
+    return f"loss {metrics['tune']['loss']:.3f}" if "loss" in metrics["tune"] else "no step"
+
+
+def accuracy_text(found: Mapping[str, Any]) -> str:
+    """``81% (95% interval 72% to 89%)``"""
+    low, high = found["ci95"]
+    return f"{found['accuracy']:.0%} (95% interval {low:.0%} to {high:.0%})"
+
+
+def strength(args: argparse.Namespace) -> None:
+    """Train the ensemble, and write the pairs with what it says of each."""
+    if args.out.suffix != ".jsonl":
+        raise UserError(f"--out {args.out}: name a file that ends in .jsonl; the pairs are written as JSON lines.")
+    recipe = load_reward_recipe(locate(args.recipe), [*args.overrides, "denoise={type: none}"])
+    folder, bars = args.out.with_suffix(".members"), Bars(recipe.loop.rounds)
+    began = time.monotonic()
+    try:
+        for done, member in enumerate(measure(recipe, folder, args.models, bars), 1):
+            bars.close()
+            left = (time.monotonic() - began) / done * (args.models - done)
+            told = f", about {duration(left)} left" if done < args.models else ""
+            print(f"model {done}/{args.models} agrees with {member.accuracy:.0%} of the labels{told}", flush=True)
+    finally:
+        bars.close()
+    found = measured(recipe, folder, args.models)
+    told_of = figures(found)
+    write_text(args.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(found)))
+    page = write_strength(args.out.with_suffix(".html"), f"Preference strength: {recipe.name}", found, told_of)
+    below, wrong = told_of["mu"]["below_0"], told_of["auc"]
+    print(f"\n{len(found.pairs)} pairs; {below:.0%} have a mu below 0: the models would have chosen the other answer")
+    if wrong is not None:
+        print(f"a low mu tells the wrong labels (column truth) with an AUC of {wrong:.2f}; 0.5 is chance")
+    print(
+        f"{args.out}\nreport: {page}\n"
+        f"next: name the file under pairs.data.file, with denoise: {{type: flip}} or another"
+    )
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Ask a reward model, or two, of labelled pairs, and write down what they say."""
+    pairs = _asked(args.recipe, args.pairs)
+    paths = [args.recipe] if args.before is None else [args.before, args.recipe]
+    sides = [_looked(path, name, pairs) for path, name in zip(paths, _names(paths), strict=True)]
+    folder = args.out or args.recipe / "eval"
+    folder.mkdir(parents=True, exist_ok=True)
+    trained_on = _trained_on(args.recipe, pairs)
+    result = {**sides[-1].evaluation, "trained_on": trained_on, "model": str(args.recipe), "provenance": provenance()}
+    if args.before is not None:
+        result["before"] = {**sides[0].evaluation, "model": str(args.before)}
+    write_text(folder / "eval.json", json.dumps(result, indent=2))
+    page = write_evaluation(folder / "report.html", f"Reward model: {args.recipe}", sides, trained_on=trained_on)
+    if args.json:
+        print((folder / "eval.json").read_text(encoding="utf-8"), end="")
+        return
+    print(_columns([["", *(side.name for side in sides)], *table([side.evaluation for side in sides])]))
+    print(f"\nreport: {page}")
+
+
+def pairs(args: argparse.Namespace) -> None:
+    """Write what a run preferred, or people in it, as a file of pairs."""
+    run = Run.open(args.recipe)
+    if args.labels and args.rounds:
+        raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
+    found = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
+    if not found:
+        hint = f"label some with: raftdiff label {run.path}" if args.labels else "all answers of a prompt scored alike"
+        raise UserError(f"{run.path}: there is not one pair of answers of which one is better; {hint}.")
+    write_text(args.out, "".join(json.dumps(preferences.row(pair), ensure_ascii=False) + "\n" for pair in found))
+    print(f"{args.out}: {len(found)} pairs\nnext: raftdiff llm rm train RECIPE pairs.data.file={args.out}")
+
+
+def _asked(path: Path, file: str | None) -> list[Comparison]:
+    """The pairs of a file, or those that a run held out."""
+    if file is not None:
+        return preferences.build(PairsConfig(data=DataConfig(file=file)), Path())
+    if not (path / "run.json").is_file():
+        raise UserError(f"{path}: this is a model without its run, so name the pairs to ask it of: --pairs FILE.")
+    _, held_out = divided(reward_recipe_of(Run.open(path)))
+    if not held_out:
+        raise UserError(f"{path}: this run held out no pairs; name others: --pairs FILE.")
+    return held_out
+
+
+def _trained_on(path: Path, pairs: list[Comparison]) -> int:
+    """How many of the pairs the run was trained on; 0 where only the model is there to ask."""
+    if not (path / "run.json").is_file():
+        return 0
+    trained, _ = divided(reward_recipe_of(Run.open(path)))
+    known = {frozenset({(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected)}) for pair in trained}
+    return sum(
+        frozenset({(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected)}) in known for pair in pairs
+    )
+
+
+def _looked(path: Path, name: str, pairs: list[Comparison]) -> Side:
+    """A model's view of the pairs; a run's is held as in its training, and reads as much at once."""
+    folder, config, rows = str(reward_folder(path)), LMConfig(base=""), ROWS
+    if (path / "run.json").is_file():
+        recipe = reward_recipe_of(Run.open(path))
+        config, rows = recipe.model, recipe.tuner.rows_per_pass
+    held = LMConfig(base=folder, dtype=config.dtype, device=config.device)
+    looked = look(load_value_model(held, resolve), pairs, batch_size=rows)
+    return Side(name, looked, evaluation(looked))
+
+
+def _names(paths: list[Path]) -> list[str]:
+    """What the models are called on the page: the last part of their paths, or both whole where these are alike."""
+    short = [path.resolve().name for path in paths]
+    return short if len(set(short)) == len(short) else [str(path) for path in paths]
+
+
+def _columns(rows: list[list[str]]) -> str:
+    """A table for a terminal."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)

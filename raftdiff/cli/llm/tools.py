@@ -1,0 +1,95 @@
+"""``raftdiff llm``: what there is for language models alone; each method's recipe is run by ``train``."""
+
+import argparse
+import sys
+
+from raftdiff.cli.either import taken_up
+from raftdiff.cli.show import Bars
+from raftdiff.diffusion.recipe import resolve
+from raftdiff.errors import UserError
+from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
+from raftdiff.llm.recipe import text_recipe_of
+from raftdiff.recipes import registry
+from raftdiff.recipes.config import check
+from raftdiff.records.disk import read_json_lines
+from raftdiff.records.run import Run
+from raftdiff.types import Prompt, Sample
+
+
+def compare(args: argparse.Namespace) -> None:
+    """Several methods at the same generation budget, in one table."""
+    from raftdiff.llm.methods import METHODS, first_reward, rounds_of, run_method, table
+
+    methods = args.methods.split(",") if args.methods else list(METHODS)
+    size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}
+    budget = [f"loop.{name}={count}" for name, count in size.items()]
+    name = f"compare-{args.answers or f'{args.rounds}x{args.prompts}x{args.candidates}'}"
+    root = args.out or args.runs / name
+    reward = args.reward or first_reward(methods[0], args.overrides)
+    found, base = [], []
+    for seed in range(args.seeds):
+        for method in methods:
+            print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
+            rounds = rounds_of(method, args.answers, args.overrides) if args.answers else args.rounds
+            wanted = [f"loop.rounds={rounds}"] if args.answers else budget
+            bars = Bars(rounds)
+            untuned, best, tuned = run_method(
+                method, seed, root, [*wanted, *args.overrides], reward=reward, progress=bars
+            )
+            bars.close()
+            found.append(tuned)
+            base += [untuned, best] if method == methods[0] else []
+    text = table([*base, *found])
+    (root / "table.md").write_text(text + "\n", encoding="utf-8")
+    answers = args.answers or args.rounds * args.prompts * args.candidates
+    print(f"{text}\n\n{answers} answers drawn for each run, {args.seeds} seed(s): {root / 'table.md'}")
+
+
+def reply(args: argparse.Namespace) -> None:
+    """Answers of a tuned model to your own prompts; with --best-of, the best of several by the run's rewards."""
+    _, assembly = taken_up(args.recipe, args.round)
+    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(args.prompts)]
+
+    def drawn() -> list[Sample[str]]:
+        count, seed = args.best_of, args.seed
+        return list(assembly.evaluator.sample(prompts, per_prompt=count, seed=seed, round=0, done=frozenset()))
+
+    sides = {"after": drawn()}
+    if args.before:
+        with assembly.finetuner.base_weights():
+            sides = {"before": drawn(), **sides}
+    for place, prompt in enumerate(prompts):
+        print(f"{prompt.caption}")
+        for side, samples in sides.items():
+            held = samples[place * args.best_of : (place + 1) * args.best_of]
+            totals = assembly.measures.total(assembly.measures.raw(held)) if args.best_of > 1 else [0.0]
+            best = max(range(len(held)), key=lambda at: (totals[at] == totals[at], totals[at]))
+            score = f" ({totals[best]:.2f})" if args.best_of > 1 else ""
+            print(f"  {side + ': ' if args.before else ''}{held[best].media}{score}")
+
+
+def judge(args: argparse.Namespace) -> None:
+    """Win, lose and tie of the tuned model against the base on an evaluation's answers, asked in both orders."""
+    run = Run.open(args.recipe)
+    text_recipe_of(run)
+    file = run.path / "eval" / (args.name or "") / "answers.jsonl"
+    if not file.is_file():
+        raise UserError(f"{file}: there are no answers to judge; run: raftdiff eval {run.path}")
+    first = {line["prompt"]: line for line in reversed(read_json_lines(file))}  # one pair a prompt: independent cases
+    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(first)]
+    before, after = ([pair[side] for pair in first.values()] for side in ("before", "after"))
+    tally = win_lose_tie(_judge(args), prompts, before, after)
+    low, high = tally.win_rate.ci95
+    print(f"{len(prompts)} prompts: {tally.wins} wins, {tally.ties} ties, {tally.losses} losses for the tuned model")
+    print(f"win rate {tally.win_rate.mean:.0%} (95% interval {low:.0%} to {high:.0%}, a tie counts half)")
+    print(f"judged alike in both orders: {tally.consistent:.0%}; without a verdict: {tally.undecided}")
+
+
+def _judge(args: argparse.Namespace) -> Compare:
+    if args.server and args.model:
+        return ServerCompareConfig(base_url=args.server, model=args.model, api_key_env=args.api_key_env).build()
+    if args.reward:
+        options = {"type": args.reward, **dict(option.split("=", 1) for option in args.overrides)}
+        config = check(registry.load("text_rewards", args.reward), options, f"the reward '{args.reward}'")
+        return RewardCompare(config.build(device="cpu", resolve=resolve))  # type: ignore[attr-defined]
+    raise UserError("Name a judge: --server URL with --model NAME, or --reward NAME of another reward than the run's.")

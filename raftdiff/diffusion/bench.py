@@ -1,0 +1,194 @@
+"""Any checkpoints of one or two runs, side by side: the same prompts and seeds, drawn and scored."""
+
+import json
+import math
+import threading
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import NamedTuple, final
+
+from PIL.Image import Image
+
+from raftdiff.diffusion.comparison import Drawn, judged
+from raftdiff.diffusion.recipe import Assembly, Recipe, assemble, recipe_of
+from raftdiff.errors import UserError
+from raftdiff.recipes.prompts import PromptsConfig, build
+from raftdiff.records.disk import write_text
+from raftdiff.records.media import file_name
+from raftdiff.records.run import Run
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Report, Sample, silent
+
+DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL", "DPMSolverMultistepScheduler", "DDIMScheduler")
+LONGEST_PROMPT = 1000
+"""Characters."""
+MOST_PICTURES = 256
+"""On one side, in one go."""
+
+
+class Checkpoint(NamedTuple):
+    """A model as a run left it."""
+
+    run: int
+    """Which of the bench's runs."""
+    round: int | None
+    """After this round; None for the base model."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What both sides share, so that nothing but the weights differs."""
+
+    seed: int
+    per_prompt: int
+    steps: int
+    guidance: float
+    height: int | None = None
+    """Pixels; None takes what the recipe says."""
+    width: int | None = None
+    negative: str = ""
+
+
+@final
+class Bench:
+    """Models of one or two runs, each loaded when it is first asked for and kept; one drawing at a time.
+
+    A picture depends on prompt, seed and place alone, as in ``raftdiff eval``: with the evaluation's own seed and
+    prompts the pictures are the evaluation's.
+    """
+
+    def __init__(self, runs: Sequence[Run], *, device: str | None = None) -> None:
+        """
+        Raises:
+            UserError: no run is there, or none of its rounds is finished.
+        """
+        self.runs = [Run.open(run.path) for run in runs]
+        for run in self.runs:
+            if not run.rounds_done():
+                raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+        self._device = device
+        self._assemblies: dict[int, Assembly] = {}
+        self._loaded: dict[int, int | None] = {}
+        self._one_at_a_time = threading.Lock()
+
+    @staticmethod
+    def warm() -> None:
+        """Import what drawing needs, which takes longer than loading a small model: before anybody waits for it."""
+        import diffusers
+        import open_clip  # noqa: F401
+        import peft  # noqa: F401
+        import transformers
+
+        for library, names in ((diffusers, DIFFUSERS), (transformers, ("CLIPTextModel", "CLIPTokenizer"))):
+            for name in names:
+                getattr(library, name)  # both import their modules when they are first asked for
+
+    @cached_property
+    def recipes(self) -> list[Recipe]:
+        return [recipe_of(run) for run in self.runs]
+
+    @property
+    def settings(self) -> Settings:
+        """Those of the first run's evaluation."""
+        recipe = self.recipes[0]
+        sampler, evaluation = recipe.sampler, recipe.evaluation
+        return Settings(
+            seed=evaluation.seed,
+            per_prompt=evaluation.samples_per_prompt,
+            steps=evaluation.steps or sampler.steps,
+            guidance=sampler.guidance if evaluation.guidance is None else evaluation.guidance,
+            height=sampler.height,
+            width=sampler.width,
+        )
+
+    def checkpoints(self) -> dict[str, Checkpoint]:
+        """Every model there is, by a name for people, read anew from the disk: base first, then round after round."""
+        names = [run.path.resolve().name for run in self.runs]
+        found = {}
+        for number, run in enumerate(self.runs):
+            twin = f" ({number + 1})" if names.count(names[number]) > 1 else ""
+            tail = f" of {names[number]}{twin}" if len(names) > 1 else ""
+            found[f"base{tail}"] = Checkpoint(number, None)
+            found |= {f"round {t + 1}{tail}": Checkpoint(number, t) for t in range(run.rounds_done())}
+        return found
+
+    def captions(self) -> list[str]:
+        """Prompts to try: the held-out ones of the first run, then those it was trained on."""
+        recipe = self.recipes[0]
+        known = [build(recipe.evaluation.prompts)] if recipe.evaluation.prompts.captions else []
+        return list(dict.fromkeys(prompt.caption for part in (*known, build(recipe.prompts)) for prompt in part))
+
+    def draw(
+        self, checkpoint: Checkpoint, captions: Sequence[str], settings: Settings, report: Report = silent
+    ) -> list[Drawn]:
+        """Pictures of these captions, prompt by prompt.
+
+        Raises:
+            UserError: nothing to draw, too much of it, a run that is gone, or a size that the model cannot draw.
+        """
+        prompts = _asked(captions, settings)
+        with self._one_at_a_time:
+            assembly = self._assembly(checkpoint)
+            config = assembly.recipe.sampler.model_copy(
+                update={
+                    "steps": settings.steps,
+                    "guidance": settings.guidance,
+                    "height": settings.height,
+                    "width": settings.width,
+                }
+            )
+            sampler = config.build(assembly.model)
+            samples: list[Sample[Image]] = []
+            with self._weights(assembly, checkpoint):
+                seed = fold(settings.seed, "evaluate")
+                stream = sampler.sample(prompts, per_prompt=settings.per_prompt, seed=seed, round=0, done=frozenset())
+                for sample in stream:
+                    samples.append(sample)
+                    report(len(samples), len(prompts) * settings.per_prompt)
+            return judged(assembly, samples)
+
+    def _assembly(self, checkpoint: Checkpoint) -> Assembly:
+        run = Run.open(self.runs[checkpoint.run].path)  # says so where the folder is gone by now
+        if checkpoint.run not in self._assemblies:
+            recipe = self.recipes[checkpoint.run]
+            if self._device is not None:
+                recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": self._device})})
+            self._assemblies[checkpoint.run] = assemble(recipe)
+        if checkpoint.round is not None and self._loaded.get(checkpoint.run) != checkpoint.round:
+            self._assemblies[checkpoint.run].finetuner.load_state_dict(run.round(checkpoint.round).state())
+            self._loaded[checkpoint.run] = checkpoint.round
+        return self._assemblies[checkpoint.run]
+
+    @staticmethod
+    def _weights(assembly: Assembly, checkpoint: Checkpoint) -> AbstractContextManager[None]:
+        return nullcontext() if checkpoint.round is not None else assembly.finetuner.base_weights()
+
+
+def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
+    """The pictures of each side in a folder of their own, and ``pictures.jsonl``: side, file, caption, seed, scores."""
+    lines = []
+    for side, drawn in sides.items():
+        (folder / side).mkdir(parents=True, exist_ok=True)
+        for it in drawn:
+            name = file_name(it.sample)
+            it.sample.media.save(folder / side / name)
+            told = {"side": side, "file_name": f"{side}/{name}", "caption": it.sample.prompt.caption}
+            scores = {name: None if math.isnan(value) else value for name, value in it.scores.items()}
+            lines.append(json.dumps(told | {"seed": it.sample.seed, "rewards": scores, "judge": dict(it.verdicts)}))
+    write_text(folder / "pictures.jsonl", "\n".join(lines) + "\n")
+    return folder
+
+
+def _asked(captions: Sequence[str], settings: Settings) -> list[Prompt]:
+    wanted = list(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
+    if not wanted:
+        raise UserError("There is no prompt; type one, for example: a cartoon of a cat on a red background.")
+    if long := [caption for caption in wanted if len(caption) > LONGEST_PROMPT]:
+        raise UserError(f"This prompt has {len(long[0])} characters; {LONGEST_PROMPT} are the most.")
+    if (count := len(wanted) * settings.per_prompt) > MOST_PICTURES:
+        raise UserError(f"These are {count} pictures a side; {MOST_PICTURES} are the most at once. Ask for fewer.")
+    return build(PromptsConfig(captions=list(wanted), negative=settings.negative))

@@ -1,0 +1,215 @@
+"""Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from PIL.Image import Image
+
+from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.recipe import Assembly, features
+from raftdiff.errors import UserError
+from raftdiff.measures import evaluation as evaluate
+from raftdiff.recipes.prompts import PromptsConfig, build, read_file
+from raftdiff.records.disk import write_text
+from raftdiff.records.media import file_name
+from raftdiff.records.run import Run
+from raftdiff.reports.before_after import BeforeAfter, Candidate, write_report
+from raftdiff.seeds import fold
+from raftdiff.types import FineTuner, Key, Prompt, Report, Sample, silent
+
+SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
+SHOWN_PER_ROUND = 12
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One picture and what the recipe's rewards and judge say of it."""
+
+    sample: Sample[Image]
+    scores: Mapping[str, float]
+    """By reward; NaN where it was discarded. Higher is better."""
+    verdicts: Mapping[str, bool]
+    """By the judge's aspect; empty where there is no judge for this caption."""
+
+    @property
+    def marks(self) -> dict[str, float | bool]:
+        """Both in one, scores first."""
+        return {**self.scores, **self.verdicts}
+
+
+@final
+@dataclass(frozen=True)
+class Compared:
+    """Both sides, drawn and measured."""
+
+    prompts: Sequence[Prompt]
+    before: Sequence[Sample[Image]]
+    after: Sequence[Sample[Image]]
+    evaluation: evaluate.Evaluation
+
+
+def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
+    """The prompts to compare on: a file's, ``training`` for the run's own (their plain captions), or the held-out ones.
+
+    Whatever was sampled in training, here the model reads the plain caption: that is what a user types afterwards.
+    """
+    recipe = assembly.recipe
+    held_out = recipe.evaluation.prompts
+    if file is not None and file != "training":
+        return build(held_out.model_copy(update={"file": None, "captions": read_file(Path(file))}))
+    if file is None and held_out.captions:
+        return build(held_out)
+    captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in assembly.parts.prompts]
+    return build(PromptsConfig(captions=list(captions)))
+
+
+def compare(
+    assembly: Assembly, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
+) -> Compared:
+    """Draw and measure the base and the policy as it stands, with the same seeds.
+
+    Raises:
+        UserError: the judge understands some of the captions and not others, as after a slip of the pen.
+    """
+    _judged_or_not(assembly, [prompt.caption for prompt in prompts])
+    began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
+    total = 2 * len(prompts) * per_prompt
+    with assembly.finetuner.base_weights():
+        before = _draw(assembly, prompts, per_prompt, seed, lambda done: report(done, total))
+    after = _draw(assembly, prompts, per_prompt, seed, lambda done: report(total // 2 + done, total))
+    latents = torch.stack([sample.aux["latent"] for sample in before])
+    captions = [sample.prompt.caption for sample in before]
+    rows = assembly.recipe.sampler.batch_size
+    moved = drift(assembly.model, assembly.finetuner.base_weights, latents, captions, batch_size=rows)
+    evaluation = evaluate.evaluate(
+        prompts,
+        before,
+        after,
+        rewards=[reward for reward, _ in assembly.ranker.rewards],
+        features=features(assembly.ranker.rewards),
+        judge=assembly.judge(captions),
+        prediction_drift=moved,
+        seconds=time.perf_counter() - began,
+        network_evaluations=assembly.evaluator.network_evaluations() - spent,
+    )
+    return Compared(prompts, before, after, evaluation)
+
+
+def _judged_or_not(assembly: Assembly, captions: Sequence[str]) -> None:
+    strange = assembly.strange(captions)
+    if strange and len(strange) < len(captions):
+        raise UserError(
+            f"The judge does not understand '{strange[0]}', though it understands {len(captions) - len(strange)} of "
+            f"{len(captions)} prompts. Write it as they are written, or evaluate with: evaluation.judge=null"
+        )
+
+
+def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, trained_on: bool = False) -> Path:
+    """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path.
+
+    ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out.
+    """
+    for side, samples in (("before", compared.before), ("after", compared.after)):
+        shutil.rmtree(folder / side, ignore_errors=True)
+        (folder / side).mkdir(parents=True)
+        for sample in samples:
+            sample.media.save(folder / side / file_name(sample))
+    captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
+    write_text(folder / "pictures.json", json.dumps(captions, indent=1) + "\n")
+    write_text(folder / "eval.json", evaluate.to_json(compared.evaluation))
+    return write_report(
+        folder / "report.html",
+        title=f"{assembly.recipe.name}: before and after",
+        evaluation=compared.evaluation,
+        rounds=run.metrics(),
+        pairs=_pairs(assembly, compared),
+        selected=candidates(run),
+        trained_on=trained_on,
+        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+    )
+
+
+def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
+    """Put the fine-tuner into its state after a finished round, the last by default.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    done = run.rounds_done()
+    if not done:
+        raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+    index = done - 1 if round is None else round
+    state = run.round(index).state()
+    finetuner.load_state_dict(state)
+
+
+def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
+    """The pictures with every raw reward, and with the held-out judge's word where it knows the captions."""
+    raw = assembly.ranker.raw(samples)
+    captions = [sample.prompt.caption for sample in samples]
+    judge = assembly.judge(captions)
+    verdicts = judge([sample.media for sample in samples], captions) if judge else {}
+    return [
+        Drawn(
+            sample,
+            {name: float(values[row]) for name, values in raw.items()},
+            {name: bool(values[row]) for name, values in verdicts.items()},
+        )
+        for row, sample in enumerate(samples)
+    ]
+
+
+def _draw(
+    assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]
+) -> list[Sample[Image]]:
+    drawn = []
+    for sample in assembly.evaluator.sample(
+        prompts, per_prompt=count, seed=fold(seed, "evaluate"), round=0, done=frozenset()
+    ):
+        drawn.append(sample)
+        report(len(drawn))
+    return drawn
+
+
+def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
+    """The pictures for the page: the first seeds of prompts spread over all of them."""
+    step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
+    ids = {prompt.id for prompt in compared.prompts[::step]}
+    chosen = [(b, a) for b, a in zip(compared.before, compared.after, strict=True) if b.prompt.id in ids]
+    chosen = [(b, a) for b, a in chosen if b.index < SHOWN_SEEDS]
+    before, after = (judged(assembly, side) for side in zip(*chosen, strict=True))
+    return [
+        BeforeAfter(b.sample.prompt.caption, b.sample.media, a.sample.media, b.marks, a.marks)
+        for b, a in zip(before, after, strict=True)
+    ]
+
+
+def candidates(run: Run) -> list[Candidate]:
+    """For each round, prompts spread over all of them: what was selected, and the candidate that was ranked last."""
+    found = []
+    for t in range(run.rounds_done()):
+        folder = run.round(t)
+        scores, chosen = folder.scores(), {key for item in folder.selection().items for key in item.keys}
+        rows = [row for row, prompt in enumerate(scores.prompts) if any(key[:2] == (t, prompt) for key in chosen)]
+        keys = {}
+        for row in rows[:: max(1, -(-len(rows) // (SHOWN_PER_ROUND // 2)))]:
+            prompt, totals = scores.prompts[row], scores.total[row]
+            best = max((key for key in chosen if key[:2] == (t, prompt)), key=lambda key: float(totals[key.index]))
+            rejected = [k for k in range(len(totals)) if Key(t, prompt, k) not in chosen and totals[k] == totals[k]]
+            keys[best] = True
+            if rejected:
+                keys[Key(t, prompt, min(rejected, key=lambda k: float(totals[k])))] = False
+        at = {prompt: row for row, prompt in enumerate(scores.prompts)}
+        for sample in folder.samples(list(keys)):
+            cell = (at[sample.prompt.id], sample.index)
+            marks = {"total": float(scores.total[cell])} if len(scores.raw) > 1 else {}
+            marks |= {name: float(table[cell]) for name, table in scores.raw.items()}
+            found.append(Candidate(t, sample.prompt.caption, sample.media, marks, keys[sample.key]))
+    return found

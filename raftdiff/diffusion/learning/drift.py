@@ -1,0 +1,48 @@
+"""How far the tuned model has moved from its base."""
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from raftdiff.diffusion.learning import schedule
+from raftdiff.diffusion.models.loading import Parts
+from raftdiff.seeds import fold
+
+
+def drift(
+    parts: Parts,
+    base_weights: Callable[[], AbstractContextManager[None]],
+    latents: Float[Tensor, "rows channels height width"],
+    captions: Sequence[str],
+    *,
+    seed: int = 0,
+    batch_size: int = 8,
+) -> float:
+    """Mean squared difference between the tuned and the base model's predictions, in the units of the prediction.
+
+    Noise and timesteps (one a row, stratified over the schedule) follow from ``seed`` alone, so drifts of one model at
+    different times compare. 0 for no rows. Two network evaluations a row.
+    """
+    if len(latents) == 0:
+        return 0.0
+    abar = schedule.of_scheduler(parts.scheduler)
+    generator = torch.Generator().manual_seed(fold(seed, "drift"))
+    timesteps = schedule.draw_timesteps("stratified", len(latents), len(abar), generator)
+    noise = torch.randn(latents.shape, generator=generator)
+    xt = schedule.add_noise(latents.float().cpu(), noise, abar[timesteps])
+    tuned = _predictions(parts, xt, timesteps, captions, batch_size)
+    with base_weights():
+        base = _predictions(parts, xt, timesteps, captions, batch_size)
+    return float(((tuned - base) ** 2).mean())
+
+
+@torch.no_grad()
+def _predictions(parts: Parts, xt: Tensor, timesteps: Tensor, captions: Sequence[str], batch_size: int) -> Tensor:
+    embeddings = parts.prompts(captions)
+    rows = [torch.arange(start, min(start + batch_size, len(xt))) for start in range(0, len(xt), batch_size)]
+    return torch.cat(
+        [parts.predict(xt[row], timesteps[row], embeddings[row.to(embeddings.device)]).cpu() for row in rows]
+    )

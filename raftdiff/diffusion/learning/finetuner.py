@@ -1,0 +1,373 @@
+"""Fine-tuning a diffusion model on its own selected samples, straight on their latents."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, Literal, final
+
+import torch
+from PIL.Image import Image
+from pydantic import Field
+from torch import Tensor
+
+from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
+from raftdiff.diffusion.models.loading import Parts
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
+from raftdiff.seeds import fold
+from raftdiff.training import optimizer
+from raftdiff.training.devices import DTYPES, DType
+from raftdiff.training.trainable import on_cpu
+from raftdiff.types import Key, Report, Requires, Sample, Selection, State
+
+SCALING = ("scale", "_growth_tracker")
+"""What a float16 gradient scaler's next step depends on."""
+DRIFT_ROWS = 16
+"""Pictures on which the drift from the base is measured after each round."""
+
+
+class DiffusionFineTunerConfig(Config):
+    """What is learned from the selected pictures, and how."""
+
+    type: Literal["diffusion"] = "diffusion"
+    adapter: Literal["lora", "full"] = "lora"
+    """Low-rank updates (arXiv:2106.09685), or every weight of the U-Net."""
+    rank: int = Field(default=8, ge=1)
+    """Rank of the LoRA."""
+    alpha: float | None = Field(default=None, gt=0)
+    """The LoRA's scale is alpha / rank; None takes alpha = rank."""
+    target_modules: Literal["attention", "all"] | tuple[str, ...] = "attention"
+    """Layers that get a LoRA: attention projections; those, convolutions and feed-forward layers; or names."""
+    train_text_encoder: bool = False
+    """Train the text encoder too."""
+    learning_rate: float = Field(default=1e-4, gt=0)
+    lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
+    """How the learning rate falls over all the rounds of the recipe."""
+    warmup_steps: int = Field(default=0, ge=0)
+    """Optimizer steps over which the learning rate first rises, counted over all rounds."""
+    steps: int = Field(default=100, ge=0)
+    """At most this many optimizer steps a round."""
+    exposures: float | None = Field(default=4.0, gt=0)
+    """At most this many times is each selected picture seen in a round; None sets no limit."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pictures through the network at once."""
+    gradient_accumulation: int = Field(default=1, ge=1)
+    """Batches per optimizer step."""
+    gradient_checkpointing: bool = False
+    """Compute activations again in the backward pass: slower, and a good deal less memory."""
+    max_grad_norm: float | None = Field(default=1.0, gt=0)
+    """Gradients longer than this are shortened to it."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    loss_on: Literal["conditional", "guided"] = "conditional"
+    """Whether the prediction for the caption learns the pictures, or the guided prediction that the sampler follows."""
+    guidance: float | None = Field(default=None, ge=1)
+    """w of the guided loss; None takes what the tuned model is to be used with: the evaluation's, or the sampler's."""
+    min_snr_gamma: float | None = Field(default=None, gt=0)
+    """Min-SNR-gamma weighting, 5 in the paper (arXiv:2303.09556). It ignores the last step of a zero-SNR schedule."""
+    caption_dropout: float = Field(default=0.0, ge=0, le=1)
+    """Share of the rows trained on the empty caption, which guidance leans on."""
+    offset_noise: float = Field(default=0.0, ge=0)
+    """Strength of a random constant in each channel's noise, for models that cannot leave mean grey: 0.05 to 0.1."""
+    pure_noise_steps: int = Field(default=0, ge=0)
+    """At this many of the last training timesteps (of usually 1000) the network learns to start from pure noise."""
+    timesteps: Literal["uniform", "stratified", "logit_normal"] = "stratified"
+    """How training timesteps are drawn."""
+    anchor: float = Field(default=0.0, ge=0)
+    """Weight of the squared distance between the tuned model's predictions and the base model's."""
+    ema: float | None = Field(default=None, gt=0, lt=1)
+    """Decay of a moving average of the weights, which is then what samples and what is exported."""
+    precision: DType | None = None
+    """What training computes in; None takes the model's dtype. Trained weights and their state are float32 always."""
+    channels_last: bool = False
+    """Hold the convolutions in channels-last order while training."""
+
+    def build(self, parts: Parts, *, total_rounds: int, guidance: float, seed: int) -> "DiffusionFineTuner":
+        """The fine-tuner, its weights attached to ``parts`` in place.
+
+        Args:
+            total_rounds: how many rounds the learning-rate schedule spans.
+            guidance: what the tuned model is to be used with, for the guided loss.
+            seed: of the LoRA's first weights.
+        """
+        return DiffusionFineTuner(self, parts, total_rounds=total_rounds, guidance=guidance, seed=seed)
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the steps of a round."""
+
+    loss: float = 0.0
+    anchor: float = 0.0
+    norm: float = 0.0
+    rows: int = 0
+    steps: int = 0
+    evaluations: int = 0
+    rate: float = 0.0
+
+
+@final
+class DiffusionFineTuner:
+    """RAFT's last verb for pictures: supervised fine-tuning on what was selected; ``losses`` says what is minimised.
+
+    Departures from the reference implementations of arXiv:2304.06767: it learns from the sampler's own latents, not
+    from pictures encoded again; steps are limited by how often each picture is seen; the loss can be on the guided
+    prediction that the sampler follows; weights can be averaged, and anchored to the base.
+    """
+
+    requires = Requires(kinds=("weighted",), aux=("latent",))
+
+    def __init__(
+        self, config: DiffusionFineTunerConfig, parts: Parts, *, total_rounds: int, guidance: float, seed: int
+    ) -> None:
+        self.config = config
+        self.parts = parts
+        self.total_rounds = max(1, total_rounds)
+        self.abar = schedule.of_scheduler(parts.scheduler)
+        self.objective = _objective(config, parts, self.abar, guidance)
+        self.precision = DTYPES[config.precision] if config.precision else parts.dtype
+        if self.precision == torch.float16 and parts.device.type == "cpu":
+            raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
+        self.trainable = attach(
+            parts,
+            adapter=config.adapter,
+            rank=config.rank,
+            alpha=config.alpha if config.alpha is not None else float(config.rank),
+            targets=_targets(config.target_modules),
+            text_encoder=config.train_text_encoder,
+            channels_last=config.channels_last,
+            seed=seed,
+        )
+        self.optimizer = optimizer.adamw(
+            self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay
+        )
+        self.average = {name: w.clone() for name, w in self.trainable.live.items()} if config.ema is not None else None
+        self.scaler = torch.amp.GradScaler(parts.device.type, enabled=self.precision == torch.float16)
+        self.rounds = 0
+        self.steps = 0
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[Image]], *, seed: int, report: Report
+    ) -> Mapping[str, float]:
+        """Learn from the selected samples, each weighted by its item's weight.
+
+        Several processes (accelerate launch) must be given the same selection; each takes its share of every step.
+
+        Raises:
+            UserError: a sample has no latent, latents differ in shape, or the loss is no longer a number.
+        """
+        chosen = [samples[item.keys[0]] for item in selection.items]
+        latents, captions = _latents(chosen), [sample.prompt.learning for sample in chosen]
+        weights = torch.tensor([item.weight for item in selection.items], dtype=torch.float32)
+        rows_a_step = self.config.batch_size * self.config.gradient_accumulation
+        plan = optimizer.exposure_plan(len(chosen), self.config.steps, rows_a_step, self.config.exposures, seed)
+        tally = Tally()
+        with self._training():
+            for index, rows in enumerate(plan):
+                draws, rate = self._draws(latents[rows], seed, index), self._learning_rate(index / len(plan))
+                texts = [captions[row] for row in rows]
+                self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
+                report(index + 1, len(plan))
+        self.rounds += 1
+        moved = drift(
+            self.parts,
+            self.base_weights,
+            latents[:DRIFT_ROWS],
+            captions[:DRIFT_ROWS],
+            batch_size=self.config.batch_size,
+        )
+        return _figures(tally, latents) | {"prediction_drift": moved}
+
+    def state_dict(self) -> State:
+        """Everything that the next round depends on, on the CPU."""
+        counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
+        if self.scaler.is_enabled():
+            scaling = self.scaler.state_dict()
+            counts |= {name: torch.tensor(scaling[name]) for name in SCALING}
+        state = {
+            self.trainable.stem: on_cpu(self.trainable.live),
+            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
+            "schedule": counts,
+        }
+        return state | ({"ema": on_cpu(self.average)} if self.average is not None else {})
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``, to the bit on the CPU.
+
+        Raises:
+            UserError: the state is of another model or another fine-tuner.
+        """
+        self.trainable.take(state)
+        optimizer.load_state_dict(
+            self.optimizer, self.trainable.parameters, self.trainable.live, state.get("optimizer", {})
+        )
+        for name, shadow in (self.average or {}).items():
+            shadow.copy_(state.get("ema", state[self.trainable.stem])[name])
+        counts = state.get("schedule", {})
+        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
+        if "scale" in counts and self.scaler.is_enabled():
+            self.scaler.load_state_dict({**self.scaler.state_dict(), **{name: counts[name].item() for name in SCALING}})
+        self.trainable.rest(self.average)
+
+    def base_weights(self) -> AbstractContextManager[None]:
+        """Within, the shared network is the base model: what samples is the model before any tuning."""
+        return self.trainable.base_weights()
+
+    def parameter_count(self) -> int:
+        """How many numbers are trained."""
+        return self.trainable.count()
+
+    def _learning_rate(self, through: float) -> float:
+        progress = (self.rounds + through) / self.total_rounds
+        config = self.config
+        return optimizer.learning_rate(
+            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
+        )
+
+    def _draws(self, x0: Tensor, seed: int, index: int) -> losses.Draws:
+        """The random numbers of the round's step ``index``; the same however it is cut into batches and processes."""
+        return losses.draw(
+            (x0.shape[0], x0.shape[1], x0.shape[2], x0.shape[3]),
+            len(self.abar),
+            torch.Generator().manual_seed(fold(seed, "step", index)),
+            kind=self.config.timesteps,
+            offset=self.config.offset_noise,
+            dropout=self.config.caption_dropout,
+        )
+
+    def _step(
+        self, x0: Tensor, captions: list[str], weights: Tensor, *, draws: losses.Draws, rate: float, tally: Tally
+    ) -> None:
+        """One optimizer step on the rows given, this process taking every so-manieth of them."""
+        world = _accelerator()
+        mine = range(world.process_index, len(x0), world.num_processes)
+        for start in range(0, len(mine), self.config.batch_size):
+            rows = torch.tensor(mine[start : start + self.config.batch_size])
+            terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], draws.rows(rows))
+            world.backward(self.scaler.scale((terms.loss + terms.anchor) / len(x0)))
+            tally.loss += float(terms.loss.detach())
+            tally.anchor += float(terms.anchor.detach())
+            tally.evaluations += terms.evaluations
+        tally.norm += self._update(world, rate)
+        tally.rows += len(x0)
+        tally.steps += 1
+        tally.rate = rate
+
+    def _terms(self, x0: Tensor, captions: list[str], weights: Tensor, draws: losses.Draws) -> losses.Terms:
+        """The loss terms of one batch, on the model's device."""
+        device = self.parts.device
+        embeddings = self._embed(captions)
+        with torch.no_grad():
+            empty = self._embed([""]).expand_as(embeddings)
+        batch = losses.Batch(x0.to(device), embeddings, empty, weights.to(device), draws.to(device))
+        return losses.step_loss(batch, self.abar.to(device), self.objective, self._predict, self._predict_base)
+
+    def _update(self, world: Any, rate: float) -> float:
+        """Let the gradients act: summed over processes, clipped, stepped. Returns their norm before clipping."""
+        parameters = list(self.trainable.parameters.values())
+        if world.num_processes > 1:
+            for parameter in parameters:
+                if parameter.grad is None:  # this process had no row of the step
+                    parameter.grad = torch.zeros_like(parameter)
+                parameter.grad = world.reduce(parameter.grad, reduction="sum")
+        self.scaler.unscale_(self.optimizer)
+        scaled = self.scaler.is_enabled()
+        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1, scaled=scaled)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.average is not None and self.config.ema is not None:
+            optimizer.update_average(self.average, self.trainable.live, self.config.ema, self.steps)
+        self.steps += 1
+        return float(norm) if torch.isfinite(norm) else 0.0  # a step that float16 overflowed in, and that was skipped
+
+    def _embed(self, captions: Sequence[str]) -> Tensor:
+        """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
+        if "text_encoder" not in self.trainable.modules:
+            return self.parts.prompts(captions).float()
+        with torch.autocast(self.parts.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
+            return self.parts.prompts.encode(captions).float()
+
+    def _predict(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        return self.parts.predict(xt, timesteps, embeddings, self.precision)
+
+    def _predict_base(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """What the base says. The caption is embedded by the text encoder as it is now."""
+        with self.trainable.passed_by():
+            return self._predict(xt, timesteps, embeddings)
+
+    @contextmanager
+    def _training(self) -> Iterator[None]:
+        """Within, the network holds the live weights, in training precision and layout; afterwards the policy again."""
+        unet = self.parts.unet
+        # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
+        self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
+        if self.config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        try:
+            yield
+        finally:
+            if self.config.gradient_checkpointing:
+                unet.disable_gradient_checkpointing()
+            self.trainable.rest(self.average)
+
+
+def _objective(
+    config: DiffusionFineTunerConfig, parts: Parts, abar: schedule.Schedule, guidance: float
+) -> losses.Objective:
+    if config.pure_noise_steps > len(abar):
+        raise UserError(
+            f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(abar)} timesteps."
+        )
+    return losses.Objective(
+        prediction_type=parts.prediction_type,
+        guidance=(config.guidance or guidance) if config.loss_on == "guided" else 1.0,
+        min_snr_gamma=config.min_snr_gamma,
+        pure_noise_steps=config.pure_noise_steps,
+        anchor=config.anchor,
+    )
+
+
+def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
+    if isinstance(chosen, tuple):
+        return chosen
+    return ATTENTION if chosen == "attention" else EVERYTHING
+
+
+def _latents(samples: Sequence[Sample[Image]]) -> Tensor:
+    """The samples' latents, (samples, channels, height, width), float32 on the CPU."""
+    for sample in samples:
+        if "latent" not in sample.aux:
+            raise UserError(f"{sample.key}: this sample carries no latent, which the diffusion fine-tuner learns from.")
+    found = [sample.aux["latent"].float() for sample in samples]
+    shapes = sorted({tuple(latent.shape) for latent in found})
+    if len(shapes) > 1:
+        raise UserError(f"The selected samples' latents differ in shape ({shapes[0]}, {shapes[1]}): one size a run.")
+    return torch.stack(found) if found else torch.zeros(0, 1, 1, 1)
+
+
+def _figures(tally: Tally, latents: Tensor) -> dict[str, float]:
+    rows, steps = max(1, tally.rows), max(1, tally.steps)
+    return {
+        "loss": tally.loss / rows,
+        "anchor": tally.anchor / rows,
+        "steps": float(tally.steps),
+        "exposures_mean": tally.rows / max(1, len(latents)),
+        "network_evaluations": float(tally.evaluations + 2 * min(DRIFT_ROWS, len(latents))),
+        "grad_norm": tally.norm / steps,
+        "learning_rate": tally.rate,
+        "latent_std": float(latents.std()) if len(latents) else 0.0,
+    }
+
+
+@cache
+def _accelerator() -> Any:
+    """Who the processes are, and how they add up. Precision is ours: one process may hold models of several."""
+    from accelerate import Accelerator
+
+    return Accelerator(mixed_precision="no")

@@ -1,0 +1,150 @@
+"""What one optimizer step minimises.
+
+    x0, noise, t  ->  xt = sqrt(abar) x0 + sqrt(1 - abar) noise              schedule.add_noise
+    c = network(xt, t, caption)                                              with gradient
+    p = c,  or  u + w (c - u)  with  u = network(xt, t, "") held fixed       loss_on: conditional | guided
+    row loss  =  mean (p - target)^2  *  min-SNR weight  *  the item's own weight
+    anchor    =  lambda * mean (c - c_base)^2
+    loss      =  sum over rows of (row loss + anchor) / rows of the whole step
+
+**The guided loss.** Selected pictures were sampled *with* guidance w. If c alone learns them, guiding again by w
+sharpens a second time, and spread and saturation compound over the rounds. So the guided prediction, which is what the
+sampler follows, is made to match the selected pictures: at its optimum sampling at w reproduces them. u is the current
+model's own, because that is the u that the sampler will use beside c, and is held fixed, because with a gradient it
+would be pushed away from the target by the factor (1 - w). It is for the empty caption: negative prompts are a matter
+of sampling. The gradient through c is w times that of a plain loss at
+the same error; Adam does not mind, the norm that clipping sees does. Rows whose caption was dropped have c = u and
+w = 1.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from raftdiff.diffusion.learning import schedule
+from raftdiff.diffusion.learning.schedule import Latents, PerRow
+
+Predict = Callable[
+    [Float[Tensor, "batch channels height width"], Int[Tensor, " batch"], Float[Tensor, "batch tokens embedding"]],
+    Float[Tensor, "batch channels height width"],
+]
+"""(xt, timesteps, embeddings) -> what the network predicts, float32."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """Everything random about some rows of a step; drawn on the CPU, so that no device changes it."""
+
+    noise: Float[Tensor, "batch channels height width"]
+    """Standard normal, offset already added."""
+    timesteps: Int[Tensor, " batch"]
+    dropped: Bool[Tensor, " batch"]
+    """Rows that see the empty caption in place of their own."""
+
+    def rows(self, chosen: Int[Tensor, " some"]) -> "Draws":
+        return Draws(self.noise[chosen], self.timesteps[chosen], self.dropped[chosen])
+
+    def to(self, device: torch.device) -> "Draws":
+        return Draws(self.noise.to(device), self.timesteps.to(device), self.dropped.to(device))
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Some rows of a step, on the model's device, float32."""
+
+    x0: Float[Tensor, "batch channels height width"]
+    captions: Float[Tensor, "batch tokens embedding"]
+    empty: Float[Tensor, "batch tokens embedding"]
+    """The empty caption's embedding, one per row."""
+    weights: Float[Tensor, " batch"]
+    """The items' own."""
+    draws: Draws
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """The choices that say what is minimised; see the module's docstring."""
+
+    prediction_type: str
+    guidance: float
+    """w; 1 is the plain conditional loss."""
+    min_snr_gamma: float | None
+    pure_noise_steps: int
+    """At this many of the last timesteps the network sees pure noise."""
+    anchor: float
+    """lambda."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """Sums over the rows given, float32: to be divided by the rows of the whole step."""
+
+    loss: Float[Tensor, ""]
+    anchor: Float[Tensor, ""]
+    evaluations: int
+    """Rows through the network, with gradient or without."""
+
+
+def step_loss(
+    batch: Batch,
+    abar: schedule.Schedule,
+    objective: Objective,
+    predict: Predict,
+    predict_base: Predict,
+) -> Terms:
+    """The loss of some rows of a step."""
+    x0, draws, empty = batch.x0, batch.draws, batch.empty
+    count, last = len(x0), len(abar) - objective.pure_noise_steps
+    level = abar[draws.timesteps]
+    noise = schedule.pure_noise(draws.noise, x0, level, draws.timesteps >= last)
+    xt = schedule.add_noise(x0, noise, level)
+    target = schedule.target(objective.prediction_type, x0, noise, level)
+    shown = torch.where(schedule.rows(draws.dropped, empty), empty, batch.captions)
+    evaluations = count
+    scale = torch.where(draws.dropped, 1.0, objective.guidance)
+
+    # the base first: switching an adapter off and on again must not fall between a forward and its backward
+    base = None
+    if objective.anchor > 0:
+        with torch.no_grad():
+            base = predict_base(xt, draws.timesteps, shown)
+        evaluations += count
+    prediction = conditional = predict(xt, draws.timesteps, shown)
+    if objective.guidance != 1.0:
+        with torch.no_grad():
+            unconditional = predict(xt, draws.timesteps, empty)
+        prediction = schedule.guided(unconditional, conditional, scale)
+        evaluations += count
+
+    loss = _row_mean((prediction - target) ** 2) * batch.weights
+    if objective.min_snr_gamma is not None:
+        loss = loss * schedule.min_snr_weight(objective.prediction_type, level, objective.min_snr_gamma)
+    anchor = torch.zeros((), device=x0.device)
+    if base is not None:
+        anchor = objective.anchor * _row_mean((conditional - base) ** 2).sum()
+    return Terms(loss.sum(), anchor, evaluations)
+
+
+def draw(
+    shape: tuple[int, int, int, int],
+    timesteps: int,
+    generator: torch.Generator,
+    *,
+    kind: str,
+    offset: float,
+    dropout: float,
+) -> Draws:
+    """The draws of a whole step, before it is cut into batches and processes: neither changes what is learned."""
+    count, channels = shape[:2]
+    drawn = schedule.draw_timesteps(kind, count, timesteps, generator)
+    noise = torch.randn(shape, generator=generator)
+    if offset > 0:
+        noise = schedule.offset_noise(noise, torch.randn(count, channels, generator=generator), offset)
+    return Draws(noise, drawn, torch.rand(count, generator=generator) < dropout)
+
+
+def _row_mean(values: Latents) -> PerRow:
+    return values.flatten(1).mean(dim=1)

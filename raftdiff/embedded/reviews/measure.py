@@ -1,0 +1,110 @@
+"""The figures on the card of review-lm, and what a policy could reach.
+
+    python -m raftdiff.embedded.reviews.measure
+
+Prints, on training and on held-out prompts: how many samples parse, their true reward and perplexity, and how far the
+model is from the grammar, in nats a word (the end of a review counts as a word).
+"""
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews.train import IGNORED, LENGTH, collate
+
+BATCH = 64
+
+
+def load(folder: Path) -> tuple[Any, Any]:
+    """(model, tokenizer), the model in float32 and in evaluation mode."""
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    return model, AutoTokenizer.from_pretrained(folder)
+
+
+@torch.no_grad()
+def draw(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int, greedy: bool = False) -> list[str]:
+    """One review for each prompt, at temperature 1 without any truncation, or greedy."""
+    torch.manual_seed(seed)
+    texts: list[str] = []
+    for first in range(0, len(prompts), BATCH):
+        given = tokenizer(list(prompts[first : first + BATCH]), return_tensors="pt", padding=True)
+        length = given["input_ids"].shape[1]
+        chosen = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
+        out = model.generate(**given, max_new_tokens=LENGTH - length, **chosen)
+        texts += tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
+    return texts
+
+
+@torch.no_grad()
+def log_probabilities(model: Any, tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
+    """Natural log of the model's probability of each text, its end included, float32 (texts,)."""
+    found = []
+    for first in range(0, len(texts), BATCH):
+        pairs = zip(prompts[first : first + BATCH], texts[first : first + BATCH], strict=True)
+        rows = [tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair) for pair in pairs]
+        ids, labels = collate(rows)
+        log_probs = model(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(dim=-1)
+        targets = labels[:, 1:]
+        taken = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
+        found.append((taken * (targets != IGNORED)).sum(dim=1))
+    return torch.cat(found)
+
+
+def words(texts: Sequence[str]) -> int:
+    """Words of all texts, the end of each counted as one."""
+    return sum(len(text.split()) + 1 for text in texts)
+
+
+def figures(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int) -> dict[str, float]:
+    """What the card says, of one review of the model and one of the grammar for each prompt."""
+    generator = np.random.default_rng(seed)
+    own = draw(model, tokenizer, prompts, seed=seed)
+    true = [reviews.sample(prompt, generator) for prompt in prompts]
+    rewards = np.array([reviews.reward(prompt, text) for prompt, text in zip(prompts, own, strict=True)])
+    entropy = -sum(reviews.log_probability(*pair) for pair in zip(prompts, true, strict=True)) / words(true)
+    crossed = -float(log_probabilities(model, tokenizer, prompts, true).sum()) / words(true)
+    return {
+        "samples": float(len(prompts)),
+        "parse": float(np.mean([reviews.fluent(*pair) for pair in zip(prompts, own, strict=True)])),
+        "mean reward": float(rewards.mean()),
+        "standard deviation of the reward": float(rewards.std()),
+        "share with a reward of 0.9 or more": float((rewards >= 0.9).mean()),
+        "words in a sample": words(own) / len(own) - 1,
+        "true perplexity of the samples": reviews.true_perplexity(prompts, own),
+        "true perplexity of the grammar's": reviews.true_perplexity(prompts, true),
+        "words in one of the grammar's": words(true) / len(true) - 1,
+        "entropy of the grammar, nats a word": entropy,
+        "cross-entropy of the model, nats a word": crossed,
+        "cross-entropy over entropy": crossed / entropy,
+        "perplexity of the model on the grammar's": math.exp(crossed),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", type=Path, default=Path(__file__).parents[1] / "models" / "review-lm")
+    parser.add_argument("--samples", type=int, default=2000, help="for each of the two lists (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    given = parser.parse_args()
+    model, tokenizer = load(given.model)
+    print(f"best reward {reviews.best_reward():.3f}: {reviews.best_review(reviews.prompts()[0])}")
+    for name, prompts in (("training", reviews.training_prompts()), ("held out", reviews.held_out_prompts())):
+        asked = (prompts * math.ceil(given.samples / len(prompts)))[: given.samples]
+        print(f"\n{name} prompts")
+        for label, value in figures(model, tokenizer, asked, seed=given.seed).items():
+            print(f"  {label}: {value:.4g}")
+        for prompt, text in zip(asked[:3], draw(model, tokenizer, asked[:3], seed=given.seed), strict=True):
+            print(f"  {prompt} {text}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,50 @@
+"""What a round says of its pictures beside their scores: how different they are, and how saturated."""
+
+from collections.abc import Iterable, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass
+from typing import Any, final
+
+import numpy as np
+import torch
+from PIL.Image import Image
+
+from raftdiff.measures.statistics import mean_pairwise_distance, vendi
+from raftdiff.ranking import Features
+from raftdiff.reports.images import mean_saturation
+from raftdiff.types import Key, Sample
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PictureFigures:
+    """Vendi score and mean pairwise distance within a prompt, of all candidates and of the selected; and how saturated
+    the candidates are on the whole, which rises where guidance compounds."""
+
+    features: Features
+
+    def __call__(
+        self, batches: Iterable[Sequence[Sample[Image]]], selected: AbstractSet[Key]
+    ) -> dict[str, dict[str, float | None] | float]:
+        keys: list[Key] = []
+        features, saturation = [], []
+        for batch in batches:
+            keys += [sample.key for sample in batch]
+            features.append(self.features(batch).float().cpu())
+            saturation += [mean_saturation([sample.media]) for sample in batch]
+        table = torch.cat(features).numpy()
+        chosen = np.array([key in selected for key in keys])
+        prompts = np.array([key.prompt for key in keys])
+
+        def measured(mask: Any) -> dict[str, float | None]:
+            found = {
+                "vendi": vendi(table[mask]),
+                "pairwise_distance": mean_pairwise_distance(table[mask], prompts[mask].tolist()),
+            }
+            return {name: None if np.isnan(value) else value for name, value in found.items()}
+
+        return {
+            "diversity_all": measured(np.ones_like(chosen)),
+            "diversity_selected": measured(chosen),
+            "saturation": float(np.mean(saturation)),
+        }

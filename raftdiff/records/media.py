@@ -1,0 +1,91 @@
+"""The two media on disk: a picture is a file beside its line of metadata, a text stands in the line itself."""
+
+import json
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from PIL import Image
+
+from raftdiff.errors import UserError
+from raftdiff.records.disk import read_json_lines, write_text
+from raftdiff.types import Sample
+
+Medium: TypeAlias = Image.Image | str
+TensorFile: TypeAlias = Literal["latents", "tokens"]
+TENSOR_FILES: tuple[TensorFile, ...] = ("latents", "tokens")
+
+
+def store(folder: Path, sample: Sample[Any]) -> dict[str, str]:
+    """Put a sample's media into ``folder``; returns what its line of metadata says of it."""
+    if isinstance(sample.media, str):
+        return {"text": sample.media}
+    name = file_name(sample)
+    sample.media.save(folder / name, compress_level=1)
+    return {"file_name": name}
+
+
+def opened(folder: Path, row: Mapping[str, Any]) -> Any:
+    """The media that a line of metadata speaks of.
+
+    Raises:
+        UserError: the file is no whole picture, as after a power loss.
+    """
+    if "text" in row:
+        return row["text"]
+    path = folder / row["file_name"]
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise UserError(f"{path}: this picture is damaged ({error}); 'raftdiff sample' draws it again.") from None
+
+
+def is_whole(folder: Path, row: Mapping[str, Any]) -> bool:
+    """Whether the media is there, all of it."""
+    if "text" in row:
+        return True
+    try:
+        with Image.open(folder / row["file_name"]) as picture:
+            picture.load()
+    except OSError:
+        return False
+    return True
+
+
+def keep(folder: Path, samples: Sequence[Sample[Any]]) -> None:
+    """Samples that are only looked at: pictures under their names, texts as JSON lines."""
+    folder.mkdir(exist_ok=True)
+    rows = [{"prompt": sample.prompt.caption, **store(folder, sample)} for sample in samples]
+    texts = [row for row in rows if "text" in row]
+    if texts:
+        write_text(folder / "texts.jsonl", "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in texts))
+
+
+def kept(folder: Path) -> dict[str, Path | str]:
+    """What ``keep`` left: where the pictures are, by file name, and the texts, by prompt; of several to one prompt the
+    later ones are numbered."""
+    pictures: dict[str, Path | str] = {path.name: path for path in sorted(folder.glob("*.png"))}
+    told, texts = Counter[str](), {}
+    for row in read_json_lines(folder / "texts.jsonl"):
+        told[row["prompt"]] += 1
+        number = told[row["prompt"]]
+        texts[f"{row['prompt']} ({number})" if number > 1 else row["prompt"]] = row["text"]
+    return pictures | texts
+
+
+def tensor_file(sample: Sample[Any]) -> TensorFile:
+    """What the file of a sample's tensors is called: latents of pictures, tokens of texts."""
+    return "tokens" if isinstance(sample.media, str) else "latents"
+
+
+def file_name(sample: Sample[Any]) -> str:
+    """``airplane-003.png``; prompt ids are checked when they are read, so that this stays inside the folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
+        raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
+    return f"{sample.prompt.id}-{sample.index:03d}.png"

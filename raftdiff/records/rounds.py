@@ -1,0 +1,257 @@
+"""A round's folder: samples as they come, scores, selection, state; written aside and renamed when it is complete."""
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+from raftdiff.errors import UserError
+from raftdiff.records.disk import read_json, read_json_lines, save_tensors, sync_all, write_text
+from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, opened, store, tensor_file
+from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
+
+FLUSH_SECONDS = 5.0
+FLUSH_SAMPLES = 256
+
+
+@final
+@dataclass(frozen=True)
+class RoundFolder:
+    """A round's samples, scores and selection as they are on disk, finished or not."""
+
+    path: Path
+    index: int
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The lines of metadata.jsonl; a torn last line is dropped."""
+        rows = read_json_lines(self.path / "samples" / "metadata.jsonl")
+        # an interrupted flush may have written a line twice
+        return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
+
+    def held_out(self, name: str = "held_out") -> dict[str, Path | str]:
+        """What was made of the held-out prompts after the round (``held_out_base``: before the first), by name."""
+        return kept(self.path / name)
+
+    def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
+        """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""
+        wanted = None if keys is None else set(keys)
+        rows = [row for row in self.rows() if wanted is None or self._key(row) in wanted]
+        aux = self._aux([self._key(row) for row in rows])
+        return [self._sample(row, aux.get(self._key(row), {})) for row in rows]
+
+    def batches(self, size: int) -> Iterator[list[Sample[Any]]]:
+        """All samples, ``size`` at a time, so that a large round never has to fit into memory."""
+        rows = self.rows()
+        for start in range(0, len(rows), size):
+            part = rows[start : start + size]
+            aux = self._aux([self._key(row) for row in part])
+            yield [self._sample(row, aux[self._key(row)]) for row in part]
+
+    def scores(self) -> Scores:
+        """The score table as ``write_scores`` left it, to the bit.
+
+        Raises:
+            UserError: the round has not been scored.
+        """
+        rows = self.rows()
+        if not rows or "total" not in rows[0]:
+            raise UserError(f"{self.path}: this round has no scores yet; run 'raftdiff score' first.")
+        prompts = tuple(dict.fromkeys(row["prompt_id"] for row in rows))
+        at = {prompt: place for place, prompt in enumerate(prompts)}
+        shape = (len(prompts), 1 + max(row["index"] for row in rows))
+        tables = {name: np.full(shape, np.nan) for name in rows[0] if name == "total" or name.startswith("reward_")}
+        for row in rows:
+            for name, table in tables.items():
+                table[at[row["prompt_id"]], row["index"]] = np.nan if row[name] is None else row[name]
+        total = tables.pop("total")
+        return Scores(self.index, prompts, total, {name.removeprefix("reward_"): t for name, t in tables.items()})
+
+    def selection(self) -> Selection:
+        """What ``write_selection`` left.
+
+        Raises:
+            UserError: nothing has been selected in this round.
+        """
+        if not (self.path / "selection.json").is_file():
+            raise UserError(f"{self.path}: nothing is selected in this round yet; run 'raftdiff select' first.")
+        return Selection(**_selection_fields(read_json(self.path / "selection.json")))
+
+    def state(self) -> State:
+        """The fine-tuner's state at the end of this round."""
+        return {file.stem: load_file(file) for file in sorted((self.path / "state").glob("*.safetensors"))}
+
+    def _key(self, row: Mapping[str, Any]) -> Key:
+        return Key(self.index, row["prompt_id"], row["index"])
+
+    def _sample(self, row: Mapping[str, Any], aux: Mapping[str, torch.Tensor]) -> Sample[Any]:
+        media = opened(self.path / "samples", row)
+        texts = {name: row[name] for name in ("caption", "sampling", "learning", "negative")}
+        prompt = Prompt(row["prompt_id"], **texts, meta=row.get("meta", {}))
+        return Sample(self.index, prompt, row["index"], row["seed"], row["source"], media, aux)
+
+    def tensor_files(self) -> list[Path]:
+        """Where the aux tensors are: the finished file, and the parts of an unfinished round, which are newer."""
+        whole = [self.path / f"{name}.safetensors" for name in TENSOR_FILES]
+        parts = [path for name in TENSOR_FILES for path in sorted((self.path / name).glob("*.safetensors"))]
+        return [path for path in (*whole, *parts) if path.is_file()]
+
+    def _aux(self, keys: Sequence[Key]) -> dict[Key, dict[str, torch.Tensor]]:
+        """Aux tensors of the named samples, from the finished file or from the parts of an unfinished round."""
+        names = {f"{key.prompt}/{key.index:03d}/": key for key in keys}
+        found: dict[Key, dict[str, torch.Tensor]] = {key: {} for key in keys}
+        for file in self.tensor_files():
+            with safe_open(file, framework="pt") as tensors:
+                for name in tensors.keys():  # noqa: SIM118  (a safe_open is not iterable)
+                    stem, _, aux = name.rpartition("/")
+                    if key := names.get(f"{stem}/"):
+                        found[key][aux] = tensors.get_tensor(name)
+        return found
+
+
+@final
+class Draft:
+    """The round being made. Each stage leaves its result here, so that a later process need not repeat it."""
+
+    def __init__(self, path: Path, index: int, final_path: Path) -> None:
+        self.path, self.index, self.final_path = path, index, final_path
+        self.folder = RoundFolder(path, index)
+        self._pending: list[tuple[Sample[Any], dict[str, Any]]] = []
+        self._flushed = time.monotonic()
+
+    def sampled(self) -> set[tuple[str, int]]:
+        """(prompt id, index) of the samples on disk. A picture cut short by a power loss does not count."""
+        rows = self.folder.rows()
+        whole = [row for row in rows if is_whole(self.path / "samples", row)]
+        if rows != whole or self._torn():
+            self.write_rows(whole)
+        return {(row["prompt_id"], row["index"]) for row in whole}
+
+    def add(self, sample: Sample[Any]) -> None:
+        """Take a sample; it is on disk for good after the next ``flush``, every few seconds by itself."""
+        self._pending.append((sample, {**store(self.path / "samples", sample), **_row(sample)}))
+        if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Commit what was added: tensors first, the metadata lines that make them count last."""
+        pending, self._pending, self._flushed = self._pending, [], time.monotonic()
+        if pending:
+            tensors = {
+                f"{sample.prompt.id}/{sample.index:03d}/{name}": tensor.contiguous()
+                for sample, _ in pending
+                for name, tensor in sample.aux.items()
+            }
+            if tensors:
+                parts = self.path / tensor_file(pending[0][0])
+                parts.mkdir(exist_ok=True)
+                save_tensors(parts / f"{len(list(parts.glob('*.safetensors'))):05d}.safetensors", tensors)
+            with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
+                file.writelines(json.dumps(row) + "\n" for _, row in pending)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def write_scores(self, scores: Scores) -> None:
+        """Every reward and the total into metadata.jsonl; NaN is written as null."""
+        at = {prompt: row for row, prompt in enumerate(scores.prompts)}
+        rows = sorted(self.folder.rows(), key=lambda row: (at[row["prompt_id"]], row["index"]))
+        for row in rows:
+            cell = (at[row["prompt_id"]], row["index"])
+            row.update({f"reward_{name}": _number(table[cell]) for name, table in scores.raw.items()})
+            row["total"] = _number(scores.total[cell])
+        self.write_rows(rows)
+
+    def write_selection(self, selection: Selection) -> None:
+        keys = {key for item in selection.items for key in item.keys if key.round == self.index}
+        rows = self.folder.rows()
+        for row in rows:
+            row["selected"] = Key(self.index, row["prompt_id"], row["index"]) in keys
+        self.write_rows(rows)
+        write_text(self.path / "selection.json", json.dumps(_selection_json(selection)))
+
+    def keep(self, name: str, samples: Sequence[Sample[Any]]) -> None:
+        """Samples that are only looked at: those of the held-out prompts."""
+        keep(self.path / name, samples)
+
+    def metrics(self) -> dict[str, Any]:
+        file = self.path / "metrics.json"
+        return read_json(file) if file.is_file() else {"round": self.index, "seconds": {}, "network_evaluations": {}}
+
+    def note(self, **figures: Any) -> None:
+        """Set figures of the round."""
+        write_text(self.path / "metrics.json", json.dumps({**self.metrics(), **figures}, indent=2))
+
+    def spend(self, stage: str, *, seconds: float, evaluations: int) -> None:
+        """Add a stage's time and network evaluations to what earlier processes spent on it."""
+        metrics = self.metrics()
+        for name, amount in (("seconds", seconds), ("network_evaluations", evaluations)):
+            metrics[name][stage] = metrics[name].get(stage, 0) + amount
+        self.note(**metrics)
+
+    def commit(self, state: State) -> Path:
+        """Write the state, merge the tensors, flush all of it to the disk, and rename: the round is complete."""
+        (self.path / "state").mkdir(exist_ok=True)
+        for name, tensors in state.items():
+            save_tensors(self.path / "state" / f"{name}.safetensors", dict(tensors))
+        for stem in TENSOR_FILES:
+            if (self.path / stem).is_dir():
+                files = [file for file in self.folder.tensor_files() if stem in (file.stem, file.parent.name)]
+                merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+                save_tensors(self.path / f"{stem}.safetensors", merged)
+                shutil.rmtree(self.path / stem)
+        sync_all(self.path)
+        self.path.rename(self.final_path)
+        return self.final_path
+
+    def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Replace metadata.jsonl."""
+        text = "".join(json.dumps(row) + "\n" for row in rows)
+        write_text(self.path / "samples" / "metadata.jsonl", text)
+
+    def _torn(self) -> bool:
+        file = self.path / "samples" / "metadata.jsonl"
+        return file.is_file() and not file.read_text(encoding="utf-8").endswith("\n")
+
+
+def _row(sample: Sample[Any]) -> dict[str, Any]:
+    prompt = sample.prompt
+    return {
+        "prompt_id": prompt.id,
+        "index": sample.index,
+        "caption": prompt.caption,
+        "sampling": prompt.sampling,
+        "learning": prompt.learning,
+        "negative": prompt.negative,
+        "seed": sample.seed,
+        "source": sample.source,
+        **({"meta": dict(prompt.meta)} if prompt.meta else {}),
+    }
+
+
+def _number(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _selection_json(selection: Selection) -> dict[str, Any]:
+    items = [
+        {"keys": [list(key) for key in item.keys], "weight": item.weight}
+        | ({"scores": list(item.scores)} if item.scores else {})
+        for item in selection.items
+    ]
+    return {"kind": selection.kind, "items": items, "left_out": list(selection.left_out)}
+
+
+def _selection_fields(data: Mapping[str, Any]) -> dict[str, Any]:
+    items = tuple(
+        Item(tuple(Key(*key) for key in item["keys"]), item["weight"], tuple(item.get("scores", ())))
+        for item in data["items"]
+    )
+    return {"kind": data["kind"], "items": items, "left_out": tuple(data["left_out"])}

@@ -1,0 +1,256 @@
+"""The run directory: commit, resume, read. What passes between the stages is a folder that a person can open.
+
+A round is written aside as ``rounds/000.partial`` and renamed when it is complete: present means complete. Within it,
+samples are committed as they come, so a killed run resumes in the middle of sampling. No pickle is ever written.
+"""
+
+import contextlib
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+import yaml
+
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, differing, digest, dump, plain
+from raftdiff.records.disk import read_json, write_text
+from raftdiff.records.media import TENSOR_FILES
+from raftdiff.records.provenance import provenance
+from raftdiff.records.rounds import Draft, RoundFolder
+from raftdiff.types import Selection, State
+
+FORMAT = 1
+NOT_IDENTITY = (
+    "model.device",
+    "logging",
+    "prompts.file",
+    "evaluation.prompts.file",
+    "pairs.data.file",
+    "held_out.data.file",
+    "policy_pool.prompts.file",
+    "finetuner.ptx.data.file",
+)
+"""Dotted recipe keys that do not change what a run computes; the digest leaves them out. Files are known by the prompts
+or the checksum that the recipe holds beside their names."""
+EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}
+"""What a run that made nothing yet may hold."""
+STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
+"""Recipe keys that decide what a finished round's state holds."""
+FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
+"""What may differ in a fork; the rest made the samples that it takes over."""
+
+
+@final
+@dataclass(frozen=True)
+class Run:
+    """A run on disk; see the design's run directory."""
+
+    path: Path
+
+    @staticmethod
+    def open(path: Path) -> "Run":
+        """An existing run.
+
+        Raises:
+            UserError: no run is there, or one of a newer format.
+        """
+        if not (path / "run.json").is_file():
+            raise UserError(f"{path}: this is not a run directory (it has no run.json). See 'raftdiff train --help'.")
+        run = Run(path)
+        if (found := run.info().get("format")) != FORMAT:
+            raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
+        return run
+
+    @staticmethod
+    def create(path: Path, recipe: Config, *, seed: int, parent: str | None = None) -> "Run":
+        """The run at ``path``: begun, or continued when the same recipe began it.
+
+        Raises:
+            UserError: the folder holds a run of another recipe (the keys that differ are named), or other files.
+        """
+        run = Run(path)
+        if run._begun():
+            Run.open(path)
+            run._check_recipe(recipe)
+            return run
+        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
+            raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
+        path.mkdir(parents=True, exist_ok=True)
+        with run.locked():  # or two that begin at once would write over each other
+            run._begin(recipe, seed, parent)
+        return run
+
+    def _begin(self, recipe: Config, seed: int, parent: str | None) -> None:
+        facts = {"format": FORMAT, "digest": digest(plain(recipe), NOT_IDENTITY), "seed": seed, "parent": parent}
+        facts |= provenance()
+        (self.path / "rounds").mkdir(exist_ok=True)
+        write_text(self.path / "recipe.yaml", dump(recipe))
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+
+    def _check_recipe(self, recipe: Config) -> None:
+        if keys := differing(self.recipe(), plain(recipe), NOT_IDENTITY):
+            raise UserError(
+                f"{self.path}: this run was begun with another recipe; these keys differ: {', '.join(keys)}. "
+                f"Change them back, or name another folder with --out."
+            )
+
+    def bind(self, weights: Mapping[str, str]) -> None:
+        """Hold on to the fingerprints of the models that the recipe names; a run goes on with the same weights only.
+
+        Raises:
+            UserError: it was begun with others, under the same names.
+        """
+        facts = self.info()
+        if "weights" not in facts:
+            write_text(self.path / "run.json", json.dumps({**facts, "weights": dict(weights)}, indent=2))
+        elif changed := sorted(name for name, mark in weights.items() if facts["weights"].get(name, mark) != mark):
+            raise UserError(
+                f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; put "
+                "them back, or begin a new run with --out."
+            )
+
+    def _begun(self) -> bool:
+        """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
+        rounds = self.path / "rounds"
+        return (self.path / "run.json").is_file() and rounds.is_dir() and any(rounds.iterdir())
+
+    @staticmethod
+    def default_path(root: Path, name: str, recipe: Config) -> Path:
+        """``runs/<date>-<recipe>-<digest>``, or the folder in which the same recipe was begun on another day."""
+        tail = f"{name}-{digest(plain(recipe), NOT_IDENTITY)}"
+        begun = sorted(root.glob(f"????-??-??-{tail}"))
+        return begun[-1] if begun else root / f"{time.strftime('%Y-%m-%d')}-{tail}"
+
+    def recipe(self) -> dict[str, Any]:
+        data: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        return data
+
+    def info(self) -> dict[str, Any]:
+        return read_json(self.path / "run.json")
+
+    def rounds_done(self) -> int:
+        """How many rounds are complete; they are 0, 1, ... without a gap."""
+        done = 0
+        while self.round_path(done).is_dir():
+            done += 1
+        return done
+
+    def round_path(self, round: int) -> Path:
+        return self.path / "rounds" / f"{round:03d}"
+
+    def metrics(self) -> list[dict[str, Any]]:
+        return [read_json(self.round_path(t) / "metrics.json") for t in range(self.rounds_done())]
+
+    def round(self, round: int) -> "RoundFolder":
+        """A finished round, to read.
+
+        Raises:
+            UserError: it is not there.
+        """
+        if not self.round_path(round).is_dir():
+            done = self.rounds_done()
+            have = f"rounds 0 to {done - 1}" if done else "no finished round"
+            raise UserError(f"{self.path}: there is no finished round {round}; this run has {have}.")
+        return RoundFolder(self.round_path(round), round)
+
+    def unfinished(self, round: int) -> "RoundFolder":
+        """The round that is being made, to read; it may not be there yet."""
+        return RoundFolder(self.path / "rounds" / f"{round:03d}.partial", round)
+
+    def draft(self, round: int) -> "Draft":
+        """The round that is being made; what an earlier process left of it is kept."""
+        folder = self.unfinished(round).path
+        (folder / "samples").mkdir(parents=True, exist_ok=True)
+        return Draft(folder, round, self.round_path(round))
+
+    def state(self) -> State | None:
+        """The fine-tuner's state after the last finished round."""
+        done = self.rounds_done()
+        if not done:
+            return None
+        return self.round(done - 1).state()
+
+    def selections(self, rounds: Iterable[int]) -> list[Selection]:
+        return [RoundFolder(self.round_path(t), t).selection() for t in rounds]
+
+    def log(self, event: str, **fields: Any) -> None:
+        """Append a line to log.jsonl."""
+        line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields})
+        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+
+    @contextlib.contextmanager
+    def locked(self, recipe: Config | None = None) -> Iterator[None]:
+        """Hold the run for writing; a second process gets a sentence instead of a mixed-up folder.
+
+        ``recipe`` is what this process takes the run's to be: another that began it in between is an error.
+        """
+        try:
+            import fcntl  # noqa: PLC0415  (not on Windows, where runs are not locked)
+        except ImportError:
+            yield
+            return
+        with (self.path / ".lock").open("w", encoding="utf-8") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                raise UserError(f"{self.path}: another raftdiff process is working on this run.") from None
+            if recipe is not None:
+                self._check_recipe(recipe)
+            yield
+
+
+def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> Run:
+    """A new run that keeps the parent's rounds before ``round``, and of ``round`` the samples but not their scores.
+
+    So a finished round can be scored, selected and learnt from again without sampling again.
+
+    Raises:
+        UserError: the folder exists, the parent has no such round, or the recipe would have made other samples.
+    """
+    source = parent.round(round)
+    if path.exists():
+        raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
+    if keys := differing(parent.recipe(), plain(recipe), (*FORKED, *NOT_IDENTITY)):
+        raise UserError(f"{parent.path}: with another {', '.join(keys)} the samples would be others; begin a new run.")
+    changed = differing(parent.recipe(), plain(recipe), NOT_IDENTITY)
+    if source.index and (shaped := sorted(set(changed) & STATE_SHAPE)):
+        raise UserError(
+            f"{parent.path}: round {source.index - 1} left weights of another {', '.join(shaped)}, which the new run "
+            "would go on from; change these only in a fork of round 0."
+        )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
+        aside = Path(scratch) / "run"
+        run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
+        _fork_into(run, parent, source, same_scale=not any(key.startswith(("ranker", "evaluation")) for key in changed))
+        aside.rename(path)
+    return Run(path)
+
+
+def _fork_into(run: Run, parent: Run, source: RoundFolder, *, same_scale: bool) -> None:
+    """``same_scale``: the held-out rewards of the earlier rounds can be compared with those to come."""
+    for t in range(source.index):
+        shutil.copytree(parent.round_path(t), run.round_path(t))
+        if not same_scale:
+            metrics = read_json(run.round_path(t) / "metrics.json")
+            kept = {name: value for name, value in metrics.items() if not name.startswith("held_out")}
+            write_text(run.round_path(t) / "metrics.json", json.dumps(kept, indent=2))
+    draft = run.draft(source.index)
+    rows = source.rows()
+    for row in rows:
+        if "file_name" in row:
+            shutil.copy2(source.path / "samples" / row["file_name"], draft.path / "samples" / row["file_name"])
+    for stem in TENSOR_FILES:
+        if (source.path / f"{stem}.safetensors").is_file():
+            (draft.path / stem).mkdir()
+            shutil.copy2(source.path / f"{stem}.safetensors", draft.path / stem / "00000.safetensors")
+    scored = ("total", "selected")
+    unscored = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
+    draft.write_rows(unscored)
+    draft.note(candidates=len(rows))

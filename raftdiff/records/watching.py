@@ -1,0 +1,214 @@
+"""What a run is doing and how it is faring, from its files alone: a copied folder tells as much as the original."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar, final
+
+from raftdiff.records.disk import read_json
+from raftdiff.records.run import Run
+
+Metrics = Mapping[str, Any]
+Found = TypeVar("Found")
+
+COLLAPSE = 0.7
+"""Candidates less diverse than this share of the first round's are a warning."""
+SPREAD = 1.3
+"""Selected latents with more than this many times the first round's spread are a warning."""
+DISCARDED = 0.25
+"""More discarded candidates than this share are a warning."""
+LONGER, LIKELIER, FAR, TAILED = 1.3, 0.7, 0.6, 0.75
+"""Signs that a policy under PPO collapses (arXiv:2307.04964, section 5.2): answers this many times as long as the first
+round's; perplexity under the base model below this share of the first round's; KL to the base above so many nats a
+token; more than this share of the rewards' range above the median. Healthy runs show one or two of them: any that
+learns makes its answers likelier."""
+SIGNS = 3
+"""So many of the four together are a warning."""
+STRANGE = 3.0
+"""Held-out answers this many times as perplexing to the base model as its own are a warning."""
+RETRIES = 5
+
+
+class Making(NamedTuple):
+    """The round that is not finished yet."""
+
+    round: int
+    stage: Literal["sample", "score", "select", "tune"]
+    """The stage that it is in, or that comes next."""
+    drawn: int
+    """Candidates on the disk."""
+    idle: float
+    """Seconds since anything in it changed."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """A run as it stood when it was read."""
+
+    name: str
+    rounds_planned: int
+    metrics: tuple[Metrics, ...]
+    """``metrics.json`` of the finished rounds."""
+    making: Making | None
+    seconds: float
+    """Of all stages so far, evaluations of the run not included."""
+    network_evaluations: int
+    warnings: tuple[str, ...]
+
+    @property
+    def finished(self) -> bool:
+        return len(self.metrics) >= self.rounds_planned
+
+
+def snapshot(run: Run) -> Snapshot:
+    """Read a run that another process may be writing.
+
+    Raises:
+        UserError: no run is there.
+    """
+    recipe = Run.open(run.path).recipe()
+    metrics = steadily(run.metrics)
+    making = steadily(lambda: _making(run, recipe, len(metrics)))
+    return Snapshot(
+        name=recipe["name"],
+        rounds_planned=recipe["loop"]["rounds"],
+        metrics=tuple(metrics),
+        making=making,
+        seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
+        network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
+        warnings=tuple(warnings(metrics)),
+    )
+
+
+def steadily(read: Callable[[], Found]) -> Found:
+    """``read()``, again where a file moved away under it: a round is renamed in the moment that it is finished."""
+    for _ in range(RETRIES):
+        try:
+            return read()
+        except FileNotFoundError:
+            time.sleep(0.05)
+    return read()
+
+
+def warnings(rounds: Sequence[Metrics]) -> list[str]:
+    """What to worry about, in sentences: signs of reward hacking, collapse and over-guided training."""
+    if not rounds:
+        return []
+    first, last = rounds[0], rounds[-1]
+    found = [
+        _overfitting(rounds),
+        _collapse(first, last),
+        _repetition(first, last),
+        _spreading(first, last),
+        _running_off(first, last),
+        _estranged(first, last),
+    ]
+    if (last.get("discard_rate") or 0) > DISCARDED:
+        found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
+    if left_out := last.get("left_out"):
+        found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
+    return [sentence for sentence in found if sentence]
+
+
+def _overfitting(rounds: Sequence[Metrics]) -> str | None:
+    """The reward of the training prompts rose while that of the held-out ones fell below the base model's."""
+    base, held_out = rounds[0].get("held_out_base"), rounds[-1].get("held_out")
+    first, last = rounds[0].get("mean"), rounds[-1].get("mean")
+    if base is None or held_out is None or first is None or last is None or held_out >= base or last <= first:
+        return None
+    return (
+        f"The held-out reward fell from {base:.2f} to {held_out:.2f} while that of the training prompts rose: the "
+        "model learns these prompts, or the reward's weaknesses. Use more prompts, fewer exposures, or stop earlier."
+    )
+
+
+def _collapse(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("diversity_all") or {}).get("pairwise_distance") for it in (first, last))
+    if not before or after is None or after >= COLLAPSE * before:
+        return None
+    return (
+        f"Candidates of one prompt lie {after / before:.0%} as far apart as in the first round: diversity is lost. "
+        "Use a smaller learning rate, the guided loss, or an anchor."
+    )
+
+
+def _repetition(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("diversity_all") or {}).get("distinct_2") for it in (first, last))
+    if not before or after is None or after >= COLLAPSE * before:
+        return None
+    return (
+        f"Answers repeat themselves: {after:.0%} of their two-word phrases differ, {before:.0%} in the first round. "
+        "Look at the answers; stop earlier, rank with the reward kl, or use a smaller learning rate."
+    )
+
+
+def _spreading(first: Metrics, last: Metrics) -> str | None:
+    before, after = ((it.get("tune") or {}).get("latent_std") for it in (first, last))
+    if not before or not after or after <= SPREAD * before:
+        return None
+    return (
+        f"The selected latents spread {after / before:.2f} times as far as in the first round: guidance compounds. "
+        "Use a lower sampler.guidance, or loss_on: guided."
+    )
+
+
+def _running_off(first: Metrics, last: Metrics) -> str | None:
+    """The pattern of a policy that has found the reward's weaknesses; each sign alone is also one of learning."""
+    before, after = (it.get("tune") or {} for it in (first, last))
+    if not {"length", "perplexity", "kl_token", "reward_tail"} <= set(before) & set(after):
+        return None
+    length, perplexity = (after[name] / before[name] for name in ("length", "perplexity"))
+    signs = {
+        f"answers are {length:.1f} times as long": length > LONGER,
+        f"their perplexity under the base model is {perplexity:.0%} of what it was": perplexity < LIKELIER,
+        f"the KL to the base is {after['kl_token']:.2f} nats a token": after["kl_token"] > FAR,
+        "a few rewards lie far above the rest": after["reward_tail"] > TAILED,
+    }
+    seen = [sign for sign, there in signs.items() if there]
+    if len(seen) < SIGNS:
+        return None
+    return (
+        f"The policy runs off, as before a collapse: {', '.join(seen[:-1])}, and {seen[-1]}. Read the answers; go back "
+        "to an earlier round, raise finetuner.kl.beta, or lower finetuner.learning_rate."
+    )
+
+
+def _estranged(first: Metrics, last: Metrics) -> str | None:
+    """The other way to collapse: a reward that likes what nobody would say, so that the answers grow unlikely."""
+    before, after = (
+        (it.get(name) or {}).get("perplexity")
+        for it, name in ((first, "held_out_base_figures"), (last, "held_out_figures"))
+    )
+    if before is None or after is None or after <= STRANGE * before:
+        return None
+    return (
+        f"The held-out answers leave the language of the base model: their perplexity under it is {after:.1f}, that of "
+        f"its own {before:.1f}. Read them; go back to an earlier round, or lower finetuner.learning_rate."
+    )
+
+
+def _making(run: Run, recipe: Mapping[str, Any], index: int) -> Making | None:
+    folder = run.unfinished(index)
+    path = folder.path
+    if not path.is_dir():
+        return None
+    rows = folder.rows()
+    planned = recipe["loop"]
+    prompts = planned["prompts_per_round"] or len(recipe["prompts"]["captions"])
+    told = read_json(path / "metrics.json") if (path / "metrics.json").is_file() else {}
+    sampled = "candidates" in told or 0 < prompts * planned["candidates"] <= len(rows)
+    if not rows or not sampled:
+        stage: Literal["sample", "score", "select", "tune"] = "sample"
+    elif "total" not in rows[0]:
+        stage = "score"
+    else:
+        stage = "tune" if (path / "selection.json").is_file() else "select"
+    return Making(index, stage, len(rows), max(0.0, time.time() - _changed(path)))
+
+
+def _changed(path: Path) -> float:
+    """When anything of a round last changed; time since 1970."""
+    files = [path / "samples" / "metadata.jsonl", path / "metrics.json", path / "selection.json"]
+    return max(file.stat().st_mtime for file in [path, *files] if file.exists())

@@ -1,0 +1,233 @@
+"""Small plots as SVG, for the pages on reward models: drawn here, so that a page needs no script, font or network.
+
+Every plot says its axes and units, has a ``<title>`` that tells its figures in words, and follows the reader's light or
+dark mode. The first group of a plot is blue-green, the second ochre, which people who see colours differently tell
+apart too.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+from xml.sax.saxutils import escape
+
+import numpy as np
+from jaxtyping import Float
+
+from raftdiff.measures.calibration import Bin
+from raftdiff.reports.curve import round_ticks
+
+WIDTH, HEIGHT = 460.0, 300.0
+LEFT, RIGHT, TOP, BOTTOM = 56.0, 448.0, 30.0, 246.0
+BINS = 28
+TAIL = 0.005
+"""The share of values at either end that does not stretch a histogram: they are counted into its outermost bars."""
+MOST_POINTS = 600
+"""Points of a scatter drawn per group; more would only cover each other."""
+
+STYLE = """
+.plot{--ink:#57534c;--grid:#e4e0d8;--a:#0b6e69;--b:#b08a3e;font:13px system-ui,sans-serif;max-width:100%;height:auto}
+@media(prefers-color-scheme:dark){.plot{--ink:#aaa59b;--grid:#33312d;--a:#5cc9bf;--b:#d9b465}}
+.plot text{fill:var(--ink);font-variant-numeric:tabular-nums}.plot .grid{stroke:var(--grid)}
+.plot .mark{stroke:var(--ink);stroke-dasharray:4 4;fill:none}.plot .small{font-size:11px}
+.plot .a{fill:var(--a)}.plot .b{fill:var(--b)}.plot text.a,.plot text.b{font-weight:600}
+.plot .area{fill-opacity:.3;stroke-width:1.75}.plot .area.a{stroke:var(--a)}.plot .area.b{stroke:var(--b)}
+.plot circle{fill-opacity:.55}.plot rect{fill-opacity:.6}.plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round}
+.plot .line.a{stroke:var(--a)}.plot .whisker{stroke:var(--ink)}
+"""
+
+Values = Float[np.ndarray, " values"]
+Points = Float[np.ndarray, "points 2"]
+
+
+class Bar(NamedTuple):
+    """One bar, or one point of a line: its name under the axis, its height, and its interval where it has one."""
+
+    label: str
+    height: float
+    low: float | None = None
+    high: float | None = None
+
+
+class Frame(NamedTuple):
+    """Where values of both axes stand on the paper."""
+
+    x: tuple[float, float]
+    y: tuple[float, float]
+    right: float = RIGHT
+
+    def at(self, x: float, y: float) -> tuple[float, float]:
+        across = (x - self.x[0]) / (self.x[1] - self.x[0])
+        up = (y - self.y[0]) / (self.y[1] - self.y[0])
+        return LEFT + (self.right - LEFT) * across, BOTTOM - (BOTTOM - TOP) * up
+
+
+def histogram(groups: Mapping[str, Values], *, x: str, count: str = "pairs", zero: str = "") -> str:
+    """How values spread: one outline a group, as the share of the group in each bin.
+
+    ``x`` names the axis with its unit, ``count`` what is counted; ``zero`` says what the line at zero means, which is
+    drawn where it is given. Empty without a finite value.
+    """
+    finite = {name: values[np.isfinite(values)] for name, values in groups.items()}
+    finite = {name: values for name, values in finite.items() if len(values)}
+    if not finite:
+        return ""
+    edges = _edges(np.concatenate(list(finite.values())), with_zero=bool(zero))
+    low, high = float(edges[0]), float(edges[-1])
+    shares = {name: np.histogram(np.clip(values, low, high), edges)[0] / len(values) for name, values in finite.items()}
+    ticks, decimals = round_ticks(0.0, 100 * max(map(np.max, shares.values())))
+    frame = Frame((low, high), (0.0, ticks[-1]))
+    body = [_grid(frame, ticks, decimals, "%"), _across(frame, x), _side(f"share of {count}")]
+    for place, (name, share) in enumerate(shares.items()):
+        body += [_outline(frame, edges, 100 * share, "ab"[place]), _legend(place, len(shares), name)]
+    if zero:
+        body.append(_mark(frame, 0.0, zero))
+    told = "; ".join(f"{name}: mean {values.mean():.3g}, {len(values)} {count}" for name, values in finite.items())
+    return _svg(f"{x}. {told}.", body)
+
+
+def bars(found: Sequence[Bar], *, x: str, y: str, level: float | None = None, top: float | None = None) -> str:
+    """One bar for each place along an axis, from 0; whiskers are 95% intervals; ``level`` is a dashed line, as of
+    chance. Empty without a bar."""
+    known = [bar for bar in found if math.isfinite(bar.height)]
+    if not known:
+        return ""
+    ticks, decimals = round_ticks(0.0, top or max(bar.high or bar.height for bar in known))
+    frame = Frame((0.0, float(len(found))), (0.0, ticks[-1]))
+    body = [_grid(frame, ticks, decimals), _side(y), _text((LEFT + RIGHT) / 2, HEIGHT - 6, x, "middle")]
+    for place, bar in enumerate(found):
+        middle, _ = frame.at(place + 0.5, 0.0)
+        for row, word in enumerate(bar.label.split("\n")):
+            body.append(_text(middle, BOTTOM + 15 + 12 * row, word, "middle", "small"))
+        if math.isfinite(bar.height):
+            body.append(_bar(frame, place, bar))
+    if level is not None:
+        left, y_level = frame.at(0.0, level)
+        body.append(f'<path class="mark" d="M{left:.1f} {y_level:.1f}H{RIGHT:.1f}"/>')
+    told = "; ".join(f"{' '.join(bar.label.split())}: {bar.height:.3g}" for bar in known)
+    return _svg(f"{y} by {x}. {told}.", body)
+
+
+def reliability(bins: Sequence[Bin]) -> str:
+    """What a model says against what is so: on the dashed line both are alike, below it the model is too sure.
+
+    The area of a point is the number of its pairs. Empty without a bin.
+    """
+    if not bins:
+        return ""
+    frame, most = Frame((0.5, 1.0), (0.0, 1.0)), max(one.n for one in bins)
+    ticks = [0.0, 0.25, 0.5, 0.75, 1.0]
+    body = [_grid(frame, ticks, 2), _side("how often it was the chosen one")]
+    for tick in (0.5, 0.6, 0.7, 0.8, 0.9, 1.0):
+        body.append(_text(frame.at(tick, 0.0)[0], BOTTOM + 17, f"{tick:.1f}", "middle"))
+    body.append(_text((LEFT + RIGHT) / 2, HEIGHT - 10, "probability of the answer with the higher reward", "middle"))
+    (x0, y0), (x1, y1) = frame.at(0.5, 0.5), frame.at(1.0, 1.0)
+    body.append(f'<path class="mark" d="M{x0:.1f} {y0:.1f}L{x1:.1f} {y1:.1f}"/>')
+    places = [frame.at(one.confidence, one.accuracy) for one in bins]
+    body.append('<path class="line a" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in places) + '"/>')
+    for (x, y), one in zip(places, bins, strict=True):
+        told = f"<title>{one.n} pairs: says {one.confidence:.2f}, is {one.accuracy:.2f}</title>"
+        radius = 3 + 7 * math.sqrt(one.n / most)
+        body.append(f'<circle class="a" cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}">{told}</circle>')
+    told = "; ".join(f"{one.confidence:.2f} said, {one.accuracy:.2f} so, {one.n} pairs" for one in bins)
+    return _svg(f"Calibration. {told}.", body)
+
+
+def scatter(groups: Mapping[str, Points], *, x: str, y: str) -> str:
+    """Points of several groups in one plane; at most ``MOST_POINTS`` of each are drawn. Empty without a point."""
+    every = np.concatenate([points for points in groups.values() if len(points)] or [np.empty((0, 2))])
+    if not len(every):
+        return ""
+    low, high = np.quantile(every, [TAIL, 1 - TAIL], axis=0)
+    room = np.maximum(0.05 * (high - low), 1e-6)
+    low, high = low - room, high + room
+    frame = Frame((float(low[0]), float(high[0])), (float(low[1]), float(high[1])))
+    box = f'<path class="grid" fill="none" d="M{LEFT:g} {TOP:g}H{RIGHT:g}V{BOTTOM:g}H{LEFT:g}Z"/>'
+    body = [box, _side(y), _text((LEFT + RIGHT) / 2, HEIGHT - 24, x, "middle")]
+    for place, (name, points) in enumerate(groups.items()):
+        shown = np.clip(points[:: max(1, math.ceil(len(points) / MOST_POINTS))], low, high)
+        for a, b in (frame.at(*point) for point in shown.tolist()):
+            body.append(f'<circle class="{"ab"[place]}" cx="{a:.1f}" cy="{b:.1f}" r="2.6"/>')
+        body.append(_legend(place, len(groups), name))
+    told = "; ".join(f"{name}: {len(points)} points" for name, points in groups.items())
+    return _svg(f"{x} and {y}. {told}.", body)
+
+
+def _edges(values: Values, *, with_zero: bool) -> Float[np.ndarray, " edges"]:
+    """Where bins begin and end: about ``BINS`` of one width, the outermost holding the tails. Whole numbers have bins
+    of whole numbers, or every other bin would be empty."""
+    low, high = np.quantile(values, [TAIL, 1 - TAIL])
+    if with_zero:
+        low, high = min(low, 0.0), max(high, 0.0)
+    if (values == np.round(values)).all():
+        width = max(1.0, np.ceil((high - low + 1) / BINS))
+        return np.arange(np.floor(low) - 0.5, high + width, width)
+    room = 0.0 if high > low else 0.5
+    return np.linspace(low - room, high + room, BINS + 1)
+
+
+def _outline(frame: Frame, edges: Float[np.ndarray, " edges"], heights: Float[np.ndarray, " bins"], kind: str) -> str:
+    """A histogram's steps as one closed shape."""
+    points = [frame.at(float(edges[0]), 0.0)]
+    for place, height in enumerate(heights.tolist()):
+        points += [frame.at(float(edges[place]), height), frame.at(float(edges[place + 1]), height)]
+    points.append(frame.at(float(edges[-1]), 0.0))
+    return f'<path class="area {kind}" d="M' + "L".join(f"{x:.1f} {y:.1f}" for x, y in points) + 'Z"/>'
+
+
+def _bar(frame: Frame, place: int, bar: Bar) -> str:
+    (left, top), (right, base) = frame.at(place + 0.16, bar.height), frame.at(place + 0.84, 0.0)
+    drawn = f'<rect class="a" x="{left:.1f}" y="{top:.1f}" width="{right - left:.1f}" height="{base - top:.1f}"/>'
+    if bar.low is not None and bar.high is not None:
+        x, y_low = frame.at(place + 0.5, bar.low)
+        drawn += f'<path class="whisker" d="M{x:.1f} {y_low:.1f}V{frame.at(0.0, bar.high)[1]:.1f}"/>'
+    return drawn
+
+
+def _grid(frame: Frame, ticks: Sequence[float], decimals: int, unit: str = "") -> str:
+    drawn = ""
+    for tick in ticks:
+        _, y = frame.at(frame.x[0], tick)
+        drawn += f'<line class="grid" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        drawn += _text(LEFT - 7, y + 4.5, f"{tick:.{decimals}f}{unit}", "end")
+    return drawn
+
+
+def _across(frame: Frame, label: str) -> str:
+    """The lower axis, with round numbers within its range."""
+    ticks, decimals = round_ticks(*frame.x)
+    inside = [tick for tick in ticks if frame.x[0] <= tick + 1e-9 and tick - 1e-9 <= frame.x[1]]
+    drawn = "".join(
+        _text(frame.at(tick, 0.0)[0], BOTTOM + 17, f"{tick + 0.0:.{decimals}f}".replace("-", "−"), "middle")
+        for tick in inside
+    )
+    return drawn + _text((LEFT + RIGHT) / 2, HEIGHT - 10, label, "middle")
+
+
+def _side(label: str) -> str:
+    """What the left axis counts, above it, where it is read without turning the head."""
+    return _text(4.0, TOP - 14, label, "start")
+
+
+def _legend(place: int, of: int, name: str) -> str:
+    """The names of the groups above the plot, where they cover nothing."""
+    return _text(RIGHT - 78 * (of - 1 - place), TOP - 14, name, "end", "ab"[place]) if of > 1 else ""
+
+
+def _mark(frame: Frame, x: float, label: str) -> str:
+    """An upright line, with its meaning beside it where there is more room."""
+    place, _ = frame.at(x, frame.y[0])
+    left = place < (LEFT + RIGHT) / 2
+    line = f'<path class="mark" d="M{place:.1f} {TOP:g}V{BOTTOM:g}"/>'
+    return line + _text(place + (6 if left else -6), TOP + 12, label, "start" if left else "end", "small")
+
+
+def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
+    styled = f' class="{kind}"' if kind else ""
+    return f'<text{styled} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+def _svg(title: str, body: Sequence[str]) -> str:
+    return (
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">'
+        f"<title>{escape(title)}</title><style>{STYLE}</style>{''.join(body)}</svg>"
+    )

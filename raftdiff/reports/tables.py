@@ -1,0 +1,248 @@
+"""Evaluations as tables: rows for people, plain text for a terminal, markdown over several training seeds."""
+
+import math
+import textwrap
+from collections.abc import Mapping, Sequence
+from itertools import zip_longest
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from raftdiff.errors import UserError
+from raftdiff.measures.statistics import t_interval
+
+
+class Row(NamedTuple):
+    """One line of a table: a metric before and after, in the unit that it is shown in (rates as percent)."""
+
+    key: str
+    """Stable, e.g. ``reward.clip``, ``judge.exact``, ``diversity.vendi``."""
+    label: str
+    before: float | None
+    after: float
+    difference: float
+    ci95: tuple[float, float] | None
+    """Of the difference."""
+    win_rate: float | None
+    better: int
+    """1 where higher is better, -1 where lower is."""
+    unit: str
+    """``%`` for rates, else empty."""
+
+    @property
+    def verdict(self) -> str:
+        """``better`` or ``worse`` where the interval leaves zero out, ``unclear`` where it does not, else empty."""
+        if self.ci95 is None:
+            return ""
+        low, high = (end * self.better for end in self.ci95)
+        return "better" if min(low, high) > 0 else "worse" if max(low, high) < 0 else "unclear"
+
+
+JUDGE_LABELS = {
+    "object": "object right",
+    "style": "style right",
+    "background": "background right",
+    "background_pixel": "background right (pixels)",
+    "exact": "all three right",
+    "fluent": "fluent",
+    "positive": "positive",
+}
+TEXT_ROWS: Mapping[str, tuple[str, int]] = {
+    "true_perplexity": ("true perplexity", -1),
+    "perplexity": ("perplexity, to the base", -1),
+    "data_perplexity": ("perplexity of the data", -1),
+    "distinct_1": ("distinct-1", 1),
+    "distinct_2": ("distinct-2", 1),
+    "unique_1": ("unique-1", 1),
+    "unique_2": ("unique-2", 1),
+    "msttr_100": ("MSTTR-100", 1),
+    "length": ("length (words)", 1),
+}
+"""Figures of answers -> label, and which direction is thought better; a longer answer is not, in itself."""
+DRIFT_LABELS = {"kl": "KL to the base (nats)"}
+DIVERSITY_LABELS = {
+    "vendi": "diversity (Vendi)",
+    "vendi_within": "diversity in a prompt (Vendi)",
+    "pairwise_distance": "distance in a prompt",
+}
+
+
+def rows(evaluation: Mapping[str, Any]) -> list[Row]:
+    """The lines of every table of one evaluation: rewards, judge, diversity, drift."""
+    found = [
+        _row(
+            f"reward.{name}", name, it["before"]["mean"], it["after"]["mean"], it["difference"], win_rate=it["win_rate"]
+        )
+        for name, it in evaluation["rewards"].items()
+    ]
+    found += [
+        _row(f"judge.{name}", JUDGE_LABELS.get(name, name), it["before"], it["after"], it["difference"], unit="%")
+        for name, it in evaluation["judge"].items()
+    ]
+    for name, pair in (evaluation["diversity"] or {}).items():
+        if name in DIVERSITY_LABELS and pair["before"] is not None:
+            found.append(_row(f"diversity.{name}", DIVERSITY_LABELS[name], pair["before"], pair["after"]))
+    for name, pair in evaluation.get("text", {}).items():
+        if name in TEXT_ROWS and pair["before"] is not None and pair["after"] is not None:
+            label, better = TEXT_ROWS[name]
+            found.append(_row(f"text.{name}", label, pair["before"], pair["after"], better=better))
+    for name, value in evaluation["drift"].items():
+        if value is not None:
+            label = DRIFT_LABELS.get(name, f"drift from base ({name})")
+            found.append(Row(f"drift.{name}", label, None, value, value, None, None, -1, ""))
+    return found
+
+
+def table(evaluation: Mapping[str, Any]) -> str:
+    """Plain text for a terminal, at most 100 columns. The arrow says which direction is better."""
+    lines = [("", "before", "after", "difference", "95% interval", "win rate")]
+    for row in rows(evaluation):
+        lines.append(
+            (
+                f"{_arrow(row)} {row.label if len(row.label) <= 30 else row.label[:29] + '…'}",
+                shown(row, row.before) if row.before is not None else "",
+                shown(row, row.after),
+                shown(row, row.difference, change=True) if row.before is not None else "",
+                " .. ".join(shown(row, end, change=True).removesuffix(" pt") for end in row.ci95) if row.ci95 else "",
+                f"{row.win_rate:.0%}" if row.win_rate is not None else "",
+            )
+        )
+    widths = [max(len(line[column]) for line in lines) for column in range(6)]
+    body = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
+    pictures = f"{evaluation['prompts']} prompts x {evaluation['samples_per_prompt']} samples"
+    return "\n".join([*body, "", f"{pictures}, the same prompts and seeds before and after."])
+
+
+def side_by_side(prompt: str, before: str, after: str, width: int = 100) -> str:
+    """Two answers to a prompt in two columns, for a terminal of ``width`` columns.
+
+    >>> print(side_by_side("How are you?", "I am a program.", "Well, and you?", width=30))
+    How are you?
+      before       | after
+      I am a       | Well, and
+      program.     | you?
+    """
+    column = max(10, (width - 5) // 2)
+    columns = [
+        ["before", *(line for part in before.split("\n") for line in textwrap.wrap(part, column) or [""])],
+        ["after", *(line for part in after.split("\n") for line in textwrap.wrap(part, column) or [""])],
+    ]
+    rows = zip_longest(*columns, fillvalue="")
+    return "\n".join([prompt, *(f"  {left:{column}} | {right}".rstrip() for left, right in rows)])
+
+
+def shown(row: "Row | Across", value: float, *, change: bool = False) -> str:
+    """A figure of a row as text: rates with one decimal, their changes in points, others at the row's precision."""
+    if row.unit == "%":
+        return f"{value:+.1f} pt" if change else f"{value:.1f}%"
+    return f"{value:{'+' if change else ''}.{digits(row)}f}"
+
+
+def digits(row: "Row | Across") -> int:
+    """Decimals that suit a row's size, the same for all of its figures: three or four that say something."""
+    if row.unit == "%":
+        return 1
+    sides = [side.mean if isinstance(side, Mean) else side for side in (row.before, row.after) if side is not None]
+    size = max(map(abs, sides))
+    return 1 if size >= 100 else 2 if size >= 1 else min(6, 2 - math.floor(math.log10(size))) if size else 3
+
+
+class Mean(NamedTuple):
+    """A figure over training seeds."""
+
+    mean: float
+    ci95: tuple[float, float] | None
+    """Student's t over the seeds; None with one seed."""
+
+
+class Across(NamedTuple):
+    """One metric over several training seeds, in the unit that it is shown in."""
+
+    key: str
+    label: str
+    before: Mean | None
+    after: Mean
+    difference: Mean
+    better: int
+    unit: str
+
+
+def aggregate(evaluations: Sequence[Mapping[str, Any]]) -> list[Across]:
+    """Mean and interval of every figure over training seeds, one evaluation each.
+
+    The interval says how sure the mean is over *trainings* (n = seeds), not over pictures: with three seeds it is
+    wide, and honest. Where the base's pictures are the same in every evaluation, its interval has no width.
+
+    Raises:
+        UserError: no evaluation, or they do not measure the same things.
+    """
+    if not evaluations:
+        raise UserError("There is no evaluation to aggregate.")
+    columns = [{row.key: row for row in rows(evaluation)} for evaluation in evaluations]
+    odd = sorted({key for column in columns for key in column if not all(key in other for other in columns)})
+    if odd:
+        raise UserError(f"These evaluations do not measure the same things; some lack: {', '.join(odd)}.")
+    return [_across([column[key] for column in columns]) for key in columns[0]]
+
+
+def markdown(columns: Mapping[str, Sequence[Across]]) -> str:
+    """A table like the paper's: a line per metric, and base, tuned, difference for each heading in ``columns``.
+
+    ``markdown({"in domain": aggregate(...), "out of domain": aggregate(...)})``
+    """
+    heads = [f"{head}: {what}" for head in columns for what in ("base", "tuned", "difference")]
+    lines = ["| metric | " + " | ".join(heads) + " |", "|---|" + "---:|" * len(heads)]
+    found = {head: {row.key: row for row in column} for head, column in columns.items()}
+    labels = {row.key: f"{row.label} {_arrow(row)}" for column in columns.values() for row in column}
+    for key, label in labels.items():
+        cells = [cell for column in found.values() for cell in _cells(column.get(key))]
+        lines.append(f"| {label.replace('|', chr(92) + '|')} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _across(runs: Sequence[Row]) -> Across:
+    first = runs[0]
+    before = [row.before for row in runs if row.before is not None]
+    return Across(
+        first.key,
+        first.label,
+        before=_mean(before) if before else None,
+        after=_mean([row.after for row in runs]),
+        difference=_mean([row.difference for row in runs]),
+        better=first.better,
+        unit=first.unit,
+    )
+
+
+def _mean(values: Sequence[float]) -> Mean:
+    return Mean(float(np.mean(values)), t_interval(np.array(values)) if len(values) > 1 else None)
+
+
+def _cells(row: Across | None) -> tuple[str, str, str]:
+    if row is None:
+        return ("", "", "")
+    if row.before is None:
+        return ("", _plus_minus(row, row.after), "")
+    return (_plus_minus(row, row.before), _plus_minus(row, row.after), _plus_minus(row, row.difference, change=True))
+
+
+def _plus_minus(row: Across, figure: Mean, *, change: bool = False) -> str:
+    """The mean, and half of the interval's width."""
+    text = shown(row, figure.mean, change=change)
+    return f"{text} ± {(figure.ci95[1] - figure.ci95[0]) / 2:.{digits(row)}f}" if figure.ci95 else text
+
+
+def _arrow(row: Row | Across) -> str:
+    return "↑" if row.better > 0 else "↓"
+
+
+def _row(
+    key: str, label: str, before: float, after: float, difference: Mapping[str, Any] | None = None, **other: Any
+) -> Row:
+    """A row in percent for ``unit="%"``; without a paired difference it has no interval."""
+    unit: str = other.get("unit", "")
+    scale = 100.0 if unit == "%" else 1.0
+    ci95 = (scale * difference["ci95"][0], scale * difference["ci95"][1]) if difference else None
+    change = difference["mean"] if difference else after - before
+    win_rate, better = other.get("win_rate"), other.get("better", 1)
+    return Row(key, label, scale * before, scale * after, scale * change, ci95, win_rate, better, unit)
