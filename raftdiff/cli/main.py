@@ -158,7 +158,9 @@ def _language(commands: Commands) -> None:
     demo.set_defaults(then="set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")
     _where(demo)
 
-    compared = _command(words, "compare", "llm.tools:compare", "several methods at the same generation budget, in one table")
+    compared = _command(
+        words, "compare", "llm.tools:compare", "several methods at the same generation budget, in one table"
+    )
     compared.add_argument("--methods", metavar="A,B,...", help="recipes' names; a dozen by default")
     compared.add_argument(
         "--reward", metavar="NAME", help="compare by this reward; by default the first of the first recipe"
@@ -178,7 +180,9 @@ def _language(commands: Commands) -> None:
     compared.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every recipe, by dotted path")
     _where(compared)
 
-    replied = _command(words, "reply", "llm.tools:reply", "answers of a tuned model to your own prompts; best of n by choice")
+    replied = _command(
+        words, "reply", "llm.tools:reply", "answers of a tuned model to your own prompts; best of n by choice"
+    )
     replied.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
     replied.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to ask, in quotes")
     replied.add_argument("--best-of", type=_positive, default=1, metavar="N", help="the best of N, by the rewards")
@@ -197,7 +201,9 @@ def _language(commands: Commands) -> None:
 
     _reward_models(words)
 
-    piped = _command(words, "pipeline", "llm.pipeline:pipeline", "recipes one after the other: reward model, policy, again")
+    piped = _command(
+        words, "pipeline", "llm.pipeline:pipeline", "recipes one after the other: reward model, policy, again"
+    )
     _recipe(piped)
     _where(piped)
 
@@ -222,12 +228,16 @@ def _reward_models(words: Commands) -> None:
     _recipe(trained, metavar="RECIPE|RUN")
     _where(trained)
 
-    strong = _command(verbs, "strength", "llm.reward_models:strength", "how strong each preference is, by several models")
+    strong = _command(
+        verbs, "strength", "llm.reward_models:strength", "how strong each preference is, by several models"
+    )
     _recipe(strong)
     strong.add_argument("--models", type=_positive, default=10, metavar="N", help="default: %(default)s")
     strong.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pairs with mu and sigma, .jsonl")
 
-    evaluated = _command(verbs, "eval", "llm.reward_models:evaluate", "what a reward model learnt: accuracy, calibration, a page")
+    evaluated = _command(
+        verbs, "eval", "llm.reward_models:evaluate", "what a reward model learnt: accuracy, calibration, a page"
+    )
     evaluated.add_argument("recipe", type=Path, metavar="RUN|FOLDER", help="a run, or the folder of a reward model")
     evaluated.add_argument("--pairs", metavar="FILE", help="pairs to ask; the run's held-out ones by default")
     evaluated.add_argument("--before", type=Path, metavar="RUN|FOLDER", help="another reward model, shown beside it")

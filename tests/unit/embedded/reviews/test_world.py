@@ -18,7 +18,7 @@ from raftdiff.embedded.reviews.pcfg import read
 from raftdiff.errors import UserError
 
 PROMPT = "western about pirates :"
-PROMPTS = Path(__file__).parents[3] / "configs/prompts"
+PROMPTS = Path(__file__).parents[4] / "configs/prompts"
 SPOKEN = "another superb western about pirates . the loud duels were slow . what a gem !"
 """A review whose log-probability is worked by hand below."""
 

@@ -16,7 +16,7 @@ from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
 from raftdiff.recipes.config import dump, plain
 from raftdiff.recipes.prompts import build
 
-CONFIGS = Path(__file__).parents[2] / "configs"
+CONFIGS = Path(__file__).parents[3] / "configs"
 NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2")
 """Recipes whose data lie elsewhere."""
 

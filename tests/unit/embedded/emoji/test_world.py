@@ -71,7 +71,7 @@ def test_other_sentences_are_no_concepts(caption: str) -> None:
     assert parse(caption) is None
 
 
-PROMPTS = Path(__file__).parents[3] / "configs/prompts"
+PROMPTS = Path(__file__).parents[4] / "configs/prompts"
 
 
 def captions(name: str) -> list[str]:
