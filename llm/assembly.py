@@ -5,9 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias, final
 
-import torch
-
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import reward as review_reward
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.figures import Base, Distances, describe
@@ -26,6 +24,7 @@ from raftdiff.measures.evaluation import Judge
 from raftdiff.ranking import Ranker
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
+from raftdiff.training.devices import flush_denormals
 from raftdiff.types import Prompt, Reward, Sampler
 
 TextFineTuner: TypeAlias = LMFineTuner | PpoFineTuner
@@ -60,8 +59,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     Raises:
         UserError: a model or a reward cannot be loaded, or a prompt is too long.
     """
-    # Keeps a CPU off its slow path for denormal numbers, which optimizers are full of.
-    torch.set_flush_denormal(True)
+    flush_denormals()
     lm = load(recipe.model, resolve)
     prompts, evaluation = data.build(recipe.prompts, Path()), recipe.evaluation
     held_out = data.build(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []

@@ -3,7 +3,7 @@
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, final
@@ -12,18 +12,17 @@ import torch
 from jaxtyping import Float32
 
 from raftdiff.chat.dialogue import context
-from raftdiff.diffusion.comparison import candidates
 from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
-from raftdiff.measures import evaluation as evaluate
+from raftdiff.measures.evaluation import draw_both, evaluate
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter, write_report
-from raftdiff.seeds import fold
+from raftdiff.reports.candidates import candidates
 from raftdiff.types import Prompt, Report, Reward, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 2
@@ -42,7 +41,7 @@ class TextCompared:
     marks: tuple[Sequence[Mapping[str, float | bool]], Sequence[Mapping[str, float | bool]]]
     """What the rewards and the judge say of each answer, before and after."""
     evaluation: Mapping[str, Any]
-    """As in ``evaluate.Evaluation``; ``drift`` has ``kl``, and ``text`` the figures of both sides."""
+    """As in ``measures.evaluation.Evaluation``; ``drift`` has ``kl``, and ``text`` the figures of both sides."""
 
 
 def evaluation_texts(assembly: TextAssembly, file: str | None) -> list[Prompt]:
@@ -63,12 +62,12 @@ def compare(
 ) -> TextCompared:
     """Answers of the base and of the policy as it stands, with the same seeds, measured."""
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
-    count = len(prompts) * per_prompt
-    with assembly.finetuner.base_weights():
-        before = _drawn(assembly, prompts, per_prompt, seed, lambda done: report(done, 2 * count))
-    after = _drawn(assembly, prompts, per_prompt, seed, lambda done: report(count + done, 2 * count))
+    base_weights = assembly.finetuner.base_weights
+    before, after = draw_both(
+        assembly.evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report
+    )
     told = _told(assembly, [*before, *after])
-    found = evaluate.evaluate(
+    found = evaluate(
         prompts,
         before,
         after,
@@ -78,7 +77,7 @@ def compare(
         network_evaluations=assembly.evaluator.network_evaluations() - spent,
     )
     figures, kl = _figures(assembly, prompts, before, after)
-    marks = (told.marks[:count], told.marks[count:])
+    marks = (told.marks[: len(before)], told.marks[len(before) :])
     return TextCompared(prompts, before, after, marks, {**found, "drift": {"kl": kl}, "text": figures})
 
 
@@ -111,17 +110,6 @@ def _told(assembly: TextAssembly, samples: Sequence[Sample[str]]) -> _Told:
         for row in range(len(samples))
     ]
     return _Told([_Repeating(name, samples, values) for name, values in raw.items()], marks)
-
-
-def _drawn(
-    assembly: TextAssembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]
-) -> list[Sample[str]]:
-    found: list[Sample[str]] = []
-    own = fold(seed, "evaluate")
-    for sample in assembly.evaluator.sample(prompts, per_prompt=count, seed=own, round=0, done=frozenset()):
-        found.append(sample)
-        report(len(found))
-    return found
 
 
 def _figures(

@@ -9,8 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from raftdiff.diffusion.comparison import load_round
-from raftdiff.diffusion.recipe import locate
 from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm import comparison as text_comparison
@@ -22,8 +20,9 @@ from raftdiff.measures import statistics
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import scores
+from raftdiff.recipes.files import locate
 from raftdiff.records.disk import read_json, write_text
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, load_round
 from raftdiff.seeds import fold
 from raftdiff.selection.advantages import best_of_n_kl_bound
 from raftdiff.types import Prompt, Reward

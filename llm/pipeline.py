@@ -15,11 +15,11 @@ from typing import Any, Literal, TypeAlias, final
 import yaml
 from pydantic import Field
 
-from raftdiff.diffusion.recipe import locate, medium_of
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
 from raftdiff.recipes.config import Config, Where, differing, lines, plain, read
+from raftdiff.recipes.files import locate, medium_of, spoken
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import NOT_IDENTITY, Run
 
@@ -100,8 +100,9 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
         UserError: anything wrong in it but for its stages' recipes, which ``check`` reads.
     """
     if (medium := medium_of(path)) != "pipeline" and path.is_file():
-        what = {"text": "texts", "image": "pictures", "preferences": "a reward model"}.get(medium, f"'{medium}'")
-        raise UserError(f"{path}: this is a recipe for {what}, and this command runs a pipeline (media: pipeline).")
+        raise UserError(
+            f"{path}: this is a recipe for {spoken(medium)}, and this command runs a pipeline (media: pipeline)."
+        )
     own = [one for one in overrides if re.split(r"[.=]", one)[0] in PipelineRecipe.model_fields]
     recipe = read(PipelineRecipe, path, own)
     changed = {stage.id: [*stage.overrides] for stage in recipe.stages}

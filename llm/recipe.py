@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 from pydantic import Field, model_validator
 
-from raftdiff.diffusion.recipe import LoggingConfig, check_alike, is_text, one_of, refuse_preferences, resolve
+from raftdiff import embedded
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.prompts import DataConfig
@@ -20,10 +20,14 @@ from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
+from raftdiff.recipes.checks import check_alike
 from raftdiff.recipes.config import Config, check, plain, read
-from raftdiff.records.provenance import fingerprint
+from raftdiff.recipes.files import expect
+from raftdiff.recipes.registry import one_of
+from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
 from raftdiff.stages import LoopConfig
+from raftdiff.tracking import LoggingConfig
 
 if TYPE_CHECKING:
     TextRewardConfig: TypeAlias = Any
@@ -130,9 +134,7 @@ def text_recipe_of(run: Run) -> TextRecipe:
     Raises:
         UserError: it is a run on pictures, or of a reward model.
     """
-    refuse_preferences(run.path / "recipe.yaml", run.path)
-    if not is_text(run.path / "recipe.yaml"):
-        raise UserError(f"{run.path}: this is a run on pictures, and this command is for texts.")
+    expect(run.path / "recipe.yaml", "text", run.path, "run on")
     return check(TextRecipe, run.recipe(), str(run.path / "recipe.yaml"))
 
 
@@ -144,8 +146,7 @@ def weights(recipe: TextRecipe) -> dict[str, str]:
         named.append(model.base if isinstance(model, LMConfig) else model)
     if isinstance(recipe.finetuner, PpoConfig):
         named.append(recipe.finetuner.critic.model)
-    local = {name: Path(resolve(name)).expanduser() for name in named if isinstance(name, str)}
-    return {name: fingerprint(path) for name, path in local.items() if path.exists()}
+    return fingerprints(named, embedded.resolve)
 
 
 def _sealed(config: Any, folder: Path) -> Any:

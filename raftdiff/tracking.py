@@ -4,9 +4,16 @@ from collections.abc import Mapping
 from typing import Any, final
 
 from raftdiff.errors import UserError, nearest
-from raftdiff.recipes.config import flat
+from raftdiff.recipes.config import Config, flat
 from raftdiff.records.run import Run
 from raftdiff.types import Round
+
+
+class LoggingConfig(Config):
+    """Where figures go besides the run directory. No part of a run's identity."""
+
+    tracker: str | None = "tensorboard"
+    """The name of an accelerate tracker (tensorboard, wandb, mlflow, ...), or null for none."""
 
 
 @final

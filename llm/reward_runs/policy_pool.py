@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import decoding_of
 from raftdiff.llm.data import prompts as data

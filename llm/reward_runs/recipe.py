@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from raftdiff.diffusion.recipe import LoggingConfig, medium_of, resolve
+from raftdiff import embedded
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data import prompts as data
@@ -19,9 +19,11 @@ from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.recipes.config import Config, check, read
-from raftdiff.records.provenance import fingerprint
+from raftdiff.recipes.files import medium_of, spoken
+from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
+from raftdiff.tracking import LoggingConfig
 
 
 class PolicyPoolConfig(Config):
@@ -81,9 +83,9 @@ def load_reward_recipe(path: Path, overrides: Sequence[str] = ()) -> RewardRecip
         UserError: anything wrong in it, in a sentence a line.
     """
     if (medium := medium_of(path)) != "preferences" and path.is_file():
-        what = {"text": "texts", "image": "pictures"}.get(medium, f"'{medium}'")
         raise UserError(
-            f"{path}: this is a recipe for {what}, and this command trains a reward model (media: preferences)."
+            f"{path}: this is a recipe for {spoken(medium)}, and this command trains a reward model (media: "
+            "preferences)."
         )
     recipe = read(RewardRecipe, path, overrides)
     folder, pool = path.parent, recipe.policy_pool
@@ -110,8 +112,7 @@ def weights(recipe: RewardRecipe) -> dict[str, str]:
     """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
     pool = recipe.policy_pool
     named = [recipe.model.base, *([pool.model.base] if pool and pool.model else [])]
-    local = {name: Path(resolve(name)).expanduser() for name in named}
-    return {name: fingerprint(path) for name, path in local.items() if path.exists()}
+    return fingerprints(named, embedded.resolve)
 
 
 def divided(recipe: RewardRecipe) -> tuple[list[Comparison], list[Comparison]]:

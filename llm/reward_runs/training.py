@@ -12,10 +12,9 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import numpy as np
-import torch
 from jaxtyping import Float
 
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model.rows import Row
 from raftdiff.llm.reward_models.reward import MODEL
@@ -29,6 +28,7 @@ from raftdiff.progress import Progress, Quiet
 from raftdiff.records.disk import sync_all
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
+from raftdiff.training.devices import flush_denormals
 from raftdiff.types import Round
 
 POOL = "pool.jsonl"
@@ -56,8 +56,7 @@ def assemble_reward(recipe: RewardRecipe) -> RewardParts:
     Raises:
         UserError: the model cannot be loaded or is not one that the tuner can train, or a pair is too long for it.
     """
-    # Keeps a CPU off its slow path for denormal numbers, which optimizers are full of.
-    torch.set_flush_denormal(True)
+    flush_denormals()
     pairs, held_out = divided(recipe)
     annotation = recipe.denoise.annotate(strengths(recipe, pairs), len(pairs))
     seed = recipe.loop.seed

@@ -1,26 +1,20 @@
 """Recipes and runs of either medium: which assembly they belong to."""
 
+import argparse
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from raftdiff.diffusion.comparison import load_round
-from raftdiff.diffusion.recipe import (
-    Assembly,
-    Recipe,
-    assemble,
-    build_ranker,
-    is_text,
-    load_recipe,
-    locate,
-    recipe_of,
-    weights,
-)
+from raftdiff.cli import opening
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.ranking import Ranker
+from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.prompts import build
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, load_round
 from raftdiff.stages import Parts
 from raftdiff.training.devices import find_device
 from raftdiff.types import FineTuner, Prompt, State
@@ -62,7 +56,7 @@ def read(name: str, overrides: list[str]) -> AnyRecipe:
         UserError: no such recipe, or anything wrong in it, in a sentence a line.
     """
     path = locate(name)
-    return load_text_recipe(path, overrides) if is_text(path) else load_recipe(name, overrides)
+    return load_text_recipe(path, overrides) if medium_of(path) == "text" else load_recipe(name, overrides)
 
 
 def recipe_file(name: str) -> Path:
@@ -77,7 +71,7 @@ def recipe_file(name: str) -> Path:
 
 def of(run: Run) -> AnyRecipe:
     """What a run was begun with."""
-    return text_recipe_of(run) if is_text(run.path / "recipe.yaml") else recipe_of(run)
+    return text_recipe_of(run) if medium_of(run.path / "recipe.yaml") == "text" else recipe_of(run)
 
 
 def weights_of(recipe: AnyRecipe) -> dict[str, str]:
@@ -107,3 +101,18 @@ def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:
     assert isinstance(assembly, TextAssembly)
     load_weights(run, assembly, round)
     return run, assembly
+
+
+KIND = opening.Kind(read, of, "train")
+
+
+def open_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
+    """The run that the arguments name, as ``opening.open_run``, of pictures or of texts."""
+    run, recipe = opening.open_run(args, KIND)
+    return run, recipe
+
+
+def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple[Run, AnyRecipe]:
+    """A run and its recipe, as ``opening.existing_run``, of pictures or of texts."""
+    run, recipe = opening.existing_run(args, KIND, free=free)
+    return run, recipe

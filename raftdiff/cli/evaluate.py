@@ -6,9 +6,8 @@ import re
 import shutil
 from pathlib import Path
 
-from raftdiff.cli.either import AnyAssembly, load_weights, prepared
+from raftdiff.cli.either import AnyAssembly, existing_run, load_weights, prepared
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.errors import UserError

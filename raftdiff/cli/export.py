@@ -2,11 +2,10 @@
 
 import argparse
 
-from raftdiff.cli.either import prepared
-from raftdiff.cli.train import existing_run
-from raftdiff.diffusion.comparison import load_round
+from raftdiff.cli.either import existing_run, prepared
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
+from raftdiff.records.run import load_round
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",

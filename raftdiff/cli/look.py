@@ -6,8 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.recipe import medium_of
 from raftdiff.errors import UserError
+from raftdiff.recipes.files import medium_of
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.apps.page import Door, serve
-from raftdiff.diffusion.recipe import refuse_preferences, refuse_texts
+from raftdiff.diffusion.recipe import refuse_other
 from raftdiff.errors import UserError
+from raftdiff.recipes.files import refuse_preferences
 from raftdiff.records.labels import RATER, candidate_pairs, evaluation_pairs
 from raftdiff.records.run import Run
 
@@ -18,7 +19,7 @@ def compare(args: argparse.Namespace) -> None:
 
     runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
     for run in runs:
-        refuse_texts(run)
+        refuse_other(run)
     bench = Bench(runs)
     bench.warm()
     _open(app.build(bench), args)

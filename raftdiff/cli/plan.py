@@ -5,7 +5,8 @@ import json
 from dataclasses import asdict
 
 from raftdiff.diffusion import probe
-from raftdiff.diffusion.recipe import Assembly, assemble, load_recipe
+from raftdiff.diffusion.assembly import Assembly, assemble
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.records.provenance import hardware
 from raftdiff.reports.before_after import duration
 

@@ -7,9 +7,18 @@ from typing import Any
 import numpy as np
 
 from raftdiff import stages
-from raftdiff.cli.either import AnyAssembly, AnyRecipe, parts_of, prepared, ranker_of, read, weights_of
+from raftdiff.cli.either import (
+    AnyAssembly,
+    AnyRecipe,
+    existing_run,
+    open_run,
+    parts_of,
+    prepared,
+    ranker_of,
+    read,
+    weights_of,
+)
 from raftdiff.cli.show import Bars
-from raftdiff.cli.train import existing_run, open_run
 from raftdiff.errors import UserError
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain

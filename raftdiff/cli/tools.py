@@ -17,7 +17,7 @@ def check_reward(args: argparse.Namespace) -> int:
     """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
     import yaml
 
-    from raftdiff.diffusion.recipe import resolve
+    from raftdiff.embedded import resolve
     from raftdiff.testing.conformance import check_reward as conformance
     from raftdiff.testing.examples import answer_samples, reward_samples
 
@@ -41,7 +41,7 @@ def check_reward(args: argparse.Namespace) -> int:
 
 def recipes(args: argparse.Namespace) -> None:
     """Each recipe's name and the first line of its file."""
-    from raftdiff.diffusion.recipe import recipes as shipped
+    from raftdiff.recipes.files import recipes as shipped
 
     for name, path in shipped().items():
         first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()

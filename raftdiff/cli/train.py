@@ -2,17 +2,14 @@
 
 import argparse
 import time
-from collections.abc import Sequence
 
 from raftdiff.cli import either, opening
-from raftdiff.cli.either import AnyAssembly, AnyRecipe, load_weights, parts_of, prepared
+from raftdiff.cli.either import AnyAssembly, load_weights, open_run, parts_of, prepared
 from raftdiff.cli.show import round_line
-from raftdiff.diffusion.recipe import medium_of
 from raftdiff.raft import raft, until_no_gain
+from raftdiff.recipes.files import medium_of
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import duration
-
-KIND = opening.Kind(either.read, either.of, "train")
 
 
 def train(args: argparse.Namespace) -> None:
@@ -42,18 +39,6 @@ def demo(args: argparse.Namespace) -> None:
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
     print(f"next: {args.then}")
-
-
-def open_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
-    """The run that the arguments name, as ``opening.open_run``, of pictures or of texts."""
-    run, recipe = opening.open_run(args, KIND)
-    return run, recipe
-
-
-def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple[Run, AnyRecipe]:
-    """A run and its recipe, as ``opening.existing_run``, of pictures or of texts."""
-    run, recipe = opening.existing_run(args, KIND, free=free)
-    return run, recipe
 
 
 def loop(run: Run, assembly: AnyAssembly) -> None:

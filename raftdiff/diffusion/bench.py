@@ -10,17 +10,16 @@ from functools import cached_property
 from pathlib import Path
 from typing import NamedTuple, final
 
-from PIL.Image import Image
-
+from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.comparison import Drawn, judged
-from raftdiff.diffusion.recipe import Assembly, Recipe, assemble, recipe_of
+from raftdiff.diffusion.recipe import Recipe, recipe_of
 from raftdiff.errors import UserError
+from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
-from raftdiff.seeds import fold
-from raftdiff.types import Prompt, Report, Sample, silent
+from raftdiff.types import Prompt, Report, silent
 
 DIFFUSERS = ("UNet2DConditionModel", "AutoencoderKL", "DPMSolverMultistepScheduler", "DDIMScheduler")
 LONGEST_PROMPT = 1000
@@ -142,13 +141,8 @@ class Bench:
                 }
             )
             sampler = config.build(assembly.model)
-            samples: list[Sample[Image]] = []
             with self._weights(assembly, checkpoint):
-                seed = fold(settings.seed, "evaluate")
-                stream = sampler.sample(prompts, per_prompt=settings.per_prompt, seed=seed, round=0, done=frozenset())
-                for sample in stream:
-                    samples.append(sample)
-                    report(len(samples), len(prompts) * settings.per_prompt)
+                samples = draw(sampler, prompts, per_prompt=settings.per_prompt, seed=settings.seed, report=report)
             return judged(assembly, samples)
 
     def _assembly(self, checkpoint: Checkpoint) -> Assembly:

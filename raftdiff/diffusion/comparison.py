@@ -3,28 +3,27 @@
 import json
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, final
+from typing import final
 
 import torch
 from PIL.Image import Image
 
+from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
-from raftdiff.diffusion.recipe import Assembly, features
 from raftdiff.errors import UserError
-from raftdiff.measures import evaluation as evaluate
+from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
 from raftdiff.recipes.prompts import PromptsConfig, build, read_file
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
-from raftdiff.reports.before_after import BeforeAfter, Candidate, write_report
-from raftdiff.seeds import fold
-from raftdiff.types import FineTuner, Key, Prompt, Report, Sample, silent
+from raftdiff.reports.before_after import BeforeAfter, write_report
+from raftdiff.reports.candidates import candidates
+from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
-SHOWN_PER_ROUND = 12
 
 
 @final
@@ -52,7 +51,7 @@ class Compared:
     prompts: Sequence[Prompt]
     before: Sequence[Sample[Image]]
     after: Sequence[Sample[Image]]
-    evaluation: evaluate.Evaluation
+    evaluation: Evaluation
 
 
 def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
@@ -80,15 +79,15 @@ def compare(
     """
     _judged_or_not(assembly, [prompt.caption for prompt in prompts])
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
-    total = 2 * len(prompts) * per_prompt
-    with assembly.finetuner.base_weights():
-        before = _draw(assembly, prompts, per_prompt, seed, lambda done: report(done, total))
-    after = _draw(assembly, prompts, per_prompt, seed, lambda done: report(total // 2 + done, total))
+    base_weights = assembly.finetuner.base_weights
+    before, after = draw_both(
+        assembly.evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report
+    )
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
     rows = assembly.recipe.sampler.batch_size
-    moved = drift(assembly.model, assembly.finetuner.base_weights, latents, captions, batch_size=rows)
-    evaluation = evaluate.evaluate(
+    moved = drift(assembly.model, base_weights, latents, captions, batch_size=rows)
+    evaluation = evaluate(
         prompts,
         before,
         after,
@@ -123,7 +122,7 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
             sample.media.save(folder / side / file_name(sample))
     captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
     write_text(folder / "pictures.json", json.dumps(captions, indent=1) + "\n")
-    write_text(folder / "eval.json", evaluate.to_json(compared.evaluation))
+    write_text(folder / "eval.json", to_json(compared.evaluation))
     return write_report(
         folder / "report.html",
         title=f"{assembly.recipe.name}: before and after",
@@ -134,20 +133,6 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
         trained_on=trained_on,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
-
-
-def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
-    """Put the fine-tuner into its state after a finished round, the last by default.
-
-    Raises:
-        UserError: there is no such round.
-    """
-    done = run.rounds_done()
-    if not done:
-        raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
-    index = done - 1 if round is None else round
-    state = run.round(index).state()
-    finetuner.load_state_dict(state)
 
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
@@ -166,18 +151,6 @@ def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
     ]
 
 
-def _draw(
-    assembly: Assembly, prompts: Sequence[Prompt], count: int, seed: int, report: Callable[[int], None]
-) -> list[Sample[Image]]:
-    drawn = []
-    for sample in assembly.evaluator.sample(
-        prompts, per_prompt=count, seed=fold(seed, "evaluate"), round=0, done=frozenset()
-    ):
-        drawn.append(sample)
-        report(len(drawn))
-    return drawn
-
-
 def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
     """The pictures for the page: the first seeds of prompts spread over all of them."""
     step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
@@ -189,27 +162,3 @@ def _pairs(assembly: Assembly, compared: Compared) -> list[BeforeAfter]:
         BeforeAfter(b.sample.prompt.caption, b.sample.media, a.sample.media, b.marks, a.marks)
         for b, a in zip(before, after, strict=True)
     ]
-
-
-def candidates(run: Run) -> list[Candidate]:
-    """For each round, prompts spread over all of them: what was selected, and the candidate that was ranked last."""
-    found = []
-    for t in range(run.rounds_done()):
-        folder = run.round(t)
-        scores, chosen = folder.scores(), {key for item in folder.selection().items for key in item.keys}
-        rows = [row for row, prompt in enumerate(scores.prompts) if any(key[:2] == (t, prompt) for key in chosen)]
-        keys = {}
-        for row in rows[:: max(1, -(-len(rows) // (SHOWN_PER_ROUND // 2)))]:
-            prompt, totals = scores.prompts[row], scores.total[row]
-            best = max((key for key in chosen if key[:2] == (t, prompt)), key=lambda key: float(totals[key.index]))
-            rejected = [k for k in range(len(totals)) if Key(t, prompt, k) not in chosen and totals[k] == totals[k]]
-            keys[best] = True
-            if rejected:
-                keys[Key(t, prompt, min(rejected, key=lambda k: float(totals[k])))] = False
-        at = {prompt: row for row, prompt in enumerate(scores.prompts)}
-        for sample in folder.samples(list(keys)):
-            cell = (at[sample.prompt.id], sample.index)
-            marks = {"total": float(scores.total[cell])} if len(scores.raw) > 1 else {}
-            marks |= {name: float(table[cell]) for name, table in scores.raw.items()}
-            found.append(Candidate(t, sample.prompt.caption, sample.media, marks, keys[sample.key]))
-    return found

@@ -31,3 +31,8 @@ def folder(name: str) -> Path:
             f"The model '{name}' is missing from this installation (looked in {found}); reinstall raftdiff."
         )
     return found
+
+
+def resolve(model: str) -> str:
+    """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself."""
+    return str(folder(model)) if model in _NAMES else model

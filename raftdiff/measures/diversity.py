@@ -7,11 +7,12 @@ from typing import Any, final
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from PIL.Image import Image
 
+from raftdiff.measures.pictures import coarse, mean_saturation
 from raftdiff.measures.statistics import mean_pairwise_distance, vendi
 from raftdiff.ranking import Features
-from raftdiff.reports.images import mean_saturation
 from raftdiff.types import Key, Sample
 
 
@@ -48,3 +49,8 @@ class PictureFigures:
             "diversity_selected": measured(chosen),
             "saturation": float(np.mean(saturation)),
         }
+
+
+def pixels(samples: Sequence[Sample[Image]]) -> Float[torch.Tensor, "samples features"]:
+    """What diversity is measured on where no reward has a CLIP tower: the pictures themselves, small."""
+    return torch.from_numpy(np.stack([coarse(sample.media) for sample in samples]))

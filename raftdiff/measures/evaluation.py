@@ -8,6 +8,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, TypedDict
 
 import numpy as np
@@ -16,7 +17,8 @@ from jaxtyping import Float
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
 from raftdiff.ranking import Features, one_a_sample, scores
-from raftdiff.types import Prompt, Reward, Sample
+from raftdiff.seeds import fold
+from raftdiff.types import Media, Prompt, Report, Reward, Sample, Sampler, silent
 
 Judge = Callable[[Sequence[Any], Sequence[str]], Mapping[str, np.ndarray]]
 """Media and their captions -> aspect (``object``, ``style``, ``background``, ``exact``, ...) -> right or not, a sample.
@@ -100,6 +102,39 @@ class Evaluation(TypedDict):
     """Sampling, as the caller measured it, and scoring."""
     network_evaluations: int
     """Rows through the denoiser, for both sides and the drift together."""
+
+
+def draw(
+    sampler: Sampler[Media], prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
+) -> list[Sample[Media]]:
+    """What an evaluation looks at, prompt by prompt: each sample depends on its prompt, ``seed`` and place alone, so
+    two models that are asked with one seed are compared on the same draws. ``report`` hears how many are done."""
+    drawn: list[Sample[Media]] = []
+    own = fold(seed, "evaluate")
+    for sample in sampler.sample(prompts, per_prompt=per_prompt, seed=own, round=0, done=frozenset()):
+        drawn.append(sample)
+        report(len(drawn), len(prompts) * per_prompt)
+    return drawn
+
+
+def draw_both(
+    sampler: Sampler[Media],
+    base_weights: Callable[[], AbstractContextManager[None]],
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int,
+    seed: int,
+    report: Report = silent,
+) -> tuple[list[Sample[Media]], list[Sample[Media]]]:
+    """The same draws of the base model, which stands in the network within ``base_weights``, and of the policy."""
+    with base_weights():
+        before = draw(
+            sampler, prompts, per_prompt=per_prompt, seed=seed, report=lambda done, total: report(done, 2 * total)
+        )
+    after = draw(
+        sampler, prompts, per_prompt=per_prompt, seed=seed, report=lambda done, total: report(total + done, 2 * total)
+    )
+    return before, after
 
 
 def evaluate(

@@ -1,14 +1,17 @@
 """Name -> class, imported only when it is asked for. Third parties add rewards by entry point."""
 
 import importlib
+import operator
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, reduce
 from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
 
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes.config import Config
@@ -101,6 +104,13 @@ def load_all(group: Group) -> list[type[Config]]:
                 raise
             warnings.warn(f"left out: {error}", stacklevel=2)
     return found
+
+
+def one_of(group: Group) -> Any:
+    """The configs of a group, told apart by their ``type``: ours and those of installed plug-ins."""
+    configs = load_all(group)
+    union = reduce(operator.or_, configs)
+    return Annotated[union, Field(discriminator="type")] if len(configs) > 1 else union
 
 
 def resolve(target: str, what: str) -> Any:

@@ -7,6 +7,7 @@ import platform
 import re
 import subprocess
 import time
+from collections.abc import Callable, Iterable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -45,6 +46,13 @@ def fingerprint(path: Path) -> str:
             held.seek(max(0, size - ENDS))
             mark.update(held.read(ENDS))
     return mark.hexdigest()
+
+
+def fingerprints(models: Iterable[object], resolve: Callable[[str], str]) -> dict[str, str]:
+    """A fingerprint of every local model among those that a recipe names, by that name; ``resolve`` says where a name
+    lies. Names of models on a hub, and what is no name, are left out."""
+    local = {name: Path(resolve(name)).expanduser() for name in models if isinstance(name, str)}
+    return {name: fingerprint(path) for name, path in local.items() if path.exists()}
 
 
 def hardware() -> str:

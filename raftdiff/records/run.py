@@ -22,7 +22,7 @@ from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import provenance
 from raftdiff.records.rounds import Draft, RoundFolder
-from raftdiff.types import Selection, State
+from raftdiff.types import FineTuner, Selection, State
 
 FORMAT = 1
 NOT_IDENTITY = (
@@ -254,3 +254,15 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder, *, same_scale: bool) 
     unscored = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
     draft.write_rows(unscored)
     draft.note(candidates=len(rows))
+
+
+def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
+    """Put the fine-tuner into its state after a finished round, the last by default.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    done = run.rounds_done()
+    if not done:
+        raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+    finetuner.load_state_dict(run.round(done - 1 if round is None else round).state())

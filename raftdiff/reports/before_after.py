@@ -16,11 +16,12 @@ from markupsafe import Markup
 from PIL import Image
 
 from raftdiff.errors import UserError
+from raftdiff.measures.pictures import on_paper
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.images import data_uri, on_paper
+from raftdiff.reports.images import data_uri
 from raftdiff.reports.tables import Row, rows, shown
 
 SMALL = 128

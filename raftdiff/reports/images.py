@@ -4,11 +4,11 @@ import base64
 import io
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Float
 from PIL import Image, ImageDraw, ImageFont
 
-PAPER, INK = (255, 255, 255), (32, 32, 32)
+from raftdiff.measures.pictures import PAPER, on_paper
+
+INK = (32, 32, 32)
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
@@ -24,15 +24,6 @@ def thumbnail(image: Image.Image, side: int) -> Image.Image:
     scale = side / longest
     size = max(1, round(image.width * scale)), max(1, round(image.height * scale))
     return picture.resize(size, Image.Resampling.LANCZOS)
-
-
-def on_paper(image: Image.Image) -> Image.Image:
-    """As RGB, transparent parts over white."""
-    if "A" not in image.getbands() and "transparency" not in image.info:
-        return image.convert("RGB")
-    layer = image.convert("RGBA")
-    sheet = Image.new("RGBA", layer.size, (*PAPER, 255))
-    return Image.alpha_composite(sheet, layer).convert("RGB")
 
 
 def grid(
@@ -91,23 +82,5 @@ def data_uri(image: Image.Image) -> str:
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
-def coarse(image: Image.Image, side: int = 16) -> Float[np.ndarray, " values"]:
-    """The picture at ``side`` pixels, less its own mean, at unit length: alike pictures have a cosine near 1."""
-    small = on_paper(image).resize((side, side), Image.Resampling.BOX)
-    values = np.asarray(small, dtype=np.float32).reshape(-1) / 255
-    centred = values - values.mean()
-    return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), dtype=np.float32)
-
-
-def mean_saturation(images: Sequence[Image.Image]) -> float:
-    """Mean HSV saturation, 0 (grey) to 1 (pure colours); NaN for no pictures. A rise over the rounds warns of
-    over-guided training."""
-    return _mean([float(np.asarray(on_paper(image).convert("HSV"))[..., 1].mean()) / 255 for image in images])
-
-
 def _starts(images: Sequence[Image.Image], columns: int) -> range:
     return range(0, len(images), columns)
-
-
-def _mean(values: Sequence[float]) -> float:
-    return float(np.mean(values)) if values else float("nan")

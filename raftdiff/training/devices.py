@@ -34,3 +34,8 @@ def find_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
     return torch.device("cuda", index)
+
+
+def flush_denormals() -> None:
+    """Keep a CPU off its slow path for denormal numbers, which optimizers are full of."""
+    torch.set_flush_denormal(True)

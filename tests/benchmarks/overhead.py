@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from raftdiff.diffusion.recipe import assemble, load_recipe
+from raftdiff.diffusion.assembly import assemble
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.raft import raft
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run

@@ -19,12 +19,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raftdiff.diffusion.recipe import locate, recipes
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import assemble_text
 from raftdiff.llm.methods import rounds_of
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.raft import raft
+from raftdiff.recipes.files import locate, recipes
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.embedded.reviews.preferences import own_answers, preferences
 from raftdiff.llm.data.preferences import Comparison

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import recipes
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import load_text_recipe
+from raftdiff.recipes.files import recipes
 from raftdiff.records.disk import read_json_lines
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

@@ -7,7 +7,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.recipe import medium_of, recipes
+from raftdiff.recipes.files import medium_of, recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 

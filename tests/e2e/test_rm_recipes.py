@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import medium_of, recipes
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.llm.model import tiny
+from raftdiff.recipes.files import medium_of, recipes
 
 PAIRS = Path(__file__).parents[2] / "configs" / "prompts" / "reviews_noisy_pairs.jsonl"
 NAMES = [name for name, path in recipes().items() if medium_of(path) == "preferences"]

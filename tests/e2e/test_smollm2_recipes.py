@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import recipes
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.recipes.config import read
+from raftdiff.recipes.files import recipes
 from raftdiff.types import Prompt, Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")

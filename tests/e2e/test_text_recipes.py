@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import is_text, recipes
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.llm.model import tiny
+from raftdiff.recipes.files import medium_of, recipes
 
 ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
 """Recipes for models and data that are not here; they have tests of their own."""
@@ -24,7 +24,7 @@ SMALL = (
     "evaluation.every_round=1",
     "logging.tracker=null",
 )
-NAMES = [name for name, path in recipes().items() if is_text(path) and name not in ELSEWHERE]
+NAMES = [name for name, path in recipes().items() if medium_of(path) == "text" and name not in ELSEWHERE]
 
 
 @pytest.fixture(scope="module")

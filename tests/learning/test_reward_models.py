@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jaxtyping import Bool, Float
 
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.embedded.reviews.preferences import preferences
 from raftdiff.llm.data.preferences import Comparison

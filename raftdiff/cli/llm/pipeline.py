@@ -11,7 +11,6 @@ from raftdiff.cli import train
 from raftdiff.cli.either import load_weights, prepared
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models as rm
-from raftdiff.diffusion.recipe import locate
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
 from raftdiff.llm.pipeline import Stage, begin, check, load_pipeline, stages
@@ -19,6 +18,7 @@ from raftdiff.llm.recipe import TextRecipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
+from raftdiff.recipes.files import locate
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.recipe import locate, resolve
+from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
@@ -23,6 +23,7 @@ from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, reward_
 from raftdiff.llm.reward_runs.report import Side, table, write_evaluation
 from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, train
+from raftdiff.recipes.files import locate
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run

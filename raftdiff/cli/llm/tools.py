@@ -5,7 +5,7 @@ import sys
 
 from raftdiff.cli.either import taken_up
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
 from raftdiff.llm.recipe import text_recipe_of

@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from raftdiff.diffusion.recipe import locate
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
 from raftdiff.llm.methods import Outcome, rounds_of, run_method, table
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import load_text_recipe
+from raftdiff.recipes.files import locate
 
 SIX = ("raft", "rrhf", "dpo", "grpo", "ppo", "ppo_max")
 AGAINST = ("ranker.rewards=[{type: reward_model, model: some/folder}]", "evaluation.rewards=[{type: review}]")

@@ -5,12 +5,13 @@ from pathlib import Path
 
 import pytest
 
-from raftdiff.diffusion.recipe import load_recipe, locate
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
 from raftdiff.llm.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
 from raftdiff.llm.recipe import TextRecipe
 from raftdiff.recipes.config import read
+from raftdiff.recipes.files import locate
 
 POLICY = """
 media: text

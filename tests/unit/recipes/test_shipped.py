@@ -7,13 +7,14 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import Recipe, is_text, load_recipe, medium_of, recipes
+from raftdiff.diffusion.recipe import Recipe, load_recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
 from raftdiff.llm.pipeline import check, load_pipeline
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
 from raftdiff.recipes.config import dump, plain
+from raftdiff.recipes.files import medium_of, recipes
 from raftdiff.recipes.prompts import build
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -32,7 +33,7 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
     elif medium_of(path) == "pipeline":
         recipe = load_pipeline(path)
         assert check(recipe, path)
-    elif is_text(path):
+    elif medium_of(path) == "text":
         elsewhere = ["prompts={captions: [What is rain]}", "sampler={type: policy}"] if path.stem in NOT_HERE else []
         recipe = load_text_recipe(path, elsewhere)
         assert data.build(recipe.prompts, path.parent)

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from raftdiff.reports.images import coarse, data_uri, grid, mean_saturation, on_paper, thumbnail, wrap
+from raftdiff.measures.pictures import coarse, mean_saturation, on_paper
+from raftdiff.reports.images import data_uri, grid, thumbnail, wrap
 
 RED, GREY = Image.new("RGB", (16, 16), (255, 0, 0)), Image.new("RGB", (16, 16), (128, 128, 128))
 HALF = Image.fromarray(np.repeat(np.array([[0, 255]], dtype=np.uint8), 8, axis=0).repeat(4, axis=1)).convert("RGB")

@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from raftdiff.diffusion.recipe import locate, recipes
 from raftdiff.embedded.reviews import ptx as review_ptx
 from raftdiff.errors import UserError
 from raftdiff.llm.data import prompts as data
@@ -20,6 +19,7 @@ from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl, gae, token_reward
 from raftdiff.llm.ppo.rollouts import figures, written_rows
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.recipes.config import check, differing, plain
+from raftdiff.recipes.files import locate, recipes
 from raftdiff.testing.conformance import check_finetuner
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from raftdiff.diffusion.recipe import resolve
+from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison, PairsConfig, build

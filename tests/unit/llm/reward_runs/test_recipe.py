@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 
-from raftdiff.diffusion.recipe import load_recipe, medium_of, recipes
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, split, strengths
 from raftdiff.recipes.config import dump, plain
+from raftdiff.recipes.files import medium_of, recipes
 from raftdiff.types import Prompt
 
 RECIPE = """

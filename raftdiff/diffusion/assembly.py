@@ -1,0 +1,101 @@
+"""The parts of a recipe for pictures, built and wired; ``llm.assembly`` does it for texts."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import final
+
+from PIL.Image import Image
+
+from raftdiff import embedded
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.models import loading
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.embedded.emoji.world import parse
+from raftdiff.measures.diversity import PictureFigures, pixels
+from raftdiff.measures.evaluation import Judge
+from raftdiff.ranking import Features, Ranker
+from raftdiff.recipes.prompts import build
+from raftdiff.seeds import fold
+from raftdiff.stages import Parts
+from raftdiff.training.devices import flush_denormals
+from raftdiff.types import Reward
+
+
+@final
+@dataclass(frozen=True)
+class Assembly:
+    """The parts of a recipe, built and wired: sampler and fine-tuner share one network."""
+
+    recipe: Recipe
+    model: loading.Parts
+    sampler: DiffusionSampler
+    evaluator: DiffusionSampler
+    """Another sampler on the same network, with the evaluation's number of steps and guidance."""
+    finetuner: DiffusionFineTuner
+    ranker: Ranker[Image]
+    parts: Parts[Image]
+    """What the loop takes."""
+
+    def strange(self, captions: Sequence[str]) -> list[str]:
+        """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""
+        if self.recipe.evaluation.judge is None:
+            return []
+        return [caption for caption in captions if parse(caption) is None]
+
+    def judge(self, captions: Sequence[str]) -> Judge | None:
+        """The held-out judge that the recipe names, if there is one and it understands all of these captions."""
+        if self.recipe.evaluation.judge is None or self.strange(captions):
+            return None
+        from raftdiff.embedded.emoji.judge import EmojiJudge
+
+        return EmojiJudge(embedded.folder(self.recipe.evaluation.judge)).judge
+
+
+def assemble(recipe: Recipe) -> Assembly:
+    """Load the model and the rewards, and wire them.
+
+    Raises:
+        UserError: a model or a reward cannot be loaded.
+    """
+    flush_denormals()
+    model = loading.load(recipe.model, embedded.resolve)
+    sampler = recipe.sampler.build(model)
+    evaluation = recipe.evaluation
+    guidance = recipe.sampler.guidance if evaluation.guidance is None else evaluation.guidance
+    used = recipe.sampler.model_copy(update={"guidance": guidance})
+    evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
+    finetuner = recipe.finetuner.build(
+        model,
+        total_rounds=recipe.loop.rounds,
+        guidance=guidance,
+        seed=fold(recipe.loop.seed, "finetuner"),
+    )
+    ranker = build_ranker(recipe, device=str(model.device))
+    held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
+    parts = Parts(
+        sampler=sampler,
+        ranker=ranker,
+        finetuner=finetuner,
+        prompts=build(recipe.prompts),
+        held_out=held_out,
+        held_out_sampler=used.build(model) if guidance != recipe.sampler.guidance else sampler,
+        held_out_candidates=max(1, evaluation.every_round),
+        loop=recipe.loop,
+    )
+    return Assembly(recipe, model, sampler, evaluator, finetuner, ranker, parts)
+
+
+def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
+    """The rewards, the selector, and what a round says of its pictures."""
+    rewards: list[tuple[Reward[Image], float]] = [
+        (config.build(device=device, resolve=embedded.resolve), config.weight) for config in recipe.ranker.rewards
+    ]
+    selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
+    return Ranker(rewards, selector, PictureFigures(features(rewards)))
+
+
+def features(rewards: Sequence[tuple[Reward[Image], float]]) -> Features:
+    """What diversity is measured on: the first CLIP tower among the rewards, or, without one, the pixels."""
+    towers = [reward.tower for reward, _ in rewards if hasattr(reward, "tower")]
+    return towers[0].image_features if towers else pixels

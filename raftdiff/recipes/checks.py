@@ -1,0 +1,33 @@
+"""What can be wrong in the same way in recipes of both media, found before a model is loaded."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raftdiff.errors import UserError
+
+
+def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
+    """What can be wrong in the same way in a recipe for pictures and in one for texts.
+
+    Args:
+        held_out: whether it names held-out prompts.
+        onlookers: rewards of the evaluation alone; None where there is no such key.
+
+    Raises:
+        UserError: two rewards of one name, or none that counts; held-out figures without held-out prompts; stopping by
+            a curve that is not drawn; more candidates kept than there are.
+    """
+    rewards, loop, evaluation = recipe.ranker.rewards, recipe.loop, recipe.evaluation
+    names = [reward.name or reward.type for reward in (*rewards, *(onlookers or ()))]
+    if twice := {name for name in names if names.count(name) > 1}:
+        where = "ranker.rewards" if onlookers is None else "ranker.rewards, evaluation.rewards"
+        raise UserError(f"{where}: two are called '{min(twice)}'; give each its own 'name'.")
+    if not any(reward.weight for reward in rewards):
+        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
+    if evaluation.every_round and not held_out:
+        raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
+    if loop.patience is not None and not evaluation.every_round:
+        raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
+    keep = getattr(recipe.ranker.selector, "keep", 1)
+    if keep > loop.candidates:
+        raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")

@@ -1,0 +1,81 @@
+"""Recipe files: those that ship, the one that a word means, and what kind of run each is for."""
+
+from collections.abc import Mapping
+from importlib.resources import files
+from pathlib import Path
+
+import yaml
+
+from raftdiff.errors import UserError, nearest
+
+MEDIA: Mapping[str, str] = {
+    "image": "pictures",
+    "text": "texts",
+    "preferences": "a reward model",
+    "pipeline": "a pipeline",
+}
+"""What a recipe may be for, by its ``media``, and how a sentence calls it."""
+
+
+def recipes() -> dict[str, Path]:
+    """The recipes that ship, by name."""
+    folder = Path(str(files("raftdiff"))) / "configs"
+    parts = ("", "llm/", "rm/", "pipelines/")
+    return {path.stem: path for part in parts for path in sorted(folder.glob(f"{part}*.yaml"))}
+
+
+def locate(name: str) -> Path:
+    """The file of a recipe: itself, or that of the one of this name that ships.
+
+    Raises:
+        UserError: there is none.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    if path.suffix or path.parent != Path():
+        raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
+    if name not in recipes():
+        raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")
+    return recipes()[name]
+
+
+def medium_of(path: Path) -> str:
+    """What a recipe file is for, as its ``media`` says: ``text``, ``preferences`` (a reward model), ``pipeline``; a
+    recipe for pictures says nothing."""
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return "image"  # whoever reads it in earnest says what is wrong
+    return str(data.get("media", "image")) if isinstance(data, dict) else "image"
+
+
+def spoken(medium: str) -> str:
+    """What a recipe is for, in words."""
+    return MEDIA.get(medium, f"'{medium}'")
+
+
+def refuse_preferences(path: Path, name: str | Path) -> None:
+    """
+    Raises:
+        UserError: the recipe at ``path`` trains a reward model or runs a pipeline; ``name`` is what the user called it.
+    """
+    if medium_of(path) == "pipeline":
+        raise UserError(f"{name}: this runs several recipes one after the other, with: raftdiff llm pipeline {name}.")
+    if medium_of(path) == "preferences":
+        raise UserError(
+            f"{name}: this trains a reward model, which has commands of its own: raftdiff llm rm train, eval and "
+            "strength; a trained one lies in its run's folder 'model', in the transformers format."
+        )
+
+
+def expect(path: Path, medium: str, who: str | Path, noun: str = "recipe for") -> None:
+    """Nothing, where the recipe at ``path`` is for ``medium``; ``who`` and ``noun`` say in the sentence what the user
+    named: a "recipe for" pictures, a "run on" texts.
+
+    Raises:
+        UserError: it is for another medium.
+    """
+    refuse_preferences(path, who)
+    if (found := medium_of(path)) != medium:
+        raise UserError(f"{who}: this is a {noun} {spoken(found)}, and this command is for {spoken(medium)}.")
