@@ -6,11 +6,13 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from raftdiff.cli import opening
+from raftdiff.cli.show import round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
+from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.prompts import build
@@ -116,3 +118,18 @@ def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple
     """A run and its recipe, as ``opening.existing_run``, of pictures or of texts."""
     run, recipe = opening.existing_run(args, KIND, free=free)
     return run, recipe
+
+
+def loop(run: Run, assembly: AnyAssembly) -> None:
+    """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
+    wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
+    print(f"{run.path}: " + (f"continuing after round {done}" if done else f"{wanted} rounds"))
+    opening.follow(
+        run,
+        assembly.recipe,
+        lambda bars: until_no_gain(raft(run, parts_of(assembly), bars), patience, run.metrics()),
+        round_line,
+        event="round",
+    )
+    if run.rounds_done() < wanted:
+        print(f"stopped early: the held-out reward has not risen for {patience} rounds")

@@ -3,12 +3,9 @@
 import argparse
 import time
 
-from raftdiff.cli import either, opening
-from raftdiff.cli.either import AnyAssembly, load_weights, open_run, parts_of, prepared
-from raftdiff.cli.show import round_line
-from raftdiff.raft import raft, until_no_gain
+from raftdiff.cli import either
+from raftdiff.cli.either import load_weights, loop, open_run, prepared
 from raftdiff.recipes.files import medium_of
-from raftdiff.records.run import Run
 from raftdiff.reports.before_after import duration
 
 
@@ -39,18 +36,3 @@ def demo(args: argparse.Namespace) -> None:
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
     print(f"next: {args.then}")
-
-
-def loop(run: Run, assembly: AnyAssembly) -> None:
-    """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
-    wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
-    print(f"{run.path}: " + (f"continuing after round {done}" if done else f"{wanted} rounds"))
-    opening.follow(
-        run,
-        assembly.recipe,
-        lambda bars: until_no_gain(raft(run, parts_of(assembly), bars), patience, run.metrics()),
-        round_line,
-        event="round",
-    )
-    if run.rounds_done() < wanted:
-        print(f"stopped early: the held-out reward has not risen for {patience} rounds")

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raftdiff.cli import train
-from raftdiff.cli.either import load_weights, prepared
+from raftdiff.cli.either import load_weights, loop, prepared
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models as rm
 from raftdiff.llm.assembly import TextAssembly
@@ -101,7 +100,7 @@ def _tuned(stage: Stage) -> Outcome:
     with run.locked(recipe):
         assembly = prepared(run, recipe)
         assert isinstance(assembly, TextAssembly)
-        train.loop(run, assembly)
+        loop(run, assembly)
         load_weights(run, assembly, None)
         evaluation = read_json(measure(run, assembly).with_name("eval.json"))
         if stage.asked_for_model:
