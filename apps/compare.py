@@ -13,7 +13,7 @@ from raftdiff.apps import page
 from raftdiff.diffusion.bench import LONGEST_PROMPT, Bench, Settings, export
 from raftdiff.diffusion.comparison import Drawn
 from raftdiff.errors import UserError
-from raftdiff.reports.before_after import said
+from raftdiff.reports.words import said
 from raftdiff.types import Report
 
 LARGEST_SEED = 2**31 - 1

@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, final
 from PIL.Image import Image
 
 from raftdiff.errors import UserError
-from raftdiff.reports.before_after import embedded, template
+from raftdiff.reports.page import embedded, template
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")

@@ -12,8 +12,8 @@ from raftdiff.errors import UserError
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import Metrics, Snapshot, snapshot, steadily
-from raftdiff.reports.before_after import said
 from raftdiff.reports.curve import curve_svg
+from raftdiff.reports.words import said
 
 SECONDS = 2.0
 """Between two looks at the files."""

@@ -3,16 +3,16 @@
 import math
 import re
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple, Protocol, final, runtime_checkable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
-from raftdiff.chat.dialogue import dialogue, fill
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
+from raftdiff.chat.asking import Asking, AskingConfig, require_slots
+from raftdiff.chat.dialogue import dialogue
 from raftdiff.errors import UserError
 from raftdiff.measures.statistics import Estimate, mean_std_ci
-from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Reward, Sample
 
 Verdict = Literal["win", "tie", "lose"]
@@ -147,83 +147,36 @@ class RewardCompare:
         return "tie" if abs(difference) <= self._margin else "win" if difference > 0 else "lose"
 
 
-class ServerCompareConfig(Config):
+class ServerCompareConfig(AskingConfig):
     """A language model behind an OpenAI-compatible chat server compares two answers."""
 
     type: Literal["server"] = "server"
-    base_url: str
-    """Address of the server, for example http://localhost:8000/v1."""
-    model: str
-    """The judge's name on the server."""
-    api_key_env: str | None = None
-    """The environment variable that holds the key; never the key itself."""
-    system: str = ""
-    """The judge's system message; none by default."""
     template: str = TEMPLATE
     """{prompt} with the turns before it, {a} and {b}; the judge is to end with A, B or tie."""
-    max_tokens: int | None = Field(default=512, ge=1)
-    """Length of the judge's reply; null leaves it to the server."""
-    seed: int | None = 0
-    """Passed on; servers need not honour it."""
-    timeout: float = Field(default=60.0, gt=0)
-    """Seconds without a byte before a try counts as failed."""
-    retries: int = Field(default=4, ge=0)
-    """Further tries, after pauses that double."""
-    workers: int = Field(default=8, ge=1)
-    """Requests at a time."""
-    extra: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the request."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "ServerCompareConfig":
-        if missing := [slot for slot in ("{prompt}", "{a}", "{b}") if slot not in self.template]:
-            raise ValueError(f"the template lacks {' and '.join(missing)}")
-        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
-            raise ValueError(NO_VARIABLE)
+        require_slots(self.template, ("prompt", "a", "b"))
         return self
 
     def build(self) -> "ServerCompare":
-        chat = ChatServer(
-            self.base_url, self.model, self.api_key_env, timeout=self.timeout, retries=self.retries, extra=self.extra
-        )
-        return ServerCompare(
-            chat,
-            system=self.system,
-            template=self.template,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            workers=self.workers,
-        )
+        return ServerCompare(self.asking(self.template))
 
 
 @final
+@dataclass(frozen=True, slots=True)
 class ServerCompare:
-    """Asks the server once for each pair, at temperature 0; no verdict where its reply names none. Equal answers tie
-    without being asked about."""
+    """Asks the server once for each pair; no verdict where its reply names none. Equal answers tie without being asked
+    about."""
 
-    def __init__(
-        self,
-        chat: Chat,
-        *,
-        system: str = "",
-        template: str = TEMPLATE,
-        max_tokens: int | None = 512,
-        seed: int | None = 0,
-        workers: int = 8,
-    ) -> None:
-        self._chat, self._system, self._template = chat, system, template
-        self._max_tokens, self._seed, self._workers = max_tokens, seed, workers
+    asking: Asking
 
     def compare(self, pairs: Sequence[Pair]) -> list[Verdict | None]:
-        return concurrently(self._compare, pairs, self._workers)
-
-    def _compare(self, pair: Pair) -> Verdict | None:
-        if pair.a == pair.b:
-            return "tie"
-        question = fill(self._template, {"prompt": dialogue(pair.prompt), "a": pair.a, "b": pair.b})
-        turns = [{"role": "system", "content": self._system}] if self._system else []
-        turns.append({"role": "user", "content": question})
-        return verdict(self._chat.complete(turns, temperature=0.0, max_tokens=self._max_tokens, seed=self._seed)[0])
+        differ = [pair for pair in pairs if pair.a != pair.b]
+        told = iter(
+            self.asking.replies([{"prompt": dialogue(pair.prompt), "a": pair.a, "b": pair.b} for pair in differ])
+        )
+        return ["tie" if pair.a == pair.b else verdict(next(told)) for pair in pairs]
 
 
 def verdict(reply: str) -> Verdict | None:

@@ -3,16 +3,15 @@
 import math
 import re
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, final
+from typing import Literal, final
 
 import torch
 from jaxtyping import Float32
 from pydantic import Field, model_validator
 
-from raftdiff.chat.dialogue import dialogue, fill
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
+from raftdiff.chat.asking import Asking, AskingConfig, require_slots
+from raftdiff.chat.dialogue import dialogue
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
 WOMBAT = ("relevance", "correctness", "coherence", "safety")
@@ -31,67 +30,32 @@ Reply with these lines and nothing else, with your numbers:
 {form}"""
 
 
-class ServerConfig(Config):
+class ServerConfig(AskingConfig):
     type: Literal["server"] = "server"
     name: str = "server"
     """The column of this reward in tables and logs."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
-    base_url: str
-    """Address of the OpenAI-compatible server, for example http://localhost:8000/v1."""
-    model: str
-    """The judge's name on the server."""
-    api_key_env: str | None = None
-    """The environment variable that holds the key, for example OPENAI_API_KEY; never the key itself."""
     criteria: list[str] = Field(default_factory=lambda: list(WOMBAT), min_length=1)
     """What is rated; the ratings are added up."""
     lowest: int = 1
     highest: int = 5
     """The scale of one rating; higher is better."""
-    system: str = ""
-    """The judge's system message; none by default."""
     template: str = TEMPLATE
     """{prompt} with the turns before it, {answer}, and by choice {criteria}, {lowest}, {highest}, {form}: a line
     "criterion: rating" for each."""
-    max_tokens: int | None = Field(default=512, ge=1)
-    """Length of the judge's reply; null leaves it to the server."""
-    seed: int | None = 0
-    """Passed on; servers need not honour it."""
-    timeout: float = Field(default=60.0, gt=0)
-    """Seconds without a byte before a try counts as failed."""
-    retries: int = Field(default=4, ge=0)
-    """Further tries, after pauses that double."""
-    workers: int = Field(default=8, ge=1)
-    """Requests at a time."""
-    extra: dict[str, Any] = Field(default_factory=dict)
-    """Further keys of the request, for example top_p."""
 
     @model_validator(mode="after")
     def _can_be_asked(self) -> "ServerConfig":
-        if missing := [slot for slot in ("{prompt}", "{answer}") if slot not in self.template]:
-            raise ValueError(f"the template lacks {' and '.join(missing)}")
-        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
-            raise ValueError(NO_VARIABLE)
+        require_slots(self.template, ("prompt", "answer"))
         if self.lowest >= self.highest:
             raise ValueError("'lowest' should be below 'highest'")
         return self
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ServerReward":
         del device, resolve  # the model is elsewhere
-        chat = ChatServer(
-            self.base_url, self.model, self.api_key_env, timeout=self.timeout, retries=self.retries, extra=self.extra
-        )
-        return ServerReward(
-            chat,
-            criteria=self.criteria,
-            scale=(self.lowest, self.highest),
-            system=self.system,
-            template=self.template,
-            max_tokens=self.max_tokens,
-            seed=self.seed,
-            workers=self.workers,
-            name=self.name,
-        )
+        asking = self.asking(self.template)
+        return ServerReward(asking, criteria=self.criteria, scale=(self.lowest, self.highest), name=self.name)
 
 
 @final
@@ -111,31 +75,24 @@ class ServerReward:
 
     def __init__(
         self,
-        chat: Chat,
+        asking: Asking,
         *,
         criteria: Sequence[str] = WOMBAT,
         scale: tuple[int, int] = (1, 5),
-        system: str = "",
-        template: str = TEMPLATE,
-        max_tokens: int | None = 512,
-        seed: int | None = 0,
-        workers: int = 8,
         name: str = "server",
     ) -> None:
         if len({criterion.lower() for criterion in criteria}) < len(criteria):
             raise UserError(f"The reward '{name}': two criteria are the same; give each its own name.")
         self.name = name
-        self._chat, self._criteria, self._scale = chat, tuple(criteria), scale
-        self._system, self._template = system, template
-        self._max_tokens, self._seed, self._workers = max_tokens, seed, workers
+        self._asking, self._criteria, self._scale = asking, tuple(criteria), scale
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        replies = concurrently(self._ask, samples, self._workers)
+        replies = self._asking.replies([self._slots(sample) for sample in samples])
         found = [sum(ratings(reply, self._criteria, self._scale)) for reply in replies]
         return torch.tensor(found, dtype=torch.float32)
 
-    def _ask(self, sample: Sample[str]) -> str:
-        slots = {
+    def _slots(self, sample: Sample[str]) -> dict[str, str]:
+        return {
             "prompt": dialogue(sample.prompt),
             "answer": sample.media,
             "criteria": ", ".join(self._criteria),
@@ -143,9 +100,6 @@ class ServerReward:
             "highest": str(self._scale[1]),
             "form": "\n".join(f"{criterion}: <rating>" for criterion in self._criteria),
         }
-        turns = [{"role": "system", "content": self._system}] if self._system else []
-        turns.append({"role": "user", "content": fill(self._template, slots)})
-        return self._chat.complete(turns, temperature=0.0, max_tokens=self._max_tokens, seed=self._seed)[0]
 
 
 def ratings(reply: str, criteria: Sequence[str], scale: tuple[int, int] = (1, 5)) -> list[float]:

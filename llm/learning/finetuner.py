@@ -17,7 +17,7 @@ from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.trainable import on_cpu
+from raftdiff.training.course import Course
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
 
@@ -49,7 +49,7 @@ class LMFineTunerConfig(StepsConfig):
     @property
     def requires(self) -> Requires:
         """What it learns from, known before a model is loaded."""
-        return self.objective.build(max_tokens=1).requires
+        return self.objective.build().requires
 
     def build(self, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> "LMFineTuner":
         """The fine-tuner, its weights attached to ``lm`` in place.
@@ -100,19 +100,18 @@ class LMFineTuner:
     """
 
     def __init__(self, config: LMFineTunerConfig, lm: LM, *, total_rounds: int, max_tokens: int, seed: int) -> None:
-        self.config, self.lm, self.total_rounds = config, lm, max(1, total_rounds)
-        self.objective: Objective = config.objective.build(max_tokens=max_tokens)
+        self.config, self.lm, self.max_tokens = config, lm, max_tokens
+        self.objective: Objective = config.objective.build()
         self.precision = precision_of(config, lm)
         self.trainable = attach(config, lm, seed=seed)
         parameters = self.trainable.parameters
-        self.optimizer: torch.optim.Optimizer = (
+        by: torch.optim.Optimizer = (
             optimizer.adamw(parameters, config.learning_rate, config.betas, config.weight_decay)
             if config.optimizer == "adamw"
             else optimizer.rmsprop(parameters, config.learning_rate, config.weight_decay)
         )
+        self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
         self.network = Network(lm, self.precision, self.trainable.passed_by)
-        self.rounds = 0
-        self.steps = 0
 
     @property
     def requires(self) -> Requires:
@@ -126,20 +125,15 @@ class LMFineTuner:
         with self._training():
             taught = self._taught(selection, samples)
             for index, places in enumerate(plan):
-                rate = self._learning_rate(index / len(plan))
+                rate = self.course.rate(index / len(plan))
                 self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
                 report(index + 1, len(plan))
-        self.rounds += 1
+        self.course.rounds += 1
         return _figures(tally)
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
-        counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
-        return {
-            self.trainable.stem: on_cpu(self.trainable.live),
-            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
-            "schedule": counts,
-        }
+        return self.course.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``, to the bit on the CPU.
@@ -147,11 +141,7 @@ class LMFineTuner:
         Raises:
             UserError: the state is of another model or another fine-tuner.
         """
-        self.trainable.take(state)
-        live = self.trainable.live
-        optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, state.get("optimizer", {}))
-        counts = state.get("schedule", {})
-        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
+        self.course.load_state_dict(state)
         self.trainable.rest(None)
 
     def base_weights(self) -> AbstractContextManager[None]:
@@ -161,12 +151,6 @@ class LMFineTuner:
     def parameter_count(self) -> int:
         """How many numbers are trained."""
         return self.trainable.count()
-
-    def _learning_rate(self, through: float) -> float:
-        progress, config = (self.rounds + through) / self.total_rounds, self.config
-        return optimizer.learning_rate(
-            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
-        )
 
     def _taught(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> list[Taught]:
         """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities.
@@ -194,8 +178,8 @@ class LMFineTuner:
 
     def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
         """One optimizer step on these items."""
-        whole = Whole(sum(one.answer_tokens for one in taught), len(taught))
-        moment = Moment(self.steps, (self.rounds + through) / self.total_rounds, seed)
+        whole = Whole(sum(one.answer_tokens for one in taught), len(taught), self.max_tokens)
+        moment = Moment(self.course.steps, self.course.progress(through), seed)
         for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
             lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
             with seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
@@ -226,13 +210,7 @@ class LMFineTuner:
         """Let the gradients act: clipped, stepped. Returns their norm before clipping."""
         if all(parameter.grad is None for parameter in self.trainable.parameters.values()):
             return 0.0
-        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
-        return float(norm)
+        return self.course.step(rate)
 
     def _training(self) -> AbstractContextManager[None]:
         """Within, the network holds the live weights, in training precision; afterwards the policy again."""

@@ -51,6 +51,8 @@ class Whole(NamedTuple):
 
     tokens: int
     items: int
+    max_tokens: int
+    """Of the longest answer that is drawn, which Dr. GRPO divides by."""
 
 
 @runtime_checkable
@@ -82,15 +84,14 @@ class SftConfig(Config):
             raise ValueError(f"packing and embedding {self.embedding.type} do not go together; leave one out")
         return self
 
-    def build(self, *, max_tokens: int) -> "Sft":
-        return Sft(self, max_tokens)
+    def build(self) -> "Sft":
+        return Sft(self)
 
 
 @final
 @dataclass(frozen=True)
 class Sft:
     config: SftConfig
-    max_tokens: int
     requires: Requires = WEIGHTED
 
     def loss(self, lesson: Lesson, whole: Whole, network: Network, moment: Moment) -> tuple[Tensor, Figures]:
@@ -106,7 +107,7 @@ class Sft:
             -lp * weight[:, None],
             mask,
             self.config.aggregation,
-            max_length=self.max_tokens,
+            max_length=whole.max_tokens,
             total_tokens=whole.tokens,
             sequences=whole.items,
         )
@@ -124,8 +125,7 @@ class RrhfConfig(Config):
     compat_official: bool = False
     """Do what the released code does, which does not normalise by length."""
 
-    def build(self, *, max_tokens: int) -> "Rrhf":
-        del max_tokens
+    def build(self) -> "Rrhf":
         return Rrhf(self)
 
 
@@ -176,8 +176,7 @@ class PreferenceConfig(Config):
     ipo_average: bool = True
     """IPO on token averages, as TRL has it; the paper's sums otherwise."""
 
-    def build(self, *, max_tokens: int) -> "Preference":
-        del max_tokens
+    def build(self) -> "Preference":
         return Preference(self, Requires(kinds=("pairs",), reference_model=self.loss not in REFERENCE_FREE))
 
 
@@ -228,8 +227,7 @@ class KtoConfig(Config):
     desirable_weight: float = Field(default=1.0, gt=0)
     undesirable_weight: float = Field(default=1.0, gt=0)
 
-    def build(self, *, max_tokens: int) -> "Kto":
-        del max_tokens
+    def build(self) -> "Kto":
         return Kto(self)
 
 
@@ -274,16 +272,15 @@ class PolicyGradientConfig(Config):
     aggregation: Aggregation = "token_mean"
     """seq_mean_token_mean is GRPO's as published, token_mean DAPO's, dr_grpo Dr. GRPO's, seq_mean_token_sum RLOO's."""
 
-    def build(self, *, max_tokens: int) -> "PolicyGradient":
+    def build(self) -> "PolicyGradient":
         requires = Requires(kinds=("advantages",), aux=("logprobs",), reference_model=self.beta > 0, fresh_samples=True)
-        return PolicyGradient(self, max_tokens, requires)
+        return PolicyGradient(self, requires)
 
 
 @final
 @dataclass(frozen=True)
 class PolicyGradient:
     config: PolicyGradientConfig
-    max_tokens: int
     requires: Requires
 
     def loss(self, lesson: Lesson, whole: Whole, network: Network, moment: Moment) -> tuple[Tensor, Figures]:
@@ -304,7 +301,7 @@ class PolicyGradient:
             found.losses,
             mask,
             config.aggregation,
-            max_length=self.max_tokens,
+            max_length=whole.max_tokens,
             total_tokens=whole.tokens,
             sequences=whole.items,
         )

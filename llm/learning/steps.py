@@ -12,7 +12,6 @@ from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.training import optimizer
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.training.trainable import Trainable, add_lora, lora_layers
 
@@ -125,22 +124,6 @@ def seeded(seed: int, device: torch.device, wanted: bool) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def update(
-    optim: torch.optim.Optimizer, config: StepsConfig, *, rate: float, step: int, where: str = "finetuner"
-) -> float:
-    """Let the gradients act: clipped, stepped, gone. Returns their norm before clipping. ``step`` counts from 1.
-
-    Raises:
-        UserError: the gradients are no longer numbers.
-    """
-    norm = optimizer.clip(optim, config.max_grad_norm, step=step, where=where)
-    for group in optim.param_groups:
-        group["lr"] = rate
-    optim.step()
-    optim.zero_grad(set_to_none=True)
-    return float(norm)
 
 
 def passes(places: Sequence[int], rows: int) -> Iterator[list[int]]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.learning.policy_gradient import clipped_objective
-from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training, update
+from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Network
 from raftdiff.llm.model.rows import Row, collate, score
@@ -124,7 +124,7 @@ class Actor:
     def step(self, rate: float) -> float:
         """Let the gradients act. Returns their norm before clipping."""
         self.steps += 1
-        return update(self.optimizer, self.config, rate=rate, step=self.steps)
+        return optimizer.step(self.optimizer, rate, self.config.max_grad_norm, number=self.steps)
 
     def state_dict(self) -> State:
         return {

@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raftdiff.errors import UserError
-from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training, update
+from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training
 from raftdiff.llm.model.loading import LM, LMConfig
 from raftdiff.llm.model.rows import Batch
 from raftdiff.llm.model.tokens import aggregate
@@ -124,7 +124,9 @@ class Critic:
             told["value_loss"] += float(loss.detach())
             told["tokens"] += int(batch.attention.sum())
         self.steps += 1
-        norm = update(self.optimizer, self.settings, rate=rate, step=self.steps, where="finetuner.critic")
+        norm = optimizer.step(
+            self.optimizer, rate, self.settings.max_grad_norm, number=self.steps, where="finetuner.critic"
+        )
         return {**told, "critic_grad_norm": norm}
 
     def pretrain(self, buffer: Rollouts, known: Estimates, *, seed: int, report: Report) -> dict[str, float]:

@@ -22,7 +22,7 @@ from raftdiff.llm.reward_models.strength import Annotation
 from raftdiff.llm.reward_models.value_model import ValueModel, by_length, score_rows, value_row
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.trainable import on_cpu
+from raftdiff.training.course import Course
 from raftdiff.types import Report, State
 
 BETAS = (0.9, 0.999)
@@ -99,7 +99,7 @@ class RewardTuner:
         Raises:
             UserError: the model cannot learn what the config asks for, or is being tuned already.
         """
-        self.config, self.model, self.total_rounds = config, model, total_rounds
+        self.config, self.model = config, model
         _check_model(config, model)
         prototypes = fresh_prototypes(
             config.contrast, model.head.in_features, model.lm.device, fold(seed, "prototypes")
@@ -108,8 +108,8 @@ class RewardTuner:
         heads = {"head": model.head, **({} if prototypes is None else {"prototypes": prototypes})}
         with _in_the_words_of_this_recipe():
             self.trainable = attach(config, model.lm, seed=seed, heads=heads)
-        self.optimizer = optimizer.adamw(self.trainable.parameters, config.learning_rate, BETAS, config.weight_decay)
-        self.rounds, self.steps = 0, 0
+        by = optimizer.adamw(self.trainable.parameters, config.learning_rate, BETAS, config.weight_decay)
+        self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
         self.seed: int | None = None
         """Of the order of the whole training; the first part brings it."""
 
@@ -142,7 +142,7 @@ class RewardTuner:
         rows, tally = taught(self.model, pairs, annotation), Tally()
         batch, epochs = self.config.batch_size, self.config.epochs
         plan = optimizer.exposure_plan(len(rows), ALL_STEPS, batch, epochs, fold(self.seed, "pairs"))
-        part = range(*(len(plan) * (self.rounds + end) // self.total_rounds for end in (0, 1)))
+        part = range(*(len(plan) * (self.course.rounds + end) // self.course.total_rounds for end in (0, 1)))
         asked = self._asked(len(pool), len(plan), self.seed)
         with self._training():
             for done, step in enumerate(part, 1):
@@ -150,17 +150,14 @@ class RewardTuner:
                 drawn = fold(self.seed, "step", step)
                 self._step([rows[place] for place in plan[step]], shown, step / len(plan), drawn, tally)
                 report(done, len(part))
-        self.rounds += 1
+        self.course.rounds += 1
         return _figures(tally)
 
     def state_dict(self) -> State:
         """Everything that the next part depends on, on the CPU."""
-        counts = {"rounds": self.rounds, "steps": self.steps, **({} if self.seed is None else {"seed": self.seed})}
-        return {
-            self.trainable.stem: on_cpu(self.trainable.live),
-            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
-            "schedule": {name: torch.tensor(value) for name, value in counts.items()},
-        }
+        state = self.course.state_dict()
+        seed = {} if self.seed is None else {"seed": torch.tensor(self.seed)}
+        return {**state, "schedule": {**state["schedule"], **seed}}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``, to the bit on the CPU.
@@ -169,11 +166,8 @@ class RewardTuner:
             UserError: the state is of another model or another tuner.
         """
         with _in_the_words_of_this_recipe():
-            self.trainable.take(state)
-        live = self.trainable.live
-        optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, state.get("optimizer", {}))
+            self.course.load_state_dict(state)
         counts = state.get("schedule", {})
-        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
         self.seed = int(counts["seed"]) if "seed" in counts else None
         self.trainable.rest(None)
 
@@ -182,8 +176,8 @@ class RewardTuner:
         return self.trainable.count()
 
     def _check(self, pairs: Sequence[Comparison], annotation: Annotation, pool: Sequence[Sequence[Row]]) -> None:
-        if self.rounds >= self.total_rounds:
-            raise UserError(f"tuner: all {self.total_rounds} parts of the training are done; begin a new run.")
+        if self.course.rounds >= self.course.total_rounds:
+            raise UserError(f"tuner: all {self.course.total_rounds} parts of the training are done; begin a new run.")
         if not pairs or len(annotation.flipped) != len(pairs):
             raise UserError(f"tuner: {len(pairs)} pairs with {len(annotation.flipped)} annotations; give one for each.")
         if self.config.meta is None:
@@ -217,16 +211,11 @@ class RewardTuner:
                 lambda: self._descend(pairs, seed, tally),
                 config.meta.eta,
             )
-        with _in_the_words_of_this_recipe():
-            tally.norm += float(optimizer.clip(self.optimizer, config.max_grad_norm, step=self.steps + 1))
         tally.rate = optimizer.learning_rate(
-            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
+            config.learning_rate, config.lr_schedule, progress, self.course.steps, config.warmup_steps
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = tally.rate
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.steps += 1
+        with _in_the_words_of_this_recipe():
+            tally.norm += self.course.step(tally.rate)
         tally.steps, tally.pairs = tally.steps + 1, tally.pairs + len(pairs)
 
     def _descend(self, pairs: Sequence[Taught], seed: int, tally: Tally) -> None:

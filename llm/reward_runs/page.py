@@ -6,10 +6,9 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
-from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
-from raftdiff.records.disk import write_text
-from raftdiff.reports.before_after import figure, template
+from raftdiff.reports.page import template, write_html
+from raftdiff.reports.words import figure
 
 
 class Plot(NamedTuple):
@@ -48,19 +47,14 @@ def write_page(
         section._replace(plots=[plot._replace(svg=Markup(plot.svg)) for plot in section.plots if plot.svg])
         for section in sections
     ]
-    page = template("raftdiff", "reward_report.html.jinja").render(
+    page = template("raftdiff.llm.reward_runs", "page.html.jinja").render(
         title=title,
         headline=headline,
         remarks=remarks,
         facts=facts,
         sections=[section for section in shown if not section.empty],
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the report here: {error.strerror or error}.") from None
-    return path
+    return write_html(path, page)
 
 
 def to_read(

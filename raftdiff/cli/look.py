@@ -11,7 +11,7 @@ from raftdiff.recipes.files import medium_of
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
-from raftdiff.reports.before_after import duration
+from raftdiff.reports.words import duration
 
 
 def show(args: argparse.Namespace) -> None:

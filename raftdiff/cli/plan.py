@@ -8,7 +8,7 @@ from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.records.provenance import hardware
-from raftdiff.reports.before_after import duration
+from raftdiff.reports.words import duration
 
 
 def plan(args: argparse.Namespace) -> None:

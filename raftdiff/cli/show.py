@@ -5,7 +5,7 @@ from typing import Any, final
 
 from tqdm import tqdm
 
-from raftdiff.reports.before_after import duration
+from raftdiff.reports.words import duration
 from raftdiff.types import Report, Round
 
 

@@ -6,7 +6,7 @@ import time
 from raftdiff.cli import either
 from raftdiff.cli.either import load_weights, loop, open_run, prepared
 from raftdiff.recipes.files import medium_of
-from raftdiff.reports.before_after import duration
+from raftdiff.reports.words import duration
 
 
 def train(args: argparse.Namespace) -> None:

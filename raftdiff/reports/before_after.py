@@ -1,33 +1,22 @@
 """A run as one page: what changed, shown and counted. One HTML file that opens without a network."""
 
-import base64
-import io
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
-from PIL import Image
 
-from raftdiff.errors import UserError
-from raftdiff.measures.pictures import on_paper
-from raftdiff.records.disk import write_text
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.images import data_uri
+from raftdiff.reports.page import embedded, template, write_html
 from raftdiff.reports.tables import Row, rows, shown
+from raftdiff.reports.words import figure, said
 
-SMALL = 128
-"""Pictures up to this side, in pixels, are kept to the last bit; larger ones are compressed."""
-LARGEST = 512
-"""Longest side of a picture in a report."""
 EXACT = "the share of pictures right in object, style and background"
 STAGES = {
     "sample": "Sampling candidates",
@@ -103,7 +92,7 @@ def write_report(
         UserError: the file cannot be written.
     """
     found = rows(evaluation)
-    page = template("raftdiff", "report.html.jinja").render(
+    page = template("raftdiff.reports", "before_after.html.jinja").render(
         title=title,
         headline=headline(evaluation),
         remarks=remarks(evaluation),
@@ -124,12 +113,7 @@ def write_report(
         noun="answer" if "text" in evaluation else "picture",
         ticks=any(pair.after_scores.get("exact") is not None for pair in pairs),
     )
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the report here: {error.strerror or error}.") from None
-    return path
+    return write_html(path, page)
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
@@ -254,35 +238,6 @@ def _first(scores: Mapping[str, float | bool]) -> float:
     return float("-inf") if math.isnan(value) else value
 
 
-def said(scores: Mapping[str, float | bool]) -> str:
-    """Scores in words, for alternative texts: ``clip 72.1, exact right``."""
-    return ", ".join(f"{name} {figure(value)}" for name, value in scores.items())
-
-
-def figure(value: float | bool | None) -> str:
-    """A score as it stands under a picture; None and NaN are candidates that a reward discarded.
-
-    >>> figure(72.149), figure(0.5), figure(float("nan")), figure(True)
-    ('72.1', '0.50', 'discarded', 'right')
-    """
-    if isinstance(value, bool):
-        return "right" if value else "wrong"
-    if value is None or math.isnan(value):
-        return "discarded"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
-
-
-def embedded(image: Image.Image) -> str:
-    """The picture itself as text: lossless PNG when small, else WebP of at most ``LARGEST`` pixels a side."""
-    if max(image.size) <= SMALL:
-        return data_uri(image)
-    copy = on_paper(image)
-    copy.thumbnail((LARGEST, LARGEST), Image.Resampling.LANCZOS)
-    file = io.BytesIO()
-    copy.save(file, "WEBP", quality=88)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
-
-
 def _round(index: int, metrics: Mapping[str, Any]) -> dict[str, Any]:
     """One line of the table of rounds; None where a round does not say."""
     names = ("first_sample_mean", "mean", "random_mean", "selected_mean", "best_of_k", "held_out", "discard_rate")
@@ -315,34 +270,3 @@ def _times(evaluation: Mapping[str, Any], rounds: Iterable[Mapping[str, Any]]) -
     total = sum(spent.values()) or 1.0
     ordered = sorted(spent.items(), key=lambda item: -item[1])
     return [{"stage": STAGES.get(stage, stage), "seconds": it, "share": it / total} for stage, it in ordered]
-
-
-def duration(seconds: float) -> str:
-    """As people say it.
-
-    >>> duration(0.4), duration(42.0), duration(119.7), duration(4000.0)
-    ('0.4 s', '42 s', '2 min 0 s', '1 h 6 min')
-    """
-    whole = round(seconds)
-    if whole < 10:
-        return f"{seconds:.1f} s"
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-@cache
-def template(package: str, name: str) -> Template:
-    """A page of ours. Everything that a user typed is escaped: captions, names of rewards, title, recipe."""
-    environment = Environment(
-        loader=PackageLoader(package, "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["duration"] = duration
-    environment.filters["figure"] = figure
-    return environment.get_template(name)

@@ -162,7 +162,16 @@ def selection(kind: SelectionKind, items: Iterable[Item], scores: Scores) -> Sel
     return Selection(kind, tuple(items), left_out)
 
 
+def weighted(kind: SelectionKind, scores: Scores, weights: Table) -> Selection:
+    """An item for every candidate that is valid and has a weight."""
+    there = ~np.isnan(scores.total) & ~np.isnan(weights)
+    items = [
+        Item((Key(scores.round, prompt, int(k)),), weight=float(weights[row, k]))
+        for row, prompt in enumerate(scores.prompts)
+        for k in np.flatnonzero(there[row])
+    ]
+    return selection(kind, items, scores)
+
+
 def _chosen(scores: Scores, chosen: Mask) -> Selection:
-    rows = enumerate(scores.prompts)
-    items = [Item((Key(scores.round, prompt, int(k)),)) for row, prompt in rows for k in np.flatnonzero(chosen[row])]
-    return selection("weighted", items, scores)
+    return weighted("weighted", scores, np.where(chosen, 1.0, np.nan))

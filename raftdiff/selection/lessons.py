@@ -14,7 +14,7 @@ from pydantic import Field
 
 from raftdiff.recipes.config import Config
 from raftdiff.selection import advantages
-from raftdiff.selection.best import selection
+from raftdiff.selection.best import selection, weighted
 from raftdiff.types import Item, Key, Scores, Selection, SelectionKind, Selector
 
 Table = Float[np.ndarray, "prompts candidates"]
@@ -166,11 +166,11 @@ class Threshold:
         """Weight 1 for the good, -1 for the bad. A prompt whose candidates are all equal has neither, by the mean."""
         valid = ~np.isnan(scores.total)
         if self.threshold is not None:
-            return selection(self.kind, _weighted(scores, np.where(scores.total >= self.threshold, 1.0, -1.0)), scores)
+            return weighted(self.kind, scores, np.where(scores.total >= self.threshold, 1.0, -1.0))
         above = advantages.dr_grpo(scores.total)  # the mean, exactly 0 where all are equal
         spread = np.where(valid, np.abs(above), 0.0).max(axis=1, keepdims=True, initial=0.0)
         labels = np.where(above >= -1e-9 * spread, 1.0, -1.0)  # what is the mean but for rounding is good
-        return selection(self.kind, _weighted(scores, np.where(spread > 0, labels, np.nan)), scores)
+        return weighted(self.kind, scores, np.where(spread > 0, labels, np.nan))
 
 
 @final
@@ -180,7 +180,7 @@ class Softmax:
     kind: SelectionKind = "weighted"
 
     def select(self, scores: Scores) -> Selection:
-        return selection(self.kind, _weighted(scores, advantages.rwr(scores.total, self.temperature)), scores)
+        return weighted(self.kind, scores, advantages.rwr(scores.total, self.temperature))
 
 
 @final
@@ -191,7 +191,7 @@ class Advantage:
 
     def select(self, scores: Scores) -> Selection:
         """Candidates of no advantage are kept: they count where losses are averaged."""
-        return selection(self.kind, _weighted(scores, METHODS[self.method](scores.total)), scores)
+        return weighted(self.kind, scores, METHODS[self.method](scores.total))
 
 
 @final
@@ -206,13 +206,3 @@ class All:
             for k in np.flatnonzero(~np.isnan(scores.total[row]))
         ]
         return selection(self.kind, items, scores)
-
-
-def _weighted(scores: Scores, weights: Table) -> list[Item]:
-    """An item for every candidate that is valid and has a weight."""
-    there = ~np.isnan(scores.total) & ~np.isnan(weights)
-    return [
-        Item((Key(scores.round, prompt, int(k)),), weight=float(weights[row, k]))
-        for row, prompt in enumerate(scores.prompts)
-        for k in np.flatnonzero(there[row])
-    ]

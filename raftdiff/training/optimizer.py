@@ -79,6 +79,22 @@ def clip(
     return norm
 
 
+def step(
+    optimizer: torch.optim.Optimizer, rate: float, max_norm: float | None, *, number: int, where: str = "finetuner"
+) -> float:
+    """Let the gradients act at this learning rate: clipped, stepped, gone. Returns their norm before clipping.
+
+    Raises:
+        UserError: as ``clip``, whose ``step`` is ``number``.
+    """
+    norm = clip(optimizer, max_norm, step=number, where=where)
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad(set_to_none=True)
+    return float(norm)
+
+
 def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], decay: float, step: int) -> None:
     """One step of the exponential moving average, in place.
 

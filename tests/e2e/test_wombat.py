@@ -1,9 +1,7 @@
 """The Wombat recipe against a server that is not one: answers from several sources, ratings, RRHF on their sum."""
 
 import json
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +9,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.llm.model import tiny
+from raftdiff.testing.servers import chat_server
 
 WORDS = ("Rain", "is", "water", "that", "falls", "from", "clouds", "snow", "cold", "and", "white", "the", "sky")
 
@@ -19,28 +18,16 @@ WORDS = ("Rain", "is", "water", "that", "falls", "from", "clouds", "snow", "cold
 def server() -> Iterator[str]:
     """Answers instructions with "Rain is water", and rates an answer by its words about rain."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
-            said = "Rain is water"
-            if "Relevance" in asked or "relevance" in asked:
-                answer = asked.split("[Answer]")[1].split("[End of the answer]")[0]
-                rating = 1 + min(4, sum(answer.count(word) for word in ("water", "clouds", "falls", "sky")))
-                said = f"Relevance: {rating}\nCorrectness: {rating}\nCoherence: 3\nSafety: 5"
-            data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def said(request: Mapping[str, Any]) -> str:
+        asked = request["messages"][-1]["content"]
+        if "Relevance" not in asked and "relevance" not in asked:
+            return "Rain is water"
+        answer = asked.split("[Answer]")[1].split("[End of the answer]")[0]
+        rating = 1 + min(4, sum(answer.count(word) for word in ("water", "clouds", "falls", "sky")))
+        return f"Relevance: {rating}\nCorrectness: {rating}\nCoherence: 3\nSafety: 5"
 
-        def log_message(self, *args: Any) -> None:
-            del args
-
-    served = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=served.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{served.server_port}/v1"
-    served.shutdown()
-    served.server_close()
+    with chat_server(said) as address:
+        yield address
 
 
 def test_several_models_answer_a_teacher_rates_rrhf_learns(

@@ -27,7 +27,7 @@ from raftdiff.recipes.files import locate
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
-from raftdiff.reports.before_after import duration
+from raftdiff.reports.words import duration
 from raftdiff.types import Round
 
 KIND = opening.Kind(

@@ -19,6 +19,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
+from raftdiff.training.course import Course
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.training.trainable import on_cpu
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
@@ -125,7 +126,6 @@ class DiffusionFineTuner:
     ) -> None:
         self.config = config
         self.parts = parts
-        self.total_rounds = max(1, total_rounds)
         self.abar = schedule.of_scheduler(parts.scheduler)
         self.objective = _objective(config, parts, self.abar, guidance)
         self.precision = DTYPES[config.precision] if config.precision else parts.dtype
@@ -141,13 +141,10 @@ class DiffusionFineTuner:
             channels_last=config.channels_last,
             seed=seed,
         )
-        self.optimizer = optimizer.adamw(
-            self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay
-        )
+        by = optimizer.adamw(self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay)
+        self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
         self.average = {name: w.clone() for name, w in self.trainable.live.items()} if config.ema is not None else None
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=self.precision == torch.float16)
-        self.rounds = 0
-        self.steps = 0
 
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[Image]], *, seed: int, report: Report
@@ -167,11 +164,11 @@ class DiffusionFineTuner:
         tally = Tally()
         with self._training():
             for index, rows in enumerate(plan):
-                draws, rate = self._draws(latents[rows], seed, index), self._learning_rate(index / len(plan))
+                draws, rate = self._draws(latents[rows], seed, index), self.course.rate(index / len(plan))
                 texts = [captions[row] for row in rows]
                 self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
                 report(index + 1, len(plan))
-        self.rounds += 1
+        self.course.rounds += 1
         moved = drift(
             self.parts,
             self.base_weights,
@@ -183,16 +180,10 @@ class DiffusionFineTuner:
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
-        counts = {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)}
-        if self.scaler.is_enabled():
-            scaling = self.scaler.state_dict()
-            counts |= {name: torch.tensor(scaling[name]) for name in SCALING}
-        state = {
-            self.trainable.stem: on_cpu(self.trainable.live),
-            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
-            "schedule": counts,
-        }
-        return state | ({"ema": on_cpu(self.average)} if self.average is not None else {})
+        state, scaling = self.course.state_dict(), self.scaler.state_dict()
+        scales = {name: torch.tensor(scaling[name]) for name in SCALING if self.scaler.is_enabled()}
+        average = {"ema": on_cpu(self.average)} if self.average is not None else {}
+        return {**state, "schedule": {**state["schedule"], **scales}, **average}
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``, to the bit on the CPU.
@@ -200,14 +191,10 @@ class DiffusionFineTuner:
         Raises:
             UserError: the state is of another model or another fine-tuner.
         """
-        self.trainable.take(state)
-        optimizer.load_state_dict(
-            self.optimizer, self.trainable.parameters, self.trainable.live, state.get("optimizer", {})
-        )
+        self.course.load_state_dict(state)
         for name, shadow in (self.average or {}).items():
             shadow.copy_(state.get("ema", state[self.trainable.stem])[name])
         counts = state.get("schedule", {})
-        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
         if "scale" in counts and self.scaler.is_enabled():
             self.scaler.load_state_dict({**self.scaler.state_dict(), **{name: counts[name].item() for name in SCALING}})
         self.trainable.rest(self.average)
@@ -219,13 +206,6 @@ class DiffusionFineTuner:
     def parameter_count(self) -> int:
         """How many numbers are trained."""
         return self.trainable.count()
-
-    def _learning_rate(self, through: float) -> float:
-        progress = (self.rounds + through) / self.total_rounds
-        config = self.config
-        return optimizer.learning_rate(
-            config.learning_rate, config.lr_schedule, progress, self.steps, config.warmup_steps
-        )
 
     def _draws(self, x0: Tensor, seed: int, index: int) -> losses.Draws:
         """The random numbers of the round's step ``index``; the same however it is cut into batches and processes."""
@@ -273,17 +253,18 @@ class DiffusionFineTuner:
                 if parameter.grad is None:  # this process had no row of the step
                     parameter.grad = torch.zeros_like(parameter)
                 parameter.grad = world.reduce(parameter.grad, reduction="sum")
-        self.scaler.unscale_(self.optimizer)
+        course, by = self.course, self.course.optimizer
+        self.scaler.unscale_(by)
         scaled = self.scaler.is_enabled()
-        norm = optimizer.clip(self.optimizer, self.config.max_grad_norm, step=self.steps + 1, scaled=scaled)
-        for group in self.optimizer.param_groups:
+        norm = optimizer.clip(by, self.config.max_grad_norm, step=course.steps + 1, scaled=scaled)
+        for group in by.param_groups:
             group["lr"] = rate
-        self.scaler.step(self.optimizer)
+        self.scaler.step(by)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        by.zero_grad(set_to_none=True)
         if self.average is not None and self.config.ema is not None:
-            optimizer.update_average(self.average, self.trainable.live, self.config.ema, self.steps)
-        self.steps += 1
+            optimizer.update_average(self.average, self.trainable.live, self.config.ema, course.steps)
+        course.steps += 1
         return float(norm) if torch.isfinite(norm) else 0.0  # a step that float16 overflowed in, and that was skipped
 
     def _embed(self, captions: Sequence[str]) -> Tensor:

@@ -1,13 +1,14 @@
 import itertools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 import pytest
 import torch
 
+from raftdiff.chat.asking import Asking
 from raftdiff.errors import UserError
 from raftdiff.llm.judging import (
+    TEMPLATE,
     Pair,
     RewardCompare,
     ServerCompare,
@@ -18,6 +19,7 @@ from raftdiff.llm.judging import (
     win_lose_tie,
 )
 from raftdiff.recipes.config import check
+from raftdiff.testing.servers import Replying
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = [Prompt(f"p{n}", f"Question {n}?", "", "") for n in range(6)]
@@ -46,20 +48,6 @@ class Vowels:
     def score(self, samples: Sequence[Sample[str]]) -> torch.Tensor:
         self.scored += [sample.media for sample in samples]
         return torch.tensor([float(sum(map(s.media.count, "aeiou"))) if s.media else math.nan for s in samples])
-
-
-class Chat:
-    """A judge that replies by a rule of the question."""
-
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.asked: list[Sequence[Mapping[str, str]]] = []
-        self.settings: list[dict[str, Any]] = []
-
-    def complete(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[str]:
-        self.asked.append(messages)
-        self.settings.append(settings)
-        return [self.reply]
 
 
 @pytest.mark.parametrize(
@@ -155,10 +143,10 @@ def test_a_margin_makes_ties_and_each_answer_is_scored_once() -> None:
 
 
 def test_the_server_is_asked_with_both_answers_in_place() -> None:
-    chat = Chat("B")
+    chat = Replying("B")
     history = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     prompt = Prompt("p", "And {a}?", "", "", meta={"history": history})
-    judge = ServerCompare(chat, system="Be fair.", template="{prompt}|{a}|{b}|{c}", max_tokens=7, seed=3)
+    judge = ServerCompare(Asking(chat, "{prompt}|{a}|{b}|{c}", system="Be fair.", max_tokens=7, seed=3))
     assert judge.compare([Pair(prompt, "{b}", "two"), Pair(prompt, "same", "same")]) == ["lose", "tie"]
     assert [list(turns) for turns in chat.asked] == [
         [
@@ -194,7 +182,7 @@ def test_the_server_is_asked_with_both_answers_in_place() -> None:
 )
 def test_a_reply_is_read_with_care(reply: str, wanted: Verdict | None) -> None:
     assert verdict(reply) == wanted
-    assert ServerCompare(Chat(reply)).compare([Pair(PROMPTS[0], "one", "two")]) == [wanted]
+    assert ServerCompare(Asking(Replying(reply), TEMPLATE)).compare([Pair(PROMPTS[0], "one", "two")]) == [wanted]
 
 
 def test_a_recipe_says_who_judges() -> None:

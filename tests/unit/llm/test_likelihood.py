@@ -81,7 +81,7 @@ def test_worked_numbers_of_the_kl_corrected_ranking(e1):
 
 def test_the_kl_reward_asks_for_no_reference_in_the_loss():
     tuner = LMFineTunerConfig()
-    assert not tuner.objective.build(max_tokens=8).requires.reference_model
+    assert not tuner.objective.build().requires.reference_model
     assert "beta" not in type(tuner.objective).model_fields
     assert KlConfig().weight == 0.05
 

@@ -1,35 +1,22 @@
 """The judge behind a server: how it is asked, and how its replies are read."""
 
-import json
 import math
 import re
-import threading
-from collections.abc import Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
 import torch
 
+from raftdiff.chat.asking import Asking
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
-from raftdiff.rewards.server_judge import ServerConfig, ServerReward, ratings
+from raftdiff.rewards.server_judge import TEMPLATE, ServerConfig, ServerReward, ratings
 from raftdiff.testing.conformance import check_reward
+from raftdiff.testing.servers import Replying, chat_server
 from raftdiff.types import Prompt, Sample
 
 TWO = ["relevance", "safety"]
-
-
-class Chat:
-    def __init__(self, reply: str) -> None:
-        self.reply = reply
-        self.asked: list[Sequence[Mapping[str, str]]] = []
-        self.settings: list[dict[str, Any]] = []
-
-    def complete(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[str]:
-        self.asked.append(messages)
-        self.settings.append(settings)
-        return [self.reply]
 
 
 def answers(*texts: str, **meta: Any) -> list[Sample[str]]:
@@ -41,26 +28,13 @@ def answers(*texts: str, **meta: Any) -> list[Sample[str]]:
 def judge() -> Iterator[str]:
     """A server that rates by the length of the answer, and refuses to rate an empty one."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            answer = re.search(r"\[Answer\]\n(.*)\n\[End of the answer\]", asked["messages"][-1]["content"], re.DOTALL)
-            rating = min(5, len(answer[1])) if answer else 0
-            said = f"**Relevance**: {rating}/5\nCorrectness: 3\nCoherence: 3\nSafety: 5" if rating else "I cannot."
-            data = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+    def rated(asked: Mapping[str, Any]) -> str:
+        answer = re.search(r"\[Answer\]\n(.*)\n\[End of the answer\]", asked["messages"][-1]["content"], re.DOTALL)
+        rating = min(5, len(answer[1])) if answer else 0
+        return f"**Relevance**: {rating}/5\nCorrectness: 3\nCoherence: 3\nSafety: 5" if rating else "I cannot."
 
-        def log_message(self, *args: Any) -> None:
-            del args
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}/v1"
-    server.shutdown()
-    server.server_close()
+    with chat_server(rated) as address:
+        yield address
 
 
 def test_it_keeps_the_contract_over_http(judge: str) -> None:
@@ -74,16 +48,10 @@ def test_it_keeps_the_contract_over_http(judge: str) -> None:
 
 
 def test_the_judge_is_asked_at_temperature_nought_with_slots_filled_once() -> None:
-    chat = Chat("relevance: 4 safety: 5")
-    reward = ServerReward(
-        chat,
-        criteria=TWO,
-        scale=(0, 9),
-        system="Be strict.",
-        template="{prompt}|{answer}|{criteria}|{lowest}-{highest}|{form}|{x}",
-        max_tokens=50,
-        seed=7,
-    )
+    chat = Replying("relevance: 4 safety: 5")
+    template = "{prompt}|{answer}|{criteria}|{lowest}-{highest}|{form}|{x}"
+    asking = Asking(chat, template, system="Be strict.", max_tokens=50, seed=7)
+    reward = ServerReward(asking, criteria=TWO, scale=(0, 9))
     assert reward.score(answers("{prompt} {criteria}")).tolist() == [9]
     assert list(chat.asked[0]) == [
         {"role": "system", "content": "Be strict."},
@@ -97,9 +65,9 @@ def test_the_judge_is_asked_at_temperature_nought_with_slots_filled_once() -> No
 
 
 def test_the_turns_before_the_prompt_are_told() -> None:
-    chat = Chat("")
+    chat = Replying("")
     history = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
-    ServerReward(chat).score(answers("Fine.", history=history))
+    ServerReward(Asking(chat, TEMPLATE)).score(answers("Fine.", history=history))
     question = chat.asked[0][-1]["content"]
     assert "[Prompt]\nUser: Hi.\nAssistant: Hello.\nUser: How are you?\n[End of the prompt]" in question
     assert "relevance, correctness, coherence, safety" in question
@@ -137,7 +105,7 @@ NAN = math.nan
 )
 def test_replies_are_read_with_care(reply: str, wanted: list[float]) -> None:
     assert ratings(reply, TWO) == pytest.approx(wanted, nan_ok=True)
-    score = float(ServerReward(Chat(reply), criteria=TWO).score(answers("Fine."))[0])
+    score = float(ServerReward(Asking(Replying(reply), TEMPLATE), criteria=TWO).score(answers("Fine."))[0])
     assert score == pytest.approx(sum(wanted), nan_ok=True)
 
 

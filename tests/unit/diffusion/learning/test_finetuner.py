@@ -295,7 +295,7 @@ def test_an_empty_selection_teaches_nothing(models):
     learner = tuner(models["sd15"])
     figures = learner.fit(Selection("weighted", ()), {}, seed=1, report=silent)
     assert figures["steps"] == 0
-    assert learner.rounds == 1
+    assert learner.course.rounds == 1
 
 
 def test_the_learning_text_is_what_is_learned(models, monkeypatch):

@@ -113,7 +113,7 @@ def gradients(learner, samples, kind="weighted", seed=1):
             if parameter.grad is not None:
                 found.setdefault(name, parameter.grad.clone())
 
-    hook = learner.optimizer.register_step_pre_hook(keep)
+    hook = learner.course.optimizer.register_step_pre_hook(keep)
     figures = fit(learner, samples, kind, seed)
     hook.remove()
     return found, figures
@@ -374,7 +374,7 @@ def test_gradients_longer_than_the_limit_are_shortened(folder):
     free, held = tuner(folder, adapter="full"), tuner(folder, adapter="full", max_grad_norm=0.01)
     samples = answers(free.lm)
     seen = []
-    held.optimizer.register_step_pre_hook(
+    held.course.optimizer.register_step_pre_hook(
         lambda *_: seen.append(
             torch.nn.utils.get_total_norm([p.grad for p in held.trainable.parameters.values() if p.grad is not None])
         )
@@ -389,7 +389,7 @@ def test_an_empty_selection_teaches_nothing(folder):
     learner = tuner(folder)
     before = learner.state_dict()
     figures = fit(learner, {}, Selection("weighted", ()))
-    assert (figures["steps"], figures["loss"], learner.rounds) == (0, 0, 1)
+    assert (figures["steps"], figures["loss"], learner.course.rounds) == (0, 0, 1)
     assert same({**before, "schedule": {}}, {**learner.state_dict(), "schedule": {}})
 
 
@@ -398,7 +398,7 @@ def test_an_empty_selection_teaches_nothing(folder):
 
 def rates(learner, samples, rounds):
     found = []
-    hook = learner.optimizer.register_step_pre_hook(lambda opt, *_: found.append(opt.param_groups[0]["lr"]))
+    hook = learner.course.optimizer.register_step_pre_hook(lambda opt, *_: found.append(opt.param_groups[0]["lr"]))
     for seed in range(rounds):
         fit(learner, samples, seed=seed)
     hook.remove()

@@ -276,7 +276,9 @@ def table_gradient(folder, embedding):
     learner = tuner(folder, embedding, max_grad_norm=None)
     name = next(name for name in learner.trainable.parameters if name.endswith("embed_tokens.weight"))
     found = []
-    hook = learner.optimizer.register_step_pre_hook(lambda *_: found.append(learner.trainable.parameters[name].grad))
+    hook = learner.course.optimizer.register_step_pre_hook(
+        lambda *_: found.append(learner.trainable.parameters[name].grad)
+    )
     fit(learner)
     hook.remove()
     return found[0]

@@ -81,7 +81,7 @@ def gradients(learner, selection, samples):
     def keep(*_):
         found.update({name: q.grad.clone() for name, q in learner.trainable.parameters.items() if q.grad is not None})
 
-    hook = learner.optimizer.register_step_pre_hook(keep)
+    hook = learner.course.optimizer.register_step_pre_hook(keep)
     fit(learner, selection, samples)
     hook.remove()
     return found
@@ -386,7 +386,7 @@ def lesson(lm, *, padded=0):
 
 def loss_and_gradients(lm, objective, one):
     """Of the loss with respect to the logits of the pass that it is taken of, and to every weight."""
-    built = LMFineTunerConfig(objective=objective).objective.build(max_tokens=8)
+    built = LMFineTunerConfig(objective=objective).objective.build()
     network = Network(lm, torch.float32, nullcontext)
     lm.model.requires_grad_(True)
     seen = []
@@ -397,7 +397,7 @@ def loss_and_gradients(lm, objective, one):
             seen.append(logits)
 
     hook = lm.model.lm_head.register_forward_hook(keep)
-    loss, _ = built.loss(one, Whole(int(one.batch.mask.sum()), 4), network, Moment(0, 1.0, 5))
+    loss, _ = built.loss(one, Whole(int(one.batch.mask.sum()), 4, 8), network, Moment(0, 1.0, 5))
     torch.autograd.backward(loss)
     hook.remove()
     weights = {name: q.grad.clone() for name, q in lm.model.named_parameters()}
@@ -429,7 +429,8 @@ def test_more_padding_changes_nothing(folder, name):
         assert float((loss - other).abs()) > 1e-3
         return
     torch.testing.assert_close(other, loss, rtol=1e-5, atol=1e-6)
-    close(others, weights, rtol=1e-3, atol=1e-5 if name == "ipo" else 2e-6)
+    largest = max(float(weight.abs().max()) for weight in weights.values())
+    close(others, weights, rtol=1e-3, atol=1e-5 * largest)  # sums of float32 in another order
 
 
 @pytest.mark.parametrize("name", ["sft", "sft-mean", "rrhf", "dpo", "pg"])

@@ -121,7 +121,7 @@ def gradients(learner, pairs, annotation=None, **options):
             if parameter.grad is not None:
                 found.setdefault(name, parameter.grad.clone())
 
-    hook = learner.optimizer.register_step_pre_hook(keep)
+    hook = learner.course.optimizer.register_step_pre_hook(keep)
     fit(learner, pairs, annotation, **options)
     hook.remove()
     return found
@@ -233,7 +233,7 @@ def test_the_parts_add_up_to_the_whole_training(folder):
         steps = [fit(cut, pairs, seed=1)["steps"] for _ in range(4)]
         assert sum(steps) == 4  # 15 pairs in steps of 4
         assert max(steps) - min(steps) <= 1
-        assert whole.steps == cut.steps == 4
+        assert whole.course.steps == cut.course.steps == 4
         near(whole, cut, 0)
 
 

@@ -1,0 +1,49 @@
+"""Stand-ins for chat servers, for tests of whatever asks one: a server on this machine, and one without a network."""
+
+import json
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, final
+
+
+@contextmanager
+def chat_server(reply: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
+    """An OpenAI-compatible server on the loopback address whose answer to each request, given as it came, is what
+    ``reply`` makes of it. Yields its address, ``base_url``; within, several may ask at once."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            data = json.dumps({"choices": [{"message": {"content": reply(asked)}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(data)))
+            self.end_headers()
+            self.wfile.write(data)
+
+        def log_message(self, *args: Any) -> None:
+            del args
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/v1"
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+@final
+class Replying:
+    """A ``chat.server.Chat`` that always says the same, and remembers what it was asked."""
+
+    def __init__(self, reply: str) -> None:
+        self.reply = reply
+        self.asked: list[Sequence[Mapping[str, str]]] = []
+        self.settings: list[dict[str, Any]] = []
+
+    def complete(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[str]:
+        self.asked.append(messages)
+        self.settings.append(settings)
+        return [self.reply]

@@ -1,0 +1,78 @@
+"""Where a training stands between its rounds: the weights, their optimizer, and how far both have come."""
+
+from typing import Protocol, final, runtime_checkable
+
+import torch
+
+from raftdiff.training import optimizer
+from raftdiff.training.trainable import Trainable, on_cpu
+from raftdiff.types import State
+
+
+@runtime_checkable
+class Pace(Protocol):
+    """What a fine-tuner's config says of its steps."""
+
+    @property
+    def learning_rate(self) -> float: ...
+    @property
+    def lr_schedule(self) -> str: ...
+    @property
+    def warmup_steps(self) -> int: ...
+    @property
+    def max_grad_norm(self) -> float | None: ...
+
+
+@final
+class Course:
+    """One network's training, round after round.
+
+    - `trainable`, `optimizer`: what is trained, and by what.
+    - `rounds`, `steps`: how many are done; `total_rounds`: what the learning-rate schedule spans.
+    """
+
+    def __init__(self, pace: Pace, trainable: Trainable, by: torch.optim.Optimizer, *, total_rounds: int) -> None:
+        self.pace, self.trainable, self.optimizer, self.total_rounds = pace, trainable, by, max(1, total_rounds)
+        self.rounds = 0
+        self.steps = 0
+
+    def progress(self, through: float) -> float:
+        """How far through all rounds, 0 to 1; ``through``: how far through this one."""
+        return (self.rounds + through) / self.total_rounds
+
+    def rate(self, through: float) -> float:
+        """The learning rate of the next step."""
+        pace = self.pace
+        return optimizer.learning_rate(
+            pace.learning_rate, pace.lr_schedule, self.progress(through), self.steps, pace.warmup_steps
+        )
+
+    def step(self, rate: float) -> float:
+        """Let the gradients act. Returns their norm before clipping.
+
+        Raises:
+            UserError: the gradients are no longer numbers.
+        """
+        norm = optimizer.step(self.optimizer, rate, self.pace.max_grad_norm, number=self.steps + 1)
+        self.steps += 1
+        return norm
+
+    def state_dict(self) -> State:
+        """Everything that the next round depends on, on the CPU."""
+        return {
+            self.trainable.stem: on_cpu(self.trainable.live),
+            "optimizer": optimizer.state_dict(self.optimizer, self.trainable.parameters),
+            "schedule": {"rounds": torch.tensor(self.rounds), "steps": torch.tensor(self.steps)},
+        }
+
+    def load_state_dict(self, state: State) -> None:
+        """Continue from ``state``, to the bit on the CPU; the network comes to rest when the caller lets it.
+
+        Raises:
+            UserError: the state is of another model or another fine-tuner.
+        """
+        self.trainable.take(state)
+        live, known = self.trainable.live, state.get("optimizer", {})
+        optimizer.load_state_dict(self.optimizer, self.trainable.parameters, live, known)
+        counts = state.get("schedule", {})
+        self.rounds, self.steps = (int(counts[name]) if name in counts else 0 for name in ("rounds", "steps"))
