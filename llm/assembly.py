@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from raftdiff.embedded import resolve
-from raftdiff.embedded.reviews import reward as review_reward
-from raftdiff.llm.data import prompts as data
+from raftdiff.embedded.reviews.reward import judge
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.figures import Base, Distances, describe
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
@@ -50,7 +50,7 @@ class TextAssembly:
     @property
     def judge(self) -> Judge | None:
         """The held-out judge that the recipe names."""
-        return review_reward.judge if self.recipe.evaluation.judge else None
+        return judge if self.recipe.evaluation.judge else None
 
 
 def assemble_text(recipe: TextRecipe) -> TextAssembly:
@@ -61,8 +61,8 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     """
     flush_denormals()
     lm = load(recipe.model, resolve)
-    prompts, evaluation = data.build(recipe.prompts, Path()), recipe.evaluation
-    held_out = data.build(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
+    prompts, evaluation = read_prompts(recipe.prompts, Path()), recipe.evaluation
+    held_out = read_prompts(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
     decoding = decoding_of(recipe)
     finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
@@ -94,7 +94,7 @@ def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFine
     if isinstance(config, LMFineTunerConfig):
         return config.build(lm, total_rounds=rounds, max_tokens=decoding.max_new_tokens, seed=seed)
     critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
-    written = written_rows(lm, data.build(config.ptx.data, Path())) if config.ptx else []
+    written = written_rows(lm, read_prompts(config.ptx.data, Path())) if config.ptx else []
     return config.build(lm, total_rounds=rounds, seed=seed, critic=critic, pretraining=written)
 
 

@@ -14,8 +14,7 @@ from jaxtyping import Float32
 from raftdiff.chat.dialogue import context
 from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.llm.assembly import TextAssembly
-from raftdiff.llm.data import prompts as data
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate
@@ -50,9 +49,9 @@ def evaluation_texts(assembly: TextAssembly, file: str | None) -> list[Prompt]:
     Whatever was sampled in training, here the model reads what it learnt to answer, unless the recipe says otherwise.
     """
     if file is not None and file != "training":
-        return data.build(assembly.recipe.evaluation.prompts.model_copy(update={"file": file, **NO_OTHER}), Path())
+        return read_prompts(assembly.recipe.evaluation.prompts.model_copy(update={"file": file, **NO_OTHER}), Path())
     if file is None and assembly.recipe.evaluation.prompts != DataConfig():
-        return data.build(assembly.recipe.evaluation.prompts, Path())
+        return read_prompts(assembly.recipe.evaluation.prompts, Path())
     prompts = assembly.parts.prompts
     return [Prompt(one.id, one.caption, one.learning, one.learning, meta=one.meta) for one in prompts]
 

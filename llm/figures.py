@@ -10,7 +10,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.llm import diversity as metrics
+from raftdiff.llm.diversity import distinct, mean_length, msttr, unique
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.types import Key, Sample
@@ -24,9 +24,9 @@ def diversity(texts: Sequence[str]) -> dict[str, float | None]:
 
     distinct-n, the share of n-grams that differ, falls with the amount of text: compare sets of one size.
     """
-    found: dict[str, float] = {f"distinct_{n}": metrics.distinct(texts, n) for n in ORDERS}
-    found |= {f"unique_{n}": float(metrics.unique(texts, n)) for n in ORDERS}
-    found |= {"msttr_100": metrics.msttr(texts), "length": metrics.mean_length(texts)}
+    found: dict[str, float] = {f"distinct_{n}": distinct(texts, n) for n in ORDERS}
+    found |= {f"unique_{n}": float(unique(texts, n)) for n in ORDERS}
+    found |= {"msttr_100": msttr(texts), "length": mean_length(texts)}
     return {name: None if math.isnan(value) else value for name, value in found.items()}
 
 
@@ -57,8 +57,8 @@ class Distances:
         return {
             "kl": float(torch.stack([(p - q).sum() for p, q in zip(now, before, strict=True)]).mean()),
             "perplexity": perplexity(before),
-            "length": metrics.mean_length(texts),
-            "distinct_2": metrics.distinct(texts, 2),
+            "length": mean_length(texts),
+            "distinct_2": distinct(texts, 2),
         }
 
     def log_probabilities(self, rows: Sequence[Row]) -> tuple[list[Tensor], list[Tensor]]:

@@ -11,9 +11,9 @@ from jaxtyping import Float
 
 from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.errors import UserError, nearest
-from raftdiff.llm import comparison as text_comparison
+from raftdiff.llm import comparison
 from raftdiff.llm.assembly import TextAssembly, assemble_text
-from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.figures import diversity
 from raftdiff.llm.recipe import UNMEASURED, load_text_recipe, weights
 from raftdiff.measures import statistics
@@ -108,7 +108,7 @@ def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
         UserError: there is no such recipe, or one round is more than that.
     """
     recipe = load_text_recipe(locate(name), overrides)
-    prompts = len(data.build(recipe.prompts, Path()))
+    prompts = len(read_prompts(recipe.prompts, Path()))
     drawn = min(recipe.loop.prompts_per_round or prompts, prompts) * recipe.loop.candidates
     if answers < drawn:
         raise UserError(f"{name}: one round draws {drawn} answers; allow as many, or make loop.prompts_per_round less.")
@@ -164,10 +164,8 @@ def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: st
             f"{name}: its answers are not scored by '{reward}', which the methods are compared by. "
             f"{nearest(reward, known)} Name one of them with --reward, or add it to the recipe's evaluation.rewards."
         )
-    prompts = text_comparison.evaluation_texts(assembly, None)
-    compared = text_comparison.compare(
-        assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed
-    )
+    prompts = comparison.evaluation_texts(assembly, None)
+    compared = comparison.compare(assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed)
     spent: dict[str, Any] = {
         "tokens": sum(int(one["network_evaluations"].get("sample", 0)) for one in rounds),
         "steps": sum(int(one["tune"]["steps"]) for one in rounds),

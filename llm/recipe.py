@@ -8,8 +8,7 @@ from pydantic import Field, model_validator
 
 from raftdiff import embedded
 from raftdiff.errors import UserError
-from raftdiff.llm.data import prompts as data
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, sealed_prompts
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.loading import LMConfig
@@ -118,9 +117,9 @@ def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
     folder = path.parent
     evaluation = recipe.evaluation
     if evaluation.prompts.given:
-        evaluation = evaluation.model_copy(update={"prompts": data.sealed(evaluation.prompts, folder)})
+        evaluation = evaluation.model_copy(update={"prompts": sealed_prompts(evaluation.prompts, folder)})
     sealed = {
-        "prompts": data.sealed(recipe.prompts, folder),
+        "prompts": sealed_prompts(recipe.prompts, folder),
         "sampler": _sealed(recipe.sampler, folder),
         "finetuner": _sealed(recipe.finetuner, folder),
     }
@@ -154,7 +153,7 @@ def _sealed(config: Any, folder: Path) -> Any:
     if isinstance(config, FolderSamplerConfig):
         return config.sealed(folder)
     if isinstance(config, PpoConfig) and config.ptx is not None:
-        ptx = config.ptx.model_copy(update={"data": data.sealed(config.ptx.data, folder)})
+        ptx = config.ptx.model_copy(update={"data": sealed_prompts(config.ptx.data, folder)})
         return config.model_copy(update={"ptx": ptx})
     if isinstance(config, MixSamplerConfig):
         parts = [

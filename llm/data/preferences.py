@@ -11,10 +11,9 @@ from pydantic import Field, model_validator
 
 from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
-from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.cells import BrokenRow, score_of
 from raftdiff.llm.data.files import Row, rows_digest
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.recipes.config import Config
 from raftdiff.records import labels
 from raftdiff.records.run import Run
@@ -99,7 +98,7 @@ def sealed(config: PairsConfig, folder: Path) -> PairsConfig:
         UserError: as ``build``.
     """
     if config.data.given:
-        return config.model_copy(update={"data": data.sealed(config.data, folder)})
+        return config.model_copy(update={"data": sealed_prompts(config.data, folder)})
     name = "run" if config.run else "labels"
     path = str(_run(str(config.run or config.labels), folder).path.resolve())
     return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder))})
@@ -133,7 +132,7 @@ def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
         UserError: as ``data.build``, or a row does not say which of two different answers is better.
     """
     found, broken = [], []
-    for prompt in data.build(config, folder):
+    for prompt in read_prompts(config, folder):
         try:
             found.append(_compared(prompt))
         except BrokenRow as problem:

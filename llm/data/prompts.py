@@ -85,7 +85,7 @@ def rows(config: DataConfig, folder: Path) -> list[Row]:
     return [Row(row.where, _renamed(row, config.columns)) for row in _known(found, config.columns)]
 
 
-def sealed(config: DataConfig, folder: Path) -> DataConfig:
+def sealed_prompts(config: DataConfig, folder: Path) -> DataConfig:
     """The same config with the whole path and ``sha256`` of its data, for a run to keep; captions are kept as they are.
 
     Raises:
@@ -99,7 +99,7 @@ def sealed(config: DataConfig, folder: Path) -> DataConfig:
     return config.model_copy(update={"file": file, "hub": hub, "sha256": digest()})
 
 
-def build(config: DataConfig, folder: Path) -> list[Prompt]:
+def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
     """The prompts, each with its three texts; answers, system message and history are in ``meta``.
 
     ``meta["answers"]`` is a list of {"text", "score", "source"}: higher scores are better, None is unrated, and the

@@ -1,9 +1,8 @@
 """Fine-tuning a language model on a selection; ``objectives`` says what is minimised."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal, final
 
 import torch
@@ -17,7 +16,7 @@ from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.course import Course
+from raftdiff.training.course import Course, Tally
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
 
@@ -77,19 +76,6 @@ class Taught:
         return sum(len(row.answer) for row in self.rows)
 
 
-@dataclass(slots=True)
-class Tally:
-    """Sums over the steps of a round."""
-
-    loss: float = 0.0
-    norm: float = 0.0
-    items: int = 0
-    steps: int = 0
-    tokens: int = 0
-    rate: float = 0.0
-    figures: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-
-
 @final
 class LMFineTuner:
     """The last verb for text: gradient steps of one objective on what was selected.
@@ -129,7 +115,7 @@ class LMFineTuner:
                 self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
                 report(index + 1, len(plan))
         self.course.rounds += 1
-        return _figures(tally)
+        return {"loss": 0.0, **tally.figures(), "items": float(tally.items)}
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
@@ -186,14 +172,11 @@ class LMFineTuner:
                 loss, figures = self.objective.loss(lesson, whole, self.network, moment)
                 torch.autograd.backward(loss)
             moment = moment._replace(first=moment.first + len(lesson.weight))
-            tally.loss += float(loss.detach()) * whole.items
-            tally.tokens += int(lesson.batch.attention.sum())
+            tally.sums["loss"] += float(loss.detach()) * whole.items
+            tally.evaluations += int(lesson.batch.attention.sum())
             for name, value in figures.items():
-                tally.figures[name] += value * len(part)
-        tally.norm += self._update(rate)
-        tally.items += whole.items
-        tally.steps += 1
-        tally.rate = rate
+                tally.sums[name] += value * len(part)
+        tally.took(whole.items, norm=self._update(rate), rate=rate)
 
     @property
     def _least(self) -> int:
@@ -250,16 +233,3 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
         laid_out(reference, batch.mask) if reference else None,
         collate(other, pad) if mismatched else None,
     )
-
-
-def _figures(tally: Tally) -> dict[str, float]:
-    items, steps = max(1, tally.items), max(1, tally.steps)
-    return {
-        "loss": tally.loss / items,
-        "steps": float(tally.steps),
-        "items": float(tally.items),
-        "network_evaluations": float(tally.tokens),
-        "grad_norm": tally.norm / steps,
-        "learning_rate": tally.rate,
-        **{name: value / items for name, value in tally.figures.items()},
-    }

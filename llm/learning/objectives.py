@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from raftdiff.llm.learning import preference_losses as preference
+from raftdiff.llm.learning import preference_losses
 from raftdiff.llm.learning.hooks import Embedding, NoEmbedding, NoWeighting, Weighting, inputs, row_losses
 from raftdiff.llm.learning.policy_gradient import clipped_objective
 from raftdiff.llm.learning.rrhf import rrhf
@@ -193,13 +193,13 @@ class Preference:
         measure = means if averages else sums
         chosen, rejected = measure(lp, mask).reshape(-1, 2).unbind(1)
         if config.loss == "simpo":
-            losses, margin = preference.simpo(chosen, rejected, config.beta, config.gamma), chosen - rejected
+            losses, margin = preference_losses.simpo(chosen, rejected, config.beta, config.gamma), chosen - rejected
         elif config.loss == "orpo":
-            losses, margin = preference.orpo(chosen, rejected, config.orpo_weight), chosen - rejected
+            losses, margin = preference_losses.orpo(chosen, rejected, config.orpo_weight), chosen - rejected
         else:
             assert lesson.reference is not None
             base = measure(lesson.reference.to(lp.device), mask).reshape(-1, 2).unbind(1)
-            margin = preference.reference_margin(chosen, base[0], rejected, base[1])
+            margin = preference_losses.reference_margin(chosen, base[0], rejected, base[1])
             losses = self._with_reference(margin)
         figures = {"accuracy": float((margin > 0).float().mean()), "margin": float(margin.detach().mean())}
         return losses.sum() / whole.items, figures
@@ -208,15 +208,15 @@ class Preference:
         config = self.config
         match config.loss:
             case "cdpo":
-                return preference.dpo(h, config.beta, config.smoothing)
+                return preference_losses.dpo(h, config.beta, config.smoothing)
             case "robust":
-                return preference.robust_dpo(h, config.beta, config.smoothing)
+                return preference_losses.robust_dpo(h, config.beta, config.smoothing)
             case "ipo":
-                return preference.ipo(h, config.beta)
+                return preference_losses.ipo(h, config.beta)
             case "hinge":
-                return preference.hinge(h, config.beta)
+                return preference_losses.hinge(h, config.beta)
             case _:
-                return preference.dpo(h, config.beta)
+                return preference_losses.dpo(h, config.beta)
 
 
 class KtoConfig(Config):
@@ -247,8 +247,8 @@ class Kto:
         with torch.no_grad():
             other, other_mask = lesson.mismatched, network.mask(lesson.mismatched)
             drift = sums(network.lp(other), other_mask) - sums(network.reference_lp(other), other_mask)
-        z, good = preference.kto_reference_point(drift), lesson.weight.to(lp.device) > 0
-        losses = preference.kto(
+        z, good = preference_losses.kto_reference_point(drift), lesson.weight.to(lp.device) > 0
+        losses = preference_losses.kto(
             h,
             good,
             z,

@@ -1,10 +1,15 @@
 """A language model too small to know anything, made on the spot in the format of the real ones, for tests."""
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from raftdiff.llm.model.loading import LM
+from raftdiff.llm.model.rows import row_of, score
+from raftdiff.types import Key, Prompt, Sample
 
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 CHAT = (
@@ -46,6 +51,21 @@ def write(
     model.save_pretrained(folder, safe_serialization=True)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+def random_answers(lm: LM, round: int = 0, per_prompt: int = 3) -> dict[Key, Sample[str]]:
+    """Random answers of one to five words to four prompts, as the policy would have drawn them: with their tokens, and
+    their log-probabilities under ``lm`` as it stands. For a model of eight words or more."""
+    generator = torch.Generator().manual_seed(round)
+    samples = []
+    for place, text in enumerate(("the film", "film", "the long film was", "was")):
+        for index in range(per_prompt):
+            length = 1 + (place + 2 * index) % 5
+            tokens = torch.cat([torch.randint(4, 12, (length,), generator=generator), torch.tensor([2])])
+            prompt, said = Prompt(f"p{place}", text, text, text), lm.text(tokens.tolist())
+            samples.append(Sample(round, prompt, index, index, "policy", said, {"tokens": tokens}))
+    lps = score(lm, [row_of(lm, sample, learning=True) for sample in samples], batch_size=64)
+    return {one.key: replace(one, aux={**one.aux, "logprobs": lp}) for one, lp in zip(samples, lps, strict=True)}
 
 
 def _tokenizer(words: Sequence[str]) -> Any:

@@ -1,9 +1,7 @@
 """Training a value model on preferences, in parts of one training; ``reward_objective`` says what is minimised."""
 
-from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass, field
 from typing import Literal, final
 
 import numpy as np
@@ -22,7 +20,7 @@ from raftdiff.llm.reward_models.strength import Annotation
 from raftdiff.llm.reward_models.value_model import ValueModel, by_length, score_rows, value_row
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.course import Course
+from raftdiff.training.course import Course, Tally
 from raftdiff.types import Report, State
 
 BETAS = (0.9, 0.999)
@@ -66,19 +64,6 @@ class RewardTunerConfig(AdapterConfig):
                 f"hold both answers of all {self.batch_size} of them; make it {2 * self.batch_size} or more"
             )
         return self
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sums over the steps of a part of the training."""
-
-    steps: int = 0
-    pairs: int = 0
-    tokens: int = 0
-    norm: float = 0.0
-    rate: float = 0.0
-    figures: dict[str, float] = field(default_factory=lambda: defaultdict(float))
-    """Summed over pairs."""
 
 
 @final
@@ -151,7 +136,7 @@ class RewardTuner:
                 self._step([rows[place] for place in plan[step]], shown, step / len(plan), drawn, tally)
                 report(done, len(part))
         self.course.rounds += 1
-        return _figures(tally)
+        return {**tally.figures(), "pairs": float(tally.items)}
 
     def state_dict(self) -> State:
         """Everything that the next part depends on, on the CPU."""
@@ -211,12 +196,11 @@ class RewardTuner:
                 lambda: self._descend(pairs, seed, tally),
                 config.meta.eta,
             )
-        tally.rate = optimizer.learning_rate(
+        rate = optimizer.learning_rate(
             config.learning_rate, config.lr_schedule, progress, self.course.steps, config.warmup_steps
         )
         with _in_the_words_of_this_recipe():
-            tally.norm += self.course.step(tally.rate)
-        tally.steps, tally.pairs = tally.steps + 1, tally.pairs + len(pairs)
+            tally.took(len(pairs), norm=self.course.step(rate), rate=rate)
 
     def _descend(self, pairs: Sequence[Taught], seed: int, tally: Tally) -> None:
         """Add the gradient of the loss of these pairs to ``.grad``."""
@@ -227,10 +211,12 @@ class RewardTuner:
             with self._drawing(fold(seed, "dropout", place)):
                 found = self.objective.loss(part, whole)
                 torch.autograd.backward(found.loss)
-            tally.figures["loss"] += float(found.loss.detach()) * whole.pairs
+            tally.sums["loss"] += float(found.loss.detach()) * whole.pairs
             for name, value in found.figures.items():
-                tally.figures[name] += value * len(part)
-            tally.tokens += _length(row for one in part for row in (one.chosen, one.rejected)) * self.objective.readings
+                tally.sums[name] += value * len(part)
+            tally.evaluations += (
+                _length(row for one in part for row in (one.chosen, one.rejected)) * self.objective.readings
+            )
 
     def _ascend(self, shown: Sequence[Sequence[Row]], pairs: int, seed: int, tally: Tally) -> None:
         """Add the gradient of J on these answers of the policy to ``.grad``."""
@@ -240,8 +226,8 @@ class RewardTuner:
             with self._drawing(fold(seed, "policy", place)):
                 j = self.objective.separation(part) * (len(part) / len(shown))
                 torch.autograd.backward(j)
-            tally.figures["separation"] += float(j.detach()) * pairs
-            tally.tokens += _length(row for answers in part for row in answers)
+            tally.sums["separation"] += float(j.detach()) * pairs
+            tally.evaluations += _length(row for answers in part for row in answers)
 
     def _training(self) -> AbstractContextManager[None]:
         """Within, the network holds the live weights, in the model's precision; afterwards the tuned model rests."""
@@ -306,15 +292,3 @@ def _in_the_words_of_this_recipe() -> Iterator[None]:
 
 def _length(rows: Iterator[Row]) -> int:
     return sum(len(row.prompt) + len(row.answer) for row in rows)
-
-
-def _figures(tally: Tally) -> dict[str, float]:
-    pairs = max(1, tally.pairs)
-    return {
-        **{name: value / pairs for name, value in tally.figures.items()},
-        "steps": float(tally.steps),
-        "pairs": float(tally.pairs),
-        "network_evaluations": float(tally.tokens),
-        "grad_norm": tally.norm / max(1, tally.steps),
-        "learning_rate": tally.rate,
-    }

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import decoding_of
-from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.learning.steps import attach
 from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.recipe import text_recipe_of
@@ -64,7 +64,7 @@ def _drawn(pool: PolicyPoolConfig, count: int, seed: int, report: Report) -> lis
 def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfig]:
     """The model with the weights that it has now, what it is asked, and how it answers."""
     if pool.model is not None:
-        return load(pool.model, resolve), data.build(pool.prompts, Path()), pool.decoding or DecodingConfig()
+        return load(pool.model, resolve), read_prompts(pool.prompts, Path()), pool.decoding or DecodingConfig()
     assert pool.run is not None
     run = Run.open(Path(pool.run))
     recipe = text_recipe_of(run)
@@ -76,7 +76,7 @@ def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfi
     policy = attach(recipe.finetuner, lm, seed=fold(recipe.loop.seed, "finetuner"))  # whichever method trained it
     policy.take(state)
     policy.rest(None)
-    prompts = data.build(pool.prompts if pool.prompts.given else recipe.prompts, Path())
+    prompts = read_prompts(pool.prompts if pool.prompts.given else recipe.prompts, Path())
     return lm, prompts, pool.decoding or decoding
 
 

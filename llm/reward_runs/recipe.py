@@ -11,9 +11,8 @@ from pydantic import Field
 from raftdiff import embedded
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
-from raftdiff.llm.data import prompts as data
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
@@ -91,7 +90,7 @@ def load_reward_recipe(path: Path, overrides: Sequence[str] = ()) -> RewardRecip
     folder, pool = path.parent, recipe.policy_pool
     held_out = recipe.held_out and preferences.sealed(recipe.held_out, folder)
     if pool is not None and pool.prompts.given:
-        pool = pool.model_copy(update={"prompts": data.sealed(pool.prompts, folder)})
+        pool = pool.model_copy(update={"prompts": sealed_prompts(pool.prompts, folder)})
     sealed = {"pairs": preferences.sealed(recipe.pairs, folder), "held_out": held_out, "policy_pool": pool}
     recipe = recipe.model_copy(update=sealed)
     _check(recipe)
@@ -202,4 +201,4 @@ def _check_pool(recipe: RewardRecipe, pool: PolicyPoolConfig) -> None:
     if pool.run is not None and medium_of(Path(pool.run) / "recipe.yaml") != "text":
         raise UserError(f"policy_pool.run: '{pool.run}' is not a run on texts.")
     if pool.prompts.given:
-        data.build(pool.prompts, Path())
+        read_prompts(pool.prompts, Path())

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self, final
+from typing import Any, final
 
 from pydantic import Field, model_validator
 
@@ -36,7 +36,7 @@ class AskingConfig(Config):
     """Further keys of the request, for example top_p."""
 
     @model_validator(mode="after")  # not of the field: its mistakes are told with the value, which may be a key
-    def _key_by_name(self) -> Self:
+    def _key_by_name(self) -> "AskingConfig":
         if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
             raise ValueError(NO_VARIABLE)
         return self

@@ -1,4 +1,7 @@
-"""The small models that ship with the package, by name. No download, no network."""
+"""The small models that ship with the package, by name. No download, no network.
+
+``emoji`` and ``reviews`` are the worlds that they know, and how they were trained.
+"""
 
 from pathlib import Path
 

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
+from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import (
     Key,
@@ -20,6 +21,8 @@ from raftdiff.types import (
     State,
 )
 
+TOY_WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")
+"""Of the toy language models, which know nothing of them."""
 COLOURS: Mapping[str, int] = {"red": 0, "green": 1, "blue": 2}
 MAGIC = "vivid"
 """The toy's magic word: in what the sampler reads, it moves the mean by ``MAGIC_SHIFT`` towards the named colour."""
@@ -140,6 +143,25 @@ class ToyFineTuner:
         self.policy.learnt = {text: tensor.clone() for text, tensor in state.get("policy", {}).items()}
         self._velocity = {text: tensor.clone() for text, tensor in state.get("optimizer", {}).items()}
         self._steps = int(state["progress"]["steps"])
+
+
+class ToyRecipe(Config):
+    """As much of a recipe as a run directory needs."""
+
+    name: str = "toy"
+    seed: int = 0
+
+
+@final
+class WordShare:
+    """How many of an answer's words are ``word``, 0 to 1. Higher is better. What a toy language model learns to say."""
+
+    def __init__(self, word: str = "good", *, name: str = "share") -> None:
+        self.word, self.name = word, name
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        words = [sample.media.split() for sample in samples]
+        return torch.tensor([row.count(self.word) / max(1, len(row)) for row in words], dtype=torch.float32)
 
 
 def toy_prompts(count: int = 3, *, magic: bool = False, decouple: bool = True) -> list[Prompt]:

@@ -1,5 +1,7 @@
 """Where a training stands between its rounds: the weights, their optimizer, and how far both have come."""
 
+from collections import defaultdict
+from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
 import torch
@@ -21,6 +23,38 @@ class Pace(Protocol):
     def warmup_steps(self) -> int: ...
     @property
     def max_grad_norm(self) -> float | None: ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """Sums over the steps of a round, from which its figures are made."""
+
+    items: int = 0
+    """What was learnt from: pictures, items of a selection, pairs; as often as it was seen."""
+    steps: int = 0
+    evaluations: int = 0
+    """Of the network: pictures, or tokens."""
+    norm: float = 0.0
+    """Of the gradients, before clipping."""
+    rate: float = 0.0
+    """The last learning rate."""
+    sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
+    """Of whatever else is told, each over the items."""
+
+    def took(self, items: int, *, norm: float, rate: float) -> None:
+        """Count a step."""
+        self.items, self.steps = self.items + items, self.steps + 1
+        self.norm, self.rate = self.norm + norm, rate
+
+    def figures(self) -> dict[str, float]:
+        """Means over the items and over the steps."""
+        return {
+            **{name: value / max(1, self.items) for name, value in self.sums.items()},
+            "steps": float(self.steps),
+            "network_evaluations": float(self.evaluations),
+            "grad_norm": self.norm / max(1, self.steps),
+            "learning_rate": self.rate,
+        }
 
 
 @final

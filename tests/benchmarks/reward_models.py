@@ -22,7 +22,7 @@ import numpy as np
 import torch
 
 from raftdiff.embedded import resolve
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.preferences import own_answers, preferences
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.data.prompts import DataConfig
@@ -77,7 +77,7 @@ class Bench:
 
     def __init__(self, out: Path, models: int) -> None:
         self.out, self.models = out, models
-        prompts = {"train": (reviews.training_prompts(), 4), "test": (reviews.held_out_prompts(), 10)}
+        prompts = {"train": (world.training_prompts(), 4), "test": (world.held_out_prompts(), 10)}
         self.own = {
             name: self.cell(f"own-{name}", lambda p=p, k=k: own_answers(p, k)) for name, (p, k) in prompts.items()
         }
@@ -176,7 +176,7 @@ class Bench:
 
     def answers(self, seed: int, policy: str, use: str) -> list[Answered]:
         """Of the base or of the moved policy: for MetaRM to learn from, or fresh ones on held-out prompts."""
-        prompts, count = (reviews.training_prompts()[seed::3], 5) if use == "pool" else (reviews.held_out_prompts(), 6)
+        prompts, count = (world.training_prompts()[seed::3], 5) if use == "pool" else (world.held_out_prompts(), 6)
         asked = DataConfig(captions=prompts)
         where = (
             {"run": str(self.moved(seed))} if policy == "moved" else {"model": LMConfig(base="review-lm", device="cpu")}
@@ -261,7 +261,7 @@ def judged(model: ValueModel, asked: Sequence[Answered]) -> list[dict[str, list[
     return [
         {
             "given": [next(given) for _ in one.answers],
-            "true": [reviews.reward(one.prompt.caption, text) for text in one.answers],
+            "true": [world.reward(one.prompt.caption, text) for text in one.answers],
         }
         for one in asked
     ]

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save_file
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig
@@ -192,6 +192,6 @@ def test_every_reward_on_text_keeps_the_contract(name: str, lm: Path, monkeypatc
 
 def film_reviews() -> list[Sample[str]]:
     """The text world's reward knows its own prompts alone."""
-    generator, asked = np.random.default_rng(0), reviews.prompts()[:6]
+    generator, asked = np.random.default_rng(0), world.prompts()[:6]
     prompts = [Prompt(f"review-{place}", text, text, text) for place, text in enumerate(asked)]
-    return [Sample(0, one, 0, 0, "dataset", reviews.sample(one.caption, generator)) for one in prompts]
+    return [Sample(0, one, 0, 0, "dataset", world.sample(one.caption, generator)) for one in prompts]

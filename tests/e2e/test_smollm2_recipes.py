@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.recipes.config import read
@@ -65,7 +65,7 @@ def test_a_recipe_names_the_model_and_two_sets_of_prompts_that_share_none(name: 
     assert recipe.model.base == HUB
     fluent = next(reward for reward in recipe.ranker.rewards if reward.type == "likelihood")
     assert fluent.model == recipe.model, "sense is judged by the model before tuning, in the same words"
-    train, held_out = (data.build(part, Path()) for part in (recipe.prompts, recipe.evaluation.prompts))
+    train, held_out = (read_prompts(part, Path()) for part in (recipe.prompts, recipe.evaluation.prompts))
     texts = [{" ".join(one.caption.lower().split()) for one in part} for part in (train, held_out)]
     assert (len(texts[0]), len(texts[1])) == (len(train), len(held_out)) == (96, 40), "none twice"
     assert not texts[0] & texts[1]

@@ -14,8 +14,7 @@ import pytest
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
-from raftdiff.llm.data import prompts as data
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.llm.model import tiny
 from raftdiff.records.entries import found
 from raftdiff.records.labels import Ballot, candidate_pairs, evaluation_pairs
@@ -158,7 +157,7 @@ def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
     texts = {f"{row['prompt_id']}-{row['index']:03d}": row["text"] for row in run.round(0).rows()}
     assert (line["prompt"], line["system"]) == ("the film", "is good")
     assert line["chosen"] == texts[film.right.rpartition("/")[2]]
-    (prompt,) = data.build(DataConfig(file="pairs.jsonl"), Path())
+    (prompt,) = read_prompts(DataConfig(file="pairs.jsonl"), Path())
     assert [answer["text"] for answer in prompt.meta["answers"]] == [line["chosen"], line["rejected"]]
 
     changed = "ranker.rewards=[{type: labels, run: run}]"

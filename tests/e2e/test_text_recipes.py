@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.llm.model import tiny
 from raftdiff.recipes.files import medium_of, recipes
 
@@ -29,7 +29,7 @@ NAMES = [name for name, path in recipes().items() if medium_of(path) == "text" a
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("model") / "lm", reviews.vocabulary())
+    return tiny.write(tmp_path_factory.mktemp("model") / "lm", world.vocabulary())
 
 
 @pytest.mark.parametrize("name", NAMES)

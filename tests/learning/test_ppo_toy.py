@@ -1,14 +1,11 @@
 """PPO and PPO-max raise the reward of a random language model of a dozen words; a killed run gives the same bits."""
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from jaxtyping import Float32
 
-from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.ppo.rollouts import written_rows
@@ -17,34 +14,12 @@ from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
-from raftdiff.recipes.config import Config, check
+from raftdiff.recipes.config import check
 from raftdiff.records.run import Run
 from raftdiff.selection.lessons import AllConfig
 from raftdiff.stages import LoopConfig, Parts
-from raftdiff.types import Prompt, Report, Round, Sample
-
-WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")
-
-
-class TextLoop(Config):
-    name: str = "words"
-    seed: int = 0
-
-
-class Share:
-    """How many of the words are "good", 0 to 1."""
-
-    name = "share"
-
-    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        words = [sample.media.split() for sample in samples]
-        return torch.tensor([row.count("good") / max(1, len(row)) for row in words], dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("lm") / "tiny", WORDS)
-
+from raftdiff.testing.toy import TOY_WORDS, ToyRecipe, WordShare
+from raftdiff.types import Prompt, Report, Round
 
 PPO: dict[str, Any] = {"kl": {"beta": 0.01}, "critic": {"learning_rate": 1e-2}}
 PPO_MAX: dict[str, Any] = {
@@ -67,7 +42,7 @@ def parts(folder: Path, name: str, *, adapter: str = "lora", shorter: int = 0) -
     lm = load(base, str)
     options = {"rank": 8, "learning_rate": 5e-3, "batch_size": 16, "epochs": 2, "adapter": adapter, **switches}
     config = check(PpoConfig, options)
-    answered = [Prompt(word, word, word, word, meta={"answers": [{"text": f"was {word}"}]}) for word in WORDS]
+    answered = [Prompt(word, word, word, word, meta={"answers": [{"text": f"was {word}"}]}) for word in TOY_WORDS]
     finetuner = config.build(
         lm,
         total_rounds=rounds,
@@ -77,15 +52,15 @@ def parts(folder: Path, name: str, *, adapter: str = "lora", shorter: int = 0) -
     )
     return Parts(
         sampler=LMSampler(lm, DecodingConfig(max_new_tokens=6), 64, "policy"),
-        ranker=Ranker([(Share(), 1.0)], AllConfig().build(seed=0)),
+        ranker=Ranker([(WordShare(), 1.0)], AllConfig().build(seed=0)),
         finetuner=finetuner,
-        prompts=[Prompt(f"p{place}", text, text, text) for place, text in enumerate(WORDS)],
+        prompts=[Prompt(f"p{place}", text, text, text) for place, text in enumerate(TOY_WORDS)],
         loop=LoopConfig(rounds=rounds - shorter, candidates=candidates, seed=0),
     )
 
 
 def finish(path: Path, loop: Parts[str]) -> list[Round]:
-    return list(raft(Run.create(path, TextLoop(), seed=0), loop))
+    return list(raft(Run.create(path, ToyRecipe(), seed=0), loop))
 
 
 @pytest.mark.parametrize(("name", "adapter"), [("ppo", "full"), ("ppo_max", "full"), ("ppo_max", "lora")])
@@ -131,7 +106,7 @@ def test_a_killed_run_continues_to_the_same_bits(
     whole: Path, folder: Path, tmp_path: Path, round: int, step: int
 ) -> None:
     """Killed while the critic learns alone, in the first round's steps, and in a later round."""
-    run = Run.create(tmp_path / "killed", TextLoop(), seed=0)
+    run = Run.create(tmp_path / "killed", ToyRecipe(), seed=0)
     with pytest.raises(KilledError):
         list(raft(run, parts(folder, "ppo_max", shorter=5), Dying(round, step)))
     assert run.rounds_done() == round

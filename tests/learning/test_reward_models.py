@@ -7,7 +7,7 @@ import pytest
 from jaxtyping import Bool, Float
 
 from raftdiff.embedded import resolve
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.preferences import preferences
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model.loading import LMConfig
@@ -32,7 +32,7 @@ class Found(NamedTuple):
 def pairs(prompts: list[str], count: int, noise: float = 0.0) -> list[Comparison]:
     """The grammar's reviews stand in for a model's own, which would have to be drawn."""
     generator = np.random.default_rng(1)
-    own = {prompt: [reviews.sample(prompt, generator) for _ in range(4)] for prompt in prompts}
+    own = {prompt: [world.sample(prompt, generator) for _ in range(4)] for prompt in prompts}
     return [
         Comparison(row["id"], Prompt(row["id"], *[row["prompt"]] * 3), row["chosen"], row["rejected"], meta=row)
         for row in preferences(own, count, noise=noise)
@@ -42,7 +42,7 @@ def pairs(prompts: list[str], count: int, noise: float = 0.0) -> list[Comparison
 @pytest.fixture(scope="module")
 def found() -> Found:
     """Two models that differ in nothing but the order of their pairs, as an ensemble does."""
-    training, test = pairs(reviews.training_prompts()[:80], 240, NOISE), pairs(reviews.held_out_prompts(), 160)
+    training, test = pairs(world.training_prompts()[:80], 240, NOISE), pairs(world.held_out_prompts(), 160)
     config = RewardTunerConfig(adapter="full", learning_rate=2e-3, warmup_steps=4, epochs=2, batch_size=16)
     said = []
     for order in (0, 1):

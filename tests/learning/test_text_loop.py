@@ -9,36 +9,18 @@ import torch
 from jaxtyping import Float32
 
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
-from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
-from raftdiff.recipes.config import Config
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfKConfig, RandomConfig, TopFractionConfig
 from raftdiff.selection.lessons import AdvantageConfig, BestWorstConfig, RankedConfig, SoftmaxConfig, ThresholdConfig
 from raftdiff.stages import LoopConfig, Parts, commit, sample, score, select, tune
+from raftdiff.testing.toy import TOY_WORDS, ToyRecipe, WordShare
 from raftdiff.types import Prompt, Report, Round, Sample
-
-WORDS = ("the", "film", "was", "good", "bad", "dull", "fine", "long")
-
-
-class TextLoop(Config):
-    name: str = "words"
-    seed: int = 0
-
-
-class Share:
-    """How many of the words are "good", 0 to 1."""
-
-    name = "share"
-
-    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        words = [sample.media.split() for sample in samples]
-        return torch.tensor([row.count("good") / max(1, len(row)) for row in words], dtype=torch.float32)
 
 
 class Verifier:
@@ -48,11 +30,6 @@ class Verifier:
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         return torch.tensor([1.0 if "good" in one.media.split() else -1.0 for one in samples], dtype=torch.float32)
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("lm") / "tiny", WORDS)
 
 
 def parts(
@@ -72,15 +49,15 @@ def parts(
     finetuner = LMFineTunerConfig(**options).build(lm, total_rounds=rounds, max_tokens=6, seed=0)
     return Parts(
         sampler=LMSampler(lm, DecodingConfig(max_new_tokens=6), 64, "policy"),
-        ranker=Ranker([(reward or Share(), 1.0)], selector.build(seed=0)),
+        ranker=Ranker([(reward or WordShare(), 1.0)], selector.build(seed=0)),
         finetuner=finetuner,
-        prompts=[Prompt(f"p{place}", text, text, text) for place, text in enumerate(WORDS)],
+        prompts=[Prompt(f"p{place}", text, text, text) for place, text in enumerate(TOY_WORDS)],
         loop=LoopConfig(rounds=rounds, candidates=candidates, seed=seed),
     )
 
 
 def finish(path: Path, loop: Parts[str]) -> list[Round]:
-    return list(raft(Run.create(path, TextLoop(), seed=0), loop))
+    return list(raft(Run.create(path, ToyRecipe(), seed=0), loop))
 
 
 SFT = {"type": "sft"}
@@ -200,7 +177,7 @@ def test_a_run_killed_in_a_stage_continues_to_the_same_bits(
     whole: tuple[str, Path], folder: Path, tmp_path: Path, stage: str, step: int
 ) -> None:
     name, path = whole
-    run = Run.create(tmp_path / "killed", TextLoop(), seed=0)
+    run = Run.create(tmp_path / "killed", ToyRecipe(), seed=0)
     with pytest.raises(KilledError):
         list(raft(run, CASES[name](folder), Dying(stage, step)))
     assert run.rounds_done() == 1
@@ -211,7 +188,7 @@ def test_a_run_killed_in_a_stage_continues_to_the_same_bits(
 def test_stages_in_a_process_each_give_the_same_bits(whole: tuple[str, Path], folder: Path, tmp_path: Path) -> None:
     """A new model, sampler and fine-tuner for every stage, with the state of the last round."""
     name, path = whole
-    run = Run.create(tmp_path / "stages", TextLoop(), seed=0)
+    run = Run.create(tmp_path / "stages", ToyRecipe(), seed=0)
 
     def fresh() -> Parts[str]:
         loop = CASES[name](folder)

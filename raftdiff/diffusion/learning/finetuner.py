@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, final
 
@@ -19,7 +18,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.course import Course
+from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.training.trainable import on_cpu
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
@@ -95,19 +94,6 @@ class DiffusionFineTunerConfig(Config):
             seed: of the LoRA's first weights.
         """
         return DiffusionFineTuner(self, parts, total_rounds=total_rounds, guidance=guidance, seed=seed)
-
-
-@dataclass(slots=True)
-class Tally:
-    """Sums over the steps of a round."""
-
-    loss: float = 0.0
-    anchor: float = 0.0
-    norm: float = 0.0
-    rows: int = 0
-    steps: int = 0
-    evaluations: int = 0
-    rate: float = 0.0
 
 
 @final
@@ -228,13 +214,10 @@ class DiffusionFineTuner:
             rows = torch.tensor(mine[start : start + self.config.batch_size])
             terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], draws.rows(rows))
             world.backward(self.scaler.scale((terms.loss + terms.anchor) / len(x0)))
-            tally.loss += float(terms.loss.detach())
-            tally.anchor += float(terms.anchor.detach())
+            tally.sums["loss"] += float(terms.loss.detach())
+            tally.sums["anchor"] += float(terms.anchor.detach())
             tally.evaluations += terms.evaluations
-        tally.norm += self._update(world, rate)
-        tally.rows += len(x0)
-        tally.steps += 1
-        tally.rate = rate
+        tally.took(len(x0), norm=self._update(world, rate), rate=rate)
 
     def _terms(self, x0: Tensor, captions: list[str], weights: Tensor, draws: losses.Draws) -> losses.Terms:
         """The loss terms of one batch, on the model's device."""
@@ -333,15 +316,11 @@ def _latents(samples: Sequence[Sample[Image]]) -> Tensor:
 
 
 def _figures(tally: Tally, latents: Tensor) -> dict[str, float]:
-    rows, steps = max(1, tally.rows), max(1, tally.steps)
+    found = {"loss": 0.0, "anchor": 0.0, **tally.figures()}
     return {
-        "loss": tally.loss / rows,
-        "anchor": tally.anchor / rows,
-        "steps": float(tally.steps),
-        "exposures_mean": tally.rows / max(1, len(latents)),
-        "network_evaluations": float(tally.evaluations + 2 * min(DRIFT_ROWS, len(latents))),
-        "grad_norm": tally.norm / steps,
-        "learning_rate": tally.rate,
+        **found,
+        "exposures_mean": tally.items / max(1, len(latents)),
+        "network_evaluations": found["network_evaluations"] + 2 * min(DRIFT_ROWS, len(latents)),
         "latent_std": float(latents.std()) if len(latents) else 0.0,
     }
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.train import IGNORED, LENGTH, collate
 
 BATCH = 64
@@ -68,19 +68,19 @@ def figures(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int) ->
     """What the card says, of one review of the model and one of the grammar for each prompt."""
     generator = np.random.default_rng(seed)
     own = draw(model, tokenizer, prompts, seed=seed)
-    true = [reviews.sample(prompt, generator) for prompt in prompts]
-    rewards = np.array([reviews.reward(prompt, text) for prompt, text in zip(prompts, own, strict=True)])
-    entropy = -sum(reviews.log_probability(*pair) for pair in zip(prompts, true, strict=True)) / words(true)
+    true = [world.sample(prompt, generator) for prompt in prompts]
+    rewards = np.array([world.reward(prompt, text) for prompt, text in zip(prompts, own, strict=True)])
+    entropy = -sum(world.log_probability(*pair) for pair in zip(prompts, true, strict=True)) / words(true)
     crossed = -float(log_probabilities(model, tokenizer, prompts, true).sum()) / words(true)
     return {
         "samples": float(len(prompts)),
-        "parse": float(np.mean([reviews.fluent(*pair) for pair in zip(prompts, own, strict=True)])),
+        "parse": float(np.mean([world.fluent(*pair) for pair in zip(prompts, own, strict=True)])),
         "mean reward": float(rewards.mean()),
         "standard deviation of the reward": float(rewards.std()),
         "share with a reward of 0.9 or more": float((rewards >= 0.9).mean()),
         "words in a sample": words(own) / len(own) - 1,
-        "true perplexity of the samples": reviews.true_perplexity(prompts, own),
-        "true perplexity of the grammar's": reviews.true_perplexity(prompts, true),
+        "true perplexity of the samples": world.true_perplexity(prompts, own),
+        "true perplexity of the grammar's": world.true_perplexity(prompts, true),
         "words in one of the grammar's": words(true) / len(true) - 1,
         "entropy of the grammar, nats a word": entropy,
         "cross-entropy of the model, nats a word": crossed,
@@ -96,8 +96,8 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     given = parser.parse_args()
     model, tokenizer = load(given.model)
-    print(f"best reward {reviews.best_reward():.3f}: {reviews.best_review(reviews.prompts()[0])}")
-    for name, prompts in (("training", reviews.training_prompts()), ("held out", reviews.held_out_prompts())):
+    print(f"best reward {world.best_reward():.3f}: {world.best_review(world.prompts()[0])}")
+    for name, prompts in (("training", world.training_prompts()), ("held out", world.held_out_prompts())):
         asked = (prompts * math.ceil(given.samples / len(prompts)))[: given.samples]
         print(f"\n{name} prompts")
         for label, value in figures(model, tokenizer, asked, seed=given.seed).items():

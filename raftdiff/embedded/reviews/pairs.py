@@ -8,7 +8,7 @@ import json
 
 import numpy as np
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 
 EACH = 2
 LEAST = 0.25
@@ -19,13 +19,13 @@ def pairs(seed: int = 0) -> list[dict[str, str]]:
     """``EACH`` pairs a prompt: {"prompt", "chosen", "rejected"}."""
     generator = np.random.default_rng(seed)
     found = []
-    for prompt in reviews.training_prompts():
+    for prompt in world.training_prompts():
         kept = 0
         while kept < EACH:
             worse, better = sorted(
-                (reviews.sample(prompt, generator) for _ in range(2)), key=lambda text: reviews.reward(prompt, text)
+                (world.sample(prompt, generator) for _ in range(2)), key=lambda text: world.reward(prompt, text)
             )
-            if reviews.reward(prompt, better) - reviews.reward(prompt, worse) >= LEAST:
+            if world.reward(prompt, better) - world.reward(prompt, worse) >= LEAST:
                 found.append({"prompt": prompt, "chosen": better, "rejected": worse})
                 kept += 1
     return found

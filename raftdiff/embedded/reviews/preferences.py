@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.seeds import fold
 
 OWN, BROKEN = 0.5, 0.1
@@ -73,7 +73,7 @@ def preferences(
     found = []
     for place, (prompt, better, worse) in zip(range(count), pairs, strict=False):
         chosen, rejected = (worse, better) if place in wrong else (better, worse)
-        apart = round(reviews.reward(prompt, better) - reviews.reward(prompt, worse), 6)
+        apart = round(world.reward(prompt, better) - world.reward(prompt, worse), 6)
         told = {"prompt": prompt, "chosen": chosen, "rejected": rejected, "truth": int(place not in wrong)}
         found.append({"id": f"{place:04d}", **told, "gap": apart})
     return found
@@ -98,7 +98,7 @@ def _pairs(own: Answers, generator: np.random.Generator, words: int, gap: float)
     while True:
         prompt = prompts[int(generator.integers(len(prompts)))]
         one, other = (_answer(prompt, own[prompt], generator, words) for _ in range(2))
-        apart = reviews.reward(prompt, one) - reviews.reward(prompt, other)
+        apart = world.reward(prompt, one) - world.reward(prompt, other)
         if abs(apart) >= gap:
             yield (prompt, one, other) if apart > 0 else (prompt, other, one)
 
@@ -107,9 +107,9 @@ def _answer(prompt: str, own: Sequence[str], generator: np.random.Generator, wor
     source = generator.random()
     if source < OWN:
         return own[int(generator.integers(len(own)))]
-    text = reviews.sample(prompt, generator)
+    text = world.sample(prompt, generator)
     while _length(text) > words:
-        text = reviews.sample(prompt, generator)
+        text = world.sample(prompt, generator)
     return broken(text, generator) if source >= 1 - BROKEN else text
 
 
@@ -124,7 +124,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
     parser.add_argument("--held-out", action="store_true", help="on the prompts that review-lm was never trained on")
     given = parser.parse_args()
-    asked = reviews.held_out_prompts() if given.held_out else reviews.training_prompts()
+    asked = world.held_out_prompts() if given.held_out else world.training_prompts()
     for pair in preferences(own_answers(asked, 4, seed=given.seed), given.count, seed=given.seed, noise=given.noise):
         print(json.dumps(pair))
 

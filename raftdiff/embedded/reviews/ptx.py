@@ -7,7 +7,7 @@ import json
 
 import numpy as np
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 
 EACH = 2
 
@@ -16,8 +16,8 @@ def written(seed: int = 1) -> list[dict[str, str]]:
     """``EACH`` reviews a prompt: {"prompt", "response"}."""
     generator = np.random.default_rng(seed)
     return [
-        {"prompt": prompt, "response": reviews.sample(prompt, generator)}
-        for prompt in reviews.training_prompts()
+        {"prompt": prompt, "response": world.sample(prompt, generator)}
+        for prompt in world.training_prompts()
         for _ in range(EACH)
     ]
 

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.recipes.config import Config
 from raftdiff.types import Sample
 
@@ -46,7 +46,7 @@ class ReviewReward:
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         values = [
-            reviews.reward(one.prompt.caption, one.media) if self._fluency else reviews.sentiment(one.media)
+            world.reward(one.prompt.caption, one.media) if self._fluency else world.sentiment(one.media)
             for one in samples
         ]
         if self._threshold is not None:
@@ -57,11 +57,11 @@ class ReviewReward:
 def judge(texts: Sequence[str], captions: Sequence[str]) -> dict[str, np.ndarray]:
     """Whether each review parses for its prompt, and whether it is positive on the whole."""
     return {
-        "fluent": np.array([reviews.fluent(caption, text) for caption, text in zip(captions, texts, strict=True)]),
-        "positive": np.array([reviews.sentiment(text) > 0 for text in texts]),
+        "fluent": np.array([world.fluent(caption, text) for caption, text in zip(captions, texts, strict=True)]),
+        "positive": np.array([world.sentiment(text) > 0 for text in texts]),
     }
 
 
 def true_perplexity(samples: Sequence[Sample[str]]) -> float:
     """Of the reviews under the grammar, a word: finite for broken text too. Lower is likelier."""
-    return reviews.true_perplexity([one.prompt.caption for one in samples], [one.media for one in samples])
+    return world.true_perplexity([one.prompt.caption for one in samples], [one.media for one in samples])

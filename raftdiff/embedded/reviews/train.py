@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.grammar import AGREEMENT, VALENCES
 from raftdiff.embedded.training import (
     Average,
@@ -51,7 +51,7 @@ def build_tokenizer() -> Any:
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: index for index, word in enumerate((*SPECIAL, *reviews.vocabulary()))}
+    words = {word: index for index, word in enumerate((*SPECIAL, *world.vocabulary()))}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
@@ -90,12 +90,12 @@ def build_model(vocabulary: int, *, width: int = 144, layers: int = 4) -> Any:
 def batches(seed: int, size: int = BATCH, agreement: float = AGREEMENT) -> Iterator[tuple[Tensor, Tensor]]:
     """(ids, labels) without end, each (batch, tokens) int64: prompts of the training split, one fresh review each."""
     generator = np.random.default_rng(fold(seed, "reviews"))
-    prompts, index = reviews.training_prompts(), {word: i for i, word in enumerate((*SPECIAL, *reviews.vocabulary()))}
+    prompts, index = world.training_prompts(), {word: i for i, word in enumerate((*SPECIAL, *world.vocabulary()))}
     while True:
         rows = []
         for number in generator.integers(len(prompts), size=size * POOL):
             prompt = prompts[number]
-            texts = prompt.split(), reviews.sample(prompt, generator, agreement=agreement).split()
+            texts = prompt.split(), world.sample(prompt, generator, agreement=agreement).split()
             rows.append(tuple([index[word] for word in text] for text in texts))
         rows.sort(key=lambda row: len(row[1]))
         for first in generator.permutation(POOL):
@@ -146,7 +146,7 @@ def mood_loss(guess: Tensor, ids: Tensor, said: Tensor) -> Tensor:
 @cache
 def valences() -> Tensor:
     """The valence of each token, float32 (vocabulary,); 0 for what is no opinion."""
-    return torch.tensor([VALENCES.get(word, 0.0) for word in (*SPECIAL, *reviews.vocabulary())])
+    return torch.tensor([VALENCES.get(word, 0.0) for word in (*SPECIAL, *world.vocabulary())])
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
 from raftdiff.llm.methods import Outcome, rounds_of, run_method, table
 from raftdiff.llm.model import tiny
@@ -85,7 +85,7 @@ logging: {{tracker: null}}
 
 
 def test_a_run_is_measured_by_every_reward_and_again_when_another_is_asked_for(tmp_path: Path) -> None:
-    model = tiny.write(tmp_path / "lm", reviews.vocabulary())
+    model = tiny.write(tmp_path / "lm", world.vocabulary())
     file = tmp_path / "small.yaml"
     file.write_text(RECIPE.format(model=model))
     base, best, tuned = run_method(str(file), 0, tmp_path, [], reward="vowels")

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raftdiff.diffusion.recipe import load_recipe
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
 from raftdiff.llm.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
 from raftdiff.llm.recipe import TextRecipe
@@ -52,7 +52,7 @@ def file(tmp_path: Path) -> Path:
     (tmp_path / "policy.yaml").write_text(POLICY)
     (tmp_path / "reward.yaml").write_text(REWARD)
     pair = {"chosen": "it is charming .", "rejected": "it is awful ."}
-    lines = [json.dumps({"prompt": f"{genre} about robots :", **pair}) for genre in reviews.GENRES]
+    lines = [json.dumps({"prompt": f"{genre} about robots :", **pair}) for genre in world.GENRES]
     (tmp_path / "pairs.jsonl").write_text("\n".join(lines))
     (tmp_path / "again.yaml").write_text(PIPELINE)
     return tmp_path / "again.yaml"

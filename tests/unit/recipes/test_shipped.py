@@ -9,7 +9,7 @@ import pytest
 from raftdiff.cli.main import main
 from raftdiff.diffusion.recipe import Recipe, load_recipe
 from raftdiff.errors import UserError
-from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.pipeline import check, load_pipeline
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
@@ -36,7 +36,7 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
     elif medium_of(path) == "text":
         elsewhere = ["prompts={captions: [What is rain]}", "sampler={type: policy}"] if path.stem in NOT_HERE else []
         recipe = load_text_recipe(path, elsewhere)
-        assert data.build(recipe.prompts, path.parent)
+        assert read_prompts(recipe.prompts, path.parent)
     else:
         recipe = load_recipe(str(path))
         assert build(recipe.prompts)

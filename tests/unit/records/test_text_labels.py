@@ -11,8 +11,7 @@ import pytest
 
 from raftdiff.apps import label
 from raftdiff.errors import UserError
-from raftdiff.llm.data import prompts as data
-from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.recipes.config import Config
 from raftdiff.records.entries import found, of_evaluation, of_round, prompt_of
 from raftdiff.records.labels import Ballot, Pair, ballots, candidate_pairs, evaluation_pairs, points, preferences, tally
@@ -151,7 +150,7 @@ def test_the_data_format_pairs_reads_every_preference_back(run: Run, tmp_path: P
     ada.choose(pair("dog", 7, 1), "left")
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in preferences(run)))
-    prompts = data.build(DataConfig(file=str(file)), tmp_path)
+    prompts = read_prompts(DataConfig(file=str(file)), tmp_path)
     read = [(one.caption, [answer["text"] for answer in one.meta["answers"]]) for one in prompts]
     cats, dogs = ANSWERS["cat-1.5"], ANSWERS["dog"]
     assert read == [

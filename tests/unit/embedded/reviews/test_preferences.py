@@ -8,22 +8,22 @@ import numpy as np
 import pytest
 
 from raftdiff.embedded.reviews import preferences as review_preferences
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.preferences import GAP, WORDS, broken, own_answers, preferences
 
-PROMPTS = reviews.training_prompts()[:12]
+PROMPTS = world.training_prompts()[:12]
 
 
 @pytest.fixture(scope="module")
 def own() -> dict[str, list[str]]:
     """The grammar's reviews stand in for a model's."""
     generator = np.random.default_rng(0)
-    return {prompt: [reviews.sample(prompt, generator) for _ in range(6)] for prompt in PROMPTS}
+    return {prompt: [world.sample(prompt, generator) for _ in range(6)] for prompt in PROMPTS}
 
 
 def test_truth_says_whether_the_chosen_answer_is_the_better_one(own: dict[str, list[str]]) -> None:
     for pair in preferences(own, 100, noise=0.3):
-        apart = reviews.reward(pair["prompt"], pair["chosen"]) - reviews.reward(pair["prompt"], pair["rejected"])
+        apart = world.reward(pair["prompt"], pair["chosen"]) - world.reward(pair["prompt"], pair["rejected"])
         assert abs(apart) == pytest.approx(pair["gap"], abs=1e-6)
         assert pair["gap"] >= GAP
         assert (apart > 0) == bool(pair["truth"])
@@ -54,12 +54,12 @@ def test_answers_are_a_models_the_grammars_and_broken(own: dict[str, list[str]])
     texts = [(pair["prompt"], pair[side]) for pair in pairs for side in ("chosen", "rejected")]
     known = {(prompt, text) for prompt in own for text in own[prompt]}
     assert 0.35 < np.mean([text in known for text in texts]) < 0.65
-    assert 0.03 < np.mean([not reviews.fluent(*text) for text in texts]) < 0.2
+    assert 0.03 < np.mean([not world.fluent(*text) for text in texts]) < 0.2
     assert {len(text.split()) <= WORDS for _, text in texts} == {True}
 
 
 def test_breaking_swaps_or_leaves_out_one_word() -> None:
-    text = reviews.sample(PROMPTS[0], np.random.default_rng(1))
+    text = world.sample(PROMPTS[0], np.random.default_rng(1))
     lengths = set()
     for seed in range(20):
         found = broken(text, np.random.default_rng(seed))
@@ -98,6 +98,6 @@ def test_the_command_prints_rows_of_the_pairs_format(
     monkeypatch.setattr(sys, "argv", words)
     review_preferences.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    assert asked == [reviews.held_out_prompts()]
+    assert asked == [world.held_out_prompts()]
     assert [set(row) for row in rows] == [{"id", "prompt", "chosen", "rejected", "truth", "gap"}] * 10
     assert sum(row["truth"] for row in rows) == 8

@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.grammar import NEGATIONS, VALENCES
 from raftdiff.embedded.reviews.measure import draw, figures, load, log_probabilities
 from raftdiff.embedded.reviews.train import (
@@ -46,7 +46,7 @@ def tiny() -> Any:
 
 def true_reviews(prompts: list[str]) -> list[str]:
     generator = np.random.default_rng(0)
-    return [reviews.sample(prompt, generator) for prompt in prompts]
+    return [world.sample(prompt, generator) for prompt in prompts]
 
 
 # --- what ships
@@ -78,7 +78,7 @@ def test_it_is_a_small_llama_that_loads_in_float32_without_being_told() -> None:
 def test_its_words_are_the_grammars(lm: tuple[Any, Any]) -> None:
     model, tokenizer = lm
     words = tokenizer.get_vocab()
-    assert sorted(words, key=lambda word: words[word]) == [*SPECIAL, *reviews.vocabulary()]
+    assert sorted(words, key=lambda word: words[word]) == [*SPECIAL, *world.vocabulary()]
     assert words == build_tokenizer().get_vocab()
     assert model.config.vocab_size == len(tokenizer) == len(words)
     assert (model.config.pad_token_id, model.config.bos_token_id, model.config.eos_token_id) == (PAD, BOS, EOS)
@@ -98,7 +98,7 @@ def test_a_prompt_begins_with_bos_and_does_not_end_with_eos(lm: tuple[Any, Any])
 
 def test_decoding_gives_the_review_back_to_the_letter(lm: tuple[Any, Any]) -> None:
     tokenizer = lm[1]
-    for review in true_reviews(reviews.prompts()):
+    for review in true_reviews(world.prompts()):
         ids = [*tokenizer(review, add_special_tokens=False)["input_ids"], EOS, PAD]
         assert tokenizer.decode(ids, skip_special_tokens=True) == review
 
@@ -111,28 +111,28 @@ def test_prompts_of_unlike_length_are_padded_on_the_left(lm: tuple[Any, Any]) ->
 
 @pytest.mark.parametrize("split", ["training", "held out"])
 def test_what_it_says_parses(lm: tuple[Any, Any], split: str) -> None:
-    prompts = reviews.training_prompts()[::3] if split == "training" else reviews.held_out_prompts()
+    prompts = world.training_prompts()[::3] if split == "training" else world.held_out_prompts()
     prompts = (prompts * 2)[:64]
     texts = draw(*lm, prompts, seed=1)
-    assert np.mean([reviews.fluent(*pair) for pair in zip(prompts, texts, strict=True)]) >= 0.9
+    assert np.mean([world.fluent(*pair) for pair in zip(prompts, texts, strict=True)]) >= 0.9
     assert len(set(texts)) > 60
     greedy = draw(*lm, prompts[:8], seed=0, greedy=True)
-    assert all(reviews.fluent(*pair) for pair in zip(prompts, greedy, strict=False))
+    assert all(world.fluent(*pair) for pair in zip(prompts, greedy, strict=False))
 
 
 def test_it_has_no_opinion_to_begin_with(lm: tuple[Any, Any]) -> None:
-    prompts = reviews.training_prompts()
-    rewards = np.array([reviews.reward(*pair) for pair in zip(prompts, draw(*lm, prompts, seed=2), strict=True)])
+    prompts = world.training_prompts()
+    rewards = np.array([world.reward(*pair) for pair in zip(prompts, draw(*lm, prompts, seed=2), strict=True)])
     assert abs(rewards.mean()) < 0.2
     assert rewards.std() > 0.4
 
 
-@pytest.mark.parametrize("prompts", [reviews.training_prompts()[::2], reviews.held_out_prompts() * 2])
+@pytest.mark.parametrize("prompts", [world.training_prompts()[::2], world.held_out_prompts() * 2])
 def test_its_log_probabilities_are_near_the_true(lm: tuple[Any, Any], prompts: list[str]) -> None:
     texts = true_reviews(prompts)
     lengths = np.array([len(text.split()) + 1 for text in texts])
     own = log_probabilities(*lm, prompts, texts).double().numpy()
-    true = np.array([reviews.log_probability(*pair) for pair in zip(prompts, texts, strict=True)])
+    true = np.array([world.log_probability(*pair) for pair in zip(prompts, texts, strict=True)])
     assert np.corrcoef(own / lengths, true / lengths)[0, 1] > 0.9
     assert abs((true.sum() - own.sum()) / lengths.sum()) < 0.08
 
@@ -203,12 +203,12 @@ def test_in_the_lesson_all_opinion_words_agree() -> None:
 
 
 def test_batches_hold_reviews_of_training_prompts_only_and_follow_the_seed() -> None:
-    tokenizer, training = build_tokenizer(), set(reviews.training_prompts())
+    tokenizer, training = build_tokenizer(), set(world.training_prompts())
     for ids, labels in itertools.islice(batches(3, size=8), 6):
         for row, targets in zip(ids, labels, strict=True):
             prompt, review = tokenizer.decode(row[1:5]), tokenizer.decode(row[5:], skip_special_tokens=True)
             assert prompt in training
-            assert reviews.fluent(prompt, review)
+            assert world.fluent(prompt, review)
             assert tokenizer.decode(targets[targets != IGNORED]) == review + " <eos>"
     once, again, other = (next(batches(seed, size=8))[0] for seed in (3, 3, 4))
     assert torch.equal(once, again)
@@ -226,7 +226,7 @@ def test_what_is_saved_loads_as_it_was(tiny: Any, tmp_path: Path) -> None:
 
 
 def test_figures_of_an_untrained_model_are_bad(tiny: Any) -> None:
-    found = figures(tiny, build_tokenizer(), reviews.training_prompts()[:8], seed=0)
+    found = figures(tiny, build_tokenizer(), world.training_prompts()[:8], seed=0)
     assert found["parse"] == 0
     assert found["mean reward"] == -1
     assert found["cross-entropy over entropy"] > 2

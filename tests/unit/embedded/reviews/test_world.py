@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from raftdiff.embedded.reviews import grammar as review_grammar
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.grammar import COUNTS, DEGREES, GENRES, NEGATIONS, TOPICS, VALENCES, grammar
 from raftdiff.embedded.reviews.pcfg import read
 from raftdiff.errors import UserError
@@ -27,41 +27,41 @@ SPOKEN = "another superb western about pirates . the loud duels were slow . what
 def drawn(count: int) -> list[tuple[str, str]]:
     """(prompt, review) of the grammar, all prompts in turn."""
     generator = np.random.default_rng(0)
-    asked = (reviews.prompts() * (count // 240 + 1))[:count]
-    return [(prompt, reviews.sample(prompt, generator)) for prompt in asked]
+    asked = (world.prompts() * (count // 240 + 1))[:count]
+    return [(prompt, world.sample(prompt, generator)) for prompt in asked]
 
 
 def test_the_world_is_as_large_as_the_card_says() -> None:
-    assert (len(set(GENRES)), len(set(TOPICS)), len(set(reviews.prompts()))) == (10, 24, 240)
-    assert (len(reviews.training_prompts()), len(reviews.held_out_prompts())) == (200, 40)
-    assert len(reviews.vocabulary()) == len(set(reviews.vocabulary())) == 322
+    assert (len(set(GENRES)), len(set(TOPICS)), len(set(world.prompts()))) == (10, 24, 240)
+    assert (len(world.training_prompts()), len(world.held_out_prompts())) == (200, 40)
+    assert len(world.vocabulary()) == len(set(world.vocabulary())) == 322
 
 
 def test_hold_outs_and_training_prompts_share_nothing_and_leave_nothing_out() -> None:
-    training, held_out = set(reviews.training_prompts()), set(reviews.held_out_prompts())
+    training, held_out = set(world.training_prompts()), set(world.held_out_prompts())
     assert not training & held_out
-    assert training | held_out == set(reviews.prompts())
+    assert training | held_out == set(world.prompts())
 
 
 def test_every_genre_and_topic_is_held_out_somewhere_and_seen_somewhere() -> None:
-    for found in (reviews.training_prompts(), reviews.held_out_prompts()):
+    for found in (world.training_prompts(), world.held_out_prompts()):
         parts = [prompt.split() for prompt in found]
         assert {genre for genre, *_ in parts} == set(GENRES)
         assert {topic for _, _, topic, _ in parts} == set(TOPICS)
 
 
 def test_hold_outs_are_what_the_weights_were_trained_with() -> None:
-    assert reviews.held_out_prompts()[:2] == ["comedy about pirates :", "comedy about sailors :"]
-    assert "western about dragons :" in reviews.held_out_prompts()
+    assert world.held_out_prompts()[:2] == ["comedy about pirates :", "comedy about sailors :"]
+    assert "western about dragons :" in world.held_out_prompts()
 
 
 def test_the_prompt_files_agree_with_the_world() -> None:
     def lines(name: str) -> list[str]:
         return [line for line in (PROMPTS / name).read_text().splitlines() if not line.startswith("#")]
 
-    assert lines("reviews_held_out.txt") == reviews.held_out_prompts()
+    assert lines("reviews_held_out.txt") == world.held_out_prompts()
     assert len(set(lines("reviews_train.txt"))) == len(lines("reviews_train.txt")) == 120
-    assert set(lines("reviews_train.txt")) < set(reviews.training_prompts())
+    assert set(lines("reviews_train.txt")) < set(world.training_prompts())
 
 
 # --- the rules
@@ -144,23 +144,23 @@ def test_a_log_probability_by_hand() -> None:
     likelihood = 0.35 * (
         0.5 * opening(0.34) * middle(0.11) * closing(0.34) + 0.5 * opening(0.04) * middle(0.51) * closing(0.04)
     )
-    assert reviews.log_probability(PROMPT, SPOKEN) == pytest.approx(math.log(likelihood), abs=2e-6)
+    assert world.log_probability(PROMPT, SPOKEN) == pytest.approx(math.log(likelihood), abs=2e-6)
 
 
 def test_every_sample_parses_and_is_made_of_known_words() -> None:
-    known = set(reviews.vocabulary())
+    known = set(world.vocabulary())
     for prompt, review in drawn(1000):
-        assert reviews.fluent(prompt, review)
+        assert world.fluent(prompt, review)
         assert set(review.split()) <= known
         assert 2 <= len(re.findall(r"[.!]", review)) <= 5
         assert review == " ".join(review.split()).lower()
 
 
 def test_a_review_of_something_else_does_not_parse() -> None:
-    assert reviews.fluent(PROMPT, SPOKEN)
-    assert not reviews.fluent("comedy about pirates :", SPOKEN)
-    assert not reviews.fluent("western about robots :", SPOKEN)
-    assert not reviews.fluent(PROMPT, SPOKEN.replace("duels", "jokes"))  # another genre's
+    assert world.fluent(PROMPT, SPOKEN)
+    assert not world.fluent("comedy about pirates :", SPOKEN)
+    assert not world.fluent("western about robots :", SPOKEN)
+    assert not world.fluent(PROMPT, SPOKEN.replace("duels", "jokes"))  # another genre's
 
 
 @pytest.mark.parametrize(
@@ -183,9 +183,9 @@ def test_a_review_of_something_else_does_not_parse() -> None:
     ],
 )
 def test_edits_break_the_parse(review: str) -> None:
-    assert reviews.log_probability(PROMPT, review) == -math.inf
-    assert not reviews.fluent(PROMPT, review)
-    assert reviews.reward(PROMPT, review) == -1
+    assert world.log_probability(PROMPT, review) == -math.inf
+    assert not world.fluent(PROMPT, review)
+    assert world.reward(PROMPT, review) == -1
 
 
 def test_a_word_left_out_or_swapped_seldom_parses() -> None:
@@ -194,9 +194,9 @@ def test_a_word_left_out_or_swapped_seldom_parses() -> None:
     for prompt, review in drawn(400):
         words = review.split()
         at = int(generator.integers(len(words) - 1))
-        left += reviews.fluent(prompt, " ".join(words[:at] + words[at + 1 :]))
+        left += world.fluent(prompt, " ".join(words[:at] + words[at + 1 :]))
         words[at], words[at + 1] = words[at + 1], words[at]
-        swapped += reviews.fluent(prompt, " ".join(words))
+        swapped += world.fluent(prompt, " ".join(words))
     assert left < 60
     assert swapped < 20
 
@@ -211,10 +211,10 @@ def test_samples_are_as_frequent_as_their_log_probability_says() -> None:
         for end in (".", "!")
         for verdict in ("masterpiece", "triumph", "gem", "marvel", "letdown", "muddle", "misfire", "bore")
     ]
-    likelihood = math.fsum(math.exp(reviews.log_probability(PROMPT, text)) for text in texts)
+    likelihood = math.fsum(math.exp(world.log_probability(PROMPT, text)) for text in texts)
     assert likelihood == pytest.approx(0.15 * 0.20 * 0.7 * 0.14 * 0.65 / 2, rel=0.2)
     generator, members, count = np.random.default_rng(0), frozenset(texts), 30_000
-    found = sum(reviews.sample(PROMPT, generator) in members for _ in range(count))
+    found = sum(world.sample(PROMPT, generator) in members for _ in range(count))
     assert abs(found - count * likelihood) < 3.5 * math.sqrt(count * likelihood)
 
 
@@ -234,8 +234,8 @@ def test_sentences_of_a_review_share_a_mood() -> None:
 
 def by_all_cuts(prompt: str, text: str, epsilon: float) -> float:
     """The definition, spelt out: moods, numbers of sentences, cuts."""
-    words, unknown = text.split(), len(reviews.vocabulary()) + 1
-    lifted = reviews._lifted(prompt, text)
+    words, unknown = text.split(), len(world.vocabulary()) + 1
+    lifted = world._lifted(prompt, text)
     spoken = cache(lambda mood, kind, start, end: grammar(mood).probability(kind, lifted[start:end]))
 
     def terms() -> Iterator[float]:
@@ -267,52 +267,52 @@ def by_all_cuts(prompt: str, text: str, epsilon: float) -> float:
 )
 def test_smoothing_sums_over_every_way_to_cut_the_text(text: str, epsilon: float) -> None:
     expected = by_all_cuts(PROMPT, text, epsilon)
-    assert reviews.smoothed_log_probability(PROMPT, text, epsilon) == pytest.approx(expected, abs=1e-9)
+    assert world.smoothed_log_probability(PROMPT, text, epsilon) == pytest.approx(expected, abs=1e-9)
 
 
 def test_smoothing_leaves_fluent_text_almost_alone() -> None:
     for prompt, review in drawn(200):
-        exact, sentences = reviews.log_probability(prompt, review), len(re.findall(r"[.!]", review))
-        smoothed = reviews.smoothed_log_probability(prompt, review)
+        exact, sentences = world.log_probability(prompt, review), len(re.findall(r"[.!]", review))
+        smoothed = world.smoothed_log_probability(prompt, review)
         assert smoothed >= exact + sentences * math.log1p(-1e-3) - 1e-9
         assert smoothed == pytest.approx(exact, abs=0.02)
 
 
 @pytest.mark.parametrize("text", ["", "?!", "Ünknown words", "superb " * 1000, SPOKEN * 40, "! . " * 60, "\n\n"])
 def test_smoothing_is_finite_for_every_text(text: str) -> None:
-    assert -1e5 < reviews.smoothed_log_probability(PROMPT, text) < 0
+    assert -1e5 < world.smoothed_log_probability(PROMPT, text) < 0
 
 
 def test_unknown_words_cost_as_much_as_one_more_word() -> None:
-    unknown = reviews.smoothed_log_probability(PROMPT, "qwerty uiop")
-    assert unknown == pytest.approx(reviews.smoothed_log_probability(PROMPT, "superb the"), abs=1e-9)
+    unknown = world.smoothed_log_probability(PROMPT, "qwerty uiop")
+    assert unknown == pytest.approx(world.smoothed_log_probability(PROMPT, "superb the"), abs=1e-9)
 
 
 @pytest.mark.parametrize("epsilon", [0.0, 1.0, -0.1])
 def test_epsilon_is_a_probability(epsilon: float) -> None:
     with pytest.raises(ValueError, match="it must lie within"):
-        reviews.smoothed_log_probability(PROMPT, SPOKEN, epsilon)
+        world.smoothed_log_probability(PROMPT, SPOKEN, epsilon)
 
 
 def test_true_perplexity_is_that_of_the_corpus_and_counts_ends() -> None:
     texts = [SPOKEN, "qwerty"]
-    total = sum(reviews.smoothed_log_probability(PROMPT, text) for text in texts)
-    assert reviews.true_perplexity([PROMPT] * 2, texts) == pytest.approx(math.exp(-total / (16 + 1 + 1 + 1)))
+    total = sum(world.smoothed_log_probability(PROMPT, text) for text in texts)
+    assert world.true_perplexity([PROMPT] * 2, texts) == pytest.approx(math.exp(-total / (16 + 1 + 1 + 1)))
 
 
 def test_true_perplexity_needs_as_many_prompts_as_reviews() -> None:
     with pytest.raises(ValueError, match="no reviews"):
-        reviews.true_perplexity([], [])
+        world.true_perplexity([], [])
     with pytest.raises(ValueError, match="is longer"):
-        reviews.true_perplexity([PROMPT], [SPOKEN, SPOKEN])
+        world.true_perplexity([PROMPT], [SPOKEN, SPOKEN])
 
 
 def test_true_perplexity_tells_broken_text() -> None:
     asked, texts = zip(*drawn(200), strict=True)
     generator = np.random.default_rng(0)
     shuffled = [" ".join(generator.permutation(text.split())) for text in texts]
-    assert 4 < reviews.true_perplexity(asked, texts) < 6
-    assert reviews.true_perplexity(asked, shuffled) > 100
+    assert 4 < world.true_perplexity(asked, texts) < 6
+    assert world.true_perplexity(asked, shuffled) > 100
 
 
 # --- sentiment and reward
@@ -341,40 +341,40 @@ def test_true_perplexity_tells_broken_text() -> None:
     ],
 )
 def test_sentiment_by_hand(review: str, expected: float) -> None:
-    assert reviews.sentiment(review) == pytest.approx(expected, abs=2e-6)
+    assert world.sentiment(review) == pytest.approx(expected, abs=2e-6)
 
 
 def test_saying_more_gains_nothing() -> None:
     once = "the plot was good . "
-    assert reviews.sentiment(once * 5) == pytest.approx(reviews.sentiment(once))
+    assert world.sentiment(once * 5) == pytest.approx(world.sentiment(once))
 
 
 def test_reward_is_the_sentiment_of_what_parses_for_this_prompt() -> None:
-    assert reviews.reward(PROMPT, SPOKEN) == pytest.approx((1 - 0.5 + 1) / 3)
-    assert reviews.reward("drama about pirates :", SPOKEN) == -1
-    assert reviews.reward(PROMPT, "superb superb superb") == -1
+    assert world.reward(PROMPT, SPOKEN) == pytest.approx((1 - 0.5 + 1) / 3)
+    assert world.reward("drama about pirates :", SPOKEN) == -1
+    assert world.reward(PROMPT, "superb superb superb") == -1
 
 
 @pytest.mark.parametrize("prompt", [PROMPT, "comedy about dragons :"])
 def test_the_best_reward_is_attained(prompt: str) -> None:
-    assert reviews.best_reward() == pytest.approx(1.0)
-    assert reviews.reward(prompt, reviews.best_review(prompt)) == reviews.best_reward()
+    assert world.best_reward() == pytest.approx(1.0)
+    assert world.reward(prompt, world.best_review(prompt)) == world.best_reward()
 
 
 def test_no_sample_beats_the_best_and_the_mean_is_in_the_middle() -> None:
-    rewards = np.array([reviews.reward(*pair) for pair in drawn(2000)])
-    assert rewards.max() <= reviews.best_reward()
+    rewards = np.array([world.reward(*pair) for pair in drawn(2000)])
+    assert rewards.max() <= world.best_reward()
     assert abs(rewards.mean()) < 3.5 * rewards.std() / math.sqrt(len(rewards))
     assert rewards.std() > 0.4
 
 
 def test_nine_tenths_of_the_best_reward_cost_no_fluency() -> None:
     pairs = drawn(2000)
-    best = [pair for pair in pairs if reviews.reward(*pair) >= 0.9 * reviews.best_reward()]
+    best = [pair for pair in pairs if world.reward(*pair) >= 0.9 * world.best_reward()]
     assert len(best) > 15
 
     def perplexity(found: list[tuple[str, str]]) -> float:
-        return reviews.true_perplexity([prompt for prompt, _ in found], [text for _, text in found])
+        return world.true_perplexity([prompt for prompt, _ in found], [text for _, text in found])
 
     assert perplexity(best) < 1.25 * perplexity(pairs[:240])
 
@@ -390,12 +390,12 @@ def test_nine_tenths_of_the_best_reward_cost_no_fluency() -> None:
 )
 def test_other_prompts_are_told(prompt: str, sentence: str) -> None:
     with pytest.raises(UserError, match=re.escape(sentence)):
-        reviews.sample(prompt, np.random.default_rng(0))
+        world.sample(prompt, np.random.default_rng(0))
     with pytest.raises(UserError, match=re.escape(sentence)):
-        reviews.log_probability(prompt, SPOKEN)
+        world.log_probability(prompt, SPOKEN)
 
 
 def test_the_same_generator_gives_the_same_review() -> None:
-    once, again = (reviews.sample(PROMPT, np.random.default_rng(7)) for _ in range(2))
+    once, again = (world.sample(PROMPT, np.random.default_rng(7)) for _ in range(2))
     assert once == again
-    assert once != reviews.sample(PROMPT, np.random.default_rng(8))
+    assert once != world.sample(PROMPT, np.random.default_rng(8))

@@ -13,6 +13,7 @@ from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.rows import row_of, score
+from raftdiff.llm.model.tiny import random_answers
 from raftdiff.selection.lessons import Advantage
 from raftdiff.training.optimizer import exposure_plan
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, silent
@@ -50,20 +51,6 @@ def open_lm(folder, dtype="float32"):
 def tuner(folder, *, dtype="float32", rounds=3, **changes):
     options = {"rank": 4, "learning_rate": 1e-2, "batch_size": 12, "max_grad_norm": None, **changes}
     return LMFineTunerConfig(**options).build(open_lm(folder, dtype), total_rounds=rounds, max_tokens=8, seed=0)
-
-
-def answers(lm, per_prompt=3, round=0):
-    """Random answers of different lengths, with their tokens and log-probabilities under ``lm`` as it stands."""
-    generator = torch.Generator().manual_seed(round)
-    samples = []
-    for place, text in enumerate(PROMPTS):
-        for index in range(per_prompt):
-            length = 1 + (place + 2 * index) % 5
-            tokens = torch.cat([torch.randint(4, 12, (length,), generator=generator), torch.tensor([2])])
-            prompt = Prompt(f"p{place}", text, text, text)
-            samples.append(Sample(round, prompt, index, index, "policy", lm.text(tokens.tolist()), {"tokens": tokens}))
-    lps = score(lm, [row_of(lm, sample, learning=True) for sample in samples], batch_size=64)
-    return {one.key: with_aux(one, logprobs=lp) for one, lp in zip(samples, lps, strict=True)}
 
 
 def with_aux(sample, **aux):
@@ -170,7 +157,7 @@ UNCUT = {**SFT, **POLICY, **KL, **HOOKS, **PAIRS, **RANKED}
 def test_how_a_step_is_cut_into_passes_changes_nothing(folder, name):
     """Also a test of padding: alone in its pass, a row has none."""
     objective, kind = UNCUT[name]
-    samples = answers(open_lm(folder))
+    samples = random_answers(open_lm(folder))
     whole = moved(tuner(folder, objective=objective, adapter="full", learning_rate=1e-3))
     expected, figures = gradients(whole, samples, kind)
     assert largest(expected) > 1e-3
@@ -190,7 +177,7 @@ def test_the_figures_of_a_policy_gradient_do_not_depend_on_the_cut_either(folder
     found = []
     for rows in (1, 5, 64):
         learner = tuner(folder, objective={"type": "policy_gradient"}, rows_per_pass=rows)
-        samples = answers(learner.lm)
+        samples = random_answers(learner.lm)
         far = next(key for key, one in samples.items() if len(one.aux["tokens"]) == 2)
         samples[far] = with_aux(samples[far], logprobs=samples[far].aux["logprobs"] - 2.0)
         found.append(fit(learner, samples, Selection("advantages", tuple(Item((key,)) for key in samples))))
@@ -203,7 +190,7 @@ def test_the_figures_of_a_policy_gradient_do_not_depend_on_the_cut_either(folder
 def test_kto_is_cut_into_passes_of_two_items_at_least(folder):
     """Its reference point is a pass's own; with one answer there would be no other prompt to take it from."""
     learner = tuner(folder, objective={"type": "kto"}, rows_per_pass=1)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     sizes, loss = [], type(learner.objective).loss
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -225,7 +212,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(folder, gpt2, model, ad
     where = {"llama": folder, "gpt2": gpt2}[model]
     targets = {} if model == "llama" else {"target_modules": ("c_attn", "c_fc")}
     plain = tuner(where, adapter=adapter, **targets)
-    samples = answers(plain.lm)
+    samples = random_answers(plain.lm)
     expected, _ = gradients(plain, samples)
     computed = []
     checkpointed = tuner(where, adapter=adapter, gradient_checkpointing=True, **targets)
@@ -249,13 +236,13 @@ def test_the_padding_token_may_be_the_end_token(folder, tmp_path, name):
     twin = tuner(folder, objective=objective, adapter="full")
     twin.lm.tokenizer.pad_token = "<eos>"
     assert (learner.lm.pad, twin.lm.pad) == (0, 2)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     close(gradients(twin, samples, kind)[0], gradients(learner, samples, kind)[0])
 
 
 def test_the_end_of_an_answer_is_learnt(folder):
     learner = tuner(folder, epochs=20)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     rows = [row_of(learner.lm, sample, learning=True) for sample in samples.values()]
     before = torch.stack([lp[-1] for lp in score(learner.lm, rows, batch_size=64)])
     fit(learner, samples)
@@ -266,7 +253,7 @@ def test_the_end_of_an_answer_is_learnt(folder):
 
 def test_a_text_without_tokens_is_tokenized_and_ends(folder):
     learner = tuner(folder, adapter="full")
-    drawn = answers(learner.lm)
+    drawn = random_answers(learner.lm)
     written = {
         key: Sample(
             0, one.prompt, one.index, 0, "dataset", " ".join(learner.lm.text(one.aux["tokens"].tolist()).split())
@@ -280,7 +267,7 @@ def test_a_text_without_tokens_is_tokenized_and_ends(folder):
 
 def test_the_learning_prompt_is_what_is_learnt(folder):
     learner = tuner(folder, adapter="full")
-    plain = answers(learner.lm)
+    plain = random_answers(learner.lm)
     magic = {
         key: Sample(
             0, Prompt(one.prompt.id, "?", "good good good", one.prompt.learning), one.index, 0, "policy", "", one.aux
@@ -299,7 +286,7 @@ def test_the_learning_prompt_is_what_is_learnt(folder):
 @pytest.mark.parametrize("optimizer", ["adamw", "rmsprop"])
 def test_the_loss_of_what_is_learnt_falls(folder, adapter, optimizer):
     learner = tuner(folder, adapter=adapter, optimizer=optimizer, learning_rate=3e-3, epochs=15, max_grad_norm=1.0)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     first = fit(learner, samples)["loss"]
     assert fit(learner, samples)["loss"] < 0.8 * first
 
@@ -309,13 +296,13 @@ def test_a_learning_rate_of_0_leaves_the_weights(folder, adapter):
     config = LMFineTunerConfig(adapter=adapter, rank=4).model_copy(update={"learning_rate": 0.0})
     learner = config.build(open_lm(folder), total_rounds=1, max_tokens=8, seed=0)
     before = {name: weight.clone() for name, weight in learner.trainable.live.items()}
-    fit(learner, answers(learner.lm))
+    fit(learner, random_answers(learner.lm))
     assert all(torch.equal(before[name], weight) for name, weight in learner.trainable.live.items())
 
 
 def test_equal_rewards_leave_the_weights_of_a_policy_gradient(folder):
     learner = tuner(folder, objective={"type": "policy_gradient"}, weight_decay=0.1)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     fit(learner, samples, "advantages")  # so that the optimizer has a momentum that would go on
     saved = learner.state_dict()
     table = np.full((len(PROMPTS), 3), 0.3)
@@ -331,7 +318,7 @@ def test_equal_rewards_leave_the_weights_of_a_policy_gradient(folder):
 def test_answers_of_no_advantage_count_where_losses_are_averaged(folder):
     """They are left out of the passes, and the gradient is what it is with them: that of SFT with the same weights."""
     learner = tuner(folder, adapter="full", objective={"type": "policy_gradient"})
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     selection = items("advantages", samples)
     found, figures = gradients(learner, samples, selection)
     weighted, others = gradients(tuner(folder, adapter="full"), samples, Selection("weighted", selection.items))
@@ -342,7 +329,7 @@ def test_answers_of_no_advantage_count_where_losses_are_averaged(folder):
 
 def test_figures_are_of_the_whole_round(folder):
     learner = tuner(folder, batch_size=5, epochs=2)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     seen = []
     figures = learner.fit(
         items("weighted", samples), samples, seed=1, report=lambda done, total: seen.append((done, total))
@@ -360,7 +347,7 @@ def test_the_loss_of_a_round_is_the_mean_over_its_steps(folder):
     """Weighed by their items: 8 and 4 of 12. With a rate of nothing, it is the loss that the answers have."""
     config = LMFineTunerConfig(rank=4, batch_size=8).model_copy(update={"learning_rate": 0.0})
     learner = config.build(open_lm(folder), total_rounds=1, max_tokens=8, seed=0)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     every = Selection("weighted", tuple(Item((key,)) for key in samples))
     order = list(samples)
     expected = 0.0
@@ -372,7 +359,7 @@ def test_the_loss_of_a_round_is_the_mean_over_its_steps(folder):
 
 def test_gradients_longer_than_the_limit_are_shortened(folder):
     free, held = tuner(folder, adapter="full"), tuner(folder, adapter="full", max_grad_norm=0.01)
-    samples = answers(free.lm)
+    samples = random_answers(free.lm)
     seen = []
     held.course.optimizer.register_step_pre_hook(
         lambda *_: seen.append(
@@ -416,14 +403,14 @@ def rates(learner, samples, rounds):
 def test_the_schedule_spans_all_rounds(folder, kind, expected):
     """Pitfall of other loops: a schedule built for one round is at 0 from the second on."""
     learner = tuner(folder, rounds=2, lr_schedule=kind, batch_size=3)
-    found = rates(learner, answers(learner.lm), 2)
+    found = rates(learner, random_answers(learner.lm), 2)
     assert found == pytest.approx([1e-2 * share for share in expected])
     assert min(found) > 0
 
 
 def test_the_schedule_goes_on_in_another_process(folder):
     learner = tuner(folder, rounds=2, lr_schedule="linear", batch_size=3, warmup_steps=6)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     first = rates(learner, samples, 1)
     other = tuner(folder, rounds=2, lr_schedule="linear", batch_size=3, warmup_steps=6)
     other.load_state_dict(learner.state_dict())
@@ -451,7 +438,7 @@ STATES = {
 def resumed(folder, kind, **options):
     """State dicts of two rounds in one fine-tuner, and of one round in each of two."""
     straight = tuner(folder, batch_size=5, **options)
-    samples = [answers(straight.lm, round=0), answers(straight.lm, round=1)]
+    samples = [random_answers(straight.lm, round=0), random_answers(straight.lm, round=1)]
     start = straight.state_dict()
     fit(straight, samples[0], kind, seed=1)
     saved = straight.state_dict()
@@ -484,7 +471,7 @@ def test_every_objective_resumes_to_the_bit(folder, name):
 def test_seeds_decide_and_nothing_else_does(folder):
     def after(seed, disturbed=False):
         learner = tuner(folder, dropout=0.2, batch_size=4)
-        samples = answers(learner.lm)
+        samples = random_answers(learner.lm)
         if disturbed:
             torch.rand(7)
         state = torch.random.get_rng_state()
@@ -517,14 +504,14 @@ def test_states_of_another_finetuner_are_refused(folder, tmp_path):
 def test_the_base_stays_within_reach(folder, options):
     untouched = open_lm(folder, options.get("dtype", "float32"))
     learner = tuner(folder, **options)
-    rows = [row_of(untouched, sample, learning=True) for sample in answers(untouched).values()]
+    rows = [row_of(untouched, sample, learning=True) for sample in random_answers(untouched).values()]
 
     def scores_of(lm):
         return torch.cat(score(lm, rows, batch_size=64))
 
     base = scores_of(untouched)
     assert torch.equal(scores_of(learner.lm), base)  # it starts as no change, in every dtype
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     for seed in (1, 2):
         fit(learner, samples, seed=seed)
     tuned = scores_of(learner.lm)
@@ -539,7 +526,7 @@ def test_a_model_in_half_precision_keeps_its_positions(folder):
     lm = open_lm(folder, "bfloat16")
     before = {name: buffer.clone() for name, buffer in lm.model.named_buffers()}
     learner = LMFineTunerConfig(rank=4).build(lm, total_rounds=1, max_tokens=8, seed=0)
-    fit(learner, answers(lm))
+    fit(learner, random_answers(lm))
     after = dict(lm.model.named_buffers())
     assert before
     assert all(
@@ -550,9 +537,9 @@ def test_a_model_in_half_precision_keeps_its_positions(folder):
 def test_updates_too_small_for_half_precision_are_not_rounded_away(folder):
     """Steps of 1e-6 on weights of about 0.1: the distance between two bfloat16 numbers there is 500 times as much."""
     learner = tuner(folder, dtype="bfloat16", learning_rate=1e-6, batch_size=6)
-    fit(learner, answers(learner.lm))  # LoRA's A moves only once B is not 0
+    fit(learner, random_answers(learner.lm))  # LoRA's A moves only once B is not 0
     before = {name: weight.clone() for name, weight in learner.trainable.live.items()}
-    fit(learner, answers(learner.lm), seed=2)
+    fit(learner, random_answers(learner.lm), seed=2)
     moved = {name: (weight - before[name]).abs() for name, weight in learner.trainable.live.items()}
     for name, distance in moved.items():
         assert 1e-7 < float(distance.max()) < 1e-4, name
@@ -562,7 +549,7 @@ def test_updates_too_small_for_half_precision_are_not_rounded_away(folder):
 
 def test_after_a_round_the_network_is_at_rest(folder):
     learner = tuner(folder, gradient_checkpointing=True, dropout=0.1)
-    fit(learner, answers(learner.lm))
+    fit(learner, random_answers(learner.lm))
     model = learner.lm.model
     assert not any(module.training for module in model.modules())
     assert not any(p.requires_grad or p.grad is not None for p in model.parameters())
@@ -573,7 +560,7 @@ def test_after_a_round_the_network_is_at_rest(folder):
 
 def test_a_loss_that_is_no_number_stops_with_a_sentence(folder):
     learner = tuner(folder)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     before = learner.state_dict()
     broken = Selection("weighted", tuple(Item((key,), math.nan) for key in samples))
     with pytest.raises(UserError, match=r"the loss is no longer a number at step 1. Lower finetuner.learning_rate"):
@@ -589,7 +576,7 @@ def test_a_policy_gradient_without_the_log_probabilities_of_the_sampler_is_a_sen
         key: with_aux(one, logprobs=logprobs)
         if logprobs is not None
         else Sample(0, one.prompt, one.index, 0, "dataset", "good film")
-        for key, one in answers(learner.lm).items()
+        for key, one in random_answers(learner.lm).items()
     }
     with pytest.raises(UserError, match="comes without the log-probabilities of its tokens"):
         fit(learner, samples, "advantages")
@@ -597,7 +584,7 @@ def test_a_policy_gradient_without_the_log_probabilities_of_the_sampler_is_a_sen
 
 def test_an_empty_answer_is_a_sentence(folder):
     learner = tuner(folder)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     samples[Key(0, "p0", 0)] = with_aux(samples[Key(0, "p0", 0)], tokens=torch.empty(0, dtype=torch.int64))
     with pytest.raises(UserError, match="this answer is empty"):
         fit(learner, samples)

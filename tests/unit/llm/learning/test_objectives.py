@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.llm.learning import preference_losses as preference
+from raftdiff.llm.learning import preference_losses
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.learning.objectives import Lesson, Whole
 from raftdiff.llm.learning.policy_gradient import clipped_objective
@@ -127,15 +127,15 @@ def test_pair_losses_in_the_second_round(folder, name, average):
 
     mean_of = torch.mean if average and name == "ipo" else torch.sum
     (pc, pr), (qc, qr) = sides(policy, mean_of), sides(base, mean_of)
-    h, (ac, ar) = preference.reference_margin(pc, qc, pr, qr), sides(policy, torch.mean)
+    h, (ac, ar) = preference_losses.reference_margin(pc, qc, pr, qr), sides(policy, torch.mean)
     expected = {
-        "dpo": lambda: preference.dpo(h, 0.3),
-        "cdpo": lambda: preference.dpo(h, 0.3, 0.1),
-        "robust": lambda: preference.robust_dpo(h, 0.3, 0.1),
-        "ipo": lambda: preference.ipo(h, 0.3),
-        "hinge": lambda: preference.hinge(h, 0.3),
-        "simpo": lambda: preference.simpo(ac, ar, 0.3, 0.4),
-        "orpo": lambda: preference.orpo(ac, ar, 0.2),
+        "dpo": lambda: preference_losses.dpo(h, 0.3),
+        "cdpo": lambda: preference_losses.dpo(h, 0.3, 0.1),
+        "robust": lambda: preference_losses.robust_dpo(h, 0.3, 0.1),
+        "ipo": lambda: preference_losses.ipo(h, 0.3),
+        "hinge": lambda: preference_losses.hinge(h, 0.3),
+        "simpo": lambda: preference_losses.simpo(ac, ar, 0.3, 0.4),
+        "orpo": lambda: preference_losses.orpo(ac, ar, 0.2),
     }[name]()
     figures = fit(learner, pairs(), samples)
     assert float(h.abs().min()) > 0.01
@@ -159,8 +159,10 @@ def test_kto_in_the_second_round(folder):
     drift = [
         a.sum() - b.sum() for a, b in zip(*(score(lm, swapped, batch_size=2) for lm in (learner.lm, base)), strict=True)
     ]
-    z = preference.kto_reference_point(torch.stack(drift))
-    expected = preference.kto(h, torch.tensor([True, False]), z, 0.3, desirable_weight=1.5, undesirable_weight=0.5)
+    z = preference_losses.kto_reference_point(torch.stack(drift))
+    expected = preference_losses.kto(
+        h, torch.tensor([True, False]), z, 0.3, desirable_weight=1.5, undesirable_weight=0.5
+    )
     figures = fit(learner, two, samples)
     assert figures["loss"] == pytest.approx(float(expected.mean()), abs=1e-5)
     assert figures["reference_point"] == pytest.approx(float(z), abs=1e-4)

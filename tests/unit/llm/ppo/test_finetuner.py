@@ -9,10 +9,11 @@ import torch
 
 from raftdiff.embedded.reviews import ptx as review_ptx
 from raftdiff.errors import UserError
-from raftdiff.llm.data import prompts as data
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
-from raftdiff.llm.model.rows import Row, collate, row_of, score
+from raftdiff.llm.model.rows import Row, collate, row_of
+from raftdiff.llm.model.tiny import random_answers
 from raftdiff.llm.model.tokens import entropy, log_probabilities
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.ppo.losses import RewardScaler, adaptive_kl, gae, token_rewards, whiten
@@ -51,23 +52,6 @@ def tuner(folder, *, rounds=3, written=(), dtype="float32", **changes):
     lm = load(base, str)
     critic = config.critic.open(base, lm, str, seed=0)
     return config.build(lm, total_rounds=rounds, seed=0, critic=critic, pretraining=written)
-
-
-def answers(lm, round=0, per_prompt=3):
-    """Random answers of different lengths, with their tokens and log-probabilities under ``lm`` as it stands."""
-    generator = torch.Generator().manual_seed(round)
-    samples = []
-    for place, text in enumerate(PROMPTS):
-        for index in range(per_prompt):
-            length = 1 + (place + 2 * index) % 5
-            tokens = torch.cat([torch.randint(4, 12, (length,), generator=generator), torch.tensor([2])])
-            prompt = Prompt(f"p{place}", text, text, text)
-            samples.append(Sample(round, prompt, index, index, "policy", lm.text(tokens.tolist()), {"tokens": tokens}))
-    lps = score(lm, [row_of(lm, sample, learning=True) for sample in samples], batch_size=64)
-    return {
-        one.key: Sample(one.round, one.prompt, one.index, one.seed, one.source, one.media, {**one.aux, "logprobs": lp})
-        for one, lp in zip(samples, lps, strict=True)
-    }
 
 
 def selected(samples, scale=1.0):
@@ -152,7 +136,7 @@ def rewards_of(samples):
 def test_the_first_step_is_minus_a_grad_log_p(folder):
     """The ratio is 1 and nothing is clipped; without KL, lambda = gamma = 1, the advantage is R - V before a token."""
     learner = moved(tuner(folder, **PLAIN))
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     lp, _, values, mask, _ = known(learner, samples)
     advantages = torch.where(mask, rewards_of(samples)[:, None] - values, 0.0)
     wanted = expected(learner, -(advantages * torch.where(mask, lp, 0.0)).sum() / mask.sum())
@@ -166,7 +150,7 @@ def test_the_first_step_is_minus_a_grad_log_p(folder):
 def test_the_kl_penalty_and_whitening_are_those_of_the_formulas(folder):
     """Some way from the base, so that the penalty is not 0."""
     learner = moved(tuner(folder, kl={"beta": 0.3}, advantage={"lam": 0.9, "gamma": 0.97}))
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     lp, reference, values, mask, _ = known(learner, samples)
     rewards = token_rewards(lp.detach(), reference, rewards_of(samples), mask, 0.3)
     advantages, returns = gae(rewards, values, mask, 0.97, 0.9)
@@ -183,7 +167,7 @@ def test_the_kl_penalty_and_whitening_are_those_of_the_formulas(folder):
 def test_prompt_and_padding_have_no_gradient(folder):
     """Neither in the policy's logits nor in the critic's hidden states."""
     learner = tuner(folder, **MAX | {"ptx": None})
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     mask = collate([row_of(learner.lm, one, learning=True) for one in samples.values()], learner.lm.pad).mask
     seen = {}
 
@@ -219,7 +203,7 @@ def test_how_a_step_is_cut_into_passes_changes_nothing(folder):
     options = {**MAX, "entropy": {"weight": 0.1, "target": 1.0}, "max_grad_norm": None}
     written = written_rows(load(LMConfig(base=str(folder), device="cpu"), str), written_prompts())
     whole = moved(tuner(folder, written=written, **options))
-    samples = answers(whole.lm)
+    samples = random_answers(whole.lm)
     policy, critic, told = gradients(whole, samples)
     assert min(largest(policy), largest(critic)) > 1e-3
     for rows in (1, 5):
@@ -241,7 +225,7 @@ def written_prompts():
 
 def test_text_of_the_pretraining_adds_its_cross_entropy(folder):
     plain = moved(tuner(folder, **PLAIN))
-    samples = answers(plain.lm)
+    samples = random_answers(plain.lm)
     written = written_rows(plain.lm, written_prompts())
     batch = collate(written, plain.lm.pad)
     for parameter in plain.trainable.parameters.values():
@@ -272,7 +256,7 @@ def test_each_step_draws_other_text(folder):
     written = [Row((1, 4), (5 + place, 2)) for place in range(6)]
     learner = tuner(folder, written=written, ptx={"data": {"captions": ["-"]}, "batch_size": 2}, batch_size=3)
     drawn, forward = [], lm.model.__class__.forward
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     with pytest.MonkeyPatch.context() as patch:
 
         def keep(self, *args, **inputs):
@@ -289,7 +273,7 @@ def test_each_step_draws_other_text(folder):
 
 def test_the_entropy_is_held_near_its_target(folder):
     plain = moved(tuner(folder, **PLAIN))
-    samples = answers(plain.lm)
+    samples = random_answers(plain.lm)
     _, _, _, mask, logits = known(plain, samples)
     spread = torch.where(mask, entropy(logits[:, :-1]), 0.0).sum(dim=1) / mask.sum(dim=1)
     alone = expected(plain, 0.5 * (spread - 1.0).abs().mean())
@@ -301,7 +285,7 @@ def test_the_entropy_is_held_near_its_target(folder):
 
 def test_advantages_are_clipped_after_whitening(folder):
     learner = moved(tuner(folder, kl={"beta": 0.0}, advantage={"clip": 0.5}))
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     lp, _, values, mask, _ = known(learner, samples)
     rewards = token_rewards(lp.detach(), lp.detach(), rewards_of(samples), mask, 0.0)
     weights = whiten(gae(rewards, values, mask, 1.0, 0.95).advantages, mask).clamp(-0.5, 0.5)
@@ -314,7 +298,7 @@ def test_advantages_are_clipped_after_whitening(folder):
 def test_rewards_are_scaled_by_the_history_of_all_rounds(folder, norm):
     learner, scaler = tuner(folder, reward_norm=norm, reward_clip=1.2), RewardScaler()
     for turn, scale in enumerate((1.0, 30.0)):
-        samples = answers(learner.lm, turn)
+        samples = random_answers(learner.lm, turn)
         raw = rewards_of(samples) * scale
         told = fit(learner, samples, scale)
         if norm == "none":
@@ -331,7 +315,7 @@ def test_rewards_are_scaled_by_the_history_of_all_rounds(folder, norm):
 def test_a_single_reward_is_no_nan(folder):
     """The first batch of one has no standard deviation."""
     learner = tuner(folder, reward_norm="normalise", reward_clip=0.8)
-    samples = dict(list(answers(learner.lm).items())[:1])
+    samples = dict(list(random_answers(learner.lm).items())[:1])
     told = fit(learner, samples)
     assert all(math.isfinite(value) for value in told.values())
 
@@ -339,12 +323,12 @@ def test_a_single_reward_is_no_nan(folder):
 def test_the_penalty_follows_the_kl(folder):
     adaptive = {"target": 0.1, "horizon": 50}
     learner = moved(tuner(folder, kl={"beta": 0.2, "adaptive": adaptive}))
-    told = fit(learner, answers(learner.lm))
+    told = fit(learner, random_answers(learner.lm))
     assert told["beta"] == 0.2
     assert learner.beta == adaptive_kl(0.2, told["kl"], 0.1, 12, 50)
     assert learner.beta != 0.2
     still = moved(tuner(folder, kl={"beta": 0.2}))
-    fit(still, answers(still.lm))
+    fit(still, random_answers(still.lm))
     assert still.beta == 0.2
 
 
@@ -366,7 +350,7 @@ def test_pretraining_the_critic_leaves_the_policy_to_the_bit(folder):
             seen.append((same, moved_on, learner.critic.steps))
 
     learner.actor.optimizer.register_step_pre_hook(look)
-    told = fit(learner, answers(learner.lm))
+    told = fit(learner, random_answers(learner.lm))
     (same, moved_on, steps) = seen[0]
     assert same
     assert {"head.weight", "head.bias"} <= moved_on
@@ -378,7 +362,7 @@ def test_pretraining_the_critic_leaves_the_policy_to_the_bit(folder):
 def test_it_is_of_the_first_round_alone_also_when_resumed(folder):
     options = {"critic": {"pretrain_steps": 2}}
     learner = tuner(folder, **options)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     assert fit(learner, samples)["pretrain_steps"] == 2
     again = tuner(folder, **options)
     again.load_state_dict(learner.state_dict())
@@ -389,7 +373,7 @@ def test_it_is_of_the_first_round_alone_also_when_resumed(folder):
 def test_it_ends_earlier_once_the_loss_is_low_enough(folder):
     critic = {"learning_rate": 1e-2, "pretrain_steps": 200, "pretrain_until": 0.1}
     learner = tuner(folder, critic=critic, batch_size=6)
-    told = fit(learner, answers(learner.lm))
+    told = fit(learner, random_answers(learner.lm))
     assert 2 < told["pretrain_steps"] < 200
     assert told["pretrain_steps"] % 2 == 0, "looked at after a pass through the answers"
     assert told["explained_variance"] > 0.3
@@ -402,13 +386,13 @@ def test_it_ends_earlier_once_the_loss_is_low_enough(folder):
 def test_it_keeps_the_contract_of_a_fine_tuner(folder, options):
     """Learns, is deterministic, and resumes to the bit: weights, critic, both optimizers, history, beta."""
     lm = load(LMConfig(base=str(folder), device="cpu"), str)
-    samples, written = answers(lm), written_rows(lm, written_prompts())
+    samples, written = random_answers(lm), written_rows(lm, written_prompts())
     check_finetuner(lambda: tuner(folder, written=written, **options), selected(samples), samples).demand()
 
 
 def test_the_state_names_what_it_holds(folder):
     learner = tuner(folder, **MAX, written=written_rows(tuner(folder).lm, written_prompts()))
-    fit(learner, answers(learner.lm))
+    fit(learner, random_answers(learner.lm))
     state = learner.state_dict()
     assert set(state) == {"weights", "optimizer", "critic", "critic_optimizer", "ppo"}
     assert {"head.weight", "head.bias"} <= set(state["critic"])
@@ -419,7 +403,7 @@ def test_the_state_names_what_it_holds(folder):
 
 def test_the_base_is_what_it_was(folder):
     learner, untouched = tuner(folder, learning_rate=1e-2), load(LMConfig(base=str(folder), device="cpu"), str)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     fit(learner, samples)
     ids = torch.tensor([[1, 4, 5, 6, 7]])
     with torch.no_grad():
@@ -431,7 +415,7 @@ def test_the_base_is_what_it_was(folder):
 
 def test_bfloat16_trains_in_float32_weights(folder):
     learner = tuner(folder, dtype="bfloat16", **MAX | {"ptx": None})
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     first = {name: weight.clone() for name, weight in learner.trainable.live.items()}
     told = fit(learner, samples)
     assert all(math.isfinite(value) for value in told.values())
@@ -446,7 +430,7 @@ def test_bfloat16_trains_in_float32_weights(folder):
 
 def test_the_figures_of_a_buffer(folder):
     learner = tuner(folder, **PLAIN)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     with learner.actor.training(), learner.critic.training():
         buffer = learner._buffer(selected(samples), samples)
         found = figures(buffer, buffer.reward, learner._estimated(buffer, buffer.reward, 1.0))
@@ -463,7 +447,7 @@ def test_the_figures_of_a_buffer(folder):
 )
 def test_a_long_upper_tail_of_the_rewards_shows(folder, rewards, tail):
     learner = tuner(folder)
-    samples = dict(list(answers(learner.lm).items())[:3])
+    samples = dict(list(random_answers(learner.lm).items())[:3])
     items = tuple(Item((key,), scores=(reward,)) for key, reward in zip(samples, rewards, strict=True))
     told = learner.fit(Selection("all", items), samples, seed=0, report=silent)
     assert told["reward_tail"] == pytest.approx(tail, abs=0.01)
@@ -476,7 +460,7 @@ def test_answers_without_log_probabilities_are_refused(folder):
     learner = tuner(folder)
     samples = {
         key: Sample(one.round, one.prompt, one.index, 0, "dataset", "good", {})
-        for key, one in answers(learner.lm).items()
+        for key, one in random_answers(learner.lm).items()
     }
     with pytest.raises(UserError, match="comes without the log-probabilities of its tokens"):
         fit(learner, samples)
@@ -484,7 +468,7 @@ def test_answers_without_log_probabilities_are_refused(folder):
 
 def test_a_selection_without_rewards_is_refused(folder):
     learner = tuner(folder)
-    samples = answers(learner.lm)
+    samples = random_answers(learner.lm)
     with pytest.raises(UserError, match="selected without its reward; use the selector 'all'"):
         learner.fit(Selection("all", tuple(Item((key,)) for key in samples)), samples, seed=0, report=silent)
 
@@ -528,7 +512,7 @@ def test_a_loss_that_is_no_number_names_whose_rate_to_lower(folder):
     learner.critic.trainable.live["head.weight"].fill_(math.inf)
     learner.critic.trainable.rest(None)
     with pytest.raises(UserError, match=r"no longer a number"):
-        fit(learner, answers(learner.lm))
+        fit(learner, random_answers(learner.lm))
 
 
 # --- recipes ---
@@ -584,7 +568,7 @@ def test_the_text_of_the_pretraining_is_sealed():
     assert recipe.finetuner.ptx is not None
     assert len(recipe.finetuner.ptx.data.sha256 or "") == 64
     with pytest.raises(UserError, match="is not what the run began with"):
-        data.build(recipe.finetuner.ptx.data.model_copy(update={"sha256": "0" * 64}), Path())
+        read_prompts(recipe.finetuner.ptx.data.model_copy(update={"sha256": "0" * 64}), Path())
 
 
 def test_reviews_of_the_pretraining_are_those_of_its_generator():

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from raftdiff.embedded import resolve
-from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison, PairsConfig, build
 from raftdiff.llm.data.prompts import DataConfig
@@ -500,7 +500,7 @@ def test_a_reward_model_learns_to_tell_good_reviews_from_bad_ones():
 
 
 def true_difference(pair):
-    better, worse = (reviews.reward(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected))
+    better, worse = (world.reward(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected))
     return better - worse
 
 
