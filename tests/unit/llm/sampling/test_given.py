@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data.prompts import DataConfig, build
+from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSampler, FolderSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
@@ -17,7 +17,7 @@ NOW: dict[str, Any] = {"seed": 5, "round": 2, "done": frozenset()}
 
 
 def prompts(*rows: Any) -> list[Prompt]:
-    return build(DataConfig(captions=list(rows)), Path())
+    return read_prompts(DataConfig(captions=list(rows)), Path())
 
 
 def seen(samples: Any) -> list[tuple[str, int, str]]:
