@@ -1,4 +1,4 @@
-"""The parts of a text recipe, built and wired; ``recipe.assemble`` does it for pictures."""
+"""The parts of a text recipe, built and wired; ``diffusion.assembly`` does it for pictures."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

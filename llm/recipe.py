@@ -1,4 +1,4 @@
-"""Recipes for language models: read, checked against themselves; ``text_assembly`` makes parts of them."""
+"""Recipes for language models: read, checked against themselves; ``assembly`` makes parts of them."""
 
 from collections.abc import Sequence
 from pathlib import Path

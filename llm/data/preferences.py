@@ -129,7 +129,7 @@ def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
     """The two answers of each prompt of the data, or the best and the worst of several by their scores.
 
     Raises:
-        UserError: as ``data.build``, or a row does not say which of two different answers is better.
+        UserError: as ``read_prompts``, or a row does not say which of two different answers is better.
     """
     found, broken = [], []
     for prompt in read_prompts(config, folder):

@@ -1,4 +1,4 @@
-"""Training a value model on preferences, in parts of one training; ``reward_objective`` says what is minimised."""
+"""Training a value model on preferences, in parts of one training; ``objective`` says what is minimised."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager

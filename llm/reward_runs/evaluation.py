@@ -62,7 +62,7 @@ def look(model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int) -> 
 def evaluation(looked: Looked) -> dict[str, Any]:
     """Everything that the page shows of one model, as JSON.
 
-    Beside what ``reward_runs.figures`` says:
+    Beside what ``training.figures`` says:
 
     - `reliability`: confidence and accuracy in bins of confidence; `rewards`: mean and spread of both sides.
     - `length`: words of both sides; `longer_wins`: how often the longer answer was the chosen one, which is what length

@@ -1,4 +1,4 @@
-"""Recipes for reward models: read, checked against themselves; ``reward_runs`` trains what they say."""
+"""Recipes for reward models: read, checked against themselves; ``training`` does what they say."""
 
 from collections.abc import Sequence
 from pathlib import Path

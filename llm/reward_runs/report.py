@@ -20,7 +20,7 @@ SURE = 0.03
 
 
 class Side(NamedTuple):
-    """One model of the page; ``evaluation`` is ``reward_evaluation.evaluation`` of what it looked at."""
+    """One model of the page; ``evaluation`` is ``evaluation.evaluation`` of what it looked at."""
 
     name: str
     looked: Looked

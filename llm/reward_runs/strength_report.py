@@ -18,7 +18,7 @@ TENTHS = "tenths of the pairs, by strength mu: from, to"
 
 
 def write_strength(path: Path, title: str, found: Measured, told: Mapping[str, Any]) -> Path:
-    """Write the page of ``found`` to ``path`` and return it; ``told`` is ``reward_strength.figures`` of it."""
+    """Write the page of ``found`` to ``path`` and return it; ``told`` is ``ensemble.figures`` of it."""
     mu, sigma = strength(found.differences)
     order = np.argsort(mu, kind="stable").tolist()
     sections = [

@@ -1,8 +1,8 @@
 """Training a reward model on a run's folder: part by part, each on the disk when it is done, and the model at the end.
 
-A run is a folder as any other (``runs.py``): ``rounds/000`` holds the figures of the first part of the training and the
-state after it. Beside the rounds stand ``model/``, the trained reward model in the transformers format with its head,
-and ``pool.jsonl``, the policy's answers that MetaRM was given.
+A run is a folder as any other (``records.run``): ``rounds/000`` holds the figures of the first part of the training and
+the state after it. Beside the rounds stand ``model/``, the trained reward model in the transformers format with its
+head, and ``pool.jsonl``, the policy's answers that MetaRM was given.
 """
 
 import shutil

@@ -1,6 +1,6 @@
 """Selectors that learn from more than the best: rankings, pairs, labels, advantages, everything. numpy only.
 
-As in ``selection``: NaN means discarded, ties go to the lowest index, and a prompt without a valid candidate is named
+As in ``best``: NaN means discarded, ties go to the lowest index, and a prompt without a valid candidate is named
 and left out. The formulas are in ``advantages``.
 """
 
