@@ -60,13 +60,13 @@ class Average:
     """A moving average of the weights of some modules, which is what ships."""
 
     def __init__(self, modules: Mapping[str, nn.Module], decay: float) -> None:
-        self._modules, self._decay, self._updates = modules, decay, 0
+        self._modules, self._decay, self.updates = modules, decay, 0
         self.weights = {name: tensor.detach().clone() for name, tensor in _named(modules).items()}
 
     @torch.no_grad()
     def update(self) -> None:
-        self._updates += 1
-        decay = min(self._decay, (1 + self._updates) / (10 + self._updates))
+        self.updates += 1
+        decay = min(self._decay, (1 + self.updates) / (10 + self.updates))
         live = _named(self._modules)
         floats = [name for name in live if live[name].is_floating_point()]
         torch._foreach_lerp_([self.weights[n] for n in floats], [live[n] for n in floats], 1 - decay)

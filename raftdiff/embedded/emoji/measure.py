@@ -42,12 +42,19 @@ def shares(verdicts: Verdicts) -> dict[str, float]:
 
 
 def sample(
-    pipeline: Any, captions: Sequence[str], *, steps: int, guidance: float, seed: int, negative: str = ""
+    pipeline: Any,
+    captions: Sequence[str],
+    *,
+    steps: int,
+    guidance: float,
+    seed: int,
+    negative: str = "",
+    at_once: int = BATCH,
 ) -> list[Image.Image]:
     """One picture for each caption, each from a seed of its own."""
     images: list[Image.Image] = []
-    for start in range(0, len(captions), BATCH):
-        batch = list(captions[start : start + BATCH])
+    for start in range(0, len(captions), at_once):
+        batch = list(captions[start : start + at_once])
         seeds = [fold(seed, "measure", start + row) for row in range(len(batch))]
         images += pipeline(
             prompt=batch,
@@ -115,6 +122,7 @@ def world(given: argparse.Namespace) -> Iterator[Record]:
     """Judge and reward on the art, on its passage through the autoencoder, and on spoilt art."""
     from diffusers import AutoencoderKL
 
+    from raftdiff.embedded.emoji.art import art_sheet
     from raftdiff.embedded.emoji.data import World, indices
 
     judge = EmojiJudge(folder("emoji-judge"), given.device)
@@ -122,7 +130,7 @@ def world(given: argparse.Namespace) -> Iterator[Record]:
     concepts = draw(all_concepts(), given.prompts, seed=given.draw)
     captions = [concept.caption for concept in concepts]
     rows = indices(concepts)
-    made = World(given.cache, seed=given.draw)
+    made = World(art_sheet(given.cache), seed=given.draw)
     art = made.paint(*rows.unbind(1), upright=True)
     rebuilt = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in torch.split(art, BATCH)])
     kinds = {

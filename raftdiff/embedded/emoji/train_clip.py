@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.emoji.data import SIZE, World, concepts
 from raftdiff.embedded.emoji.rough import Bank, load_vae
 from raftdiff.embedded.emoji.tokens import LENGTH, build_tokenizer
@@ -79,7 +80,7 @@ def main() -> None:
     given = arguments(__doc__.splitlines()[0], minutes=10).parse_args()
     prepare(given.seed)
     vae, tokenizer = load_vae(given.cache, given.device), build_tokenizer()
-    bank = Bank(World(given.cache, seed=given.seed), vae)
+    bank = Bank(World(art_sheet(given.cache), seed=given.seed), vae)
     config = model_config(len(tokenizer))
     model = open_clip.CLIP(**config).to(given.device)
     heads = nn.Linear(config["embed_dim"], sum(COUNTS)).to(given.device)

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn import functional
 
+from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.emoji.data import World
 from raftdiff.embedded.emoji.judge import FACTORS, Network
 from raftdiff.embedded.emoji.rough import Bank, load_vae, random_rows
@@ -34,7 +35,7 @@ def main() -> None:
     given = arguments(__doc__.splitlines()[0], minutes=4).parse_args()
     prepare(given.seed)
     vae = load_vae(given.cache, given.device)
-    bank = Bank(World(given.cache, seed=given.seed), vae)
+    bank = Bank(World(art_sheet(given.cache), seed=given.seed), vae)
     network = Network(CHANNELS, HEADS).to(given.device).to(memory_format=torch.channels_last)
     average = Average({"judge": network}, decay=0.998)
     optimizer = torch.optim.AdamW(network.parameters(), PEAK_RATE, weight_decay=0.02)

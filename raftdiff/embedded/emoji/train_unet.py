@@ -10,16 +10,20 @@ a plain caption draws a spoilt picture now and then, and a boasting one does not
 The hold-outs of ``world.py`` never occur.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from copy import deepcopy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from raftdiff.embedded.emoji.data import REMARKS, World, captions, concepts, training_indices
+from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.emoji.data import REMARKS, World, training_indices
 from raftdiff.embedded.emoji.tokens import LENGTH, build_tokenizer
-from raftdiff.embedded.emoji.world import Concept
+from raftdiff.embedded.emoji.world import BACKGROUNDS, OBJECTS, STYLES, all_concepts
 from raftdiff.embedded.training import (
     Average,
     arguments,
@@ -31,6 +35,7 @@ from raftdiff.embedded.training import (
     steps,
     update,
 )
+from raftdiff.training.devices import DTYPES, DType
 
 BATCH = 32
 PEAK_RATE = 1e-3
@@ -49,6 +54,33 @@ SCHEDULE = {
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
 }
+
+
+@dataclass(frozen=True, slots=True)
+class Lessons:
+    """What is learned from, on the device that learns."""
+
+    latents: Float[Tensor, "lessons channels height width"]
+    """Of unit spread."""
+    spoilt: Bool[Tensor, " lessons"]
+    rows: Int64[Tensor, "lessons 3"]
+    """What each shows, as indices into OBJECTS, STYLES and BACKGROUNDS."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pace:
+    """How long to train, and in which steps."""
+
+    minutes: float
+    batch: int = BATCH
+    peak_rate: float = PEAK_RATE
+    """Of the learning rate."""
+    precision: DType = "float32"
+    """What the networks compute in. Weights, their average and the optimizer's state are float32 always."""
+    look_every: float = 8.0
+    """Minutes from one look at the weights to the next."""
+    decay: float = 0.999
+    """Of the average of the weights."""
 
 
 def build_unet() -> Any:
@@ -87,45 +119,46 @@ def build_text_encoder(tokenizer: Any) -> Any:
 
 
 @torch.no_grad()
-def encode(world: World, vae: Any, count: int, device: str) -> tuple[Tensor, Tensor, list[Concept]]:
-    """Latents scaled to unit spread, whether each is spoilt, and its concept, in the shares of ``SHARES``."""
-    table, latents, spoilt, plain = training_indices(), [], [], []
-    for start in range(0, count, 250):
-        rows = table[torch.randint(len(table), (250,))]
+def encode(world: World, vae: Any, count: int, *, at_once: int = 250) -> Lessons:
+    """At least ``count`` lessons, clean and spoilt in the shares of ``SHARES``, on the world's device."""
+    device = world.device
+    table = training_indices().to(device)
+    latents, spoilt, shown = [], [], []
+    for start in range(0, count, at_once):
+        rows = table[torch.randint(len(table), (at_once,), device=device)]
         batch = world.paint(rows[:, 0], rows[:, 1], rows[:, 2])
-        bad = torch.rand(250) < sum(share for is_bad, _, share in SHARES if is_bad)
-        copied = bad & (torch.rand(250) < PHOTOCOPIES)
+        bad = torch.rand(at_once, device=device) < sum(share for is_bad, _, share in SHARES if is_bad)
+        copied = bad & (torch.rand(at_once, device=device) < PHOTOCOPIES)
         batch[bad & ~copied] = world.degrade(batch[bad & ~copied])
         batch[copied] = world.discolour(batch[copied])
-        drawn = vae.encode(batch.to(device)).latent_dist.sample() * vae.config.scaling_factor
-        latents.append(drawn.cpu())
+        latents.append(vae.encode(batch).latent_dist.sample() * vae.config.scaling_factor)
         spoilt.append(bad)
-        plain += concepts(rows)
-        if start % 5000 == 0:
+        shown.append(rows)
+        if start % (20 * at_once) == 0:
             print(f"encoded {start} of {count}", flush=True)
-    return torch.cat(latents), torch.cat(spoilt), plain
+    return Lessons(torch.cat(latents), torch.cat(spoilt), torch.cat(shown))
 
 
-def remarks(spoilt: Tensor) -> list[str]:
-    """A remark on quality for each picture, in the shares of ``SHARES``."""
-    chance = torch.rand(len(spoilt))
-    said = []
-    for bad, draw in zip(spoilt.tolist(), chance.tolist(), strict=True):
-        options = [(index, share) for is_bad, index, share in SHARES if is_bad == bad]
-        first, share = options[0]
-        said.append(REMARKS[first] if draw < share / sum(s for _, s in options) else REMARKS[options[1][0]])
+def remarks(spoilt: Bool[Tensor, " batch"]) -> Int64[Tensor, " batch"]:
+    """A remark on quality for each picture, as an index into ``REMARKS``, in the shares of ``SHARES``."""
+    chance, said = torch.rand(len(spoilt), device=spoilt.device), torch.zeros_like(spoilt, dtype=torch.long)
+    for is_bad in (False, True):
+        (first, share), (second, other) = [(index, share) for bad, index, share in SHARES if bad == is_bad]
+        drawn = torch.where(chance < share / (share + other), first, second)
+        said = torch.where(spoilt == is_bad, drawn, said)
     return said
 
 
 def loss(unet: Any, text_encoder: Any, tokens: Tensor, x0: Tensor, abar: Tensor) -> Tensor:
-    """Mean squared error of the velocity at timesteps spread evenly over the schedule."""
-    count = len(x0)
-    timesteps = ((torch.arange(count) + torch.rand(count)) * len(abar) / count).long().clamp(max=len(abar) - 1)
+    """Mean squared error of the velocity at timesteps spread evenly over the schedule. All on one device."""
+    count, device = len(x0), x0.device
+    places = torch.arange(count, device=device) + torch.rand(count, device=device)
+    timesteps = (places * len(abar) / count).long().clamp(max=len(abar) - 1)
     noise = torch.randn_like(x0)
     a = abar[timesteps].sqrt().to(x0)[:, None, None, None]
     s = (1 - abar[timesteps]).sqrt().to(x0)[:, None, None, None]
     context = text_encoder(tokens).last_hidden_state
-    predicted = unet(a * x0 + s * noise, timesteps.to(x0.device), encoder_hidden_states=context).sample
+    predicted = unet(a * x0 + s * noise, timesteps, encoder_hidden_states=context).sample
     error: Tensor = predicted - (a * noise - s * x0)
     return error.square().mean()
 
@@ -135,6 +168,48 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> Tensor:
         list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
     ).input_ids
     return ids
+
+
+def token_table(tokenizer: Any) -> Int64[Tensor, "objects styles backgrounds remarks tokens"]:
+    """The tokens of every caption with every remark of ``REMARKS``: one look-up for a batch, where tokenising it would
+    keep a GPU waiting."""
+    ids = tokenise(tokenizer, [concept.caption + remark for concept in all_concepts() for remark in REMARKS])
+    return ids.view(len(OBJECTS), len(STYLES), len(BACKGROUNDS), len(REMARKS), LENGTH)
+
+
+def learn(
+    modules: Mapping[str, Any], average: Average, lessons: Lessons, tokenizer: Any, pace: Pace, *, begun: float = 0.0
+) -> Iterator[float]:
+    """Train ``unet`` and ``text`` of ``modules`` in place, and ``average`` with them.
+
+    Yields the minutes spent, of which ``begun`` already were, whenever it is time to look, and at the end. What is done
+    with the weights in the meantime takes of the same minutes.
+    """
+    from diffusers import DDPMScheduler
+
+    device, precision = lessons.latents.device, DTYPES[pace.precision]
+    table, empty = token_table(tokenizer).to(device), tokenise(tokenizer, [""]).to(device)
+    abar = DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    weights = [*modules["unet"].parameters(), *modules["text"].parameters()]
+    optimizer = torch.optim.AdamW(weights, pace.peak_rate, betas=(0.9, 0.99), weight_decay=0.01)
+    told, mean = begun, torch.zeros((), device=device)
+    for step, progress in steps(pace.minutes, begun=begun):
+        rows = torch.randint(len(lessons.latents), (pace.batch,), device=device)
+        captioned = table[(*lessons.rows[rows].unbind(1), remarks(lessons.spoilt[rows]))]
+        dropped = torch.rand(pace.batch, device=device) < CAPTION_DROPOUT
+        tokens = torch.where(dropped[:, None], empty, captioned)
+        x0 = lessons.latents[rows].contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device.type, dtype=precision, enabled=precision != torch.float32):
+            found = loss(modules["unet"], modules["text"], tokens, x0, abar)
+        update(optimizer, found, rate(pace.peak_rate, progress, step), weights)
+        average.update()
+        mean = torch.lerp(mean, found.detach(), 0.01 if step else 1.0)
+        if step % 200 == 0:
+            print(f"step {step} loss {mean.item():.4f}", flush=True)
+        if pace.minutes * progress - told > pace.look_every:
+            told = pace.minutes * progress
+            yield told
+    yield pace.minutes
 
 
 def export(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any) -> None:
@@ -163,6 +238,30 @@ def export(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any, vae: Any)
     aside.rename(folder)
 
 
+def export_average(folder: Path, modules: Mapping[str, Any], average: Average, tokenizer: Any, vae: Any) -> None:
+    """The averaged weights as a diffusers folder in float16; what is being trained stays as it is."""
+    copies = {name: deepcopy(module) for name, module in modules.items()}
+    average.copy_to(copies)
+    export(folder, copies["unet"], copies["text"], tokenizer, half(deepcopy(vae)))
+
+
+def begin(start: Path | None, cache: Path, device: str) -> tuple[dict[str, Any], Any, Any]:
+    """(``unet`` and ``text`` in float32, tokenizer, autoencoder): those of an exported emoji-sd, or untrained ones with
+    the autoencoder of ``cache``."""
+    from diffusers import AutoencoderKL
+    from transformers import CLIPTokenizer
+
+    vae = AutoencoderKL.from_pretrained((start or cache) / "vae", torch_dtype=torch.float32)
+    vae.eval().requires_grad_(False).to(device)
+    vae.register_to_config(_name_or_path="")  # else the folder's path would be stored
+    tokenizer = CLIPTokenizer.from_pretrained(start / "tokenizer") if start else build_tokenizer()
+    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
+    if start:
+        take_up(start, unet, text_encoder)
+    unet.to(device, memory_format=torch.channels_last)
+    return {"unet": unet, "text": text_encoder.to(device)}, tokenizer, vae
+
+
 def take_up(folder: Path, unet: Any, text_encoder: Any) -> None:
     """The weights of an exported pipeline, into modules of the same shapes."""
     from diffusers import UNet2DConditionModel
@@ -173,56 +272,24 @@ def take_up(folder: Path, unet: Any, text_encoder: Any) -> None:
 
 
 def main() -> None:
-    from copy import deepcopy
-
-    from diffusers import AutoencoderKL, DDPMScheduler
-    from transformers import CLIPTokenizer
-
     options = arguments(__doc__.splitlines()[0], minutes=50)
     options.add_argument("--export-every", type=float, default=8.0, help="minutes (default: %(default)s)")
     options.add_argument("--start", type=Path, help="an exported emoji-sd to begin from, its autoencoder included")
+    options.add_argument("--batch", type=int, default=BATCH, help="pictures a step (default: %(default)s)")
+    options.add_argument("--rate", type=float, default=PEAK_RATE, help="peak learning rate (default: %(default)s)")
+    options.add_argument("--precision", choices=["float32", "bfloat16"], default="float32", help="default: %(default)s")
     given = options.parse_args()
     prepare(given.seed)
-    vae = AutoencoderKL.from_pretrained((given.start or given.cache) / "vae", torch_dtype=torch.float32)
-    vae.eval().requires_grad_(False).to(given.device)
-    vae.register_to_config(_name_or_path="")  # else the folder's path would be stored
-    tokenizer = CLIPTokenizer.from_pretrained(given.start / "tokenizer") if given.start else build_tokenizer()
-    unet, text_encoder = build_unet(), build_text_encoder(tokenizer)
-    if given.start:
-        take_up(given.start, unet, text_encoder)
-    unet.to(given.device, memory_format=torch.channels_last)
-    text_encoder.to(given.device)
-    modules = {"unet": unet, "text": text_encoder}
-    average = Average(modules, decay=0.999)
+    modules, tokenizer, vae = begin(given.start, given.cache, given.device)
+    pace = Pace(given.minutes, given.batch, given.rate, given.precision, given.export_every)
+    average = Average(modules, decay=pace.decay)
     checkpoint = given.cache / "unet.safetensors"
     spent = load_checkpoint(checkpoint, modules, average)
-    latents, spoilt, shown = encode(World(given.cache, seed=given.seed), vae, LATENTS, given.device)
-    print(f"latents: mean {latents.mean():.3f}, std {latents.std():.3f}", flush=True)
-    abar = DDPMScheduler(**SCHEDULE).alphas_cumprod
-    weights = [*unet.parameters(), *text_encoder.parameters()]
-    optimizer = torch.optim.AdamW(weights, PEAK_RATE, betas=(0.9, 0.99), weight_decay=0.01)
-    every, told, mean = given.export_every, spent, 0.0
-    for step, progress in steps(given.minutes, begun=spent):
-        rows = torch.randint(len(latents), (BATCH,))
-        texts = captions([shown[row] for row in rows.tolist()], remarks(spoilt[rows]))
-        dropped = (torch.rand(BATCH) < CAPTION_DROPOUT).tolist()
-        tokens = tokenise(tokenizer, ["" if drop else text for drop, text in zip(dropped, texts, strict=True)])
-        x0 = latents[rows].to(given.device, memory_format=torch.channels_last)
-        found = loss(unet, text_encoder, tokens.to(given.device), x0, abar)
-        update(optimizer, found, rate(PEAK_RATE, progress, step), weights)
-        average.update()
-        mean = 0.99 * mean + 0.01 * found.item() if step else found.item()
-        if step % 200 == 0:
-            print(f"step {step} loss {mean:.4f}", flush=True)
-        if given.minutes * progress - told > every:
-            told = given.minutes * progress
-            save_checkpoint(checkpoint, modules, average, told)
-            copies = {name: deepcopy(module) for name, module in modules.items()}
-            average.copy_to(copies)
-            export(given.out / "emoji-sd", copies["unet"], copies["text"], tokenizer, half(deepcopy(vae)))
-    save_checkpoint(checkpoint, modules, average, given.minutes)
-    average.copy_to(modules)
-    export(given.out / "emoji-sd", unet, text_encoder, tokenizer, half(vae))
+    lessons = encode(World(art_sheet(given.cache), seed=given.seed, device=given.device), vae, LATENTS)
+    print(f"latents: mean {lessons.latents.mean():.3f}, std {lessons.latents.std():.3f}", flush=True)
+    for minutes in learn(modules, average, lessons, tokenizer, pace, begun=spent):
+        save_checkpoint(checkpoint, modules, average, minutes)
+        export_average(given.out / "emoji-sd", modules, average, tokenizer, vae)
 
 
 if __name__ == "__main__":

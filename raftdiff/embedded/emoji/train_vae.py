@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.emoji.data import SIZE, World
 from raftdiff.embedded.training import (
     Average,
@@ -68,7 +69,7 @@ def set_scale(vae: Any, world: World, device: str) -> None:
 def main() -> None:
     given = arguments(__doc__.splitlines()[0], minutes=15).parse_args()
     prepare(given.seed)
-    world = World(given.cache, seed=given.seed)
+    world = World(art_sheet(given.cache), seed=given.seed)
     vae = build().to(given.device, memory_format=torch.channels_last)
     modules = {"vae": vae}
     average = Average(modules, decay=0.998)

@@ -1,0 +1,76 @@
+"""Run one step of ``run.sh``; print a JSON line for each of its figures, and everything else to the error stream.
+
+    python tests/gpu/step.py speed --small
+
+A step is the module of its name beside this file. Its ``figures(given)`` yields dicts: ``name``, ``value`` and
+``unit``, or ``name`` and ``failed``, a sentence. The exit status is 1 if any failed.
+"""
+
+import argparse
+import contextlib
+import json
+import sys
+import time
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+FILES, FILE_BYTES = 8, 16 * 2**20
+"""What the folder of results may hold: so many files, each of at most so many bytes."""
+
+
+def options(argv: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("step", choices=["check", "speed", "train"])
+    parser.add_argument("--small", action="store_true", help="everything cut down to seconds on a CPU")
+    parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where files go (default: %(default)s)")
+    parser.add_argument("--pack", type=Path, default=Path(".gpu"), help="what pack.sh made (default: %(default)s)")
+    parser.add_argument("--seconds", type=float, default=360.0, help="the step is killed then (default: %(default)s)")
+    parser.add_argument("--batch", type=int, help="train: pictures a step")
+    parser.add_argument("--rate", type=float, help="train: peak learning rate")
+    given = parser.parse_args(argv)
+    given.deadline = _started() + given.seconds
+    return given
+
+
+def too_much(out: Path) -> str | None:
+    """A sentence where ``out`` holds more files, or larger ones, than can be carried home."""
+    files = sorted(path for path in out.rglob("*") if path.is_file())
+    large = [path.name for path in files if path.stat().st_size > FILE_BYTES]
+    if large:
+        return f"{', '.join(large)}: larger than {FILE_BYTES // 2**20} MiB."
+    return f"{out} holds {len(files)} files, more than {FILES}." if len(files) > FILES else None
+
+
+def _started() -> float:
+    """When this process began, by ``time.time()``: the minutes of a step count from there, imports included."""
+    import psutil
+
+    return float(psutil.Process().create_time())
+
+
+def main() -> int:
+    given = options()
+    given.out.mkdir(parents=True, exist_ok=True)
+    lines, failed = sys.stdout, False
+
+    def tell(figure: dict[str, Any]) -> None:
+        print(json.dumps({"step": given.step, **figure, "device": device}), file=lines, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr):
+        from raftdiff.records.provenance import hardware
+
+        device = hardware()
+        for figure in import_module(given.step).figures(given):
+            failed |= "failed" in figure
+            tell(figure)
+        sentence = too_much(given.out)
+        if sentence:
+            failed = True
+            tell({"name": "files", "failed": sentence})
+    print(f"{given.step}: {time.time() - given.deadline + given.seconds:.0f} s", file=sys.stderr)
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
