@@ -1,0 +1,78 @@
+#!/usr/bin/env bash
+# Run steps on a machine with an NVIDIA GPU and without a network, from a copy of the repository and of what pack.sh made:
+#
+#     OUT=results tests/gpu/run.sh check speed train
+#
+# check   the GPU tests (90 s)
+# speed   the GPU rows of docs/performance.md (3 minutes)
+# train   emoji-sd trained on from its weights, the best kept by the judge (6 minutes)
+#
+# A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
+# failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status
+# is 1 if any step failed.
+#
+# SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
+# CHECK_SECONDS, SPEED_SECONDS and TRAIN_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
+# OPTIONS="--batch 4096 --rate 2e-3".
+set -uo pipefail
+here=$PWD
+cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
+
+if [ $# -eq 0 ]; then
+    echo "Name the steps to run: check, speed, train." >&2
+    exit 2
+fi
+python=${PYTHON:-python3}
+pack=${PACK:-.gpu}
+out=${OUT:-runs/gpu}
+[[ $out = /* || -z ${OUT:-} ]] || out=$here/$out
+mkdir -p "$out" || exit 1
+
+for linked in llm rewards apps configs; do
+    if [ ! -e "raftdiff/$linked/" ]; then
+        echo "raftdiff/$linked leads nowhere: copy the repository with its symbolic links." >&2
+        exit 1
+    fi
+done
+
+needed="diffusers open_clip ftfy wcwidth pydantic pydantic_core annotated_types typing_inspection typing_extensions
+    importlib_metadata beartype"
+# shellcheck disable=SC2016
+missing='import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1].split() if not find_spec(n)))'
+lacking=$("$python" -c "$missing" "$needed") || exit 1
+packages=$(mktemp -d)
+trap 'rm -rf "$packages"' EXIT
+if [ -n "$lacking" ]; then
+    if ! ls "$pack"/wheels/*.whl >/dev/null 2>&1; then
+        echo "This Python lacks $lacking, and $pack/wheels is empty: run tests/gpu/pack.sh where there is a network." >&2
+        exit 1
+    fi
+    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target "$packages" \
+        "$pack"/wheels/*.whl >&2 || exit 1
+fi
+export PYTHONPATH="$packages:$PWD${PYTHONPATH:+:$PYTHONPATH}"
+export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+failed=0
+for step in "$@"; do
+    case $step in
+        check) limit=${CHECK_SECONDS:-90} ;;
+        speed) limit=${SPEED_SECONDS:-180} ;;
+        train) limit=${TRAIN_SECONDS:-360} ;;
+        *) limit=0 ;;
+    esac
+    began=$SECONDS
+    if [ "$limit" = 0 ]; then
+        wrong="there is no such step; known: check, speed, train"
+    else
+        # shellcheck disable=SC2086
+        timeout --kill-after=5 "$limit" "$python" tests/gpu/step.py "$step" ${SMALL:+--small} \
+            --seconds "$limit" --out "$out" --pack "$pack" ${OPTIONS:-} </dev/null | tee -a "$out/figures.jsonl"
+        status=${PIPESTATUS[0]}
+        wrong="exit $status after $((SECONDS - began)) s"
+        [ "$status" = 0 ] && continue
+    fi
+    failed=1
+    printf '{"step": "%s", "failed": "%s"}\n' "${step//[^[:alnum:]_.-]/?}" "$wrong" | tee -a "$out/figures.jsonl"
+done
+exit $failed
