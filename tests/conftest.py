@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,5 +17,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
     for item in items:
-        if "gpu" in item.keywords:
+        if item.get_closest_marker("gpu"):  # not by keyword: tests/gpu/ is one too
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+@pytest.fixture(scope="session")
+def sheet() -> np.ndarray:
+    """Stands for the art of the picture world: for each object in each style a disc, of its own colour and size."""
+    from raftdiff.embedded.emoji.art import SIDE
+    from raftdiff.embedded.emoji.world import OBJECTS, STYLES
+
+    art = np.zeros((len(OBJECTS), len(STYLES), SIDE, SIDE, 4), dtype=np.uint8)
+    away = np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2))
+    for number in range(len(OBJECTS) * len(STYLES)):
+        colour = (7 * number % 256, 31 * number % 256, 83 * number % 256, 255)
+        art[divmod(number, len(STYLES))][away < 20 + number % 40] = colour
+    return art

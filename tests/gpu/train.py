@@ -12,6 +12,7 @@ seeds that chose nothing, training and held-out concepts apart, at guidance 1 an
 """
 
 import argparse
+import math
 import shutil
 import tempfile
 import time
@@ -23,6 +24,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
+from raftdiff.diffusion.models.loading import quietly
 from raftdiff.embedded import folder
 from raftdiff.embedded.emoji.art import SHEET, art_sheet
 from raftdiff.embedded.emoji.data import World
@@ -66,9 +68,11 @@ class Size:
     sampled_at_once: int = 480
     columns: int = 16
     """Pictures in a row of the contact sheet."""
+    longest: float = math.inf
+    """Seconds of training at most, however many are left."""
 
 
-SMALL = Size(16, 8, 2, 2.0, 1, (10,), 1, (0,), 1, 1, 1)
+SMALL = Size(16, 8, 2, 2.0, 1, (10,), 1, (0,), 1, 1, 1, longest=3.0)
 GUIDANCE = (1.0, 3.0)
 SOURCES = {"training": training_concepts(), "held-out": held_out_concepts()}
 
@@ -90,10 +94,11 @@ def figures(given: argparse.Namespace) -> Figures:
     torch.set_float32_matmul_precision("high")
     judge = EmojiJudge(folder("emoji-judge"), DEVICE)
     began = time.time()
-    before = report(folder("emoji-sd"), judge, size)
+    with quietly():
+        before = report(folder("emoji-sd"), judge, size)
     reserved = 1.5 * (time.time() - began) + SPARE * (0.2 if given.small else 1)
     yield from told("shipped", before, size)
-    with tempfile.TemporaryDirectory() as scratch:
+    with tempfile.TemporaryDirectory() as scratch, quietly():
         best = Path(scratch) / "best"
         yield from train(given, size, judge, best, given.deadline - reserved)
         after = report(best, judge, size)
@@ -109,7 +114,7 @@ def train(given: argparse.Namespace, size: Size, judge: EmojiJudge, best: Path, 
     world = World(art_sheet(given.pack), seed=SEED, device=DEVICE)
     lessons = encode(world, vae, size.lessons, at_once=size.at_once)
     del world
-    minutes = (deadline - time.time()) / 60
+    minutes = min(deadline - time.time(), size.longest) / 60
     if minutes <= 0:
         raise UserError(f"{given.seconds:.0f} seconds are too short: all went into loading and measuring.")
     batch, peak = given.batch or size.batch, given.rate or PEAK_RATE

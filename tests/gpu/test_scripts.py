@@ -1,0 +1,259 @@
+"""pack.sh and run.sh, cut down on the CPU: so that the first run on a GPU is not the first run."""
+
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+from raftdiff import embedded
+from raftdiff.embedded.emoji.art import SHEET
+from raftdiff.embedded.emoji.world import draw
+
+ROOT = Path(__file__).parents[2]
+PACKED = {
+    "diffusers",
+    "open-clip-torch",
+    "ftfy",
+    "wcwidth",
+    "pydantic",
+    "pydantic-core",
+    "annotated-types",
+    "typing-inspection",
+    "typing-extensions",
+    "importlib-metadata",
+    "lazy-importer",  # what importlib-metadata needs
+    "beartype",
+}
+THERE = {
+    *("accelerate", "jaxtyping", "jinja2", "numpy", "peft", "pillow", "psutil", "pyyaml", "regex", "safetensors"),
+    *("tensorboard", "torch", "torchvision", "tqdm", "transformers"),
+}
+"""What the GPU machine has, of what raftdiff depends on."""
+
+
+def script(name: str, *arguments: str, root: Path = ROOT, **environment: str) -> subprocess.CompletedProcess[str]:
+    known = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    settings = {"PYTHON": sys.executable, "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(
+        ["bash", str(root / "tests/gpu" / name), *arguments],
+        env=known | settings,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+
+
+def load(name: str) -> Any:
+    """A module beside this file."""
+    spec = importlib.util.spec_from_file_location(f"gpu_{name}", Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look for it there
+    spec.loader.exec_module(module)
+    return module
+
+
+def executable(path: Path, text: str) -> str:
+    path.write_text(f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@pytest.fixture(scope="module")
+def pack(tmp_path_factory: pytest.TempPathFactory, sheet: np.ndarray) -> Path:
+    """What pack.sh makes, with other art and without wheels."""
+    folder = tmp_path_factory.mktemp("pack")
+    np.savez_compressed(folder / SHEET, sheet=sheet)
+    return folder
+
+
+@pytest.mark.slow
+def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path) -> None:
+    out = tmp_path / "out"
+    ran = script("run.sh", "check", "speed", "train", SMALL="1", PACK=str(pack), OUT=str(out))
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    told = lines(ran.stdout)
+    assert lines((out / "figures.jsonl").read_text()) == told
+    assert all(figure["device"] for figure in told)
+    names = {step: [f["name"] for f in told if f["step"] == step] for step in ("check", "speed", "train")}
+    assert names["check"] == ["GPU tests passed", "GPU tests failed", "GPU tests skipped"]
+    assert sum(figure["value"] for figure in told if figure["step"] == "check") > 15
+    for beginning in ("emoji-sd sampling", "U-Net training", "review-lm sampling", "a random U-Net of SD 1.5's size"):
+        assert any(name.startswith(beginning) for name in names["speed"])
+    assert all(figure["value"] > 0 for figure in told if figure["step"] == "speed")
+    for model in ("shipped", "trained on"):
+        for concepts in ("training", "held-out"):
+            for guidance in (1, 3):
+                assert f"{model}, {concepts} concepts, guidance {guidance}: exact" in names["train"]
+
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) <= 8
+    assert all(path.stat().st_size <= 16 * 2**20 and re.fullmatch(r"[A-Za-z0-9._-]+", path.name) for path in files)
+    for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
+        shipped = embedded.folder("emoji-sd") / part / f"{file}.safetensors"
+        with safe_open(shipped, "pt") as one, safe_open(out / f"emoji-sd.{part}.safetensors", "pt") as other:
+            assert set(one.keys()) == set(other.keys())
+            tensors = [(one.get_tensor(name), other.get_tensor(name)) for name in one.keys()]  # noqa: SIM118
+        assert all(b.dtype == torch.float16 and a.shape == b.shape for a, b in tensors)
+        assert any(not torch.equal(a, b) for a, b in tensors)
+    with Image.open(out / "contact.png") as contact:
+        assert contact.height == 8 * 64
+
+
+def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(tmp_path: Path, pack: Path) -> None:
+    names = ("check", 'dan"ce', "train")
+    limits = {"CHECK_SECONDS": "0.5", "TRAIN_SECONDS": "0.5"}
+    ran = script("run.sh", *names, SMALL="1", PACK=str(pack), OUT=str(tmp_path), **limits)
+    assert ran.returncode == 1
+    told = lines(ran.stdout)
+    assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
+    assert told[0]["failed"].startswith("exit 124 after ")
+    assert told[1]["failed"] == "there is no such step; known: check, speed, train"
+    assert lines((tmp_path / "figures.jsonl").read_text()) == told
+
+
+def test_without_the_art_training_says_what_to_run(tmp_path: Path) -> None:
+    ran = script("run.sh", "train", SMALL="1", PACK=str(tmp_path / "none"), OUT=str(tmp_path))
+    assert ran.returncode == 1
+    assert "sheet.npz is missing: run tests/gpu/pack.sh where there is a network." in ran.stderr
+    assert lines(ran.stdout)[0]["failed"].startswith("exit 1 after ")
+
+
+def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
+    ran = script("run.sh", OUT=str(tmp_path))
+    assert ran.returncode == 2
+    assert ran.stderr == "Name the steps to run: check, speed, train.\n"
+
+
+def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:
+    # a Python that lacks a package, and writes down what it is asked to do
+    python = executable(
+        tmp_path / "python",
+        f'echo "$@" >> {tmp_path}/asked; if [ "$1" = -c ]; then echo pydantic; elif [ "$1" = -m ]; then exit 0; fi',
+    )
+    lacking = script("run.sh", "check", PYTHON=python, PACK=str(tmp_path / "pack"), OUT=str(tmp_path / "out"))
+    assert lacking.returncode == 1
+    assert f"This Python lacks pydantic, and {tmp_path}/pack/wheels is empty" in lacking.stderr
+    wheels = tmp_path / "pack/wheels"
+    wheels.mkdir(parents=True)
+    (wheels / "pydantic-1-py3-none-any.whl").touch()
+    (tmp_path / "asked").unlink()
+    ran = script("run.sh", "check", PYTHON=python, PACK=str(tmp_path / "pack"), OUT=str(tmp_path / "out"))
+    assert ran.returncode == 0
+    install, step = (tmp_path / "asked").read_text().splitlines()[-2:]
+    assert install.startswith("-m pip install")
+    assert "--no-index --no-deps --target" in install
+    assert install.endswith(str(wheels / "pydantic-1-py3-none-any.whl"))
+    assert step.startswith("tests/gpu/step.py check --seconds 90")
+
+
+def test_a_copy_without_its_symbolic_links_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "tests/gpu").mkdir(parents=True)
+    (tmp_path / "raftdiff").mkdir()
+    (tmp_path / "tests/gpu/run.sh").write_text((ROOT / "tests/gpu/run.sh").read_text())
+    ran = script("run.sh", "check", root=tmp_path, OUT=str(tmp_path / "out"))
+    assert ran.returncode == 1
+    assert ran.stderr == "raftdiff/llm leads nowhere: copy the repository with its symbolic links.\n"
+
+
+def packing(tmp_path: Path, pack: Path, size: int) -> subprocess.CompletedProcess[str]:
+    """pack.sh with a pip that writes down what it is asked for, and leaves one wheel of that size."""
+    pip = f'echo "$@" > {tmp_path}/asked; truncate -s {size} {tmp_path}/.gpu/wheels/one.whl'
+    python = executable(tmp_path / "python", f'if [ "$2" = pip ]; then {pip}; else exec {sys.executable} "$@"; fi')
+    return script("pack.sh", PYTHON=python, PACK=str(tmp_path / ".gpu"), CACHE=str(pack))
+
+
+def test_pack_fetches_wheels_for_the_gpu_machine_and_lays_the_art_beside_them(tmp_path: Path, pack: Path) -> None:
+    ran = packing(tmp_path, pack, 1000)
+    assert ran.returncode == 0, ran.stderr
+    asked = (tmp_path / "asked").read_text().split()
+    names = asked[asked.index("--dest") + 2 :]
+    assert {name.lower().replace("_", "-") for name in names} == PACKED
+    assert "--no-deps --only-binary=:all: --constraint constraints.txt --python-version 3.12" in " ".join(asked)
+    assert (tmp_path / ".gpu" / SHEET).read_bytes() == (pack / SHEET).read_bytes()
+    assert f"{len(PACKED)} wheels and the art, {1000 + (pack / SHEET).stat().st_size} bytes" in ran.stdout
+
+
+def test_pack_refuses_more_than_may_be_carried(tmp_path: Path, pack: Path) -> None:
+    ran = packing(tmp_path, pack, 36 * 2**20)
+    assert ran.returncode == 1
+    assert re.search(r"holds \d+ bytes, more than the 37748736 \(36 MiB\) that it may\.", ran.stderr)
+
+
+def test_whatever_raftdiff_needs_is_packed_or_there() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    needed = {re.split(r"[<>=]", name)[0].lower().replace("_", "-") for name in project["dependencies"]}
+    assert needed <= PACKED | THERE, "add it to tests/gpu/pack.sh, unless the GPU machine has it"
+    pinned = (ROOT / "constraints.txt").read_text().lower().replace("_", "-")
+    assert all(f"\n{name}==" in pinned for name in PACKED)
+
+
+def test_results_that_are_too_many_or_too_large_are_told(tmp_path: Path) -> None:
+    step = load("step")
+    for number in range(8):
+        (tmp_path / f"{number}.png").touch()
+    assert step.too_much(tmp_path) is None
+    (tmp_path / "ninth.png").touch()
+    assert step.too_much(tmp_path) == f"{tmp_path} holds 9 files, more than 8."
+    os.truncate(tmp_path / "ninth.png", 16 * 2**20 + 1)
+    assert step.too_much(tmp_path) == "ninth.png: larger than 16 MiB."
+
+
+def test_skipped_gpu_tests_show_nothing_unless_all_is_cut_down(tmp_path: Path) -> None:
+    check = load("check")
+    report = tmp_path / "report.xml"
+    report.write_text(
+        "<testsuites><testsuite><testcase name='a'/><testcase name='b'><skipped/></testcase>"
+        "<testcase name='c'><failure/></testcase><testcase name='d'><error/></testcase></testsuite></testsuites>"
+    )
+    assert check.count(report) == {"passed": 1, "skipped": 1, "failed": 2}
+    skipped = Counter(passed=1, skipped=2)
+    sentence = "2 tests were skipped, which shows nothing: a CUDA device is needed."
+    assert check.verdict(0, skipped, small=False) == sentence
+    assert check.verdict(0, skipped, small=True) is None
+    assert check.verdict(0, Counter(passed=3), small=False) is None
+    assert check.verdict(1, Counter(failed=2), small=True) == "2 tests failed; pytest ended with status 1."
+    assert check.verdict(0, Counter(), small=True) == "No test was found."
+
+
+def test_one_speed_that_fails_does_not_lose_the_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    speed, step = load("speed"), load("step")
+
+    def broken(*, small: bool) -> Any:
+        raise RuntimeError("out of memory")
+
+    def well(*, small: bool) -> Any:
+        yield {"name": "well", "value": 1.0, "unit": "pictures/s"}
+
+    for name, group in (("emoji_sampling", broken), ("emoji_training", well), ("reviews", broken), ("sd15", well)):
+        monkeypatch.setattr(speed, name, group)
+    told = list(speed.figures(step.options(["speed", "--small"])))
+    assert [figure.get("failed") for figure in told] == ["RuntimeError: out of memory", None] * 2
+
+
+def test_the_best_is_chosen_on_other_captions_than_it_is_measured_on() -> None:
+    train = load("train")
+    size = train.Size()
+    chosen, reported = train.choosing(size), draw(train.SOURCES["training"], size.reported, seed=0)
+    assert len(chosen) == size.choosing
+    assert not set(chosen) & set(reported)
+    assert set(chosen) <= set(train.SOURCES["training"])
+    assert not set(size.choosing_seeds) & set(size.reported_seeds)
