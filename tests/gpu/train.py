@@ -68,11 +68,13 @@ class Size:
     sampled_at_once: int = 480
     columns: int = 16
     """Pictures in a row of the contact sheet."""
+    sampled_in: torch.dtype = torch.bfloat16
+    """As the card's figures were; some CPUs are slow in it."""
     longest: float = math.inf
     """Seconds of training at most, however many are left."""
 
 
-SMALL = Size(16, 8, 2, 2.0, 1, (10,), 1, (0,), 1, 1, 1, longest=3.0)
+SMALL = Size(16, 8, 2, 2.0, 1, (10,), 1, (0,), 1, 1, 1, torch.float32, longest=3.0)
 GUIDANCE = (1.0, 3.0)
 SOURCES = {"training": training_concepts(), "held-out": held_out_concepts()}
 
@@ -126,7 +128,7 @@ def train(given: argparse.Namespace, size: Size, judge: EmojiJudge, best: Path, 
         exact = score(latest, chosen, judge, size)
         name = f"choosing, after {60 * spent:.0f} s and {average.updates} steps of {batch}"
         yield _figure(name, exact, _share(chosen, size))
-        if exact > highest:
+        if exact >= highest:  # of two alike the one that has learned more
             highest = exact
             shutil.rmtree(best, ignore_errors=True)
             latest.rename(best)
@@ -144,13 +146,13 @@ def choosing(size: Size) -> tuple[Concept, ...]:
 def score(model: Path, chosen: Sequence[Concept], judge: EmojiJudge, size: Size) -> float:
     """Share of pictures, at guidance 3, that show what their caption asks for."""
     captions = [concept.caption for concept in chosen]
-    images = pictures(open_pipeline(model, DEVICE), captions, 3.0, size.choosing_seeds, size)
+    images = pictures(open_pipeline(model, DEVICE, size.sampled_in), captions, 3.0, size.choosing_seeds, size)
     return shares(judge.judge(images, captions * len(size.choosing_seeds)))["exact"]
 
 
 def report(model: Path, judge: EmojiJudge, size: Size) -> Judged:
     """The figures of the card, for the captions as they are."""
-    pipeline, found = open_pipeline(model, DEVICE), {}
+    pipeline, found = open_pipeline(model, DEVICE, size.sampled_in), {}
     for name, concepts in SOURCES.items():
         captions = [concept.caption for concept in draw(concepts, size.reported, seed=0)]
         for guidance in GUIDANCE:
