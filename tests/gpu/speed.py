@@ -64,7 +64,7 @@ def emoji_training(*, small: bool) -> Figures:
     from raftdiff.embedded.emoji.train_unet import Lessons, Pace, begin, learn
     from raftdiff.embedded.training import Average
 
-    count, seconds = (2, 0.8) if small else (2048, 3.0)
+    count, seconds = (2, 0.4) if small else (2048, 3.0)
     table = training_indices().to(DEVICE)
     rows = table[torch.arange(2 * count, device=DEVICE) % len(table)]
     noise = torch.randn(2 * count, 4, 16, 16, device=DEVICE)

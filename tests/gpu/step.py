@@ -58,14 +58,18 @@ def main() -> int:
         print(json.dumps({"step": given.step, **figure, "device": device}), file=lines, flush=True)
 
     with contextlib.redirect_stdout(sys.stderr):
+        from raftdiff.errors import UserError
         from raftdiff.records.provenance import hardware
 
         device = hardware()
-        for figure in import_module(given.step).figures(given):
-            failed |= "failed" in figure
-            tell(figure)
-        sentence = too_much(given.out)
-        if sentence:
+        try:
+            for figure in import_module(given.step).figures(given):
+                failed |= "failed" in figure
+                tell(figure)
+        except UserError as error:
+            failed = True
+            tell({"name": given.step, "failed": str(error)})
+        if sentence := too_much(given.out):
             failed = True
             tell({"name": "files", "failed": sentence})
     print(f"{given.step}: {time.time() - given.deadline + given.seconds:.0f} s", file=sys.stderr)

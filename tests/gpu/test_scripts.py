@@ -130,11 +130,15 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
-def test_without_the_art_training_says_what_to_run(tmp_path: Path) -> None:
-    ran = script("run.sh", "train", SMALL="1", PACK=str(tmp_path / "none"), OUT=str(tmp_path))
-    assert ran.returncode == 1
-    assert "sheet.npz is missing: run tests/gpu/pack.sh where there is a network." in ran.stderr
-    assert lines(ran.stdout)[0]["failed"].startswith("exit 1 after ")
+def test_a_mistake_is_told_as_a_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    step = load("step")
+    monkeypatch.setitem(sys.modules, "train", load("train"))
+    monkeypatch.setattr(sys, "argv", ["step.py", "train", "--pack", str(tmp_path), "--out", str(tmp_path)])
+    assert step.main() == 1
+    (told,) = lines(capsys.readouterr().out)
+    assert told["failed"] == f"{tmp_path}/sheet.npz is missing: run tests/gpu/pack.sh where there is a network."
 
 
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:

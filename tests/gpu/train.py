@@ -74,7 +74,7 @@ class Size:
     """Seconds of training at most, however many are left."""
 
 
-SMALL = Size(16, 8, 2, 2.0, 1, (10,), 1, (0,), 1, 1, 1, torch.float32, longest=3.0)
+SMALL = Size(8, 8, 2, 0.5, 1, (10,), 1, (0,), 1, 1, 1, torch.float32, longest=1.5)
 GUIDANCE = (1.0, 3.0)
 SOURCES = {"training": training_concepts(), "held-out": held_out_concepts()}
 
