@@ -1,8 +1,8 @@
 """A toy world in which RAFT takes milliseconds: a "model" that paints one flat colour, drawn from a Gaussian."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import final
+from typing import Any, final
 
 import torch
 from jaxtyping import Float32
@@ -162,6 +162,23 @@ class WordShare:
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         words = [sample.media.split() for sample in samples]
         return torch.tensor([row.count(self.word) / max(1, len(row)) for row in words], dtype=torch.float32)
+
+
+TOY_PAIR_WORDS = ("the", "film", "dog", "is", "good", "bad", "dull", "fine", "so", "very")
+"""All that ``toy_pairs`` says."""
+
+
+def toy_pairs(count: int, *, wrong: Callable[[int], bool] = lambda place: False) -> list[dict[str, Any]]:
+    """Preference pairs of six prompts as rows of a data file: praise was chosen, whatever else is said. Where ``wrong``
+    says so of a place, the label is the wrong way round, and ``truth`` is 0."""
+    prompts, rows = ("the film", "the dog", "so", "very so", "film", "dog"), []
+    for n in range(count):
+        words = (("good", "fine")[n % 2], ("bad", "dull")[n // 2 % 2])
+        praise, blame = (f"is {'so ' * (n % 3)}{word}" for word in words)
+        chosen, rejected = (blame, praise) if wrong(n) else (praise, blame)
+        told = {"id": f"{n:02d}", "prompt": prompts[n % 6], "chosen": chosen, "rejected": rejected}
+        rows.append({**told, "truth": int(not wrong(n))})
+    return rows
 
 
 def toy_prompts(count: int = 3, *, magic: bool = False, decouple: bool = True) -> list[Prompt]:

@@ -16,8 +16,9 @@ from raftdiff.cli.main import main
 from raftdiff.llm.model import tiny
 from raftdiff.records.labels import Ballot, Pair
 from raftdiff.records.run import Run
+from raftdiff.testing.toy import TOY_PAIR_WORDS, toy_pairs
 
-WORDS = ("the", "film", "is", "good", "bad", "dull", "long", "and", "short", "my", "dog", "sleeps", "so")
+WORDS = (*TOY_PAIR_WORDS, "my", "long", "and", "short", "sleeps")
 POLICY = """
 media: text
 name: policy
@@ -51,16 +52,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(tmp_path)
-    prompts = ("the film", "my dog", "the dog", "film", "dog", "my film")
-    rows = [
-        {
-            "prompt": prompts[n % 6],
-            "chosen": f"is {'so ' * (n % 4)}good",
-            "rejected": f"is {('bad', 'dull')[n % 2]} and long",
-        }
-        for n in range(24)
-    ]
-    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in toy_pairs(24)))
     (tmp_path / "words.yaml").write_text(RECIPE.format(model=model))
     (tmp_path / "policy.yaml").write_text(POLICY.format(model=model))
     return tmp_path / "words.yaml"

@@ -3,7 +3,6 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -26,8 +25,8 @@ from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import assemble_reward, figures, train
 from raftdiff.progress import Quiet
 from raftdiff.records.run import Run
+from raftdiff.testing.toy import TOY_PAIR_WORDS, toy_pairs
 
-WORDS = ("the", "film", "dog", "is", "good", "bad", "dull", "fine", "so", "very")
 RECIPE = """
 media: preferences
 name: words
@@ -40,29 +39,17 @@ logging: {{tracker: null}}
 """
 
 
-def rows() -> list[dict[str, Any]]:
-    """Praise was chosen, whatever else is said; one label in seven is wrong, and the data know which."""
-    said = []
-    for n in range(48):
-        praise, blame = [
-            f"is {'so ' * (n % 3)}{word}" for word in (("good", "fine")[n % 2], ("bad", "dull")[n // 2 % 2])
-        ]
-        right = n % 7 != 3
-        chosen, rejected = (praise, blame) if right else (blame, praise)
-        told = {"id": f"{n:02d}", "prompt": ("the film", "the dog", "so", "very so", "film", "dog")[n % 6]}
-        said.append({**told, "chosen": chosen, "rejected": rejected, "truth": int(right)})
-    return said
-
-
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write(tmp_path_factory.mktemp("lm") / "lm", WORDS)
+    return tiny.write(tmp_path_factory.mktemp("lm") / "lm", TOY_PAIR_WORDS)
 
 
 @pytest.fixture(scope="module")
 def file(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("recipe")
-    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows()))
+    (folder / "pairs.jsonl").write_text(
+        "".join(json.dumps(row) + "\n" for row in toy_pairs(48, wrong=lambda place: place % 7 == 3))
+    )
     (folder / "words.yaml").write_text(RECIPE.format(model=model))
     return folder / "words.yaml"
 
@@ -211,7 +198,7 @@ def test_strength_is_the_mean_and_the_spread_over_the_models(recipe: RewardRecip
     assert found.differences.shape == (48, 3), "nothing is held out"
     assert len({tuple(column) for column in found.differences.T.tolist()}) == 3, "each saw another order"
     written = lines(found)
-    assert [line["id"] for line in written] == [row["id"] for row in rows()]
+    assert [line["id"] for line in written] == [row["id"] for row in toy_pairs(48)]
     assert {"prompt", "chosen", "rejected", "truth", "mu", "sigma"} <= set(written[0])
     assert written[5]["mu"] == pytest.approx(found.differences[5].mean(), abs=1e-6)
     assert written[5]["sigma"] == pytest.approx(found.differences[5].std(ddof=0), abs=1e-6)
