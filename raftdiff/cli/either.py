@@ -19,7 +19,7 @@ from raftdiff.recipes.prompts import build
 from raftdiff.records.run import Run, load_round
 from raftdiff.stages import Parts
 from raftdiff.training.devices import find_device
-from raftdiff.types import FineTuner, Prompt, State
+from raftdiff.types import Prompt, State
 
 AnyRecipe: TypeAlias = Recipe | TextRecipe
 AnyAssembly: TypeAlias = Assembly | TextAssembly
@@ -28,16 +28,6 @@ AnyAssembly: TypeAlias = Assembly | TextAssembly
 def parts_of(assembly: AnyAssembly) -> Parts[Any]:
     """What the loop takes; it does not care for the medium."""
     return assembly.parts
-
-
-def load_weights(run: Run, assembly: AnyAssembly, round: int | None) -> None:
-    """Put the policy into its state after a finished round, the last by default.
-
-    Raises:
-        UserError: there is no such round.
-    """
-    finetuner: FineTuner[Any] = assembly.finetuner
-    load_round(run, finetuner, round)
 
 
 def ranker_of(recipe: AnyRecipe, state: State | None) -> tuple[Ranker[Any], list[Prompt]]:
@@ -101,7 +91,7 @@ def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:
     recipe = text_recipe_of(run)
     assembly = prepared(run, recipe)
     assert isinstance(assembly, TextAssembly)
-    load_weights(run, assembly, round)
+    load_round(run, assembly.finetuner, round)
     return run, assembly
 
 

@@ -6,7 +6,7 @@ import re
 import shutil
 from pathlib import Path
 
-from raftdiff.cli.either import AnyAssembly, existing_run, load_weights, prepared
+from raftdiff.cli.either import AnyAssembly, existing_run, prepared
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
 from raftdiff.diffusion.recipe import Recipe
@@ -16,7 +16,7 @@ from raftdiff.llm.comparison import compare as compare_texts
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.comparison import write as write_texts
 from raftdiff.records.disk import read_json_lines
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, load_round
 from raftdiff.reports.tables import side_by_side, table
 from raftdiff.types import Prompt
 
@@ -48,7 +48,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.steps is not None and isinstance(recipe, Recipe):
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
     assembly = prepared(run, recipe)
-    load_weights(run, assembly, args.round)
+    load_round(run, assembly.finetuner, args.round)
     report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name)
     result = report.with_name("eval.json")
     if args.json:

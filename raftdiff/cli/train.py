@@ -4,8 +4,9 @@ import argparse
 import time
 
 from raftdiff.cli import either
-from raftdiff.cli.either import load_weights, loop, open_run, prepared
+from raftdiff.cli.either import loop, open_run, prepared
 from raftdiff.recipes.files import medium_of
+from raftdiff.records.run import load_round
 from raftdiff.reports.words import duration
 
 
@@ -31,7 +32,7 @@ def demo(args: argparse.Namespace) -> None:
     with run.locked(recipe):
         assembly = prepared(run, recipe)
         loop(run, assembly)
-        load_weights(run, assembly, None)
+        load_round(run, assembly.finetuner, None)
         report = measure(run, assembly)
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")

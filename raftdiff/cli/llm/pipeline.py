@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raftdiff.cli.either import load_weights, loop, prepared
+from raftdiff.cli.either import loop, prepared
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models as rm
 from raftdiff.llm.assembly import TextAssembly
@@ -19,7 +19,7 @@ from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
 from raftdiff.recipes.files import locate
 from raftdiff.records.disk import read_json, sync_all, write_text
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, load_round
 
 
 class Outcome(NamedTuple):
@@ -101,7 +101,7 @@ def _tuned(stage: Stage) -> Outcome:
         assembly = prepared(run, recipe)
         assert isinstance(assembly, TextAssembly)
         loop(run, assembly)
-        load_weights(run, assembly, None)
+        load_round(run, assembly.finetuner, None)
         evaluation = read_json(measure(run, assembly).with_name("eval.json"))
         if stage.asked_for_model:
             _write_model(assembly, stage.model)
