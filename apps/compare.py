@@ -1,5 +1,6 @@
 """``raftdiff compare``: any two checkpoints side by side, from the same prompts and seeds."""
 
+import atexit
 import random
 import shutil
 import tempfile
@@ -26,7 +27,10 @@ def build(bench: Bench) -> Any:
     import gradio as gr
 
     bar = gr.Progress()
-    scratch = tempfile.TemporaryDirectory(prefix="raftdiff-")  # for as long as the page is served
+    scratch = Path(
+        tempfile.mkdtemp(prefix="raftdiff-")
+    )  # for as long as the page is served, which is this process's life
+    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
     with page.blocks("raftdiff compare") as blocks:
         gr.Markdown(f"# Before and after\n{', '.join(str(run.path.name) for run in bench.runs)}")
@@ -77,7 +81,7 @@ def build(bench: Bench) -> Any:
             own = values[: len(shared)] if same else values[len(shared) :]
             settings = (_read(count, values[: len(shared)]), _read(count, own))
             view, pictures = compare(bench, text, (one, two), settings, progress)
-            return view, gr.DownloadButton(value=packed(pictures, Path(scratch.name)), visible=True)
+            return view, gr.DownloadButton(value=packed(pictures, scratch), visible=True)
 
         draw.click(
             page.told(press),
