@@ -27,9 +27,7 @@ def build(bench: Bench) -> Any:
     import gradio as gr
 
     bar = gr.Progress()
-    scratch = Path(
-        tempfile.mkdtemp(prefix="raftdiff-")
-    )  # for as long as the page is served, which is this process's life
+    scratch = Path(tempfile.mkdtemp(prefix="raftdiff-"))  # as long as the process: its page
     atexit.register(shutil.rmtree, scratch, ignore_errors=True)
     known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
     with page.blocks("raftdiff compare") as blocks:
