@@ -11,7 +11,7 @@ from typing import Any, ParamSpec, TypeVar, final
 from PIL.Image import Image
 
 from raftdiff.errors import UserError
-from raftdiff.reports.page import embedded, template
+from raftdiff.reports.page import picture_uri, template
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
@@ -165,5 +165,5 @@ def uri(image: Image | Path) -> str:
 
         with pil.open(image) as picture:
             picture.load()
-            return embedded(picture)
-    return embedded(image)
+            return picture_uri(picture)
+    return picture_uri(image)

@@ -19,7 +19,7 @@ from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
-from raftdiff.recipes.checks import check_alike
+from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
@@ -208,9 +208,7 @@ def _check(recipe: TextRecipe) -> None:
 def _check_objective(recipe: TextRecipe) -> None:
     """Whether the fine-tuner can learn from what sampler and selector give it."""
     learner, needs = recipe.finetuner.learner, recipe.finetuner.requires
-    kind = recipe.ranker.selector.build(seed=0).kind
-    if kind not in needs.kinds:
-        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {', '.join(needs.kinds)}.")
+    check_kind(recipe, learner, needs)
     if not needs.fresh_samples:
         return
     if not isinstance(recipe.sampler, PolicySamplerConfig | VllmSamplerConfig):

@@ -194,8 +194,7 @@ def _extremes(run: Run, t: int) -> Iterator[Comparison]:
             continue
         best, worst = int(np.nanargmax(totals)), int(np.nanargmin(totals))
         one, other = texts[prompt, best], texts[prompt, worst]
-        said = one.media.strip(), other.media.strip()
-        if totals[best] > totals[worst] and said[0] != said[1] and all(said):  # a file of pairs holds no empty answer
+        if totals[best] > totals[worst] and one.media.strip() != other.media.strip():
             meta = {"round": t, "total_chosen": float(totals[best]), "total_rejected": float(totals[worst])}
             asked = replace(one.prompt, meta=context(one.prompt))
             yield Comparison(f"{t:03d}-{prompt}", asked, one.media, other.media, meta=meta)

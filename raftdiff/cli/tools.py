@@ -17,9 +17,8 @@ def check_reward(args: argparse.Namespace) -> int:
     """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
     import yaml
 
+    from raftdiff import testing
     from raftdiff.embedded import resolve
-    from raftdiff.testing.conformance import check_reward as conformance
-    from raftdiff.testing.examples import answer_samples, reward_samples
 
     options = {"type": args.reward}
     if ":" in args.reward:
@@ -33,8 +32,10 @@ def check_reward(args: argparse.Namespace) -> int:
     texts = args.text or (options["type"] not in on_pictures and options["type"] in on_texts)
     config = check(registry.load(_group(texts), options["type"]), options, f"the reward '{args.reward}'")
     reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
-    samples: list[Sample[Any]] = [*answer_samples()] if texts else [*reward_samples(_pictures(args.pictures))]
-    result = conformance(reward, samples)
+    samples: list[Sample[Any]] = (
+        [*testing.answer_samples()] if texts else [*testing.reward_samples(_pictures(args.pictures))]
+    )
+    result = testing.check_reward(reward, samples)
     print(result)
     return 0 if result.passed else 1
 

@@ -5,6 +5,7 @@ import time
 
 from raftdiff.cli import either
 from raftdiff.cli.either import loop, open_run, prepared
+from raftdiff.cli.evaluate import measure, show
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.run import load_round
 from raftdiff.reports.words import duration
@@ -25,8 +26,6 @@ def train(args: argparse.Namespace) -> None:
 
 def demo(args: argparse.Namespace) -> None:
     """Train, evaluate, and show where the report lies."""
-    from raftdiff.cli.evaluate import measure, show
-
     began = time.monotonic()
     run, recipe = open_run(args)
     with run.locked(recipe):

@@ -10,9 +10,9 @@ from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.errors import UserError
-from raftdiff.recipes.checks import check_alike
+from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, check, read
-from raftdiff.recipes.files import expect, locate
+from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
 from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprints
@@ -81,6 +81,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
         UserError: no such recipe, or anything wrong in it, in a sentence a line.
     """
     path = locate(name)
+    refuse_preferences(path, name)
     expect(path, "image", path)
     recipe = read(Recipe, path, overrides)
     prompts = inline(recipe.prompts, path.parent)
@@ -120,11 +121,7 @@ def _check(recipe: Recipe) -> None:
     needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
-    kind = recipe.ranker.selector.build(seed=0).kind
-    if kind not in needs.kinds:
-        raise UserError(
-            f"ranker.selector: it selects '{kind}', and this fine-tuner learns from {', '.join(needs.kinds)}."
-        )
+    check_kind(recipe, "this fine-tuner", needs)
 
 
 def _held_out(config: PromptsConfig) -> None:

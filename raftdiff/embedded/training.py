@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from raftdiff.training.devices import flush_denormals
+
 
 def arguments(description: str, *, minutes: float) -> argparse.ArgumentParser:
     """The options that every script has."""
@@ -24,9 +26,9 @@ def arguments(description: str, *, minutes: float) -> argparse.ArgumentParser:
 
 
 def prepare(seed: int) -> None:
-    """Seeded, and denormal numbers rounded to zero, which keeps a CPU off its slow path for them."""
+    """Seeded, and a CPU kept off its slow path."""
     torch.manual_seed(seed)
-    torch.set_flush_denormal(True)
+    flush_denormals()
 
 
 def steps(minutes: float, *, begun: float = 0.0, report_every: float = 30.0) -> Iterator[tuple[int, float]]:

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from raftdiff.errors import UserError
+from raftdiff.types import Requires
 
 
 def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
@@ -31,3 +32,13 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
     keep = getattr(recipe.ranker.selector, "keep", 1)
     if keep > loop.candidates:
         raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
+
+
+def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
+    """
+    Raises:
+        UserError: what the selector selects is not what ``learner`` learns from.
+    """
+    kind = recipe.ranker.selector.build(seed=0).kind
+    if kind not in needs.kinds:
+        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {', '.join(needs.kinds)}.")

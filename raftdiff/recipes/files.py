@@ -77,5 +77,5 @@ def expect(path: Path, medium: str, who: str | Path, noun: str = "recipe for") -
         UserError: it is for another medium.
     """
     refuse_preferences(path, who)
-    if (found := medium_of(path)) != medium:
+    if (found := medium_of(path)) != medium and found in MEDIA:  # of any other word the reader tells file and line
         raise UserError(f"{who}: this is a {noun} {spoken(found)}, and this command is for {spoken(medium)}.")

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.page import embedded, template, write_html
+from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.tables import Row, rows, shown
 from raftdiff.reports.words import figure, said
 
@@ -224,7 +224,7 @@ def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
 
 def _picture(media: Medium, what: str, scores: Mapping[str, float | bool], mark: str = "") -> Picture:
     score = next((figure(value) for value in _numbers(scores).values()), "")
-    uri, text = ("", media or " ") if isinstance(media, str) else (embedded(media), "")
+    uri, text = ("", media or " ") if isinstance(media, str) else (picture_uri(media), "")
     alt = ": ".join(filter(None, [what, said(scores)]))
     return Picture(uri, text, alt, score, mark, scores.get("exact") is True)
 

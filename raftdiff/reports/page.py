@@ -50,7 +50,7 @@ def write_html(path: Path, page: str) -> Path:
     return path
 
 
-def embedded(image: Image.Image) -> str:
+def picture_uri(image: Image.Image) -> str:
     """The picture itself as text: lossless PNG when small, else WebP of at most ``LARGEST`` pixels a side."""
     if max(image.size) <= SMALL:
         return data_uri(image)

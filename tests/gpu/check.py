@@ -4,12 +4,15 @@ import argparse
 import subprocess
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+SPARE = 3.0
+"""Seconds in which what came of the tests is still told."""
 # the slow ones compile: should the time run out over them, the others have been told
 PARTS = {"tests": "gpu and not slow", "slow tests": "gpu and slow"}
 
@@ -22,11 +25,16 @@ def figures(given: argparse.Namespace) -> Iterator[dict[str, Any]]:
             report = Path(scratch) / "report.xml"
             command = [sys.executable, "-m", "pytest", str(Path(__file__).parent), "-m", marks, "-W", "default"]
             command += ["-p", "no:cacheprovider", f"--junitxml={report}"]
-            ran = subprocess.run(command, stdout=sys.stderr, check=False)
+            left = max(1.0, given.deadline - time.time() - SPARE)
+            try:
+                status = subprocess.run(command, stdout=sys.stderr, check=False, timeout=left).returncode
+            except subprocess.TimeoutExpired:
+                yield {"name": f"GPU {name}", "failed": f"The time was over after {left:.0f} s."}
+                continue
             counts = count(report) if report.is_file() else Counter()
         for outcome in ("passed", "failed", "skipped"):
             yield {"name": f"GPU {name} {outcome}", "value": counts[outcome], "unit": "tests"}
-        if sentence := verdict(ran.returncode, counts, small=given.small):
+        if sentence := verdict(status, counts, small=given.small):
             yield {"name": f"GPU {name}", "failed": sentence}
 
 

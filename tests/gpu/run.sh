@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 # Run steps on a machine with an NVIDIA GPU and without a network, from a copy of the repository and of what pack.sh made:
 #
-#     OUT=results tests/gpu/run.sh check speed train
+#     OUT=results tests/gpu/run.sh check speed
+#     OUT=results tests/gpu/run.sh train
 #
 # check   the GPU tests (90 s)
 # speed   the GPU rows of docs/performance.md (3 minutes)
@@ -47,12 +48,14 @@ if [ -n "$lacking" ]; then
         echo "This Python lacks $lacking, and $pack/wheels is empty: run tests/gpu/pack.sh where there is a network." >&2
         exit 1
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --target "$packages" \
+    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --target "$packages" \
         "$pack"/wheels/*.whl >&2 || exit 1
 fi
 export PYTHONPATH="$packages:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
+small=()
+[ "${SMALL:-0}" = 0 ] || small=(--small)
 failed=0
 for step in "$@"; do
     case $step in
@@ -66,9 +69,10 @@ for step in "$@"; do
         wrong="there is no such step; known: check, speed, train"
     else
         # shellcheck disable=SC2086
-        timeout --kill-after=5 "$limit" "$python" tests/gpu/step.py "$step" ${SMALL:+--small} \
+        timeout --kill-after=5 "$limit" "$python" tests/gpu/step.py "$step" "${small[@]}" \
             --seconds "$limit" --out "$out" --pack "$pack" ${OPTIONS:-} </dev/null | tee -a "$out/figures.jsonl"
         status=${PIPESTATUS[0]}
+        rm -f "$out"/*.part # what a killed step was about to write
         wrong="exit $status after $((SECONDS - began)) s"
         [ "$status" = 0 ] && continue
     fi

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from raftdiff.embedded import folder
+from raftdiff.errors import UserError
 from raftdiff.training.devices import DTYPES, find_device
 from raftdiff.types import Prompt
 
@@ -74,6 +75,8 @@ def emoji_training(*, small: bool) -> Figures:
         average = Average(modules, decay=0.999)
         pace = Pace(5 * seconds / 60, count, precision=precision, look_every=seconds / 60)
         looks = [(_now(), average.updates) for _ in learn(modules, average, lessons, tokenizer, pace)]
+        if len(looks) < 2:
+            raise UserError(f"One step took longer than the {5 * seconds:.0f} s that there are for all.")
         (begun, before), (ended, after) = looks[0], looks[-1]  # until the first look it warms up
         value = count * (after - before) / (ended - begun)
         yield _figure(f"U-Net training of emoji-sd, {precision}, batches of {count}", value, "pictures/s")

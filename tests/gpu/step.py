@@ -15,6 +15,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+STARTED = time.time()
+"""The seconds of a step count from here: what takes long is imported later."""
 FILES, FILE_BYTES = 8, 16 * 2**20
 """What the folder of results may hold: so many files, each of at most so many bytes."""
 
@@ -29,7 +31,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="train: pictures a step")
     parser.add_argument("--rate", type=float, help="train: peak learning rate")
     given = parser.parse_args(argv)
-    given.deadline = _started() + given.seconds
+    given.deadline = STARTED + given.seconds
     return given
 
 
@@ -40,13 +42,6 @@ def too_much(out: Path) -> str | None:
     if large:
         return f"{', '.join(large)}: larger than {FILE_BYTES // 2**20} MiB."
     return f"{out} holds {len(files)} files, more than {FILES}." if len(files) > FILES else None
-
-
-def _started() -> float:
-    """When this process began, by ``time.time()``: the minutes of a step count from there, imports included."""
-    import psutil
-
-    return float(psutil.Process().create_time())
 
 
 def main() -> int:

@@ -17,13 +17,13 @@ def test_plain_views_are_the_same(sheet):
 
 
 def test_the_others_agree_in_mean_and_spread(sheet):
-    rows = indices(all_concepts())
+    rows = indices(all_concepts()[::4])
     found = []
     for device in ("cpu", "cuda"):
         world = World(sheet, seed=0, device=device)
         painted = world.paint(*rows.to(device).unbind(1))
         found.append([kind.cpu() for kind in (painted, world.degrade(painted), world.discolour(painted))])
     for one, other in zip(*found, strict=True):
-        # turned and shifted views differ, means over 3,840 pictures hardly do
-        torch.testing.assert_close(other.mean(dim=(0, 2, 3)), one.mean(dim=(0, 2, 3)), atol=0.02, rtol=0)
+        # turned and shifted views differ, means over 960 pictures hardly do
+        torch.testing.assert_close(other.mean(dim=(0, 2, 3)), one.mean(dim=(0, 2, 3)), atol=0.03, rtol=0)
         torch.testing.assert_close(other.std(dim=(0, 2, 3)), one.std(dim=(0, 2, 3)), atol=0.02, rtol=0)

@@ -111,7 +111,8 @@ def figures(given: argparse.Namespace) -> Figures:
 def train(given: argparse.Namespace, size: Size, judge: EmojiJudge, best: Path, deadline: float) -> Figures:
     """Train until ``deadline``; ``best`` becomes the pipeline's folder of the best look."""
     chosen = choosing(size)
-    yield _figure("shipped, choosing", score(folder("emoji-sd"), chosen, judge, size), _share(chosen, size))
+    shipped = score(folder("emoji-sd"), chosen, judge, size)
+    yield _figure("shipped, choosing", shipped, _share(chosen, size))
     modules, tokenizer, vae = begin(folder("emoji-sd"), given.pack, DEVICE)
     world = World(art_sheet(given.pack), seed=SEED, device=DEVICE)
     lessons = encode(world, vae, size.lessons, at_once=size.at_once)
@@ -133,6 +134,7 @@ def train(given: argparse.Namespace, size: Size, judge: EmojiJudge, best: Path, 
             shutil.rmtree(best, ignore_errors=True)
             latest.rename(best)
             keep(best, given.out)
+    yield _figure("best, choosing, less shipped", highest - shipped, "to be above 0 before anything is shipped")
     yield _figure("trained for", 60 * minutes, "s, looks included")
     yield _figure("pictures learned from", average.updates * batch, "pictures, repeats counted")
 

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from raftdiff.cli.either import loop, prepared
 from raftdiff.cli.evaluate import measure
-from raftdiff.cli.llm import reward_models as rm
+from raftdiff.cli.llm import reward_models
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
 from raftdiff.llm.pipeline import Stage, begin, check, load_pipeline, stages
@@ -130,6 +130,6 @@ def _reward_model(stage: Stage) -> Outcome:
     run = Run.create(stage.path, recipe, seed=recipe.loop.seed)
     with run.locked(recipe):
         run.bind(reward_weights(recipe))
-        rm.loop(run, assemble_reward(recipe))
+        reward_models.loop(run, assemble_reward(recipe))
     held_out = run.metrics()[-1].get("held_out_pairs")
     return Outcome(stage.id, held_out["accuracy"], held_out["ci95"]) if held_out else Outcome(stage.id)

@@ -149,12 +149,14 @@ def pairs(args: argparse.Namespace) -> None:
     run = Run.open(args.recipe)
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
-    found = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
+    every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
+    found = [pair for pair in every if pair.chosen.strip() and pair.rejected.strip()]  # a file holds no empty answer
     if not found:
         hint = f"label some with: raftdiff label {run.path}" if args.labels else "all answers of a prompt scored alike"
         raise UserError(f"{run.path}: there is not one pair of answers of which one is better; {hint}.")
     write_text(args.out, "".join(json.dumps(preferences.row(pair), ensure_ascii=False) + "\n" for pair in found))
-    print(f"{args.out}: {len(found)} pairs\nnext: raftdiff llm rm train RECIPE pairs.data.file={args.out}")
+    empty = f", {len(every) - len(found)} with an empty answer left out" if len(found) < len(every) else ""
+    print(f"{args.out}: {len(found)} pairs{empty}\nnext: raftdiff llm rm train RECIPE pairs.data.file={args.out}")
 
 
 def _asked(path: Path, file: str | None) -> list[Comparison]:

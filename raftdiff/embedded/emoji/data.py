@@ -124,11 +124,6 @@ def concepts(rows: Int64[Tensor, "rows 3"]) -> list[Concept]:
     return [Concept(OBJECTS[o], STYLES[s], names[b]) for o, s, b in rows.tolist()]
 
 
-def captions(shown: Sequence[Concept], quality: Sequence[str]) -> list[str]:
-    """Plain captions, each with its remark on quality (which may be empty)."""
-    return [concept.caption + remark for concept, remark in zip(shown, quality, strict=True)]
-
-
 REMARKS = ("", HIGH_QUALITY, LOW_QUALITY)
 
 

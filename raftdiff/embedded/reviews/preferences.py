@@ -3,7 +3,7 @@
     python -m raftdiff.embedded.reviews.preferences --count 400 --noise 0.2 > FILE
 
 Of each prompt two answers: half of them are `review-lm`'s own, the others the grammar's, of which some are broken (two
-words swapped, or one left out). The truth prefers the higher ``reviews.reward``, in which broken text is worst; a share
+words swapped, or one left out). The truth prefers the higher ``world.reward``, in which broken text is worst; a share
 of the labels, drawn evenly, says the opposite.
 """
 

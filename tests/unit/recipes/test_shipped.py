@@ -96,3 +96,23 @@ def test_a_recipe_that_is_not_there_is_named() -> None:
 def test_descriptions_stand_in_the_schema() -> None:
     described = Recipe.model_json_schema()["$defs"]["LoopConfig"]["properties"]["candidates"]
     assert "Candidates per prompt" in described["description"]
+
+
+@pytest.mark.parametrize(
+    ("name", "sentence"),
+    [
+        ("iterated_rlhf", "iterated_rlhf: .* with: raftdiff llm pipeline iterated_rlhf."),
+        ("rm_reviews", "rm_reviews: this trains a reward model, .*: raftdiff llm rm train"),
+        ("raft", "raft.yaml: this is a recipe for texts, and this command is for pictures."),
+    ],
+)
+def test_a_recipe_of_another_kind_is_refused_by_the_name_that_was_given(name: str, sentence: str) -> None:
+    with pytest.raises(UserError, match=f"^.*{sentence}") as caught:
+        load_recipe(name)
+    assert name == "raft" or str(caught.value).startswith(f"{name}: ")
+
+
+def test_an_unknown_medium_is_told_with_file_and_line(tmp_path: Path) -> None:
+    (tmp_path / "odd.yaml").write_text((CONFIGS / "demo.yaml").read_text() + "media: video\n")
+    with pytest.raises(UserError, match=r"odd\.yaml:\d+: media: unknown key"):
+        load_recipe(str(tmp_path / "odd.yaml"))

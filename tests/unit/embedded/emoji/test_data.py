@@ -9,7 +9,7 @@ import torch
 from raftdiff import embedded
 from raftdiff.embedded.emoji import train_unet
 from raftdiff.embedded.emoji.art import SHEET, art_sheet
-from raftdiff.embedded.emoji.data import REMARKS, World, captions, concepts, indices, training_indices
+from raftdiff.embedded.emoji.data import REMARKS, World, concepts, indices, training_indices
 from raftdiff.embedded.emoji.world import BACKGROUNDS, all_concepts, training_concepts
 from raftdiff.embedded.training import Average
 
@@ -61,7 +61,7 @@ def test_the_table_holds_the_tokens_of_every_caption() -> None:
     table = train_unet.token_table(tokenizer)
     rows = training_indices()[::97]
     for number, remark in enumerate(REMARKS):
-        texts = captions(concepts(rows), [remark] * len(rows))
+        texts = [concept.caption + remark for concept in concepts(rows)]
         found = table[(*rows.unbind(1), torch.full((len(rows),), number))]
         assert torch.equal(found, train_unet.tokenise(tokenizer, texts))
 

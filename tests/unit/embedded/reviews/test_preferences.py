@@ -94,7 +94,7 @@ def test_the_command_prints_rows_of_the_pairs_format(
 ) -> None:
     asked: list[list[str]] = []
     monkeypatch.setattr(review_preferences, "own_answers", lambda prompts, each, seed: asked.append(prompts) or own)
-    words = ["review_preferences", "--count", "10", "--noise", "0.2", "--held-out"]
+    words = ["preferences", "--count", "10", "--noise", "0.2", "--held-out"]
     monkeypatch.setattr(sys, "argv", words)
     review_preferences.main()
     rows = [json.loads(line) for line in capsys.readouterr().out.splitlines()]

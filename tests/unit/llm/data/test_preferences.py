@@ -155,6 +155,16 @@ def test_answers_in_the_same_words_are_no_pair(run):
         build(PairsConfig(run=str(run.path), rounds=[0]), run.path)
 
 
+def test_an_empty_answer_is_one_of_the_policys_too(run):
+    """Runs are sealed with the pairs that they hold, so what counts as one must not change; only files leave it out."""
+    file = run.path / "rounds/000/samples/metadata.jsonl"
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    silent = [{**line, "text": ""} if (line["prompt_id"], line["index"]) == ("ant", 2) else line for line in lines]
+    file.write_text("".join(json.dumps(line) + "\n" for line in silent))
+    (found,) = from_rounds(run, [0])
+    assert (found.chosen, found.rejected) == ("ant 01", "")
+
+
 # From people
 
 
