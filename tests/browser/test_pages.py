@@ -212,16 +212,15 @@ def test_nothing_but_what_a_page_hands_out_is_served(finished: Path, serve: Serv
             assert refused.value.code in (403, 404, 405)
 
 
-def test_twenty_visitors_at_once_are_told_their_place_and_all_are_served(
-    finished: Path, serve: Serve, visit: Visit
-) -> None:
+def test_visitors_at_once_are_told_their_place_and_all_are_served(finished: Path, serve: Serve, visit: Visit) -> None:
+    """Eight windows: each keeps a core busy with its bar, so that twenty test the machine and not the queue."""
     address = serve(compare.build(Bench([Run(finished)])))
-    tabs = [visit(address) for _ in range(20)]
+    tabs = [visit(address) for _ in range(8)]
     for tab in tabs:
         tab.click("#draw")
     tabs[-1].get_by_text(re.compile(r"queue: \d+/\d+")).first.wait_for()
     for tab in tabs:
-        tab.wait_for_selector(".seam", timeout=120_000)
+        tab.wait_for_selector(".seam")
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
