@@ -125,9 +125,13 @@ def resolve(target: str, what: str) -> Any:
     try:
         module = importlib.import_module(module_name)
     except ImportError as error:
-        raise UserError(
-            f"{what}: cannot import '{module_name}' ({error}). Is it installed, or in this folder?"
-        ) from error
+        asked = (error.name or "").split(".")[0]
+        hint = "Is it installed, or in this folder?"
+        if asked == "raftdiff" != module_name.split(".")[0]:  # it is there, and was written for another version
+            hint = (
+                "raftdiff's modules are listed in docs/architecture.md; a config derives from raftdiff.recipes.config."
+            )
+        raise UserError(f"{what}: cannot import '{module_name}' ({error}). {hint}") from error
     if not hasattr(module, attribute):
         raise UserError(f"{what}: the module '{module_name}' has no '{attribute}'.")
     return getattr(module, attribute)

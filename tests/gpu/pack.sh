@@ -9,24 +9,27 @@
 #
 # PYTHON names another interpreter, PACK another folder, CACHE another place for the art's packages (115 MB, kept).
 set -euo pipefail
+here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 
 python=${PYTHON:-.venv/bin/python}
 pack=${PACK:-.gpu}
 cache=${CACHE:-build/embedded}
+[[ $pack = /* || -z ${PACK:-} ]] || pack=$here/$pack
+[[ $cache = /* || -z ${CACHE:-} ]] || cache=$here/$cache
 most=$((36 * 1024 * 1024))
 wheels=(diffusers open_clip_torch ftfy wcwidth pydantic pydantic_core annotated-types typing-inspection
     typing-extensions importlib_metadata lazy-importer beartype)
 
-rm -rf "$pack/wheels"
-mkdir -p "$pack/wheels"
+mkdir -p "$pack"
+scratch=$(mktemp -d)
+fresh=$(mktemp -d "$pack/fresh.XXXXXX") # an older pack stays until a whole one is there
+trap 'rm -rf "$scratch" "$fresh"' EXIT
 "$python" -m pip download --quiet --disable-pip-version-check --no-deps --only-binary=:all: --constraint constraints.txt \
     --python-version 3.12 --implementation cp \
     --platform manylinux_2_28_x86_64 --platform manylinux_2_17_x86_64 --platform manylinux2014_x86_64 \
-    --dest "$pack/wheels" "${wheels[@]}"
+    --dest "$fresh/wheels" "${wheels[@]}"
 
-scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
 if [ ! -f "$cache/sheet.npz" ]; then # it takes a renderer of SVG to make it
     "$python" -m pip install --quiet --disable-pip-version-check --no-deps --constraint constraints.txt \
         --target "$scratch" resvg-py
@@ -34,11 +37,12 @@ fi
 PYTHONPATH="$scratch:$PWD" "$python" -c \
     'import sys; from pathlib import Path; from raftdiff.embedded.emoji.art import art_sheet; art_sheet(Path(sys.argv[1]))' \
     "$cache"
-cp "$cache/sheet.npz" "$pack/sheet.npz"
-
-bytes=$(cat "$pack"/wheels/* "$pack/sheet.npz" | wc -c)
+bytes=$(cat "$fresh"/wheels/* "$cache/sheet.npz" | wc -c)
 if [ "$bytes" -gt "$most" ]; then
-    echo "$pack holds $bytes bytes, more than the $most (36 MiB) that it may." >&2
+    echo "The new pack holds $bytes bytes, more than the $most (36 MiB) that it may." >&2
     exit 1
 fi
+rm -rf "$pack/wheels"
+mv "$fresh/wheels" "$pack/wheels"
+cp "$cache/sheet.npz" "$pack/sheet.npz"
 echo "$pack: ${#wheels[@]} wheels and the art, $bytes bytes"

@@ -10,7 +10,7 @@
 #
 # A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
 # failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status
-# is 1 if any step failed.
+# is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
 # CHECK_SECONDS, SPEED_SECONDS and TRAIN_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
@@ -27,6 +27,7 @@ python=${PYTHON:-python3}
 pack=${PACK:-.gpu}
 out=${OUT:-runs/gpu}
 [[ $out = /* || -z ${OUT:-} ]] || out=$here/$out
+[[ $pack = /* || -z ${PACK:-} ]] || pack=$here/$pack
 mkdir -p "$out" || exit 1
 
 for linked in llm rewards apps configs; do
@@ -42,14 +43,16 @@ needed="diffusers open_clip ftfy wcwidth pydantic pydantic_core annotated_types 
 missing='import sys; from importlib.util import find_spec; print(*(n for n in sys.argv[1].split() if not find_spec(n)))'
 lacking=$("$python" -c "$missing" "$needed") || exit 1
 packages=$(mktemp -d)
+running=
 trap 'rm -rf "$packages"' EXIT
+trap '[ -z "$running" ] || { kill "$running"; wait "$running"; } 2>/dev/null; exit 130' INT TERM
 if [ -n "$lacking" ]; then
     if ! ls "$pack"/wheels/*.whl >/dev/null 2>&1; then
         echo "This Python lacks $lacking, and $pack/wheels is empty: run tests/gpu/pack.sh where there is a network." >&2
         exit 1
     fi
-    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir --target "$packages" \
-        "$pack"/wheels/*.whl >&2 || exit 1
+    "$python" -m pip install --quiet --disable-pip-version-check --no-index --no-deps --no-compile --no-cache-dir \
+        --target "$packages" "$pack"/wheels/*.whl >&2 || exit 1
 fi
 export PYTHONPATH="$packages:$PWD${PYTHONPATH:+:$PYTHONPATH}"
 export HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
@@ -62,16 +65,22 @@ for step in "$@"; do
         check) limit=${CHECK_SECONDS:-90} ;;
         speed) limit=${SPEED_SECONDS:-180} ;;
         train) limit=${TRAIN_SECONDS:-360} ;;
-        *) limit=0 ;;
+        *) limit=unknown ;;
     esac
     began=$SECONDS
-    if [ "$limit" = 0 ]; then
+    if [ "$limit" = unknown ]; then
         wrong="there is no such step; known: check, speed, train"
+    elif ! [[ $limit =~ ^[0-9]*\.?[0-9]+$ && $limit =~ [1-9] ]]; then
+        wrong="its limit is no number of seconds above 0"
     else
+        # In the background, so that a signal to this script ends the step too.
         # shellcheck disable=SC2086
         timeout --kill-after=5 "$limit" "$python" tests/gpu/step.py "$step" "${small[@]}" \
-            --seconds "$limit" --out "$out" --pack "$pack" ${OPTIONS:-} </dev/null | tee -a "$out/figures.jsonl"
-        status=${PIPESTATUS[0]}
+            --seconds "$limit" --out "$out" --pack "$pack" ${OPTIONS:-} </dev/null &
+        running=$!
+        wait "$running"
+        status=$?
+        running=
         rm -f "$out"/emoji-sd.{unet,text_encoder}.safetensors.part # what a killed step was about to write
         wrong="exit $status after $((SECONDS - began)) s"
         [ "$status" = 0 ] && continue

@@ -1,4 +1,5 @@
-"""Run one step of ``run.sh``; print a JSON line for each of its figures, and everything else to the error stream.
+"""Run one step of ``run.sh``; print a JSON line for each of its figures, append it to ``figures.jsonl`` in the folder
+of results, and print everything else to the error stream.
 
     python tests/gpu/step.py speed --small
 
@@ -50,7 +51,14 @@ def main() -> int:
     lines, failed = sys.stdout, False
 
     def tell(figure: dict[str, Any]) -> None:
-        print(json.dumps({"step": given.step, **figure, "device": device}), file=lines, flush=True)
+        line = json.dumps({"step": given.step, **figure, "device": device}) + "\n"
+        try:
+            with (given.out / "figures.jsonl").open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            sys.exit(f"{given.out / 'figures.jsonl'}: cannot be written: {error.strerror}.")
+        lines.write(line)
+        lines.flush()
 
     with contextlib.redirect_stdout(sys.stderr):
         from raftdiff.errors import UserError

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -182,7 +183,8 @@ def test_a_copy_without_its_symbolic_links_is_refused(tmp_path: Path) -> None:
 
 def packing(tmp_path: Path, pack: Path, size: int) -> subprocess.CompletedProcess[str]:
     """pack.sh with a pip that writes down what it is asked for, and leaves one wheel of that size."""
-    pip = f'echo "$@" > {tmp_path}/asked; truncate -s {size} {tmp_path}/.gpu/wheels/one.whl'
+    dest = 'while [ "$1" != --dest ]; do shift; done; mkdir -p "$2"'
+    pip = f'echo "$@" > {tmp_path}/asked; {dest}; truncate -s {size} "$2/one.whl"'
     python = executable(tmp_path / "python", f'if [ "$2" = pip ]; then {pip}; else exec {sys.executable} "$@"; fi')
     return script("pack.sh", PYTHON=python, PACK=str(tmp_path / ".gpu"), CACHE=str(pack))
 
@@ -202,6 +204,51 @@ def test_pack_refuses_more_than_may_be_carried(tmp_path: Path, pack: Path) -> No
     ran = packing(tmp_path, pack, 36 * 2**20)
     assert ran.returncode == 1
     assert re.search(r"holds \d+ bytes, more than the 37748736 \(36 MiB\) that it may\.", ran.stderr)
+
+
+def test_an_older_pack_stays_until_there_is_a_new_one(tmp_path: Path, pack: Path) -> None:
+    older = tmp_path / ".gpu/wheels/older.whl"
+    older.parent.mkdir(parents=True)
+    older.touch()
+    assert packing(tmp_path, pack, 36 * 2**20).returncode == 1
+    failing = executable(tmp_path / "failing", "exit 3")
+    assert script("pack.sh", PYTHON=failing, PACK=str(tmp_path / ".gpu"), CACHE=str(pack)).returncode == 3
+    assert [path.name for path in (tmp_path / ".gpu").iterdir()] == ["wheels"], "nothing half made is left"
+    assert older.is_file()
+    assert packing(tmp_path, pack, 1000).returncode == 0
+    assert [path.name for path in older.parent.iterdir()] == ["one.whl"]
+
+
+def test_a_signal_ends_the_step_that_runs_and_no_other_begins(tmp_path: Path) -> None:
+    working = f'if [ "$1" != -c ]; then echo $$ >> {tmp_path}/steps; exec sleep 300; fi'
+    environment = os.environ | {"PYTHON": executable(tmp_path / "python", working), "OUT": str(tmp_path / "out")}
+    running = subprocess.Popen(["bash", str(ROOT / "tests/gpu/run.sh"), "check", "speed"], env=environment)
+    steps = tmp_path / "steps"
+    while not (steps.is_file() and steps.read_text().endswith("\n")):
+        assert running.poll() is None
+        time.sleep(0.05)
+    running.terminate()
+    assert running.wait(timeout=60) == 130
+    (step,) = steps.read_text().split()
+    assert not Path(f"/proc/{step}").exists()
+
+
+def test_figures_that_cannot_be_written_fail_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = load("step")
+    (tmp_path / "figures.jsonl").symlink_to("/dev/full")
+    monkeypatch.setitem(sys.modules, "train", load("train"))
+    monkeypatch.setattr(sys, "argv", ["step.py", "train", "--pack", str(tmp_path), "--out", str(tmp_path)])
+    with pytest.raises(SystemExit, match=r"figures\.jsonl: cannot be written: No space left on device\.$"):
+        step.main()
+
+
+def test_limits_are_numbers_and_folders_are_seen_from_where_one_stands(tmp_path: Path) -> None:
+    ran = script("run.sh", "check", OUT=str(tmp_path / "out"), CHECK_SECONDS="0")
+    assert [line["failed"] for line in lines(ran.stdout)] == ["its limit is no number of seconds above 0"]
+    python = executable(tmp_path / "python", f'echo "$@" >> {tmp_path}/asked')
+    known = os.environ | {"PYTHON": python, "OUT": "out", "PACK": "pack"}
+    subprocess.run(["bash", str(ROOT / "tests/gpu/run.sh"), "check"], env=known, cwd=tmp_path, check=True)
+    assert f"--out {tmp_path}/out --pack {tmp_path}/pack" in (tmp_path / "asked").read_text()
 
 
 def test_whatever_raftdiff_needs_is_packed_or_there() -> None:

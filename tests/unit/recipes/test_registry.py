@@ -1,6 +1,7 @@
 """Names of parts: ours are there, plug-ins are found, a broken plug-in breaks nothing else."""
 
 from importlib.metadata import EntryPoint
+from pathlib import Path
 
 import pytest
 
@@ -59,3 +60,14 @@ def test_a_target_of_another_form_is_named(target: str) -> None:
 def test_a_module_without_the_name() -> None:
     with pytest.raises(UserError, match="has no 'thing'"):
         registry.resolve("raftdiff.errors:thing", "the reward 'x'")
+
+
+def test_a_module_that_asks_for_an_older_raftdiff_is_told_apart_from_one_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "older_reward.py").write_text("from raftdiff.config import Config\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"No module named 'raftdiff.config'\). raftdiff's modules are listed in docs/"):
+        registry.resolve("older_reward:Config", "the reward 'older'")
+    with pytest.raises(UserError, match=r"No module named 'no_such_reward'\). Is it installed, or in this folder\?"):
+        registry.resolve("no_such_reward:Config", "the reward 'gone'")
