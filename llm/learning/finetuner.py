@@ -111,7 +111,7 @@ class LMFineTuner:
         with self._training():
             taught = self._taught(selection, samples)
             for index, places in enumerate(plan):
-                rate = self.course.rate(index / len(plan))
+                rate = self.course.rate(self.course.progress(index / len(plan)))
                 self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
                 report(index + 1, len(plan))
         self.course.rounds += 1

@@ -196,9 +196,7 @@ class RewardTuner:
                 lambda: self._descend(pairs, seed, tally),
                 config.meta.eta,
             )
-        rate = optimizer.learning_rate(
-            config.learning_rate, config.lr_schedule, progress, self.course.steps, config.warmup_steps
-        )
+        rate = self.course.rate(progress)
         with _in_the_words_of_this_recipe():
             tally.took(len(pairs), norm=self.course.step(rate), rate=rate)
 

@@ -74,12 +74,10 @@ class Course:
         """How far through all rounds, 0 to 1; ``through``: how far through this one."""
         return (self.rounds + through) / self.total_rounds
 
-    def rate(self, through: float) -> float:
-        """The learning rate of the next step."""
+    def rate(self, progress: float) -> float:
+        """The learning rate of the next step, so far through the whole training, 0 to 1."""
         pace = self.pace
-        return optimizer.learning_rate(
-            pace.learning_rate, pace.lr_schedule, self.progress(through), self.steps, pace.warmup_steps
-        )
+        return optimizer.learning_rate(pace.learning_rate, pace.lr_schedule, progress, self.steps, pace.warmup_steps)
 
     def step(self, rate: float) -> float:
         """Let the gradients act. Returns their norm before clipping.

@@ -150,7 +150,10 @@ class DiffusionFineTuner:
         tally = Tally()
         with self._training():
             for index, rows in enumerate(plan):
-                draws, rate = self._draws(latents[rows], seed, index), self.course.rate(index / len(plan))
+                draws, rate = (
+                    self._draws(latents[rows], seed, index),
+                    self.course.rate(self.course.progress(index / len(plan))),
+                )
                 texts = [captions[row] for row in rows]
                 self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
                 report(index + 1, len(plan))
