@@ -14,13 +14,15 @@ import types
 from collections.abc import Callable, Mapping
 from typing import Any
 
+run_code, compile_code = exec, compile  # before a program puts its own in their place
+
 
 def main() -> None:
     task = json.loads(sys.stdin.read())
     report = _take_over_streams(task["mark"])
     report("started")
     try:
-        code = compile(task["program"], "answer.py", "exec", dont_inherit=True)
+        code = compile_code(task["program"], "answer.py", "exec", dont_inherit=True)
     except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError):
         return report("uncompilable")
     report("compiled")
@@ -29,7 +31,7 @@ def main() -> None:
         return report("passed" if _ends_well(lambda: _run(code, "__main__")) else "failed")
     asserting = [test for test in tests if isinstance(test, str)]
     module = _module("answer")
-    ready = bool(asserting) and _ends_well(lambda: exec(code, module.__dict__))
+    ready = bool(asserting) and _ends_well(lambda: run_code(code, module.__dict__))
     for test in tests:
         passed = (ready and _holds(test, module)) if isinstance(test, str) else _answers(code, test)
         report("passed" if passed else "failed")
@@ -45,7 +47,7 @@ def _take_over_streams(mark: str) -> Callable[[str], None]:
 
 
 def _run(code: types.CodeType, name: str) -> None:
-    exec(code, _module(name).__dict__)
+    run_code(code, _module(name).__dict__)
 
 
 def _module(name: str) -> types.ModuleType:
@@ -70,7 +72,7 @@ def _ends_well(call: Callable[[], None]) -> bool:
 
 def _holds(test: str, module: types.ModuleType) -> bool:
     try:
-        exec(compile(test, "test.py", "exec"), module.__dict__)
+        run_code(compile_code(test, "test.py", "exec"), module.__dict__)
     except BaseException:  # leaving early passes no test either
         return False
     return True

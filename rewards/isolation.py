@@ -3,13 +3,15 @@
 ``raftdiff.rewards.sandbox`` starts it as ``python isolation.py SETTINGS PROGRAM ARGUMENT ...``, SETTINGS in JSON.
 
 What is shut, in order (Linux 5.12 or newer, x86_64 or aarch64):
-- namespaces of a user's own: no network interface, no sight of other processes, no shared memory with them. The
-  program runs as an ordinary user of its user namespace, so it cannot undo any of it;
-- every file system read-only, /proc hidden, and a small file system in memory over the work folder;
+- namespaces of its own: no network interface, no sight of other processes, no shared memory with them;
+- a root of its own, in memory: of the machine's files only those that Python starts from, read-only and without device
+  nodes; of its devices null, zero and urandom; an empty /proc; and a small file system in memory as work folder. No
+  terminal, pipe or socket of the machine has a name in there;
+- an ordinary user without a privilege, so that it cannot undo any of it: started by root, the user nobody; else the
+  user itself, in a user namespace;
 - limits: CPU seconds, address space, file size, open files, no core dumps;
-- a system call filter: no new process (threads are allowed), no socket, no signal to another process, no tracing, no
-  new namespace, no memory beside the address space, no io_uring.
-What stays open: the program reads the files that its user can read; with the network off it has nowhere to send them.
+- a system call filter: no new process (threads are allowed), no socket (with the network on, internet ones alone), no
+  signal to another process, no tracing, no new namespace, no memory beside the address space, no io_uring.
 """
 
 import ctypes
@@ -27,14 +29,21 @@ from typing import Any
 CLONE_NEWNS, CLONE_NEWUTS, CLONE_NEWIPC = 0x00020000, 0x04000000, 0x08000000
 CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
 CLONE_THREAD = 0x00010000
-MS_NOSUID, MS_NODEV, MS_NOEXEC = 2, 4, 8
+MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_BIND, MS_MOVE, MS_REC, MS_PRIVATE = 2, 4, 8, 1 << 12, 1 << 13, 1 << 14, 1 << 18
 AT_FDCWD, AT_RECURSIVE = -100, 0x8000
-MOUNT_SETATTR, MOUNT_ATTR_RDONLY, MS_PRIVATE = 442, 1, 1 << 18
+MOUNT_SETATTR, MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV = 442, 1, 2, 4
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_NO_NEW_PRIVS, SECCOMP_MODE_FILTER = 1, 22, 38, 2
 EPERM, ENOSYS = 1, 38
 
 INSIDE_ID = 1000
-"""The user that the program is inside: not 0, so that it loses every capability when it is started."""
+"""The user that the program is in a user namespace: not 0, so that it loses every capability when it is started."""
+NOBODY = 65534
+"""The user and group that it is where root started it."""
+CAN_BECOME_NOBODY = 1 << 6 | 1 << 7 | 1 << 18 | 1 << 21
+"""Capabilities: to change the group and the user, to change the root, and to mount."""
+DEVICES = ("null", "zero", "urandom")
+INTERNET = (2, 10, 16)
+"""Kinds of sockets that the network needs: IPv4, IPv6, and netlink, by which names are looked up."""
 
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """Machine -> the kernel's name for its system call numbers."""
@@ -67,14 +76,16 @@ def main() -> None:
     try:
         _die_with_parent()
         if isolate:
-            own_namespaces(network=network)
-            own_files(Path.cwd(), settings["folder_mb"])
+            as_root = can_become_nobody()
+            own_namespaces(network=network, as_root=as_root)
+            own_files(Path.cwd(), settings["files"], settings["folder_mb"])
             child = os.fork()  # the first process of the new process namespace: when it ends, all inside end
             if child:
                 _, status = os.waitpid(child, 0)
                 os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+            if as_root:
+                become_nobody()
             _die_with_parent()
-            os.chdir(Path.cwd())  # from the covered folder into the one that covers it
         filtered = isolate or (sys.platform == "linux" and platform.machine() in CALLS)
         limit(settings["limits"] if filtered else {**settings["limits"], "NPROC": 64})
         if filtered:
@@ -85,24 +96,76 @@ def main() -> None:
         os._exit(1)
 
 
-def own_namespaces(*, network: bool) -> None:
+def can_become_nobody() -> bool:
+    """Whether this is a root that can do without a user namespace; that of a container often cannot."""
+    if os.geteuid() != 0:
+        return False
+    status = Path("/proc/self/status").read_text()
+    capabilities = int(status.partition("CapEff:")[2].split()[0], 16)
+    maps = [Path(f"/proc/self/{kind}_map").read_text().splitlines() for kind in ("uid", "gid")]
+    known = all(any(int(i) <= NOBODY < int(i) + int(n) for i, _, n in map(str.split, lines)) for lines in maps)
+    return known and capabilities & CAN_BECOME_NOBODY == CAN_BECOME_NOBODY
+
+
+def own_namespaces(*, network: bool, as_root: bool) -> None:
     user, group = os.geteuid(), os.getegid()
-    flags = CLONE_NEWUSER | CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS
-    _call("unshare", libc.unshare(flags | (0 if network else CLONE_NEWNET)))
-    Path("/proc/self/setgroups").write_text("deny")
-    Path("/proc/self/uid_map").write_text(f"{INSIDE_ID} {user} 1")
-    Path("/proc/self/gid_map").write_text(f"{INSIDE_ID} {group} 1")
+    flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | (0 if network else CLONE_NEWNET)
+    _call("unshare", libc.unshare(flags | (0 if as_root else CLONE_NEWUSER)))
+    if not as_root:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{INSIDE_ID} {user} 1")
+        Path("/proc/self/gid_map").write_text(f"{INSIDE_ID} {group} 1")
 
 
-def own_files(folder: Path, megabytes: int) -> None:
+def become_nobody() -> None:
+    os.setgroups([])
+    os.setresgid(NOBODY, NOBODY, NOBODY)
+    os.setresuid(NOBODY, NOBODY, NOBODY)
+
+
+def own_files(place: Path, files: Sequence[str], megabytes: int) -> None:
+    """Make a root at ``place`` that holds the named ``files`` and folders alone, and a work folder of the same name as
+    ``place``; move into it."""
+    os.umask(0o022)
+    work = place / place.relative_to("/")
+    _mount("none", "/", MS_REC | MS_PRIVATE)  # what is mounted from here on, nobody else sees
+    _mount("tmpfs", str(place), MS_NOSUID | MS_NODEV, "size=1m,mode=755")
+    for folder in (place / "proc", place / "dev", work):
+        folder.mkdir(parents=True)
+    bound: list[Path] = []
+    for path in sorted({Path(os.path.normpath(file)) for file in files}):  # a folder before what is in it
+        if path.exists() and not any(path.is_relative_to(one) for one in bound):
+            _bind(path, place / path.relative_to("/"))
+            bound.append(path)
+    for name in DEVICES:
+        (place / "dev" / name).touch()
     # struct mount_attr: set, clear, propagation, user namespace
-    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY, 0, MS_PRIVATE, 0)
-    result = libc.syscall(MOUNT_SETATTR, AT_FDCWD, b"/", AT_RECURSIVE, attributes, ctypes.c_size_t(len(attributes)))
-    _call("mount_setattr", result)
-    sizes = {str(folder): f"size={megabytes}m,nr_inodes=1024,mode=700", "/proc": "size=4k,nr_inodes=1,mode=500"}
-    for place, options in sizes.items():
-        flags = ctypes.c_ulong(MS_NOSUID | MS_NODEV | MS_NOEXEC)
-        _call(f"mount {place}", libc.mount(b"tmpfs", place.encode(), b"tmpfs", flags, options.encode()))
+    attributes = struct.pack("QQQQ", MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV, 0, 0, 0)
+    size = ctypes.c_size_t(len(attributes))
+    _call("mount_setattr", libc.syscall(MOUNT_SETATTR, AT_FDCWD, bytes(place), AT_RECURSIVE, attributes, size))
+    for name in DEVICES:  # after it, or they would be no devices
+        _bind(Path("/dev") / name, place / "dev" / name)
+    _mount("tmpfs", str(work), MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={megabytes}m,nr_inodes=1024,mode=777")
+    os.chdir(place)
+    _mount(".", "/", MS_MOVE)
+    os.chroot(".")
+    os.chdir(place)
+
+
+def _bind(source: Path, place: Path) -> None:
+    """``source``, links resolved, at ``place``, with what is mounted below it."""
+    folder = place if source.is_dir() else place.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    if not place.exists():
+        place.touch()
+    _mount(str(source.resolve()), str(place), MS_BIND | MS_REC)
+
+
+def _mount(source: str, place: str, flags: int, options: str = "") -> None:
+    """A file system in memory if ``source`` is tmpfs, else a change or a copy of one that is mounted."""
+    kind = b"tmpfs" if source == "tmpfs" else None
+    result = libc.mount(os.fsencode(source), os.fsencode(place), kind, ctypes.c_ulong(flags), options.encode() or None)
+    _call(f"mount {place}", result)
 
 
 def limit(limits: Mapping[str, int]) -> None:
@@ -144,9 +207,13 @@ def call_filter(machine: str, *, network: bool) -> Sequence[tuple[int, int, int,
         steps += [(BPF_AT_LEAST, 0, 1, 0x40000000), (BPF_RETURN, 0, 0, KILL)]
     # glibc falls back from clone3, whose flags a filter cannot see, to clone
     steps += [(BPF_EQUAL, 0, 1, CLONE3), (BPF_RETURN, 0, 0, REFUSE | ENOSYS)]
-    spared = {"clone", "socket"} if network else {"clone"}
-    for number in [number for name, number in {**calls, **COMMON_CALLS}.items() if name not in spared]:
+    looked_into = {"clone", "socket"} if network else {"clone"}
+    for number in [number for name, number in {**calls, **COMMON_CALLS}.items() if name not in looked_into]:
         steps += [(BPF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, REFUSE | EPERM)]
+    if network:
+        steps += [(BPF_EQUAL, 0, len(INTERNET) + 3, calls["socket"]), (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT)]
+        steps += [(BPF_EQUAL, len(INTERNET) - at, 0, kind) for at, kind in enumerate(INTERNET)]
+        steps += [(BPF_RETURN, 0, 0, REFUSE | EPERM), (BPF_RETURN, 0, 0, ALLOW)]
     steps += [
         (BPF_EQUAL, 0, 3, calls["clone"]),
         (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),

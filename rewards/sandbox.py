@@ -3,16 +3,18 @@
 import json
 import os
 import secrets
+import selectors
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import IO, Any, Literal, final
+from typing import Any, Literal, final
 
 from raftdiff.errors import UserError
 
@@ -22,6 +24,9 @@ Network = Literal["none", "allow"]
 
 HERE = Path(__file__).parent
 LONGEST_REPORT = 2**20
+LONGEST_PROGRAM = 2**20
+SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store", "/etc/ld.so.cache", "/etc/localtime")
+SYSTEM_NETWORK = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/ssl", "/etc/pki")
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 """Sets in one order every time; and numpy takes address space for each thread."""
 
@@ -43,11 +48,12 @@ class Outcome:
 @dataclass(frozen=True, slots=True)
 class Sandbox:
     """A process for each program: see ``isolation.py`` for what is shut. It keeps a program from doing harm, not from
-    cheating: one that looks for it can find the marks of its own tests, or answer with an object that equals anything.
+    cheating: tests that are statements run in its own process, so one that looks for it can find the mark that makes a
+    line of the report count, or answer with an object that equals anything.
 
     With ``network="none"`` all of that is required. With ``"allow"`` the program can send away what it can read; and
-    where the namespaces cannot be had, as in many containers, only the limits and the filter hold, and it can write
-    wherever its user can. That is for a container that is thrown away.
+    where the namespaces cannot be had, as in many containers, only the limits and the filter hold: it can read and
+    write wherever its user can. That is for a container that is thrown away.
     """
 
     seconds: int = 5
@@ -82,6 +88,8 @@ class Sandbox:
         Raises:
             UserError: the sandbox itself failed.
         """
+        if len(program) > LONGEST_PROGRAM:  # reading it could take all the memory that the program has
+            return Outcome(compiled=False, passed=0, tests=max(1, len(tests)), timed_out=False)
         mark = secrets.token_hex(16)
         events, timed_out = self._events({"program": program, "tests": list(tests), "mark": mark}, mark)
         return Outcome(
@@ -114,6 +122,7 @@ def _report(sandbox: Sandbox, task: Mapping[str, Any], mark: str, *, isolate: bo
     settings = {
         "isolate": isolate,
         "network": sandbox.network == "allow",
+        "files": _files(network=sandbox.network == "allow"),
         "folder_mb": sandbox.folder_mb,
         "limits": sandbox.limits,
         "environment": ENVIRONMENT,
@@ -121,48 +130,66 @@ def _report(sandbox: Sandbox, task: Mapping[str, Any], mark: str, *, isolate: bo
     # As with -I, but for -E: the environment holds our own variables alone.
     python = [sys.executable, "-s", "-P", "-B"]
     command = [sys.executable, "-I", "-S", "-B", str(HERE / "isolation.py"), json.dumps(settings), *python]
-    # Files without a name: what the program could write to them is bounded, and no path leads to them.
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryDirectory() as folder:
         given.write(json.dumps(task).encode())
         given.seek(0)
         process = subprocess.Popen(
             [*command, str(HERE / "harness.py")],
             stdin=given,
-            stdout=said,
+            stdout=subprocess.PIPE,  # what was said in a pipe cannot be taken back
             stderr=subprocess.DEVNULL,
             cwd=folder,
             env={},
             start_new_session=True,
         )
-        timed_out = _wait(process, 3 * sandbox.seconds + 2)
-        return _read(said, mark, timed_out), timed_out
+        said, timed_out = _listen(process, 3 * sandbox.seconds + 2)
+        return _events_of(said, mark, timed_out), timed_out
 
 
-def _wait(process: subprocess.Popen[bytes], seconds: int) -> bool:
-    """True if it had to be ended. The first process takes everything inside with it."""
+def _listen(process: subprocess.Popen[bytes], seconds: int) -> tuple[bytes, bool]:
+    """What the process says until it ends, and True if it had to be ended. It takes everything inside with it."""
+    deadline, said = time.monotonic() + seconds, b""
     try:
-        process.wait(seconds)
+        with process, selectors.DefaultSelector() as selector:
+            assert process.stdout is not None
+            try:
+                selector.register(process.stdout, selectors.EVENT_READ)
+                while len(said) < LONGEST_REPORT and selector.select(max(0.0, deadline - time.monotonic())):
+                    if not (more := os.read(process.stdout.fileno(), 2**16)):
+                        break
+                    said += more
+                if len(said) < LONGEST_REPORT:  # else it only floods
+                    process.wait(max(0.0, deadline - time.monotonic()))
+            finally:
+                if process.poll() is None:
+                    os.killpg(process.pid, signal.SIGKILL)
     except subprocess.TimeoutExpired:
-        return True
-    finally:
-        if process.poll() is None:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
-    return False
+        return said, True
+    return said, False
 
 
-def _read(said: IO[bytes], mark: str, timed_out: bool) -> list[str]:
-    said.seek(0)
-    lines = said.read(LONGEST_REPORT).decode(errors="replace").splitlines()
-    events = [line.removeprefix(f"{mark} ") for line in lines if line.startswith(f"{mark} ")]
-    if not events:
-        reason = next(
-            (line[1:] for line in lines if line.startswith("!")), "Python did not start: is memory_mb too low?"
-        )
-        raise UserError(
-            f"The sandbox of the reward 'code' failed: {'it took too long to start' if timed_out else reason}."
-        )
-    return events
+def _events_of(said: bytes, mark: str, timed_out: bool) -> list[str]:
+    """The report's lines. Its first is written before the program begins, so whether the sandbox failed, and why, is
+    never the program's to say."""
+    lines = said.decode(errors="replace").splitlines()
+    if lines[:1] != [f"{mark} started"]:
+        why = "it took too long to start" if timed_out else "Python did not start: is memory_mb too low?"
+        if lines and lines[0].startswith("!"):
+            why = lines[0][1:]
+        raise UserError(f"The sandbox of the reward 'code' failed: {why}.")
+    return [line.removeprefix(f"{mark} ") for line in lines if line.startswith(f"{mark} ")]
+
+
+def _files(*, network: bool) -> list[str]:
+    """The files and folders that Python starts from: its own, and the system's libraries."""
+    executable = Path(sys.executable)
+    chain = [executable]
+    while chain[-1].is_symlink():
+        chain.append(chain[-1].parent / chain[-1].readlink())
+    prefixes = {Path(sys.prefix), Path(sys.base_prefix), executable.resolve().parent.parent}
+    prefixes |= {prefix.resolve() for prefix in prefixes}
+    own = [prefix / name for prefix in prefixes for name in ("bin", "lib", "lib64", "pyvenv.cfg")]
+    return [*SYSTEM, *(SYSTEM_NETWORK if network else ()), str(HERE / "harness.py"), *map(str, [*chain, *own])]
 
 
 @cache

@@ -1,11 +1,11 @@
 """Programs of a model: what they score, and what they cannot do."""
 
+import json
 import os
 import socket
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -119,16 +119,12 @@ def test_tests_before_a_crash_count() -> None:
 
 
 def test_an_endless_loop_is_ended_in_time() -> None:
-    started = time.monotonic()
     outcome = Sandbox(seconds=1, network=ALLOWED.network).run("while True: pass")
-    assert time.monotonic() - started < 4
     assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=False)
 
 
 def test_one_that_only_waits_is_ended_by_the_clock() -> None:
-    started = time.monotonic()
-    outcome = Sandbox(seconds=1, network=ALLOWED.network).run("import time; time.sleep(60)")
-    assert time.monotonic() - started < 8
+    outcome = Sandbox(seconds=1, network=ALLOWED.network).run("import time; time.sleep(600)")
     assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=True)
 
 
@@ -250,12 +246,80 @@ def test_the_network_is_out_of_reach() -> None:
 
 
 @shut_in
+@pytest.mark.parametrize("namespace", ["as this user", "in a user namespace"])
+def test_no_device_pipe_or_socket_of_the_machine_is_in_reach(tmp_path: Path, namespace: str) -> None:
+    """They open for writing on a file system that is read-only, too."""
+    fifo, port = tmp_path / "fifo", tmp_path / "socket"
+    os.mkfifo(fifo)
+    reader = os.open(fifo, os.O_RDWR | os.O_NONBLOCK)
+    controller, terminal = os.openpty()
+    try:
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(str(port))
+            listening.listen()
+            programs = {
+                f"import os\nos.write(os.open({str(fifo)!r}, os.O_WRONLY | os.O_NONBLOCK), b'kept secret')": 0,
+                f"import os\nos.write(os.open({os.ttyname(terminal)!r}, os.O_WRONLY | os.O_NOCTTY), b'typed')": 0,
+                "open('/dev/tty', 'r+b', buffering=0)": 0,
+                f"import socket\nsocket.socket(socket.AF_UNIX).connect({str(port)!r})": 0,
+                "import os\nassert sorted(os.listdir('/dev')) == ['null', 'urandom', 'zero']": 1,
+                "open('/dev/null', 'w').write('x')\nassert len(open('/dev/urandom', 'rb').read(8)) == 8": 1,
+                "import os\nassert not any(os.path.exists(at) for at in ('/etc/passwd', '/run', '/sys', '/var'))": 1,
+                "import os\nassert os.getuid() and os.getgid() and not os.getgroups()": 1,
+                "import os\nos.mknod('null', 0o020666, os.makedev(1, 3))": 0,
+            }
+            outcomes = _outcomes(list(programs), drop_to_user=namespace != "as this user")
+        assert dict(zip(programs, outcomes, strict=True)) == programs
+        with pytest.raises(BlockingIOError):
+            os.read(reader, 1)
+    finally:
+        for descriptor in (reader, controller, terminal):
+            os.close(descriptor)
+
+
+def _outcomes(programs: list[str], *, drop_to_user: bool) -> list[int]:
+    """How many of each one's tests are passed; ``drop_to_user``: by a root that may not mount, as in a container."""
+    script = (
+        "import ctypes, json, sys\nfrom raftdiff.rewards.sandbox import Sandbox\n"
+        f"if {drop_to_user}: ctypes.CDLL(None).prctl(24, 21, 0, 0, 0)\n"  # PR_CAPBSET_DROP, CAP_SYS_ADMIN
+        "boxes = [Sandbox(network=network) for network in ('none', 'allow')]\n"
+        "print([min(box.run(program).passed for box in boxes) for program in json.load(sys.stdin)])"
+    )
+    given = json.dumps(programs)
+    ended = subprocess.run([sys.executable, "-c", script], input=given, capture_output=True, text=True, check=True)
+    found: list[int] = json.loads(ended.stdout)
+    return found
+
+
+EACH = "import os\nfor fd in range(64):\n  try:"
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        f"{EACH} os.ftruncate(fd, 0)\n  except OSError: 0\nos._exit(0)",
+        f"{EACH} os.pwrite(fd, b'!the disk is broken', 0)\n  except OSError: 0\nos._exit(0)",
+        f"{EACH} os.write(fd, b'\\n!the disk is broken\\n')\n  except OSError: 0\nos._exit(1)",
+        "import os\nos.closerange(0, 64)\nos.abort()",
+        f"{EACH}\n    while True: os.write(fd, b'x\\n' * 2**15)\n  except OSError: 0\nos._exit(0)",
+        "import builtins\nbuiltins.exec = builtins.compile = lambda *a, **k: None\nraise SystemExit",
+    ],
+)
+def test_the_report_is_not_the_programs_to_write(program: str) -> None:
+    assert ALLOWED.run(program, TESTS) == Outcome(compiled=True, passed=0, tests=3, timed_out=False)
+
+
+def test_an_endless_answer_is_no_program() -> None:
+    assert ALLOWED.run("x = 1\n" * 2**20) == Outcome(compiled=False, passed=0, tests=1, timed_out=False)
+
+
+@shut_in
 @pytest.mark.parametrize(("network", "status"), [(False, 1), (True, 0)])
 def test_the_namespaces_shut_the_network_off_without_the_filter_too(network: bool, status: int) -> None:
     script = (sandboxes.HERE / "isolation.py").read_text().partition("if __name__")[0]
     with socket.create_server(("127.0.0.1", 0)) as listening:
         connect = f"import socket\nsocket.create_connection({listening.getsockname()!r}, timeout=1)"
-        program = f"{script}\nown_namespaces(network={network})\n{connect}"
+        program = f"{script}\nown_namespaces(network={network}, as_root=False)\n{connect}"
         ended = subprocess.run([sys.executable, "-c", program], check=False, stderr=subprocess.DEVNULL)
     assert ended.returncode == status
 
@@ -264,9 +328,7 @@ def test_the_namespaces_shut_the_network_off_without_the_filter_too(network: boo
 def test_it_sees_no_environment_no_process_and_no_privilege(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("JUDGE_KEY", "sk-secret")
     program = "import os, sys\nassert 'JUDGE_KEY' not in os.environ, os.environ\nassert os.getpid() == 1\n"
-    program += (
-        "assert os.getuid() == os.geteuid() == 1000\nassert os.listdir('/proc') == []\nassert sys.flags.safe_path"
-    )
+    program += "assert os.getuid() == os.geteuid() != 0\nassert os.listdir('/proc') == []\nassert sys.flags.safe_path"
     assert Sandbox().run(program).passed == 1
     undo = "import ctypes\nlibc = ctypes.CDLL(None)\n"
     undo += "a = libc.mount(b'none', b'/proc', b'tmpfs', ctypes.c_ulong(0), None), libc.umount(b'/proc')\n"
@@ -345,7 +407,9 @@ def test_the_filter_as_the_kernel_would_run_it(machine: str, network: bool) -> N
     assert verdict(calls["clone"], CLONE_THREAD) == ALLOW
     assert verdict(calls["clone"]) == REFUSE | EPERM
     assert verdict(calls["ptrace"]) == REFUSE | EPERM
-    assert verdict(calls["socket"]) == (ALLOW if network else REFUSE | EPERM)
+    kinds = {socket.AF_UNIX: False, socket.AF_INET: network, socket.AF_INET6: network, 16: network, 17: False}
+    assert {kind: verdict(calls["socket"], kind) == ALLOW for kind in kinds} == kinds
+    assert verdict(calls["socket"], socket.AF_UNIX) == REFUSE | EPERM
     assert verdict(435) == REFUSE | 38, "clone3 does not exist, so glibc uses clone"
     assert verdict(read, arch=0x40000003) not in (ALLOW, REFUSE | EPERM), "a 32-bit program is ended"
     if machine == "x86_64":
