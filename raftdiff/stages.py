@@ -177,10 +177,11 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
             report(len(drawn), len(parts.held_out) * count)
         ranker = parts.held_out_ranker or parts.ranker
         raw = ranker.raw(drawn)
+        totals = ranker.total(raw)
         draft.keep(name, drawn)
         further = parts.examine(drawn) if parts.examine else {}
     draft.note(
-        **{name: _mean(ranker.total(raw))},
+        **{name: _mean(totals), f"{name}_each": _each(drawn, totals)},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
         **({f"{name}_figures": dict(further)} if further else {}),
     )
@@ -198,6 +199,14 @@ def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report)
 def _mean(values: Any) -> float | None:
     """The mean of those that are not discarded; None where all are."""
     return None if np.isnan(values).all() else float(np.nanmean(values))
+
+
+def _each(drawn: Sequence[Sample[Any]], totals: Any) -> list[float | None]:
+    """The mean of each prompt's samples, in the prompts' order."""
+    held: dict[str, list[float]] = {}
+    for sample, total in zip(drawn, totals, strict=True):
+        held.setdefault(sample.key.prompt, []).append(float(total))
+    return [_mean(np.array(values)) for values in held.values()]
 
 
 def _samples(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Media]]:

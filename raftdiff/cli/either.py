@@ -16,7 +16,9 @@ from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.prompts import build
+from raftdiff.records.changes import alike
 from raftdiff.records.run import Run, load_round
+from raftdiff.reports.words import counted
 from raftdiff.stages import Parts
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, State
@@ -104,6 +106,12 @@ def open_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
     return run, recipe
 
 
+def going_on(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
+    """The run that the arguments name, as ``opening.going_on``, of pictures or of texts."""
+    run, recipe = opening.going_on(args, KIND)
+    return run, recipe
+
+
 def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple[Run, AnyRecipe]:
     """A run and its recipe, as ``opening.existing_run``, of pictures or of texts."""
     run, recipe = opening.existing_run(args, KIND, free=free)
@@ -113,11 +121,12 @@ def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple
 def loop(run: Run, assembly: AnyAssembly) -> None:
     """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
     wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
-    print(f"{run.path}: " + (f"continuing after round {done}" if done else f"{wanted} rounds"))
+    told = f"continuing with round {done}" if done else counted(wanted, "round")
+    print(f"{run.path}: {told}, the last is round {wanted - 1}")
     opening.follow(
         run,
         assembly.recipe,
-        lambda bars: until_no_gain(raft(run, parts_of(assembly), bars), patience, run.metrics()),
+        lambda bars: until_no_gain(raft(run, parts_of(assembly), bars), patience, alike(run.metrics())),
         round_line,
         event="round",
     )

@@ -67,7 +67,7 @@ def measure(
     trained = {prompt.caption for prompt in assembly.parts.prompts}
     trained_on = any(prompt.caption in trained for prompt in asked)
     folder, count = run.path / "eval" / (name or ""), samples or evaluation.samples_per_prompt
-    bars = Bars(1)
+    bars = Bars()
     report = bars.stage(0, "evaluate")
     try:
         if isinstance(assembly, TextAssembly):

@@ -11,7 +11,7 @@ from raftdiff.recipes.files import medium_of
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
-from raftdiff.reports.words import duration
+from raftdiff.reports.words import counted, duration
 
 
 def show(args: argparse.Namespace) -> None:
@@ -22,15 +22,17 @@ def show(args: argparse.Namespace) -> None:
         show_training(Run.open(Path(args.recipe)))
         return
     now = snapshot(Run(Path(args.recipe)))
-    print(f"{now.name}: {len(now.metrics)} of {now.rounds_planned} rounds done")
+    print(f"{now.name}: {len(now.metrics)} of {counted(now.rounds_planned, 'round')} done")
     if now.making:
         idle = f", unchanged for {duration(now.making.idle)}" if now.making.idle > 60 else ""
-        print(f"round {now.making.round + 1} is at {now.making.stage}, {now.making.drawn} candidates drawn{idle}")
+        print(f"round {now.making.round} is at {now.making.stage}, {now.making.drawn} candidates drawn{idle}")
     for it in now.metrics:
+        if "changed" in it:
+            print(f"  from here on with another {', '.join(it['changed'])}")
         held_out = f", held-out {it['held_out']:.2f}" if it.get("held_out") is not None else ""
         mean = "none" if it["mean"] is None else f"{it['mean']:.2f}"
-        print(f"  round {it['round'] + 1}: reward {mean}{held_out}, {duration(sum(it['seconds'].values()))}")
-    print(f"{duration(now.seconds)} and {now.network_evaluations:,} network evaluations spent")
+        print(f"  round {it['round']}: reward {mean}{held_out}, {duration(sum(it['seconds'].values()))}")
+    print(f"{duration(now.seconds)} and {counted(now.network_evaluations, 'network evaluation')} spent")
     for warning in now.warnings:
         print(f"warning: {warning}")
 
@@ -52,7 +54,7 @@ def draw(args: argparse.Namespace) -> None:
         "width": args.size,
     }
     settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
-    bars = Bars(1)
+    bars = Bars()
     sides = {
         side: bench.draw(checkpoint, args.prompts, settings, bars.stage(0, side))
         for side, checkpoint in (("before", Checkpoint(0, None)), ("after", Checkpoint(0, chosen)))
@@ -78,4 +80,4 @@ def labels(args: argparse.Namespace) -> None:
         found = preferences(run)
         told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
         args.pairs.write_text(told, encoding="utf-8")
-        print(f"{args.pairs}: {len(found)} preferences")
+        print(f"{args.pairs}: {counted(len(found), 'preference')}")

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import differing, plain
+from raftdiff.records.changes import go_on_with
 from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.tracking import Tracker
 from raftdiff.types import Round
@@ -57,6 +58,24 @@ def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = 
             f"Begin a new run with: raftdiff {kind.command} {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
         )
     return run, changed
+
+
+def going_on(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
+    """As ``open_run``, but the overrides may also change the rounds to come of a run that is there.
+
+    Raises:
+        UserError: as ``open_run``, and where a change would be one of the rounds that are done.
+    """
+    path = Path(args.recipe)
+    if not (path / "run.json").is_file() or not args.overrides or args.out is not None:
+        return open_run(args, kind)
+    run = Run.open(path)
+    recipe = kind.read(str(path / "recipe.yaml"), args.overrides)
+    with run.locked():
+        changed = go_on_with(run, recipe)
+    if changed:
+        print(f"{run.path}: from round {run.rounds_done()} on with another {', '.join(changed)}")
+    return run, recipe
 
 
 def follow(

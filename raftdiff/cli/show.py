@@ -1,6 +1,7 @@
 """What a person sees while a run goes on: bars with the time left, a line a round."""
 
 import sys
+import time
 from typing import Any, final
 
 from tqdm import tqdm
@@ -8,48 +9,82 @@ from tqdm import tqdm
 from raftdiff.reports.words import duration
 from raftdiff.types import Report, Round
 
+LINE_EVERY = 30.0
+"""Seconds between two lines of a stage in a log file."""
+
 
 @final
 class Bars:
-    """A progress bar for each stage, on standard error, with the time left. Without a terminal, a quiet one."""
+    """How far each stage is, on standard error, with the time left: a bar in a terminal, in a log file a line now and
+    then. Rounds are counted from 0, as everywhere; ``rounds`` is None where the work has none."""
 
-    def __init__(self, rounds: int) -> None:
-        self._rounds = rounds
-        self._bar: tqdm[Any] | None = None
+    def __init__(self, rounds: int | None = None) -> None:
+        self._last = None if rounds is None else rounds - 1
+        self._stage: _Bar | _Lines | None = None
 
     def stage(self, round: int, stage: str) -> Report:
         self.close()
-        units = {"sample": "candidate", "tune": "step"}
-        self._bar = tqdm(
-            desc=f"round {round + 1}/{self._rounds} {stage}",
-            unit=f" {units.get(stage, 'item')}",
-            file=sys.stderr,
-            leave=False,
-            dynamic_ncols=True,
-            mininterval=0.5 if sys.stderr.isatty() else 30.0,
-        )
-        return self._report
+        unit = {"sample": "candidate", "tune": "step"}.get(stage, "item")
+        told = stage if self._last is None else f"round {round}/{self._last} {stage}"
+        self._stage = _Bar(told, unit) if sys.stderr.isatty() else _Lines(told, unit)
+        return self._stage.report
 
     def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
+        if self._stage is not None:
+            self._stage.close()
+            self._stage = None
 
-    def _report(self, done: int, total: int) -> None:
-        if self._bar is None:
-            return
+
+@final
+class _Bar:
+    """A stage in a terminal."""
+
+    def __init__(self, told: str, unit: str) -> None:
+        self._bar: tqdm[Any] = tqdm(
+            desc=told, unit=f" {unit}", file=sys.stderr, leave=False, dynamic_ncols=True, mininterval=0.5
+        )
+
+    def report(self, done: int, total: int) -> None:
         if self._bar.total != total:
             # What an earlier process did counts as done, but not into the speed.
             self._bar.reset(total=total)
             self._bar.initial = self._bar.n = done - 1
         self._bar.update(done - self._bar.n)
 
+    def close(self) -> None:
+        self._bar.close()
+
+
+@final
+class _Lines:
+    """A stage in a log file: nothing where it is short, whole lines where it is long."""
+
+    def __init__(self, told: str, unit: str) -> None:
+        self._told, self._unit = told, unit
+        self._began = self._latest = time.monotonic()
+        self._earlier: int | None = None
+
+    def report(self, done: int, total: int) -> None:
+        now = time.monotonic()
+        if self._earlier is None:
+            self._earlier = done - 1
+        if now - self._latest < LINE_EVERY or done >= total:
+            return
+        self._latest = now
+        left = (now - self._began) / max(1, done - self._earlier) * (total - done)
+        print(
+            f"{self._told}: {done} of {total} {self._unit}s, about {duration(left)} left", file=sys.stderr, flush=True
+        )
+
+    def close(self) -> None:
+        pass
+
 
 def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
     """One line a round: what the policy gives, what was selected, the held-out reward, the time spent and left."""
     metrics = finished.metrics
     parts = [
-        f"round {finished.index + 1}/{rounds}",
+        f"round {finished.index}/{rounds - 1}",
         f"reward {_figure(metrics['first_sample_mean'])} first, {_figure(metrics['mean'])} all",
         f"{metrics['selected']} selected {_figure(metrics['selected_mean'])}",
     ]

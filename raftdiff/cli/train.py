@@ -4,11 +4,11 @@ import argparse
 import time
 
 from raftdiff.cli import either
-from raftdiff.cli.either import loop, open_run, prepared
+from raftdiff.cli.either import going_on, loop, open_run, prepared
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.run import load_round
-from raftdiff.reports.words import duration
+from raftdiff.reports.words import counted, duration
 
 
 def train(args: argparse.Namespace) -> None:
@@ -18,9 +18,13 @@ def train(args: argparse.Namespace) -> None:
 
         train_model(args)
         return
-    run, recipe = open_run(args)
-    with run.locked(recipe):
-        loop(run, prepared(run, recipe))
+    run, recipe = going_on(args)
+    if (planned := recipe.loop.rounds) <= run.rounds_done():
+        more = f"raftdiff train {run.path} loop.rounds={planned + 2}"
+        print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
+    else:
+        with run.locked(recipe):
+            loop(run, prepared(run, recipe))
     print(f"\n{run.path}\nnext: raftdiff eval {run.path}")
 
 

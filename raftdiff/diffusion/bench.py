@@ -112,7 +112,7 @@ class Bench:
             twin = f" ({number + 1})" if names.count(names[number]) > 1 else ""
             tail = f" of {names[number]}{twin}" if len(names) > 1 else ""
             found[f"base{tail}"] = Checkpoint(number, None)
-            found |= {f"round {t + 1}{tail}": Checkpoint(number, t) for t in range(run.rounds_done())}
+            found |= {f"round {t}{tail}": Checkpoint(number, t) for t in range(run.rounds_done())}
         return found
 
     def captions(self) -> list[str]:

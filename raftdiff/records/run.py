@@ -5,6 +5,7 @@ samples are committed as they come, so a killed run resumes in the middle of sam
 """
 
 import contextlib
+import itertools
 import json
 import shutil
 import tempfile
@@ -37,7 +38,17 @@ NOT_IDENTITY = (
 )
 """Dotted recipe keys that do not change what a run computes; the digest leaves them out. Files are known by the prompts
 or the checksum that the recipe holds beside their names."""
-EMPTY_RUN = {"recipe.yaml", "recipe.yaml.tmp", "run.json", "run.json.tmp", "rounds", "logs", "log.jsonl", ".lock"}
+EMPTY_RUN = {
+    "recipe.yaml",
+    "recipe.yaml.tmp",
+    "run.json",
+    "run.json.tmp",
+    "recipes",
+    "rounds",
+    "logs",
+    "log.jsonl",
+    ".lock",
+}
 """What a run that made nothing yet may hold."""
 STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
 """Recipe keys that decide what a finished round's state holds."""
@@ -113,6 +124,8 @@ class Run:
                 f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; put "
                 "them back, or begin a new run with --out."
             )
+        elif new := {name: mark for name, mark in weights.items() if name not in facts["weights"]}:
+            write_text(self.path / "run.json", json.dumps({**facts, "weights": {**facts["weights"], **new}}, indent=2))
 
     def _begun(self) -> bool:
         """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
@@ -144,7 +157,29 @@ class Run:
         return self.path / "rounds" / f"{round:03d}"
 
     def metrics(self) -> list[dict[str, Any]]:
-        return [read_json(self.round_path(t) / "metrics.json") for t in range(self.rounds_done())]
+        """``metrics.json`` of each finished round; ``changed`` names the recipe keys that are others from it on."""
+        changed = {t: {"changed": keys} for t, keys in self.changes().items()}
+        found = (read_json(self.round_path(t) / "metrics.json") for t in range(self.rounds_done()))
+        return [{**metrics, **changed.get(t, {})} for t, metrics in enumerate(found)]
+
+    def kept_recipes(self) -> list[Path]:
+        """The recipes that made earlier rounds, where those to come are made by another: ``before-<round>.yaml``, where
+        the round is the first that it did not make."""
+        return sorted((self.path / "recipes").glob("before-*.yaml"))
+
+    def keep_recipe(self, round: int, text: str) -> None:
+        """Put on record what made the rounds before ``round``; what stands there already is right."""
+        kept = self.path / "recipes" / f"before-{round:03d}.yaml"
+        if not kept.is_file():
+            kept.parent.mkdir(exist_ok=True)
+            write_text(kept, text)
+
+    def changes(self) -> dict[int, list[str]]:
+        """Round -> the recipe keys that are others from it on."""
+        kept = self.kept_recipes()
+        recipes = [*(yaml.safe_load(path.read_text(encoding="utf-8")) for path in kept), self.recipe() if kept else {}]
+        keys = [differing(old, new, NOT_IDENTITY) for old, new in itertools.pairwise(recipes)]
+        return {int(path.stem.removeprefix("before-")): found for path, found in zip(kept, keys, strict=True) if found}
 
     def round(self, round: int) -> "RoundFolder":
         """A finished round, to read.
@@ -228,19 +263,20 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         aside = Path(scratch) / "run"
         run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
-        _fork_into(run, parent, source, same_scale=not any(key.startswith(("ranker", "evaluation")) for key in changed))
+        _fork_into(run, parent, source)
         aside.rename(path)
     return Run(path)
 
 
-def _fork_into(run: Run, parent: Run, source: RoundFolder, *, same_scale: bool) -> None:
-    """``same_scale``: the held-out rewards of the earlier rounds can be compared with those to come."""
+def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
+    if source.index:
+        kept = {int(path.stem.removeprefix("before-")): path for path in parent.kept_recipes()}
+        made = next((path for t, path in kept.items() if t >= source.index), parent.path / "recipe.yaml")
+        earlier = {t: path for t, path in kept.items() if t < source.index}
+        for t, path in {**earlier, source.index: made}.items():
+            run.keep_recipe(t, path.read_text(encoding="utf-8"))
     for t in range(source.index):
         shutil.copytree(parent.round_path(t), run.round_path(t))
-        if not same_scale:
-            metrics = read_json(run.round_path(t) / "metrics.json")
-            kept = {name: value for name, value in metrics.items() if not name.startswith("held_out")}
-            write_text(run.round_path(t) / "metrics.json", json.dumps(kept, indent=2))
     draft = run.draft(source.index)
     rows = source.rows()
     for row in rows:

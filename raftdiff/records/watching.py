@@ -1,11 +1,14 @@
 """What a run is doing and how it is faring, from its files alone: a copied folder tells as much as the original."""
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
+from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_json
 from raftdiff.records.run import Run
 
@@ -113,15 +116,32 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
 
 
 def _overfitting(rounds: Sequence[Metrics]) -> str | None:
-    """The reward of the training prompts rose while that of the held-out ones fell below the base model's."""
-    base, held_out = rounds[0].get("held_out_base"), rounds[-1].get("held_out")
-    first, last = rounds[0].get("mean"), rounds[-1].get("mean")
+    """The reward of the training prompts rose while that of the held-out ones fell below the base model's, by more
+    than chance."""
+    same = alike(rounds)
+    base, held_out = same[0].get("held_out_base"), same[-1].get("held_out")
+    first, last = same[0].get("mean"), same[-1].get("mean")
     if base is None or held_out is None or first is None or last is None or held_out >= base or last <= first:
         return None
+    high = _least_fall(same[0].get("held_out_base_each"), same[-1].get("held_out_each"))
+    if high is not None and high >= 0:
+        return None
+    surely = "" if high is None else f" (by {-high:.2g} or more, at 95%)"
     return (
-        f"The held-out reward fell from {base:.2f} to {held_out:.2f} while that of the training prompts rose: the "
-        "model learns these prompts, or the reward's weaknesses. Use more prompts, fewer exposures, or stop earlier."
+        f"The held-out reward fell from {base:.4g} to {held_out:.4g}{surely} while that of the training prompts rose: "
+        "the model learns these prompts, or the reward's weaknesses. Use more prompts, fewer exposures, or stop "
+        "earlier."
     )
+
+
+def _least_fall(before: Sequence[float | None] | None, after: Sequence[float | None] | None) -> float | None:
+    """The upper end of the 95% interval of the mean change from prompt to prompt; None where the rounds do not tell
+    of each prompt, as those of older versions."""
+    pairs = [(a, b) for a, b in zip(before or (), after or (), strict=False) if a is not None and b is not None]
+    if len(pairs) < 2:
+        return None
+    changes = [b - a for a, b in pairs]
+    return mean(changes) + 1.96 * stdev(changes) / math.sqrt(len(changes))
 
 
 def _collapse(first: Metrics, last: Metrics) -> str | None:

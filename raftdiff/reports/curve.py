@@ -6,6 +6,8 @@ from itertools import pairwise
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
+from raftdiff.records.changes import alike
+
 WIDTH, HEIGHT = 460.0, 264.0
 LEFT, RIGHT, TOP, BOTTOM = 46.0, 346.0, 14.0, 224.0
 LABEL_GAP = 17.0
@@ -34,13 +36,15 @@ def lines(rounds: Sequence[Mapping[str, Any]]) -> list[Line]:
     """The curves that the rounds' metrics hold.
 
     Candidates of round t come from the model after t fine-tunings; the held-out prompts are looked at once before the
-    first (``held_out_base``) and after each, so they are at t + 1.
+    first (``held_out_base``) and after each, so they are at t + 1. Rounds that other rewards scored are left out.
     """
+    rounds = alike(rounds)
+    at = [it.get("round", t) for t, it in enumerate(rounds)]
     held = [(0, rounds[0].get("held_out_base"))] if rounds else []
-    held += [(t + 1, it.get("held_out")) for t, it in enumerate(rounds)]
+    held += [(t + 1, it.get("held_out")) for t, it in zip(at, rounds, strict=True)]
     curves = [
-        Line("best", "selected", _valid([(t, it.get("selected_mean")) for t, it in enumerate(rounds)])),
-        Line("all", "all candidates", _valid([(t, it.get("mean")) for t, it in enumerate(rounds)])),
+        Line("best", "selected", _valid([(t, it.get("selected_mean")) for t, it in zip(at, rounds, strict=True)])),
+        Line("all", "all candidates", _valid([(t, it.get("mean")) for t, it in zip(at, rounds, strict=True)])),
         Line("held", "held-out", _valid(held)),
     ]
     return [line for line in curves if line.points]

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -81,8 +82,27 @@ def test_the_same_command_again_does_nothing_new(finished: Path, capsys: pytest.
     before = states(finished)
     status, out, _ = said(capsys, "train", finished)
     assert status == 0
-    assert "continuing after round 2" in out
+    assert f"all 2 rounds are done. For two more: raftdiff train {finished} loop.rounds=4" in out
     assert states(finished) == before
+
+
+def test_a_finished_run_goes_on_with_more_rounds_and_another_reward(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    status, out, err = said(capsys, "train", run, "loop.rounds=3", "ranker.rewards.0.direction=incompressible")
+    assert (status, err) == (0, err)
+    assert f"{run}: from round 2 on with another loop.rounds, ranker.rewards.0.direction" in out
+    assert "continuing with round 2, the last is round 2" in out
+    assert "round 2/2 | reward" in out
+    for t in range(2):
+        told = (f"rounds/{t:03d}/metrics.json", f"rounds/{t:03d}/selection.json")
+        assert all((run / name).read_bytes() == (finished / name).read_bytes() for name in told)
+    _, out, _ = said(capsys, "show", run)
+    lines = out.splitlines()
+    at = next(place for place, line in enumerate(lines) if line.startswith("  round 2: reward"))
+    assert lines[at - 1] == "  from here on with another loop.rounds, ranker.rewards.0.direction"
 
 
 def test_the_stages_one_at_a_time_give_the_same_weights_as_the_loop(
@@ -254,7 +274,7 @@ def test_a_run_of_another_recipe_is_refused(recipe: Path, capsys: pytest.Capture
     assert status == 2
     assert "begun with another recipe; these keys differ: finetuner.rank" in err
     status, _, err = said(capsys, "train", "run", "finetuner.rank=3")
-    assert "a run is continued with its own recipe; these keys would change: finetuner.rank" in err
+    assert "its weights were begun with this finetuner.rank; for another begin a new run" in err
 
 
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

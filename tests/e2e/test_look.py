@@ -77,7 +77,7 @@ def test_going_back_to_an_earlier_model_gives_its_pictures_again(finished: Path)
 def test_two_runs_stand_side_by_side(finished: Path) -> None:
     bench = Bench([Run(finished), Run(finished)])
     assert list(bench.checkpoints()) == [
-        f"{model} of run ({number})" for number in (1, 2) for model in ("base", "round 1", "round 2")
+        f"{model} of run ({number})" for number in (1, 2) for model in ("base", "round 0", "round 1")
     ]
     one, two = (bench.draw(Checkpoint(number, 1), ["a cat"], bench.settings) for number in (0, 1))
     assert [it.sample.media.tobytes() for it in one] == [it.sample.media.tobytes() for it in two]
@@ -110,7 +110,7 @@ def test_show_tells_how_the_run_stands(finished: Path, capsys: pytest.CaptureFix
     assert main(["show", str(finished)]) == 0
     out = capsys.readouterr().out
     assert "tiny: 2 of 2 rounds done" in out
-    assert "round 2: reward" in out
+    assert "round 1: reward" in out
     assert "network evaluations spent" in out
 
 

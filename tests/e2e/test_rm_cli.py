@@ -76,7 +76,7 @@ def test_train_look_and_use(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == "run: 3 parts, 16 pairs, 8 held out"
-    assert lines[1].startswith("part 1/3 | loss ")
+    assert lines[1].startswith("part 0/2 | loss ")
     assert "% right in training | held-out " in lines[1]
     assert lines[1].endswith(" left")
     assert "as a reward: {type: reward_model, model: run}" in out

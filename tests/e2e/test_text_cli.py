@@ -75,7 +75,7 @@ def answers(run: Path) -> list[str]:
 def test_train_evaluate_reply_judge_export(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "train", recipe, "--out", "run")
     assert status == 0
-    assert "round 2/2 | reward" in out
+    assert "round 1/1 | reward" in out
     assert len(answers(Path("run"))) == 24
     metrics = json.loads(Path("run/rounds/001/metrics.json").read_text())
     assert metrics["candidates"] == 12

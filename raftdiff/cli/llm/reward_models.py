@@ -27,7 +27,7 @@ from raftdiff.recipes.files import locate
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
-from raftdiff.reports.words import duration
+from raftdiff.reports.words import counted, duration
 from raftdiff.types import Round
 
 KIND = opening.Kind(
@@ -52,15 +52,15 @@ def loop(run: Run, parts: RewardParts) -> None:
     """Consume the parts of the training: show a line each, log, track."""
     wanted, done = parts.recipe.loop.rounds, run.rounds_done()
     held_out = f"{len(parts.held_out)} held out" if parts.held_out else "none held out"
-    print(f"{run.path}: " + (f"continuing after part {done}" if done else f"{wanted} parts"), end=", ")
-    print(f"{len(parts.pairs)} pairs, {held_out}")
+    print(f"{run.path}: " + (f"continuing with part {done}" if done else counted(wanted, "part")), end=", ")
+    print(f"{counted(len(parts.pairs), 'pair')}, {held_out}")
     opening.follow(run, parts.recipe, lambda bars: train(run, parts, bars), part_line, event="part")
 
 
 def part_line(finished: Round, parts: int, seconds_left: float) -> str:
     """One line a part: the loss, what was right of the trained and of the held-out pairs, the time spent and left."""
     metrics = finished.metrics
-    told = [f"part {finished.index + 1}/{parts}", _loss(metrics)]
+    told = [f"part {finished.index}/{parts - 1}", _loss(metrics)]
     if "accuracy" in metrics["tune"]:
         told.append(f"{metrics['tune']['accuracy']:.0%} right in training")
     if held_out := metrics.get("held_out_pairs"):
@@ -74,10 +74,10 @@ def part_line(finished: Round, parts: int, seconds_left: float) -> str:
 def show_training(run: Run) -> None:
     """How far the training is, and what became of the held-out pairs."""
     recipe, metrics = reward_recipe_of(run), run.metrics()
-    print(f"{recipe.name}: {len(metrics)} of {recipe.loop.rounds} parts done")
+    print(f"{recipe.name}: {len(metrics)} of {counted(recipe.loop.rounds, 'part')} done")
     for t, it in enumerate(metrics):
         held_out = f"held-out {accuracy_text(it['held_out_pairs'])}, " if "held_out_pairs" in it else ""
-        print(f"  part {t + 1}: {_loss(it)}, {held_out}{duration(sum(it['seconds'].values()))}")
+        print(f"  part {t}: {_loss(it)}, {held_out}{duration(sum(it['seconds'].values()))}")
     if (run.path / MODEL).is_dir():
         print(f"the model: {run.path / MODEL}")
     else:
@@ -115,7 +115,8 @@ def strength(args: argparse.Namespace) -> None:
     write_text(args.out, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines(found)))
     page = write_strength(args.out.with_suffix(".html"), f"Preference strength: {recipe.name}", found, told_of)
     below, wrong = told_of["mu"]["below_0"], told_of["auc"]
-    print(f"\n{len(found.pairs)} pairs; {below:.0%} have a mu below 0: the models would have chosen the other answer")
+    pairs = counted(len(found.pairs), "pair")
+    print(f"\n{pairs}; {below:.0%} have a mu below 0: the models would have chosen the other answer")
     if wrong is not None:
         print(f"a low mu tells the wrong labels (column truth) with an AUC of {wrong:.2f}; 0.5 is chance")
     print(

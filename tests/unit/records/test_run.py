@@ -201,14 +201,13 @@ def two_rounds(tmp_path: Path) -> Run:
     return run
 
 
-def test_a_fork_with_another_reward_does_not_take_over_what_was_measured_with_the_old_one(
-    two_rounds: Run, tmp_path: Path
-) -> None:
-    same = fork(two_rounds, Whole(name="same"), tmp_path / "same", round=1, seed=3)
+def test_a_fork_keeps_on_record_what_made_the_rounds_before_it(two_rounds: Run, tmp_path: Path) -> None:
+    same = fork(two_rounds, Whole(), tmp_path / "same", round=1, seed=3)
     other = fork(two_rounds, Whole(ranker="aesthetic"), tmp_path / "other", round=1, seed=3)
-    assert same.metrics()[0]["held_out"] == 72.0
-    assert other.metrics()[0]["mean"] == 1.0
-    assert not [name for name in other.metrics()[0] if name.startswith("held_out")]
+    assert other.metrics()[0] == same.metrics()[0] == two_rounds.metrics()[0]
+    assert same.changes() == {}
+    assert other.changes() == {1: ["ranker"]}
+    assert other.kept_recipes()[0].read_text() == (two_rounds.path / "recipe.yaml").read_text()
 
 
 def test_a_fork_that_could_not_go_on_from_its_parents_weights_is_refused_at_once(

@@ -118,7 +118,7 @@ def test_a_healthy_run_warns_of_nothing() -> None:
 @pytest.mark.parametrize(
     ("changed", "sentence"),
     [
-        ({"mean": 1.5, "held_out": 0.8}, "The held-out reward fell from 1.00 to 0.80"),
+        ({"mean": 1.5, "held_out": 0.8}, "The held-out reward fell from 1 to 0.8 while"),
         ({"diversity_all": {"pairwise_distance": 0.2}}, "lie 50% as far apart"),
         ({"tune": {"latent_std": 1.5}}, "spread 1.50 times as far"),
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
@@ -128,6 +128,24 @@ def test_a_healthy_run_warns_of_nothing() -> None:
 def test_each_sign_of_trouble_is_a_sentence_of_its_own(changed: dict[str, Any], sentence: str) -> None:
     (warning,) = warnings([metrics(), metrics(**changed)])
     assert sentence in warning
+
+
+def test_a_fall_within_chance_is_no_warning_and_one_beyond_it_says_by_how_much() -> None:
+    before = [4.0, 5.0, 6.0, None]
+    chance = metrics(mean=1.5, held_out=4.9993, held_out_each=[3.0, 6.0, 5.998, 1.0])
+    surely = metrics(mean=1.5, held_out=4.5, held_out_each=[3.5, 4.45, 5.55, 1.0])
+    first = metrics(held_out_base=5.0, held_out_base_each=before)
+    assert warnings([first, chance]) == []
+    (warning,) = warnings([first, surely])
+    # the changes are -0.5, -0.55, -0.45: mean -0.5, deviation 0.05, so at most -0.5 + 1.96 * 0.05 / sqrt(3)
+    assert "fell from 5 to 4.5 (by 0.44 or more, at 95%)" in warning
+
+
+def test_rounds_of_another_reward_are_not_compared() -> None:
+    rounds = [metrics(mean=1.0, held_out_base=70.0), metrics(round=1, mean=5.0, held_out=3.0)]
+    assert len(warnings(rounds)) == 1
+    rounds[1]["changed"] = ["ranker.rewards.0.type"]
+    assert warnings(rounds) == []
 
 
 def test_a_held_out_fall_with_the_training_reward_is_no_hacking() -> None:

@@ -1,0 +1,60 @@
+"""A run whose recipe changes between two rounds: what made the rounds that are done stays on record.
+
+``recipe.yaml`` is the recipe of the rounds to come. Before it changes, it is kept as ``recipes/before-003.yaml``, where
+round 3 is the first that the new one makes.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, differing, dump, plain
+from raftdiff.records.disk import write_text
+from raftdiff.records.run import FORKED, NOT_IDENTITY, STATE_SHAPE, Run
+
+SCALE = ("ranker", "evaluation")
+"""Recipe keys that decide what a reward means: rounds before and after a change of these are not compared."""
+HARMLESS = ("loop.rounds", "loop.patience", "name")
+"""What may change while a round is half made: it does not enter into it."""
+
+
+def go_on_with(run: Run, recipe: Config) -> list[str]:
+    """Let ``recipe`` make the rounds that are still missing. Returns the keys that change.
+
+    Raises:
+        UserError: it would change what all rounds share, what the trained weights are, a round that is half made, or
+            plan fewer rounds than are done.
+    """
+    old, new, done = run.recipe(), plain(recipe), run.rounds_done()
+    changed = differing(old, new, NOT_IDENTITY)
+    if not changed:
+        return []
+    if fixed := differing(old, new, (*FORKED, *NOT_IDENTITY)):
+        raise UserError(f"{run.path}: all rounds of a run share {', '.join(fixed)}; for another begin a new run.")
+    if done and (shaped := sorted(set(changed) & STATE_SHAPE)):
+        raise UserError(
+            f"{run.path}: its weights were begun with this {', '.join(shaped)}; for another begin a new run."
+        )
+    entering = [key for key in changed if key not in HARMLESS]
+    if entering and run.unfinished(done).path.is_dir():
+        raise UserError(
+            f"{run.path}: round {done} is half made, and {', '.join(entering)} would change in it. Finish it first "
+            f"(loop.rounds={done + 1}), or remove {run.unfinished(done).path}."
+        )
+    if new["loop"]["rounds"] < done:
+        raise UserError(f"{run.path}: {done} rounds are done, so loop.rounds cannot be {new['loop']['rounds']}.")
+    # of several changes before one round the first recipe made the rounds before it
+    run.keep_recipe(done, (run.path / "recipe.yaml").read_text(encoding="utf-8"))
+    write_text(run.path / "recipe.yaml", dump(recipe))
+    run.log("recipe", round=done, changed=changed)
+    return changed
+
+
+def alike(rounds: Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """Of the rounds' metrics (``Run.metrics``) the last ones whose rewards mean the same.
+
+    >>> alike([{"round": 0}, {"round": 1, "changed": ["ranker.rewards.0.type"]}, {"round": 2, "changed": ["name"]}])[0]
+    {'round': 1, 'changed': ['ranker.rewards.0.type']}
+    """
+    began = [at for at, it in enumerate(rounds) if any(key.split(".")[0] in SCALE for key in it.get("changed", ()))]
+    return rounds[began[-1] if began else 0 :]
