@@ -16,7 +16,7 @@ from raftdiff.diffusion.recipe import Recipe, recipe_of
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
-from raftdiff.records.disk import write_text
+from raftdiff.records.disk import read_json_lines, write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Report, silent
@@ -163,17 +163,21 @@ class Bench:
 
 
 def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
-    """The pictures of each side in a folder of their own, and ``pictures.jsonl``: side, file, caption, seed, scores."""
-    lines = []
+    """The pictures of each side in a folder of their own, and ``metadata.jsonl``: file, caption, side, seed, scores.
+
+    What was drawn into the folder before stays, with its lines.
+    """
+    rows = {row["file_name"]: row for row in read_json_lines(folder / "metadata.jsonl")}
     for side, drawn in sides.items():
         (folder / side).mkdir(parents=True, exist_ok=True)
         for it in drawn:
             name = file_name(it.sample)
             it.sample.media.save(folder / side / name)
-            told = {"side": side, "file_name": f"{side}/{name}", "caption": it.sample.prompt.caption}
-            scores = {name: None if math.isnan(value) else value for name, value in it.scores.items()}
-            lines.append(json.dumps(told | {"seed": it.sample.seed, "rewards": scores, "judge": dict(it.verdicts)}))
-    write_text(folder / "pictures.jsonl", "\n".join(lines) + "\n")
+            told = {"file_name": f"{side}/{name}", "caption": it.sample.prompt.caption, "side": side}
+            scores = {f"reward_{name}": None if math.isnan(value) else value for name, value in it.scores.items()}
+            verdicts = {f"judge_{aspect}": right for aspect, right in it.verdicts.items()}
+            rows[told["file_name"]] = told | {"seed": it.sample.seed} | scores | verdicts
+    write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
     return folder
 
 

@@ -12,6 +12,7 @@ from typing import Any, Final, final
 
 from raftdiff.errors import UserError
 from raftdiff.records.disk import read_json_lines
+from raftdiff.records.media import prompt_of
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt
@@ -72,15 +73,6 @@ def found(run: Run, names: Collection[str]) -> dict[str, Entry]:
         if any(name.rsplit("/", 2)[0] == folder for name in names):
             entries += [entry for both in of_evaluation(run, folder) for entry in both]
     return {entry.name: entry for entry in entries if entry.name in names}
-
-
-def prompt_of(name: str) -> str:
-    """The prompt id within a name.
-
-    >>> prompt_of("rounds/000/samples/cat-001.png"), prompt_of("eval/after/llama-3.1-001")
-    ('cat', 'llama-3.1')
-    """
-    return name.rpartition("/")[2].rpartition("-")[0]
 
 
 def _evaluations(run: Run) -> list[str]:

@@ -26,7 +26,8 @@ from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
 from raftdiff.records.disk import read_json_lines
-from raftdiff.records.entries import Entry, found, of_evaluation, of_round, prompt_of
+from raftdiff.records.entries import Entry, found, of_evaluation, of_round
+from raftdiff.records.media import prompt_of
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 

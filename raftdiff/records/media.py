@@ -16,6 +16,13 @@ from raftdiff.types import Sample
 Medium: TypeAlias = Image.Image | str
 TensorFile: TypeAlias = Literal["latents", "tokens"]
 TENSOR_FILES: tuple[TensorFile, ...] = ("latents", "tokens")
+APART = "~"
+"""Follows a split's word in a picture's name. No prompt id holds it, so the id is read back from the name."""
+_SPLIT = re.compile(
+    r"(?:(?<=[-._ 0-9])|^)(train|training|validation|valid|val|dev|test|testing|eval|evaluation)(?=[-._ 0-9])", re.I
+)
+"""What ``datasets`` takes for the name of a split: pictures beside one that has it in its name are left out there, and
+all of their metadata with them."""
 
 
 def store(folder: Path, sample: Sample[Any]) -> dict[str, str]:
@@ -85,7 +92,19 @@ def tensor_file(sample: Sample[Any]) -> TensorFile:
 
 
 def file_name(sample: Sample[Any]) -> str:
-    """``airplane-003.png``; prompt ids are checked when they are read, so that this stays inside the folder."""
+    """``airplane-003.png``; prompt ids are checked when they are read, so that this stays inside the folder.
+
+    A word that names a split is set apart: ``a-train~-in-the-snow-003.png``.
+    """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
         raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
-    return f"{sample.prompt.id}-{sample.index:03d}.png"
+    return _SPLIT.sub(rf"\1{APART}", f"{sample.prompt.id}-{sample.index:03d}.png")
+
+
+def prompt_of(name: str) -> str:
+    """The prompt id within the name of a picture or a text.
+
+    >>> prompt_of("rounds/000/samples/a-train~-001.png"), prompt_of("eval/after/llama-3.1-001")
+    ('a-train', 'llama-3.1')
+    """
+    return name.rpartition("/")[2].rpartition("-")[0].replace(APART, "")

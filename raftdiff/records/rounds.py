@@ -32,8 +32,8 @@ class RoundFolder:
     index: int
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metadata.jsonl; a torn last line is dropped."""
-        rows = read_json_lines(self.path / "samples" / "metadata.jsonl")
+        """The lines of metadata.jsonl; a torn last line is dropped, and ``meta`` is a mapping again."""
+        rows = [_read(row) for row in read_json_lines(self.path / "samples" / "metadata.jsonl")]
         # an interrupted flush may have written a line twice
         return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
 
@@ -155,7 +155,7 @@ class Draft:
                 parts.mkdir(exist_ok=True)
                 save_tensors(parts / f"{len(list(parts.glob('*.safetensors'))):05d}.safetensors", tensors)
             with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(json.dumps(row) + "\n" for _, row in pending)
+                file.writelines(_line(row) for _, row in pending)
                 file.flush()
                 os.fsync(file.fileno())
 
@@ -213,8 +213,7 @@ class Draft:
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metadata.jsonl."""
-        text = "".join(json.dumps(row) + "\n" for row in rows)
-        write_text(self.path / "samples" / "metadata.jsonl", text)
+        write_text(self.path / "samples" / "metadata.jsonl", "".join(_line(row) for row in rows))
 
     def _torn(self) -> bool:
         file = self.path / "samples" / "metadata.jsonl"
@@ -234,6 +233,18 @@ def _row(sample: Sample[Any]) -> dict[str, Any]:
         "source": sample.source,
         **({"meta": dict(prompt.meta)} if prompt.meta else {}),
     }
+
+
+def _line(row: Mapping[str, Any]) -> str:
+    """A line of metadata.jsonl. Prompt files bring what they like, a number here and a text there: ``meta`` is JSON
+    within a text, or the table would have no type that Arrow and Parquet can hold."""
+    told = {"meta": json.dumps(row["meta"], ensure_ascii=False)} if "meta" in row else {}
+    return json.dumps({**row, **told}) + "\n"
+
+
+def _read(row: dict[str, Any]) -> dict[str, Any]:
+    """Earlier versions wrote ``meta`` as an object."""
+    return {**row, "meta": json.loads(row["meta"])} if isinstance(row.get("meta"), str) else row
 
 
 def _number(value: float) -> float | None:

@@ -140,7 +140,7 @@ def test_pictures_can_be_saved(finished: Path, serve: Serve, visit: Visit, tmp_p
         tab.click("#save")
     started.value.save_as(tmp_path / "saved.zip")
     names = zipfile.ZipFile(tmp_path / "saved.zip").namelist()
-    assert "pictures.jsonl" in names
+    assert "metadata.jsonl" in names
     assert len([name for name in names if name.endswith(".png")]) == 2
 
 

@@ -52,12 +52,21 @@ def test_draw_with_the_evaluations_prompt_makes_the_evaluations_pictures(finishe
             np.testing.assert_array_equal(
                 pixels(tmp_path / "drawn" / side / name), pixels(finished / "eval" / side / name)
             )
-    lines = [json.loads(line) for line in (tmp_path / "drawn/pictures.jsonl").read_text().splitlines()]
-    means = [
-        np.mean([line["rewards"]["jpeg"] for line in lines if line["side"] == side]) for side in ("before", "after")
-    ]
+    lines = [json.loads(line) for line in (tmp_path / "drawn/metadata.jsonl").read_text().splitlines()]
+    means = [np.mean([line["reward_jpeg"] for line in lines if line["side"] == side]) for side in ("before", "after")]
     told = json.loads((finished / "eval/eval.json").read_text())["rewards"]["jpeg"]
     assert means == pytest.approx([told["before"]["mean"], told["after"]["mean"]])
+
+
+def test_what_was_drawn_loads_as_an_imagefolder_with_its_captions(finished: Path, tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for prompt in ("a bus", "a train to test"):
+        assert main(["draw", str(finished), prompt, "--count", "1", "--out", str(tmp_path / "drawn")]) == 0
+    found = datasets.load_dataset("imagefolder", data_dir=str(tmp_path / "drawn"), cache_dir=str(tmp_path / "cache"))
+    assert list(found) == ["train"]  # the one split that datasets gives to what names none
+    rows = sorted((row["caption"], row["side"]) for row in found["train"].remove_columns("image"))
+    assert rows == [(text, side) for text in ("a bus", "a train to test") for side in ("after", "before")]
+    found["train"].to_parquet(str(tmp_path / "drawn.parquet"))
 
 
 def test_going_back_to_an_earlier_model_gives_its_pictures_again(finished: Path) -> None:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.records.media import file_name, is_whole, keep, kept, opened, store, tensor_file
+from raftdiff.records.media import file_name, is_whole, keep, kept, opened, prompt_of, store, tensor_file
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run, fork
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
@@ -187,7 +187,7 @@ def test_metadata_of_texts_is_read_by_the_library_of_data_sets(run, texts, tmp_p
     assert read["total"] == [0.0, 1.0, 2.0, 3.0, 4.0, 5.0]
     assert read["selected"] == [False, True, False, False, False, False]
     assert read["seed"][1] == 2**62 + 1
-    assert read[0]["meta"]["system"] == "Be kind."
+    assert json.loads(read[0]["meta"])["system"] == "Be kind."
 
 
 def test_metadata_of_pictures_is_an_image_folder_for_the_library_of_data_sets(run, tmp_path):
@@ -240,3 +240,48 @@ def test_a_prompt_id_that_cannot_name_a_file_is_refused_for_pictures(tmp_path):
             file_name(Sample(0, prompt(name), 0, 0, "policy", PICTURES[0].media))
     assert tensor_file(PICTURES[0]) == "latents"
     assert tensor_file(text("../up", 0, "x")) == "tokens"
+
+
+CAPTIONS = ["a-train-in-the-snow", "test", "a-dev", "Train.2-valid_eval", "training-grounds", "the-trainer", "a-cat"]
+
+
+def test_pictures_whose_captions_name_a_split_load_with_all_their_metadata(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run = Run.create(tmp_path / "run", Toy(), seed=3)
+    draft = fill(run.draft(0), [picture(name, index) for name in CAPTIONS for index in (0, 3)])
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(draft.path / "samples"), cache_dir=str(tmp_path / "cache")
+    )
+    assert list(found) == ["train"]
+    assert sorted(set(found["train"]["prompt_id"])) == sorted(CAPTIONS)
+    assert len(found["train"]) == 2 * len(CAPTIONS)
+    assert [prompt_of(row["file_name"]) for row in draft.folder.rows()] == [name for name in CAPTIONS for _ in "03"]
+
+
+def test_extras_of_mixed_type_and_empty_ones_are_a_table(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    run = Run.create(tmp_path / "run", Toy(), seed=3)
+    extras: list[dict[str, Any]] = [{"level": 1}, {"level": "hard", "tags": {}}, {}, {"level": None, "tags": [1, "a"]}]
+    image = Image.new("RGB", (4, 4))
+    samples = [
+        Sample(0, prompt(f"p{place}", **meta), 0, 7, "policy", image, {}) for place, meta in enumerate(extras)
+    ]
+    draft = fill(run.draft(0), samples)
+    assert [sample.prompt.meta for sample in draft.folder.samples()] == extras
+    found = datasets.load_dataset(
+        "imagefolder", data_dir=str(draft.path / "samples"), cache_dir=str(tmp_path / "cache")
+    )["train"]
+    found.to_parquet(str(tmp_path / "table.parquet"))
+    told = [json.loads(text) if text else {} for text in found["meta"]]
+    assert dict(zip(found["prompt_id"], told, strict=True)) == {f"p{k}": meta for k, meta in enumerate(extras)}
+
+
+def test_extras_that_an_earlier_version_wrote_as_objects_are_read_and_written_anew(run, texts):
+    draft = fill(run.draft(0), texts)
+    file = draft.path / "samples" / "metadata.jsonl"
+    rows = draft.folder.rows()
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    assert [sample.prompt.meta for sample in draft.folder.samples()][:3] == [META] * 3
+    draft.write_rows(draft.folder.rows())
+    assert draft.folder.rows() == rows
+    assert {type(json.loads(line).get("meta", "")) for line in file.read_text().splitlines()} == {str}

@@ -13,8 +13,9 @@ from raftdiff.apps import label
 from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.recipes.config import Config
-from raftdiff.records.entries import found, of_evaluation, of_round, prompt_of
+from raftdiff.records.entries import found, of_evaluation, of_round
 from raftdiff.records.labels import Ballot, Pair, ballots, candidate_pairs, evaluation_pairs, points, preferences, tally
+from raftdiff.records.media import prompt_of
 from raftdiff.records.run import Run
 from raftdiff.rewards.labels import LabelsConfig
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
