@@ -263,9 +263,7 @@ def test_extras_of_mixed_type_and_empty_ones_are_a_table(tmp_path):
     run = Run.create(tmp_path / "run", Toy(), seed=3)
     extras: list[dict[str, Any]] = [{"level": 1}, {"level": "hard", "tags": {}}, {}, {"level": None, "tags": [1, "a"]}]
     image = Image.new("RGB", (4, 4))
-    samples = [
-        Sample(0, prompt(f"p{place}", **meta), 0, 7, "policy", image, {}) for place, meta in enumerate(extras)
-    ]
+    samples = [Sample(0, prompt(f"p{place}", **meta), 0, 7, "policy", image, {}) for place, meta in enumerate(extras)]
     draft = fill(run.draft(0), samples)
     assert [sample.prompt.meta for sample in draft.folder.samples()] == extras
     found = datasets.load_dataset(
