@@ -12,9 +12,10 @@ from pydantic import Field, model_validator
 from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.llm.data.cells import BrokenRow, score_of
-from raftdiff.llm.data.files import Row, rows_digest
+from raftdiff.llm.data.files import rows_digest
 from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.recipes.config import Config
+from raftdiff.recipes.rows import Row
 from raftdiff.records import labels
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt

@@ -12,10 +12,11 @@ from pydantic import Field
 
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.data.cells import BrokenRow, Record, text_of
-from raftdiff.llm.data.files import Row, file_digest, read_file, read_hub, rows_digest
+from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.prompts import check_ids, find_file, slug
+from raftdiff.recipes.prompts import check_ids, find_file, made_ids
+from raftdiff.recipes.rows import Row, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -27,7 +28,8 @@ class DataConfig(Config):
     """What to ask for, and which answers came with it: one of ``file``, ``hub`` and ``captions``."""
 
     file: str | None = None
-    """A .jsonl, .json, .csv, .tsv or .txt (a prompt a line) file; beside the recipe, or under the current folder."""
+    """A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt (a prompt a line) file; beside the recipe, or under the
+    current folder."""
     hub: str | None = None
     """A Hugging Face data set: its id on the hub, or a local folder. Code that comes with it is never run."""
     captions: list[str | dict[str, Any]] = Field(default_factory=list)
@@ -117,7 +119,7 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
         raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
     table = rows(config, folder)
     kept = _parsed(table, detect([row.columns for row in table]) if config.format == "auto" else config.format, config)
-    ids = _ids(kept)
+    ids = made_ids([rest.get("id") for _, rest in kept], [record.prompt for record, _ in kept])
     check_ids(ids)
     chosen = [k for k in _order(len(kept), config.shuffle_seed) if _fits(kept[k][0], config)][: config.limit]
     if not chosen:
@@ -203,24 +205,6 @@ def _check_rest(rest: Mapping[str, Any]) -> None:
     for text in reference if isinstance(reference, list) else [reference]:
         text_of(text, "'reference'", empty=True)
     text_of(rest.get("sampling") or "", "'sampling'", empty=True)
-
-
-def _ids(kept: Sequence[tuple[Record, dict[str, Any]]]) -> list[str]:
-    """Given ids as they are; made ones numbered where they are taken: ``yes``, ``yes-2``, ``yes-3``."""
-    given = {str(rest["id"]) for _, rest in kept if rest.get("id") not in (None, "")}
-    made = {slug(record.prompt) for record, rest in kept if rest.get("id") in (None, "")}
-    taken, last, ids = set(given), Counter[str](), []
-    for record, rest in kept:
-        if rest.get("id") not in (None, ""):
-            ids.append(str(rest["id"]))
-            continue
-        stem = name = slug(record.prompt)
-        while name in taken or (name != stem and name in made):
-            last[stem] += 1
-            name = f"{stem}-{last[stem] + 1}"
-        taken.add(name)
-        ids.append(name)
-    return ids
 
 
 def _order(count: int, seed: int | None) -> list[int]:

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data.files import SUFFIXES, Row, read_file, rows_digest
+from raftdiff.llm.data.files import rows_digest
 from raftdiff.recipes.config import Config
+from raftdiff.recipes.rows import SUFFIXES, Row, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 
@@ -169,7 +170,7 @@ def _rows(path: Path) -> list[Row]:
     if path.is_file():
         return read_file(path)
     tables = [suffix for suffix in SUFFIXES if suffix != ".txt"]
-    files = [file for file in sorted(path.iterdir()) if file.suffix in tables and file.is_file()]
+    files = [file for file in sorted(path.iterdir()) if file.suffix.lower() in tables and file.is_file()]
     if not files:
         raise UserError(f"sampler.path: there is no {', '.join(tables)} file in {path}.")
     return [row for file in files for row in read_file(file)]

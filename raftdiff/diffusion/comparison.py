@@ -15,7 +15,7 @@ from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
-from raftdiff.recipes.prompts import PromptsConfig, build, read_file
+from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
@@ -62,7 +62,7 @@ def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
     recipe = assembly.recipe
     held_out = recipe.evaluation.prompts
     if file is not None and file != "training":
-        return build(held_out.model_copy(update={"file": None, "captions": read_file(Path(file))}))
+        return build(held_out.model_copy(update={"file": None, "captions": read_captions(Path(file))}))
     if file is None and held_out.captions:
         return build(held_out)
     captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in assembly.parts.prompts]

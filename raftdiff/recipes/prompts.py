@@ -2,7 +2,9 @@
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+import warnings
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,20 +12,28 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
+from raftdiff.recipes.rows import kind, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
-MAX_SLUG = 80
+MAX_SLUG, MAX_ID = 80, 200
 TEXTS = ("caption", "sampling", "negative")
+ALIASES: Mapping[str, tuple[str, ...]] = {
+    "negative": ("negative", "negative_prompt"),
+    "sampling": ("sampling",),
+    "id": ("id",),
+    "caption": ("caption", "prompt", "text"),
+}
+"""Our names, and how files call them; the first that is there counts."""
 
 
 class PromptsConfig(Config):
     """What to ask for. A run's own recipe.yaml holds the prompts themselves, so that it needs no other file."""
 
     file: str | None = None
-    """A .txt file with a caption a line, or a .jsonl file with at least a "caption" a line; beside the recipe, or
-    under the current folder."""
+    """A .txt file with a caption a line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file with at least a
+    "caption" (or "prompt") in each row; beside the recipe, or under the current folder."""
     captions: list[str | dict[str, Any]] = Field(default_factory=list)
     """The prompts themselves: captions, or mappings with "caption" and by choice "id", "sampling", "negative"."""
     magic: list[str] = Field(default_factory=lambda: ["{caption}"])
@@ -46,7 +56,7 @@ def inline(config: PromptsConfig, folder: Path) -> PromptsConfig:
     if config.captions:
         raise UserError("prompts: 'file' and 'captions' are both given; keep one of the two.")
     found = find_file(config.file, folder, "prompts.file")
-    return config.model_copy(update={"file": None, "captions": read_file(found)})
+    return config.model_copy(update={"file": None, "captions": read_captions(found)})
 
 
 def find_file(name: str, folder: Path, key: str) -> Path:
@@ -61,40 +71,72 @@ def find_file(name: str, folder: Path, key: str) -> Path:
     return found
 
 
-def read_file(path: Path) -> list[str | dict[str, Any]]:
-    """The captions of a .txt or .jsonl file; blank lines and lines that start with '#' are passed over.
+def read_captions(path: Path) -> list[str | dict[str, Any]]:
+    """The prompts of a file: captions where it is .txt, else rows, in which "prompt" or "text" may stand for "caption",
+    and "negative_prompt" for "negative".
 
     Raises:
-        UserError: the file cannot be read, is empty, or a line of it is no JSON object.
+        UserError: as ``rows.read_file``; a row has no caption, or one of its texts is none; with file and line.
     """
-    try:
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot read this prompt file: {error}.") from None
-    kept = [(number, line.strip()) for number, line in enumerate(lines, 1) if line.strip() and line.lstrip()[0] != "#"]
-    if not kept:
-        raise UserError(f"{path}: this prompt file is empty; write one caption a line.")
-    if path.suffix != ".jsonl":
-        return [line for _, line in kept]
-    return [_json_line(path, number, line) for number, line in kept]
+    rows = read_file(path)
+    if kind(path) == ".txt":
+        return [_checked(row.where, row.columns)["caption"] for row in rows]
+    absent = (None, "") if kind(path) in (".csv", ".tsv") else (None,)  # whose empty cells say nothing
+    return [_checked(row.where, _known(row.columns, absent=absent)) for row in rows]
 
 
-def _json_line(path: Path, number: int, line: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{number}: this line is not valid JSON: {error.msg}.") from None
-    if not isinstance(row, dict):
-        raise UserError(f'{path}:{number}: expected an object such as {{"caption": "a cat"}}, found {line[:40]}.')
+def _known(columns: Mapping[str, Any], *, absent: Collection[Any] = (None,)) -> dict[str, Any]:
+    """The columns under our own names, whatever their case; a text that is ``absent`` was not given."""
+    row: dict[str, Any] = dict(columns)
+    for ours, names in ALIASES.items():
+        held = [name for alias in names for name in columns if name.lower() == alias]
+        given = [name for name in held if columns[name] not in absent]
+        for name in held:
+            if name not in given[1:]:
+                del row[name]
+        if given:
+            row = {ours: columns[given[0]], **row}
     return row
+
+
+def _checked(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
+    """The row, with a caption.
+
+    Raises:
+        UserError: it has none, one of its texts is none, or holds what no file can.
+    """
+    named = dict(row) if "caption" in row else _known(row)
+    for name in TEXTS:
+        if not isinstance(named.get(name, ""), str):
+            raise UserError(f"{where}: '{name}' is not a text but {named[name]!r}; put it in quotes.")
+    if not named.get("caption", "").strip():
+        raise UserError(f"{where} has no caption (its keys: {', '.join(map(str, row))}); write it as 'caption'.")
+    try:
+        _refuse_halves(where, json.dumps(named, ensure_ascii=False, default=_no_bytes))
+    except TypeError as error:
+        raise UserError(f"{where}: {error}; keep the columns of text and numbers.") from None
+    return named
+
+
+def _refuse_halves(where: str, text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{where} holds half a character (a lone surrogate); write that text again.") from None
+
+
+def _no_bytes(value: Any) -> str:
+    if isinstance(value, bytes):
+        raise TypeError("a column holds bytes, such as a picture's")
+    return str(value)
 
 
 def build(config: PromptsConfig) -> list[Prompt]:
     """The prompts, each with its three texts.
 
     Raises:
-        UserError: there is none, an id is given twice or cannot name a file, a caption is missing or empty, or a magic
-            template lacks "{caption}".
+        UserError: there is none, an id is given twice, by case alone or not, or cannot name a file, a caption is
+            missing or empty, or a magic template lacks "{caption}".
     """
     if not config.captions:
         raise UserError("prompts: there is no prompt; name a file under 'file', or write them under 'captions'.")
@@ -103,26 +145,32 @@ def build(config: PromptsConfig) -> list[Prompt]:
             raise UserError(f"prompts.magic: the template '{template}' lacks {{caption}}, where the caption goes.")
     if not config.magic:
         raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{caption}".')
+    _refuse_halves("prompts: a magic or negative prompt", "".join((*config.magic, config.negative)))
     rows = [{"caption": row} if isinstance(row, str) else row for row in config.captions]
-    prompts = [_prompt(config, place, row) for place, row in enumerate(rows)]
-    check_ids([prompt.id for prompt in prompts])
-    return prompts
+    held = [_checked(f"prompts: prompt {place}", row) for place, row in enumerate(rows, 1)]
+    captions = [row["caption"].strip() for row in held]
+    ids = made_ids([row.get("id") for row in held], captions)
+    check_ids(ids)
+    _check_files(ids)
+    _tell_repeated(captions)
+    return [_prompt(config, place, name, row) for place, (name, row) in enumerate(zip(ids, held, strict=True))]
 
 
-def _prompt(config: PromptsConfig, place: int, row: Mapping[str, Any]) -> Prompt:
-    for name in TEXTS:
-        if not isinstance(row.get(name, ""), str):
-            raise UserError(f"prompts: prompt {place + 1}: '{name}' is not a text but {row[name]!r}.")
-    caption = row.get("caption", "").strip()
-    if not caption:
-        raise UserError(f"prompts: prompt {place + 1} has no caption: {dict(row)!r}.")
-    template = config.magic[place % len(config.magic)]
-    sampling = row.get("sampling", template.replace("{caption}", caption))
+def _prompt(config: PromptsConfig, place: int, name: str, row: Mapping[str, Any]) -> Prompt:
+    caption = row["caption"].strip()
+    sampling = row.get("sampling", config.magic[place % len(config.magic)].replace("{caption}", caption))
     learning = caption if config.decouple else sampling
     meta = {key: value for key, value in row.items() if key not in (*TEXTS, "id")}
-    return Prompt(
-        str(row.get("id", slug(caption))), caption, sampling, learning, row.get("negative", config.negative), meta
-    )
+    return Prompt(name, caption, sampling, learning, row.get("negative", config.negative), meta)
+
+
+def _tell_repeated(captions: Sequence[str]) -> None:
+    if repeated := [caption for caption, count in Counter(captions).items() if count > 1]:
+        some = f"{len(repeated)} captions stand" if len(repeated) > 1 else "a caption stands"
+        warnings.warn(
+            f"prompts: {some} more than once ('{repeated[0]}'); each is asked as often as it stands.",
+            stacklevel=3,
+        )
 
 
 def slug(caption: str) -> str:
@@ -137,6 +185,30 @@ def slug(caption: str) -> str:
     if caption.isascii() and len(name) <= MAX_SLUG:
         return name or "prompt"
     return f"{name[:MAX_SLUG] or 'prompt'}-{fold(caption) % 16**6:06x}"
+
+
+def made_ids(given: Sequence[Any], captions: Sequence[str]) -> list[str]:
+    """An id for each caption: the ``given`` one, unless that is None or empty; else one made from the caption, numbered
+    where it is taken, also by one that differs by case alone.
+
+    >>> made_ids([None, None, "yes", None], ["C logo", "C++ logo", "no", "Yes!"])
+    ['c-logo', 'c-logo-2', 'yes', 'yes-2']
+    """
+    lacking = [name is None or name == "" for name in given]
+    taken = {str(name).lower() for name, lacks in zip(given, lacking, strict=True) if not lacks}
+    made = {slug(caption) for caption, lacks in zip(captions, lacking, strict=True) if lacks}
+    last, ids = Counter[str](), []
+    for known, caption, lacks in zip(given, captions, lacking, strict=True):
+        if not lacks:
+            ids.append(str(known))
+            continue
+        stem = name = slug(caption)
+        while name in taken or (name != stem and name in made):
+            last[stem] += 1
+            name = f"{stem}-{last[stem] + 1}"
+        taken.add(name)
+        ids.append(name)
+    return ids
 
 
 def check_ids(ids: Sequence[str]) -> None:
@@ -154,6 +226,25 @@ def check_ids(ids: Sequence[str]) -> None:
         if name in first:
             raise UserError(
                 f"prompts: prompts {first[name]} and {place} have the same id '{name}'; "
-                f"ids must be unique: remove one, or give each its own 'id' in a .jsonl file."
+                f"ids must be unique: remove one, or change its 'id'."
             )
         first[name] = place
+
+
+def _check_files(ids: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: an id is too long for a file's name, or two name one file where case makes no difference.
+    """
+    first: dict[str, str] = {}
+    for place, name in enumerate(ids, 1):
+        if len(name) > MAX_ID:
+            raise UserError(
+                f"prompts: the id '{name[:40]}...' of prompt {place} has {len(name)} letters; it names files, so at "
+                f"most {MAX_ID}."
+            )
+        if (other := first.setdefault(name.lower(), name)) != name:
+            raise UserError(
+                f"prompts: the ids '{other}' and '{name}' differ by case alone, and name one file on macOS and "
+                "Windows; change one of them."
+            )

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.prompts import PromptsConfig, build, inline, read_file
+from raftdiff.recipes.prompts import PromptsConfig, build, inline, read_captions
 
 
 def test_magic_is_sampled_the_caption_is_scored_and_learnt() -> None:
@@ -37,7 +37,7 @@ def test_files_are_read_and_held_inline(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "text", "sentence"),
     [
-        ("p.txt", "\n# nothing\n", "this prompt file is empty"),
+        ("p.txt", "\n# nothing\n", "this file has no rows"),
         ("p.jsonl", '{"caption": "a"}\n{oops\n', r"p\.jsonl:2: this line is not valid JSON"),
         ("p.jsonl", "[1]", "expected an object such as"),
     ],
@@ -45,7 +45,7 @@ def test_files_are_read_and_held_inline(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, name: str, text: str, sentence: str) -> None:
     (tmp_path / name).write_text(text)
     with pytest.raises(UserError, match=sentence):
-        read_file(tmp_path / name)
+        read_captions(tmp_path / name)
 
 
 def test_a_missing_file_is_named(tmp_path: Path) -> None:
@@ -57,9 +57,19 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
     ("config", "sentence"),
     [
         (PromptsConfig(), "there is no prompt"),
-        (PromptsConfig(captions=["A cat", "a cat!"]), "prompts 1 and 2 have the same id 'a-cat'"),
+        (
+            PromptsConfig(captions=[{"caption": "a", "id": "x"}, {"caption": "b", "id": "x"}]),
+            "prompts 1 and 2 have the same id 'x'",
+        ),
+        (
+            PromptsConfig(captions=[{"caption": "a", "id": "Cat"}, {"caption": "b", "id": "cat"}]),
+            "the ids 'Cat' and 'cat' differ by case alone",
+        ),
+        (PromptsConfig(captions=[{"caption": "a", "id": "x" * 300}]), "of prompt 1 has 300 letters"),
+        (PromptsConfig(captions=["a \ud83d cat"]), "prompt 1 holds half a character"),
+        (PromptsConfig(captions=["a cat"], negative="\udcff"), "holds half a character"),
         (PromptsConfig(captions=[{"id": "../x", "caption": "x"}]), "cannot name a file"),
-        (PromptsConfig(captions=[{"id": "x"}]), "prompt 1 has no caption"),
+        (PromptsConfig(captions=[{"id": "x"}]), r"prompt 1 has no caption \(its keys: id\)"),
         (PromptsConfig(captions=[{"caption": 3}]), "'caption' is not a text"),
         (PromptsConfig(captions=["x"], magic=["sharp"]), "lacks {caption}"),
         (PromptsConfig(captions=["x"], magic=[]), "list of templates is empty"),
@@ -69,3 +79,78 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 def test_a_wrong_prompt_is_named(config: PromptsConfig, sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
         build(inline(config, tmp_path))
+
+
+PARTI = "Prompt\tCategory\na cat\tAnimals\n"
+CELLS = 'id,caption,negative\n,"a cat, red",\ntom,a dog,frame\n'
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "captions"),
+    [
+        ("p.tsv", PARTI, [{"caption": "a cat", "Category": "Animals"}]),
+        ("p.csv", CELLS, [{"caption": "a cat, red"}, {"id": "tom", "caption": "a dog", "negative": "frame"}]),
+        ("p.json", '[\n"a cat",\n"a dog"\n]\n', [{"caption": "a cat"}, {"caption": "a dog"}]),
+        ("p.json", '[{"prompt": "a cat", "negative_prompt": "dog"}]', [{"caption": "a cat", "negative": "dog"}]),
+        ("P.JSONL", '{"caption": "a cat"}\n', [{"caption": "a cat"}]),
+        ("p.ndjson", '{"prompt": "a cat", "tag": "single"}\n', [{"caption": "a cat", "tag": "single"}]),
+        ("p.jsonl", '{"caption": null, "text": "a cat", "id": null}\n', [{"caption": "a cat"}]),
+        ("p.jsonl", '{"caption": "a cat", "negative": ""}\n', [{"caption": "a cat", "negative": ""}]),
+        ("P.TXT", "a cat\ra dog\r", ["a cat", "a dog"]),
+    ],
+)
+def test_a_prompt_set_is_read_as_it_was_downloaded(tmp_path: Path, name: str, text: str, captions: object) -> None:
+    (tmp_path / name).write_text(text, newline="")
+    assert inline(PromptsConfig(file=name), tmp_path).captions == captions
+
+
+def test_parquet_is_read(tmp_path: Path) -> None:
+    table = pytest.importorskip("pyarrow").table({"Prompt": ["a cat"], "level": [3]})
+    import pyarrow.parquet
+
+    pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+    assert read_captions(tmp_path / "p.parquet") == [{"caption": "a cat", "level": 3}]
+    (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
+    with pytest.raises(UserError, match=r"bad\.parquet: cannot read this file"):
+        read_captions(tmp_path / "bad.parquet")
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a cat"], "image": [b"\x89"]}), tmp_path / "i.parquet")
+    with pytest.raises(UserError, match=r"i\.parquet: row 1: a column holds bytes"):
+        read_captions(tmp_path / "i.parquet")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "sentence"),
+    [
+        ("p.md", b"a cat\n", r"p\.md: a file of prompts or data ends in .*With one prompt a line, name it \.txt"),
+        ("p", b"a cat\n", "name it .txt"),
+        ("p.csv", b"a cat\na dog\n", r"p\.csv:2 has no caption \(its keys: a cat\)"),
+        ("p.jsonl", b'{"caption": "a"}\n{"tag": 1}\n', r"p\.jsonl:2 has no caption \(its keys: tag\); write it as"),
+        ("p.jsonl", b'{"caption": 1984}\n', r"p\.jsonl:1: 'caption' is not a text but 1984"),
+        ("p.jsonl", b'{"caption": "a \\ud800"}\n', r"p\.jsonl:1 holds half a character"),
+        ("p.txt", "a cat\n".encode("utf-16"), r"p\.txt: this file is UTF-16, .*; save it as UTF-8"),
+        ("p.txt", "a cat\n".encode("utf-16-le"), r"p\.txt: this file is UTF-16"),
+        ("p.txt", "a cat\n".encode("utf-32"), r"p\.txt: this file is UTF-32"),
+        ("p.txt", "a cat\nKöln\n".encode("cp1252"), r"p\.txt:2: this line is not UTF-8 .*'Köln'\); save the file"),
+    ],
+)
+def test_what_is_no_prompt_file_is_named_with_its_place(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UserError, match=sentence):
+        read_captions(tmp_path / name)
+
+
+def test_a_comment_that_looks_like_a_prompt_is_said(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("# words\na cat\n#1 dad mug\n")
+    with pytest.warns(UserWarning, match=r"2 lines that begin with '#' were passed over.* line 3: '#1 dad mug'"):
+        assert read_captions(tmp_path / "p.txt") == ["a cat"]
+
+
+def test_captions_that_slug_alike_get_numbered_ids() -> None:
+    captions = ["a cat", "A cat.", "a ((cat))", "C logo", "C++ logo", {"caption": "any", "id": "Dog"}, "dog"]
+    ids = [prompt.id for prompt in build(PromptsConfig(captions=captions))]
+    assert ids == ["a-cat", "a-cat-2", "a-cat-3", "c-logo", "c-logo-2", "Dog", "dog-2"]
+
+
+def test_a_caption_that_stands_twice_is_asked_twice_and_said() -> None:
+    with pytest.warns(UserWarning, match=r"a caption stands more than once \('a cat'\)"):
+        assert [prompt.id for prompt in build(PromptsConfig(captions=["a cat", "a cat"]))] == ["a-cat", "a-cat-2"]

@@ -420,21 +420,21 @@ def test_huge_lines_are_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "data", "sentence"),
     [
-        ("p.txt", b"\n# nothing\n", r"p\.txt: this data file has no rows"),
+        ("p.txt", b"\n# nothing\n", r"p\.txt: this file has no rows"),
         ("p.csv", b"prompt,response\n", "has no rows"),
         ("p.csv", b"", "has no rows"),
         ("p.jsonl", b'{"prompt": "a"}\n\n{oops\n', r"p\.jsonl:3: this line is not valid JSON: Expecting property name"),
         ("p.jsonl", b"[1]", r"p\.jsonl:1: expected an object such as"),
         ("p.jsonl", b"[" * 100_000, r"p\.jsonl:1: this line is not valid JSON"),
-        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', r"p\.jsonl:2: this data file is not UTF-8"),
+        ("p.jsonl", b'{"prompt": "a"}\n{"prompt": "\xff"}\n', r"p\.jsonl:2: this line is not UTF-8"),
         ("p.json", b'{"prompt": "a"}\n{"prompt": "b"}', r"p\.json:2: this file is not valid JSON.*name it \.jsonl"),
-        ("p.json", b'{"data": []}', "is a list of objects; this one holds dict"),
-        ("p.json", b'[{"prompt": "a"}, 3]', "item 2 is no object but int"),
+        ("p.json", b'{"data": []}', "is a list of texts or objects; this one holds dict"),
+        ("p.json", b'[{"prompt": "a"}, 3]', "item 2 is no text or object but int"),
         ("p.csv", b"prompt,response\na,b,c\n", r"p\.csv:2: this row has 3 cells, and there are 2 columns"),
         ("p.csv", b"prompt,prompt\na,b\n", r"p\.csv:1: two columns are called 'prompt'"),
         ("p.csv", b'prompt\n"a', "is not valid CSV"),
-        ("p.xlsx", b"", r"a data file ends in \.jsonl, \.json, \.csv"),
-        ("p.jsonl.gz", b"plain", "cannot read this data file"),
+        ("p.xlsx", b"", r"a file of prompts or data ends in \.jsonl, \.ndjson"),
+        ("p.jsonl.gz", b"plain", "cannot read this file"),
     ],
 )
 def test_a_broken_file_is_named(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:

@@ -1,0 +1,169 @@
+"""Files of rows, for prompts and data of both media: columns by name, and where each row stands, for sentences."""
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import warnings
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, final
+
+from raftdiff.errors import UserError
+from raftdiff.recipes.encoding import decode
+
+SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row of a file, before anybody knows what its columns mean.
+
+    Example: ``Row("chat.jsonl:12", {"prompt": "Tell me a joke.", "response": "..."})``.
+    """
+
+    where: str
+    """File and line (or item), as sentences name it."""
+    columns: Mapping[str, Any]
+
+
+def read_file(path: Path) -> list[Row]:
+    """The rows of a file, by its suffix in any case: .jsonl or .ndjson (an object a line), .json (a list), .csv, .tsv,
+    .parquet, or .txt (a prompt a line). All but .parquet are UTF-8 and may end in .gz.
+
+    A text that stands alone, on a line of .txt or among the items of JSON, is the column "prompt". Blank lines are
+    passed over, and in .txt those that start with '#'. A byte order mark and Windows line ends are taken off. CSV and
+    TSV need a first line of column names; quotes are as in spreadsheets.
+
+    Raises:
+        UserError: the file cannot be read, is of another kind or empty, or a line is wrong; with file and line.
+    """
+    suffix = kind(path)
+    if suffix == ".parquet":
+        found = _table(path)
+    elif suffix in (".jsonl", ".ndjson"):
+        found = [_object(f"{path}:{number}", line) for number, line in _lines(_text(path))]
+    elif suffix == ".json":
+        found = _items(path, _text(path))
+    elif suffix == ".txt":
+        found = [Row(f"{path}:{number}", {"prompt": line}) for number, line in _uncommented(path, _text(path))]
+    else:
+        found = _cells(path, _text(path), "\t" if suffix == ".tsv" else ",")
+    if not found:
+        raise UserError(f"{path}: this file has no rows.")
+    return found
+
+
+def kind(path: Path) -> str:
+    """One of ``SUFFIXES``: what a file's name says that it is.
+
+    Raises:
+        UserError: it says nothing that is read here.
+    """
+    plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
+    if (suffix := plain.suffix.lower()) not in SUFFIXES:
+        raise UserError(
+            f"{path}: a file of prompts or data ends in {', '.join(SUFFIXES)} (and may end in .gz after it). With one "
+            "prompt a line, name it .txt."
+        )
+    return suffix
+
+
+def _text(path: Path) -> str:
+    try:
+        data = path.read_bytes()
+        return decode(gzip.decompress(data) if path.suffix.lower() == ".gz" else data, path)
+    except (OSError, EOFError, zlib.error) as error:
+        raise UserError(f"{path}: cannot read this file: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _lines(text: str) -> list[tuple[int, str]]:
+    """Lines that are not blank, with their numbers. A line feed ends a line, or the carriage return of an old Mac; JSON
+    text may hold the other characters that ``str.splitlines`` cuts at, such as U+2028."""
+    numbered = enumerate(text.replace("\r\n", "\n").replace("\r", "\n").split("\n"), 1)
+    return [(number, line) for number, line in numbered if line.strip()]
+
+
+def _uncommented(path: Path, text: str) -> list[tuple[int, str]]:
+    """Lines that do not begin with '#'. Where one looks like a prompt, such as "#1 dad mug", it is said."""
+    stripped = [(number, line.strip()) for number, line in _lines(text)]
+    comments = [(number, line) for number, line in stripped if line.startswith("#")]
+    if doubtful := [(number, line) for number, line in comments if re.match(r"#+[^#\s]", line)]:
+        number, line = doubtful[0]
+        warnings.warn(
+            f"{path}: {len(comments)} lines that begin with '#' were passed over as comments, such as line {number}: "
+            f"'{line[:40]}'. Prompts that begin so can stand in a .jsonl or .csv file.",
+            stacklevel=2,
+        )
+    return [(number, line) for number, line in stripped if not line.startswith("#")]
+
+
+def _object(where: str, line: str) -> Row:
+    try:
+        row = json.loads(line)
+    except (ValueError, RecursionError) as error:
+        message = getattr(error, "msg", None) or str(error)
+        raise UserError(f"{where}: this line is not valid JSON: {message}.") from None
+    row = {"prompt": row} if isinstance(row, str) else row
+    if not isinstance(row, dict):
+        raise UserError(f'{where}: expected an object such as {{"prompt": "..."}}, found {line[:40]}.')
+    return Row(where, row)
+
+
+def _items(path: Path, text: str) -> list[Row]:
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        line = f":{error.lineno}" if isinstance(error, json.JSONDecodeError) else ""
+        raise UserError(
+            f"{path}{line}: this file is not valid JSON: {error}. With one object a line, name it .jsonl."
+        ) from None
+    if not isinstance(items, list):
+        raise UserError(
+            f"{path}: a .json file of prompts or data is a list of texts or objects; this one holds "
+            f"{type(items).__name__}."
+        )
+    items = [{"prompt": item} if isinstance(item, str) else item for item in items]
+    for number, item in enumerate(items, 1):
+        if not isinstance(item, dict):
+            raise UserError(f"{path}: item {number} is no text or object but {type(item).__name__}.")
+    return [Row(f"{path}: item {number}", item) for number, item in enumerate(items, 1)]
+
+
+def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
+    limit = csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB would refuse long answers
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    rows: list[tuple[int, list[str]]] = []
+    try:
+        rows.extend((reader.line_num, cells) for cells in reader if cells)
+    except csv.Error as error:
+        raise UserError(f"{path}:{reader.line_num}: this line is not valid CSV: {error}.") from None
+    finally:
+        csv.field_size_limit(limit)
+    if not rows:
+        return []
+    names = [name.strip() for name in rows[0][1]]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise UserError(f"{path}:{rows[0][0]}: two columns are called '{twice[0]}'.")
+    for number, cells in rows[1:]:
+        if len(cells) != len(names):
+            raise UserError(f"{path}:{number}: this row has {len(cells)} cells, and there are {len(names)} columns.")
+    return [Row(f"{path}:{number}", dict(zip(names, cells, strict=True))) for number, cells in rows[1:]]
+
+
+def _table(path: Path) -> list[Row]:
+    try:
+        import pyarrow.parquet  # noqa: PLC0415  (large, and needed for this kind of file alone)
+    except ImportError:
+        raise UserError(f"{path}: reading .parquet needs the package 'pyarrow': pip install 'raftdiff[llm]'.") from None
+    try:
+        held = pyarrow.parquet.read_table(path).to_pylist()
+    except (OSError, ValueError) as error:  # pyarrow's own errors are one or the other
+        reason = " ".join(str(error).split())[:200].rstrip(".")
+        raise UserError(f"{path}: cannot read this file: {reason}.") from None
+    return [Row(f"{path}: row {number}", row) for number, row in enumerate(held, 1)]
