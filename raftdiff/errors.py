@@ -2,10 +2,22 @@
 
 import difflib
 from collections.abc import Iterable
+from typing import NamedTuple
 
 
 class UserError(Exception):
     """What is wrong, where, and what to do about it, in a sentence. The command line prints it without a traceback."""
+
+
+class Need(NamedTuple):
+    """One thing that a recipe needs and this machine lacks; see ``recipes.needs``."""
+
+    key: str
+    """The field, in the part's own recipe keys."""
+    sentence: str
+    """What is missing, and where to get it."""
+    fetched: bool = False
+    """Whether it will be fetched from a hub when the recipe runs."""
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

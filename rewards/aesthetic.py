@@ -2,7 +2,7 @@
 
 import itertools
 import pickle
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
 
@@ -11,9 +11,9 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.tower import Precision, Tower, open_tower
+from raftdiff.rewards.tower import Precision, Tower, open_tower, tower_needs
 from raftdiff.types import Sample
 
 Layer = tuple[torch.Tensor, torch.Tensor]
@@ -43,6 +43,13 @@ class AestheticConfig(Config):
     """Precision of the image tower: float32, bfloat16 or float16."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures per forward of the image tower."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        if not self.head.is_file():
+            yield Need("head", _no_head(self.head))
+        name = resolve(self.model)
+        yield from tower_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
@@ -121,10 +128,7 @@ def load_head(path: Path) -> Head:
         UserError: no such file, not a PyTorch file of plain tensors, or tensors of another model.
     """
     if not path.is_file():
-        raise UserError(
-            f"There is no aesthetic head '{path}'. Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 "
-            "at github.com/christophschuhmann/improved-aesthetic-predictor; give the path of the .pth file as 'head'."
-        )
+        raise UserError(_no_head(path))
     try:
         # The version 2 file was saved on a GPU, so without map_location it does not open on a machine without one.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
@@ -135,6 +139,13 @@ def load_head(path: Path) -> Head:
     if layers is None:
         raise UserError(f"'{path}' is not an aesthetic head that is known here. {_holds(tensors)} {_KNOWN}")
     return Head(layers, name=path.name)
+
+
+def _no_head(path: Path) -> str:
+    return (
+        f"There is no aesthetic head '{path}'. Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 at "
+        "github.com/christophschuhmann/improved-aesthetic-predictor; give the path of the .pth file as 'head'."
+    )
 
 
 _KNOWN = (

@@ -1,6 +1,6 @@
 """CLIP score: does the picture show what the caption says?"""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, final
 
 import torch
@@ -8,8 +8,9 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
+from raftdiff.errors import Need
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.tower import Precision, Tower, open_tower
+from raftdiff.rewards.tower import Precision, Tower, open_tower, tower_needs
 from raftdiff.types import Sample
 
 
@@ -29,6 +30,10 @@ class ClipConfig(Config):
     """Precision of the towers: float32, bfloat16 or float16."""
     batch_size: int = Field(default=32, ge=1)
     """Pictures per forward of the image tower."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        return tower_needs(resolve(self.model), self.pretrained, self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ClipReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""

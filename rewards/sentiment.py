@@ -1,15 +1,16 @@
 """Sentiment: VADER's compound score, from a list of words and a few rules, without a network."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float32
 from pydantic import Field
 
+from raftdiff.errors import Need
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.texts import extra
+from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.types import Sample
 
 Direction = Literal["positive", "negative"]
@@ -26,6 +27,11 @@ class SentimentConfig(Config):
     """positive rewards good feelings, negative bad ones."""
     unit: Unit = "text"
     """text scores the answer at once; sentence takes the mean over its sentences, which saturates less."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        del resolve
+        return extra_needs("vaderSentiment")
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "SentimentReward":
         del device, resolve  # no model here

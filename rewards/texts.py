@@ -2,10 +2,11 @@
 
 import importlib
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from typing import Any
 
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 
 
 def fenced(text: str, languages: Sequence[str]) -> str | None:
@@ -32,6 +33,12 @@ def fenced(text: str, languages: Sequence[str]) -> str | None:
         else:
             block.append(line)
     return "".join(block) if fence is not None and wanted else None
+
+
+def extra_needs(module: str) -> Iterator[Need]:
+    """The extra, where it is not installed."""
+    if find_spec(module) is None:
+        yield Need("type", f"it needs {module}: pip install 'raftdiff[llm]'.")
 
 
 def extra(module: str, reward: str) -> Any:

@@ -9,7 +9,7 @@ import difflib
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, cast, final
 from weakref import WeakValueDictionary
@@ -18,7 +18,8 @@ import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
+from raftdiff.recipes.needs import from_hub, hub_has
 from raftdiff.types import Sample
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -152,6 +153,23 @@ def open_tower(
         tower = _towers[key] = _load(identity, device, dtype, batch_size)
     tower.batch_size = min(tower.batch_size, batch_size)
     return tower
+
+
+def tower_needs(model: str, pretrained: str | None, quick_gelu: bool | None) -> Iterator[Need]:
+    """What of a CLIP model is not on this machine."""
+    try:
+        identity = identify(model, pretrained, quick_gelu)
+    except UserError as error:
+        yield Need("model", str(error))
+        return
+    if identity.model.startswith("hf-hub:"):
+        hub = identity.model.removeprefix("hf-hub:")
+    else:
+        import open_clip
+
+        hub = open_clip.get_pretrained_cfg(identity.model, identity.pretrained or "").get("hf_hub", "").rstrip("/")
+    if hub and not hub_has(hub):
+        yield from from_hub("model", hub)
 
 
 def identify(model: str, pretrained: str | None = None, quick_gelu: bool | None = None) -> Identity:

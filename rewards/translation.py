@@ -1,15 +1,15 @@
 """Likeness to a reference, as translations are measured: chrF and BLEU."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, final
 
 import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.texts import extra
+from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.types import Prompt, Sample
 
 Metric = Literal["chrf", "chrf++", "bleu"]
@@ -28,6 +28,11 @@ class TranslationConfig(Config):
     """How bleu cuts words; zh for Chinese, char for languages without spaces."""
     column: str = "reference"
     """The column of the data file with the reference: a text, or a list of equally good ones."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        del resolve
+        return extra_needs("sacrebleu")
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "TranslationReward":
         del device, resolve  # no model here

@@ -1,6 +1,6 @@
 """Language models and their tokenizers, and how a prompt is written for them."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -9,11 +9,16 @@ import torch
 from pydantic import Field
 
 from raftdiff.chat.dialogue import messages
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
-from raftdiff.training.devices import DTYPES, DType, find_device
+from raftdiff.recipes.needs import model_at
+from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
 from raftdiff.types import Prompt
 
+WHERE = (
+    "It can be a folder in transformers' format or a hub id, such as HuggingFaceTB/SmolLM2-135M from huggingface.co."
+)
+"""What a model may be, and where to get one."""
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
     "### Instruction:\n{prompt}\n\n### Response:\n"
@@ -39,6 +44,11 @@ class LMConfig(Config):
     text with "{prompt}" in it. "auto" takes chat where the tokenizer has a template."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are an error."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        yield from model_at("base", resolve(self.base), where=WHERE)
+        yield from device_needs(self.device, self.dtype)
 
 
 @final

@@ -9,12 +9,14 @@ from raftdiff.cli import opening
 from raftdiff.cli.show import round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
+from raftdiff.embedded import resolve
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
+from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import build
 from raftdiff.records.changes import alike
 from raftdiff.records.run import Run, load_round
@@ -97,7 +99,7 @@ def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:
     return run, assembly
 
 
-KIND = opening.Kind(read, of, "train")
+KIND = opening.Kind(read, of, "train", lambda recipe: ready(recipe, resolve))
 
 
 def open_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:

@@ -1,6 +1,7 @@
 """Begin a run or take one up, and follow its rounds: the same for recipes of every kind."""
 
 import argparse
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -24,6 +25,15 @@ class Kind(NamedTuple):
     """What a run was begun with."""
     command: str
     """What begins a run, after ``raftdiff``."""
+    ready: Callable[[Any], list[str]]
+    """A recipe's ``recipes.needs.ready``: what will be fetched; a UserError where more is missing."""
+
+
+def checked(recipe: Any, kind: Kind) -> Any:
+    """The recipe, when nothing that it needs is missing; what will be fetched is said."""
+    for sentence in kind.ready(recipe):
+        print(sentence, file=sys.stderr)
+    return recipe
 
 
 def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
@@ -35,8 +45,9 @@ def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
     if (Path(args.recipe) / "run.json").is_file():
         if args.out is not None:
             raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
-        return existing_run(args, kind)
-    recipe = kind.read(args.recipe, args.overrides)
+        run, recipe = existing_run(args, kind)
+        return run, checked(recipe, kind)
+    recipe = checked(kind.read(args.recipe, args.overrides), kind)
     path = args.out or Run.default_path(args.runs, recipe.name, recipe)
     return Run.create(path, recipe, seed=recipe.loop.seed), recipe
 
@@ -70,7 +81,7 @@ def going_on(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
     if not (path / "run.json").is_file() or not args.overrides or args.out is not None:
         return open_run(args, kind)
     run = Run.open(path)
-    recipe = kind.read(str(path / "recipe.yaml"), args.overrides)
+    recipe = checked(kind.read(str(path / "recipe.yaml"), args.overrides), kind)
     with run.locked():
         changed = go_on_with(run, recipe)
     if changed:

@@ -2,11 +2,14 @@
 
 import argparse
 import json
+import sys
 from dataclasses import asdict
 
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.embedded import resolve
+from raftdiff.recipes.needs import ready
 from raftdiff.records.provenance import hardware
 from raftdiff.reports.words import duration
 
@@ -14,6 +17,8 @@ from raftdiff.reports.words import duration
 def plan(args: argparse.Namespace) -> None:
     """Counts from the recipe; seconds and memory from a short measurement on this machine, models loaded."""
     recipe = load_recipe(args.recipe, args.overrides)
+    for sentence in ready(recipe, resolve):
+        print(sentence, file=sys.stderr)
     assembly = assemble(recipe)
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
     chosen = recipe.ranker.selector.count(prompts, recipe.loop.candidates)

@@ -1,12 +1,12 @@
 """Where a model lies and in which precision: words of a recipe -> torch's own."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Literal
 
 import torch
 
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 
 DType = Literal["float32", "bfloat16", "float16"]
 DTYPES: Mapping[str, torch.dtype] = {
@@ -34,6 +34,17 @@ def find_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
     return torch.device("cuda", index)
+
+
+def device_needs(device: str, dtype: str) -> Iterator[Need]:
+    """What a recipe asks of this machine that it has not."""
+    try:
+        found = find_device(device)
+    except UserError as error:
+        yield Need("device", str(error).removeprefix("model.device: "))
+        return
+    if dtype == "float16" and found.type == "cpu":
+        yield Need("dtype", "float16 needs a GPU; use bfloat16 or float32 on the CPU.")
 
 
 def flush_denormals() -> None:

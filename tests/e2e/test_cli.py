@@ -224,7 +224,7 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
     [
         (["finetuner.learing_rate=1"], "finetuner.learing_rate: unknown key. Did you mean 'learning_rate'?"),
         (["ranker.rewards.0.type=aesthetik"], "'aesthetik' is not a reward. Did you mean 'aesthetic'?"),
-        (["model.base=/nowhere/model"], "'/nowhere/model' is neither a folder nor a file here"),
+        (["model.base=/nowhere/model"], "there is no folder or file '/nowhere/model' here"),
         (["prompts.captions=[]"], "there is no prompt"),
         (["prompts.captions=[a cat, A cat!]"], "have the same id 'a-cat'"),
         (["evaluation.prompts.captions=[a bus, A bus!]"], "evaluation.prompts: "),
@@ -275,6 +275,16 @@ def test_a_run_of_another_recipe_is_refused(recipe: Path, capsys: pytest.Capture
     assert "begun with another recipe; these keys differ: finetuner.rank" in err
     status, _, err = said(capsys, "train", "run", "finetuner.rank=3")
     assert "its weights were begun with this finetuner.rank; for another begin a new run" in err
+
+
+def test_what_is_missing_is_told_before_a_run_is_begun(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    missing = ("model.base=path/to/sd15", "model.dtype=float16", "model.device=cpu")
+    for command in (("train", recipe, "--out", "new"), ("sample", recipe, "--out", "new"), ("plan", recipe)):
+        status, _, err = said(capsys, *command, *missing)
+        assert status == 2
+        assert "model.base: there is no folder or file 'path/to/sd15' here" in err
+        assert "model.dtype: float16 needs a GPU" in err
+        assert not Path("new").exists()
 
 
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,6 +24,7 @@ from raftdiff.llm.reward_runs.report import Side, table, write_evaluation
 from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, train
 from raftdiff.recipes.files import locate
+from raftdiff.recipes.needs import ready
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
@@ -31,7 +32,10 @@ from raftdiff.reports.words import counted, duration
 from raftdiff.types import Round
 
 KIND = opening.Kind(
-    lambda name, overrides: load_reward_recipe(locate(name), overrides), reward_recipe_of, "llm rm train"
+    lambda name, overrides: load_reward_recipe(locate(name), overrides),
+    reward_recipe_of,
+    "llm rm train",
+    lambda recipe: ready(recipe, resolve),
 )
 ROWS = 64
 """Answers through the network at once, where no recipe says how many."""

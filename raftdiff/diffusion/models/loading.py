@@ -11,9 +11,16 @@ import torch
 
 from raftdiff.diffusion.models.checkpoints import COMPONENTS, Layout, folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.text import PromptEncoder
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
-from raftdiff.training.devices import DTYPES, DType, find_device
+from raftdiff.recipes.needs import model_at, refuse
+from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
+
+WHERE = (
+    "It can be a folder in diffusers' format, a .safetensors file or a hub id, such as "
+    "stable-diffusion-v1-5/stable-diffusion-v1-5 from huggingface.co."
+)
+"""What a model may be, and where to get one."""
 
 
 class ModelConfig(Config):
@@ -39,6 +46,20 @@ class ModelConfig(Config):
     """What the network predicts, where the model's own scheduler config is wrong or does not say."""
     zero_terminal_snr: bool | None = None
     """Whether the noise schedule ends in pure noise (arXiv:2305.08891); None takes the model's own."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        yield from model_at("base", resolve(self.base), where=WHERE)
+        yield from self.machine_needs()
+
+    def machine_needs(self) -> Iterator[Need]:
+        """What it asks of hardware and packages."""
+        yield from device_needs(self.device, self.dtype)
+        if self.attention == "xformers" and find_spec("xformers") is None:
+            sentence = "xformers is not installed. Install it with: pip install 'raftdiff[xformers]', or use "
+            yield Need("attention", f"{sentence}attention: sdpa, which needs nothing.")
+        elif self.attention == "xformers" and self.device in ("auto", "cpu") and not torch.cuda.is_available():
+            yield Need("attention", "xformers needs a GPU; use attention: sdpa here.")
 
 
 @dataclass(slots=True, repr=False)
@@ -105,16 +126,8 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
         UserError: nothing is there, it is not a Stable Diffusion model, it cannot be read, or this machine lacks what
             the config asks for.
     """
+    refuse("model", config.machine_needs())
     device, dtype = find_device(config.device), DTYPES[config.dtype]
-    if dtype == torch.float16 and device.type == "cpu":
-        raise UserError("model.dtype: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
-    if config.attention == "xformers" and find_spec("xformers") is None:
-        raise UserError(
-            "model.attention: xformers is not installed. Install it with: pip install 'raftdiff[xformers]', "
-            "or use attention: sdpa, which needs nothing."
-        )
-    if config.attention == "xformers" and device.type == "cpu":
-        raise UserError("model.attention: xformers needs a GPU; use attention: sdpa here.")
     base = resolve(config.base) if resolve else config.base
     path = Path(base).expanduser()
     if path.is_file():
