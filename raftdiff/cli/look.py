@@ -8,6 +8,7 @@ from pathlib import Path
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError
 from raftdiff.recipes.files import medium_of
+from raftdiff.records import checking, integrity
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
@@ -35,6 +36,23 @@ def show(args: argparse.Namespace) -> None:
     print(f"{duration(now.seconds)} and {counted(now.network_evaluations, 'network evaluation')} spent")
     for warning in now.warnings:
         print(f"warning: {warning}")
+
+
+def check(args: argparse.Namespace) -> None:
+    """Whether a run, or every run in a folder, still is what was written.
+
+    Raises:
+        UserError: it is not, round by round.
+    """
+    root = Path(args.recipe)
+    places = [root] if (root / "run.json").is_file() else sorted(file.parent for file in root.rglob("run.json"))
+    damaged = []
+    for place in places or [root]:
+        for finding in checking.check(Run.open(place)):
+            print(f"{finding.place}: {'DAMAGED' if finding.damage else finding.note}", flush=True)
+            damaged += [f"{finding.place}: {said}" for said in finding.damage]
+    if damaged:
+        raise UserError("\n".join(["this is not what was written:", *damaged, integrity.ADVICE]))
 
 
 def draw(args: argparse.Namespace) -> None:

@@ -105,6 +105,9 @@ def _looking(commands: Commands) -> None:
     shown = _command(commands, "show", "look:show", "how a run stands, and what to worry about")
     shown.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
 
+    checked = _command(commands, "check", "look:check", "is a run what was written, file by file?")
+    checked.add_argument("recipe", metavar="RUN", help="a run directory, or a folder with runs in it")
+
     drawn = _command(commands, "draw", "look:draw", "pictures of your own prompts, before and after, same seeds")
     drawn.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     drawn.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw, in quotes")

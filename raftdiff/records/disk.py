@@ -10,28 +10,53 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+
+from raftdiff.errors import UserError
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    """
+    Raises:
+        UserError: the file is damaged: no JSON object.
+    """
+    try:
+        data = json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(data, dict):
+        raise damaged(path, f"it holds {type(data).__name__}, not an object")
     return data
 
 
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON value a line; none where there is no file. A line that was cut short, as by a kill, is left out."""
+    """A JSON object a line; none where there is no file. A line that was cut short, as by a kill, is left out."""
     if not path.is_file():
         return []
     found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):
-        with contextlib.suppress(json.JSONDecodeError):
+    for line in path.read_bytes().split(b"\n"):
+        with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
-    return found
+    return [row for row in found if isinstance(row, dict)]
+
+
+def damaged(path: Path, why: object) -> UserError:
+    """The sentence for a file of ours that cannot be read, as after a power loss or a bad copy."""
+    said = " ".join(str(why).split()).rstrip(".")
+    return UserError(
+        f"{path}: this file is damaged ({said}); take it from a copy. 'raftdiff check RUN' tells what else is."
+    )
+
+
+def fresh(path: Path) -> Path:
+    """``path``, with nothing there: a link in its place is removed, not written through."""
+    path.unlink(missing_ok=True)
+    return path
 
 
 def write_text(path: Path, text: str) -> None:
     """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one."""
-    aside = path.with_name(path.name + ".tmp")
+    aside = fresh(path.with_name(path.name + ".tmp"))
     with aside.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()
@@ -39,8 +64,19 @@ def write_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """
+    Raises:
+        UserError: the file is damaged: no safetensors, or cut short.
+    """
+    try:
+        return load_file(path)
+    except (SafetensorError, ValueError) as error:
+        raise damaged(path, error) from None
+
+
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    aside = path.with_name(path.name + ".tmp")
+    aside = fresh(path.with_name(path.name + ".tmp"))
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
     except SafetensorError as error:  # it wraps what the disk said

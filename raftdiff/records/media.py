@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.records.disk import read_json_lines, write_text
+from raftdiff.records.disk import fresh, read_json_lines, write_text
 from raftdiff.types import Sample
 
 Medium: TypeAlias = Image.Image | str
@@ -30,7 +30,7 @@ def store(folder: Path, sample: Sample[Any]) -> dict[str, str]:
     if isinstance(sample.media, str):
         return {"text": sample.media}
     name = file_name(sample)
-    sample.media.save(folder / name, compress_level=1)
+    sample.media.save(fresh(folder / name), compress_level=1)
     return {"file_name": name}
 
 
@@ -50,7 +50,10 @@ def opened(folder: Path, row: Mapping[str, Any]) -> Any:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise UserError(f"{path}: this picture is damaged ({error}); 'raftdiff sample' draws it again.") from None
+        raise UserError(
+            f"{path}: this picture is damaged ({error}). In an unfinished round 'raftdiff sample' draws it again; "
+            "one of a finished round is to be taken from a copy."
+        ) from None
 
 
 def is_whole(folder: Path, row: Mapping[str, Any]) -> bool:

@@ -4,23 +4,26 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
 import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 
 from raftdiff.errors import UserError
-from raftdiff.records.disk import read_json, read_json_lines, save_tensors, sync_all, write_text
+from raftdiff.records import integrity
+from raftdiff.records.disk import damaged, load_tensors, read_json, read_json_lines, save_tensors, sync_all, write_text
 from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, opened, store, tensor_file
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
 FLUSH_SAMPLES = 256
+ROW = {"prompt_id": str, "index": int, "caption": str, "sampling": str, "learning": str, "negative": str, "seed": int}
+"""What each line of metadata.jsonl holds at least, beside the source and the text or the picture's name."""
+LARGEST_INDEX = 10**6
 
 
 @final
@@ -30,10 +33,22 @@ class RoundFolder:
 
     path: Path
     index: int
+    mark: str | None = None
+    """Of a finished round, the checksum of its list of checksums; None where it has none."""
 
     def rows(self) -> list[dict[str, Any]]:
-        """The lines of metadata.jsonl; a torn last line is dropped, and ``meta`` is a mapping again."""
-        rows = [_read(row) for row in read_json_lines(self.path / "samples" / "metadata.jsonl")]
+        """The lines of metadata.jsonl; a torn last line is dropped, and ``meta`` is a mapping again.
+
+        Raises:
+            UserError: a line is not one of a sample.
+        """
+        file = self.path / "samples" / "metadata.jsonl"
+        rows = [_read(row) for row in read_json_lines(file)]
+        for row in rows:
+            if any(not isinstance(row.get(name), kind) for name, kind in ROW.items()):
+                raise damaged(file, f"a line without {', '.join(ROW)}: {str(row)[:80]}")
+            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or isinstance(row.get("file_name"), str)):
+                raise damaged(file, f"a line that is of no sample: {str(row)[:80]}")
         # an interrupted flush may have written a line twice
         return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
 
@@ -42,15 +57,21 @@ class RoundFolder:
         return kept(self.path / name)
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
-        """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates."""
+        """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates.
+
+        Raises:
+            UserError: a file of a finished round is not as it was, or cannot be read.
+        """
         wanted = None if keys is None else set(keys)
         rows = [row for row in self.rows() if wanted is None or self._key(row) in wanted]
+        self._demand(rows)
         aux = self._aux([self._key(row) for row in rows])
         return [self._sample(row, aux.get(self._key(row), {})) for row in rows]
 
     def batches(self, size: int) -> Iterator[list[Sample[Any]]]:
-        """All samples, ``size`` at a time, so that a large round never has to fit into memory."""
+        """All samples, as ``samples``, ``size`` at a time, so that a large round never has to fit into memory."""
         rows = self.rows()
+        self._demand(rows)
         for start in range(0, len(rows), size):
             part = rows[start : start + size]
             aux = self._aux([self._key(row) for row in part])
@@ -83,11 +104,33 @@ class RoundFolder:
         """
         if not (self.path / "selection.json").is_file():
             raise UserError(f"{self.path}: nothing is selected in this round yet; run 'raftdiff select' first.")
-        return Selection(**_selection_fields(read_json(self.path / "selection.json")))
+        integrity.demand(self.path, self.mark, {"selection.json"})
+        told = read_json(self.path / "selection.json")
+        try:
+            return Selection(**_selection_fields(told))
+        except (KeyError, TypeError, ValueError) as error:
+            raise damaged(self.path / "selection.json", f"{type(error).__name__}: {error}") from None
 
     def state(self) -> State:
-        """The fine-tuner's state at the end of this round."""
-        return {file.stem: load_file(file) for file in sorted((self.path / "state").glob("*.safetensors"))}
+        """The fine-tuner's state at the end of this round.
+
+        Raises:
+            UserError: a file of it is not as it was, or is gone.
+        """
+        if not (self.path / "state").is_dir():
+            raise UserError(
+                f"{self.path}: the state after this round was removed. Name a round that still has its own with "
+                "--round, or take 'state' from a copy of the run."
+            )
+        integrity.demand(self.path, self.mark, {"state"})
+        return {file.stem: load_tensors(file) for file in sorted((self.path / "state").glob("*.safetensors"))}
+
+    def _demand(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """The samples of these rows are as they were."""
+        if self.mark is not None:
+            files = {f"samples/{row['file_name']}" for row in rows if "file_name" in row}
+            tensors = {file.relative_to(self.path).as_posix() for file in self.tensor_files()}
+            integrity.demand(self.path, self.mark, {"samples/metadata.jsonl", *tensors, *files})
 
     def _key(self, row: Mapping[str, Any]) -> Key:
         return Key(self.index, row["prompt_id"], row["index"])
@@ -109,11 +152,14 @@ class RoundFolder:
         names = {f"{key.prompt}/{key.index:03d}/": key for key in keys}
         found: dict[Key, dict[str, torch.Tensor]] = {key: {} for key in keys}
         for file in self.tensor_files():
-            with safe_open(file, framework="pt") as tensors:
-                for name in tensors.keys():  # noqa: SIM118  (a safe_open is not iterable)
-                    stem, _, aux = name.rpartition("/")
-                    if key := names.get(f"{stem}/"):
-                        found[key][aux] = tensors.get_tensor(name)
+            try:
+                with safe_open(file, framework="pt") as tensors:
+                    for name in tensors.keys():  # noqa: SIM118  (a safe_open is not iterable)
+                        stem, _, aux = name.rpartition("/")
+                        if key := names.get(f"{stem}/"):
+                            found[key][aux] = tensors.get_tensor(name)
+            except SafetensorError as error:
+                raise damaged(file, error) from None
         return found
 
 
@@ -121,16 +167,25 @@ class RoundFolder:
 class Draft:
     """The round being made. Each stage leaves its result here, so that a later process need not repeat it."""
 
-    def __init__(self, path: Path, index: int, final_path: Path) -> None:
-        self.path, self.index, self.final_path = path, index, final_path
+    def __init__(
+        self, path: Path, index: int, final_path: Path, sealed: Callable[[str], object] = lambda mark: None
+    ) -> None:
+        """``sealed`` takes the mark of the round's checksums, just before the round counts as complete."""
+        self.path, self.index, self.final_path, self._sealed = path, index, final_path, sealed
         self.folder = RoundFolder(path, index)
         self._pending: list[tuple[Sample[Any], dict[str, Any]]] = []
         self._flushed = time.monotonic()
 
     def sampled(self) -> set[tuple[str, int]]:
-        """(prompt id, index) of the samples on disk. A picture cut short by a power loss does not count."""
-        rows = self.folder.rows()
-        whole = [row for row in rows if is_whole(self.path / "samples", row)]
+        """(prompt id, index) of the samples on disk. One whose picture or tensors were cut short by a power loss, or
+        are not as they were written, does not count."""
+        rows, known = self.folder.rows(), integrity.sums(self.path)
+        whole = [row for row in rows if is_whole(self.path / "samples", row) and self._as_drawn(row, known)]
+        if broken := [file for file in self.folder.tensor_files() if not self._readable(file, known)]:
+            for file in broken:
+                file.unlink()
+            aux = self.folder._aux([self.folder._key(row) for row in whole])
+            whole = [row for row in whole if aux[self.folder._key(row)]]
         if rows != whole or self._torn():
             self.write_rows(whole)
         return {(row["prompt_id"], row["index"]) for row in whole}
@@ -150,10 +205,15 @@ class Draft:
                 for sample, _ in pending
                 for name, tensor in sample.aux.items()
             }
+            written = [f"samples/{row['file_name']}" for _, row in pending if "file_name" in row]
             if tensors:
                 parts = self.path / tensor_file(pending[0][0])
                 parts.mkdir(exist_ok=True)
-                save_tensors(parts / f"{len(list(parts.glob('*.safetensors'))):05d}.safetensors", tensors)
+                number = 1 + max((int(file.stem) for file in parts.glob("*.safetensors")), default=-1)
+                part = parts / f"{number:05d}.safetensors"
+                save_tensors(part, tensors)
+                written.append(f"{parts.name}/{part.name}")
+            integrity.note(self.path, written)
             with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
                 file.writelines(_line(row) for _, row in pending)
                 file.flush()
@@ -197,16 +257,18 @@ class Draft:
         self.note(**metrics)
 
     def commit(self, state: State) -> Path:
-        """Write the state, merge the tensors, flush all of it to the disk, and rename: the round is complete."""
+        """Write the state, merge the tensors, add up the checksums, flush all of it to the disk, and rename: the round
+        is complete."""
         (self.path / "state").mkdir(exist_ok=True)
         for name, tensors in state.items():
             save_tensors(self.path / "state" / f"{name}.safetensors", dict(tensors))
         for stem in TENSOR_FILES:
             if (self.path / stem).is_dir():
                 files = [file for file in self.folder.tensor_files() if stem in (file.stem, file.parent.name)]
-                merged = {name: tensor for file in files for name, tensor in load_file(file).items()}
+                merged = {name: tensor for file in files for name, tensor in load_tensors(file).items()}
                 save_tensors(self.path / f"{stem}.safetensors", merged)
                 shutil.rmtree(self.path / stem)
+        self._sealed(integrity.seal(self.path))
         sync_all(self.path)
         self.path.rename(self.final_path)
         return self.final_path
@@ -217,7 +279,21 @@ class Draft:
 
     def _torn(self) -> bool:
         file = self.path / "samples" / "metadata.jsonl"
-        return file.is_file() and not file.read_text(encoding="utf-8").endswith("\n")
+        return file.is_file() and not file.read_bytes().endswith(b"\n")
+
+    def _as_drawn(self, row: Mapping[str, Any], known: Mapping[str, str]) -> bool:
+        name = f"samples/{row.get('file_name')}"
+        return name not in known or integrity.digest(self.path / name) == known[name]
+
+    def _readable(self, file: Path, known: Mapping[str, str]) -> bool:
+        name = file.relative_to(self.path).as_posix()
+        if file.parent.name in TENSOR_FILES and name in known:
+            return integrity.digest(file) == known[name]
+        try:
+            load_tensors(file)
+        except UserError:
+            return False
+        return True
 
 
 def _row(sample: Sample[Any]) -> dict[str, Any]:

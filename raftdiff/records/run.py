@@ -19,7 +19,8 @@ import yaml
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, differing, digest, dump, plain
-from raftdiff.records.disk import read_json, write_text
+from raftdiff.records import integrity
+from raftdiff.records.disk import damaged, read_json, write_text
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import provenance
 from raftdiff.records.rounds import Draft, RoundFolder
@@ -68,13 +69,14 @@ class Run:
         """An existing run.
 
         Raises:
-            UserError: no run is there, or one of a newer format.
+            UserError: no run is there, one of a newer format, or one with a link that leads out of it.
         """
         if not (path / "run.json").is_file():
             raise UserError(f"{path}: this is not a run directory (it has no run.json). See 'raftdiff train --help'.")
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:
             raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
+        integrity.refuse_links(path)
         return run
 
     @staticmethod
@@ -140,7 +142,19 @@ class Run:
         return begun[-1] if begun else root / f"{time.strftime('%Y-%m-%d')}-{tail}"
 
     def recipe(self) -> dict[str, Any]:
-        data: dict[str, Any] = yaml.safe_load((self.path / "recipe.yaml").read_text(encoding="utf-8"))
+        """
+        Raises:
+            UserError: recipe.yaml is missing, or damaged.
+        """
+        file = self.path / "recipe.yaml"
+        try:
+            data = yaml.safe_load(file.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            raise damaged(file, "it is missing") from None
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            raise damaged(file, error) from None
+        if not isinstance(data, dict):
+            raise damaged(file, f"it holds {type(data).__name__}, not keys and values")
         return data
 
     def info(self) -> dict[str, Any]:
@@ -191,7 +205,16 @@ class Run:
             done = self.rounds_done()
             have = f"rounds 0 to {done - 1}" if done else "no finished round"
             raise UserError(f"{self.path}: there is no finished round {round}; this run has {have}.")
-        return RoundFolder(self.round_path(round), round)
+        return RoundFolder(self.round_path(round), round, self._marks().get(f"{round:03d}"))
+
+    def _marks(self) -> dict[str, str]:
+        """Round -> the checksum of its list of checksums; rounds that an earlier version made have none."""
+        marks = self.info().get("rounds", {})
+        return marks if isinstance(marks, dict) else {}
+
+    def _hold(self, round: int, mark: str) -> None:
+        facts = {**self.info(), "rounds": {**self._marks(), f"{round:03d}": mark}}
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
 
     def unfinished(self, round: int) -> "RoundFolder":
         """The round that is being made, to read; it may not be there yet."""
@@ -201,7 +224,7 @@ class Run:
         """The round that is being made; what an earlier process left of it is kept."""
         folder = self.unfinished(round).path
         (folder / "samples").mkdir(parents=True, exist_ok=True)
-        return Draft(folder, round, self.round_path(round))
+        return Draft(folder, round, self.round_path(round), lambda mark: self._hold(round, mark))
 
     def state(self) -> State | None:
         """The fine-tuner's state after the last finished round."""
@@ -211,7 +234,7 @@ class Run:
         return self.round(done - 1).state()
 
     def selections(self, rounds: Iterable[int]) -> list[Selection]:
-        return [RoundFolder(self.round_path(t), t).selection() for t in rounds]
+        return [self.round(t).selection() for t in rounds]
 
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl."""
@@ -230,7 +253,8 @@ class Run:
         except ImportError:
             yield
             return
-        with (self.path / ".lock").open("w", encoding="utf-8") as file:
+        integrity.refuse_links(self.path)
+        with (self.path / ".lock").open("a", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
@@ -276,7 +300,11 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
         for t, path in {**earlier, source.index: made}.items():
             run.keep_recipe(t, path.read_text(encoding="utf-8"))
     for t in range(source.index):
+        integrity.demand(parent.round_path(t), parent.round(t).mark)
         shutil.copytree(parent.round_path(t), run.round_path(t))
+        mark = parent.round(t).mark
+        run._hold(t, integrity.seal(run.round_path(t)) if mark is None else mark)
+    integrity.demand(source.path, source.mark)
     draft = run.draft(source.index)
     rows = source.rows()
     for row in rows:
