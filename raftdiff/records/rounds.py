@@ -43,11 +43,14 @@ class RoundFolder:
             UserError: a line is not one of a sample.
         """
         file = self.path / "samples" / "metadata.jsonl"
-        rows = [_read(row) for row in read_json_lines(file)]
+        try:
+            rows = [_read(row) for row in read_json_lines(file)]
+        except ValueError as error:
+            raise damaged(file, f"meta: {error}") from None
         for row in rows:
             if any(not isinstance(row.get(name), kind) for name, kind in ROW.items()):
                 raise damaged(file, f"a line without {', '.join(ROW)}: {str(row)[:80]}")
-            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or isinstance(row.get("file_name"), str)):
+            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or _plain_name(row.get("file_name"))):
                 raise damaged(file, f"a line that is of no sample: {str(row)[:80]}")
         # an interrupted flush may have written a line twice
         return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
@@ -321,6 +324,11 @@ def _line(row: Mapping[str, Any]) -> str:
 def _read(row: dict[str, Any]) -> dict[str, Any]:
     """Earlier versions wrote ``meta`` as an object."""
     return {**row, "meta": json.loads(row["meta"])} if isinstance(row.get("meta"), str) else row
+
+
+def _plain_name(name: object) -> bool:
+    """Of a file in the folder itself, not of one elsewhere."""
+    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
 
 
 def _number(value: float) -> float | None:

@@ -211,9 +211,14 @@ def test_a_damaged_file_of_a_run_is_a_sentence(run: Run, name: str, content: byt
         read()
 
 
-def test_a_line_with_an_endless_index_takes_no_memory(run: Run) -> None:
+@pytest.mark.parametrize(
+    ("was", "now"),
+    [('"index": 1,', '"index": 1000000000,'), ('"a-001.png"', '"../a-001.png"'), ('"a-001.png"', '"/a-001.png"')],
+)
+def test_a_line_of_no_sample_is_a_sentence(run: Run, was: str, now: str) -> None:
+    """An endless index would take all memory, and a path would lead out of the run."""
     file = run.round_path(1) / "samples/metadata.jsonl"
-    file.write_text(file.read_text().replace('"index": 1,', '"index": 1000000000,'))
+    file.write_text(file.read_text().replace(was, now))
     with pytest.raises(UserError, match=r"metadata.jsonl: this file is damaged \(a line that is of no sample"):
         run.round(1).scores()
 
