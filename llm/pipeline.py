@@ -18,8 +18,9 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import Config, Where, differing, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, differing, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
+from raftdiff.recipes.source import Where
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import NOT_IDENTITY, Run
 
@@ -90,7 +91,10 @@ class Stage:
             UserError: anything wrong in it.
         """
         load = load_text_recipe if self.of_policy else load_reward_recipe
-        return load(self.source, self.overrides)
+        try:
+            return load(self.source, self.overrides)
+        except UserError as error:  # most stand in the pipeline's file
+            raise UserError(str(error).replace(f"{COMMAND_LINE}:", "in its overrides:")) from None
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:

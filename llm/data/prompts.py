@@ -15,7 +15,7 @@ from raftdiff.llm.data.cells import BrokenRow, Record, text_of
 from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.prompts import check_ids, find_file, made_ids
+from raftdiff.recipes.prompts import Asked, check_ids, find_file, made_ids
 from raftdiff.recipes.rows import Row, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
@@ -32,7 +32,7 @@ class DataConfig(Config):
     current folder."""
     hub: str | None = None
     """A Hugging Face data set: its id on the hub, or a local folder. Code that comes with it is never run."""
-    captions: list[str | dict[str, Any]] = Field(default_factory=list)
+    captions: list[Asked] = Field(default_factory=list)
     """The prompts themselves: texts, or mappings of columns as in a .jsonl file."""
     split: str = "train"
     """Which part of a ``hub`` data set; slices such as "train[:1000]" too."""

@@ -9,28 +9,23 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.recipes import registry
-from raftdiff.recipes.config import Config, check
+from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import options as configured
 from raftdiff.types import Sample
 
 
 def check_reward(args: argparse.Namespace) -> int:
     """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
-    import yaml
-
     from raftdiff import testing
     from raftdiff.embedded import resolve
 
     options = {"type": args.reward}
     if ":" in args.reward:
         options = {"type": "callable", "function": args.reward}
-    for override in args.overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise UserError(f"'{override}': an option is written key=value, for example model=emoji-clip.")
-        options[key] = yaml.safe_load(value)
     on_pictures, on_texts = (registry.sources(group) for group in ("rewards", "text_rewards"))
     texts = args.text or (options["type"] not in on_pictures and options["type"] in on_texts)
-    config = check(registry.load(_group(texts), options["type"]), options, f"the reward '{args.reward}'")
+    kind = registry.load(_group(texts), options["type"])
+    config = configured(kind, options, args.overrides, f"the reward '{args.reward}'")
     reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
     samples: list[Sample[Any]] = (
         [*testing.answer_samples()] if texts else [*testing.reward_samples(_pictures(args.pictures))]

@@ -3,10 +3,10 @@
 Order: defaults < recipe file < overrides. Each ``XConfig`` stands beside its ``X``; this module knows none of them.
 """
 
+import copy
+import datetime
 import hashlib
 import json
-import types
-import typing
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,8 +15,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from raftdiff.errors import UserError, nearest
-
-Where = tuple[str | int, ...]
+from raftdiff.recipes.encoding import decode
+from raftdiff.recipes.fields import is_text, kinds, locate
+from raftdiff.recipes.overrides import override
+from raftdiff.recipes.source import Place, Where, parse
 
 
 class Config(BaseModel):
@@ -26,6 +28,7 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+COMMAND_LINE = "on the command line"
 
 
 def read(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
@@ -34,35 +37,61 @@ def read(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     Raises:
         UserError: the file is missing or no YAML, or a key or value is wrong; one line for each, with file and line.
     """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"{path}: cannot read this recipe: {error.strerror or error}.") from None
-    except UnicodeDecodeError:
-        raise UserError(f"{path}: this recipe is not UTF-8 text; save it as UTF-8.") from None
-    try:
-        data, lines = yaml.safe_load(text), dict(_lines(yaml.compose(text, Loader=yaml.SafeLoader), path))
-    except yaml.YAMLError as error:
-        raise UserError(f"{path}: this is not valid YAML: {' '.join(str(error).split())}") from None
+    data, places = parse(_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file holds {type(data).__name__}.")
-    for override in overrides:
-        _override(data, override)
-    return check(model, data, str(path), lines)
+    if cut := list(_cut(model, data, str(path), places)):
+        raise UserError("\n".join(cut))
+    changed, brought = copy.deepcopy(data), dict[Where, Place]()
+    for one in overrides:
+        brought |= override(model, changed, one)
+    try:
+        return model.model_validate(changed)
+    except ValidationError as error:
+        own = _own(model, data) if overrides else None
+        told = []
+        for problem in error.errors():
+            in_file = own is None or _named(problem) in own
+            told.append(
+                _sentence(
+                    model,
+                    data if in_file else changed,
+                    problem,
+                    str(path) if in_file else COMMAND_LINE,
+                    places if in_file else brought,
+                )
+            )
+        raise UserError("\n".join(told)) from None
 
 
-def check(model: type[C], data: Any, name: str = "recipe", lines: Mapping[Where, int] | None = None) -> C:
+def check(model: type[C], data: Any, name: str = "recipe") -> C:
     """``data`` as a ``model``, or a ``UserError`` with a sentence a line for everything that is wrong with it."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        sentences = [_sentence(model, data, problem, name, lines or {}) for problem in error.errors()]
-        raise UserError("\n".join(sentences)) from None
+        raise UserError("\n".join(_sentence(model, data, problem, name, {}) for problem in error.errors())) from None
+
+
+def options(model: type[C], data: Mapping[str, Any], overrides: Sequence[str], name: str) -> C:
+    """``data``, changed by ``key.path=value`` overrides, as a checked ``model``; ``name`` is what sentences call it.
+
+    Raises:
+        UserError: a key or value is wrong; a line for each.
+    """
+    changed = dict(data)
+    places: dict[Where, Place] = {}
+    for one in overrides:
+        places |= override(model, changed, one)
+    try:
+        return model.model_validate(changed)
+    except ValidationError as error:
+        told = [_sentence(model, changed, problem, name, places) for problem in error.errors()]
+        raise UserError("\n".join(told)) from None
 
 
 def lines(path: Path) -> dict[Where, int]:
     """The line on which each key or item of a recipe file stands, from 1; for what is checked after ``read``."""
-    return dict(_lines(yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader), path))
+    return {where: place.line for where, place in parse(_text(path), str(path))[1].items()}
 
 
 def plain(config: Config) -> dict[str, Any]:
@@ -107,55 +136,43 @@ def _under(key: str, ancestor: str) -> bool:
     return key == ancestor or key.startswith(ancestor + ".")
 
 
-def _override(data: dict[str, Any], override: str) -> None:
-    """Apply ``key.path=value``; the value is read as YAML, list items are named by their index."""
-    dotted, equals, text = override.partition("=")
-    if not equals or not dotted:
-        raise UserError(f"'{override}': an override is written key.path=value, for example loop.rounds=5.")
+def _text(path: Path) -> str:
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise UserError(f"'{override}': the value after '=' is not valid YAML.") from None
-    *parents, last = dotted.split(".")
-    node: Any = data
-    for key in parents:
-        if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
-        node = node[_index(node, key, override)]
-    node[_index(node, last, override)] = value
+        return decode(path.read_bytes(), path)
+    except OSError as error:
+        raise UserError(f"{path}: cannot read this recipe: {error.strerror or error}.") from None
 
 
-def _index(node: Any, key: str, override: str) -> str | int:
-    if isinstance(node, dict):
-        return key
-    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
-        return int(key)
-    held = f"a list of {len(node)}, whose items are named 0 to {len(node) - 1}" if isinstance(node, list) else "a value"
-    raise UserError(f"'{override}': nothing is called '{key}' there: the recipe holds {held}.")
+def _cut(model: type[Config], data: Any, name: str, places: Mapping[Where, Place]) -> Iterator[str]:
+    """A sentence for every text that YAML ends at a '#' which looks like a part of it."""
+    for where, place in places.items():
+        if place.lost and any(is_text(kind) for kind in kinds(model, data, where)):
+            whole = f"{place.written} #{place.lost}".strip()
+            yield (
+                f"{name}:{place.line}: {_dotted(where)}: YAML reads {place.written or 'nothing'!r} here and takes "
+                f"'#{place.lost}' for a comment. If it is text, write {_quoted(whole)}; if not, put a space after "
+                "the '#'."
+            )
 
 
-def _lines(node: yaml.Node | None, path: Path, where: Where = ()) -> Iterator[tuple[Where, int]]:
-    """The line on which each key or item stands, from 1; refuses a key that is given twice."""
-    if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
-        for key, value in node.value:
-            line = key.start_mark.line + 1
-            if key.value in seen:
-                raise UserError(f"{path}:{line}: '{key.value}' is given twice; keep one of the two.")
-            seen.add(key.value)
-            yield (*where, key.value), line
-            yield from _lines(value, path, (*where, key.value))
-    elif isinstance(node, yaml.SequenceNode):
-        for index, value in enumerate(node.value):
-            yield (*where, index), value.start_mark.line + 1
-            yield from _lines(value, path, (*where, index))
+def _own(model: type[Config], data: Any) -> set[str]:
+    """What is wrong with a recipe file without its overrides."""
+    try:
+        model.model_validate(data)
+    except ValidationError as error:
+        return {_named(problem) for problem in error.errors()}
+    return set()
 
 
-def _sentence(model: type[Config], data: Any, problem: Any, name: str, lines: Mapping[Where, int]) -> str:
-    where, owner = _locate(model, data, problem["loc"])
-    line = next((lines[where[:end]] for end in range(len(where), 0, -1) if where[:end] in lines), None)
-    place = f"{name}:{line}: " if line else f"{name}: "
-    path = ".".join(map(str, where)) or "the recipe"
+def _named(problem: Any) -> str:
+    return repr((problem["loc"], problem["type"], problem["msg"]))
+
+
+def _sentence(model: type[Config], data: Any, problem: Any, name: str, places: Mapping[Where, Place]) -> str:
+    where, owner = locate(model, data, problem["loc"])
+    found = next((places[where[:end]] for end in range(len(where), 0, -1) if where[:end] in places), None)
+    place = f"{name}:{found.line}: " if found and found.line else f"{name}: "
+    path = _dotted(where)
     kind, given = problem["type"], problem.get("input")
     if kind == "extra_forbidden":
         valid = owner.model_fields if owner else {}
@@ -165,42 +182,38 @@ def _sentence(model: type[Config], data: Any, problem: Any, name: str, lines: Ma
     if kind == "union_tag_invalid":
         known = [tag.strip().strip("'") for tag in problem["ctx"]["expected_tags"].split(",")]
         noun = str(where[-2] if where and isinstance(where[-1], int) else where[-1]).removesuffix("s")
-        return f"{place}{path}: '{problem['ctx']['tag']}' is not a {noun}. {nearest(problem['ctx']['tag'], known)}"
+        article = "an" if noun[0] in "aeiou" else "a"
+        return (
+            f"{place}{path}: '{problem['ctx']['tag']}' is not {article} {noun}. {nearest(problem['ctx']['tag'], known)}"
+        )
     if kind == "union_tag_not_found":
         return f"{place}{path}: the key 'type' is required here; it says which kind is meant."
+    if kind == "string_type":
+        return f"{place}{path}: {_no_text(given, places[where].written if where in places else '')}"
     message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    shown = f" (given: {given!r})" if isinstance(given, str | int | float | bool) else ""
+    shown = f" (given: {repr(given)[:80]})" if isinstance(given, str | int | float | bool) else ""
     return f"{place}{path}: {message}{shown}."
 
 
-def _locate(model: type[Config], data: Any, loc: Sequence[str | int]) -> tuple[Where, type[Config] | None]:
-    """Where in the recipe a problem is (pydantic's path without its union tags), and the model that owns the key."""
-    where: list[str | int] = []
-    owner: type[Config] | None = model
-    options: list[type[Config]] = [model]
-    for step in loc:
-        # without a type where one is the default, pydantic names that
-        known = data.get("type", step) if isinstance(data, Mapping) and step not in data else None
-        tagged = known == step and ("type" in data or any(_tag(option) == step for option in options))
-        if tagged:
-            options = [option for option in options if _tag(option) == step] or options
-            continue
-        where.append(step)
-        owner = options[0] if options else None
-        if isinstance(step, str):
-            options = _configs(owner.model_fields[step].annotation) if owner and step in owner.model_fields else []
-        inside = (isinstance(data, Mapping) and step in data) or (isinstance(data, list) and isinstance(step, int))
-        data = data[step] if inside else None
-    return tuple(where), owner
+def _no_text(given: Any, written: str) -> str:
+    """What a value is that should be a text, and how to write it as one."""
+    if given is None:
+        return "this should be a text, and nothing is read here; the empty text is written ''."
+    named = {bool: str(given).lower(), int: f"the number {given}", float: f"the number {given}", dict: "a mapping"}
+    read = "a date" if isinstance(given, datetime.date) else named.get(type(given), "a list")
+    if not written:
+        return f"this should be a text, and {read} is read here; put it in quotes."
+    return f"this should be a text, and YAML reads {written} as {read}; put it in quotes: {_quoted(written)}."
 
 
-def _tag(model: type[Config]) -> Any:
-    field = model.model_fields.get("type")
-    return field.default if field else None
+def _quoted(text: str) -> str:
+    """A text as YAML takes it for one.
+
+    >>> _quoted("it's")
+    "'it''s'"
+    """
+    return "'" + text.replace("'", "''") + "'"
 
 
-def _configs(annotation: Any) -> list[type[Config]]:
-    """The Config classes that an annotation mentions, however wrapped."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, Config) else []
-    return [found for argument in typing.get_args(annotation) for found in _configs(argument)]
+def _dotted(where: Where) -> str:
+    return ".".join(map(str, where)) or "the recipe"

@@ -45,7 +45,7 @@ def medium_of(path: Path) -> str:
     recipe for pictures says nothing."""
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+    except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "image"  # whoever reads it in earnest says what is wrong
     return str(data.get("media", "image")) if isinstance(data, dict) else "image"
 

@@ -6,9 +6,10 @@ import warnings
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
+from pydantic_core import PydanticCustomError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
@@ -28,13 +29,32 @@ ALIASES: Mapping[str, tuple[str, ...]] = {
 """Our names, and how files call them; the first that is there counts."""
 
 
+def text_or_row(value: Any) -> Any:
+    """Nothing but a text, or a mapping that can be a row of texts: not what YAML makes of an unquoted text.
+
+    Raises:
+        PydanticCustomError: another value; a mapping of one key with white space in it, as of "portrait of a woman:
+            oil painting", or without a value, as of "{a cat}".
+    """
+    accident = isinstance(value, Mapping) and any(
+        len(value) == 1 and (held is None or re.search(r"\s", str(key))) for key, held in value.items()
+    )
+    if accident or not isinstance(value, str | Mapping):
+        raise PydanticCustomError("string_type", "Input should be a valid string")
+    return value
+
+
+Asked: TypeAlias = Annotated[str | dict[str, Any], BeforeValidator(text_or_row)]
+"""What is asked for, in a recipe: a text, or a row of texts by their names."""
+
+
 class PromptsConfig(Config):
     """What to ask for. A run's own recipe.yaml holds the prompts themselves, so that it needs no other file."""
 
     file: str | None = None
     """A .txt file with a caption a line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file with at least a
     "caption" (or "prompt") in each row; beside the recipe, or under the current folder."""
-    captions: list[str | dict[str, Any]] = Field(default_factory=list)
+    captions: list[Asked] = Field(default_factory=list)
     """The prompts themselves: captions, or mappings with "caption" and by choice "id", "sampling", "negative"."""
     magic: list[str] = Field(default_factory=lambda: ["{caption}"])
     """Templates of what the sampler reads, dealt out to the prompts in turn; "{caption}" stands for the caption."""

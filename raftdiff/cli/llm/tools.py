@@ -10,7 +10,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
 from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
-from raftdiff.recipes.config import check
+from raftdiff.recipes.config import options
 from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Sample
@@ -89,7 +89,7 @@ def _judge(args: argparse.Namespace) -> Compare:
     if args.server and args.model:
         return ServerCompareConfig(base_url=args.server, model=args.model, api_key_env=args.api_key_env).build()
     if args.reward:
-        options = {"type": args.reward, **dict(option.split("=", 1) for option in args.overrides)}
-        config = check(registry.load("text_rewards", args.reward), options, f"the reward '{args.reward}'")
+        kind = registry.load("text_rewards", args.reward)
+        config = options(kind, {"type": args.reward}, args.overrides, f"the reward '{args.reward}'")
         return RewardCompare(config.build(device="cpu", resolve=resolve))  # type: ignore[attr-defined]
     raise UserError("Name a judge: --server URL with --model NAME, or --reward NAME of another reward than the run's.")

@@ -112,7 +112,7 @@ def test_a_folder_may_be_called_anything(folder: str, tmp_path: Path) -> None:
         (
             "loop.seed=1",
             "loop.sed=1",
-            "again.yaml:11: the stage 'rm2': reward.yaml:7: loop.sed: unknown key.",
+            "again.yaml:11: the stage 'rm2': in its overrides: loop.sed: unknown key.",
         ),
         ("policy_pool={run: {policy}}", "policy_pool={run: {rm}}", "is not a run on texts"),
         ("reward_model, model", "reward_model, modle", "ranker.rewards.0.modle: unknown key"),

@@ -1,13 +1,14 @@
 """Recipes: every mistake gets a sentence with file, line, key and the nearest right one."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import pytest
 from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, read
+from raftdiff.recipes.prompts import Asked
 
 
 class Red(Config):
@@ -25,9 +26,22 @@ class Tuner(Config):
     rank: int = 4
 
 
+class Texts(Config):
+    """Fields that are texts, or may be."""
+
+    base: str = "x"
+    file: str | None = None
+    captions: list[Asked] = Field(default_factory=list)
+    target: Literal["all", "none"] | tuple[str, ...] = "all"
+    extra: dict[str, Any] = Field(default_factory=dict)
+    betas: tuple[float, float] = (0.9, 0.99)
+
+
 class Toy(Config):
     name: str
     tuner: Tuner = Tuner()
+    texts: Texts = Texts()
+    objective: Annotated[Red | Blue, Field(discriminator="type")] = Red()
     rewards: list[Annotated[Red | Blue, Field(discriminator="type")]] = Field(default_factory=list)
 
 
@@ -97,7 +111,7 @@ def test_every_mistake_is_named_at_once(recipe: Path) -> None:
         ("tuner.rank", "written key.path=value"),
         ("rewards.7.weight=1", "whose items are named 0 to 1"),
         ("name.first=1", "nothing is called 'first' there"),
-        ("name=[", "not valid YAML"),
+        ("tuner=[", "not valid YAML; a text with signs such as"),
         ("tuner.rnk=1", "tuner.rnk: unknown key. Did you mean 'rank'"),
     ],
 )
@@ -127,3 +141,110 @@ def test_the_digest_covers_every_value_but_the_excluded_ones() -> None:
 
 def test_a_first_list_entry_is_a_difference() -> None:
     assert flat({"a": []}) != flat({"a": [0]})
+
+
+TEXTUAL = "name: toy\ntexts:\n  base: x # a comment\n  captions: [old]\n"
+
+
+@pytest.mark.parametrize(
+    ("value", "read_as"),
+    [
+        ("ugly #2", "ugly #2"),
+        ("(worst quality: 1.4)", "(worst quality: 1.4)"),
+        ("low quality: bad", "low quality: bad"),
+        ("[deformed], ugly", "[deformed], ugly"),
+        ("*blurry*", "*blurry*"),
+        ("#frame", "#frame"),
+        ("", ""),
+        ("no", "no"),
+        ("1984", "1984"),
+        ("C:\\new\\table", "C:\\new\\table"),
+        ("'in quotes'", "in quotes"),
+        ('"cat" on a mat', '"cat" on a mat'),
+    ],
+)
+def test_an_override_of_a_text_is_that_text(recipe: Path, value: str, read_as: str) -> None:
+    recipe.write_text(TEXTUAL)
+    texts = read(Toy, recipe, [f"texts.base={value}", f"texts.captions.0={value}"]).texts
+    assert (texts.base, texts.captions) == (read_as, [read_as])
+
+
+def test_an_override_of_what_may_be_a_text_is_read_by_its_form(recipe: Path) -> None:
+    recipe.write_text(TEXTUAL)
+    overrides = ["texts.file=null", "texts.target=none", "texts.captions.0={id: x, caption: y}", "texts.extra={a: no}"]
+    texts = read(Toy, recipe, overrides).texts
+    assert (texts.file, texts.target, texts.captions, texts.extra) == (
+        None,
+        "none",
+        [{"id": "x", "caption": "y"}],
+        {"a": False},
+    )
+    assert read(Toy, recipe, ["texts.target=[q_proj, on_top]"]).texts.target == ("q_proj", "on_top")
+    assert read(Toy, recipe, ["texts.file=no"]).texts.file == "no"
+
+
+@pytest.mark.parametrize(
+    ("item", "sentence"),
+    [
+        ("a cat #2", "toy.yaml:3: texts.captions.0: YAML reads 'a cat' here and takes '#2' for a comment. If it is "
+         "text, write 'a cat #2'; if not, put a space after the '#'."),
+        ("#frame", "YAML reads 'nothing' here and takes '#frame' for a comment"),
+        ("no", "toy.yaml:3: texts.captions.0: this should be a text, and YAML reads no as false; put it in quotes"),
+        ("12:30", "YAML reads 12:30 as the number 750; put it in quotes: '12:30'."),
+        ("1984", "YAML reads 1984 as the number 1984"),
+        ("2024-01-02", "YAML reads 2024-01-02 as a date"),
+        ("~", "this should be a text, and nothing is read here; the empty text is written ''."),
+        ("portrait of it's: oil", "of it's: oil as a mapping; put it in quotes: 'portrait of it''s: oil'."),
+        ("{a cat}", "YAML reads {a cat} as a mapping"),
+        ("[a], b", "toy.yaml:3: this is not valid YAML: "),
+        ("&a [*a]", "refers to itself by an anchor"),
+        ("[" * 3000 + "]" * 3000, "nested too deeply"),
+        ("1" * 5000, "toy.yaml: this is not valid YAML: Exceeds the limit"),
+        ("2024-13-45", "toy.yaml: this is not valid YAML: month must be in 1..12"),
+    ],
+)  # fmt: skip
+def test_what_yaml_makes_of_an_unquoted_text_is_named(tmp_path: Path, item: str, sentence: str) -> None:
+    path = tmp_path / "toy.yaml"
+    path.write_text(f"texts:\n  captions:\n    - {item}\nname: toy\n")
+    with pytest.raises(UserError) as caught:
+        read(Toy, path)
+    assert sentence in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_bomb_of_anchors_is_refused(tmp_path: Path) -> None:
+    bomb = "a0: &a0 [x, x]\n" + "".join(f"a{n}: &a{n} [*a{n - 1}, *a{n - 1}]\n" for n in range(1, 30))
+    (tmp_path / "toy.yaml").write_text(bomb)
+    with pytest.raises(UserError, match=r"toy.yaml: the anchors of this YAML repeat more than 100,000 values"):
+        read(Toy, tmp_path / "toy.yaml")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["tuner.rnk=1"], "on the command line: tuner.rnk: unknown key. Did you mean 'rank'"),
+        (["tunr.rank=1"], "on the command line: tunr: unknown key. Did you mean 'tuner'"),
+        (["rewards.0.type=blu"], "on the command line: rewards.0: 'blu' is not a reward. Did you mean 'blue'"),
+        (["objective.type=nothing"], "on the command line: objective: 'nothing' is not an objective."),
+        (["tuner.rank=many"], "on the command line: tuner.rank: Input should be a valid integer"),
+        (["texts.captions=[no, a: b]"], "on the command line: texts.captions.0: this should be a text, and"),
+        (["texts.betas=[0.9]"], "on the command line: texts.betas.1: this key is required."),
+        (["texts.betas=[2,x]"], "on the command line: texts.betas.1: Input should be a valid number"),
+        (["texts.betas=[1, " + "9" * 400 + "]"], "on the command line: texts.betas.1: "),
+    ],
+)  # fmt: skip
+def test_a_mistake_of_an_override_is_on_the_command_line(recipe: Path, overrides: list[str], sentence: str) -> None:
+    with pytest.raises(UserError) as caught:
+        read(Toy, recipe, overrides)
+    assert sentence in str(caught.value)
+
+
+def test_a_mistake_of_the_file_keeps_its_line_beside_one_of_an_override(recipe: Path) -> None:
+    recipe.write_text(TEXT.replace("rank: 8", "rnk: 8"))
+    with pytest.raises(UserError) as caught:
+        read(Toy, recipe, ["rewards.0.wait=1"])
+    told = str(caught.value).splitlines()
+    assert [line.rpartition(str(recipe.parent) + "/")[2][:30] for line in told] == [
+        "toy.yaml:3: tuner.rnk: unknown",
+        "on the command line: rewards.0",
+    ]

@@ -1,0 +1,58 @@
+"""``key.path=value``: changes to a recipe from the command line."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from raftdiff.errors import UserError
+from raftdiff.recipes.fields import Model, is_text, kinds
+from raftdiff.recipes.source import QUOTE, Place, Where, parse
+
+
+def override(model: Model, data: dict[str, Any], text: str) -> dict[Where, Place]:
+    """Apply one override to ``data``, and say how the values that it brought were written.
+
+    Items of a list are named by their index. Where the field takes a text, the value is that text as it stands, unless
+    it is in quotes as in YAML; elsewhere it is read as YAML.
+
+    Raises:
+        UserError: it has another form, its value is no YAML, or nothing in ``data`` is called so.
+    """
+    dotted, equals, value = text.partition("=")
+    if not equals or not dotted:
+        raise UserError(f"'{text}': an override is written key.path=value, for example loop.rounds=5.")
+    *parents, last = dotted.split(".")
+    node: Any = data
+    where: list[str | int] = []
+    for key in parents:
+        if isinstance(node, dict) and node.get(key) is None:
+            node[key] = {}
+        where.append(_index(node, key, text))
+        node = node[where[-1]]
+    where.append(_index(node, last, text))
+    path = tuple(where)
+    node[path[-1]], places = _value(kinds(model, data, path), value, text)
+    return {path: Place(0, value), **{(*path, *inner): one._replace(line=0) for inner, one in places.items()}}
+
+
+def _value(kinds: Sequence[Any], value: str, override: str) -> tuple[Any, dict[Where, Place]]:
+    texts = any(is_text(kind) for kind in kinds)
+    quoted = value[:1] in ("'", '"')
+    structured = value[:1] in ("[", "{") and not all(is_text(kind) or kind is type(None) for kind in kinds)
+    if texts and not quoted and not structured:
+        nothing = type(None) in kinds and value in ("", "~", "null")
+        return (None if nothing else value), {}
+    try:
+        return parse(value, "")
+    except UserError:
+        if texts:
+            return value, {}  # such as  "cat" on a mat
+        raise UserError(f"'{override}': the value after '=' is not valid YAML; {QUOTE}.") from None
+
+
+def _index(node: Any, key: str, override: str) -> str | int:
+    if isinstance(node, dict):
+        return key
+    if isinstance(node, list) and key.isdigit() and int(key) < len(node):
+        return int(key)
+    held = f"a list of {len(node)}, whose items are named 0 to {len(node) - 1}" if isinstance(node, list) else "a value"
+    raise UserError(f"'{override}': nothing is called '{key}' there: the recipe holds {held}.")
