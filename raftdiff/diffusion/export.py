@@ -8,7 +8,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
-from raftdiff.diffusion.models.loading import quietly
+from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
 from raftdiff.training.trainable import merged
 

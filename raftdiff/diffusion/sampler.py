@@ -68,8 +68,7 @@ class DiffusionSampler:
     def __init__(self, config: DiffusionSamplerConfig, parts: Parts) -> None:
         self.config = config
         self.parts = parts
-        self.height = config.height or parts.size
-        self.width = config.width or parts.size
+        self.height, self.width = _size(config, parts)
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
         _check_size(self.height, self.width, parts)
@@ -184,6 +183,22 @@ def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Gener
         # at eta = 1 and SNR 0, diffusers takes the root of a difference that rounding can make negative
         return {"eta": min(config.eta, 0.99999), "generator": generators} if config.eta > 0 else {}
     return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
+
+
+def _size(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
+    """Height and width, the model's own where the config names none.
+
+    Raises:
+        UserError: neither says it.
+    """
+    own = parts.size
+    if own is None and not (config.height and config.width):
+        raise UserError(
+            f"sampler: the model '{parts.name}' does not say at what size it was trained (unet/config.json has no "
+            "sample_size). Set sampler.height and sampler.width, 512 for most."
+        )
+    height, width = own or (0, 0)
+    return config.height or height, config.width or width
 
 
 def _check_size(height: int, width: int, parts: Parts) -> None:

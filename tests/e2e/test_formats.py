@@ -8,7 +8,8 @@ from safetensors.torch import load_file
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.models.loading import ModelConfig, load, quietly
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.types import Item, Prompt, Selection, silent

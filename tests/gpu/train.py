@@ -24,7 +24,7 @@ from typing import Any
 import torch
 from PIL import Image, ImageDraw
 
-from raftdiff.diffusion.models.loading import quietly
+from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.embedded import folder
 from raftdiff.embedded.emoji.art import SHEET, art_sheet
 from raftdiff.embedded.emoji.data import World

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.errors import UserError
+from raftdiff.training.weights import WRAPPERS, first_line, wrapper
 
 TUNABLE = "raftdiff tunes Stable Diffusion 1.x and 2.x models, and others in their format (StableDiffusionPipeline)"
 COMPONENTS: Mapping[str, tuple[str, ...]] = {
@@ -16,7 +17,11 @@ COMPONENTS: Mapping[str, tuple[str, ...]] = {
     "vae": ("diffusion_pytorch_model", "AutoencoderKL"),
     "text_encoder": ("model", "CLIPTextModel"),
 }
-WEIGHTS = (".safetensors", ".safetensors.index.json", "-*.safetensors")
+PLAIN = (".safetensors", ".safetensors.index.json", "-*.safetensors")
+HALF = (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16-*.safetensors", "-*.fp16.safetensors")
+"""How the files of whole and of half precision may end, sharded ones too, behind their stem."""
+MARKS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
+"""What ``modelspec.prediction_type`` says, in diffusers' words."""
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -28,19 +33,49 @@ class Layout:
     scheduler: str
     """The scheduler's class name."""
 
-    def variant(self, component: str) -> str | None:
-        """``fp16`` where a component's weights exist in that variant only."""
-        stem = COMPONENTS[component][0]
-        folder = self.path / component
-        plain = any((folder / f"{stem}.safetensors{end}").exists() for end in ("", ".index.json"))
-        return "fp16" if not plain and (folder / f"{stem}.fp16.safetensors").exists() else None
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A single file known to hold a Stable Diffusion model."""
+
+    kind: str
+    """sd1 or sd2."""
+    prediction_type: str | None = None
+    """What its network predicts, where the file says it."""
+    zero_terminal_snr: bool | None = None
+    """Whether its noise schedule ends in pure noise, where the file says it."""
 
 
-def folder_layout(path: Path, *, weights: bool = True) -> Layout:
+def variant(folder: Path, stem: str, what: str) -> str | None:
+    """``fp16`` where weights exist in that variant only, else None, for ``from_pretrained``; ``what`` begins errors.
+
+    Raises:
+        UserError: there are no weights of a kind that raftdiff reads.
+    """
+    if any((folder / f"{stem}{end}").is_file() for end in PLAIN[:2]):
+        return None
+    if any((folder / f"{stem}{end}").is_file() for end in HALF[:2]):
+        return "fp16"
+    others = sorted(path.name for path in folder.glob("*.safetensors"))
+    if others:
+        raise UserError(
+            f"{what} holds {others[0]} and no {stem}.safetensors, which is what is read; if it is the right file, "
+            "rename it so."
+        )
+    if any(folder.glob("*.bin")):
+        raise UserError(
+            f"{what} holds only pickled .bin weights, which raftdiff does not open. Convert them to safetensors, for "
+            "example with diffusers: pipeline.save_pretrained(FOLDER, safe_serialization=True)."
+        )
+    raise UserError(f"{what} holds no weights (.safetensors); the folder is incomplete.")
+
+
+def folder_layout(path: Path, *, weights: bool = True, vae: bool = True) -> Layout:
     """The layout of a diffusers folder.
 
     Args:
         weights: whether the weights must be there too, or the configs are enough.
+        vae: whether the folder needs a VAE of its own.
 
     Raises:
         UserError: missing, empty, another kind of model, or incomplete.
@@ -50,22 +85,31 @@ def folder_layout(path: Path, *, weights: bool = True) -> Layout:
     index = path / "model_index.json"
     if not index.is_file():
         raise UserError(_not_a_pipeline(path))
-    described = _read_json(index)
+    described = read_json(index)
     pipeline = str(described.get("_class_name"))
     if pipeline != "StableDiffusionPipeline":
         raise UserError(f"{path}: this is a {pipeline}; {TUNABLE}.")
     for component, (stem, expected) in COMPONENTS.items():
-        found = described.get(component) or [None, None]
-        if found[1] != expected:
-            raise UserError(f"{path}: its {component} is a {found[1]}, not a {expected}; {TUNABLE}.")
+        if component == "vae" and not vae:
+            continue
+        found = _class_name(described, component)
+        if found != expected:
+            raise UserError(f"{path}: its {component} is a {found}, not a {expected}; {TUNABLE}.")
         if not (path / component / "config.json").is_file():
             raise UserError(f"{path}: {component}/config.json is missing; the folder is incomplete.")
-        if weights and not any((path / component).glob(f"{stem}*.safetensors*")):
-            raise UserError(_no_weights(path, component))
+        read_json(path / component / "config.json")
+        if weights:
+            variant(path / component, stem, f"{path}: {component}/")
     for name in ("tokenizer", "scheduler"):
         if not (path / name).is_dir():
             raise UserError(f"{path}: {name}/ is missing; the folder is incomplete.")
-    return Layout(path, scheduler=str((described.get("scheduler") or [None, "DDIMScheduler"])[1]))
+    return Layout(path, scheduler=_class_name(described, "scheduler") or "DDIMScheduler")
+
+
+def _class_name(described: Mapping[str, Any], component: str) -> str | None:
+    """The class that a model_index.json names for a component: ``"unet": ["diffusers", "UNet2DConditionModel"]``."""
+    found = described.get(component)
+    return str(found[1]) if isinstance(found, list) and len(found) == 2 and found[1] is not None else None
 
 
 def hub_folder(name: str) -> Path:
@@ -74,10 +118,25 @@ def hub_folder(name: str) -> Path:
     Raises:
         UserError: ``name`` is no hub id, or the model cannot be fetched.
     """
+    configs = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
+    return _snapshot(name, configs, {f"{part}/": stem for part, (stem, _) in COMPONENTS.items()}, "model.base")
+
+
+def hub_vae(name: str) -> Path:
+    """The same of a VAE in a repository of its own, or in that of a whole model.
+
+    Raises:
+        UserError: as there.
+    """
+    stem = COMPONENTS["vae"][0]
+    return _snapshot(name, ["config.json", "vae/config.json"], {"": stem, "vae/": stem}, "model.vae")
+
+
+def _snapshot(name: str, configs: list[str], stems: Mapping[str, str], key: str) -> Path:
+    """``stems`` says what the weights are called, by the folder they lie in; ``key`` of the recipe begins errors."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name) or name.startswith((".", "/", "~")):
-        raise UserError(
-            f"model.base: '{name}' is neither a folder nor a file here, nor a hub id (owner/name), nor a shipped model."
-        )
+        shipped = ", nor a shipped model" if key == "model.base" else ""
+        raise UserError(f"{key}: '{name}' is neither a folder nor a file here, nor a hub id (owner/name){shipped}.")
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -86,39 +145,46 @@ def hub_folder(name: str) -> Path:
         RepositoryNotFoundError,
     )
 
-    configs = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
-    weights = [f"{part}/{stem}{end}" for part, (stem, _) in COMPONENTS.items() for end in WEIGHTS]
-    halves = {part: f"{part}/{stem}.fp16.safetensors" for part, (stem, _) in COMPONENTS.items()}
+    plain = [f"{where}{stem}{end}" for where, stem in stems.items() for end in PLAIN]
     try:
-        folder = Path(snapshot_download(name, allow_patterns=configs + weights))
-        lacking = [half for part, half in halves.items() if not any((folder / part).glob("*.safetensors"))]
+        folder = Path(snapshot_download(name, allow_patterns=configs + plain))
+        lacking = [
+            f"{where}{stem}{end}"
+            for where, stem in stems.items()
+            if not any((folder / f"{where}{stem}{end}").exists() for end in PLAIN[:2])
+            for end in HALF
+        ]
         if lacking:  # published in half precision only; asked for second, lest both are fetched where both are there
             snapshot_download(name, allow_patterns=lacking)
         return folder
     except RepositoryNotFoundError:
         raise UserError(
-            f"model.base: there is no folder '{name}' here, and the hub has no model of that name, or it needs a login "
+            f"{key}: there is no folder '{name}' here, and the hub has no model of that name, or it needs a login "
             "(hf auth login)."
         ) from None
     except HFValidationError as error:
-        raise UserError(f"model.base: there is no folder '{name}' here, and it is no hub id: {error}.") from None
+        raise UserError(f"{key}: there is no folder '{name}' here, and it is no hub id: {error}.") from None
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise
         raise UserError(
-            f"model.base: there is no folder '{name}' here, and the hub cannot be reached to look for it there "
+            f"{key}: there is no folder '{name}' here, and the hub cannot be reached to look for it there "
             f"({type(error).__name__}). Name a local folder, or try again with a network."
         ) from None
 
 
-def recognise_file(path: Path) -> str:
-    """``sd1`` or ``sd2``: what the single-file checkpoint holds.
+def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
+    """What the single-file checkpoint holds, and what it says of itself.
+
+    Args:
+        vae: whether it needs a VAE of its own.
 
     Raises:
         UserError: no readable .safetensors or .ckpt, or another kind of model.
     """
+    told: Mapping[str, str] = {}
     if path.suffix == ".safetensors":
-        shapes = _safetensors_shapes(path)
+        shapes, told = _safetensors_header(path)
     elif path.suffix == ".ckpt":
         shapes = _ckpt_shapes(path)
     else:
@@ -130,26 +196,36 @@ def recognise_file(path: Path) -> str:
         raise UserError(f"{path}: this is an SDXL checkpoint; {TUNABLE}.")
     if shapes[key][1] == 9:
         raise UserError(f"{path}: this is an inpainting checkpoint; raftdiff tunes text-to-image models.")
-    if any(name.startswith("cond_stage_model.model.") for name in shapes):
-        return "sd2"
-    if any(name.startswith("cond_stage_model.transformer.") for name in shapes):
-        return "sd1"
-    raise UserError(f"{path}: it holds a U-Net but no text encoder; a whole checkpoint is needed.")
+    kinds = {"cond_stage_model.model.": "sd2", "cond_stage_model.transformer.": "sd1"}
+    kind = next((kinds[start] for start in kinds if any(name.startswith(start) for name in shapes)), None)
+    if kind is None:
+        raise UserError(f"{path}: it holds a U-Net but no text encoder; a whole checkpoint is needed.")
+    if vae and not any(name.startswith("first_stage_model.") for name in shapes):
+        raise UserError(f"{path}: it holds no VAE; name one as model.vae: a folder, a file or a hub id.")
+    # Trainings mark what a network predicts by an empty tensor of that name, or in the metadata.
+    stated = "v_prediction" if "v_pred" in shapes else MARKS.get(told.get("modelspec.prediction_type", "").lower())
+    return Checkpoint(kind, stated, True if "ztsnr" in shapes else None)
+
+
+SIGNS = {
+    "lora": "this is a LoRA, which changes a model and is not one: name the model it belongs to",
+    "double_blocks.": "this is a FLUX checkpoint",
+    "joint_blocks.": "this is an SD 3 checkpoint",
+    "lm_head": "this is a language model",
+    "self_attn.q_proj": "this is a language model",
+}
+"""What names of weights show what a file is, where it is no Stable Diffusion checkpoint."""
 
 
 def _other_kind(names: Iterable[str]) -> str:
+    if wrapped := wrapper(names):
+        name, mark = wrapped
+        return f"it holds '{name}': the '{mark}' is no part of a model's names, {WRAPPERS[mark]}"
     text = "\n".join(names)
-    if "lora" in text:
-        return "this is a LoRA, which changes a model and is not one: name the model it belongs to"
-    if "double_blocks." in text:
-        return "this is a FLUX checkpoint"
-    if "joint_blocks." in text:
-        return "this is an SD 3 checkpoint"
-    if "lm_head" in text or "self_attn.q_proj" in text:
-        return "this is a language model"
     if text.startswith(("down_blocks", "conv_in", "up_blocks", "mid_block")):
         return "this is a U-Net alone, in diffusers' form: name the whole folder that it came from"
-    return "this file does not hold a Stable Diffusion checkpoint"
+    known = next((sentence for sign, sentence in SIGNS.items() if sign in text), None)
+    return known or "this file does not hold a Stable Diffusion checkpoint"
 
 
 def _not_a_pipeline(path: Path) -> str:
@@ -157,9 +233,18 @@ def _not_a_pipeline(path: Path) -> str:
         return f"{path}: this folder is empty."
     if any((path / name).exists() for name in LORA_FILES):
         return f"{path}: this folder holds a LoRA, which changes a model and is not one: name the model it belongs to."
+    if (path / "recipe.yaml").is_file() and (path / "rounds").is_dir():
+        written = path / "export" / "merged"
+        return f"{path}: this is a run. Write its model with: raftdiff export {path} --format merged; name {written}."
+    if cached := next((path / "snapshots").glob("*/model_index.json"), None):
+        return f"{path}: this is the hub cache's folder of a model; name {cached.parent}, or its hub id."
+    return _no_pipeline(path)
+
+
+def _no_pipeline(path: Path) -> str:
     config = path / "config.json"
     if config.is_file():
-        described = _read_json(config)
+        described = read_json(config)
         kind = (
             described.get("_class_name") or ", ".join(described.get("architectures") or []) or "another kind of model"
         )
@@ -170,29 +255,28 @@ def _not_a_pipeline(path: Path) -> str:
     return f"{path}: this folder is not a diffusers model: it has no model_index.json."
 
 
-def _no_weights(path: Path, component: str) -> str:
-    if any((path / component).glob("*.bin")):
-        return (
-            f"{path}: {component}/ holds only pickled .bin weights, which raftdiff does not open. Convert them to "
-            "safetensors, for example with diffusers: pipeline.save_pretrained(FOLDER, safe_serialization=True)."
-        )
-    return f"{path}: {component}/ holds no weights (.safetensors); the folder is incomplete."
-
-
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: the file is not there, or holds no JSON object.
+    """
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: this file cannot be read as JSON: {error}.") from None
-    return found if isinstance(found, dict) else {}
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: this file holds a {type(found).__name__} where a JSON object with keys is expected.")
+    return found
 
 
-def _safetensors_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[str, str]]:
+    """Shapes by name, and the metadata."""
     from safetensors import SafetensorError, safe_open
 
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
+            return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise UserError(f"{path}: this is not a readable safetensors file ({error}).") from None
 
@@ -205,9 +289,11 @@ def _ckpt_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     try:
         found = torch.load(path, map_location="meta", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError) as error:
+        # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error).rstrip('.')})"
         raise UserError(
-            f"{path}: this .ckpt cannot be read as plain weights ({str(error).splitlines()[0]}). It may hold Python "
-            "code, which raftdiff never runs; use the model's .safetensors."
+            f"{path}: this .ckpt cannot be read as plain weights{reason}. It may hold Python code, which raftdiff "
+            "never runs; use the model's .safetensors."
         ) from None
     while isinstance(found, dict) and "state_dict" in found:
         found = found["state_dict"]

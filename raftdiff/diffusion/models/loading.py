@@ -1,7 +1,6 @@
 """A Stable Diffusion model, by folder, hub id or single file, as the parts that sampler and fine-tuner share."""
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +8,14 @@ from typing import Any, Literal
 
 import torch
 
-from raftdiff.diffusion.models.checkpoints import COMPONENTS, Layout, folder_layout, hub_folder, recognise_file
+from raftdiff.diffusion.models.checkpoints import Checkpoint, folder_layout, hub_folder, recognise_file
+from raftdiff.diffusion.models.components import read_folder, read_single_file
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
+from raftdiff.training.tokenizers import check_tokenizer, table_rows
 
 WHERE = (
     "It can be a folder in diffusers' format, a .safetensors file or a hub id, such as "
@@ -39,7 +40,8 @@ class ModelConfig(Config):
     compile: bool = False
     """torch.compile the U-Net: minutes at the start, faster afterwards; pays for long runs of one picture size."""
     vae: str | None = None
-    """A folder with another AutoencoderKL to use in place of the model's own."""
+    """Another AutoencoderKL in place of the model's own: its folder, a single file (.safetensors, .ckpt, .pt), or a hub
+    id."""
     config: str | None = None
     """For a single-file model that is not of the usual SD 1.x or 2.x sizes: the diffusers folder with its configs."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
@@ -87,10 +89,13 @@ class Parts:
         return str(self.scheduler.config.prediction_type)
 
     @property
-    def size(self) -> int:
-        """The side, in pixels, of the pictures that the model was trained at."""
+    def size(self) -> tuple[int, int] | None:
+        """Height and width, in pixels, of the pictures that the model was trained at; None where it does not say."""
         side = self.unet.config.sample_size
-        return int(side if isinstance(side, int) else side[0]) * self.vae_factor
+        if side is None:
+            return None
+        height, width = (side, side) if isinstance(side, int) else side
+        return int(height) * self.vae_factor, int(width) * self.vae_factor
 
     @property
     def vae_factor(self) -> int:
@@ -130,14 +135,15 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     device, dtype = find_device(config.device), DTYPES[config.dtype]
     base = resolve(config.base) if resolve else config.base
     path = Path(base).expanduser()
-    if path.is_file():
-        modules = _single_file(path, config, dtype)
-    elif path.is_dir():
-        modules = _folder(folder_layout(path), dtype)
-    else:
-        modules = _folder(folder_layout(hub_folder(base)), dtype)
-    if config.vae is not None:
-        modules["vae"] = _vae(Path(config.vae).expanduser(), dtype)
+    own = config.vae is None
+    if not path.is_file():
+        folder = path if path.is_dir() else hub_folder(base)
+        return assemble(read_folder(folder_layout(folder, vae=own), dtype, config.vae), config, device, dtype)
+    found = recognise_file(path, vae=own)
+    config = _as_stated(config, found)
+    modules = read_single_file(
+        path, found.kind, dtype, vae=config.vae, configs=config.config, prediction_type=config.prediction_type
+    )
     return assemble(modules, config, device, dtype)
 
 
@@ -145,6 +151,7 @@ def assemble(modules: Mapping[str, Any], config: ModelConfig, device: torch.devi
     """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen."""
     unet, vae, text_encoder = (modules[name] for name in ("unet", "vae", "text_encoder"))
     _check_sizes(unet, vae, text_encoder, config.base)
+    check_tokenizer(f"{config.base}: tokenizer/", modules["tokenizer"], table_rows(text_encoder))
     scheduler = _scheduler(modules["scheduler"], config)
     for module in (unet, vae, text_encoder):
         module.requires_grad_(False).eval()
@@ -169,98 +176,20 @@ def assemble(modules: Mapping[str, Any], config: ModelConfig, device: torch.devi
     )
 
 
-def _folder(layout: Layout, dtype: torch.dtype) -> dict[str, Any]:
-    """Each component by its own loader: no safety checker, no feature extractor, no remote code, safetensors only."""
-    import diffusers
-    import transformers
+def _as_stated(config: ModelConfig, found: Checkpoint) -> ModelConfig:
+    """The config with what a single file says of itself, which a config folder's scheduler cannot know.
 
-    classes = {
-        "unet": diffusers.UNet2DConditionModel,
-        "vae": diffusers.AutoencoderKL,
-        "text_encoder": transformers.CLIPTextModel,
-        "tokenizer": transformers.CLIPTokenizer,
-        "scheduler": getattr(diffusers, layout.scheduler, diffusers.DDIMScheduler),
-    }
-    local: dict[str, Any] = {"local_files_only": True}
-    try:
-        with quietly():
-            return {
-                name: kind.from_pretrained(
-                    layout.path / name,
-                    **local,
-                    **(
-                        {"use_safetensors": True, "dtype": dtype, "variant": layout.variant(name)}
-                        if name in COMPONENTS
-                        else {}
-                    ),
-                )
-                for name, kind in classes.items()
-            }
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"{layout.path}: this model cannot be read: {_first_line(error)}") from error
-
-
-def _single_file(path: Path, config: ModelConfig, dtype: torch.dtype) -> dict[str, Any]:
-    import tempfile
-
-    import diffusers
-
-    from raftdiff.diffusion.models.single_file import write_configs
-
-    kind = recognise_file(path)
-    with tempfile.TemporaryDirectory() as scratch:
-        if config.config is not None:
-            configs = folder_layout(Path(config.config).expanduser(), weights=False).path
-        else:
-            configs = write_configs(kind, Path(scratch), config.prediction_type, path)
-        try:
-            with quietly():
-                pipeline = diffusers.StableDiffusionPipeline.from_single_file(
-                    str(path),
-                    config=str(configs),
-                    local_files_only=True,
-                    torch_dtype=dtype,
-                    safety_checker=None,
-                    feature_extractor=None,
-                    requires_safety_checker=False,
-                )
-        except (OSError, ValueError, RuntimeError, KeyError) as error:
+    Raises:
+        UserError: the recipe says something else.
+    """
+    stated = {"prediction_type": found.prediction_type, "zero_terminal_snr": found.zero_terminal_snr}
+    for key, value in stated.items():
+        if value is not None and getattr(config, key) not in (None, value):
             raise UserError(
-                f"{path}: these weights do not fit the model configs in {config.config or kind}: {_first_line(error)} "
-                "Name the diffusers folder that holds the right ones as model.config."
-            ) from error
-    return {name: getattr(pipeline, name) for name in ("unet", "vae", "text_encoder", "tokenizer", "scheduler")}
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Within, diffusers and transformers draw no progress bars and log errors only."""
-    import diffusers.utils.logging as diffusers_log
-    import transformers.utils.logging as transformers_log
-
-    logs = (diffusers_log, transformers_log)
-    before = [(log.get_verbosity(), log.is_progress_bar_enabled()) for log in logs]
-    for log in logs:
-        log.set_verbosity_error()
-        log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, (level, bars) in zip(logs, before, strict=True):
-            log.set_verbosity(level)
-            if bars:
-                log.enable_progress_bar()
-
-
-def _vae(path: Path, dtype: torch.dtype) -> Any:
-    import diffusers
-
-    if not (path / "config.json").is_file():
-        raise UserError(f"model.vae: {path} is not the folder of an AutoencoderKL: it has no config.json.")
-    try:
-        return diffusers.AutoencoderKL.from_pretrained(path, local_files_only=True, use_safetensors=True, dtype=dtype)
-    except (OSError, ValueError, RuntimeError) as error:
-        raise UserError(f"model.vae: {path} cannot be read: {_first_line(error)}") from error
+                f"model.{key}: {config.base} says of itself that it is {value} (by its key v_pred or ztsnr, or its "
+                f"metadata), the recipe says {getattr(config, key)}. Leave model.{key} out."
+            )
+    return config.model_copy(update={key: value for key, value in stated.items() if value is not None})
 
 
 def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
@@ -278,7 +207,9 @@ def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
     if changes:
         import diffusers
 
-        # DDIM understands every key that matters here; PNDM, the default of SD 1.x, cannot end in pure noise.
+        # DDIM understands every key that matters here; PNDM, the default of SD 1.x, cannot end in pure noise. It would
+        # clip where PNDM, which knows no clipping, did not.
+        changes["clip_sample"] = scheduler.config.get("clip_sample", False)
         scheduler = diffusers.DDIMScheduler.from_config(scheduler.config, **changes)
     found = scheduler.config
     if found.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
@@ -294,7 +225,18 @@ def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
     return scheduler
 
 
+ALONE = ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+"""What a U-Net's config names where it must be told more than the text: a guidance, sizes, a class, a picture."""
+
+
 def _check_sizes(unet: Any, vae: Any, text_encoder: Any, name: str) -> None:
+    for key in ALONE:
+        if (asked := unet.config.get(key)) is not None:
+            distilled = " This is a latent consistency model (LCM)." if key == "time_cond_proj_dim" else ""
+            raise UserError(
+                f"{name}: its U-Net must be told more than the text ({key}: {asked}), which Stable Diffusion 1.x and "
+                f"2.x do not tell.{distilled} raftdiff tunes ordinary text-to-image models."
+            )
     if unet.config.in_channels != vae.config.latent_channels:
         kind = "an inpainting model" if unet.config.in_channels == 9 else "another kind of model"
         raise UserError(
@@ -315,8 +257,3 @@ def _set_attention(unet: Any, attention: str) -> None:
         unet.set_attn_processor(AttnProcessor2_0())
     elif attention == "xformers":
         unet.enable_xformers_memory_efficient_attention()
-
-
-def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") + "." if lines else f"{type(error).__name__}."

@@ -6,6 +6,8 @@ from typing import Any, final
 import torch
 from jaxtyping import Float, Int
 
+from raftdiff.training.tokenizers import longest
+
 CAPACITY = 4096
 """Embeddings kept; at SD 1.x's size, in float16, half a gigabyte."""
 
@@ -15,13 +17,15 @@ class PromptEncoder:
     """The text encoder behind a cache.
 
     Every text is encoded in a batch of its own, so that its embedding, to the last bit, does not depend on which other
-    texts were asked for: a resumed run encodes fewer texts and must draw the same pictures. Texts longer than the
-    tokenizer's limit (77 tokens for SD) are cut there, as every Stable Diffusion pipeline does.
+    texts were asked for: a resumed run encodes fewer texts and must draw the same pictures. Texts longer than what
+    tokenizer and text encoder both allow (77 tokens for SD) are cut there, as every Stable Diffusion pipeline does.
     """
 
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
+        self.limit = longest(tokenizer, text_encoder.config)
+        """Tokens of a text, begin and end included."""
         self._cache: dict[str, Float[torch.Tensor, "tokens width"]] = {}
 
     def __call__(self, texts: Sequence[str]) -> Float[torch.Tensor, "texts tokens width"]:
@@ -40,7 +44,7 @@ class PromptEncoder:
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
-            max_length=self.tokenizer.model_max_length,
+            max_length=self.limit,
             truncation=True,
             return_tensors="pt",
         )

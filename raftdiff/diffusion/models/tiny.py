@@ -5,7 +5,7 @@ from typing import Any, Literal
 
 import torch
 
-from raftdiff.diffusion.models.loading import quietly
+from raftdiff.diffusion.models.quiet import quietly
 
 Kind = Literal["sd15", "sd21", "sd21_zero_snr"]
 TOKENS = 16

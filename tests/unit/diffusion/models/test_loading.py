@@ -32,7 +32,7 @@ def base(path, **changes):
 def test_a_folder_loads_frozen_and_in_its_dtype(models):
     parts = load(base(models["sd21"], dtype="bfloat16", channels_last=True))
     assert parts.prediction_type == "v_prediction"
-    assert parts.size == 16
+    assert parts.size == (16, 16)
     assert parts.vae_factor == 2
     assert {p.dtype for p in parts.unet.parameters()} == {torch.bfloat16}
     assert not any(p.requires_grad for p in parts.unet.parameters())
@@ -57,12 +57,6 @@ def test_overrides_of_the_schedule(models):
     assert parts.prediction_type == "v_prediction"
     assert parts.scheduler.config.rescale_betas_zero_snr
     assert parts.scheduler.config.timestep_spacing == "trailing"
-
-
-def test_another_vae(models):
-    load(base(models["sd15"], vae=str(models["sd21"] / "vae")))
-    with pytest.raises(UserError, match=r"is not the folder of an AutoencoderKL: it has no config.json"):
-        load(base(models["sd15"], vae=str(models["sd15"])))
 
 
 def write(path, **described):
@@ -106,7 +100,7 @@ def test_incomplete_folders(models, tmp_path):
     folder = copied(models, tmp_path / "it")
     weights = folder / "unet" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:100])
-    with pytest.raises(UserError, match="this model cannot be read"):
+    with pytest.raises(UserError, match="unet cannot be read"):
         load(base(folder))
     weights.rename(weights.with_suffix(".bin"))
     with pytest.raises(UserError, match=r"holds only pickled .bin weights, which raftdiff does not open"):

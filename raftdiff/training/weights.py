@@ -1,0 +1,104 @@
+"""Weights that somebody else wrote: whether all are there, under the names that the model knows, and are numbers."""
+
+import errno
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+from raftdiff.errors import UserError
+
+WRAPPERS: Mapping[str, str] = {
+    "_orig_mod.": "torch.compile puts it there; save the model inside, model._orig_mod",
+    "module.": "DataParallel puts it there; save the model inside, model.module",
+    "base_layer.": "PEFT puts it there while an adapter is attached; save after merge_and_unload() or unload()",
+}
+"""What a training leaves in the names of weights, and who puts it there."""
+
+
+@contextmanager
+def reading(what: str, advice: str = "") -> Iterator[None]:
+    """Within, whatever a library raises over somebody's files becomes a sentence that begins with ``what``.
+
+    Libraries raise nearly anything over a malformed file: KeyError, TypeError, a bare Exception. A full disk stays what
+    it is.
+
+    Raises:
+        UserError: something was raised.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise UserError(f"{what}: {first_line(error)}{f' {advice}' if advice else ''}") from error
+
+
+def first_line(error: Exception) -> str:
+    """What an error of a library says first, as a sentence."""
+    lines = str(error).strip().splitlines()
+    said = lines[0].rstrip(".: ") if lines else ""
+    return f"{said or type(error).__name__}{f' ({type(error).__name__})' if isinstance(error, KeyError) else ''}."
+
+
+def demand_all(what: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:
+    """``what`` names the weights; ``missing`` are those that the model has and its files lack, ``unexpected`` those
+    that the files have and the model does not. Missing weights would be random ones, others at each start.
+
+    Raises:
+        UserError: something is missing.
+    """
+    lacking = sorted(missing)
+    if not lacking:
+        return
+    sentence = f"{what}: its files lack {_count(lacking)}"
+    if wrapped := wrapper(unexpected):
+        name, mark = wrapped
+        raise UserError(f"{sentence}, but hold '{name}': the '{mark}' is not the model's, {WRAPPERS[mark]}.")
+    raise UserError(f"{sentence}, which would be random. Are they damaged, or another model's?")
+
+
+def wrapper(names: Iterable[str]) -> tuple[str, str] | None:
+    """A name that a training left a mark in, and the mark; None where all are plain."""
+    ordered = sorted(names)
+    marked = ((name, mark) for mark in WRAPPERS for name in ordered if f".{mark}" in f".{name}")
+    return next(marked, None)
+
+
+def demand_finite(what: str, module: torch.nn.Module) -> None:
+    """
+    Raises:
+        UserError: a weight is NaN or infinite, so that whatever the model makes is none.
+    """
+    for name, weight in module.named_parameters():
+        if weight.is_floating_point() and not bool(torch.isfinite(weight).all()):
+            bad = int((~torch.isfinite(weight)).sum())
+            raise UserError(
+                f"{what}: {bad} of the {weight.numel()} numbers of {name} are NaN or infinite. The file is damaged, "
+                "its training diverged, or the dtype is too small for it: try bfloat16 or float32."
+            )
+
+
+def without_data(module: torch.nn.Module) -> list[str]:
+    """The names of weights that a library announced and never filled."""
+    return [name for name, weight in module.named_parameters() if weight.is_meta]
+
+
+def loaded(what: str, kind: Any, where: Any, **options: Any) -> Any:
+    """A model of a diffusers or transformers class ``kind`` from ``where``, all of whose weights were there.
+
+    Raises:
+        UserError: it cannot be read, lacks weights, or holds some that are no numbers.
+    """
+    with reading(f"{what} cannot be read"):
+        model, told = kind.from_pretrained(where, output_loading_info=True, **options)
+    demand_all(what, told["missing_keys"], told["unexpected_keys"])
+    demand_finite(what, model)
+    return model
+
+
+def _count(names: list[str]) -> str:
+    return names[0] if len(names) == 1 else f"{len(names)} weights ({names[0]}, ...)"
