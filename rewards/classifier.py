@@ -10,13 +10,13 @@ from pydantic import Field
 from raftdiff.chat.dialogue import cut, dialogue, fill, messages
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes.config import Config
+from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
+from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Sample
 
 Form = Literal["template", "chat", "pair"]
 Output = Literal["log_odds", "probability"]
 Precision = Literal["float32", "bfloat16", "float16"]
-UNLIMITED = 10**6
-"""A tokenizer without a limit says so by a number of 30 digits."""
 
 
 class ClassifierConfig(Config):
@@ -113,7 +113,7 @@ class ClassifierReward:
             raise UserError(f"The reward '{name}': the tokenizer has no EOS token to append; leave append_eos out.")
         if form == "chat" and not tokenizer.chat_template:
             raise UserError(f"The reward '{name}': the tokenizer has no chat template; use form: template.")
-        self._max_tokens = max_tokens or _longest(model.config, tokenizer)
+        self._max_tokens = max_tokens or longest(tokenizer, model.config)
         tokenizer.truncation_side = truncate
         self._batch_size = batch_size
         model.config.get_text_config().use_cache = False
@@ -153,6 +153,7 @@ class ClassifierReward:
             add_special_tokens=self._form != "chat",  # a chat template writes its own
         )
         row = {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
+        within(f"An answer to '{sample.prompt.id}'", self._tokenizer, row["input_ids"], table_rows(self._model))
         row["input_ids"] += self._end
         if "token_type_ids" in row:
             row["token_type_ids"] += row["token_type_ids"][-1:] * len(self._end)
@@ -208,22 +209,15 @@ def load(model: str, *, revision: str | None, dtype: Precision, device: str) -> 
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    try:
+    advice = "It takes a folder or an id with safetensors weights and a tokenizer."
+    with reading(f"The reward 'classifier' cannot load '{model}'", advice):
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)
         loaded, info = AutoModelForSequenceClassification.from_pretrained(
             model, revision=revision, dtype=getattr(torch, dtype), use_safetensors=True, output_loading_info=True
         )
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(
-            f"The reward 'classifier' cannot load '{model}': {reason}. It takes a folder or an id with safetensors "
-            "weights and a tokenizer."
-        ) from error
-    if info["missing_keys"]:
-        raise UserError(
-            f"'{model}' is no trained classifier: it has no weights for {', '.join(sorted(info['missing_keys']))}, "
-            "which would be random."
-        )
+    demand_all(f"'{model}' is no trained classifier", info["missing_keys"], info["unexpected_keys"])
+    demand_finite(f"The classifier '{model}'", loaded)
+    check_tokenizer(f"The classifier '{model}'", tokenizer, table_rows(loaded))
     return loaded.to(device), tokenizer
 
 
@@ -238,15 +232,6 @@ def _column(config: Any, label: str | None, name: str) -> int:
     if label not in labels:
         raise UserError(f"The reward '{name}': '{label}' is no label of this model. {nearest(label, labels)}")
     return labels[label]
-
-
-def _longest(config: Any, tokenizer: Any) -> int | None:
-    """Tokens that the model can read; None for no known limit."""
-    positions = getattr(config.get_text_config(), "max_position_embeddings", None)
-    if positions and any(family in config.model_type for family in ("roberta", "camembert")):
-        positions -= config.pad_token_id + 1  # these count positions from there
-    limits = [limit for limit in (tokenizer.model_max_length, positions) if limit and 0 < limit < UNLIMITED]
-    return min(limits, default=None)
 
 
 def _absent(rows: Sequence[Sequence[int]], vocabulary: int) -> int | None:

@@ -8,6 +8,7 @@ second reward of a recipe costs no forward.
 import difflib
 import hashlib
 import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -20,6 +21,8 @@ from PIL import Image
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.needs import from_hub, hub_has
+from raftdiff.training.tokenizers import check_tokenizer, check_vocabulary
+from raftdiff.training.weights import WRAPPERS, demand_finite, wrapper
 from raftdiff.types import Sample
 
 Precision = Literal["float32", "bfloat16", "float16"]
@@ -268,6 +271,7 @@ def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) ->
         width = int(open_clip.get_model_config(identity.model)["embed_dim"])
     except Exception as error:
         raise UserError(_failed(identity, error)) from error
+    _check_parts(identity, model, tokenizer)
     return Tower(
         model,
         preprocess,
@@ -281,7 +285,10 @@ def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) ->
 
 
 def _failed(identity: Identity, error: Exception) -> str:
-    name = f"'{identity.model}'" + (f" with '{identity.pretrained}'" if identity.pretrained else "")
+    name = _spelled(identity)
+    if wrapped := wrapper(re.findall(r'"([^"]+)"', str(error))):  # as PyTorch lists keys that do not fit
+        key, mark = wrapped
+        return f"The CLIP model {name}: it holds '{key}': the '{mark}' is not the model's, {WRAPPERS[mark]}."
     reason = str(error).strip().partition("\n")[0][:200]
     local = identity.model.startswith("local-dir:") or Path(identity.pretrained or "").is_file()
     if not local:
@@ -290,6 +297,28 @@ def _failed(identity: Identity, error: Exception) -> str:
             "elsewhere and give the folder as 'model', or the file as 'pretrained'."
         )
     return f"The CLIP model {name} could not be loaded: are the weights another model's, or damaged? ({reason})"
+
+
+def _check_parts(identity: Identity, model: torch.nn.Module, tokenizer: Any) -> None:
+    """
+    Raises:
+        UserError: a weight is no number, or the tokenizer is another model's, as where a folder lacks its own.
+    """
+    what = f"The CLIP model {_spelled(identity)}"
+    demand_finite(what, model)
+    texts = getattr(model, "text", model)
+    table = next((part for part in texts.modules() if isinstance(part, torch.nn.Embedding)), None)
+    if table is None:
+        return
+    inner = getattr(tokenizer, "tokenizer", None)
+    if hasattr(inner, "get_added_vocab"):
+        check_tokenizer(what, inner, table.num_embeddings)
+    elif hasattr(tokenizer, "encoder"):  # open_clip's own
+        check_vocabulary(what, tokenizer.encoder, added=tokenizer.all_special_ids, rows=table.num_embeddings)
+
+
+def _spelled(identity: Identity) -> str:
+    return f"'{identity.model}'" + (f" with '{identity.pretrained}'" if identity.pretrained else "")
 
 
 def _unit(features: Any) -> torch.Tensor:

@@ -13,6 +13,8 @@ from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
+from raftdiff.training.tokenizers import check_tokenizer, table_rows, within
+from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Prompt
 
 WHERE = (
@@ -75,9 +77,10 @@ class LM:
 
     @property
     def pad(self) -> int:
-        """What fills rows up. It may be the end token itself: masks are made by counting, never by looking for it."""
+        """What fills rows up. It may be the end token itself: masks are made by counting, never by looking for it. So a
+        filling that was added to the tokenizer alone, past the model's table, is not needed either."""
         pad = self.tokenizer.pad_token_id
-        return int(self.eos[0] if pad is None else pad)
+        return int(self.eos[0] if pad is None or pad >= table_rows(self.model) else pad)
 
     @property
     def positions(self) -> int | None:
@@ -93,9 +96,9 @@ class LM:
             UserError: they are none, or more than ``max_prompt_tokens``, or the chat template takes no such turns.
         """
         if self.template == "chat":
-            ids = self.tokenizer(self._chat(prompt, text), add_special_tokens=False)["input_ids"]
+            ids = self._ids(self._chat(prompt, text), special=False)
         else:
-            ids = self.tokenizer(self._plain(prompt, text))["input_ids"]
+            ids = self._ids(self._plain(prompt, text), special=True)
         if not ids:
             raise UserError(f"The prompt '{prompt.id}' is empty, and the model needs a token to go on from.")
         if len(ids) > self.max_prompt_tokens:
@@ -103,15 +106,20 @@ class LM:
                 f"The prompt '{prompt.id}' is {len(ids)} tokens long, more than model.max_prompt_tokens "
                 f"({self.max_prompt_tokens}); leave it out, shorten it, or raise the limit."
             )
-        return list(ids)
+        return ids
 
     def answer_ids(self, text: str) -> list[int]:
         """The tokens of an answer that somebody else wrote, its end included."""
-        return [*self.tokenizer(text, add_special_tokens=False)["input_ids"], self.eos[0]]
+        return [*self._ids(text, special=False), self.eos[0]]
 
     def text(self, ids: Sequence[int]) -> str:
         """The answer that tokens spell, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+
+    def _ids(self, text: str, *, special: bool) -> list[int]:
+        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+        within(f"A text for '{self.name}'", self.tokenizer, ids, table_rows(self.model))
+        return ids
 
     def _chat(self, prompt: Prompt, text: str) -> str:
         from jinja2 import TemplateError
@@ -169,11 +177,9 @@ def is_encoder(config: LMConfig, resolve: Callable[[str], str]) -> bool:
     where = _found(config, resolve)
     if config.gguf_file:
         return False
-    try:
+    with reading(f"model.base: cannot load '{config.base}'"):
         known = {"revision": config.revision} if config.revision else {}
         told = transformers.AutoConfig.from_pretrained(where, trust_remote_code=False, **known)
-    except (OSError, ValueError) as error:
-        raise UserError(f"model.base: cannot load '{config.base}': {_first_line(error)}") from None
     if getattr(told, "is_encoder_decoder", False):
         raise UserError(
             f"model.base: '{config.base}' reads with one network and writes with another; use a causal language model "
@@ -210,22 +216,20 @@ def _read(config: LMConfig, where: str, kind: str) -> tuple[Any, Any]:
     """Tokenizer and model, of one ``kind`` of transformers' Auto classes. A weight that the files lack would be filled
     with noise, so that is an error here."""
     import transformers
-    from safetensors import SafetensorError
 
     known = {"revision": config.revision, "gguf_file": config.gguf_file, "trust_remote_code": False}
     options = {name: value for name, value in known.items() if value is not None}
     safe: Mapping[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
-    what = f"cannot load the tokenizer of '{config.base}'"
-    try:
+    with reading(f"model.base: cannot load the tokenizer of '{config.base}'"):
         tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-        what = f"cannot load '{config.base}' as {_NOUNS[kind][0]}"
+    with reading(f"model.base: cannot load '{config.base}' as {_NOUNS[kind][0]}"):
         model, found = getattr(transformers, kind).from_pretrained(
             where, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
         )
-    except (OSError, ValueError, ImportError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model.base: {what}: {_first_line(error)}") from None
-    if missing := sorted(key for key in found["missing_keys"] if not key.startswith("pooler.")):
-        raise UserError(f"model.base: '{config.base}' is no {_NOUNS[kind][1]}: its files lack {missing[0]}.")
+    missing = [key for key in found["missing_keys"] if not key.startswith("pooler.")]
+    demand_all(f"model.base: '{config.base}' is no {_NOUNS[kind][1]}", missing, found["unexpected_keys"])
+    demand_finite(f"model.base: '{config.base}'", model)
+    check_tokenizer(f"model.base: '{config.base}'", tokenizer, table_rows(model))
     return tokenizer, model
 
 
@@ -255,7 +259,3 @@ def _check_folder(config: LMConfig, where: str) -> None:
     looks_local = where.startswith((".", "/", "~")) or where.count("/") > 1
     if looks_local and not Path(where).expanduser().is_dir():
         raise UserError(f"model.base: there is no folder '{config.base}'.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0].rstrip(": ") if str(error).strip() else type(error).__name__

@@ -22,6 +22,7 @@ from raftdiff.llm.model.loading import LM, LMConfig, is_encoder, load, load_enco
 from raftdiff.llm.model.rows import Batch, Row, collate
 from raftdiff.records.disk import read_json, save_tensors, write_text
 from raftdiff.seeds import fold
+from raftdiff.training.tokenizers import first_position
 from raftdiff.training.trainable import merged
 from raftdiff.types import Prompt
 
@@ -81,7 +82,7 @@ class ValueModel:
         if self.causal:
             inputs["use_cache"] = False
         if not bool(batch.attention[:, 0].all()):  # filled on the left, where positions would begin too late
-            inputs["position_ids"] = (attention.cumsum(dim=1) - 1).clamp(min=0) + _first_position(self.lm)
+            inputs["position_ids"] = (attention.cumsum(dim=1) - 1).clamp(min=0) + first_position(self.lm.model.config)
         return inputs
 
 
@@ -230,11 +231,4 @@ def _notes(folder: Path) -> dict[str, Any]:
 
 def _positions(lm: LM) -> int | None:
     """The longest text that the model can read, in tokens; None where it does not say."""
-    return None if lm.positions is None else lm.positions - _first_position(lm)
-
-
-def _first_position(lm: LM) -> int:
-    """What the model counts positions from: RoBERTa and its kin from behind their filling token's id."""
-    config = lm.model.config
-    behind = any(family in config.model_type for family in ("roberta", "camembert"))
-    return int(config.pad_token_id) + 1 if behind else 0
+    return None if lm.positions is None else lm.positions - first_position(lm.model.config)

@@ -15,6 +15,8 @@ WRAPPERS: Mapping[str, str] = {
     "base_layer.": "PEFT puts it there while an adapter is attached; save after merge_and_unload() or unload()",
 }
 """What a training leaves in the names of weights, and who puts it there."""
+HEADING = 60
+"""A first line of an error that is shorter says little without the second."""
 
 
 @contextmanager
@@ -38,9 +40,9 @@ def reading(what: str, advice: str = "") -> Iterator[None]:
 
 
 def first_line(error: Exception) -> str:
-    """What an error of a library says first, as a sentence."""
-    lines = str(error).strip().splitlines()
-    said = lines[0].rstrip(".: ") if lines else ""
+    """What an error of a library says first, as a sentence; with its second line where the first is a heading."""
+    lines = [line.strip() for line in str(error).strip().splitlines()]
+    said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2]).rstrip(".: ")
     return f"{said or type(error).__name__}{f' ({type(error).__name__})' if isinstance(error, KeyError) else ''}."
 
 
@@ -101,4 +103,4 @@ def loaded(what: str, kind: Any, where: Any, **options: Any) -> Any:
 
 
 def _count(names: list[str]) -> str:
-    return names[0] if len(names) == 1 else f"{len(names)} weights ({names[0]}, ...)"
+    return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"

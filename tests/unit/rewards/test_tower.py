@@ -1,6 +1,7 @@
 import gc
 import json
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -8,10 +9,11 @@ import open_clip
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
+from raftdiff import embedded
 from raftdiff.errors import UserError
 from raftdiff.rewards import tower as module
 from raftdiff.rewards.aesthetic import AestheticReward, Head
@@ -60,7 +62,8 @@ def test_a_feature_does_not_depend_on_its_companions_to_the_bit(fresh: Path, tmp
     assert torch.equal(together, reverse)
 
 
-def test_a_folder_may_bring_its_own_tokenizer(fresh: Path) -> None:
+def give_tokenizer(fresh: Path) -> None:
+    """A tokenizer of its own, of six words, and a text tower that knows as many."""
     words = {"<start>": 0, "a": 1, "cat": 2, "dog": 3, "<unknown>": 4, "<end>": 5}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unknown>"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
@@ -69,12 +72,56 @@ def test_a_folder_may_bring_its_own_tokenizer(fresh: Path) -> None:
     )
     PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="<end>").save_pretrained(fresh)
     config = json.loads((fresh / "open_clip_config.json").read_text())
-    config["model_cfg"]["text_cfg"]["hf_tokenizer_name"] = "its own"
+    config["model_cfg"]["text_cfg"] |= {"hf_tokenizer_name": "its own", "vocab_size": len(words)}
     (fresh / "open_clip_config.json").write_text(json.dumps(config))
+    rewrite(fresh, **{"token_embedding.weight": lambda table: table[: len(words)].clone()})
+
+
+def rewrite(fresh: Path, **changes: Callable[[torch.Tensor], torch.Tensor]) -> None:
+    file = fresh / "open_clip_model.safetensors"
+    weights = load_file(file)
+    save_file({name: changes.get(name, torch.Tensor.clone)(it) for name, it in weights.items()}, file)
+
+
+def test_a_folder_may_bring_its_own_tokenizer(fresh: Path) -> None:
+    give_tokenizer(fresh)
     tower = open_tower(str(fresh))
     cat, dog, bird, fish = tower.text_features(["a cat", "a dog", "a bird", "a fish"])
     assert not torch.allclose(cat, dog)
     assert torch.equal(bird, fish), "both are unknown to this vocabulary"
+
+
+def test_a_folder_is_never_read_with_another_models_tokenizer(fresh: Path) -> None:
+    give_tokenizer(fresh)
+    tokenizer = (fresh / "tokenizer.json").read_text()
+    (fresh / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match=r"could not be loaded|the tokenizer"):
+        open_tower(str(fresh))
+    (fresh / "tokenizer.json").write_text(tokenizer)
+    config = json.loads((fresh / "open_clip_config.json").read_text())
+    del config["model_cfg"]["text_cfg"]["hf_tokenizer_name"]
+    (fresh / "open_clip_config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="the tokenizer knows 49406 tokens, the network only 6; it is another model's"):
+        open_tower(str(fresh))
+
+
+def test_the_shipped_clip_without_its_tokenizer_is_an_error(tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(embedded.folder("emoji-clip"), tmp_path / "clip"))
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(UserError, match="the tokenizer has no vocabulary, only 2 special tokens"):
+        open_tower(str(folder))
+
+
+def test_weights_that_are_no_numbers_or_wrapped(fresh: Path) -> None:
+    rewrite(fresh, logit_scale=lambda scale: scale * torch.nan)
+    with pytest.raises(UserError, match="The CLIP model .*: 1 of the 1 numbers of logit_scale are NaN or infinite"):
+        open_tower(str(fresh))
+    file = fresh / "open_clip_model.safetensors"
+    save_file({f"_orig_mod.{name}": it for name, it in load_file(file).items()}, file)
+    with pytest.raises(
+        UserError, match="it holds '_orig_mod.*: the '_orig_mod.' is not the model's, torch.compile puts"
+    ):
+        open_tower(str(fresh))
 
 
 def test_every_forward_has_the_same_shape(fresh: Path) -> None:

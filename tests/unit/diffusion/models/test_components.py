@@ -87,7 +87,7 @@ def test_weights_that_are_not_there_are_never_random(folder, component, change, 
 )
 def test_nor_are_those_that_a_single_file_lacks(models, file, start):
     rewritten(file, lambda w: {name: it for name, it in w.items() if not name.startswith(start)})
-    with pytest.raises(UserError, match="its files lack 2 weights .*, which would be random"):
+    with pytest.raises(UserError, match="its files lack .* and 1 more, which would be random"):
         opened(file, config=str(models["sd15"]))
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
@@ -273,3 +274,103 @@ def write_gguf(lm, folder: Path) -> Path:
     writer.write_tensors_to_file()
     writer.close()
     return folder
+
+
+@pytest.fixture
+def rewritten(lm_folder, tmp_path):
+    """A copy of the tiny model whose weights ``change`` has changed."""
+
+    def write(change):
+        folder = shutil.copytree(lm_folder, tmp_path / "changed")
+        save_file(change(load_file(folder / "model.safetensors")), folder / "model.safetensors", {"format": "pt"})
+        return folder
+
+    return write
+
+
+@pytest.mark.parametrize("mark", ["_orig_mod.", "module."])
+def test_what_a_training_wrapped_names_its_wrapper(rewritten, open_lm, mark):
+    folder = rewritten(lambda weights: {f"{mark}{name}": it for name, it in weights.items()})
+    with pytest.raises(UserError, match=rf"its files lack .* but hold '{mark}model.*: the '{mark}' is not the model's"):
+        open_lm(folder)
+
+
+def test_a_model_that_was_saved_with_its_adapter_on(rewritten, open_lm):
+    folder = rewritten(lambda w: {name.replace("q_proj.", "q_proj.base_layer."): it for name, it in w.items()})
+    with pytest.raises(UserError, match="the 'base_layer.' is not the model's, PEFT puts it there"):
+        open_lm(folder)
+
+
+def test_weights_that_are_no_numbers(rewritten, open_lm):
+    with pytest.raises(UserError, match=r"1 of the \d+ numbers of model.norm.weight are NaN or infinite"):
+        open_lm(rewritten(lambda w: {**w, "model.norm.weight": w["model.norm.weight"].index_fill(0, ZERO, torch.inf)}))
+
+
+ZERO = torch.tensor([0])
+
+
+def with_tokens(folder, path, **special):
+    """A copy of ``folder`` whose tokenizer alone has further tokens."""
+    from transformers import AutoTokenizer
+
+    shutil.copytree(folder, path)
+    tokenizer = AutoTokenizer.from_pretrained(path)
+    tokenizer.add_special_tokens(special)
+    tokenizer.save_pretrained(path)
+    return path
+
+
+def test_a_filling_past_the_models_table_is_not_used(lm_folder, open_lm, tmp_path):
+    lm = open_lm(with_tokens(lm_folder, tmp_path / "it", pad_token="[PAD]"))
+    assert lm.tokenizer.pad_token_id >= lm.model.get_input_embeddings().num_embeddings
+    assert lm.pad == lm.eos[0]
+    prompts = [lm.prompt_ids(ask(text), text) for text in ("the", "the film was")]
+    assert len(generate(lm, prompts, [0, 1], DecodingConfig(max_new_tokens=3))) == 2
+
+
+def test_a_token_past_the_models_table_is_named_where_a_text_holds_it(lm_folder, open_lm, tmp_path):
+    lm = open_lm(with_tokens(lm_folder, tmp_path / "it", additional_special_tokens=["<tool>"]))
+    with pytest.raises(UserError, match=r"it holds '<tool>', a token that was added to the tokenizer \(id 16\)"):
+        lm.prompt_ids(ask("the <tool>"), "the <tool>")
+    with pytest.raises(UserError, match=r"it holds '<tool>'.* the network does not know \(16 tokens\); take it out"):
+        lm.answer_ids("<tool> good")
+
+
+def test_an_end_past_the_models_table_is_refused(lm_folder, open_lm, tmp_path):
+    with pytest.raises(UserError, match=r"the tokenizer's eos token '<end>' has the id 16, and the network knows 16"):
+        open_lm(with_tokens(lm_folder, tmp_path / "it", eos_token="<end>"))
+
+
+def test_a_tokenizer_of_another_model_or_without_a_vocabulary(lm_folder, chat_folder, open_lm, tmp_path):
+    other = shutil.copytree(lm_folder, tmp_path / "other")
+    shutil.copy(chat_folder / "tokenizer.json", other / "tokenizer.json")
+    with pytest.raises(UserError, match="the tokenizer knows 19 tokens, the network only 16; it is another model's"):
+        open_lm(other)
+    empty = shutil.copytree(lm_folder, tmp_path / "empty")
+    told = json.loads((empty / "tokenizer.json").read_text())
+    told["model"]["vocab"] = {word: at for word, at in told["model"]["vocab"].items() if at < 4}
+    (empty / "tokenizer.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match="the tokenizer has no vocabulary, only 4 special tokens"):
+        open_lm(empty)
+
+
+@pytest.mark.parametrize("file", ["config.json", "tokenizer_config.json", "generation_config.json"])
+def test_configs_that_are_no_objects(lm_folder, open_lm, tmp_path, file):
+    folder = shutil.copytree(lm_folder, tmp_path / "it")
+    (folder / file).write_text("[]")
+    with pytest.raises(UserError, match=r"model.base: cannot load .*: "):
+        open_lm(folder)
+
+
+def test_a_size_that_is_a_text_is_a_sentence(lm_folder, changed, open_lm):
+    with pytest.raises(UserError, match="model.base: cannot load .* 'hidden_size'.* expected int, got str"):
+        open_lm(changed(lm_folder, "config.json", hidden_size="wide"))
+
+
+def test_a_shard_index_that_names_a_pickle_is_a_sentence(lm_folder, open_lm, tmp_path):
+    folder = shutil.copytree(lm_folder, tmp_path / "it")
+    names = dict.fromkeys(load_file(folder / "model.safetensors"), "pytorch_model-00001.bin")
+    (folder / "model.safetensors").rename(folder / "pytorch_model-00001.bin")
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": names}))
+    with pytest.raises(UserError, match="cannot load '.*' as a language model: "):
+        open_lm(folder)
