@@ -1,6 +1,6 @@
 """A Stable Diffusion model, by folder, hub id or single file, as the parts that sampler and fine-tuner share."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +52,8 @@ class ModelConfig(Config):
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
         yield from model_at("base", resolve(self.base), where=WHERE)
+        if self.vae is not None:
+            yield from model_at("vae", self.vae, where="It can be an AutoencoderKL's folder, one file, or a hub id.")
         yield from self.machine_needs()
 
     def machine_needs(self) -> Iterator[Need]:
