@@ -14,7 +14,7 @@ from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
-from raftdiff.llm.recipe import UNMEASURED, TextRecipe, mixed
+from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, mixed
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.sampling.mix import MixSamplerConfig
@@ -57,11 +57,12 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     """Load the models and the rewards, and wire them.
 
     Raises:
-        UserError: a model or a reward cannot be loaded, or a prompt is too long.
+        UserError: a model or a reward cannot be loaded, or a prompt is too long, or is not what its answers follow.
     """
     flush_denormals()
-    lm = load(recipe.model, resolve)
     prompts, evaluation = read_prompts(recipe.prompts, Path()), recipe.evaluation
+    check_texts(recipe, prompts)
+    lm = load(recipe.model, resolve)
     held_out = read_prompts(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
     decoding = decoding_of(recipe)
     finetuner = _finetuner(recipe, lm, decoding)

@@ -116,7 +116,7 @@ def _figures(
 ) -> tuple[dict[str, dict[str, float | None]], float]:
     """What is not a reward, of both sides; and KL(policy || base), estimated on the answers of the policy."""
     size, sides = assembly.distances.batch_size, (before, after)
-    rows = [[row_of(assembly.lm, sample, learning=True) for sample in side] for side in sides]
+    rows = [[row_of(assembly.lm, sample, learning=False) for sample in side] for side in sides]
     with assembly.finetuner.base_weights():
         under_base = [score(assembly.lm, side, batch_size=size) for side in rows]
     now = score(assembly.lm, rows[1], batch_size=size)

@@ -49,9 +49,10 @@ class Distances:
     batch_size: int
 
     def __call__(self, samples: Sequence[Sample[str]]) -> dict[str, float]:
-        """``kl``: mean of log p - log p0 of an answer, nats, an estimate of KL(policy || base); ``perplexity``: of
-        the answers under the base model, a token; ``length``: in words; ``distinct_2``."""
-        rows = [row_of(self.lm, sample, learning=True) for sample in samples if len(sample.aux.get("tokens", "?"))]
+        """``kl``: mean of log p - log p0 of an answer, nats, an estimate of KL(policy || base), and so after the
+        prompt that it was drawn after; ``perplexity``: of the answers under the base model, a token; ``length``: in
+        words; ``distinct_2``."""
+        rows = [row_of(self.lm, sample, learning=False) for sample in samples if len(sample.aux.get("tokens", "?"))]
         now, before = self.log_probabilities(rows)
         texts = [sample.media for sample in samples]
         return {

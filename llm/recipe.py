@@ -12,6 +12,7 @@ from raftdiff.llm.data.prompts import DataConfig, sealed_prompts
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.rows import other_prompt
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
@@ -27,6 +28,7 @@ from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
+from raftdiff.types import Prompt
 
 if TYPE_CHECKING:
     TextRewardConfig: TypeAlias = Any
@@ -220,3 +222,17 @@ def _check_objective(recipe: TextRecipe) -> None:
         )
     if recipe.loop.replay_rounds:
         raise UserError(f"loop.replay_rounds: {learner} learns from fresh answers; make it 0.")
+    if recipe.prompts.decouple and any(template != "{prompt}" for template in recipe.prompts.magic):
+        raise UserError(other_prompt(learner, "all of them"))
+
+
+def check_texts(recipe: TextRecipe, prompts: Sequence[Prompt]) -> None:
+    """
+    Raises:
+        UserError: a prompt brings a text of its own for the sampler, and the fine-tuner cannot learn after another.
+    """
+    if not recipe.finetuner.requires.fresh_samples:
+        return
+    for prompt in prompts:
+        if prompt.sampling != prompt.learning:
+            raise UserError(other_prompt(recipe.finetuner.learner, f"'{prompt.id}'"))

@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raftdiff.llm.learning.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
-from raftdiff.llm.learning.steps import StepsConfig, attach, precision_of, seeded, training
+from raftdiff.llm.learning.steps import StepsConfig, attach, before_steps, precision_of, sampler_gap, seeded, training
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
@@ -109,13 +109,13 @@ class LMFineTuner:
         config, tally = self.config, Tally()
         plan = optimizer.exposure_plan(len(selection.items), config.steps, config.batch_size, config.epochs, seed)
         with self._training():
-            taught = self._taught(selection, samples)
+            taught, known = self._taught(selection, samples)
             for index, places in enumerate(plan):
                 rate = self.course.rate(self.course.progress(index / len(plan)))
                 self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
                 report(index + 1, len(plan))
         self.course.rounds += 1
-        return {"loss": 0.0, **tally.figures(), "items": float(tally.items)}
+        return {"loss": 0.0, **tally.figures(), **known, "items": float(tally.items)}
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
@@ -138,21 +138,29 @@ class LMFineTuner:
         """How many numbers are trained."""
         return self.trainable.count()
 
-    def _taught(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> list[Taught]:
+    def _taught(
+        self, selection: Selection, samples: Mapping[Key, Sample[str]]
+    ) -> tuple[list[Taught], dict[str, float]]:
         """The items as tokens; where the objective asks for it, with the old and the base model's log-probabilities.
+        And what can be told of them before the first step.
 
-        The base computes in the precision of the training, so that a policy that has not moved equals it.
+        Both compute as the training does, so that a policy that has not moved equals them.
         """
         keys = list(dict.fromkeys(key for item in selection.items for key in item.keys))
         rows = {key: row_of(self.lm, samples[key], learning=True) for key in keys}
-        needs = self.requires
-        old = {key: drawn_with(samples[key], rows[key]) for key in keys} if "logprobs" in needs.aux else {}
+        needs, size = self.requires, self.config.rows_per_pass
+        old: dict[Key, Tensor] = {}
+        figures: dict[str, float] = {}
+        if "logprobs" in needs.aux and keys:
+            drawn = [drawn_with(samples[key], rows[key]) for key in keys]
+            old = dict(zip(keys, before_steps(self.network, list(rows.values()), batch_size=size), strict=True))
+            figures = {"sampler_gap": sampler_gap(drawn, list(old.values()))}
         reference: dict[Key, Tensor] = {}
         if needs.reference_model:
             with self.trainable.passed_by(), self.network.computing():
-                found = score(self.lm, list(rows.values()), batch_size=self.config.rows_per_pass)
+                found = score(self.lm, list(rows.values()), batch_size=size)
             reference = dict(zip(rows, found, strict=True))
-        return [
+        taught = [
             Taught(
                 item,
                 tuple(rows[key] for key in item.keys),
@@ -161,6 +169,7 @@ class LMFineTuner:
             )
             for item in selection.items
         ]
+        return taught, figures
 
     def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
         """One optimizer step on these items."""

@@ -6,10 +6,12 @@ from typing import Any, Literal
 
 import torch
 from pydantic import Field
-from torch import nn
+from torch import Tensor, nn
 
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
+from raftdiff.llm.model.network import Network
+from raftdiff.llm.model.rows import Row, score
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training.devices import DTYPES, DType
@@ -105,6 +107,34 @@ def training(trainable: Trainable, model: Any, frozen: torch.dtype, *, checkpoin
             _checkpointing(model, "disable")()
         model.eval()
         trainable.rest(None)
+
+
+@contextmanager
+def undisturbed(model: Any) -> Iterator[None]:
+    """Within, the LoRA of a network in training drops nothing: what is measured does not differ by a draw."""
+    drops = [layer.lora_dropout for layer in lora_layers([model]) if layer.lora_dropout.training]
+    for drop in drops:
+        drop.eval()
+    try:
+        yield
+    finally:
+        for drop in drops:
+            drop.train()
+
+
+def before_steps(network: Network, rows: Sequence[Row], *, batch_size: int) -> list[Tensor]:
+    """log p of every answer token under the policy that drew it, as the training computes it; float32 on the CPU.
+
+    A sampler's own come by another way: from a cache, filled up on the left, in the precision of sampling, or from
+    another program. In bfloat16 that alone makes ratios of 0.95 to 1.05 of a policy that has not moved.
+    """
+    with network.computing(), undisturbed(network.lm.model):
+        return score(network.lm, rows, batch_size=batch_size)
+
+
+def sampler_gap(drawn: Sequence[Tensor], before: Sequence[Tensor]) -> float:
+    """By how much the sampler's log p of a token differs from the training's, nats, the mean over tokens."""
+    return float(torch.cat([(one - other).abs() for one, other in zip(drawn, before, strict=True)]).mean())
 
 
 def _checkpointing(model: Any, verb: str) -> Callable[..., None]:

@@ -67,6 +67,16 @@ def checked(lm: LM, sample: Sample[str], row: Row) -> Row:
     return row
 
 
+def other_prompt(learner: str, which: str) -> str:
+    """What to tell whoever lets ``learner`` learn answers after another prompt than the one that they were drawn
+    after; ``which``: the prompt or the prompts."""
+    return (
+        f"prompts: {learner} compares how likely answers were when they were drawn with how likely they are after the "
+        f"prompt that is learnt, and for {which} these are two texts (prompts.magic, or a column 'sampling'). Set "
+        "prompts.decouple: false, so that the model learns to answer what was sampled, or sample the plain prompt."
+    )
+
+
 def collate(rows: Sequence[Row], pad: int) -> Batch:
     """Rows as one batch on the CPU."""
     lengths = torch.tensor([len(row.prompt) + len(row.answer) for row in rows])
@@ -110,11 +120,14 @@ def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
 
 
 def drawn_with(sample: Sample[str], row: Row) -> Tensor:
-    """log p of the answer's tokens under the policy that drew it.
+    """log p of the answer's tokens under the policy that drew it, as its sampler computed it.
 
     Raises:
-        UserError: they did not come with it.
+        UserError: they did not come with it, or it was drawn after another prompt than the one that is learnt: then
+            they are probabilities of something else.
     """
+    if sample.prompt.sampling != sample.prompt.learning:
+        raise UserError(other_prompt("this objective", f"'{sample.prompt.id}'"))
     if "logprobs" not in sample.aux or len(sample.aux["logprobs"]) != len(row.answer):
         raise UserError(
             f"{sample.key}: this answer comes without the log-probabilities of its tokens, which this objective needs; "

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.learning.policy_gradient import clipped_objective
-from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training
+from raftdiff.llm.learning.steps import StepsConfig, attach, before_steps, passes, seeded, training
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Network
 from raftdiff.llm.model.rows import Row, collate, score
@@ -63,6 +63,10 @@ class Actor:
         """Within, the network holds the live weights, in training precision; afterwards the policy again."""
         frozen = torch.float32 if self.precision == torch.float32 else self.lm.dtype
         return training(self.trainable, self.lm.model, frozen, checkpointing=self.config.gradient_checkpointing)
+
+    def before(self, rows: Sequence[Row]) -> list[Tensor]:
+        """log p of every answer token under the policy before its first step."""
+        return before_steps(self.network, rows, batch_size=self.config.rows_per_pass)
 
     def reference(self, rows: Sequence[Row]) -> list[Tensor]:
         """log p of every answer token under the base model, in the precision of the training, so that a policy that

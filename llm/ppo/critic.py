@@ -1,7 +1,7 @@
 """The critic of PPO: what an answer will be worth, told before each of its tokens, by a model of its own."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, final
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raftdiff.errors import UserError
-from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training
+from raftdiff.llm.learning.steps import StepsConfig, attach, passes, seeded, training, undisturbed
 from raftdiff.llm.model.loading import LM, LMConfig
 from raftdiff.llm.model.rows import Batch
 from raftdiff.llm.model.tokens import aggregate
@@ -22,7 +22,7 @@ from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
-from raftdiff.training.trainable import lora_layers, on_cpu
+from raftdiff.training.trainable import on_cpu
 from raftdiff.types import Report, State
 
 
@@ -93,7 +93,7 @@ class Critic:
         order = sorted(
             range(len(buffer.rows)), key=lambda place: len(buffer.rows[place].prompt + buffer.rows[place].answer)
         )
-        with _no_dropout(self.model.lm.model):
+        with undisturbed(self.model.lm.model):
             for places in passes(order, self.settings.rows_per_pass):
                 batch = buffer.batch(places)
                 found[places, : batch.mask.shape[1]] = torch.where(batch.mask, self._before(batch).cpu(), 0.0)
@@ -179,16 +179,3 @@ class Critic:
         """The value of what stands before each token but the first."""
         with torch.autocast(self.model.lm.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             return self.model.values(batch)[:, :-1]
-
-
-@contextmanager
-def _no_dropout(model: Any) -> Iterator[None]:
-    """Within, the LoRA of a network in training drops nothing."""
-    layers = lora_layers([model])
-    for layer in layers:
-        layer.lora_dropout.eval()
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.lora_dropout.train()

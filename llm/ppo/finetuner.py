@@ -191,7 +191,8 @@ class PpoFineTuner:
     def _buffer(self, selection: Selection, samples: Mapping[Key, Sample[str]]) -> Rollouts:
         keys = [item.keys[0] for item in selection.items]
         rows = [row_of(self.lm, samples[key], learning=True) for key in keys]
-        return rollouts(rows, self.lm.pad, selection.items, samples, self.actor.reference(rows))
+        old, reference = self.actor.before(rows), self.actor.reference(rows)
+        return rollouts(rows, self.lm.pad, selection.items, samples, old, reference)
 
     def _scaled(self, reward: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         norm, clip = self.config.reward_norm, self.config.reward_clip

@@ -10,6 +10,7 @@ from pydantic import Field
 from torch import Tensor
 
 from raftdiff.errors import UserError
+from raftdiff.llm.learning.steps import sampler_gap
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.rows import Batch, Row, checked, collate, drawn_with, laid_out
 from raftdiff.llm.ppo.losses import gae, token_rewards, whiten
@@ -42,11 +43,13 @@ class Rollouts:
     pad: int
     mask: Bool[Tensor, "rows targets"]
     old: Values
-    """log p under the policy that drew the answer."""
+    """log p under the policy that drew the answer, before its first step."""
     reference: Values
     """log p under the base model."""
     reward: Float[Tensor, " rows"]
     """Total reward of the answer; higher is better."""
+    sampler_gap: float = 0.0
+    """How far the sampler's log p of a token are from ``old``, nats."""
 
     def batch(self, places: Sequence[int]) -> Batch:
         return collate([self.rows[place] for place in places], self.pad)
@@ -75,20 +78,23 @@ def rollouts(
     pad: int,
     items: Sequence[Item],
     samples: Mapping[Key, Sample[str]],
+    old: Sequence[Tensor],
     reference: Sequence[Tensor],
 ) -> Rollouts:
-    """The selected answers as a buffer; ``rows`` and ``reference``, log p of their tokens under the base model, go with
-    the ``items``.
+    """The selected answers as a buffer; ``rows``, ``old`` and ``reference``, log p of their tokens under the policy
+    before its steps and under the base model, go with the ``items``.
 
     Raises:
-        UserError: an answer comes without its log-probabilities, or without its reward.
+        UserError: an answer comes without its log-probabilities, was drawn after another prompt than the one that is
+            learnt, or comes without its reward.
     """
     keys, mask = [item.keys[0] for item in items], collate(rows, pad).mask
     if lacking := [key for key, item in zip(keys, items, strict=True) if not item.scores]:
         raise UserError(f"{lacking[0]}: this answer was selected without its reward; use the selector 'all'.")
-    old = [drawn_with(samples[key], row) for key, row in zip(keys, rows, strict=True)]
+    drawn = [drawn_with(samples[key], row) for key, row in zip(keys, rows, strict=True)]
     reward = torch.tensor([item.scores[0] for item in items])
-    return Rollouts(tuple(rows), pad, mask, laid_out(old, mask), laid_out(reference, mask), reward)
+    gap = sampler_gap(drawn, old)
+    return Rollouts(tuple(rows), pad, mask, laid_out(old, mask), laid_out(reference, mask), reward, gap)
 
 
 def estimate(
@@ -125,6 +131,7 @@ def figures(buffer: Rollouts, scaled: Float[Tensor, " rows"], known: Estimates) 
     return {
         "kl": float(drift.sum(dim=1).mean()),
         "kl_token": float(drift[mask].mean()),
+        "sampler_gap": buffer.sampler_gap,
         "length": float(mask.sum(dim=1).float().mean()),
         "perplexity": float(buffer.reference[mask].mean().neg().exp()),
         "reward_mean": float(buffer.reward.mean()),
