@@ -94,10 +94,12 @@ def training(trainable: Trainable, model: Any, frozen: torch.dtype, *, checkpoin
     The model's own dropout stays off, checkpointed or not; that of its LoRA is on.
     """
     trainable.wake(frozen)
+    model.eval()  # not train(), which would turn dropout on
     if checkpointing:
         _checkpointing(model, "enable")({"use_reentrant": False})
-    for module in model.modules():  # not train(), which would turn dropout on
-        module.training = checkpointing and getattr(module, "gradient_checkpointing", False)
+        for block in _checkpointed(model):
+            block.training = True  # which the library asks for, and which is off again while the block computes
+            block._gradient_checkpointing_func = _undropped(block, block._gradient_checkpointing_func)
     for layer in lora_layers([model]):
         layer.lora_dropout.train()
     try:
@@ -135,6 +137,31 @@ def before_steps(network: Network, rows: Sequence[Row], *, batch_size: int) -> l
 def sampler_gap(drawn: Sequence[Tensor], before: Sequence[Tensor]) -> float:
     """By how much the sampler's log p of a token differs from the training's, nats, the mean over tokens."""
     return float(torch.cat([(one - other).abs() for one, other in zip(drawn, before, strict=True)]).mean())
+
+
+def _checkpointed(model: Any) -> list[Any]:
+    """The blocks of a network that compute their activations again, now that it is told to."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    flagged = [module for module in model.modules() if getattr(module, "gradient_checkpointing", False)]
+    return [module for module in flagged if isinstance(module, GradientCheckpointingLayer)] or flagged
+
+
+def _undropped(block: Any, checkpoint: Callable[..., Any]) -> Callable[..., Any]:
+    """``checkpoint`` of a block that is not in training while it computes, neither now nor in the backward pass: some
+    blocks, such as OPT's, drop activations by their own flag."""
+
+    def run(forward: Callable[..., Any], *inputs: Any) -> Any:
+        def quietly(*given: Any, **named: Any) -> Any:
+            block.training = False
+            try:
+                return forward(*given, **named)
+            finally:
+                block.training = True
+
+        return checkpoint(quietly, *inputs)
+
+    return run
 
 
 def _checkpointing(model: Any, verb: str) -> Callable[..., None]:

@@ -1,5 +1,6 @@
 """What all fine-tuners of texts share: the policy before its first step, and a network in training."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -7,8 +8,10 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.learning.steps import before_steps
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.rows import collate, row_of, score
 from raftdiff.llm.model.tiny import random_answers
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
@@ -105,3 +108,65 @@ def test_the_loras_dropout_is_not_in_what_the_policy_was(folder):
     tuner.trainable.rest(None)
     samples = random_answers(tuner.lm)
     assert fit(tuner, samples, "grpo")["sampler_gap"] == pytest.approx(0, abs=1e-4)
+
+
+# --- a network in training ---
+
+
+@pytest.fixture(scope="module")
+def opt(tmp_path_factory, folder):
+    """Its blocks drop activations by their own flag, and its stack of blocks drops whole ones."""
+    from transformers import OPTConfig, OPTForCausalLM
+
+    path = tmp_path_factory.mktemp("lm") / "opt"
+    drop = {"dropout": 0.3, "attention_dropout": 0.3, "activation_dropout": 0.3, "layerdrop": 0.5}
+    size = {"hidden_size": 16, "word_embed_proj_dim": 16, "ffn_dim": 32, "num_hidden_layers": 3}
+    tokens = {"vocab_size": 12, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+    config = OPTConfig(num_attention_heads=2, max_position_embeddings=64, **tokens, **size, **drop)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        OPTForCausalLM(config).save_pretrained(path)
+    for file in folder.glob("tokenizer*"):
+        shutil.copy2(file, path)
+    return path
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_no_activation_is_dropped_where_they_are_computed_again(opt, adapter):
+    """OPT's blocks look at their own flag, which the library's checkpointing wants on."""
+    plain = learner(opt, "grpo", adapter=adapter, target_modules=("q_proj", "fc1"))
+    samples = random_answers(plain.lm)
+    rows = [row_of(plain.lm, one, learning=True) for one in samples.values()]
+    expected = torch.cat(score(plain.lm, rows, batch_size=64))
+    again = learner(opt, "grpo", adapter=adapter, target_modules=("q_proj", "fc1"), gradient_checkpointing=True)
+    computed = []
+    again.lm.model.model.decoder.layers[1].self_attn.register_forward_hook(lambda *_: computed.append(1))
+    with again._training():
+        for _ in range(2):
+            batch = collate(rows, again.lm.pad)
+            lp = again.network.lp(batch)[batch.mask]
+            torch.testing.assert_close(lp.detach(), expected)
+        torch.testing.assert_close(torch.cat(before_steps(again.network, rows, batch_size=5)), expected)
+        before = len(computed)
+        lp.sum().backward()
+        assert len(computed) == before + 1, "computed again for the backward pass"
+    torch.testing.assert_close(torch.cat(score(again.lm, rows, batch_size=64)), expected)
+    assert not any(module.training for module in again.lm.model.modules())
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_gradients_of_a_network_that_drops_are_the_same_checkpointed(opt, adapter):
+    found = []
+    for checkpointing in (False, True):
+        tuner = learner(opt, "grpo", adapter=adapter, target_modules=("q_proj",), gradient_checkpointing=checkpointing)
+        kept = {}
+
+        def keep(*_, tuner=tuner, kept=kept):
+            kept.update({n: p.grad.clone() for n, p in tuner.trainable.parameters.items() if p.grad is not None})
+
+        tuner.course.optimizer.register_step_pre_hook(keep)
+        fit(tuner, random_answers(tuner.lm), "grpo")
+        found.append(kept)
+    assert found[0].keys() == found[1].keys()
+    for name in found[0]:
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-6)
