@@ -9,7 +9,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from raftdiff.errors import UserError
 from raftdiff.llm.learning.objectives import Lesson, Objective, ObjectiveConfig, SftConfig, Whole
+from raftdiff.llm.learning.preference_losses import kto_reference_point
 from raftdiff.llm.learning.steps import StepsConfig, attach, before_steps, precision_of, sampler_gap, seeded, training
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Moment, Network
@@ -35,8 +37,7 @@ class LMFineTunerConfig(StepsConfig):
     batch_size: int = Field(default=16, ge=1)
     """Items (answers, pairs or rankings) per optimizer step."""
     rows_per_pass: int = Field(default=64, ge=1)
-    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same but for KTO and
-    dropout."""
+    """Answers through the network at once; an optimizer step is cut accordingly, and gives the same but for dropout."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
 
@@ -81,7 +82,7 @@ class LMFineTuner:
     """The last verb for text: gradient steps of one objective on what was selected.
 
     A step is cut into passes of whole items, and means are taken over the whole step, so how it is cut does not matter,
-    but for the LoRA's dropout and for KTO, whose reference point is a pass's own.
+    but for the LoRA's dropout.
     Items whose advantage is zero are counted and not computed.
     """
 
@@ -97,7 +98,7 @@ class LMFineTuner:
             else optimizer.rmsprop(parameters, config.learning_rate, config.weight_decay)
         )
         self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
-        self.network = Network(lm, self.precision, self.trainable.passed_by)
+        self.network = Network(lm, self.precision)
 
     @property
     def requires(self) -> Requires:
@@ -112,7 +113,9 @@ class LMFineTuner:
             taught, known = self._taught(selection, samples)
             for index, places in enumerate(plan):
                 rate = self.course.rate(self.course.progress(index / len(plan)))
-                self._step([taught[place] for place in places], index / len(plan), fold(seed, index), rate, tally)
+                step = [taught[place] for place in places]
+                point = self._reference_point(step, taught) if self.requires.kinds == ("labelled",) else None
+                self._step(step, index / len(plan), fold(seed, index), rate, tally, point=point)
                 report(index + 1, len(plan))
         self.course.rounds += 1
         return {"loss": 0.0, **tally.figures(), **known, "items": float(tally.items)}
@@ -171,12 +174,23 @@ class LMFineTuner:
         ]
         return taught, figures
 
-    def _step(self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally) -> None:
-        """One optimizer step on these items."""
+    def _reference_point(self, step: Sequence[Taught], everything: Sequence[Taught]) -> Tensor:
+        """KTO's, of a whole step: the drift from the base on its prompts with answers to others."""
+        rows, pool = ([row for one in taught for row in one.rows] for taught in (step, everything))
+        pairs, size = mismatched(rows, pool), self.config.rows_per_pass
+        now = before_steps(self.network, pairs, batch_size=size)
+        with self.trainable.passed_by():
+            base = before_steps(self.network, pairs, batch_size=size)
+        return kto_reference_point(torch.stack([(p - q).sum() for p, q in zip(now, base, strict=True)]))
+
+    def _step(
+        self, taught: Sequence[Taught], through: float, seed: int, rate: float, tally: Tally, *, point: Tensor | None
+    ) -> None:
+        """One optimizer step on these items; ``point``: KTO's reference point."""
         whole = Whole(sum(one.answer_tokens for one in taught), len(taught), self.max_tokens)
         moment = Moment(self.course.steps, self.course.progress(through), seed)
-        for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass, self._least)):
-            lesson = _lesson(part, self.lm.pad, mismatched=self._least > 1)
+        for place, part in enumerate(_passes(self._computed(taught), self.config.rows_per_pass)):
+            lesson = _lesson(part, self.lm.pad, point)
             with seeded(fold(seed, "dropout", place), self.lm.device, self.config.dropout > 0):
                 loss, figures = self.objective.loss(lesson, whole, self.network, moment)
                 torch.autograd.backward(loss)
@@ -186,11 +200,6 @@ class LMFineTuner:
             for name, value in figures.items():
                 tally.sums[name] += value * len(part)
         tally.took(whole.items, norm=self._update(rate), rate=rate)
-
-    @property
-    def _least(self) -> int:
-        """Items that a pass needs at least: KTO's reference point pairs answers with other prompts."""
-        return 2 if self.requires.kinds == ("labelled",) else 1
 
     def _computed(self, taught: Sequence[Taught]) -> list[Taught]:
         """Those with anything to learn from: no advantage, no gradient, but for that of a KL in the loss."""
@@ -210,21 +219,39 @@ class LMFineTuner:
         return training(self.trainable, self.lm.model, frozen, checkpointing=self.config.gradient_checkpointing)
 
 
-def _passes(taught: Sequence[Taught], rows: int, least: int) -> Iterator[list[Taught]]:
-    """The items in parts of at most so many rows, and at least so many items."""
+def mismatched(rows: Sequence[Row], pool: Sequence[Row]) -> list[Row]:
+    """Each row's prompt with the answer of the nearest row before it, going round, that answers another prompt; of
+    ``rows`` themselves, or of the ``pool`` where these have one prompt alone.
+
+    Raises:
+        UserError: there is no other prompt.
+    """
+    among = rows if len({row.prompt for row in rows}) > 1 else pool
+    if len({row.prompt for row in (*rows, *among)}) < 2:
+        raise UserError(
+            "KTO's reference point pairs prompts with answers to others, and everything that was selected answers one "
+            "prompt; ask more in a round (prompts, loop.prompts_per_round)."
+        )
+    found = []
+    for place, row in enumerate(rows):
+        before = (among[(place - back) % len(among)] for back in range(1, len(among) + 1))
+        found.append(Row(row.prompt, next(other.answer for other in before if other.prompt != row.prompt)))
+    return found
+
+
+def _passes(taught: Sequence[Taught], rows: int) -> Iterator[list[Taught]]:
+    """The items in parts of at most so many rows, but whole."""
     part: list[Taught] = []
-    waiting = list(taught)
-    while waiting:
-        part.append(waiting.pop(0))
-        enough = waiting and sum(len(one.rows) for one in part) + len(waiting[0].rows) > rows
-        if enough and len(part) >= least and len(waiting) >= least:
+    for one in taught:
+        if part and sum(len(held.rows) for held in part) + len(one.rows) > rows:
             yield part
             part = []
+        part.append(one)
     if part:
         yield part
 
 
-def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
+def _lesson(taught: Sequence[Taught], pad: int, point: Tensor | None) -> Lesson:
     rows = [row for one in taught for row in one.rows]
     batch = collate(rows, pad)
     counts = torch.tensor([len(one.rows) for one in taught])
@@ -232,7 +259,6 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
     weights = torch.tensor([one.item.weight for one in taught])
     old = [values for one in taught for values in one.old]
     reference = [values for one in taught for values in one.reference]
-    other = [Row(row.prompt, rows[place - 1].answer) for place, row in enumerate(rows)]
     return Lesson(
         batch,
         torch.arange(len(taught)).repeat_interleave(counts),
@@ -240,5 +266,5 @@ def _lesson(taught: Sequence[Taught], pad: int, *, mismatched: bool) -> Lesson:
         torch.tensor(scores, dtype=torch.float32),
         laid_out(old, batch.mask) if old else None,
         laid_out(reference, batch.mask) if reference else None,
-        collate(other, pad) if mismatched else None,
+        point,
     )

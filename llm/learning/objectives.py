@@ -4,7 +4,6 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, Literal, NamedTuple, Protocol, TypeAlias, final, runtime_checkable
 
-import torch
 from jaxtyping import Float, Int
 from pydantic import Field, model_validator
 from torch import Tensor
@@ -42,8 +41,8 @@ class Lesson:
     """log p under the policy that sampled."""
     reference: Float[Tensor, "rows targets"] | None = None
     """log p under the base model."""
-    mismatched: Batch | None = None
-    """KTO: each row's prompt with the answer of the row before it."""
+    reference_point: Float[Tensor, ""] | None = None
+    """KTO: how far the policy has come from the base on answers to other prompts, of the whole step."""
 
 
 class Whole(NamedTuple):
@@ -238,16 +237,12 @@ class Kto:
     requires: Requires = LABELLED
 
     def loss(self, lesson: Lesson, whole: Whole, network: Network, moment: Moment) -> tuple[Tensor, Figures]:
-        """The reference point is the lesson's own: a step that is cut into several has one for each."""
         del moment
         assert lesson.reference is not None
-        assert lesson.mismatched is not None
+        assert lesson.reference_point is not None
         lp, mask = network.lp(lesson.batch), network.mask(lesson.batch)
         h = sums(lp, mask) - sums(lesson.reference.to(lp.device), mask)
-        with torch.no_grad():
-            other, other_mask = lesson.mismatched, network.mask(lesson.mismatched)
-            drift = sums(network.lp(other), other_mask) - sums(network.reference_lp(other), other_mask)
-        z, good = preference_losses.kto_reference_point(drift), lesson.weight.to(lp.device) > 0
+        z, good = lesson.reference_point.to(lp.device), lesson.weight.to(lp.device) > 0
         losses = preference_losses.kto(
             h,
             good,

@@ -64,14 +64,15 @@ def rrhf(
     ``ft``: the paper's sum over tokens, or their mean. Ties for the best go to the first answer of the prompt.
 
     ``compat_official`` does what the released code does (github.com/GanjinZero/RRHF): it overwrites the labels before
-    it counts them, so every sum is divided by the padded length, lp's targets + 1, in p and in L_ft alike. Nothing is
-    normalised by length then, and the loss depends on how far the batch was padded.
+    it counts them, so every sum is divided by the padded length, in p and in L_ft alike. There a batch is one prompt's
+    answers, so that this is the length of the longest of them with its prompt; nothing is normalised by an answer's
+    own length then.
 
     Raises:
         UserError: an answer has no response token, or no answer has a valid score.
     """
-    p = sums(lp, mask) / (lp.shape[1] + 1) if compat_official else means(lp, mask)
     row, column = _cells(group)
+    p = sums(lp, mask) / _longest(mask, row) if compat_official else means(lp, mask)
     shape = (int(row.max()) + 1 if len(row) else 0, int(column.max()) + 1 if len(column) else 0)
     table = torch.full(shape, float("nan"), dtype=scores.dtype, device=scores.device).index_put((row, column), scores)
     p_table = torch.zeros(shape, dtype=p.dtype, device=p.device).index_put((row, column), p)
@@ -88,6 +89,14 @@ def rrhf(
 
 def _valid(scores: Table) -> Bool[Tensor, "prompts candidates"]:
     return scores > -torch.inf  # false for NaN
+
+
+def _longest(mask: Bool[Tensor, "answers targets"], row: Int[Tensor, " answers"]) -> Float[Tensor, " answers"]:
+    """Of each answer's prompt, the tokens of the longest answer with it."""
+    position = torch.arange(mask.shape[1], device=mask.device)
+    lengths = torch.where(mask, position, -2).amax(dim=1) + 2  # the target at t is the token at t + 1
+    longest = torch.zeros(int(row.max()) + 1, dtype=lengths.dtype, device=mask.device)
+    return longest.scatter_reduce(0, row, lengths, "amax")[row].float()
 
 
 def _queries(valid: Bool[Tensor, "prompts candidates"], given: int | None) -> int:

@@ -1,6 +1,5 @@
 """The network as the losses see it: log-probabilities of the answers in a batch, of the policy or of the base."""
 
-from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -44,8 +43,6 @@ class Network:
 
     lm: LM
     precision: torch.dtype
-    base: Callable[[], AbstractContextManager[None]]
-    """Within, the network is the base model: the reference."""
 
     def logits(self, batch: Batch, *, ids: Int[Tensor, "rows tokens"] | None = None) -> Logits:
         """At every position; ``ids`` stand in for the batch's own as inputs."""
@@ -63,12 +60,6 @@ class Network:
     def lp(self, batch: Batch, logits: Logits | None = None) -> Values:
         """log p of every token but the first, float32, on the model's device."""
         return log_probabilities(self.logits(batch) if logits is None else logits, batch.ids.to(self.lm.device))
-
-    @torch.no_grad()
-    def reference_lp(self, batch: Batch) -> Values:
-        """The same under the base model."""
-        with self.base():
-            return self.lp(batch)
 
     def mask(self, batch: Batch) -> Tensor:
         return batch.mask.to(self.lm.device)

@@ -56,7 +56,7 @@ class Actor:
         self.trainable = attach(config, lm, seed=seed)
         parameters = self.trainable.parameters
         self.optimizer = optimizer.adamw(parameters, learning_rate, config.betas, config.weight_decay)
-        self.network = Network(lm, precision, self.trainable.passed_by)
+        self.network = Network(lm, precision)
         self.steps = 0
 
     def training(self) -> AbstractContextManager[None]:

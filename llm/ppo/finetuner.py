@@ -192,7 +192,7 @@ class PpoFineTuner:
         keys = [item.keys[0] for item in selection.items]
         rows = [row_of(self.lm, samples[key], learning=True) for key in keys]
         old, reference = self.actor.before(rows), self.actor.reference(rows)
-        return rollouts(rows, self.lm.pad, selection.items, samples, old, reference)
+        return rollouts(rows, self.lm.pad, selection.items, samples, old=old, reference=reference)
 
     def _scaled(self, reward: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
         norm, clip = self.config.reward_norm, self.config.reward_clip

@@ -78,6 +78,7 @@ def rollouts(
     pad: int,
     items: Sequence[Item],
     samples: Mapping[Key, Sample[str]],
+    *,
     old: Sequence[Tensor],
     reference: Sequence[Tensor],
 ) -> Rollouts:

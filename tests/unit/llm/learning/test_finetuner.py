@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+from raftdiff.llm.learning.finetuner import LMFineTunerConfig, mismatched
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
-from raftdiff.llm.model.rows import row_of, score
+from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.llm.model.tiny import random_answers
 from raftdiff.selection.lessons import Advantage
 from raftdiff.training.optimizer import exposure_plan
@@ -144,10 +144,11 @@ PAIRS = {
 RANKED = {
     "rrhf": ({"type": "rrhf"}, "ranked"),
     "rrhf-mean": ({"type": "rrhf", "ft": "mean", "rank_weight": 10.0}, "ranked"),
+    "rrhf-official": ({"type": "rrhf", "compat_official": True}, "ranked"),
 }
 KL = {"pg-kl": ({"type": "policy_gradient", "beta": 0.1, "aggregation": "seq_mean_token_mean"}, "advantages")}
 KTO = {"kto": ({"type": "kto"}, "labelled")}
-UNCUT = {**SFT, **POLICY, **KL, **HOOKS, **PAIRS, **RANKED}
+UNCUT = {**SFT, **POLICY, **KL, **HOOKS, **PAIRS, **RANKED, **KTO}
 
 
 # --- what a step is does not depend on how it is computed ---
@@ -186,21 +187,35 @@ def test_the_figures_of_a_policy_gradient_do_not_depend_on_the_cut_either(folder
         assert figures["approx_kl"] == pytest.approx(found[0]["approx_kl"], rel=1e-3)
 
 
-def test_kto_is_cut_into_passes_of_two_items_at_least(folder):
-    """Its reference point is a pass's own; with one answer there would be no other prompt to take it from."""
-    learner = tuner(folder, objective={"type": "kto"}, rows_per_pass=1)
+def test_kto_learns_in_passes_and_steps_of_one_answer(folder):
+    """Where a step has one prompt alone, an answer to another comes from the round."""
+    learner = moved(tuner(folder, objective={"type": "kto"}, rows_per_pass=1, batch_size=1))
+    figures = fit(learner, random_answers(learner.lm), "labelled")
+    assert figures["steps"] == 12
+    assert math.isfinite(figures["loss"])
+
+
+def test_kto_needs_a_second_prompt(folder):
+    learner = tuner(folder, objective={"type": "kto"})
     samples = random_answers(learner.lm)
-    sizes, loss = [], type(learner.objective).loss
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            type(learner.objective),
-            "loss",
-            lambda self, lesson, *rest: sizes.append(len(lesson.weight)) or loss(self, lesson, *rest),
-        )
-        fit(learner, samples, "labelled")
-    assert sizes == [2] * 6
     three = Selection("labelled", items("labelled", samples).items[:3])
-    assert math.isfinite(fit(learner, samples, three)["loss"])
+    with pytest.raises(UserError, match="everything that was selected answers one prompt"):
+        fit(learner, samples, three)
+
+
+def test_mismatched_answers_are_of_other_prompts():
+    """Whatever the order: neighbours of one prompt, too, and two prompts of the same words."""
+    rows = [Row((1, prompt), (10 * prompt + n,)) for prompt in range(3) for n in range(4)]
+    for seed in range(20):
+        order = torch.randperm(12, generator=torch.Generator().manual_seed(seed)).tolist()
+        shuffled = [rows[place] for place in order]
+        for row, pair in zip(shuffled, mismatched(shuffled, rows), strict=True):
+            assert pair.prompt == row.prompt
+            assert pair.answer[0] // 10 != row.prompt[1]
+    one = rows[:2]
+    assert [pair.answer[0] // 10 for pair in mismatched(one, rows)] == [2, 2]
+    pairs = mismatched([rows[0], rows[5], rows[1]], rows)
+    assert [pair.answer for pair in pairs] == [rows[5].answer, rows[0].answer, rows[5].answer]
 
 
 @pytest.mark.filterwarnings("ignore:fan_in_fan_out is set to False")  # peft's, of GPT-2's transposed layers

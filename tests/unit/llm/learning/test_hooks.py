@@ -84,7 +84,7 @@ def close(one, other):
 def logits(folder, hook, moment, rows=ROWS):
     lm = load(LMConfig(base=str(folder), device="cpu"), str)
     batch = collate(rows, 0)
-    network = Network(lm, torch.float32, torch.no_grad)
+    network = Network(lm, torch.float32)
     with torch.no_grad():
         return inputs(hook, batch, network, moment), network, batch
 
@@ -152,7 +152,7 @@ def test_drp_is_the_mean_of_the_rows_losses(folder, variant, detach):
     ]
     batch = collate(rows, 0)
     with torch.no_grad():
-        lp = Network(lm, torch.float32, torch.no_grad).lp(batch)
+        lp = Network(lm, torch.float32).lp(batch)
     expected = relation_loss(lp, batch.mask, 0.9, variant, detach)
     assert torch.equal(
         row_losses(DrpConfig(**{k: v for k, v in weighting.items() if k != "type"}), lp, batch.mask), expected
@@ -198,7 +198,7 @@ def test_rows_of_a_step_are_noised_each_in_its_own_way(folder):
 
 def test_neftune_has_the_size_that_it_should(folder):
     lm = load(LMConfig(base=str(folder), device="cpu"), str)
-    batch, network = collate(ROWS, 0), Network(lm, torch.float32, torch.no_grad)
+    batch, network = collate(ROWS, 0), Network(lm, torch.float32)
     seen = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Network, "logits_from", lambda self, found, batch: seen.append(found) or network.logits(batch))

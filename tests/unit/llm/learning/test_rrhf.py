@@ -42,17 +42,28 @@ def test_the_gradient_counts_violated_pairs():
 
 
 def test_compat_official_divides_by_the_padded_length():
-    loss = rrhf(*example(targets=5), GROUP, SCORES, compat_official=True)
+    """That of a batch of one prompt, which the released code has: 3 tokens of it and 3 of the longest answer."""
+    loss = rrhf(*example(prompt=3), GROUP, SCORES, compat_official=True)
     close(loss.rank, 0.133333)
     close(loss.ft, 0.266667)
     close(loss.total, 0.4)
 
 
-def test_padding_the_batch_further_changes_nothing_but_the_official_code():
-    short, long = (rrhf(*example(targets=n), GROUP, SCORES) for n in (5, 11))
+@pytest.mark.parametrize("official", [False, True])
+def test_padding_the_batch_further_changes_nothing(official):
+    short, long = (rrhf(*example(targets=n), GROUP, SCORES, compat_official=official) for n in (5, 11))
     torch.testing.assert_close(short, long)
-    official = [rrhf(*example(targets=n), GROUP, SCORES, compat_official=True).total for n in (5, 11)]
-    close(official[1] / official[0], 0.5)
+
+
+def test_compat_official_pads_a_prompt_to_its_own_answers():
+    """Another prompt's longer answers, in the same pass or not, are no part of its loss."""
+    (lp, mask), (other, longer) = example(targets=12), example(targets=12, prompt=9)
+    group = torch.tensor([1, 1, 1, 0, 0, 0])
+    lps, masks = torch.cat([other, lp]), torch.cat([longer, mask])
+    both = rrhf(lps, masks, group, SCORES.repeat(2), compat_official=True)
+    alone = [rrhf(*one, GROUP, SCORES, compat_official=True).total for one in ((lp, mask), (other, longer))]
+    close(both.total, float(sum(alone)) / 2)
+    assert alone[0] > 2 * alone[1], "5 tokens against 12"
 
 
 def test_one_answer_is_sft_and_ties_teach_nothing():

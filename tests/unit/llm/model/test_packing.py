@@ -36,9 +36,8 @@ def lm(folder: Path) -> LM:
 
 
 def network(lm: LM) -> Network:
-    from contextlib import nullcontext
 
-    return Network(lm, torch.float32, nullcontext)
+    return Network(lm, torch.float32)
 
 
 def test_the_log_probabilities_are_those_of_each_text_alone(lm: LM) -> None:
