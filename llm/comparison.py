@@ -147,8 +147,19 @@ def _data_perplexity(assembly: TextAssembly, prompts: Sequence[Prompt]) -> tuple
     return perplexity(before), perplexity(now)
 
 
-def write(folder: Path, run: Run, assembly: TextAssembly, compared: TextCompared, *, trained_on: bool = False) -> Path:
-    """eval.json, the answers of both sides as JSON lines, and report.html into ``folder``; returns the page's path."""
+def write(
+    folder: Path,
+    run: Run,
+    assembly: TextAssembly,
+    compared: TextCompared,
+    *,
+    trained_on: bool = False,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """eval.json, the answers of both sides as JSON lines, and report.html into ``folder``; returns the page's path.
+
+    ``trained_on`` and ``training`` as for pictures.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     pairs = _pairs(compared)
     lines = [
@@ -177,6 +188,7 @@ def write(folder: Path, run: Run, assembly: TextAssembly, compared: TextCompared
         pairs=[pair for pair in first if pair.caption in shown],
         selected=candidates(run),
         trained_on=trained_on,
+        training=training,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
 

@@ -4,7 +4,9 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from raftdiff.cli.either import AnyAssembly, existing_run, prepared
 from raftdiff.cli.show import Bars
@@ -16,7 +18,7 @@ from raftdiff.llm.comparison import compare as compare_texts
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.comparison import write as write_texts
 from raftdiff.records.disk import read_json_lines
-from raftdiff.records.run import Run, load_round
+from raftdiff.records.run import Run, finished, load_round
 from raftdiff.reports.tables import side_by_side, table
 from raftdiff.types import Prompt
 
@@ -47,6 +49,7 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
     if args.steps is not None and isinstance(recipe, Recipe):
         recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
+    finished(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name)
@@ -59,9 +62,18 @@ def evaluate(args: argparse.Namespace) -> None:
 
 
 def measure(
-    run: Run, assembly: AnyAssembly, *, prompts: str | None = None, samples: int | None = None, name: str | None = None
+    run: Run,
+    assembly: AnyAssembly,
+    *,
+    prompts: str | None = None,
+    samples: int | None = None,
+    name: str | None = None,
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """Compare the base with the policy as it stands, and write it all down; returns the page's path."""
+    """Compare the base with the policy as it stands, and write it all down; returns the page's path.
+
+    ``training`` is what an earlier call found on the training prompts; the page then speaks of both.
+    """
     evaluation = assembly.recipe.evaluation
     asked = _asked(assembly, prompts)
     trained = {prompt.caption for prompt in assembly.parts.prompts}
@@ -72,9 +84,9 @@ def measure(
     try:
         if isinstance(assembly, TextAssembly):
             answers = compare_texts(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
-            return write_texts(folder, run, assembly, answers, trained_on=trained_on)
+            return write_texts(folder, run, assembly, answers, trained_on=trained_on, training=training)
         pictures = compare(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
-        return write(folder, run, assembly, pictures, trained_on=trained_on)
+        return write(folder, run, assembly, pictures, trained_on=trained_on, training=training)
     finally:
         bars.close()
 

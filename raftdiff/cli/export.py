@@ -5,7 +5,8 @@ import argparse
 from raftdiff.cli.either import existing_run, prepared
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
-from raftdiff.records.run import load_round
+from raftdiff.llm.recipe import TextRecipe
+from raftdiff.records.run import finished, load_round
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
@@ -19,14 +20,18 @@ FREE = ("model.dtype", "model.attention", "finetuner.precision")
 
 def export(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args, free=FREE)
+    text = isinstance(recipe, TextRecipe)
+    if text and args.format not in (None, "peft", "merged"):
+        raise UserError(f"--format {args.format}: a language model is exported as peft or merged.")
+    if not text and args.format == "peft":
+        raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
+    finished(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     if isinstance(assembly, TextAssembly):
         from raftdiff.llm import export as texts
 
         form = args.format or ("peft" if assembly.recipe.finetuner.adapter == "lora" else "merged")
-        if form not in ("peft", "merged"):
-            raise UserError(f"--format {form}: a language model is exported as peft or merged.")
         written = texts.export(
             assembly.finetuner, "peft" if form == "peft" else "merged", args.out or run.path / "export" / form
         )
@@ -35,8 +40,6 @@ def export(args: argparse.Namespace) -> None:
         from raftdiff.diffusion import export as pictures
 
         form = args.format or "diffusers"
-        if form == "peft":
-            raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
         out = args.out or run.path / "export" / (form + (".safetensors" if form == "kohya" else ""))
         written = pictures.export(assembly.finetuner, form, out)
         how = HOW[form]

@@ -38,7 +38,7 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     top.add_argument("--version", action="version", version=f"raftdiff {__version__}")
-    commands = top.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
     for add in (_running, _stages, _results, _looking, _pages, _language, _tools):
         add(commands)
@@ -275,6 +275,9 @@ def _tools(commands: Commands) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
     parsed = _parse(arguments)
+    if not hasattr(parsed, "run"):
+        parser().print_help()
+        return 0
     module, _, function = parsed.run.partition(":")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")

@@ -7,6 +7,7 @@ from raftdiff.cli import either
 from raftdiff.cli.either import going_on, loop, open_run, prepared
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.recipes.files import medium_of
+from raftdiff.records.disk import read_json
 from raftdiff.records.run import load_round
 from raftdiff.reports.words import counted, duration
 
@@ -36,7 +37,11 @@ def demo(args: argparse.Namespace) -> None:
         assembly = prepared(run, recipe)
         loop(run, assembly)
         load_round(run, assembly.finetuner, None)
-        report = measure(run, assembly)
+        training = measure(run, assembly, prompts="training", name="training").with_name("eval.json")
+        report = measure(run, assembly, training=read_json(training))
+    print("\nThe prompts it was tuned on:")
+    show(training)
+    print("\nPrompts it never saw:")
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
     print(f"next: {args.then}")

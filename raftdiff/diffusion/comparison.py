@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import final
+from typing import Any, final
 
 import torch
 from PIL.Image import Image
@@ -110,10 +110,19 @@ def _judged_or_not(assembly: Assembly, captions: Sequence[str]) -> None:
         )
 
 
-def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, trained_on: bool = False) -> Path:
+def write(
+    folder: Path,
+    run: Run,
+    assembly: Assembly,
+    compared: Compared,
+    *,
+    trained_on: bool = False,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
     """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path.
 
-    ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out.
+    ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out;
+    ``training`` is the evaluation of those beside this one.
     """
     for side, samples in (("before", compared.before), ("after", compared.after)):
         shutil.rmtree(folder / side, ignore_errors=True)
@@ -131,6 +140,7 @@ def write(folder: Path, run: Run, assembly: Assembly, compared: Compared, *, tra
         pairs=_pairs(assembly, compared),
         selected=candidates(run),
         trained_on=trained_on,
+        training=training,
         recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
     )
 

@@ -326,7 +326,16 @@ def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
     Raises:
         UserError: there is no such round.
     """
+    finetuner.load_state_dict(finished(run, round).state())
+
+
+def finished(run: Run, round: int | None) -> RoundFolder:
+    """A finished round, the last by default.
+
+    Raises:
+        UserError: there is no such round.
+    """
     done = run.rounds_done()
     if not done:
         raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
-    finetuner.load_state_dict(run.round(done - 1 if round is None else round).state())
+    return run.round(done - 1 if round is None else round)

@@ -80,6 +80,7 @@ def write_report(
     selected: Sequence[Candidate],
     recipe: str,
     trained_on: bool = False,
+    training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Write the page to ``path`` and return it; folders are made, an older page is replaced.
 
@@ -87,6 +88,7 @@ def write_report(
     - `pairs`: what the before/after grid shows; a dozen prompts by a few seeds is plenty.
     - `selected`: candidates of some or all rounds, selected and rejected ones; a few prompts a round are plenty.
     - `recipe`: the resolved recipe, as text; `trained_on`: whether the evaluation is of the training prompts.
+    - `training`: another evaluation, of the training prompts, whose headline stands first.
 
     Raises:
         UserError: the file cannot be written.
@@ -94,7 +96,10 @@ def write_report(
     found = rows(evaluation)
     page = template("raftdiff.reports", "before_after.html.jinja").render(
         title=title,
-        headline=headline(evaluation),
+        headlines=[
+            *([("The prompts it was tuned on", headline(training))] if training else []),
+            ("Prompts it never saw" if training else "", headline(evaluation)),
+        ],
         remarks=remarks(evaluation),
         evaluation=evaluation,
         rows=found,

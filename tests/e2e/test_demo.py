@@ -23,7 +23,11 @@ def test_the_demo_ends_with_a_table_a_report_and_the_next_command(
     result = json.loads((run / "eval/eval.json").read_text())
     assert set(result["judge"]) >= {"object", "style", "background", "exact"}
     assert result["diversity"]["vendi"]["before"] > 1
+    both = [json.loads((run / name).read_text()) for name in ("eval/training/eval.json", "eval/eval.json")]
+    assert [one["prompts"] for one in both] == [24, 24]
     page = (run / "eval/report.html").read_text()
+    assert page.index("The prompts it was tuned on: the ") < page.index("Prompts it never saw: the ")
+    assert out.index("The prompts it was tuned on:") < out.index("Prompts it never saw:")
     assert "<script src" not in page
     assert "http://" not in page.replace("http://www.w3.org", "")
     assert page.count("<img") > 20

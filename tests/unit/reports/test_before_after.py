@@ -131,6 +131,15 @@ def write(tmp_path):
     return make
 
 
+def test_a_page_on_both_sets_begins_with_what_was_tuned_on(write):
+    page = write(training=altered(clip=(20.0, 30.0, 1.0))).read_text()
+    heads = re.findall(r"<h1>(.*?)</h1>", page)
+    assert heads[0].startswith("The prompts it was tuned on: the ")
+    assert "from 20.00 to 30.00" in heads[0]
+    assert heads[1].startswith("Prompts it never saw: the ")
+    assert len(re.findall("<h1>", write().read_text())) == 1
+
+
 def test_page_is_well_formed_and_has_every_section(write):
     page = read(write())
     sections = [attrs["id"] for tag, attrs in page.tags if tag == "section"]
