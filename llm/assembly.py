@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, final
 from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews.reward import judge
 from raftdiff.llm.data.prompts import read_prompts
+from raftdiff.llm.data.screening import refuse_mean, screened
 from raftdiff.llm.figures import Base, Distances, describe
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
@@ -16,13 +17,14 @@ from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
 from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, mixed
 from raftdiff.llm.sampling.generation import DecodingConfig
-from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
+from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
 from raftdiff.ranking import Ranker
 from raftdiff.seeds import fold
+from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
 from raftdiff.types import Prompt, Reward, Sampler
@@ -60,7 +62,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         UserError: a model or a reward cannot be loaded, or a prompt is too long, or is not what its answers follow.
     """
     flush_denormals()
-    prompts, evaluation = read_prompts(recipe.prompts, Path()), recipe.evaluation
+    prompts, evaluation = training_prompts(recipe), recipe.evaluation
     check_texts(recipe, prompts)
     lm = load(recipe.model, resolve)
     held_out = read_prompts(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
@@ -88,6 +90,22 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         loop=recipe.loop,
     )
     return TextAssembly(recipe, lm, evaluator, finetuner, ranker, measures, distances, parts)
+
+
+def training_prompts(recipe: TextRecipe) -> list[Prompt]:
+    """The prompts of the loop; where their own answers are all that is learnt from, those that hold a lesson.
+
+    Raises:
+        UserError: they cannot be read, or there is no lesson in any of them.
+    """
+    prompts, selector = read_prompts(recipe.prompts, Path()), recipe.ranker.selector
+    if not isinstance(recipe.sampler, DatasetSamplerConfig):
+        return prompts
+    DatasetSampler().check(prompts)
+    if isinstance(selector, ThresholdConfig) and selector.threshold is None:
+        refuse_mean(prompts)
+    given = all(reward.type == "given" for reward in recipe.ranker.rewards if reward.weight)
+    return screened(prompts, selector.build(seed=0).kind, candidates=recipe.loop.candidates, given=given)
 
 
 def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:

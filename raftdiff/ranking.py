@@ -55,7 +55,7 @@ class Ranker(Generic[Media]):
             if np.isnan(table).all():
                 raise UserError(
                     f"The reward '{name}' is NaN (discard) for all {table.size} candidates, so there is nothing to "
-                    f"learn from. Try it on known pictures with: raftdiff check-reward."
+                    f"learn from. Try it on candidates that you know, with: raftdiff check-reward."
                 )
         total = self.total(raw)
         if np.isnan(total).all():

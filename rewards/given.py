@@ -31,7 +31,8 @@ class GivenReward:
 
     Unit and range are the data's own. An answer is known by its text, not by its number: in a mixture of samplers, the
     dataset's answers are numbered anew. Of several with one text, the one with the sample's own index counts, else the
-    first that has a score. What a model wrote gets NaN, unless the data holds just that text.
+    first that has a score. What a model wrote gets NaN, unless the data holds just that text. A prompt's only answer
+    is *the* answer: where it is unrated it scores 1, as a chosen one does.
 
     Raises:
         UserError: a score that is not a finite number.
@@ -48,8 +49,10 @@ def given(sample: Sample[str]) -> float:
     """The score of one sample; NaN for none."""
     answers: Sequence[Mapping[str, Any]] = sample.prompt.meta.get("answers") or ()
     own = [answers[sample.index]] if sample.index < len(answers) else []
-    scores = (_number(answer, sample) for answer in [*own, *answers] if answer.get("text") == sample.media)
-    return next((score for score in scores if not math.isnan(score)), math.nan)
+    same = [answer for answer in [*own, *answers] if answer.get("text") == sample.media]
+    scores = (_number(answer, sample) for answer in same)
+    unrated = 1.0 if same and len(answers) == 1 else math.nan
+    return next((score for score in scores if not math.isnan(score)), unrated)
 
 
 def _number(answer: Mapping[str, Any], sample: Sample[str]) -> float:

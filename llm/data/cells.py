@@ -11,9 +11,14 @@ Turn = dict[str, str]
 """``{"role": "system" | "user" | "assistant", "content": ...}``."""
 
 ROLES = ("system", "user", "assistant")
-SHAREGPT = {"human": "user", "gpt": "assistant", "chatgpt": "assistant"}
-"""Names of the roles in conversations of ShareGPT's form, {"from", "value"}, beside the usual ones."""
+KNOWN_AS = {"developer": "system", "human": "user", "gpt": "assistant", "chatgpt": "assistant"}
+"""Other names of the roles: OpenAI's for system messages, and those of ShareGPT's form, {"from", "value"}."""
+TOOLS = ("tool", "function", "function_call", "observation", "tool_call", "tool_response", "tool_result", "ipython")
+"""Roles of turns that are a tool's, or call one."""
+CALLS = ("tool_calls", "function_call")
 SPEAKER = re.compile(r"\r?\n\r?\n(Human|Assistant):")
+HEADED = re.compile(r"\s*###\s*(Human|Assistant):")
+"""Who speaks, in transcripts of Guanaco's and LMFlow's form."""
 UNRATED = ("", "n/a", "na", "nan", "none", "null")
 
 
@@ -46,6 +51,8 @@ class Record:
     history: tuple[Turn, ...] = ()
     """What was said before, oldest first, without the system message."""
     answers: tuple[Answer, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was read otherwise than it stands there; readers count these and say so."""
 
 
 def text_of(value: Any, what: str, *, empty: bool = False) -> str:
@@ -96,19 +103,28 @@ def score_of(value: Any) -> float | None:
 
 
 def conversation(value: Any, name: str) -> tuple[str, list[Turn]]:
-    """The system message, if the first turn is one, and the other turns."""
+    """The system message, if the first turns are one or several, and the other turns. Content in parts is joined.
+
+    Raises:
+        BrokenRow: a turn cannot be read: it is a tool's, holds pictures, lacks its text, or its role is unknown.
+    """
     held = listed(value)
     if not isinstance(held, list) or not held:
         raise BrokenRow(f"'{name}' holds no messages")
     turns: list[Turn] = []
     for number, turn in enumerate(held, 1):
         role, content = _role_and_content(turn)
+        if role in TOOLS or (isinstance(turn, Mapping) and any(turn.get(call) for call in CALLS)):
+            raise BrokenRow(f"'{name}' holds tool calls or a tool's turns, which are not learnt from here")
         if role not in ROLES:
             raise BrokenRow(f"message {number} of '{name}' lacks a role out of {', '.join(ROLES)}")
-        turns.append({"role": role, "content": text_of(content, f"message {number} of '{name}'", empty=True)})
-    system = turns.pop(0)["content"] if turns[0]["role"] == "system" else ""
+        text = _joined(content, name) if isinstance(content, list) and content else content
+        turns.append({"role": role, "content": text_of(text, f"message {number} of '{name}'", empty=True)})
+    first = next((place for place, turn in enumerate(turns) if turn["role"] != "system"), len(turns))
+    system = "\n\n".join(turn["content"] for turn in turns[:first])
+    turns = turns[first:]
     if not turns or any(turn["role"] == "system" for turn in turns):
-        raise BrokenRow(f"'{name}' should hold user and assistant turns, after one system message at most")
+        raise BrokenRow(f"'{name}' should hold user and assistant turns, system messages before them alone")
     return system, turns
 
 
@@ -116,9 +132,19 @@ def _role_and_content(turn: Any) -> tuple[Any, Any]:
     """Who speaks, and what: of ``{"role", "content"}``, or of ShareGPT's ``{"from", "value"}``."""
     if not isinstance(turn, Mapping):
         return None, None
-    if "role" in turn or "from" not in turn:
-        return turn.get("role"), turn.get("content")
-    return SHAREGPT.get(turn["from"], turn["from"]), turn.get("value")
+    sharegpt = "role" not in turn and "from" in turn
+    role, content = (turn["from"], turn.get("value")) if sharegpt else (turn.get("role"), turn.get("content"))
+    return (KNOWN_AS.get(role, role) if isinstance(role, str) else None), content
+
+
+def _joined(parts: Sequence[Any], name: str) -> Any:
+    """The text of content in parts, ``[{"type": "text", "text": ...}, ...]``; anything else as it is."""
+    if not all(isinstance(part, Mapping) for part in parts):
+        return parts
+    other = next((part for part in parts if not isinstance(part.get("text"), str)), None)
+    if other is not None:
+        raise BrokenRow(f"'{name}' holds a part of the type {other.get('type')!r}, and only text is read")
+    return "".join(part["text"] for part in parts)
 
 
 def asked(system: str, turns: Sequence[Turn]) -> Record:
@@ -136,10 +162,12 @@ def said(turns: Sequence[Turn]) -> str:
 
 
 def transcript(text: str, side: str) -> list[Turn]:
-    """The turns of an HH-RLHF transcript, white space around them taken off; ``side`` names it in the reason."""
-    before, *parts = SPEAKER.split(f"\n\n{text}")
+    """The turns of a transcript, white space around them taken off; ``side`` names it in the reason. Speakers are
+    marked as in HH-RLHF, by an empty line and ``Human:``, or by ``### Human:``."""
+    headed = HEADED.match(text) is not None
+    before, *parts = HEADED.split(text) if headed else SPEAKER.split(f"\n\n{text}")
     if before.strip() or not parts:
-        raise BrokenRow(f"'{side}' should begin with \"\\n\\nHuman:\"")
+        raise BrokenRow(f'\'{side}\' should begin with "\\n\\nHuman:" or "### Human:"')
     roles = {"Human": "user", "Assistant": "assistant"}
     pairs = zip(parts[::2], parts[1::2], strict=True)
     return [{"role": roles[speaker], "content": words.strip()} for speaker, words in pairs]

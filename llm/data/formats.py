@@ -7,10 +7,15 @@
 | ``messages`` | messages (ShareGPT: conversations): [{role, content}, ...]; the last assistant turn is the answer |
 | ``pairs`` | prompt, chosen, rejected (texts or messages); score_chosen, score_rejected by choice |
 | ``ranked`` | prompt, answers or responses; scores by choice, else best first (RRHF: query, responses, scores) |
+| ``kto`` | prompt, response, label: true or false (1 or 0) is a score of 1 or 0 |
 | ``hh_rlhf`` | chosen, rejected: whole transcripts with "Human:" and "Assistant:" |
+| ``transcript`` | text: one such transcript, also with "### Human:" (Guanaco, LMFlow's text_only) |
+| ``shp`` | history (a post), human_ref_A, human_ref_B, labels (1: A is preferred) |
+| ``oasst`` | message_id, parent_id, text, role, rank: messages of OpenAssistant's trees, or whole trees |
 | ``ultrafeedback`` | instruction, completions; or prompt, chosen, rejected, score_chosen, score_rejected |
 
-The prompt may be called prompt, instruction, query or caption, the response also output or completion.
+The prompt may be called prompt, instruction, query or caption (or input, where there is none of these), the response
+also output or completion. Where there is a chosen and a rejected answer, these words decide which is better.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -19,6 +24,7 @@ from typing import Any, Literal
 
 from raftdiff.errors import UserError
 from raftdiff.llm.data.cells import (
+    HEADED,
     SPEAKER,
     Answer,
     BrokenRow,
@@ -33,16 +39,39 @@ from raftdiff.llm.data.cells import (
     transcript,
 )
 
-Format = Literal["prompt", "prompt_response", "messages", "pairs", "ranked", "hh_rlhf", "ultrafeedback"]
+Format = Literal[
+    "prompt",
+    "prompt_response",
+    "messages",
+    "pairs",
+    "ranked",
+    "kto",
+    "hh_rlhf",
+    "transcript",
+    "shp",
+    "oasst",
+    "ultrafeedback",
+]
 
 PROMPTS = ("prompt", "instruction", "query", "caption")
 RESPONSES = ("response", "output", "completion")
 ANSWERS = ("answers", "responses")
 CONVERSATIONS = ("messages", "conversations")
+TREE = {"message_id", "parent_id", "text", "role"}
+PREFERENCE = {"history", "human_ref_A", "human_ref_B"}
+LABELS: Mapping[str, float] = {"true": 1.0, "1": 1.0, "1.0": 1.0, "false": 0.0, "0": 0.0, "0.0": 0.0}
+CONTRADICTED = (
+    "the rejected answer is rated as high as the chosen one or higher; chosen stays the better one, for every method, "
+    "with the scores 1 and 0"
+)
+GOOD, BAD = "desirable", "undesirable"
+"""Sources of answers that were labelled, as KTO has them."""
 KNOWN = (
     "prompt (prompt), prompt_response (prompt + response; instruction + output), messages (messages or conversations), "
-    "pairs (prompt + chosen + rejected), ranked (prompt + answers + scores), "
-    "hh_rlhf (chosen + rejected transcripts), ultrafeedback (instruction + completions)"
+    "pairs (prompt + chosen + rejected), ranked (prompt + answers + scores), kto (prompt + completion + label), "
+    "hh_rlhf (chosen + rejected transcripts), transcript (text with ### Human: and ### Assistant:), "
+    "shp (history + human_ref_A + human_ref_B), oasst (message_id + parent_id + text + role), "
+    "ultrafeedback (instruction + completions)"
 )
 
 
@@ -53,6 +82,10 @@ def detect(table: Sequence[Mapping[str, Any]]) -> Format:
         UserError: no format fits, or several do.
     """
     have = {name for row in table for name in row}
+    if have >= TREE or any(isinstance(row.get("prompt"), Mapping) for row in table):
+        return "oasst"
+    if have >= PREFERENCE:
+        return "shp"
     chosen = next((messages_of(row["chosen"]) for row in table if row.get("chosen") is not None), None)
     found: list[Format] = []
     if "completions" in have or ({"score_chosen", "score_rejected"} <= have and isinstance(chosen, list)):
@@ -66,9 +99,11 @@ def detect(table: Sequence[Mapping[str, Any]]) -> Format:
     if have & set(CONVERSATIONS) and "ultrafeedback" not in found:  # which repeats the chosen conversation there
         found.append("messages")
     if have & set(RESPONSES):
-        found.append("prompt_response")
-    if not found and have & set(PROMPTS) and not have & {"chosen", "rejected"}:
+        found.append("kto" if _labelled(table) else "prompt_response")
+    if not found and have & {*PROMPTS, "input"} and not have & {"chosen", "rejected"}:
         found.append("prompt")
+    if not found and any(_is_transcript(row.get("text")) for row in table):
+        found.append("transcript")
     shown = f"the columns ({', '.join(sorted(have))})"
     if len(found) > 1:
         raise UserError(f"prompts.format: {shown} fit several: {', '.join(found)}. Set prompts.format to one of them.")
@@ -87,7 +122,7 @@ def parse(format: Format, row: Mapping[str, Any]) -> tuple[Record, dict[str, Any
     record, used = _PARSERS[format](row)
     if "system" in row:
         record = replace(record, system=text_of(row["system"] or "", "the system message", empty=True) or record.system)
-    if row.get("history") and not record.history:
+    if row.get("history") and "history" not in used and not record.history:
         system, turns = conversation(row["history"], "history")
         record = replace(record, history=tuple(turns), system=record.system or system)
     if not record.prompt.strip():
@@ -102,6 +137,7 @@ Parsed = tuple[Record, set[str]]
 def _prompt(row: Mapping[str, Any]) -> Parsed:
     """The prompt alone: a text, or messages that end with what the user said."""
     names = [name for name in PROMPTS if row.get(name) is not None]
+    names = names or [name for name in ("input",) if row.get(name) is not None]
     if not names:
         raise BrokenRow(f"there is no prompt (columns: {', '.join(sorted(row))})")
     if len(names) > 1:
@@ -126,6 +162,30 @@ def _prompt_response(row: Mapping[str, Any]) -> Parsed:
     return replace(record, answers=(Answer(text),)), used | {name}
 
 
+def _kto(row: Mapping[str, Any]) -> Parsed:
+    """An answer that was called good or bad (Ethayarajh et al. 2024, arXiv:2402.01306)."""
+    record, used = _prompt_response(row)
+    score = _label(row.get("label"))
+    if score is None:
+        raise BrokenRow(f"the label {row.get('label')!r} is neither true nor false")
+    answer = replace(record.answers[0], score=score, source=GOOD if score else BAD)
+    return replace(record, answers=(answer,)), used | {"label"}
+
+
+def _label(value: Any) -> float | None:
+    return LABELS.get(str(value).strip().lower())
+
+
+def _labelled(table: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether every row that has a label has one that is true or false."""
+    labels = [row["label"] for row in table if row.get("label") is not None]
+    return bool(labels) and all(_label(label) is not None for label in labels)
+
+
+def _is_transcript(text: Any) -> bool:
+    return isinstance(text, str) and bool(HEADED.match(text) or SPEAKER.match(f"\n\n{text.lstrip()}"))
+
+
 def _messages(row: Mapping[str, Any]) -> Parsed:
     """The last assistant turn answers the user turn before it; a conversation that ends with the user has no answer."""
     name = next((name for name in CONVERSATIONS if row.get(name) is not None), CONVERSATIONS[0])
@@ -136,22 +196,21 @@ def _messages(row: Mapping[str, Any]) -> Parsed:
 
 
 def _pairs(row: Mapping[str, Any]) -> Parsed:
-    """Scores are 1 and 0 where the row brings none."""
     names = ("score_chosen", "score_rejected")
     (chosen, one), (rejected, other) = (_side(row, side) for side in ("chosen", "rejected"))
     scores = [score_of(row.get(name)) for name in names]
-    answers = _two([chosen, rejected], [1.0, 0.0] if scores == [None, None] else scores)
+    answers, notes = _two([chosen, rejected], scores)
     if one and other and one != other:
         raise BrokenRow("the chosen and the rejected answer do not share one prompt")
     talk, used = one or other, {"chosen", "rejected", *names}
     if talk and not any(row.get(name) is not None for name in PROMPTS):
-        return replace(talk, answers=answers), used
+        return replace(talk, answers=answers, notes=notes), used
     record, own = _prompt(row)
     if talk and talk.prompt.strip() != record.prompt.strip():
         raise BrokenRow("the prompt is not the one that the chosen and the rejected conversation answer")
     if talk:
         record = replace(record, system=record.system or talk.system, history=record.history or talk.history)
-    return replace(record, answers=answers), used | own
+    return replace(record, answers=answers, notes=notes), used | own
 
 
 def _side(row: Mapping[str, Any], side: str) -> tuple[str, Record | None]:
@@ -189,7 +248,30 @@ def _hh_rlhf(row: Mapping[str, Any]) -> Parsed:
     if chosen[:-1] != rejected[:-1]:
         raise BrokenRow("the chosen and the rejected transcript do not share one prompt")
     record = asked("", chosen[:-1])
-    return replace(record, answers=_two([said(chosen), said(rejected)], [1.0, 0.0])), {"chosen", "rejected"}
+    answers, _ = _two([said(chosen), said(rejected)])
+    return replace(record, answers=answers), {"chosen", "rejected"}
+
+
+def _transcript(row: Mapping[str, Any]) -> Parsed:
+    """The last Assistant turn is the answer; a transcript that ends with an empty one, or with Human, has none."""
+    turns = transcript(text_of(row.get("text"), "'text'"), "text")
+    if turns[-1]["role"] == "assistant" and not turns[-1]["content"]:
+        turns = turns[:-1]
+    if turns[-1]["role"] == "user":
+        return asked("", turns), {"text"}
+    return replace(asked("", turns[:-1]), answers=(Answer(said(turns)),)), {"text"}
+
+
+def _shp(row: Mapping[str, Any]) -> Parsed:
+    """Stanford's Human Preferences (Ethayarajh et al. 2022, arXiv:2110.08420): two comments on a post."""
+    better = _label(row.get("labels"))
+    if better is None:
+        raise BrokenRow(f"'labels' is {row.get('labels')!r}; 1 says that A is preferred, 0 that B is")
+    sides = ("A", "B") if better else ("B", "A")
+    texts = [text_of(row.get(f"human_ref_{side}"), f"'human_ref_{side}'") for side in sides]
+    answers, notes = _two(texts, [score_of(row.get(f"score_{side}")) for side in sides])
+    record = Record(text_of(row.get("history"), "'history'"), answers=answers, notes=notes)
+    return record, {*PREFERENCE, "labels", "score_A", "score_B"}
 
 
 def _ultrafeedback(row: Mapping[str, Any]) -> Parsed:
@@ -220,7 +302,11 @@ _PARSERS: Mapping[Format, Callable[[Mapping[str, Any]], Parsed]] = {
     "messages": _messages,
     "pairs": _pairs,
     "ranked": _ranked,
+    "kto": _kto,
     "hh_rlhf": _hh_rlhf,
+    "transcript": _transcript,
+    "shp": _shp,
+    "oasst": _ranked,  # of what ``trees`` gathers
     "ultrafeedback": _ultrafeedback,
 }
 
@@ -252,7 +338,15 @@ def _aspects(annotations: Mapping[str, Any]) -> list[Mapping[str, Any]]:
     return [aspect for aspect in held if isinstance(aspect, Mapping)]
 
 
-def _two(texts: Sequence[str], scores: Sequence[float | None]) -> tuple[Answer, ...]:
+def _two(texts: Sequence[str], scores: Sequence[float | None] = ()) -> tuple[tuple[Answer, ...], tuple[str, ...]]:
+    """The chosen answer and the rejected one, and what is to be said of them.
+
+    Chosen is better, whatever the ``scores``: these are kept where they say so too, and are 1 and 0 elsewhere.
+    """
     if texts[0].strip() == texts[1].strip():
         raise BrokenRow("the chosen and the rejected answer are the same")
-    return Answer(texts[0], scores[0], "chosen"), Answer(texts[1], scores[1], "rejected")
+    one, other = scores or (None, None)
+    if one is not None and other is not None and one > other:
+        return (Answer(texts[0], one, "chosen"), Answer(texts[1], other, "rejected")), ()
+    notes = () if one is None or other is None else (CONTRADICTED,)
+    return (Answer(texts[0], 1.0, "chosen"), Answer(texts[1], 0.0, "rejected")), notes

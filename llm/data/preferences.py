@@ -1,5 +1,6 @@
 """What was preferred to what, to train reward models on: from data, from a run's rounds, or from people's answers."""
 
+import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +14,7 @@ from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.llm.data.cells import BrokenRow, score_of
 from raftdiff.llm.data.files import rows_digest
+from raftdiff.llm.data.formats import BAD, GOOD
 from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.rows import Row
@@ -127,13 +129,18 @@ def from_labels(run: Run) -> list[Comparison]:
 
 
 def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
-    """The two answers of each prompt of the data, or the best and the worst of several by their scores.
+    """The two answers of each prompt of the data, or the best and the worst of several by their scores; of answers
+    labelled one by one, a good and a bad one to the same prompt.
 
     Raises:
         UserError: as ``read_prompts``, or a row does not say which of two different answers is better.
     """
-    found, broken = [], []
-    for prompt in read_prompts(config, folder):
+    prompts = read_prompts(config, folder)
+    labelled = [prompt for prompt in prompts if _label(prompt)]
+    found, broken = _of_labels(labelled), []
+    for prompt in prompts:
+        if _label(prompt):
+            continue
         try:
             found.append(_compared(prompt))
         except BrokenRow as problem:
@@ -146,6 +153,37 @@ def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
     if broken:
         warnings.warn(f"pairs.data: {len(broken)} prompts were left out, the first {broken[0]}.", stacklevel=2)
     return found
+
+
+def _of_labels(prompts: Sequence[Prompt]) -> list[Comparison]:
+    """Answers labelled good against those labelled bad to the same prompt, the first with the first and so on; those
+    without a partner are left out, and counted."""
+    sides: dict[str, dict[str, list[Prompt]]] = {}
+    for prompt in prompts:
+        asked = json.dumps([prompt.caption, context(prompt)], sort_keys=True)
+        sides.setdefault(asked, {GOOD: [], BAD: []})[_label(prompt)].append(prompt)
+    pairs = [pair for both in sides.values() for pair in zip(both[GOOD], both[BAD], strict=False)]
+    if alone := len(prompts) - 2 * len(pairs):
+        warnings.warn(
+            f"pairs.data: {alone} of {len(prompts)} labelled answers were left out: a pair is a good and a bad answer "
+            "to the same prompt.",
+            stacklevel=3,
+        )
+    return [
+        Comparison(good.id, replace(good, meta=context(good)), _text(good), _text(bad))
+        for good, bad in pairs
+        if _text(good).strip() != _text(bad).strip()
+    ]
+
+
+def _label(prompt: Prompt) -> str:
+    """What the prompt's one answer was called, desirable or undesirable; empty where it was not labelled."""
+    answers = prompt.meta.get("answers", [])
+    return str(answers[0]["source"]) if len(answers) == 1 and answers[0]["source"] in (GOOD, BAD) else ""
+
+
+def _text(prompt: Prompt) -> str:
+    return str(prompt.meta["answers"][0]["text"])
 
 
 def row(pair: Comparison) -> dict[str, Any]:

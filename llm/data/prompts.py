@@ -11,6 +11,7 @@ import numpy as np
 from pydantic import Field
 
 from raftdiff.errors import UserError, nearest
+from raftdiff.llm.data import trees
 from raftdiff.llm.data.cells import BrokenRow, Record, text_of
 from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
@@ -176,12 +177,17 @@ def _renamed(row: Row, renames: Mapping[str, str]) -> dict[str, Any]:
 
 
 def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tuple[Record, dict[str, Any]]]:
-    kept, reasons, first = [], Counter[str](), ""
+    kept, reasons, notes, first = [], Counter[str](), Counter[str](), ""
+    if format == "oasst":
+        table, left = trees.asked(table)
+        if left:
+            warnings.warn(_counted("messages of the trees were left out", left), stacklevel=3)
     for row in table:
         try:
             record, rest = parse(format, row.columns)
             _check_rest(rest)
             kept.append((record, rest))
+            notes.update(record.notes)
         except BrokenRow as problem:
             if config.broken == "stop":
                 raise UserError(
@@ -191,13 +197,18 @@ def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tu
             reasons[str(problem)] += 1
             first = first or row.where
     if reasons:
-        listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common(5))
-        total = reasons.total()
-        sentence = f"prompts: {total} of {len(table)} rows were left out (the first: {first}): {listed}."
+        sentence = _counted(f"of {len(table)} rows were left out (the first: {first})", reasons)
         if not kept:
             raise UserError(sentence)
         warnings.warn(sentence, stacklevel=3)
+    for note, count in notes.items():
+        warnings.warn(f"prompts: in {count} of {len(table)} rows {note}.", stacklevel=3)
     return kept
+
+
+def _counted(what: str, reasons: Counter[str]) -> str:
+    listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common(5))
+    return f"prompts: {reasons.total()} {what}: {listed}."
 
 
 def _check_rest(rest: Mapping[str, Any]) -> None:

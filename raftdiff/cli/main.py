@@ -272,6 +272,15 @@ def _tools(commands: Commands) -> None:
     schema.add_argument("media", nargs="?", choices=media, default="image", help="default: %(default)s")
 
 
+def _sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as a sentence; those of libraries with the place that they come from."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
+        return f"raftdiff: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
     parsed = _parse(arguments)
@@ -282,6 +291,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
+    warnings.formatwarning = _sentence
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")

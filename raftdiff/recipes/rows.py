@@ -123,6 +123,8 @@ def _items(path: Path, text: str) -> list[Row]:
         raise UserError(
             f"{path}{line}: this file is not valid JSON: {error}. With one object a line, name it .jsonl."
         ) from None
+    if isinstance(items, dict) and isinstance(items.get("instances"), list):  # LMFlow's: {"type", "instances"}
+        items = [_instance(item) for item in items["instances"]]
     if not isinstance(items, list):
         raise UserError(
             f"{path}: a .json file of prompts or data is a list of texts or objects; this one holds "
@@ -133,6 +135,13 @@ def _items(path: Path, text: str) -> list[Row]:
         if not isinstance(item, dict):
             raise UserError(f"{path}: item {number} is no text or object but {type(item).__name__}.")
     return [Row(f"{path}: item {number}", item) for number, item in enumerate(items, 1)]
+
+
+def _instance(item: Any) -> Any:
+    """An instance of LMFlow's text_to_textlist or text_to_scored_textlist with its list under our name."""
+    if isinstance(item, dict) and isinstance(item.get("output"), list):
+        return {"answers" if name == "output" else name: value for name, value in item.items()}
+    return item
 
 
 def _cells(path: Path, text: str, delimiter: str) -> list[Row]:

@@ -239,7 +239,15 @@ def test_given_scores_follow_the_text_not_the_number() -> None:
     for wrong in ("4", True, math.inf):
         with pytest.raises(UserError, match=f"prompt 'p': the score {wrong!r} of an answer is not a finite number"):
             GivenConfig().build().score(samples("a", answers=[{"text": "a", "score": wrong}]))
-    assert GivenConfig().build().score(samples("a", answers=[{"text": "a", "score": math.nan}])).isnan().all()
+    two = [{"text": "a", "score": math.nan}, {"text": "b"}]
+    assert GivenConfig().build().score(samples("a", answers=two)).isnan().all()
+
+
+def test_one_unrated_answer_is_the_answer() -> None:
+    for unrated in ({}, {"score": None}, {"score": math.nan}):
+        found = GivenConfig().build().score(samples("a", "new", answers=[{"text": "a", **unrated}]))
+        torch.testing.assert_close(found, torch.tensor([1.0, math.nan]), equal_nan=True)
+    assert GivenConfig().build().score(samples("a", answers=[{"text": "a", "score": 0.0}])).tolist() == [0.0]
 
 
 def test_a_prompt_as_a_conversation() -> None:

@@ -68,8 +68,26 @@ def test_hh_transcripts_with_the_published_strength():
 
 
 def test_the_label_counts_also_where_scores_say_otherwise():
-    (found,) = rows(pair(score_chosen=1.0, score_rejected=1.0), format="pairs")
+    with pytest.warns(UserWarning, match="in 1 of 1 rows the rejected answer is rated as high"):
+        (found,) = rows(pair(score_chosen=1.0, score_rejected=1.0), format="pairs")
     assert found.chosen == "Hi!"
+
+
+def test_answers_labelled_one_by_one_are_paired_by_their_prompt():
+    said = [("a", "yes", True), ("a", "no", False), ("a", "fine", True), ("b", "alone", 1), ("a", "never", 0)]
+    held = [{"prompt": asked, "completion": text, "label": label} for asked, text, label in said]
+    with pytest.warns(UserWarning, match="1 of 5 labelled answers were left out: a pair is a good and a bad answer"):
+        found = rows(*held)
+    assert [(one.prompt.caption, one.chosen, one.rejected) for one in found] == [
+        ("a", "yes", "no"),
+        ("a", "fine", "never"),
+    ]
+    assert len({one.id for one in found}) == 2
+    with (
+        pytest.warns(UserWarning, match="2 of 2 labelled answers"),
+        pytest.raises(UserError, match="not one pair of answers"),
+    ):
+        rows(held[0], held[3])
 
 
 def test_of_several_scored_answers_the_best_and_the_worst_are_taken():

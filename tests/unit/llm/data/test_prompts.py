@@ -150,7 +150,7 @@ def test_conversations_of_sharegpt_are_messages() -> None:
     assert one.meta["history"] == [turn("user", "Hi"), turn("assistant", "Hello.")]
     assert answers(one) == [(GOOD, None, "")]
     with pytest.raises(UserError, match=r"message 1 of 'conversations' lacks a role out of system, user, assistant"):
-        of({"conversations": [{"from": "tool", "value": "?"}]})
+        of({"conversations": [{"from": "narrator", "value": "?"}]})
 
 
 def test_pairs_of_texts() -> None:
@@ -265,6 +265,128 @@ def test_ultrafeedback_trusts_ratings_more_than_the_overall_score() -> None:
     assert one.meta["source"] == "quiz"
 
 
+def test_chosen_is_the_better_one_whatever_the_scores_and_it_is_said() -> None:
+    rated = [{"score_chosen": 1.0, "score_rejected": 5.0}, {"score_chosen": 2, "score_rejected": 2}]
+    with pytest.warns(UserWarning, match=r"in 2 of 3 rows the rejected answer is rated as high .* the scores 1 and 0"):
+        found = of(*({"prompt": "x", "chosen": "a", "rejected": "b", **more} for more in (*rated, {})))
+    assert [[score for _, score, _ in answers(one)] for one in found] == [[1.0, 0.0]] * 3
+
+
+@pytest.mark.parametrize("labels", [(True, False), ("true", "False"), (1, 0), ("1", "0.0")])
+def test_labels_of_kto_are_scores(labels: tuple[Any, Any]) -> None:
+    held = [
+        {"prompt": "Why?", "completion": text, "label": label} for text, label in zip((GOOD, BAD), labels, strict=True)
+    ]
+    one, two = of(*held)
+    assert answers(one) == [(GOOD, 1.0, "desirable")]
+    assert answers(two) == [(BAD, 0.0, "undesirable")]
+    assert "label" not in one.meta
+
+
+def test_a_label_that_is_something_else_is_kept_and_no_score() -> None:
+    one, two = of(*({"prompt": "Why?", "response": GOOD, "label": label} for label in ("sport", 1)))
+    assert (answers(one), one.meta["label"], two.meta["label"]) == ([(GOOD, None, "")], "sport", 1)
+
+
+def test_a_file_of_lmflow_is_read(tmp_path: Path) -> None:
+    def held(kind: str, *instances: Any) -> list[Prompt]:
+        (tmp_path / "l.json").write_text(json.dumps({"type": kind, "instances": instances}))
+        return read_prompts(DataConfig(file="l.json"), tmp_path)
+
+    (one,) = held("text2text", {"input": "Why?", "output": GOOD})
+    assert (one.caption, answers(one), set(one.meta)) == ("Why?", [(GOOD, None, "")], {"answers"})
+    (two,) = held("text_only", {"text": f"###Human: Hi###Assistant: Hello.###Human: Why?###Assistant: {GOOD}"})
+    assert (two.caption, answers(two)[0][0]) == ("Why?", GOOD)
+    assert two.meta["history"] == [turn("user", "Hi"), turn("assistant", "Hello.")]
+    (three,) = held("conversation", {"system": "Be brief.", "messages": [ASK, turn("assistant", GOOD)]})
+    assert (three.meta["system"], answers(three)[0][0]) == ("Be brief.", GOOD)
+    (four,) = held("text_to_scored_textlist", {"input": "Why?", "output": [{"text": "a", "score": 2.5}]})
+    assert answers(four) == [("a", 2.5, "")]
+    with pytest.raises(UserError, match="item 1 is no text or object but int"):
+        held("float_only", 1)
+
+
+def test_transcripts_of_guanaco_are_read() -> None:
+    one, two, three = of(
+        {"text": f"### Human: Hi### Assistant: Hello.\n### Human: {ASK['content']}### Assistant: {GOOD}\n### Notes"},
+        {"text": "### Human: Why?### Assistant:"},
+        {"text": "\n\nHuman: Why?\n\nAssistant: Who knows"},
+    )
+    assert one.meta["history"] == [turn("user", "Hi"), turn("assistant", "Hello.")]
+    assert (one.caption, answers(one)) == (ASK["content"], [(f"{GOOD}\n### Notes", None, "")])
+    assert (two.caption, "answers" in two.meta) == ("Why?", False)
+    assert (three.caption, answers(three)) == ("Why?", [("Who knows", None, "")])
+
+
+def test_shp_reads_the_preferred_comment_from_its_label() -> None:
+    row = {"history": "A post.", "human_ref_A": GOOD, "human_ref_B": BAD, "score_A": 3, "score_B": 9, "domain": "ask"}
+    one, two = of({**row, "labels": 0}, {**row, "labels": 0, "score_A": 3, "score_B": 9})
+    assert (one.caption, answers(one)) == ("A post.", [(BAD, 9.0, "chosen"), (GOOD, 3.0, "rejected")])
+    assert (two.meta["domain"], "history" in two.meta) == ("ask", False)
+
+
+def message(name: str, parent: str | None, role: str, text: str, **more: Any) -> dict[str, Any]:
+    return {"message_id": name, "parent_id": parent, "role": role, "text": text, "rank": None, **more}
+
+
+TREE = [
+    message("q", None, "prompter", "Hi"),
+    message("a1", "q", "assistant", "Worse.", rank=1),
+    message("a0", "q", "assistant", "Better.", rank=0),
+    message("a2", "q", "assistant", "Unranked."),
+    message("a3", "q", "assistant", "Gone.", rank=2, deleted=True),
+    message("p", "a0", "prompter", "And then?"),
+    message("b", "p", "assistant", "Then this."),
+    message("lost", "a3", "prompter", "Lost?"),
+    message("c", "lost", "assistant", "Lost."),
+]
+
+
+def test_trees_of_openassistant_message_by_message() -> None:
+    with pytest.warns(UserWarning, match=r"2 messages of the trees were left out: 1 because they were deleted; 1 bec"):
+        one, two = of(*TREE)
+    assert (one.id, one.caption, "history" in one.meta) == ("q", "Hi", False)
+    assert answers(one) == [("Better.", 2.0, ""), ("Worse.", 1.0, ""), ("Unranked.", None, "")]
+    assert two.meta["history"] == [turn("user", "Hi"), turn("assistant", "Better.")]
+    assert (two.caption, answers(two)) == ("And then?", [("Then this.", 0.0, "")])
+
+
+def test_whole_trees_of_openassistant_say_the_same() -> None:
+    def grown(name: str | None) -> list[dict[str, Any]]:
+        nodes = [node for node in TREE if node["parent_id"] == name]
+        return [{**node, "parent_id": None, "replies": grown(node["message_id"])} for node in nodes]
+
+    with pytest.warns(UserWarning, match="messages of the trees were left out"):
+        whole = of({"message_tree_id": "q", "prompt": grown(None)[0]})
+    with pytest.warns(UserWarning, match="messages of the trees were left out"):
+        assert whole == of(*TREE)
+
+
+def test_content_in_parts_is_joined_and_developer_is_the_system() -> None:
+    parts = [{"type": "text", "text": "Why "}, {"type": "text", "text": "so?"}]
+    talk = [turn("system", "Be kind."), turn("developer", "Be brief."), {"role": "user", "content": parts}]
+    (one,) = of({"messages": [*talk, {**turn("assistant", GOOD), "tool_calls": None}]})
+    assert (one.caption, one.meta["system"], answers(one)[0][0]) == ("Why so?", "Be kind.\n\nBe brief.", GOOD)
+
+
+def test_tool_turns_and_pictures_are_left_out_and_counted_by_reason() -> None:
+    call = {"role": "assistant", "content": None, "tool_calls": [{"type": "function", "function": {"name": "f"}}]}
+    picture = {"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}
+    held = [
+        [ASK, call, turn("tool", "4"), turn("assistant", "Four.")],
+        [ASK, turn("assistant", "Hm."), ASK, call],
+        [picture, turn("assistant", "A cat.")],
+        [ASK, turn("assistant", GOOD)],
+    ]
+    sharegpt = [("human", "a"), ("function_call", "f()"), ("observation", "4"), ("gpt", "Four.")]
+    rows = [{"messages": talk} for talk in held]
+    with pytest.warns(UserWarning, match=r"2 because 'messages' holds tool calls .*1 because .*type 'image_url', and"):
+        (kept,) = of(*rows, broken="skip")
+    assert answers(kept)[0][0] == GOOD
+    with pytest.raises(UserError, match="holds tool calls or a tool's turns, which are not learnt from here"):
+        of({"conversations": [{"from": who, "value": text} for who, text in sharegpt]})
+
+
 def test_a_named_format_is_obeyed() -> None:
     row = {"prompt": "Why?", "response": GOOD, "messages": [ASK, turn("assistant", BAD)]}
     with pytest.raises(UserError, match=r"\(messages, prompt, response\) fit several: messages, prompt_response. Set"):
@@ -309,8 +431,15 @@ def test_columns_are_renamed() -> None:
         ({"prompt": "x", "answers": ["a"], "scores": [10**400]}, {}, "a score is infinite"),
         ({"messages": []}, {}, "'messages' holds no messages"),
         ({"messages": [turn("assistant", "a")]}, {}, "not a user's turn"),
-        ({"messages": [turn("tool", "a")]}, {}, "message 1 of 'messages' lacks a role out of system, user, assistant"),
-        ({"messages": [turn("user", "a"), turn("system", "b")]}, {}, "after one system message at most"),
+        ({"messages": [turn("bard", "a")]}, {}, "message 1 of 'messages' lacks a role out of system, user, assistant"),
+        ({"messages": [{"role": ["user"], "content": "a"}]}, {}, "message 1 of 'messages' lacks a role"),
+        ({"messages": [turn("user", "a"), turn("system", "b")]}, {}, "system messages before them alone"),
+        ({"messages": [turn("system", "a")]}, {}, "system messages before them alone"),
+        ({"messages": [ASK, {"role": "assistant", "content": None}]}, {}, "message 2 of 'messages' is missing"),
+        ({"prompt": "x", "response": "y", "label": 2}, {"format": "kto"}, "the label 2 is neither true nor false"),
+        ({"text": "no turns"}, {}, r"\(text\) fit no format"),
+        ({"text": "no turns"}, {"format": "transcript"}, "'text' should begin with"),
+        ({"history": "x", "human_ref_A": "a", "human_ref_B": "b"}, {}, "'labels' is None; 1 says that A is preferred"),
         ({"messages": [{"role": "user", "content": ["a"]}]}, {}, "message 1 of 'messages' is no text but list"),
         ({"messages": [turn("user", "a"), turn("assistant", " ")]}, {}, "the assistant's last turn is empty"),
         ({"instruction": "x", "completions": []}, {}, "there are no completions"),
