@@ -1,12 +1,14 @@
 # make demo   see RAFT at work on the model that ships, in one and a half to three minutes after installation
 # make test   run the tests
 # make check  format, lint, types, floors and tests: what a change must pass
+# make lowest the demos on the oldest packages that pyproject.toml allows, in an environment of their own
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+LOWEST := build/lowest
 
-.PHONY: demo test check golden format install schema clean
+.PHONY: demo test check lowest lowest-install golden format install schema clean
 
 demo: $(INSTALLED)
 	$(BIN)/raftdiff demo
@@ -20,6 +22,18 @@ check: $(INSTALLED)
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile
+
+# The plug-in that checks shapes came after the oldest jaxtyping, and old packages warn of what new ones do.
+lowest: lowest-install
+	$(LOWEST)/bin/python -m pytest --override-ini addopts="--import-mode=importlib -q" -W default tests/e2e/test_demo.py
+
+lowest-install: $(LOWEST)/.installed
+
+$(LOWEST)/.installed: pyproject.toml
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python -m pip install --quiet uv
+	$(LOWEST)/bin/uv pip install --quiet --python $(LOWEST)/bin/python --resolution lowest-direct --requirements pyproject.toml --extra apps --extra llm 'pytest>=8.3.2'
+	touch $@
 
 golden: $(INSTALLED)
 	RAFTDIFF_GOLDEN=rewrite $(BIN)/python -m pytest tests/golden

@@ -38,3 +38,13 @@ def test_the_demo_ends_with_a_table_a_report_and_the_next_command(
     assert main(["eval", str(run), "--prompts", str(tmp_path / "mixed.txt"), "--name", "mixed"]) == 2
     said = capsys.readouterr().err
     assert "The judge does not understand 'a cartoon of a cat on a tartan one', though it understands 1 of 2" in said
+
+
+def test_the_demo_on_texts_ends_with_a_table_and_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tmp_path / "run"
+    few = ("loop.rounds=1", "loop.candidates=2", "loop.prompts_per_round=4", "evaluation.samples_per_prompt=1")
+    few += ("finetuner.adapter=lora", "evaluation.prompts.limit=4", "evaluation.every_round=0")
+    assert main(["llm", "demo", "--out", str(run), *few]) == 0
+    assert f"report: {run}/eval/report.html" in capsys.readouterr().out
+    result = json.loads((run / "eval/eval.json").read_text())
+    assert result["judge"]["fluent"]["before"] >= 0.5, "it speaks the world's language"
