@@ -18,10 +18,12 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
     """Write the policy as it stands to the folder ``out``, with the tokenizer; safetensors.
 
     Raises:
-        UserError: an adapter is asked for where every weight was trained, something else lies at ``out``, or it cannot
-            be written.
+        UserError: an adapter is asked for where every weight was trained, ``out`` has a file's name, something else
+            lies there, or it cannot be written.
     """
     lm = finetuner.lm
+    if out.suffix == ".safetensors":
+        raise UserError(f"{out}: {format} is a folder, and this names a file; leave .safetensors out.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise UserError(f"{out}: something lies there already; name another folder with --out.")
     if format == "peft" and finetuner.config.adapter != "lora":

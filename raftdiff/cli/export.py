@@ -39,7 +39,7 @@ def export(args: argparse.Namespace) -> None:
     else:
         from raftdiff.diffusion import export as pictures
 
-        form = args.format or "diffusers"
+        form = args.format or ("kohya" if args.out is not None and args.out.suffix == ".safetensors" else "diffusers")
         out = args.out or run.path / "export" / (form + (".safetensors" if form == "kohya" else ""))
         written = pictures.export(assembly.finetuner, form, out)
         how = HOW[form]

@@ -1,5 +1,6 @@
 """The way out: tuned weights in the formats that other programs read."""
 
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,16 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
     dtype.
 
     Raises:
-        UserError: another format, a LoRA asked of a full fine-tune, or ``out`` cannot be written.
+        UserError: another format, a LoRA asked of a full fine-tune, a folder with a file's name, or ``out`` cannot be
+            written.
     """
     if format not in FORMATS:
         raise UserError(f"'{format}' is not an export format. {nearest(format, FORMATS)}")
+    if format != "kohya" and out.suffix == ".safetensors":
+        raise UserError(
+            f"{out}: {format} is a folder, and this names a file. One file for A1111 and ComfyUI is --format kohya; "
+            "for the folder, leave .safetensors out."
+        )
     if format != "merged" and tuner.config.adapter == "full":
         raise UserError(
             f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged."
@@ -91,8 +98,34 @@ def _write_kohya(tuner: DiffusionFineTuner, out: Path) -> Path:
                 f"{path}.alpha": torch.tensor(scale * rank),
             }
     target = out if out.suffix == ".safetensors" else out / "raftdiff_lora.safetensors"
-    save_file(weights, target, metadata={"ss_network_module": "networks.lora", "format": "pt"})
+    save_file(weights, target, metadata=_metadata(tuner, target.stem))
     return target
+
+
+def _metadata(tuner: DiffusionFineTuner, name: str) -> dict[str, str]:
+    """What trainers write into a LoRA, for programs that ask before they show it: A1111 lists a file with some metadata
+    and no ``ss_v2`` under SD 1.x alone. Keys as in sd-scripts and in Stability's model specification."""
+    config, parts = tuner.config, tuner.parts
+    second, v = bool(parts.unet.config.use_linear_projection), parts.prediction_type == "v_prediction"
+    architecture = "stable-diffusion-v1"
+    if second:
+        architecture = "stable-diffusion-v2-768-v" if v else "stable-diffusion-v2-512"
+    return {
+        "format": "pt",
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.rank),
+        "ss_network_alpha": str(float(config.rank if config.alpha is None else config.alpha)),
+        "ss_v2": str(second),
+        "ss_base_model_version": ("sd_v2" if second else "sd_v1") + ("_v" if v else ""),
+        "ss_output_name": name,
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{architecture}/lora",
+        "modelspec.implementation": "diffusers",
+        "modelspec.title": name,
+        "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
+        "modelspec.prediction_type": "v" if v else "epsilon",
+        **({"modelspec.resolution": f"{parts.size[1]}x{parts.size[0]}"} if parts.size else {}),  # width, then height
+    }
 
 
 def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
@@ -109,7 +142,18 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
         feature_extractor=None,
         requires_safety_checker=False,
     ).save_pretrained(out, safe_serialization=True)
+    _name_as_published(out / "text_encoder" / "model.safetensors")
+    parts.tokenizer.backend_tokenizer.model.save(str(out / "tokenizer"))  # vocab.json, merges.txt
     return out
+
+
+def _name_as_published(path: Path) -> None:
+    """A text encoder's weights under the names of the published models, which every reader knows: diffusers and ComfyUI
+    as they were before transformers 5.6 draw from a random text encoder otherwise, or from none."""
+    from safetensors.torch import load_file, save_file
+
+    weights = {_text_name(name): weight for name, weight in load_file(path).items()}
+    save_file(weights, path, metadata={"format": "pt"})
 
 
 def _text_name(name: str) -> str:

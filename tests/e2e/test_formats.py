@@ -1,8 +1,12 @@
 """Models in the exact format of SD 1.5, SD 2.1 and a single-file checkpoint: sample, tune, export, and back."""
 
+import json
+import shutil
+
 import diffusers
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file
 
 from raftdiff.diffusion.export import export
@@ -132,6 +136,52 @@ def test_the_files_are_what_other_programs_expect(folders, tmp_path):
     assert kohya[f"{layer}.lora_up.weight"].shape == (32, 3)
     assert kohya[f"{layer}.alpha"] == 6.0
     assert "lora_te_text_model_encoder_layers_0_self_attn_q_proj.lora_down.weight" in kohya
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [
+        ("sd15", ("False", "sd_v1", "stable-diffusion-v1/lora", "epsilon")),
+        ("sd21", ("True", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v")),
+    ],
+)
+def test_a_kohya_file_says_which_model_it_is_for(folders, tmp_path, kind, expected):
+    tuner, _ = tuned(ModelConfig(base=str(folders[kind])))
+    with safe_open(export(tuner, "kohya", tmp_path / "mine.safetensors"), "pt") as file:
+        told = file.metadata()
+    keys = ("ss_v2", "ss_base_model_version", "modelspec.architecture", "modelspec.prediction_type")
+    assert tuple(told[key] for key in keys) == expected
+    assert (told["ss_network_dim"], told["ss_network_alpha"]) == ("3", "6.0")
+    assert told["ss_output_name"] == told["modelspec.title"] == "mine"
+
+
+@pytest.mark.parametrize("format", ["diffusers", "merged"])
+def test_a_folder_is_not_given_the_name_of_a_file(folders, tmp_path, format):
+    parts = load(ModelConfig(base=str(folders["sd15"])))
+    tuner = DiffusionFineTunerConfig(rank=2, steps=1).build(parts, total_rounds=1, guidance=1.0, seed=0)
+    with pytest.raises(UserError, match="this names a file. One file for A1111 and ComfyUI is --format kohya"):
+        export(tuner, format, tmp_path / "mine.safetensors")
+    assert not (tmp_path / "mine.safetensors").exists()
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+def test_a_merged_pipeline_has_the_names_and_files_that_older_readers_know(folders, tmp_path, kind):
+    """diffusers with transformers 4.57, and ComfyUI by diffusers' script, know no others."""
+    from transformers import CLIPTokenizer
+
+    path = tiny.write_single_file(tmp_path / f"{kind}.safetensors", kind)
+    parts = load(ModelConfig(base=str(path), config=str(folders[kind])))
+    tuner = DiffusionFineTunerConfig(rank=2, steps=1).build(parts, total_rounds=1, guidance=1.0, seed=0)
+    out = export(tuner, "merged", tmp_path / "merged")
+    assert all(name.startswith("text_model.") for name in load_file(out / "text_encoder" / "model.safetensors"))
+    slow = tmp_path / "slow"
+    slow.mkdir()
+    for name in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        shutil.copy(out / "tokenizer" / name, slow / name)
+    texts = ["a cat", "Two dogs, 3 trees!"]
+    rows = [CLIPTokenizer.from_pretrained(folder)(texts)["input_ids"] for folder in (slow, out / "tokenizer")]
+    assert rows[0] == rows[1] == parts.tokenizer(texts)["input_ids"]
+    assert len(json.loads((slow / "vocab.json").read_text())) == len(parts.tokenizer)
 
 
 @pytest.mark.parametrize("changes", [{"adapter": "full"}, {"adapter": "full", "train_text_encoder": True}])

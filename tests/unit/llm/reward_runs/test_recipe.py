@@ -108,7 +108,10 @@ def test_strengths_are_taken_from_the_data_in_its_order(recipe: Path, tmp_path: 
         (["tuner.meta={}", "policy_pool={}"], "policy_pool: name one of 'run' .* and 'model'"),
         (["tuner.meta={}", "policy_pool={model: {base: review-lm}}"], "policy_pool.prompts: the model needs prompts"),
         (["tuner.meta={}", "policy_pool={run: nowhere}"], "policy_pool.run: 'nowhere' is not a run on texts"),
-        (["tuner.learning_rat=1"], r"on the command line: tuner.learning_rat: unknown key. Did you mean 'learning_rate'"),
+        (
+            ["tuner.learning_rat=1"],
+            r"on the command line: tuner.learning_rat: unknown key. Did you mean 'learning_rate'",
+        ),
         (["denoise={type: flap}"], "'flap' is not a denoise. Did you mean 'flip'"),
         (["pairs={data: {file: none.jsonl}}"], r"there is no file 'none\.jsonl'"),
         (["pairs={}"], "name exactly one of data, run and labels"),
