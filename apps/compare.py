@@ -1,37 +1,47 @@
 """``raftdiff compare``: any two checkpoints side by side, from the same prompts and seeds."""
 
-import atexit
+import math
 import random
 import shutil
 import tempfile
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from raftdiff.apps import page
+from raftdiff.apps.desk import Desk, Job
 from raftdiff.diffusion.bench import LONGEST_PROMPT, Bench, Settings, export
 from raftdiff.diffusion.comparison import Drawn
 from raftdiff.errors import UserError
+from raftdiff.records.entries import of_evaluation
+from raftdiff.records.run import Run
 from raftdiff.reports.words import said
 from raftdiff.types import Report
 
 LARGEST_SEED = 2**31 - 1
+SECONDS = 1.0
+"""Between two looks at how a drawing stands."""
+EVALUATED = 8
+"""Pairs of the evaluation that the page opens with."""
+WAYS = ["One picture with a seam to drag", "Both pictures whole"]
+INTRODUCTION = (
+    "Two models draw the same prompts from the same seeds, so that whatever differs is the models' doing. Choose a "
+    "model for each side and press Draw."
+)
 Number: TypeAlias = float | int | None
 """What Gradio hands over for a field of numbers; None where it was emptied."""
 
 
 def build(bench: Bench) -> Any:
     """The page."""
-    import gradio as gr
+    gr = page.gradio()
 
-    bar = gr.Progress()
-    scratch = Path(tempfile.mkdtemp(prefix="raftdiff-"))  # as long as the process: its page
-    atexit.register(shutil.rmtree, scratch, ignore_errors=True)
+    desk = Desk()
     known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
     with page.blocks("raftdiff compare") as blocks:
-        gr.Markdown(f"# Before and after\n{', '.join(str(run.path.name) for run in bench.runs)}")
+        gr.Markdown(f"# Before and after\n{INTRODUCTION}\n\n{', '.join(str(run.path.name) for run in bench.runs)}")
         with gr.Row():
             asked = gr.Textbox(
                 known[0],
@@ -41,8 +51,12 @@ def build(bench: Bench) -> Any:
                 max_length=64 * LONGEST_PROMPT,
                 elem_id="prompts",
                 scale=3,
+                min_width=280,
             )
-            picked = gr.Dropdown(known, value=None, label="or take one of the run's", elem_id="known", scale=2)
+            picked = gr.Dropdown(known, value=None, label="or take one of the run's", elem_id="known", scale=2, min_width=280)
+        if bench.world:
+            with gr.Accordion("What this model can draw", open=False):
+                gr.Markdown(bench.world)
         with gr.Row():
             left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
             right = gr.Dropdown(models, value=models[-1], label="Right", elem_id="right")
@@ -54,46 +68,81 @@ def build(bench: Bench) -> Any:
                 gr.Markdown("The right side's own:")
                 apart = _settings(defaults, "right-")
             fresh = gr.Button("Another seed", elem_id="fresh")
-        draw = gr.Button("Draw", variant="primary", elem_id="draw")
+        with gr.Row():
+            draw = gr.Button("Draw", variant="primary", elem_id="draw")
+            cancel = gr.Button("Cancel", elem_id="cancel", visible=False)
+        standing = gr.HTML(elem_id="standing")
+        way = gr.Radio(WAYS, value=WAYS[0], show_label=False, container=False, elem_id="way")
         shown = gr.HTML(elem_id="shown", min_height=120)
         save = gr.DownloadButton("Save these pictures", elem_id="save", visible=False)
+        timer = gr.Timer(SECONDS, active=False)
 
         picked.input(lambda caption: caption, picked, asked, **page.QUIETLY)
-        locked.change(lambda on: gr.Group(visible=not on), locked, other, **page.QUIETLY)
-        fresh.click(
-            lambda: [random.randint(0, LARGEST_SEED)] * 2,
-            None,
-            [shared[0], apart[0]],
+        locked.change(
+            lambda on, *values: [gr.Group(visible=not on), *values],
+            [locked, *shared],
+            [other, *apart],
             **page.QUIETLY,
         )
+        fresh.click(lambda: [random.randint(0, LARGEST_SEED)] * 2, None, [shared[0], apart[0]], **page.QUIETLY)
+        way.change(None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}")
         blocks.load(
-            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2),
-            None,
-            [left, right],
-            **page.QUIETLY,
+            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2), None, [left, right], **page.QUIETLY
         )
+        blocks.load(page.told(lambda: evaluated(bench.runs[0])), None, shown, **page.QUIETLY)
+
+        def going(words: str, *, on: bool) -> list[Any]:
+            """The line under the buttons, and what can be pressed."""
+            return [words, gr.Timer(active=on), gr.Button(interactive=not on), gr.Button(visible=on)]
 
         def press(
-            text: str, one: str, two: str, same: bool, count: Number, *values: Number, progress: Any = bar
-        ) -> Any:
+            visitor: str, text: str, one: str, two: str, same: bool, count: Number, *values: Number
+        ) -> list[Any]:
             own = values[: len(shared)] if same else values[len(shared) :]
             settings = (_read(count, values[: len(shared)]), _read(count, own))
-            view, pictures = compare(bench, text, (one, two), settings, progress)
-            return view, gr.DownloadButton(value=packed(pictures, scratch), visible=True)
+            desk.ask(visitor, lambda job: compare(bench, text, (one, two), settings, job))
+            return going(page.view("standing", now=desk.look(visitor), ticket=visitor), on=True)
 
-        draw.click(
-            page.told(press),
-            [asked, left, right, locked, count, *shared, *apart],
-            [shown, save],
-            concurrency_id="bench",
-            concurrency_limit=1,
-            **page.PRIVATE,
-        )
+        def look(visitor: str) -> list[Any]:
+            try:
+                now = desk.look(visitor)
+            except UserError as error:
+                return [*going(page.view("gone", sentence=str(error)), on=False), gr.skip(), gr.skip()]
+            if now.result is None:
+                return [page.view("standing", now=now, ticket=visitor), *[gr.skip()] * 5]
+            view, pictures = now.result
+            return [*going("", on=False), view, gr.DownloadButton(value=packed(pictures, page.scratch()), visible=True)]
+
+        def stop(visitor: str) -> list[Any]:
+            desk.leave(visitor)
+            return going(page.view("note", said="Cancelled."), on=False)
+
+        buttons = [standing, timer, draw, cancel]
+        draw.click(page.visited(page.told(press)), [asked, left, right, locked, count, *shared, *apart], buttons, **page.QUIETLY)
+        timer.tick(page.visited(look), None, [*buttons, shown, save], trigger_mode="once", **page.QUIETLY)
+        cancel.click(page.visited(stop), None, buttons, **page.QUIETLY)
+
+        def leave(ticket: str) -> None:
+            """For a window that closes: its ticket is its visitor."""
+            desk.leave(ticket)
+
+        gr.api(leave, api_name="leave", queue=False, api_visibility="undocumented")
     return blocks
 
 
+def evaluated(run: Run) -> str:
+    """Pictures that the run's evaluation left, or where the page begins without one."""
+    try:
+        pairs = of_evaluation(run, "eval")
+    except UserError:
+        return page.view("note", said="Press Draw, and both models draw these prompts from the same seeds.")
+    shown = pairs[:: max(1, -(-len(pairs) // EVALUATED))]
+    both = [(page.picture(Path(one.media)), page.picture(Path(two.media)), one.prompt.caption) for one, two in shown]
+    return page.view("evaluated", both=both, of=len(pairs))
+
+
 def compare(
-    bench: Bench, text: str, names: tuple[str, str], settings: tuple[Settings, Settings], progress: Callable[..., Any]
+    bench: Bench, text: str, names: tuple[str, str], settings: tuple[Settings, Settings], job: Job
 ) -> tuple[str, dict[str, list[Drawn]]]:
     """Draw both sides; returns the view, and the pictures by side.
 
@@ -106,9 +155,10 @@ def compare(
     for place, (name, chosen) in enumerate(zip(names, settings, strict=True)):
         if name not in models:
             raise UserError(f"'{name}' is not a model of this run any more; reload the page.")
-        sides.append(bench.draw(models[name], captions, chosen, _report(progress, place, name)))
+        sides.append(bench.draw(models[name], captions, chosen, _report(job, place, name), job.check))
     one, two = sides
-    view = page.view("comparison", cards=cards(one, two, names), left=names[0], right=names[1])
+    told = {"means": means(one, two), "exact": (exact(one), exact(two)), "pairs": len(one)}
+    view = page.view("comparison", cards=cards(one, two, names), left=names[0], right=names[1], **told)
     return view, {"left": one, "right": two}
 
 
@@ -133,6 +183,23 @@ def cards(left: Sequence[Drawn], right: Sequence[Drawn], names: tuple[str, str])
     ]
 
 
+def means(left: Sequence[Drawn], right: Sequence[Drawn]) -> list[dict[str, Any]]:
+    """What each reward says of both sides on the average over pairs that it discards nothing of, and the judge's ✓."""
+    rows = []
+    for name in left[0].scores:
+        pairs = [(one.scores[name], two.scores[name]) for one, two in zip(left, right, strict=True)]
+        valid = [pair for pair in pairs if not any(map(math.isnan, pair))]
+        if valid:
+            one, two = (sum(side) / len(valid) for side in zip(*valid, strict=True))
+            rows.append({"name": name, "left": one, "right": two, "of": len(valid)})
+    return rows
+
+
+def exact(drawn: Sequence[Drawn]) -> int | None:
+    """How many pictures the judge finds right in everything; None where it does not know the prompts."""
+    return sum(it.verdicts["exact"] for it in drawn) if all("exact" in it.verdicts for it in drawn) else None
+
+
 def _told(it: Drawn, name: str) -> dict[str, Any]:
     marks = {key: value for key, value in it.verdicts.items() if key == "exact"}
     words = f"{it.sample.prompt.caption}, {name}: {said({**it.scores, **marks})}"
@@ -142,15 +209,15 @@ def _told(it: Drawn, name: str) -> dict[str, Any]:
 
 def _settings(defaults: Settings, prefix: str) -> list[Any]:
     """The fields of one side, in the order of ``_read``."""
-    import gradio as gr
+    gr = page.gradio()
 
     with gr.Row():
         seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
     with gr.Row():
         guidance = gr.Slider(1, 15, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance")
-        width = gr.Number(defaults.width or 0, label="Width, 0 for the model's own", precision=0, minimum=0)
-        height = gr.Number(defaults.height or 0, label="Height, likewise", precision=0, minimum=0)
+        width = gr.Number(defaults.width or 0, label="Width (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}width")
+        height = gr.Number(defaults.height or 0, label="Height (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}height")
     return [seed, steps, guidance, width, height]
 
 
@@ -172,9 +239,9 @@ def _read(count: Number, values: Sequence[Number]) -> Settings:
     )
 
 
-def _report(progress: Callable[..., Any], place: int, name: str) -> Report:
+def _report(job: Job, place: int, name: str) -> Report:
     def report(done: int, total: int) -> None:
-        progress((place * total + done, 2 * total), desc=name, unit="pictures")
+        job.report(place * total + done, 2 * total, name)
 
     return report
 

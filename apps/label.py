@@ -24,7 +24,7 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
     Raises:
         UserError: there is no pair to ask about.
     """
-    import gradio as gr
+    gr = page.gradio()
 
     if not pairs:
         raise UserError(f"{run.path}: there is no pair to compare; a round needs two different candidates of a prompt.")
@@ -112,5 +112,5 @@ def asked(left: Entry, right: Entry, *, at: int, of: int) -> str:
     prompt = left.prompt
     if isinstance(left.media, str):
         return page.view("answers", turns=messages(prompt), left=left.media, right=right.media, at=at, of=of)
-    pictures = {"left": page.uri(left.media), "right": page.uri(Path(right.media))}
+    pictures = {"left": page.picture(left.media), "right": page.picture(Path(right.media))}
     return page.view("question", caption=prompt.caption, **pictures, at=at, of=of)

@@ -15,3 +15,12 @@ document.addEventListener("keydown", (event) => {
     button.click();
   }
 });
+// A window that closes says so, and what it waited for is not drawn.
+addEventListener("pagehide", () => {
+  const waiting = document.querySelector("[data-ticket]"), config = window.gradio_config;
+  if (waiting && config)
+    fetch(config.root + config.api_prefix + "/run/leave", {
+      method: "POST", keepalive: true, headers: { "Content-Type": "application/json" },
+      body: JSON.stringify({ data: [waiting.dataset.ticket] }),
+    });
+});

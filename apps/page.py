@@ -1,12 +1,16 @@
-"""What the pages share: their look, how mistakes are told, and how they are served."""
+"""What the pages share: their look, and how mistakes are told."""
 
+import atexit
 import html
+import importlib
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import cache, wraps
 from pathlib import Path
-from typing import Any, ParamSpec, TypeVar, final
+from types import ModuleType
+from typing import Any, NamedTuple, ParamSpec, TypeVar
 
 from PIL.Image import Image
 
@@ -15,108 +19,74 @@ from raftdiff.reports.page import picture_uri, template
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 PRIVATE: Mapping[str, Any] = {"api_visibility": "private"}
 """No page offers its handlers as an API."""
-QUIETLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-"""A handler that is done before anybody would look for a bar."""
-VISITORS = 64
-"""How many may wait in line at most; the next is told so."""
+QUIETLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden", "queue": False}
+"""A handler that is done before anybody would look for a bar: one request, and no connection that stays open."""
 
 
-@final
-@dataclass(frozen=True, slots=True)
-class Door:
-    """Who may come in. By default this machine alone."""
+class Shown(NamedTuple):
+    """What stands in the place of a picture or an answer."""
 
-    host: str = "127.0.0.1"
-    port: int | None = None
-    """None takes the first free one from 7860."""
-    share: bool = False
-    """A public address through Gradio's servers, for three days at most."""
-    user: str | None = None
-    """NAME:PASSWORD that visitors must give."""
-    browser: bool = True
-    """Open a browser window, where there is one to open."""
-
-    def login(self) -> tuple[str, str] | None:
-        """
-        Raises:
-            UserError: no colon in it, or one of the two is empty.
-        """
-        if self.user is None:
-            return None
-        name, _, password = self.user.partition(":")
-        if not name or not password:
-            raise UserError("--auth: write NAME:PASSWORD, for example --auth ada:correct-horse.")
-        return name, password
-
-    def warning(self) -> str | None:
-        """A word to whoever opens the door further than this machine."""
-        if not self.share and self.host in LOOPBACK:
-            return None
-        who = "anybody on the internet who has the address" if self.share else "anybody on your network"
-        lock = "knows the password" if self.user else "comes by; set one with --auth NAME:PASSWORD"
-        return f"warning: this page is open to {who} and {lock}. It runs your GPU and shows what the run made."
+    uri: str
+    """Empty where there is no picture to show."""
+    text: str
+    """An answer, or why a picture is not shown."""
+    shape: str = "1 / 1"
+    """Of the picture, width / height."""
 
 
-def serve(page: Any, door: Door) -> str:
-    """Serve a page from now on, and return its address.
-
-    Only what a page hands out is served: no path of this machine, of the run directory neither, is in reach.
+@cache
+def gradio() -> ModuleType:
+    """The library of the pages, with a folder for its files that is this process's own.
 
     Raises:
-        UserError: the port is taken, or the address is not this machine's.
+        UserError: it is not installed, or does not load.
     """
-    login = door.login()
-    page.queue(max_size=VISITORS, default_concurrency_limit=1)
+    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
+    os.environ["GRADIO_TEMP_DIR"] = str(scratch())  # the one that it would share may be somebody else's
+    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        if (path := os.environ.get(name)) and not Path(path).exists():
+            raise UserError(f"{name} names {path}, which is not there. Name the certificates' place, or: unset {name}")
     try:
-        _, local, shared = page.launch(
-            server_name=door.host,
-            server_port=door.port,
-            share=door.share,
-            auth=login,
-            inbrowser=door.browser,
-            prevent_thread_lock=True,
-            quiet=True,
-            show_error=True,
-            theme=theme(),
-            css=css(),
-            head=head(),
-            footer_links=[],
-            run_history=False,
-            ssr_mode=False,
-            pwa=False,
-            allowed_paths=[],
-            enable_monitoring=False,
-            mcp_server=False,
-        )
+        return importlib.import_module("gradio")
+    except ModuleNotFoundError as error:
+        if error.name == "gradio":
+            raise UserError("The pages need Gradio. Install it with: pip install 'raftdiff[apps]'") from None
+        raise UserError(f"Gradio does not load ({error}). Mend it with: pip install 'raftdiff[apps]'") from None
+    except (ImportError, OSError, ValueError) as error:
+        raise UserError(f"Gradio does not load: {error}") from None
+
+
+@cache
+def scratch() -> Path:
+    """A folder that lives as long as the process.
+
+    Raises:
+        UserError: no temporary folder can be written to.
+    """
+    try:
+        folder = Path(tempfile.mkdtemp(prefix="raftdiff-"))
     except OSError as error:
-        raise UserError(f"The page cannot be served at {door.host}, port {door.port or 7860}: {error}.") from None
-    return str(shared or local)
+        raise UserError(f"The pages need a folder for temporary files; name one with TMPDIR ({error}).") from None
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 def blocks(title: str) -> Any:
     """An empty page. Nothing is reported to anybody.
 
     Raises:
-        UserError: Gradio is not installed.
+        UserError: Gradio is not installed, or does not load.
     """
-    os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"
-    try:
-        import gradio
-    except ImportError:
-        raise UserError("The pages need Gradio. Install it with: pip install 'raftdiff[apps]'") from None
-    return gradio.Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
+    return gradio().Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
 
 
 def theme() -> Any:
     """Gradio's plainest, in the colours of the report and in the reader's own fonts: nothing is fetched."""
-    import gradio
-
     fonts = ["system-ui", "-apple-system", "Segoe UI", "Roboto", "Noto Sans", "sans-serif"]
     mono = ["ui-monospace", "Menlo", "Consolas", "monospace"]
-    base = gradio.themes.Base(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=mono)
+    base = gradio().themes.Base(primary_hue="teal", neutral_hue="stone", font=fonts, font_mono=mono)
     return base.set(body_background_fill="#fbfaf7", body_background_fill_dark="#171614")
 
 
@@ -137,16 +107,24 @@ def told(handler: Callable[Given, Made]) -> Callable[Given, Made]:
 
     @wraps(handler)
     def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Made:
-        import gradio
-
         try:
             return handler(*args, **kwargs)
         except UserError as error:
-            raise gradio.Error(html.escape(str(error)), print_exception=False) from None
+            raise gradio().Error(html.escape(str(error)), print_exception=False) from None
         except FileNotFoundError as error:
             sentence = f"{error.filename}: this file is gone. Was the run moved or deleted? Reload the page."
-            raise gradio.Error(html.escape(sentence), print_exception=False) from None
+            raise gradio().Error(html.escape(sentence), print_exception=False) from None
 
+    return wrapped
+
+
+def visited(handler: Callable[..., Made]) -> Callable[..., Made]:
+    """A handler that is given first who calls: the name of the visitor's window, which no other window can guess."""
+
+    def wrapped(request: Any, *values: Any) -> Made:
+        return handler(str(request.session_hash), *values)
+
+    wrapped.__annotations__["request"] = gradio().Request  # by which Gradio knows what to give
     return wrapped
 
 
@@ -158,12 +136,20 @@ def view(name: str, **fields: Any) -> str:
     return made.replace("{", "&#123;").replace("}", "&#125;").replace("$", "&#36;")
 
 
-def uri(image: Image | Path) -> str:
+def uri(image: Image) -> str:
     """The picture itself as text, so that no path is served."""
-    if isinstance(image, Path):
-        from PIL import Image as pil  # noqa: N813
-
-        with pil.open(image) as picture:
-            picture.load()
-            return picture_uri(picture)
     return picture_uri(image)
+
+
+def picture(path: Path) -> Shown:
+    """A picture of the run, or a word on why it cannot be shown."""
+    from PIL import Image as pil  # noqa: N813
+
+    try:
+        with pil.open(path) as opened:
+            opened.load()
+            return Shown(picture_uri(opened), "", f"{opened.width} / {opened.height}")
+    except FileNotFoundError:
+        raise
+    except (OSError, SyntaxError, ValueError, pil.DecompressionBombError):  # as Pillow tells what was cut short
+        return Shown("", f"{path.name}: this picture cannot be read; was it cut short?")

@@ -18,52 +18,63 @@ from raftdiff.reports.words import said
 SECONDS = 2.0
 """Between two looks at the files."""
 SHELVES = 12
-"""Prompts shown of a round."""
+"""Prompts of a round shown at once."""
+STILLS = 12
+"""Places of a strip through the rounds at most."""
 
 
 def build(run: Run) -> Any:
     """The page."""
-    import gradio as gr
+    gr = page.gradio()
 
     with page.blocks("raftdiff watch") as blocks:
-        gr.Markdown(f"# {run.path.resolve().name}")
+        gr.Markdown(f"# Watching {run.path.resolve().name}")
         state = gr.HTML(elem_id="state")
         gr.Markdown("## Candidates: selected and rejected")
-        number = gr.Slider(1, 2, 1, step=1, label="Round", elem_id="round", interactive=True)
+        with gr.Row():
+            number = gr.Slider(1, 2, 1, step=1, label="Round", elem_id="round", interactive=True)
+            which = gr.Dropdown([1], value=1, label="Prompts", elem_id="which", interactive=True)
         shelves = gr.HTML(elem_id="candidates")
         gr.Markdown("## One held-out prompt through the rounds, from the same seed")
-        with gr.Row():
-            prompt = gr.Dropdown([], label="Which", elem_id="picture")
-            after = gr.Slider(0, 1, 0, step=1, label="Rounds of fine-tuning", elem_id="after", interactive=True)
-        picture = gr.HTML(elem_id="still")
-        seen = gr.State("")
+        prompt = gr.Dropdown([], label="Prompt", elem_id="picture")
+        strip = gr.HTML(elem_id="strip")
+        # not gr.State: each window of a browser would keep one of its six connections to this host open for it
+        seen = gr.Textbox(visible="hidden", elem_id="seen")
 
         def look(before: str, shown: str | None) -> Any:
             try:
                 now = snapshot(run)
             except UserError as error:  # said once, in its place: an alert would come back every two seconds
-                return [page.view("gone", sentence=str(error)), *[gr.skip()] * 3, ""]
+                return [page.view("gone", sentence=str(error)), *[gr.skip()] * 2, ""]
             mark = fingerprint(now)
             if mark == before:
-                return [gr.skip()] * 5
+                return [gr.skip()] * 4
             done, drawn = len(now.metrics), held_out(run)
             return [
                 overview(now),
                 gr.Slider(maximum=max(2, done + (now.making is not None)), interactive=True),
-                gr.Slider(maximum=max(1, done), interactive=True),
-                gr.Dropdown(drawn, value=shown if shown in drawn else next(iter(drawn), None)),
+                gr.Dropdown(
+                    [(words, name) for name, words in drawn.items()],
+                    value=shown if shown in drawn else next(iter(drawn), None),
+                ),
                 mark,
             ]
 
-        outputs = [state, number, after, prompt, seen]
+        def show(shown: float, part: int | None) -> Any:
+            prompts = _prompts(run, int(shown) - 1)
+            parts = pages(len(prompts))
+            part = part if part is not None and int(part) <= len(parts) else 1
+            chosen = prompts[(int(part) - 1) * SHELVES :][:SHELVES]
+            choices = [(words, place) for place, words in enumerate(parts, 1)]
+            return [candidates(run, int(shown) - 1, chosen), gr.Dropdown(choices, value=int(part))]
+
+        outputs = [state, number, prompt, seen]
         blocks.load(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
-        gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
-        show = page.told(lambda shown: candidates(run, int(shown) - 1))
-        still = page.told(lambda name, rounds: scrubbed(run, name, int(rounds)))
-        for event in (blocks.load, number.change, seen.change):
-            event(show, number, shelves, **page.QUIETLY)
-        for event in (prompt.change, after.change, seen.change):
-            event(still, [prompt, after], picture, **page.QUIETLY)
+        gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, trigger_mode="once", **page.QUIETLY)
+        for event in (blocks.load, number.change, which.input, seen.change):
+            event(page.told(show), [number, which], [shelves, which], **page.QUIETLY)
+        for event in (prompt.change, seen.change):
+            event(page.told(lambda name: through(run, name)), prompt, strip, **page.QUIETLY)
     return blocks
 
 
@@ -74,28 +85,51 @@ def overview(now: Snapshot) -> str:
     )
 
 
-def candidates(run: Run, round: int) -> str:
-    """What was drawn in a round, prompt by prompt: the selected first, then from the best score down."""
-    shelves = steadily(lambda: _shelves(_folder(run, round)))
+def pages(prompts: int) -> list[str]:
+    """A round's prompts, so many at once.
+
+    >>> pages(30)
+    ['1 to 12 of 30', '13 to 24 of 30', '25 to 30 of 30']
+    """
+    starts = range(0, max(1, prompts), SHELVES)
+    return [f"{start + 1} to {min(prompts, start + SHELVES)} of {prompts}" for start in starts]
+
+
+def candidates(run: Run, round: int, prompts: Collection[str]) -> str:
+    """What was drawn for these prompts in a round: the selected first, then from the best score down."""
+    shelves = steadily(lambda: _shelves(_folder(run, round), prompts))
     return page.view("candidates", round=round + 1, shelves=shelves)
 
 
-def scrubbed(run: Run, name: str | None, rounds: int) -> str:
-    """One held-out picture or answer after so many rounds; 0 is the base model."""
+def through(run: Run, name: str | None) -> str:
+    """One held-out picture or answer from the base model through the rounds, at even distances where they are many."""
     if name is None:
         why = "This run draws nothing for held-out prompts; set evaluation.every_round to 1 or more in the recipe."
-        return page.view("still", it=None, said=why)
+        return page.view("strip", stills=[], said=why)
+    done = run.rounds_done()
+    places = {round(place * done / min(done, STILLS - 1)) for place in range(min(done, STILLS - 1) + 1)} if done else {0}
+    caption = held_out(run).get(name, name)
+    stills = [_still(run, name, rounds, caption) for rounds in sorted(places)]
+    return page.view("strip", stills=[it for it in stills if it], said=f"{caption}: this one is not there.")
+
+
+def _still(run: Run, name: str, rounds: int, caption: str) -> dict[str, Any] | None:
+    """After so many rounds of fine-tuning; None where nothing was kept."""
     folder = run.round(0).held_out("held_out_base") if rounds == 0 else run.round(rounds - 1).held_out()
     media = folder.get(name)
-    words = f"{name.removesuffix('.png')}, {'before any fine-tuning' if rounds == 0 else f'after round {rounds}'}"
-    if media is None:
-        return page.view("still", it=None, said=f"{words}: this one is not there.")
-    return page.view("still", it={**_shown(media), "alt": words}, said=words)
+    words = "before any fine-tuning" if rounds == 0 else f"after round {rounds}"
+    return None if media is None else {**_shown(media), "alt": f"{caption}, {words}", "said": words}
 
 
-def held_out(run: Run) -> list[str]:
-    """Names of the held-out pictures or answers that every round draws."""
-    return list(run.round(0).held_out()) if run.rounds_done() else []
+def held_out(run: Run) -> dict[str, str]:
+    """What the held-out pictures or answers that every round draws are named and asked for: name -> caption, and which
+    one of it where there are several."""
+    if not run.rounds_done():
+        return {}
+    captions = {prompt_id(it): it for it in _held_out_captions(run)}
+    names = list(run.round(0).held_out())
+    told = {name: captions.get(prompt_of(name.removesuffix(".png") if False else name), name) for name in names}
+    return told
 
 
 def fingerprint(now: Snapshot) -> str:
@@ -130,7 +164,7 @@ def _ranked(folder: RoundFolder, rows: Sequence[Mapping[str, Any]]) -> list[dict
 
 def _shown(media: Path | str) -> dict[str, str]:
     """A picture inside the page, or an answer."""
-    return {"uri": "", "text": media} if isinstance(media, str) else {"uri": page.uri(media), "text": ""}
+    return (page.Shown("", media) if isinstance(media, str) else page.picture(media))._asdict()
 
 
 def _scores(row: Mapping[str, Any]) -> dict[str, float]:

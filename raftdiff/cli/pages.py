@@ -1,11 +1,13 @@
 """The pages: compare, watch, label."""
 
 import argparse
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
-from raftdiff.apps.page import Door, serve
+from raftdiff.apps import page
+from raftdiff.apps.door import Door, serve
 from raftdiff.diffusion.recipe import refuse_other
 from raftdiff.errors import UserError
 from raftdiff.recipes.files import refuse_preferences
@@ -15,34 +17,45 @@ from raftdiff.records.run import Run
 
 def compare(args: argparse.Namespace) -> None:
     from raftdiff.apps import compare as app
-    from raftdiff.diffusion.bench import Bench
 
-    runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
-    for run in runs:
-        refuse_other(run)
-    bench = Bench(runs)
-    bench.warm()
-    _open(app.build(bench), args)
+    door = _door(args)
+    with door.listen() as listening:  # mistakes in flags are told before anything loads
+        page.gradio()
+        runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
+        for run in runs:
+            refuse_other(run)
+        from raftdiff.diffusion.bench import Bench
+
+        bench = Bench(runs)
+        bench.warm()
+        _serve(app.build(bench), door, listening, "runs this machine's GPU, and shows what the run made")
 
 
 def watch(args: argparse.Namespace) -> None:
     from raftdiff.apps import watch as app
 
-    _open(app.build(_samples(args)), args)
+    door = _door(args)
+    with door.listen() as listening:
+        page.gradio()
+        _serve(app.build(_samples(args)), door, listening, "shows what the run made")
 
 
 def label(args: argparse.Namespace) -> None:
     from raftdiff.apps import label as app
 
-    run = _samples(args)
+    door = _door(args)
     if not RATER.fullmatch(args.rater):
         raise UserError(f"--rater '{args.rater}': use letters, digits, '_' and '-', at most 64; it names a file.")
-    if args.eval is not None:
-        pairs = evaluation_pairs(run, args.eval or None, seed=0)
-    else:
-        last = max(0, run.rounds_done() - 1)
-        pairs = candidate_pairs(run, last if args.round is None else args.round, per_prompt=args.per_prompt, seed=0)
-    _open(app.build(run, pairs, rater=args.rater), args)
+    with door.listen() as listening:
+        page.gradio()
+        run = _samples(args)
+        if args.eval is not None:
+            pairs = evaluation_pairs(run, args.eval or None, seed=0)
+        else:
+            last = max(0, run.rounds_done() - 1)
+            pairs = candidate_pairs(run, last if args.round is None else args.round, per_prompt=args.per_prompt, seed=0)
+        shows = "shows what the run made, and takes anybody's choices"
+        _serve(app.build(run, pairs, rater=args.rater), door, listening, shows)
 
 
 def _samples(args: argparse.Namespace) -> Run:
@@ -55,10 +68,21 @@ def _samples(args: argparse.Namespace) -> Run:
     return run
 
 
-def _open(page: Any, args: argparse.Namespace) -> None:
+def _door(args: argparse.Namespace) -> Door:
+    """
+    Raises:
+        UserError: half a login.
+    """
     door = Door(args.host, args.port, args.share, args.auth, browser=not args.no_browser)
-    if warning := door.warning():
+    door.login()
+    return door
+
+
+def _serve(blocks: Any, door: Door, listening: socket.socket, shows: str) -> None:
+    """Until Ctrl-C; ``shows`` says what whoever comes in gets."""
+    if warning := door.warning(shows):
         print(warning, file=sys.stderr)
-    address = serve(page, door)
-    print(f"{address}\nCtrl-C ends it.", flush=True)
-    page.block_thread()
+    served = serve(blocks, door, listening)
+    elsewhere = f"\n{served.elsewhere} from other machines" if served.elsewhere else ""
+    print(f"{served.address}{elsewhere}\nCtrl-C ends it.", flush=True)
+    served.wait()

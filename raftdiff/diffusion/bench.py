@@ -3,16 +3,17 @@
 import json
 import math
 import threading
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import NamedTuple, final
+from typing import Any, NamedTuple, final
 
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.comparison import Drawn, judged
 from raftdiff.diffusion.recipe import Recipe, recipe_of
+from raftdiff.embedded.emoji.world import BACKGROUNDS, OBJECTS, STYLES
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
@@ -26,6 +27,9 @@ LONGEST_PROMPT = 1000
 """Characters."""
 MOST_PICTURES = 256
 """On one side, in one go."""
+MOST_GUIDANCE = 100
+LARGEST = 4
+"""Times as wide or high as the pictures that the model was made for."""
 
 
 class Checkpoint(NamedTuple):
@@ -121,10 +125,27 @@ class Bench:
         known = [build(recipe.evaluation.prompts)] if recipe.evaluation.prompts.captions else []
         return list(dict.fromkeys(prompt.caption for part in (*known, build(recipe.prompts)) for prompt in part))
 
+    @property
+    def world(self) -> str | None:
+        """What the first run's model knows, in a sentence, where it is the small one that ships."""
+        if self.recipes[0].model.base != "emoji-sd":
+            return None
+        return (
+            f"This small model knows {len(OBJECTS)} objects, {len(STYLES)} styles and {len(BACKGROUNDS)} backgrounds, and "
+            f"draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. Backgrounds: "
+            f"{', '.join(BACKGROUNDS)}. Objects: {', '.join(OBJECTS)}."
+        )
+
     def draw(
-        self, checkpoint: Checkpoint, captions: Sequence[str], settings: Settings, report: Report = silent
+        self,
+        checkpoint: Checkpoint,
+        captions: Sequence[str],
+        settings: Settings,
+        report: Report = silent,
+        check: Callable[[], None] = lambda: None,
     ) -> list[Drawn]:
-        """Pictures of these captions, prompt by prompt.
+        """Pictures of these captions, prompt by prompt. ``check`` is called before each step, and ends the drawing by
+        raising what it likes.
 
         Raises:
             UserError: nothing to draw, too much of it, a run that is gone, or a size that the model cannot draw.
@@ -132,6 +153,7 @@ class Bench:
         prompts = _asked(captions, settings)
         with self._one_at_a_time:
             assembly = self._assembly(checkpoint)
+            _check_size(settings, assembly)
             config = assembly.recipe.sampler.model_copy(
                 update={
                     "steps": settings.steps,
@@ -141,7 +163,7 @@ class Bench:
                 }
             )
             sampler = config.build(assembly.model)
-            with self._weights(assembly, checkpoint):
+            with self._weights(assembly, checkpoint), _checked(assembly.model.unet, check):
                 samples = draw(sampler, prompts, per_prompt=settings.per_prompt, seed=settings.seed, report=report)
             return judged(assembly, samples)
 
@@ -160,6 +182,16 @@ class Bench:
     @staticmethod
     def _weights(assembly: Assembly, checkpoint: Checkpoint) -> AbstractContextManager[None]:
         return nullcontext() if checkpoint.round is not None else assembly.finetuner.base_weights()
+
+
+@contextmanager
+def _checked(network: Any, check: Callable[[], None]) -> Iterator[None]:
+    """Within, ``check`` is called before the network computes."""
+    hook = network.register_forward_pre_hook(lambda *_: check())
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
@@ -181,6 +213,17 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
     return folder
 
 
+def _check_size(settings: Settings, assembly: Assembly) -> None:
+    sampler = assembly.recipe.sampler
+    own = max(assembly.model.size, sampler.width or 0, sampler.height or 0)
+    for side in (settings.width, settings.height):
+        if side is not None and not 0 < side <= LARGEST * own:
+            raise UserError(
+                f"A picture of {side} pixels a side is too large: this model draws {own}, and "
+                f"{LARGEST * own} are the most."
+            )
+
+
 def _asked(captions: Sequence[str], settings: Settings) -> list[Prompt]:
     wanted = list(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
     if not wanted:
@@ -189,4 +232,8 @@ def _asked(captions: Sequence[str], settings: Settings) -> list[Prompt]:
         raise UserError(f"This prompt has {len(long[0])} characters; {LONGEST_PROMPT} are the most.")
     if (count := len(wanted) * settings.per_prompt) > MOST_PICTURES:
         raise UserError(f"These are {count} pictures a side; {MOST_PICTURES} are the most at once. Ask for fewer.")
+    if settings.steps < 1:
+        raise UserError(f"steps: {settings.steps} is too few; 1 is the least.")
+    if not 0 <= settings.guidance <= MOST_GUIDANCE:
+        raise UserError(f"guidance: {settings.guidance} is no number from 0 to {MOST_GUIDANCE}.")
     return build(PromptsConfig(captions=list(wanted), negative=settings.negative))

@@ -87,14 +87,14 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
 @pytest.fixture
 def serve() -> Iterator[Callable[[Any], str]]:
     """Serve a page until the test ends; returns its address."""
-    from raftdiff.apps import page
+    from raftdiff.apps import door
 
     served: list[Any] = []
 
     def begin(blocks: Any) -> str:
-        served.append(blocks)
-        return page.serve(blocks, page.Door(browser=False))
+        served.append(door.serve(blocks, door.Door(browser=False)))
+        return str(served[-1].address)
 
     yield begin
-    for blocks in served:
-        blocks.close()
+    for one in served:
+        one.close()
