@@ -4,11 +4,13 @@ The server is ours, not Gradio's ``launch``: that asks its own page through what
 an address which is not this machine's on a hundred ports, and knows no address with colons.
 """
 
+import asyncio
 import errno
 import os
 import socket
 import threading
 import webbrowser
+from concurrent.futures import Future
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Any, NamedTuple, final
@@ -137,13 +139,35 @@ def serve(blocks: Any, door: Door, listening: socket.socket | None = None) -> Se
     Raises:
         UserError: the port is taken, the address is not this machine's, or there is no public one to be had.
     """
-    import fastapi
-    import gradio
-    import uvicorn
-
     login, listening = door.login(), listening or door.listen()
     port = listening.getsockname()[1]
-    app = gradio.mount_gradio_app(
+    begun: Future[Any] = Future()
+
+    async def run() -> None:
+        try:
+            server = _server(blocks, door, login, port)
+        except BaseException as error:
+            begun.set_exception(error)
+            return
+        begun.set_result(server)
+        await server.serve(sockets=[listening])
+
+    # all of it in one event loop: Gradio takes the one that it finds, and would leave another behind, open
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread.start()
+    server = begun.result()
+    address, elsewhere = _addresses(door, port)
+    served = Served(_shared(door, port) if door.share else address, elsewhere, server, thread, blocks)
+    if door.browser:
+        webbrowser.open(served.address)
+    return served
+
+
+def _server(blocks: Any, door: Door, login: tuple[str, str] | None, port: int) -> Any:
+    import fastapi
+    import uvicorn
+
+    app = page.gradio().mount_gradio_app(
         fastapi.FastAPI(docs_url=None, redoc_url=None, openapi_url=None),
         blocks,
         "/",
@@ -162,15 +186,7 @@ def serve(blocks: Any, door: Door, listening: socket.socket | None = None) -> Se
         mcp_server=False,
     )
     guard = Guard(app, names=_names() if door.alone else None)
-    config = uvicorn.Config(guard, log_level="warning", timeout_graceful_shutdown=1, server_header=False)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=lambda: server.run(sockets=[listening]), daemon=True)
-    thread.start()
-    address, elsewhere = _addresses(door, port)
-    served = Served(_shared(door, port) if door.share else address, elsewhere, server, thread, blocks)
-    if door.browser:
-        webbrowser.open(served.address)
-    return served
+    return uvicorn.Server(uvicorn.Config(guard, log_level="warning", timeout_graceful_shutdown=1, server_header=False))
 
 
 def loopback(host: str) -> bool:

@@ -1,6 +1,7 @@
 """``raftdiff watch``: a run while it goes on, from its files alone."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,9 @@ from markupsafe import Markup
 
 from raftdiff.apps import page
 from raftdiff.errors import UserError
+from raftdiff.recipes.prompts import PromptsConfig
+from raftdiff.recipes.prompts import build as build_prompts
+from raftdiff.records.media import prompt_of
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import Metrics, Snapshot, snapshot, steadily
@@ -62,7 +66,7 @@ def build(run: Run) -> Any:
 
         def show(shown: float, part: int | None) -> Any:
             prompts = _prompts(run, int(shown) - 1)
-            parts = pages(len(prompts))
+            parts = parts_of(len(prompts))
             part = part if part is not None and int(part) <= len(parts) else 1
             chosen = prompts[(int(part) - 1) * SHELVES :][:SHELVES]
             choices = [(words, place) for place, words in enumerate(parts, 1)]
@@ -85,10 +89,10 @@ def overview(now: Snapshot) -> str:
     )
 
 
-def pages(prompts: int) -> list[str]:
+def parts_of(prompts: int) -> list[str]:
     """A round's prompts, so many at once.
 
-    >>> pages(30)
+    >>> parts_of(30)
     ['1 to 12 of 30', '13 to 24 of 30', '25 to 30 of 30']
     """
     starts = range(0, max(1, prompts), SHELVES)
@@ -122,14 +126,24 @@ def _still(run: Run, name: str, rounds: int, caption: str) -> dict[str, Any] | N
 
 
 def held_out(run: Run) -> dict[str, str]:
-    """What the held-out pictures or answers that every round draws are named and asked for: name -> caption, and which
-    one of it where there are several."""
+    """Names of the held-out pictures or answers that every round draws, and what each was asked for."""
     if not run.rounds_done():
         return {}
-    captions = {prompt_id(it): it for it in _held_out_captions(run)}
-    names = list(run.round(0).held_out())
-    told = {name: captions.get(prompt_of(name.removesuffix(".png") if False else name), name) for name in names}
-    return told
+    asked = run.recipe()["evaluation"]["prompts"].get("captions") or []
+    captions = {prompt.id: prompt.caption for prompt in build_prompts(PromptsConfig(captions=asked))} if asked else {}
+    names = run.round(0).held_out()
+    words = {name: captions.get(prompt_of(name), name.removesuffix(".png")) for name in names}
+    several = Counter(words.values())
+    return {name: f"{it}, seed {_place(name)}" if several[it] > 1 else it for name, it in words.items()}
+
+
+def _place(name: str) -> str:
+    """Which of several to one prompt.
+
+    >>> _place("a-cat-003.png")
+    '3'
+    """
+    return str(int(name.removesuffix(".png").rpartition("-")[2]))
 
 
 def fingerprint(now: Snapshot) -> str:
@@ -142,11 +156,16 @@ def _folder(run: Run, round: int) -> RoundFolder:
     return run.round(round) if round < run.rounds_done() else run.unfinished(round)
 
 
-def _shelves(folder: RoundFolder) -> list[dict[str, Any]]:
-    rows = [row for row in folder.rows() if "total" in row]
+def _prompts(run: Run, round: int) -> list[str]:
+    """Ids of the prompts that a round has scored candidates of."""
+    rows = steadily(lambda: _folder(run, round).rows())
+    return list(dict.fromkeys(row["prompt_id"] for row in rows if "total" in row))
+
+
+def _shelves(folder: RoundFolder, prompts: Collection[str]) -> list[dict[str, Any]]:
+    rows = [row for row in folder.rows() if "total" in row and row["prompt_id"] in prompts]
     groups = [list(held) for _, held in groupby(rows, key=lambda row: row["prompt_id"])]
-    shown = groups[:: max(1, -(-len(groups) // SHELVES))]
-    return [{"caption": held[0]["caption"], "held": _ranked(folder, held)} for held in shown]
+    return [{"caption": held[0]["caption"], "held": _ranked(folder, held)} for held in groups]
 
 
 def _ranked(folder: RoundFolder, rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

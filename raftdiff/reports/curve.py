@@ -71,7 +71,7 @@ def curve_svg(rounds: Sequence[Mapping[str, Any]], label: str = "reward") -> str
     title = escape(f"{label.capitalize()} over {len(rounds)} rounds: {said}.")
     body = [_grid(tick, at(0, tick)[1], decimals) for tick in ticks]
     body += [_text(at(t, ticks[0])[0], BOTTOM + 19, str(t), "middle") for t in range(0, last + 1, math.ceil(last / 8))]
-    body.append(_text((LEFT + RIGHT) / 2, HEIGHT - 4, "rounds of fine-tuning", "middle"))
+    body.append(_text((LEFT + RIGHT) / 2, HEIGHT - 4, f"{label} by rounds of fine-tuning", "middle"))
     heights = _apart([at(*line.points[-1])[1] for line in curves])
     body += [_curve(line, [at(*point) for point in line.points], y) for line, y in zip(curves, heights, strict=True)]
     return (

@@ -1,7 +1,8 @@
-"""The door, and what may stand on a page: who is let in, how mistakes are told, that typed text stays text."""
+"""What may stand on a page: how mistakes are told, that typed text stays text, what is said where Gradio is missing."""
 
-import builtins
-import sys
+import importlib
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,43 +16,60 @@ from raftdiff.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Gradio's own making
 
 
-def test_the_door_is_this_machines_alone_and_says_nothing() -> None:
-    door = page.Door()
-    assert door.host == "127.0.0.1"
-    assert door.warning() is None
-    assert door.login() is None
+@pytest.fixture
+def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
+    """Gradio is looked for anew."""
+    monkeypatch.setenv("GRADIO_TEMP_DIR", os.environ.get("GRADIO_TEMP_DIR", ""))  # set back afterwards
+    page.gradio.cache_clear()
+    yield monkeypatch
+    page.gradio.cache_clear()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
+    def importing(name: str) -> Any:
+        raise error
+
+    monkeypatch.setattr(importlib, "import_module", importing)
+
+
+@pytest.mark.parametrize("command", ["compare", "watch", "label"])
+def test_without_gradio_each_page_says_how_to_get_it(
+    command: str, fresh: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    failing(fresh, ModuleNotFoundError("No module named 'gradio'", name="gradio"))
+    assert main([command, str(tmp_path), "--no-browser"]) == 2
+    assert "pip install 'raftdiff[apps]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
-    ("door", "words"),
+    ("error", "words"),
     [
-        (page.Door(host="0.0.0.0"), "anybody on your network and comes by; set one with --auth"),
-        (page.Door(host="0.0.0.0", user="ada:secret"), "anybody on your network and knows the password"),
-        (page.Door(share=True), "anybody on the internet who has the address and comes by"),
+        (ModuleNotFoundError("No module named 'pandas'", name="pandas"), r"does not load \(No module named 'pandas'\)"),
+        (ImportError("Using SOCKS proxy, but socksio is missing"), "does not load: Using SOCKS proxy"),
     ],
 )
-def test_an_open_door_is_said(door: page.Door, words: str) -> None:
-    assert words in (door.warning() or "")
-
-
-@pytest.mark.parametrize("user", ["ada", "ada:", ":secret"])
-def test_half_a_login_is_a_sentence(user: str) -> None:
-    with pytest.raises(UserError, match="--auth: write NAME:PASSWORD"):
-        page.Door(user=user).login()
-
-
-def test_without_gradio_the_pages_say_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = builtins.__import__
-
-    def missing(name: str, *rest: Any) -> Any:
-        if name == "gradio":
-            raise ImportError(name)
-        return real(name, *rest)
-
-    monkeypatch.delitem(sys.modules, "gradio", raising=False)
-    monkeypatch.setattr(builtins, "__import__", missing)
-    with pytest.raises(UserError, match=r"pip install 'raftdiff\[apps\]'"):
+def test_a_gradio_that_does_not_load_is_told_by_its_reason(
+    error: Exception, words: str, fresh: pytest.MonkeyPatch
+) -> None:
+    failing(fresh, error)
+    with pytest.raises(UserError, match=words):
         page.blocks("title")
+
+
+def test_certificates_that_are_not_there_are_named(fresh: pytest.MonkeyPatch) -> None:
+    fresh.setenv("SSL_CERT_FILE", "/nowhere/certificates.pem")
+    with pytest.raises(UserError, match="SSL_CERT_FILE names /nowhere/certificates.pem, which is not there"):
+        page.blocks("title")
+
+
+def test_gradio_writes_to_a_folder_of_this_process_alone(
+    fresh: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    fresh.setenv("GRADIO_TEMP_DIR", str(tmp_path / "somebody-elses"))
+    page.gradio()
+    assert os.environ["GRADIO_TEMP_DIR"] == str(page.scratch())
+    assert page.scratch().stat().st_mode & 0o077 == 0
+    assert not (tmp_path / "somebody-elses").exists()
 
 
 def test_mistakes_are_told_as_text() -> None:
@@ -71,28 +89,30 @@ def test_mistakes_are_told_as_text() -> None:
 
 def test_typed_text_is_neither_html_nor_a_placeholder() -> None:
     evil = "<script>{{x}} ${y}"
-    made = page.view("question", caption=evil, left="data:,", right="data:,", at=0, of=1)
+    made = page.view("question", caption=evil, left=page.Shown("data:,", ""), right=page.Shown("data:,", ""), at=0, of=1)
     assert "<script>" not in made
     assert not set("{}$") & set(made)
 
 
 def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
-    Image.new("RGB", (8, 8), (1, 2, 3)).save(tmp_path / "it.png")
-    assert page.uri(tmp_path / "it.png").startswith("data:image/png;base64,")
+    Image.new("RGB", (8, 4), (1, 2, 3)).save(tmp_path / "it.png")
+    shown = page.picture(tmp_path / "it.png")
+    assert shown.uri.startswith("data:image/png;base64,")
+    assert shown.shape == "8 / 4"
+
+
+@pytest.mark.parametrize("content", [b"<html>", b""])
+def test_a_picture_that_was_cut_short_is_a_word_in_its_place(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "cut.png").write_bytes(content)
+    assert page.picture(tmp_path / "cut.png") == ("", "cut.png: this picture cannot be read; was it cut short?", "1 / 1")
+    Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "cut.png")
+    (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:90])
+    assert "cannot be read" in page.picture(tmp_path / "cut.png").text
+    with pytest.raises(FileNotFoundError):
+        page.picture(tmp_path / "gone.png")
 
 
 @pytest.mark.parametrize("command", [["watch"], ["compare"], ["label"], ["label", "--eval"]])
 def test_a_page_of_no_run_is_a_sentence(command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main([command[0], str(tmp_path), *command[1:]]) == 2
     assert "this is not a run directory" in capsys.readouterr().err
-
-
-def test_a_port_that_is_taken_is_a_sentence() -> None:
-    class Taken:
-        def queue(self, **options: Any) -> None: ...
-
-        def launch(self, **options: Any) -> None:
-            raise OSError("Cannot find empty port in range: 7000-7000")
-
-    with pytest.raises(UserError, match="The page cannot be served at 127.0.0.1, port 7000: Cannot find empty port"):
-        page.serve(Taken(), page.Door(port=7000))
