@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from ipaddress import ip_address
 from typing import Any, TypeAlias, final
 from urllib.parse import urlsplit
@@ -61,12 +61,11 @@ class Guard:
         headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in scope["headers"]}
         host = _host(headers.get("host", ""))
         if self._names is not None and not (_own(host) or host in self._names):
-            return 403, f"This page is for its own machine, and is not called '{host}'. Start it with --host to let others in."
+            sentence = f"This page is for its own machine, and is not called '{host}'. To let others in: --host"
+            return 403, sentence
         if scope["method"] in ("GET", "HEAD"):
             return None
-        origin = headers.get("origin")
-        called = {headers.get("host", ""), headers.get("x-forwarded-host", "")}
-        if origin is not None and urlsplit(origin).netloc not in called and urlsplit(origin).hostname not in (self._names or ()):
+        if "origin" in headers and not self._of_the_page(headers):
             return 403, "This was asked for by another web site."
         if not scope["path"].startswith(WRITES):
             return 404, "No page of raftdiff asks for this."
@@ -75,6 +74,12 @@ class Guard:
         if int(headers["content-length"]) > LARGEST:
             return 413, f"This is too large: {LARGEST} bytes are the most."
         return None
+
+    def _of_the_page(self, headers: Mapping[str, str]) -> bool:
+        """Whether the window that asks shows this page; a proxy says in a header of its own what it was called."""
+        origin = urlsplit(headers["origin"])
+        called = {headers.get("host"), headers.get("x-forwarded-host")}
+        return bool(origin.netloc) and (origin.netloc in called or origin.hostname in (self._names or ()))
 
     async def _login(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One password of a visitor at a time; after a wrong one the next waits."""

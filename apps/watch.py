@@ -129,9 +129,11 @@ def held_out(run: Run) -> dict[str, str]:
     """Names of the held-out pictures or answers that every round draws, and what each was asked for."""
     if not run.rounds_done():
         return {}
-    asked = run.recipe()["evaluation"]["prompts"].get("captions") or []
-    captions = {prompt.id: prompt.caption for prompt in build_prompts(PromptsConfig(captions=asked))} if asked else {}
     names = run.round(0).held_out()
+    if any(isinstance(media, str) for media in names.values()):
+        return {name: name for name in names}  # answers are kept under their prompts
+    asked = run.recipe().get("evaluation", {}).get("prompts", {}).get("captions")
+    captions = {prompt.id: prompt.caption for prompt in build_prompts(PromptsConfig(captions=asked))} if asked else {}
     words = {name: captions.get(prompt_of(name), name.removesuffix(".png")) for name in names}
     several = Counter(words.values())
     return {name: f"{it}, seed {_place(name)}" if several[it] > 1 else it for name, it in words.items()}

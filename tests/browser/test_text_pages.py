@@ -194,11 +194,11 @@ def test_watch_shows_answers_selected_and_rejected_and_one_through_the_rounds(
     assert [kept.nth(place).locator(".words").inner_text() for place in range(4)] == longest
     assert "selected: length" in kept.first.get_attribute("aria-label")
     assert tab.locator("#candidates figure").count() == 8
-    tab.locator("#still").get_by_text("1. The film is long").wait_for()
-    assert "Tell me all about the film., before any fine-tuning" in tab.locator("#still").inner_text()
-    tab.locator("#after input[type=number]").fill("1")
-    tab.keyboard.press("Enter")
-    tab.locator("#still").get_by_text("They sail home").wait_for()
+    strip = tab.locator("#strip figure")
+    strip.nth(1).wait_for()
+    assert "1. The film is long" in strip.nth(0).inner_text()
+    assert "They sail home" in strip.nth(1).inner_text()
+    assert strip.nth(0).get_attribute("aria-label") == "Tell me all about the film., before any fine-tuning"
     assert tab.locator("img[src=x]").count() == 0
 
 

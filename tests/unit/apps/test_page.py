@@ -27,8 +27,11 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
     def importing(name: str) -> Any:
-        raise error
+        if name == "gradio":
+            raise error
+        return real(name)
 
+    real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", importing)
 
 
