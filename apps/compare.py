@@ -6,6 +6,7 @@ import shutil
 import tempfile
 import zipfile
 from collections.abc import Sequence
+from functools import partial
 from itertools import groupby
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -53,7 +54,9 @@ def build(bench: Bench) -> Any:
                 scale=3,
                 min_width=280,
             )
-            picked = gr.Dropdown(known, value=None, label="or take one of the run's", elem_id="known", scale=2, min_width=280)
+            picked = gr.Dropdown(
+                known, value=None, label="or take one of the run's", elem_id="known", scale=2, min_width=280
+            )
         if bench.world:
             with gr.Accordion("What this model can draw", open=False):
                 gr.Markdown(bench.world)
@@ -85,42 +88,32 @@ def build(bench: Bench) -> Any:
             **page.QUIETLY,
         )
         fresh.click(lambda: [random.randint(0, LARGEST_SEED)] * 2, None, [shared[0], apart[0]], **page.QUIETLY)
-        way.change(None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}")
+        way.change(
+            None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}"
+        )
         blocks.load(
             page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2), None, [left, right], **page.QUIETLY
         )
         blocks.load(page.told(lambda: evaluated(bench.runs[0])), None, shown, **page.QUIETLY)
 
-        def going(words: str, *, on: bool) -> list[Any]:
-            """The line under the buttons, and what can be pressed."""
-            return [words, gr.Timer(active=on), gr.Button(interactive=not on), gr.Button(visible=on)]
-
-        def press(
-            visitor: str, text: str, one: str, two: str, same: bool, count: Number, *values: Number
-        ) -> list[Any]:
-            own = values[: len(shared)] if same else values[len(shared) :]
-            settings = (_read(count, values[: len(shared)]), _read(count, own))
+        def press(visitor: str, text: str, *values: Any) -> list[Any]:
+            (one, two, same, count), sides = values[:4], values[4:]
+            own = sides[: len(shared)] if same else sides[len(shared) :]
+            settings = (_read(count, sides[: len(shared)]), _read(count, own))
             desk.ask(visitor, lambda job: compare(bench, text, (one, two), settings, job))
-            return going(page.view("standing", now=desk.look(visitor), ticket=visitor), on=True)
-
-        def look(visitor: str) -> list[Any]:
-            try:
-                now = desk.look(visitor)
-            except UserError as error:
-                return [*going(page.view("gone", sentence=str(error)), on=False), gr.skip(), gr.skip()]
-            if now.result is None:
-                return [page.view("standing", now=now, ticket=visitor), *[gr.skip()] * 5]
-            view, pictures = now.result
-            return [*going("", on=False), view, gr.DownloadButton(value=packed(pictures, page.scratch()), visible=True)]
-
-        def stop(visitor: str) -> list[Any]:
-            desk.leave(visitor)
-            return going(page.view("note", said="Cancelled."), on=False)
+            return _going(page.view("standing", now=desk.look(visitor), ticket=visitor), on=True)
 
         buttons = [standing, timer, draw, cancel]
-        draw.click(page.visited(page.told(press)), [asked, left, right, locked, count, *shared, *apart], buttons, **page.QUIETLY)
-        timer.tick(page.visited(look), None, [*buttons, shown, save], trigger_mode="once", **page.QUIETLY)
-        cancel.click(page.visited(stop), None, buttons, **page.QUIETLY)
+        draw.click(
+            page.visited(page.told(press)),
+            [asked, left, right, locked, count, *shared, *apart],
+            buttons,
+            **page.QUIETLY,
+        )
+        timer.tick(
+            page.visited(partial(look, desk)), None, [*buttons, shown, save], trigger_mode="once", **page.QUIETLY
+        )
+        cancel.click(page.visited(partial(stop, desk)), None, buttons, **page.QUIETLY)
 
         def leave(ticket: str) -> None:
             """For a window that closes: its ticket is its visitor."""
@@ -128,6 +121,32 @@ def build(bench: Bench) -> Any:
 
         gr.api(leave, api_name="leave", queue=False, api_visibility="undocumented")
     return blocks
+
+
+def look(desk: Desk, visitor: str) -> list[Any]:
+    """How a visitor's drawing stands: the line under the buttons, what can be pressed, the pictures, the file."""
+    gr = page.gradio()
+    try:
+        now = desk.look(visitor)
+    except UserError as error:
+        return [*_going(page.view("gone", sentence=str(error)), on=False), gr.skip(), gr.skip()]
+    if now.result is None:
+        return [page.view("standing", now=now, ticket=visitor), *[gr.skip()] * 5]
+    view, pictures = now.result
+    file = gr.DownloadButton(value=packed(pictures, page.scratch()), visible=True)
+    return [*_going("", on=False), view, file]
+
+
+def stop(desk: Desk, visitor: str) -> list[Any]:
+    """Give up a visitor's drawing."""
+    desk.leave(visitor)
+    return _going(page.view("note", said="Cancelled."), on=False)
+
+
+def _going(words: str, *, on: bool) -> list[Any]:
+    """The line under the buttons, and what can be pressed."""
+    gr = page.gradio()
+    return [words, gr.Timer(active=on), gr.Button(interactive=not on), gr.Button(visible=on)]
 
 
 def evaluated(run: Run) -> str:
@@ -216,8 +235,12 @@ def _settings(defaults: Settings, prefix: str) -> list[Any]:
         steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
     with gr.Row():
         guidance = gr.Slider(1, 15, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance")
-        width = gr.Number(defaults.width or 0, label="Width (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}width")
-        height = gr.Number(defaults.height or 0, label="Height (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}height")
+        width = gr.Number(
+            defaults.width or 0, label="Width (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}width"
+        )
+        height = gr.Number(
+            defaults.height or 0, label="Height (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}height"
+        )
     return [seed, steps, guidance, width, height]
 
 

@@ -1,4 +1,4 @@
-"""What reaches a page: requests by the name of the one who opened it, from its own windows, of the kind that it makes."""
+"""What reaches a page: requests by its own name, from its own windows, of the kind that it makes."""
 
 import asyncio
 from collections import defaultdict
@@ -69,10 +69,9 @@ class Guard:
             return 403, "This was asked for by another web site."
         if not scope["path"].startswith(WRITES):
             return 404, "No page of raftdiff asks for this."
-        if not headers.get("content-length", "").isdecimal():
-            return 411, "Say how long it is."
-        if int(headers["content-length"]) > LARGEST:
-            return 413, f"This is too large: {LARGEST} bytes are the most."
+        length = headers.get("content-length", "")
+        if not length.isdecimal() or int(length) > LARGEST:
+            return (413 if length.isdecimal() else 411), f"Say how long it is; {LARGEST} bytes are the most."
         return None
 
     def _of_the_page(self, headers: Mapping[str, str]) -> bool:

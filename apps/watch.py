@@ -111,7 +111,9 @@ def through(run: Run, name: str | None) -> str:
         why = "This run draws nothing for held-out prompts; set evaluation.every_round to 1 or more in the recipe."
         return page.view("strip", stills=[], said=why)
     done = run.rounds_done()
-    places = {round(place * done / min(done, STILLS - 1)) for place in range(min(done, STILLS - 1) + 1)} if done else {0}
+    places = (
+        {round(place * done / min(done, STILLS - 1)) for place in range(min(done, STILLS - 1) + 1)} if done else {0}
+    )
     caption = held_out(run).get(name, name)
     stills = [_still(run, name, rounds, caption) for rounds in sorted(places)]
     return page.view("strip", stills=[it for it in stills if it], said=f"{caption}: this one is not there.")

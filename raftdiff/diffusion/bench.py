@@ -131,8 +131,8 @@ class Bench:
         if self.recipes[0].model.base != "emoji-sd":
             return None
         return (
-            f"This small model knows {len(OBJECTS)} objects, {len(STYLES)} styles and {len(BACKGROUNDS)} backgrounds, and "
-            f"draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. Backgrounds: "
+            f"This small model knows {len(OBJECTS)} objects, {len(STYLES)} styles and {len(BACKGROUNDS)} backgrounds, "
+            f"and draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. Backgrounds: "
             f"{', '.join(BACKGROUNDS)}. Objects: {', '.join(OBJECTS)}."
         )
 
@@ -215,9 +215,11 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
 
 def _check_size(settings: Settings, assembly: Assembly) -> None:
     sampler = assembly.recipe.sampler
-    own = max(assembly.model.size, sampler.width or 0, sampler.height or 0)
+    made_for = assembly.model.size
+    sides = made_for if isinstance(made_for, tuple) else (made_for,)
+    own = max(side or 0 for side in (*sides, sampler.width, sampler.height))
     for side in (settings.width, settings.height):
-        if side is not None and not 0 < side <= LARGEST * own:
+        if side is not None and own and not 0 < side <= LARGEST * own:
             raise UserError(
                 f"A picture of {side} pixels a side is too large: this model draws {own}, and "
                 f"{LARGEST * own} are the most."

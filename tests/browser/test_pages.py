@@ -255,9 +255,7 @@ def test_ten_windows_of_one_browser_are_told_their_place_and_all_are_served(
     context.close()
 
 
-def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(
-    finished: Path, serve: Serve, visit: Visit
-) -> None:
+def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(finished: Path, serve: Serve, visit: Visit) -> None:
     bench = Bench([Run(finished)])
     address = serve(compare.build(bench))
     with bench._one_at_a_time:

@@ -1,4 +1,4 @@
-"""Work for visitors: in the order of asking, one piece at a time, given up by a press, by leaving, and by staying away."""
+"""Work for visitors: one piece at a time in the order of asking, given up by a press, by leaving, by staying away."""
 
 import threading
 from typing import Any

@@ -45,7 +45,9 @@ def test_its_own_names_pass(host: str) -> None:
     assert status(request("/", host=host)) == 200
 
 
-@pytest.mark.parametrize("host", ["evil.example:7860", "localhost.evil.example", "10.0.0.1", "", "[::1", "a@127.0.0.1@b"])
+@pytest.mark.parametrize(
+    "host", ["evil.example:7860", "localhost.evil.example", "10.0.0.1", "", "[::1", "a@127.0.0.1@b"]
+)
 def test_other_names_do_not(host: str) -> None:
     assert status(request("/", host=host)) == 403
 

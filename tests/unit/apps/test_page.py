@@ -65,9 +65,7 @@ def test_certificates_that_are_not_there_are_named(fresh: pytest.MonkeyPatch) ->
         page.blocks("title")
 
 
-def test_gradio_writes_to_a_folder_of_this_process_alone(
-    fresh: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_gradio_writes_to_a_folder_of_this_process_alone(fresh: pytest.MonkeyPatch, tmp_path: Path) -> None:
     fresh.setenv("GRADIO_TEMP_DIR", str(tmp_path / "somebody-elses"))
     page.gradio()
     assert os.environ["GRADIO_TEMP_DIR"] == str(page.scratch())
@@ -92,7 +90,9 @@ def test_mistakes_are_told_as_text() -> None:
 
 def test_typed_text_is_neither_html_nor_a_placeholder() -> None:
     evil = "<script>{{x}} ${y}"
-    made = page.view("question", caption=evil, left=page.Shown("data:,", ""), right=page.Shown("data:,", ""), at=0, of=1)
+    made = page.view(
+        "question", caption=evil, left=page.Shown("data:,", ""), right=page.Shown("data:,", ""), at=0, of=1
+    )
     assert "<script>" not in made
     assert not set("{}$") & set(made)
 
@@ -107,7 +107,11 @@ def test_pictures_travel_inside_the_page(tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", [b"<html>", b""])
 def test_a_picture_that_was_cut_short_is_a_word_in_its_place(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "cut.png").write_bytes(content)
-    assert page.picture(tmp_path / "cut.png") == ("", "cut.png: this picture cannot be read; was it cut short?", "1 / 1")
+    assert page.picture(tmp_path / "cut.png") == (
+        "",
+        "cut.png: this picture cannot be read; was it cut short?",
+        "1 / 1",
+    )
     Image.new("RGB", (64, 64), (1, 2, 3)).save(tmp_path / "cut.png")
     (tmp_path / "cut.png").write_bytes((tmp_path / "cut.png").read_bytes()[:90])
     assert "cannot be read" in page.picture(tmp_path / "cut.png").text
