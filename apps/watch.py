@@ -64,7 +64,7 @@ def build(run: Run) -> Any:
                 mark,
             ]
 
-        def show(shown: float, part: int | None) -> Any:
+        def show(shown: float | int, part: float | int | None) -> Any:
             prompts = _prompts(run, int(shown) - 1)
             parts = parts_of(len(prompts))
             part = part if part is not None and int(part) <= len(parts) else 1

@@ -132,8 +132,8 @@ class Bench:
             return None
         return (
             f"This small model knows {len(OBJECTS)} objects, {len(STYLES)} styles and {len(BACKGROUNDS)} backgrounds, "
-            f"and draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. Backgrounds: "
-            f"{', '.join(BACKGROUNDS)}. Objects: {', '.join(OBJECTS)}."
+            f"and draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. "
+            f"Backgrounds: {', '.join(BACKGROUNDS)}. Objects: {', '.join(OBJECTS)}."
         )
 
     def draw(

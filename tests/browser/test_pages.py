@@ -68,6 +68,7 @@ def test_the_seam_moves_with_the_hand_and_with_the_keyboard(finished: Path, serv
     tab.click("#draw")
     tab.locator(".means").wait_for()
     seam = tab.locator(".seam").first
+    seam.scroll_into_view_if_needed()
     before = seam.locator(".over").evaluate("it => getComputedStyle(it).clipPath")
     box = seam.bounding_box()
     tab.mouse.click(box["x"] + 0.8 * box["width"], box["y"] + 0.5 * box["height"])
