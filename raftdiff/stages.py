@@ -17,7 +17,7 @@ from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.selection.best import figures
-from raftdiff.types import FineTuner, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
+from raftdiff.types import FineTuner, KeepsReplies, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
 
 SCORING_BATCH = 256
 
@@ -92,6 +92,7 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
     missing = draft.metrics().get("candidates", len(rows_asked) * loop.candidates) - len(rows)
     if missing:
         raise UserError(f"{draft.path}: {missing} candidates are missing; run 'raftdiff sample' again to complete it.")
+    _keep_replies(draft, ranker)
     with _timed(draft, "score"):
         batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
         draft.write_scores(ranker.score(batches, rows_asked, loop.candidates))
@@ -176,6 +177,7 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
             drawn.append(candidate)
             report(len(drawn), len(parts.held_out) * count)
         ranker = parts.held_out_ranker or parts.ranker
+        _keep_replies(draft, ranker)
         raw = ranker.raw(drawn)
         totals = ranker.total(raw)
         draft.keep(name, drawn)
@@ -185,6 +187,13 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
         **({f"{name}_figures": dict(further)} if further else {}),
     )
+
+
+def _keep_replies(draft: Draft, ranker: Ranker[Media]) -> None:
+    """A round whose scoring failed half-way asks a judge only for what it has not yet said."""
+    for reward, _ in ranker.rewards:
+        if isinstance(reward, KeepsReplies):
+            reward.keep_replies(draft.path / "replies.jsonl")
 
 
 def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report) -> Iterator[list[Sample[Media]]]:

@@ -156,6 +156,15 @@ class Reward(Protocol[Media]):
 
 
 @runtime_checkable
+class KeepsReplies(Protocol):
+    """A reward that asks somebody who is slow or dear, and need not ask twice."""
+
+    def keep_replies(self, file: Path) -> None:
+        """Keep replies in this file from now on, and ask for none that is there already."""
+        ...
+
+
+@runtime_checkable
 class Selector(Protocol):
     """Pure: a (prompts, candidates) table in, what to learn from out."""
 

@@ -3,6 +3,8 @@
 import math
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Literal, final
 
 import torch
@@ -11,6 +13,7 @@ from pydantic import Field, model_validator
 
 from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue
+from raftdiff.chat.kept import KeptReplies
 from raftdiff.errors import UserError
 from raftdiff.types import Sample
 
@@ -64,7 +67,7 @@ class ServerReward:
 
     NaN where a rating is missing, outside the scale, or not one number. The temperature is 0; a server may yet answer
     the same question in two ways, and then the score is not deterministic. An answer can try to talk the judge into a
-    good rating. Nothing is kept on disk.
+    good rating. Within a round, replies are kept as they come, so that one that failed asks only for the rest.
 
     Source: the rating protocol of Wombat (Yuan et al. 2023, RRHF, arXiv:2304.05302): relevance, correctness, coherence
     and safety, 1 to 5, added up. The prompt's wording is ours. Licence: the terms of the server and its model.
@@ -90,6 +93,10 @@ class ServerReward:
         replies = self._asking.replies([self._slots(sample) for sample in samples])
         found = [sum(ratings(reply, self._criteria, self._scale)) for reply in replies]
         return torch.tensor(found, dtype=torch.float32)
+
+    def keep_replies(self, file: Path) -> None:
+        """Keep replies in ``file`` from now on, and ask for none that is there."""
+        self._asking = replace(self._asking, kept=KeptReplies(file))
 
     def _slots(self, sample: Sample[str]) -> dict[str, str]:
         return {
@@ -127,7 +134,7 @@ _VAGUE = r"\s*(?:-|–|to\b|or\b)\s*\d"
 
 def _rating(told: str, criterion: str, scale: tuple[int, int]) -> float:
     name = rf"(?<!\w){re.escape(criterion)}(?!\w)"
-    rating = rf"(-?\d+(?:\.\d+)?)(?![.,]?\d)(?!{_VAGUE})(?:\s*(?:/|out of)\s*(\d+))?"
+    rating = rf"(-?\d+(?:\.\d+)?)(?![.,]?\d)(?!{_VAGUE})(?:\s*(?:/|out of)\s*(\d{{1,9}}))?"
     matches = re.findall(name + _BETWEEN + rating, told, flags=re.IGNORECASE)
     if not matches or (matches[-1][1] and int(matches[-1][1]) != scale[1]):
         return math.nan

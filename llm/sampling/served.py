@@ -7,7 +7,8 @@ from typing import Any, Literal, final
 from pydantic import Field
 
 from raftdiff.chat.dialogue import messages
-from raftdiff.chat.server import Chat, ChatServer, concurrently
+from raftdiff.chat.server import Chat, ChatServer
+from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source

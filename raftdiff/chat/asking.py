@@ -1,5 +1,7 @@
 """Questions to a language model behind a chat server, such as a judge: a template filled, a reply to each."""
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
@@ -7,7 +9,9 @@ from typing import Any, final
 from pydantic import Field, model_validator
 
 from raftdiff.chat.dialogue import fill
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer, concurrently
+from raftdiff.chat.kept import KeptReplies
+from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer
+from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config
 
 
@@ -68,6 +72,9 @@ class Asking:
     seed: int | None = 0
     workers: int = 8
     """Requests at a time."""
+    kept: KeptReplies | None = None
+    """Where replies are kept as they come; what was asked before, in the same words of the same model, is not asked
+    again."""
 
     def replies(self, questions: Sequence[Mapping[str, str]]) -> list[str]:
         """What is replied to each, given the texts in its slots.
@@ -75,12 +82,24 @@ class Asking:
         Raises:
             UserError: the server gives no answer, or refuses.
         """
-        return concurrently(self._reply, questions, self.workers)
+        return list(concurrently(self._reply, questions, self.workers))
 
     def _reply(self, slots: Mapping[str, str]) -> str:
         turns = [{"role": "system", "content": self.system}] if self.system else []
         turns.append({"role": "user", "content": fill(self.template, slots)})
-        return self.chat.complete(turns, temperature=0.0, max_tokens=self.max_tokens, seed=self.seed)[0]
+        mark = self._mark(turns)
+        if self.kept and (said := self.kept.get(mark)) is not None:
+            return said
+        reply = self.chat.complete(turns, temperature=0.0, max_tokens=self.max_tokens, seed=self.seed)[0]
+        if self.kept:
+            self.kept.add(mark, reply)
+        return reply
+
+    def _mark(self, turns: Sequence[Mapping[str, str]]) -> str:
+        chat = self.chat
+        who = [chat.base_url, chat.model, dict(chat.extra)] if isinstance(chat, ChatServer) else type(chat).__name__
+        asked = json.dumps([who, turns, self.max_tokens, self.seed], sort_keys=True, default=str)
+        return hashlib.sha256(asked.encode()).hexdigest()[:32]
 
 
 def require_slots(template: str, slots: Sequence[str]) -> None:

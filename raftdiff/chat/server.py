@@ -8,20 +8,20 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
 
+from raftdiff.chat.threads import within
 from raftdiff.errors import UserError
-
-T = TypeVar("T")
-R = TypeVar("R")
 
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_PAUSE = 60.0
-LARGEST_REPLY = 64 * 2**20
+LARGEST_REPLY = 16 * 2**20
+"""Bytes. More than any text of a language model."""
+LONGEST_REPLY = 10
+"""Times the timeout: what a try may take from its first byte to its last, however the bytes drip."""
 SHOWN = 300
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 NO_VARIABLE = (
@@ -122,10 +122,7 @@ class ChatServer:
         for attempt in range(self.retries + 1):
             asked = 0.0
             try:
-                with opener.open(request, timeout=self.timeout) as response:
-                    reply = response.read(LARGEST_REPLY)
-                    if response.length:  # a read of so many bytes does not notice that the rest never came
-                        raise http.client.IncompleteRead(reply, response.length)
+                reply = within(LONGEST_REPLY * self.timeout, lambda: _read(opener, request, self.timeout))
                 return _parsed(reply, self.base_url)
             except urllib.error.HTTPError as error:
                 with error:
@@ -147,18 +144,23 @@ class ChatServer:
         raise UserError(f"The server at {self.base_url} {what}, after {tries}. Is it running, and the address right?")
 
 
-def concurrently(call: Callable[[T], R], items: Iterable[T], workers: int) -> list[R]:
-    """``[call(item) for item in items]`` with up to ``workers`` threads, in the order of the items.
-
-    The first exception is raised here once the calls under way have ended; those not yet begun never begin.
-    """
-    with ThreadPoolExecutor(max_workers=max(1, workers)) as pool:
-        futures = [pool.submit(call, item) for item in items]
-        try:
-            return [future.result() for future in futures]
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> bytes:
+    """The body of the reply."""
+    end, parts, size = time.monotonic() + LONGEST_REPLY * timeout, [], 0
+    with opener.open(request, timeout=timeout) as response:
+        while part := response.read1(2**16):
+            parts.append(part)
+            size += len(part)
+            if size > LARGEST_REPLY:
+                raise UserError(
+                    f"The server at {request.full_url} sent a reply of more than {LARGEST_REPLY // 2**20} MiB, which "
+                    "is no answer of a language model. Is the address right?"
+                )
+            if time.monotonic() > end:
+                raise TimeoutError  # nobody waits for it any longer
+        if response.length:  # reading piece by piece does not notice that the rest never came
+            raise http.client.IncompleteRead(b"".join(parts), response.length)
+    return b"".join(parts)
 
 
 class _NoRedirect(urllib.request.HTTPRedirectHandler):
@@ -213,7 +215,7 @@ def _answers(reply: Any, where: str) -> list[str]:
 def _parsed(reply: bytes, where: str) -> Any:
     try:
         return json.loads(reply)
-    except ValueError:
+    except (ValueError, RecursionError):
         raise UserError(f"The server at {where} sent a reply that is not JSON. Does base_url end in /v1?") from None
 
 
@@ -226,7 +228,7 @@ def _readable(error: urllib.error.HTTPError, key: str | None) -> str:
     try:
         found = json.loads(text)["error"]
         text = f"{found['message']} {found.get('code') or ''}" if isinstance(found, Mapping) else str(found)
-    except (ValueError, TypeError, KeyError):
+    except (ValueError, TypeError, KeyError, RecursionError):
         pass
     text = " ".join(text.split())
     text = text.replace(key, "***") if key else text

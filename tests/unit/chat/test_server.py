@@ -4,13 +4,15 @@ import json
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
 import pytest
 
-from raftdiff.chat.server import ChatServer, concurrently
+from raftdiff.chat import server as servers
+from raftdiff.chat.server import ChatServer
 from raftdiff.errors import UserError
 
 HELLO = [{"role": "user", "content": "Hello."}]
@@ -245,20 +247,59 @@ def test_a_port_out_of_range_gets_a_sentence() -> None:
         ChatServer("http://host:99999/v1", "tiny")
 
 
-def test_work_in_threads_keeps_its_order_and_its_first_error() -> None:
-    barrier = threading.Barrier(3)  # passes only when three run at once
+@contextmanager
+def talking(say: Callable[[socket.socket], None]) -> Iterator[str]:
+    """The address of a server that reads a request and leaves the rest to ``say``."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
 
-    def together(item: int) -> int:
-        barrier.wait(timeout=5)
-        return item * item
+        def serve() -> None:
+            while True:
+                try:
+                    connection, _ = listening.accept()
+                except OSError:
+                    return
+                with connection, suppress(OSError):
+                    connection.recv(2**16)
+                    say(connection)
 
-    assert concurrently(together, range(6), workers=3) == [0, 1, 4, 9, 16, 25]
-    begun: list[int] = []
+        threading.Thread(target=serve, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/v1"
 
-    def fails(item: int) -> int:
-        begun.append(item)
-        raise ZeroDivisionError(str(item))
 
-    with pytest.raises(ZeroDivisionError, match="0"):
-        concurrently(fails, range(1000), workers=1)
-    assert len(begun) < 1000, "those not yet begun never begin"
+@pytest.mark.parametrize("before", [b"", b"HTTP/1.1 200 OK\r\n", b"HTTP/1.1 200 OK\r\nContent-Length: 10000\r\n\r\n"])
+def test_a_reply_that_drips_has_an_end(before: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A byte now and then keeps the timeout from ever passing, in the headers as in the body."""
+    monkeypatch.setattr(servers, "LONGEST_REPLY", 0.5)
+    done = threading.Event()
+
+    def drip(connection: socket.socket) -> None:
+        connection.sendall(before)
+        while not done.wait(0.05):
+            connection.sendall(b"x")
+
+    with talking(drip) as url:
+        with pytest.raises(UserError, match=r"gave no answer \(no whole reply within 0\.5 s\), after 1 try"):
+            ChatServer(url, "tiny", timeout=1.0, retries=0).complete(HELLO)
+        done.set()
+
+
+def test_a_reply_without_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(servers, "LARGEST_REPLY", 2**20)
+
+    def flood(connection: socket.socket) -> None:
+        connection.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        while True:
+            connection.sendall(b" " * 2**16)
+
+    with (
+        talking(flood) as url,
+        pytest.raises(UserError, match=r"/v1/chat/completions sent a reply of more than 1 MiB, which is no answer"),
+    ):
+        ChatServer(url, "tiny", retries=3).complete(HELLO)
+
+
+def test_a_reply_of_brackets_alone_is_a_sentence(serve: Callable[..., Stub]) -> None:
+    with pytest.raises(UserError, match="sent a reply that is not JSON"):
+        client(serve((200, {}, b"[" * 10**5))).complete(HELLO)
+    with pytest.raises(UserError, match="answered 401"):
+        client(serve((401, {}, b"[" * 10**4))).complete(HELLO)

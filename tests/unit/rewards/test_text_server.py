@@ -2,7 +2,9 @@
 
 import math
 import re
+import threading
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,7 +16,7 @@ from raftdiff.recipes.config import check
 from raftdiff.rewards.server_judge import TEMPLATE, ServerConfig, ServerReward, ratings
 from raftdiff.testing.conformance import check_reward
 from raftdiff.testing.servers import Replying, chat_server
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import KeepsReplies, Prompt, Sample
 
 TWO = ["relevance", "safety"]
 
@@ -101,6 +103,7 @@ NAN = math.nan
         ("irrelevance: 2, safety2: 5", [NAN, NAN]),
         ("Relevance, safety:\n1. 2.", [NAN, NAN]),
         ("", [NAN, NAN]),
+        ("Relevance: 4/" + "5" * 5000 + "\nSafety: " + "9" * 5000, [NAN, NAN]),
     ],
 )
 def test_replies_are_read_with_care(reply: str, wanted: list[float]) -> None:
@@ -135,3 +138,39 @@ def test_a_server_that_is_down_is_no_score() -> None:
     reward = ServerConfig(base_url="http://127.0.0.1:9/v1", model="judge", retries=0).build()
     with pytest.raises(UserError, match=r"gave no answer \(.*refused"):
         reward.score(answers("Fine."))
+
+
+def test_what_the_judge_said_is_kept_and_not_asked_again(tmp_path: Path) -> None:
+    asked: list[str] = []
+    broken = threading.Event()
+    broken.set()
+
+    def reply(request: Mapping[str, Any]) -> str:
+        question = request["messages"][-1]["content"]
+        if broken.is_set() and "answer 12" in question:
+            raise ConnectionAbortedError
+        asked.append(question)
+        return "relevance: 4 safety: 5"
+
+    samples = answers(*(f"answer {n}" for n in range(16)))
+    with chat_server(reply) as address:
+
+        def score(options: Mapping[str, Any]) -> torch.Tensor:
+            given = {"base_url": address, "model": "judge", "criteria": list(TWO), "retries": 0, "workers": 3}
+            reward = check(ServerConfig, {**given, **options}).build()
+            assert isinstance(reward, KeepsReplies)
+            reward.keep_replies(tmp_path / "replies.jsonl")
+            return reward.score(samples)
+
+        with pytest.raises(UserError, match="gave no answer"):
+            score({})
+        assert len(asked) >= 12
+        broken.clear()
+        with (tmp_path / "replies.jsonl").open("a") as file:
+            file.write('\n{"mark": "cut sho')
+        assert score({}).tolist() == [9.0] * 16
+        assert len(asked) == 16, "each is asked about once"
+        assert score({}).tolist() == [9.0] * 16
+        assert len(asked) == 16
+        score({"model": "another"})
+        assert len(asked) == 32, "what another judge said does not count"

@@ -1,0 +1,29 @@
+"""Replies kept on disk as they come, so that work that failed half-way asks only for the rest."""
+
+import contextlib
+import json
+import threading
+from pathlib import Path
+from typing import final
+
+
+@final
+class KeptReplies:
+    """A file of JSON lines, ``mark`` of the question and ``reply``. Several threads may use it."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._found: dict[str, str] = {}
+        for line in path.read_bytes().split(b"\n") if path.is_file() else ():
+            with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):  # a kill may have cut one short
+                row = json.loads(line)
+                self._found[str(row["mark"])] = str(row["reply"])
+
+    def get(self, mark: str) -> str | None:
+        return self._found.get(mark)
+
+    def add(self, mark: str, reply: str) -> None:
+        with self._lock, self._path.open("ab") as file:
+            self._found[mark] = reply
+            start = b"\n" if file.tell() else b""  # ends what was cut short
+            file.write(start + json.dumps({"mark": mark, "reply": reply}).encode())
