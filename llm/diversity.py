@@ -1,6 +1,7 @@
 """Diversity of a set of answers, as the RAFT paper reports it (arXiv:2304.06767, Table 3).
 
-Definitions of GEM-metrics (github.com/GEM-benchmark/GEM-metrics). Tokens are the lower-cased text cut at white space;
+Definitions of GEM-metrics (github.com/GEM-benchmark/GEM-metrics). Tokens are the lower-cased text cut at white space,
+and each Chinese or Japanese character;
 GEM lower-cases too, but cuts with NLTK's tokenizer, which splits punctuation off. So numbers compare among ours, and
 with GEM's only where texts come tokenised. n-grams never reach from one answer into the next. Compare sets of one size:
 every figure here depends on it.
@@ -12,6 +13,7 @@ from collections.abc import Iterable, Sequence
 import numpy as np
 
 from raftdiff.errors import UserError
+from raftdiff.rewards.texts import spaced
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -48,7 +50,7 @@ def mean_length(texts: Sequence[str]) -> float:
 
 
 def _tokens(text: str) -> list[str]:
-    return text.lower().split()
+    return spaced(text.lower()).split()
 
 
 def _ngrams(texts: Sequence[str], n: int) -> Counter[tuple[str, ...]]:

@@ -2,7 +2,8 @@
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +15,8 @@ from raftdiff.errors import UserError, nearest
 from raftdiff.llm import comparison
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.data.prompts import read_prompts
-from raftdiff.llm.figures import diversity
+from raftdiff.llm.figures import diversity, perplexity
+from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.recipe import UNMEASURED, load_text_recipe, weights
 from raftdiff.measures import statistics
 from raftdiff.progress import Progress, Quiet
@@ -47,14 +49,18 @@ class Outcome(NamedTuple):
     length: float
     """Words."""
     tokens: int
-    """Drawn for training."""
+    """Drawn for training; of the best of n, for its answers."""
     steps: int
     """Of the optimizer."""
     seconds: float
-    """Training alone."""
+    """Training alone; of the best of n, drawing."""
     others: Mapping[str, float] = {}
     """Means of the further rewards by name: of the training where methods are compared by another, and those that only
     look on. Where the reward rises and the true one beside it falls, a method has found the reward's weaknesses."""
+    interval: float = 0.0
+    """Half the 95% interval of the reward over the held-out prompts; 0 where it is not known."""
+    perplexity_of: str = ""
+    """By whom the perplexity is told: "grammar" or "base"."""
 
 
 COLUMNS: Mapping[str, tuple[str, str]] = {
@@ -72,9 +78,17 @@ OTHER = "other: "
 
 
 def run_method(
-    name: str, seed: int, root: Path, overrides: Sequence[str], *, reward: str, progress: Progress | None = None
+    name: str,
+    seed: int,
+    root: Path,
+    overrides: Sequence[str],
+    *,
+    reward: str,
+    baselines: bool = True,
+    progress: Progress | None = None,
 ) -> list[Outcome]:
-    """One method's run, trained as far as it is not, and measured: the base, the base's best of K, and the method.
+    """One method's run, trained as far as it is not, and measured: with ``baselines`` the base and the base's best of
+    K, and the method.
 
     ``reward``: the name of the one that all are compared by, among those of the recipe or of its evaluation.
     A run that was measured by it is not measured again, so that a comparison that was stopped goes on.
@@ -87,17 +101,39 @@ def run_method(
     run = Run.create(root / f"{name}-{seed}", recipe, seed=seed)
     told = run.path / "outcome.json"
     known = read_json(told) if told.is_file() else {}
-    if known and run.rounds_done() == recipe.loop.rounds and known.get("reward", reward) == reward:
-        return [Outcome(**row) for row in known["outcomes"]]
+    held = [Outcome(**row) for row in known.get("outcomes", [])]
+    enough = held and (len(held) > 1 or not baselines)
+    if enough and run.rounds_done() == recipe.loop.rounds and known.get("reward", reward) == reward:
+        return held if baselines else held[-1:]
     with run.locked(recipe):
         run.bind(weights(recipe))
         assembly = assemble_text(recipe)
         for _ in raft(run, assembly.parts, progress or Quiet()):
             pass
         load_round(run, assembly.finetuner, None)
-        found = _measured(name, seed, run, assembly, reward)
+        found = _measured(name, seed, run, assembly, reward, baselines=baselines)
     write_text(told, json.dumps({"reward": reward, "outcomes": [one._asdict() for one in found]}, indent=2))
     return found
+
+
+def check_comparison(planned: Mapping[str, Sequence[str]], reward: str) -> None:
+    """Whether methods can be compared, before the first is trained; ``planned``: the overrides of each recipe.
+
+    Raises:
+        UserError: there is no such recipe, it does not fit the overrides, or its answers are not scored by ``reward``.
+    """
+    for name, overrides in planned.items():
+        recipe = load_text_recipe(locate(name), overrides)
+        rewards = (*recipe.ranker.rewards, *recipe.evaluation.rewards)
+        _check_scored(name, reward, [one.name or one.type for one in rewards if one.type not in UNMEASURED])
+
+
+def _check_scored(name: str, reward: str, known: Collection[str]) -> None:
+    if reward not in known:
+        raise UserError(
+            f"{name}: its answers are not scored by '{reward}', which the methods are compared by. "
+            f"{nearest(reward, known)} Name one of them with --reward, or add it to the recipe's evaluation.rewards."
+        )
 
 
 def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
@@ -116,16 +152,21 @@ def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown, a line a method in the order given: mean over seeds, and half the 95% interval where there are several
-    (Student's t over seeds). Behind the reward that all are compared by, a column for each further one; empty where a
-    method was not scored by it."""
+    """Markdown, a line a method in the order given: mean over seeds, and half the 95% interval (Student's t over seeds;
+    with a single one, of the reward alone, over its prompts). Behind the reward that all are compared by, a column for
+    each further one; empty where a method was not scored by it."""
     further = dict.fromkeys(name for one in outcomes for name in one.others)
     columns = {"reward": COLUMNS["reward"], **{OTHER + name: (name, "{:.3f}") for name in further}, **COLUMNS}
+    if len(tellers := {one.perplexity_of for one in outcomes}) == 1 and (teller := next(iter(tellers))):
+        columns["perplexity"] = (f"perplexity ({teller})", columns["perplexity"][1])
     lines = ["| method | " + " | ".join(label for label, _ in columns.values()) + " |"]
     lines.append("|---|" + "--:|" * len(columns))
     for method in dict.fromkeys(one.method for one in outcomes):
         held = list({one.seed: one for one in outcomes if one.method == method}.values())
-        cells = [_cell(np.array([_figure(one, key) for one in held]), how) for key, (_, how) in columns.items()]
+        cells = [
+            _cell(np.array([_figure(one, key) for one in held]), how, held[0].interval if key == "reward" else 0.0)
+            for key, (_, how) in columns.items()
+        ]
         lines.append(f"| {method} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
 
@@ -136,12 +177,13 @@ def _figure(one: Outcome, column: str) -> float:
     return float(getattr(one, column))
 
 
-def _cell(values: Float[np.ndarray, " seeds"], how: str) -> str:
+def _cell(values: Float[np.ndarray, " seeds"], how: str, alone: float) -> str:
+    """``alone``: half the interval of a single seed's value, where it is known."""
     mean = float(values.mean())
     if math.isnan(mean):
         return ""
     low, high = statistics.t_interval(values)
-    half = (high - low) / 2
+    half = (high - low) / 2 if len(values) > 1 else alone
     return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
 
 
@@ -156,14 +198,10 @@ def first_reward(name: str, overrides: Sequence[str] = ()) -> str:
     return str(next(one.name for one in rewards if one.type not in UNMEASURED))
 
 
-def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: str) -> list[Outcome]:
+def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: str, *, baselines: bool) -> list[Outcome]:
     evaluation, rounds = assembly.recipe.evaluation, run.metrics()
     known = {one.name: one for one, _ in assembly.measures.rewards}
-    if reward not in known:
-        raise UserError(
-            f"{name}: its answers are not scored by '{reward}', which the methods are compared by. "
-            f"{nearest(reward, known)} Name one of them with --reward, or add it to the recipe's evaluation.rewards."
-        )
+    _check_scored(name, reward, known)
     prompts = comparison.evaluation_texts(assembly, None)
     compared = comparison.compare(assembly, prompts, per_prompt=evaluation.samples_per_prompt, seed=evaluation.seed)
     spent: dict[str, Any] = {
@@ -178,41 +216,78 @@ def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: st
     def side(which: str, method: str, kl: float, **cost: Any) -> Outcome:
         values = {column: text[column][which] for column in ("distinct_2", "length")}
         others = {name: means[which]["mean"] for name, means in rewards.items() if name != reward}
-        mean = rewards[reward][which]["mean"]
-        return Outcome(method, seed, mean, text[truth][which], kl=kl, **values, **cost, others=others)
+        mean, (low, high) = rewards[reward][which]["mean"], rewards[reward][which]["ci95"]
+        told = {"others": others, "interval": (high - low) / 2, "perplexity_of": _teller(assembly)}
+        return Outcome(method, seed, mean, text[truth][which], kl=kl, **values, **cost, **told)
 
     free = {"tokens": 0, "steps": 0, "seconds": 0.0}
     tuned = side("after", name, compared.evaluation["drift"]["kl"], **spent)
+    if not baselines:
+        return [tuned]
     return [side("before", "base", 0.0, **free), _best_of_n(assembly, prompts, seed, known, reward), tuned]
+
+
+def _teller(assembly: TextAssembly) -> str:
+    return "grammar" if assembly.judge else "base"
 
 
 def _best_of_n(
     assembly: TextAssembly, prompts: Sequence[Prompt], seed: int, known: Mapping[str, Reward[str]], reward: str
 ) -> Outcome:
-    """The best of K answers of the base to each prompt by one of the ``known`` rewards: RAFT's first selection as a
-    method of inference, which costs K answers for each. Its KL is bounded by log K - (K - 1) / K."""
-    n, evaluation = assembly.recipe.loop.candidates, assembly.recipe.evaluation
+    """The best of K answers of the base by one of the ``known`` rewards, as many to each prompt as the other sides
+    have: RAFT's first selection as a method of inference, which costs K answers for each. Discarded answers are not
+    among them. Its KL is bounded by log K - (K - 1) / K."""
+    n, evaluation, began = assembly.recipe.loop.candidates, assembly.recipe.evaluation, time.perf_counter()
+    before, count = assembly.evaluator.network_evaluations(), n * evaluation.samples_per_prompt
     with assembly.finetuner.base_weights():
         drawn = list(
             assembly.evaluator.sample(
-                prompts, per_prompt=n, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
+                prompts, per_prompt=count, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
             )
         )
+    seconds, tokens = time.perf_counter() - began, assembly.evaluator.network_evaluations() - before
     totals = scores(known[reward], drawn)
-    best = [max(range(start, start + n), key=lambda at: float(totals[at])) for start in range(0, len(drawn), n)]
+    best = best_of_each(totals, n)
+    if not best:
+        raise UserError(f"The reward '{reward}' discards every answer of the base, so none of them is the best.")
     chosen = [drawn[at] for at in best]
     text = diversity([one.media for one in chosen])
-    perplexity = true_perplexity(chosen) if assembly.judge else math.nan
+    by_prompt = [
+        np.mean([totals[at] for at in best if at // count == place]) for place in sorted({at // count for at in best})
+    ]
+    low, high = statistics.t_interval(np.array(by_prompt))
+    if assembly.judge:
+        likely = true_perplexity(chosen)
+    else:
+        rows = [row_of(assembly.lm, one, learning=False) for one in chosen]
+        with assembly.finetuner.base_weights():
+            likely = perplexity(score(assembly.lm, rows, batch_size=assembly.distances.batch_size))
     return Outcome(
         f"best of {n}, base",
         seed,
-        float(np.nanmean(totals[best])),
-        perplexity,
+        float(np.mean([totals[at] for at in best])),
+        likely,
         text["distinct_2"] or math.nan,
         best_of_n_kl_bound(n),
         text["length"] or math.nan,
+        tokens,
         0,
-        0,
-        0.0,
+        seconds,
         {name: float(np.nanmean(scores(other, chosen))) for name, other in known.items() if name != reward},
+        interval=(high - low) / 2,
+        perplexity_of=_teller(assembly),
     )
+
+
+def best_of_each(totals: Float[np.ndarray, " answers"], n: int) -> list[int]:
+    """Where the best of each n answers stands; a discarded one (NaN) never is, and n discarded ones have none.
+
+    >>> best_of_each(np.array([np.nan, 5.0, 1.0, np.nan, np.nan, np.nan, 2.0, 2.0, np.nan]), 3)
+    [1, 6]
+    """
+    found = []
+    for start in range(0, len(totals), n):
+        valid = [at for at in range(start, min(start + n, len(totals))) if totals[at] == totals[at]]
+        if valid:
+            found.append(max(valid, key=lambda at: float(totals[at])))
+    return found

@@ -47,7 +47,7 @@ class ClassifierConfig(Config):
     truncate: Literal["left", "right"] = "left"
     """Which side goes: left keeps the end of the answer, right the begin of the prompt."""
     dtype: Precision = "float32"
-    """Precision of the weights; the halves are for GPUs, and move the score a little."""
+    """Precision of the weights; the halves are for GPUs, and move the score a little. The head stays float32."""
     batch_size: int = Field(default=16, ge=1)
     """Answers at a time; changes no score."""
 
@@ -218,7 +218,23 @@ def load(model: str, *, revision: str | None, dtype: Precision, device: str) -> 
     demand_all(f"'{model}' is no trained classifier", info["missing_keys"], info["unexpected_keys"])
     demand_finite(f"The classifier '{model}'", loaded)
     check_tokenizer(f"The classifier '{model}'", tokenizer, table_rows(loaded))
+    if dtype != "float32":
+        widen_head(loaded)
     return loaded.to(device), tokenizer
+
+
+def widen_head(model: Any) -> None:
+    """Let everything beside the model's body compute in float32: a bfloat16 score has three digits, so that answers
+    tie which differ."""
+    body = getattr(model, model.base_model_prefix, None)
+    for part in model.children():
+        if part is not body:
+            part.float().register_forward_pre_hook(_widened)
+
+
+def _widened(part: Any, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    del part
+    return tuple(one.float() if torch.is_tensor(one) and one.is_floating_point() else one for one in inputs)
 
 
 def _column(config: Any, label: str | None, name: str) -> int:

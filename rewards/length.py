@@ -9,6 +9,7 @@ from jaxtyping import Float32
 from pydantic import Field, model_validator
 
 from raftdiff.recipes.config import Config
+from raftdiff.rewards.texts import spaced
 from raftdiff.types import Sample
 
 Unit = Literal["words", "characters", "tokens"]
@@ -23,7 +24,8 @@ class LengthConfig(Config):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     unit: Unit = "words"
-    """words as people count them, characters, or tokens: what white space separates."""
+    """words as people count them (of Chinese and Japanese each character), characters, or tokens: what white space
+    separates."""
     direction: Direction = "target"
     """target rewards nearness to it, more and fewer reward length itself."""
     target: int | None = Field(default=None, ge=0)
@@ -46,8 +48,8 @@ class LengthReward:
 
     ``target``: -|n - t|, from -inf to 0. ``more``: n, at most t. ``fewer``: -n, at most -t.
 
-    Words and tokens need spaces between them: for Chinese, Japanese or Thai count characters. The tokens are not those
-    of a model. Characters are Unicode code points. No licence, no weights.
+    Of Chinese and Japanese each character is a word; for other scripts without spaces, such as Thai, count characters.
+    The tokens are not those of a model. Characters are Unicode code points. No licence, no weights.
     """
 
     def __init__(
@@ -72,7 +74,9 @@ def length(text: str, unit: Unit = "words") -> int:
 
     >>> length("It's a well-known fact, 42."), length("a, b", "tokens"), length("a, b", "characters")
     (5, 2, 4)
+    >>> length("我很高兴, really")
+    5
     """
     if unit == "characters":
         return len(text)
-    return len(text.split()) if unit == "tokens" else len(WORD.findall(text))
+    return len(text.split()) if unit == "tokens" else len(WORD.findall(spaced(text)))

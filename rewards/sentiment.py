@@ -42,7 +42,8 @@ class SentimentConfig(Config):
 class SentimentReward:
     """VADER's compound score of the answer, -1 (negative) to 1 (positive); negated for ``negative``. Higher is better.
 
-    English only; 0 for a text without a word that it knows. It was made for short texts: that of a long one nears -1 or
+    English only; 0 for a text without a word that it knows, and NaN, which discards, for one that is mostly written in
+    another script, of which it knows nothing. It was made for short texts: that of a long one nears -1 or
     1, since the words' valences x add up and the score is x / sqrt(x^2 + 15). ``unit: sentence`` is for those.
     Easily hacked by a row of kind words: keep a fluency reward or the KL term beside it.
 
@@ -62,6 +63,8 @@ class SentimentReward:
         return torch.tensor([self._sign * self._mean(sample.media) for sample in samples], dtype=torch.float32)
 
     def _mean(self, text: str) -> float:
+        if _foreign(text):
+            return float("nan")
         parts = self._parts(text)
         compound: float = sum(self._analyzer.polarity_scores(part)["compound"] for part in parts)
         return compound / max(1, len(parts))
@@ -75,6 +78,12 @@ def sentences(text: str) -> list[str]:
     """
     parts = re.split(r"(?<=[.!?])[\"')\]]*\s+|\n+", text)
     return [part.strip() for part in parts if re.search(r"\w", part)]
+
+
+def _foreign(text: str) -> bool:
+    """Whether most letters are of another script than the Latin one."""
+    letters = [letter for letter in text if letter.isalpha()]
+    return 2 * sum(letter < "\u0250" for letter in letters) < len(letters)
 
 
 def _whole(text: str) -> list[str]:

@@ -148,7 +148,7 @@ def _prompt(row: Mapping[str, Any]) -> Parsed:
     text, used = text_of(row[name], f"'{name}'"), {name}
     if name == "instruction" and "input" in row:
         given = text_of(row["input"] or "", "'input'", empty=True)
-        text, used = f"{text}\n\n{given}" if given.strip() else text, {name, "input"}
+        text = f"{text}\n\n{given}" if given.strip() else text  # and kept beside, for templates that set it apart
     return Record(text), used
 
 

@@ -15,9 +15,7 @@ from raftdiff.llm.model.rows import Row, score
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training.devices import DTYPES, DType
-from raftdiff.training.trainable import Trainable, add_lora, lora_layers
-
-LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+from raftdiff.training.trainable import ALL_LINEAR, Trainable, add_lora, lora_layers
 
 
 class AdapterConfig(Config):
@@ -29,9 +27,9 @@ class AdapterConfig(Config):
     """Rank of the LoRA."""
     alpha: float | None = Field(default=None, gt=0)
     """The LoRA's scale is alpha / rank; None takes alpha = rank."""
-    target_modules: tuple[str, ...] = LINEAR
-    """Layers that get a LoRA, by the ends of their names; by default all projections of Llama's blocks. For BERT:
-    [query, key, value, dense]."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
+    """Layers that get a LoRA: all linear ones but the output head, whatever the architecture calls them, or those whose
+    names end so, such as [q_proj, v_proj]. The first lines of a run say which were found."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the LoRA."""
 
@@ -82,7 +80,8 @@ def attach(config: AdapterConfig, lm: LM, *, seed: int, heads: Mapping[str, nn.M
         raise UserError(f"{lm.name}: this model already carries a LoRA; load it afresh to put another on.")
     if config.adapter == "lora":
         alpha = config.alpha if config.alpha is not None else float(config.rank)
-        add_lora(lm.model, config.rank, alpha, config.target_modules, fold(seed, "lora"), dropout=config.dropout)
+        targets = (ALL_LINEAR,) if config.target_modules == ALL_LINEAR else tuple(config.target_modules)
+        add_lora(lm.model, config.rank, alpha, targets, fold(seed, "lora"), dropout=config.dropout)
     modules = {"model": lm.model, **(heads or {})}
     return Trainable(lm.name, modules, config.adapter, dtype=lm.dtype, whole=tuple(heads or ()))
 

@@ -23,9 +23,15 @@ WHERE = (
 """What a model may be, and where to get one."""
 ALPACA = (
     "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{prompt}\n\n### Response:\n"
+    "### Instruction:\n{prompt}\n\n### Response:"
 )
 """The prompt of Stanford Alpaca, for an instruction without an input."""
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+"""And for one with an input."""
 
 
 class LMConfig(Config):
@@ -137,6 +143,10 @@ class LM:
     def _plain(self, prompt: Prompt, text: str) -> str:
         turns = messages(prompt, text)
         told = text if len(turns) == 1 else "\n\n".join(turn["content"] for turn in turns)
+        given = str(prompt.meta.get("input") or "")
+        if self.template == ALPACA and given.strip() and told.endswith(f"\n\n{given}"):
+            asked = told.removesuffix(f"\n\n{given}")
+            return ALPACA_WITH_INPUT.format(instruction=asked, input=given)
         return told if self.template == "plain" else self.template.replace("{prompt}", told)
 
 
@@ -201,7 +211,7 @@ def _found(config: LMConfig, resolve: Callable[[str], str]) -> str:
 def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
     device = find_device(config.device)
     if config.gguf_file:
-        model.hf_quantizer = None
+        model.hf_quantizer, model.is_quantized = None, False  # else it could be neither cast nor saved
         if hasattr(model.config, "quantization_config"):
             del model.config.quantization_config
     model.to(device).eval().requires_grad_(False)

@@ -125,6 +125,7 @@ def loop(run: Run, assembly: AnyAssembly) -> None:
     wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
     told = f"continuing with round {done}" if done else counted(wanted, "round")
     print(f"{run.path}: {told}, the last is round {wanted - 1}")
+    print(f"trained: {assembly.finetuner.trainable.described()}")
     opening.follow(
         run,
         assembly.recipe,

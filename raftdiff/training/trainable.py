@@ -8,6 +8,7 @@ kept beside it and put back, never subtracted out again.
 """
 
 import copy
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal, final
@@ -18,6 +19,8 @@ from torch import Tensor, nn
 from raftdiff.errors import UserError
 
 Adapter = Literal["lora", "full"]
+ALL_LINEAR = "all-linear"
+"""In place of names of layers: every linear layer but the output head, whatever the architecture calls them."""
 Weights = dict[str, Tensor]
 
 
@@ -98,6 +101,19 @@ class Trainable:
         self._unmerged = self._put(self._merged()) if self._merges else []
         self._pass_by(self._merges)
         self._changed()
+
+    def described(self) -> str:
+        """What is trained, in a few words: how many layers of which names."""
+        if self.adapter == "full":
+            return f"every weight of {' and '.join(self.modules)}, {self.count():,} numbers"
+        names = Counter(
+            _short(name)
+            for module in self.modules.values()
+            for name, layer in module.named_modules()
+            if layer in set(self._layers)
+        )
+        listed = ", ".join(f"{count} {name}" for name, count in names.items())
+        return f"a LoRA on {len(self._layers)} layers ({listed}), {self.count():,} numbers"
 
     @property
     def stem(self) -> str:
@@ -239,24 +255,84 @@ def merged(module: Any) -> Any:
 def add_lora(
     module: Any, rank: int, alpha: float, targets: tuple[str, ...], seed: int, *, dropout: float = 0.0
 ) -> None:
-    """Put a LoRA (arXiv:2106.09685) that changes nothing yet on the layers whose names end in ``targets``.
+    """Put a LoRA (arXiv:2106.09685) that changes nothing yet on the layers whose names end in ``targets``; with
+    "all-linear" among them on every linear layer.
 
     Raises:
-        UserError: no layer does.
+        UserError: no layer does, or one that does shares its weights with another layer.
     """
     from peft import LoraConfig
 
-    config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=list(targets), lora_dropout=dropout)
+    if ALL_LINEAR in targets:
+        targets = all_linear(module)
+    matching = [name for name, _ in module.named_modules() if _ends(name, targets)]
+    if not matching:
+        raise UserError(
+            f"finetuner.target_modules: no layer of the model ends in any of {', '.join(targets)}. Use {ALL_LINEAR}, "
+            f"or some of {', '.join(dict.fromkeys(_short(name) for name in all_linear(module)))}."
+        )
+    shared = _shared(module)
+    for name in matching:
+        if name in shared:
+            raise UserError(
+                f"finetuner.target_modules: '{name}' and '{shared[name]}' of this model are one table, and a LoRA "
+                "on one of them could not be merged without changing the other; leave it out."
+            )
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=list(targets),
+        lora_dropout=dropout,
+        fan_in_fan_out=any(type(module.get_submodule(name)).__name__ == "Conv1D" for name in matching),
+    )
     # peft draws from the global generator; its state is put back, so that nobody else's draws depend on this one
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             module.add_adapter(config)
         except ValueError as error:
-            raise UserError(
-                f"finetuner.target_modules: no layer of the model ends in any of {', '.join(targets)}. "
-                "Use attention or all, or names as in the model's own parameters."
-            ) from error
+            raise UserError(f"finetuner.target_modules: {' '.join(str(error).split())}") from error
+
+
+def all_linear(module: Any, among: tuple[str, ...] | None = None) -> tuple[str, ...]:
+    """The ends of the names of a network's linear layers, or their whole names where these ends would mean others too:
+    all but its output head, and but what a LoRA cannot stand in for; ``among``: only those that end so."""
+    head = module.get_output_embeddings() if hasattr(module, "get_output_embeddings") else None
+    kind = str(getattr(getattr(module, "config", None), "model_type", ""))
+    passed = ("out_proj", "dt_proj") if "mamba" in kind else ()  # its kernels read these two past their layers
+    shared = _shared(module)
+    names = [
+        name
+        for name, layer in module.named_modules()
+        if (isinstance(layer, nn.Linear) or type(layer).__name__ == "Conv1D")
+        and layer is not head
+        and name not in shared
+        and not _ends(name, passed)
+        and (among is None or _ends(name, among))
+    ]
+    short = tuple(dict.fromkeys(_short(name) for name in names))
+    meant = [name for name, _ in module.named_modules() if _ends(name, short)]
+    return short if meant == names else tuple(names)
+
+
+def _ends(name: str, targets: tuple[str, ...]) -> bool:
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def _short(name: str) -> str:
+    """The last part of a layer's name that says something: ``q_proj``, ``to_out.0``."""
+    parts = name.split(".")
+    return ".".join(parts[-2:]) if parts[-1].isdigit() else parts[-1]
+
+
+def _shared(module: Any) -> dict[str, str]:
+    """Layers whose weight is another layer's too, with that one's name."""
+    owners: dict[int, list[str]] = {}
+    for name, layer in module.named_modules():
+        weight = getattr(layer, "_parameters", {}).get("weight")
+        if weight is not None:
+            owners.setdefault(id(weight), []).append(name)
+    return {name: names[place - 1] for names in owners.values() if len(names) > 1 for place, name in enumerate(names)}
 
 
 def _laid_out(weight: Tensor, channels_last: bool) -> Tensor:

@@ -58,6 +58,7 @@ def loop(run: Run, parts: RewardParts) -> None:
     held_out = f"{len(parts.held_out)} held out" if parts.held_out else "none held out"
     print(f"{run.path}: " + (f"continuing with part {done}" if done else counted(wanted, "part")), end=", ")
     print(f"{counted(len(parts.pairs), 'pair')}, {held_out}")
+    print(f"trained: {parts.tuner.trainable.described()}")
     opening.follow(run, parts.recipe, lambda bars: train(run, parts, bars), part_line, event="part")
 
 

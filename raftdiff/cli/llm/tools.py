@@ -13,12 +13,13 @@ from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
 from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
+from raftdiff.reports.words import counted
 from raftdiff.types import Prompt, Sample
 
 
 def compare(args: argparse.Namespace) -> None:
     """Several methods at the same generation budget, in one table."""
-    from raftdiff.llm.methods import METHODS, first_reward, rounds_of, run_method, table
+    from raftdiff.llm.methods import METHODS, check_comparison, first_reward, rounds_of, run_method, table
 
     methods = args.methods.split(",") if args.methods else list(METHODS)
     size = {"rounds": args.rounds, "prompts_per_round": args.prompts, "candidates": args.candidates}
@@ -26,23 +27,26 @@ def compare(args: argparse.Namespace) -> None:
     name = f"compare-{args.answers or f'{args.rounds}x{args.prompts}x{args.candidates}'}"
     root = args.out or args.runs / name
     reward = args.reward or first_reward(methods[0], args.overrides)
+    rounds = {one: rounds_of(one, args.answers, args.overrides) if args.answers else args.rounds for one in methods}
+    planned = {one: [*([f"loop.rounds={rounds[one]}"] if args.answers else budget), *args.overrides] for one in methods}
+    check_comparison(planned, reward)
     found, base = [], []
     for seed in range(args.seeds):
         for method in methods:
             print(f"{method}, seed {seed}", file=sys.stderr, flush=True)
-            rounds = rounds_of(method, args.answers, args.overrides) if args.answers else args.rounds
-            wanted = [f"loop.rounds={rounds}"] if args.answers else budget
-            bars = Bars(rounds)
-            untuned, best, tuned = run_method(
-                method, seed, root, [*wanted, *args.overrides], reward=reward, progress=bars
+            bars, first = Bars(rounds[method]), method == methods[0]
+            *untuned, tuned = run_method(
+                method, seed, root, planned[method], reward=reward, baselines=first, progress=bars
             )
             bars.close()
             found.append(tuned)
-            base += [untuned, best] if method == methods[0] else []
+            base += untuned
     text = table([*base, *found])
     (root / "table.md").write_text(text + "\n", encoding="utf-8")
     answers = args.answers or args.rounds * args.prompts * args.candidates
-    print(f"{text}\n\n{answers} answers drawn for each run, {args.seeds} seed(s): {root / 'table.md'}")
+    over = "seeds" if args.seeds > 1 else "the held-out prompts"
+    print(f"{text}\n\nbudget: {answers} answers a run, of which those of data are not drawn")
+    print(f"± is half the 95% interval over {over}; {counted(args.seeds, 'seed')}: {root / 'table.md'}")
 
 
 def reply(args: argparse.Namespace) -> None:

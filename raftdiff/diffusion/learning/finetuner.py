@@ -20,7 +20,7 @@ from raftdiff.seeds import fold
 from raftdiff.training import optimizer
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
-from raftdiff.training.trainable import on_cpu
+from raftdiff.training.trainable import ALL_LINEAR, on_cpu
 from raftdiff.types import Key, Report, Requires, Sample, Selection, State
 
 SCALING = ("scale", "_growth_tracker")
@@ -39,8 +39,9 @@ class DiffusionFineTunerConfig(Config):
     """Rank of the LoRA."""
     alpha: float | None = Field(default=None, gt=0)
     """The LoRA's scale is alpha / rank; None takes alpha = rank."""
-    target_modules: Literal["attention", "all"] | tuple[str, ...] = "attention"
-    """Layers that get a LoRA: attention projections; those, convolutions and feed-forward layers; or names."""
+    target_modules: Literal["attention", "all", "all-linear"] | tuple[str, ...] = "attention"
+    """Layers that get a LoRA: attention projections; those, convolutions and feed-forward layers; of these all that are
+    linear; or names."""
     train_text_encoder: bool = False
     """Train the text encoder too."""
     learning_rate: float = Field(default=1e-4, gt=0)
@@ -303,7 +304,7 @@ def _objective(
 def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(chosen, tuple):
         return chosen
-    return ATTENTION if chosen == "attention" else EVERYTHING
+    return {"attention": ATTENTION, "all": EVERYTHING, ALL_LINEAR: (ALL_LINEAR,)}[chosen]
 
 
 def _latents(samples: Sequence[Sample[Image]]) -> Tensor:

@@ -3,7 +3,7 @@
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
-from raftdiff.training.trainable import Adapter, Trainable, add_lora, lora_layers
+from raftdiff.training.trainable import ALL_LINEAR, Adapter, Trainable, add_lora, all_linear, lora_layers
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 EVERYTHING = (
@@ -41,7 +41,8 @@ def attach(
     if lora_layers([parts.unet, parts.text_encoder]):
         raise UserError(f"{parts.name}: this model already carries a LoRA; load it afresh to put another on.")
     if adapter == "lora":
-        add_lora(parts.unet, rank, alpha, targets, fold(seed, "lora", "unet"))
+        names = all_linear(parts.unet, EVERYTHING) if ALL_LINEAR in targets else targets
+        add_lora(parts.unet, rank, alpha, names, fold(seed, "lora", "unet"))
         if text_encoder:
             add_lora(parts.text_encoder, rank, alpha, TEXT_ENCODER, fold(seed, "lora", "text_encoder"))
     modules = {"unet": parts.unet} | ({"text_encoder": parts.text_encoder} if text_encoder else {})

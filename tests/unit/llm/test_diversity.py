@@ -65,3 +65,9 @@ def test_nothing_and_nonsense():
         distinct(TEXTS, 0)
     with pytest.raises(UserError, match="window of 0 tokens"):
         msttr(TEXTS, 0)
+
+
+def test_chinese_and_japanese_are_counted_by_their_characters():
+    assert distinct(["我很高兴", "我很难过"], 2) == 5 / 6
+    assert mean_length(["我很高兴 today", "ねこ"]) == 3.5
+    assert mean_length(["plain english, as ever"]) == 4

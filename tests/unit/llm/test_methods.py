@@ -5,11 +5,12 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
-from raftdiff.llm.methods import Outcome, rounds_of, run_method, table
+from raftdiff.llm.methods import Outcome, best_of_each, check_comparison, rounds_of, run_method, table
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.recipes.files import locate
@@ -91,6 +92,12 @@ def test_a_run_is_measured_by_every_reward_and_again_when_another_is_asked_for(t
     base, best, tuned = run_method(str(file), 0, tmp_path, [], reward="vowels")
     assert [set(one.others) for one in (base, best, tuned)] == [{"ts"}] * 3
     assert best.reward > base.reward
+    assert min(one.interval for one in (base, best, tuned)) > 0
+    assert {one.perplexity_of for one in (base, best, tuned)} == {"base"}
+    assert all(math.isfinite(one.perplexity) for one in (base, best, tuned))
+    assert best.tokens > 2 * 3 * 4, "as many answers as the others have, each of four draws"
+    assert best.seconds > 0
+    assert run_method(str(file), 0, tmp_path, [], reward="vowels", baselines=False) == [tuned]
     assert all(math.isfinite(one.others["ts"]) for one in (base, best, tuned))
     told = tmp_path / "small-0" / "outcome.json"
     stamp = told.stat().st_mtime_ns
@@ -106,3 +113,41 @@ def test_a_run_is_measured_by_every_reward_and_again_when_another_is_asked_for(t
         del one["others"]
     told.write_text(json.dumps(before))
     assert run_method(str(file), 0, tmp_path, [], reward="ts")[2].others == {}, "kept as it was told"
+
+
+def test_a_discarded_answer_is_never_the_best() -> None:
+    nan = math.nan
+    assert best_of_each(np.array([nan, 5.0, 1.0, 2.0, nan, 2.0]), 3) == [1, 3]
+    assert best_of_each(np.array([nan, nan, 4.0, nan]), 2) == [2], "a prompt without any is left out"
+
+
+def test_a_single_seed_has_the_interval_over_its_prompts() -> None:
+    text = table(
+        [
+            outcome("raft", 0, 1.0, interval=0.125, perplexity_of="grammar"),
+            outcome("dpo", 0, 2.0, perplexity_of="grammar"),
+        ]
+    )
+    head, _, raft, dpo = text.splitlines()
+    assert cells(raft)[1] == "1.000 ± 0.125"
+    assert cells(dpo)[1] == "2.000"
+    assert "perplexity (grammar)" in cells(head)
+
+
+def test_what_cannot_be_compared_is_found_before_anything_is_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing"):
+        check_comparison({"raft": [], "nothing": []}, "review")
+    with pytest.raises(UserError, match="raft: its answers are not scored by 'nope'"):
+        check_comparison({"raft": [], "sft": []}, "nope")
+    with pytest.raises(UserError, match="sft: its answers are not scored by 'own'"):
+        check_comparison({"raft": ["ranker.rewards.0.name=own"], "sft": []}, "own")
+    check_comparison({"raft": [], "sft": [], "grpo": []}, "review")
+
+
+@pytest.mark.parametrize("wrong", [["--methods", "raft,nothing"], ["--reward", "nope"]])
+def test_the_command_trains_nothing_that_it_cannot_compare(wrong: list[str], tmp_path: Path) -> None:
+    from raftdiff.cli.main import main
+
+    root = tmp_path / "compared"
+    assert main(["llm", "compare", "--methods", "raft", *wrong, "--out", str(root)]) == 2
+    assert not root.exists()

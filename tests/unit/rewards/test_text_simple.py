@@ -13,9 +13,9 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check
 from raftdiff.rewards.given import GivenConfig
 from raftdiff.rewards.json_valid import JsonConfig, strict
-from raftdiff.rewards.length import LengthConfig
+from raftdiff.rewards.length import LengthConfig, length
 from raftdiff.rewards.regex import RegexConfig
-from raftdiff.rewards.sentiment import SentimentConfig, sentences
+from raftdiff.rewards.sentiment import SentimentConfig, SentimentReward, sentences
 from raftdiff.rewards.translation import TranslationConfig
 from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Prompt, Reward, Sample
@@ -262,3 +262,23 @@ def test_slots_are_filled_at_once_and_braces_stay() -> None:
     assert fill("{a}{b}{c} {} {0}", {"a": "{b}", "b": "\\1 {a}"}) == "{b}\\1 {a}{c} {} {0}"
     assert cut("a Human: b Assistant: c", ["Assistant:", "Human:"]) == "a "
     assert cut("a", ["", "Human:"]) == "a"
+
+
+def test_sentiment_says_nothing_of_another_script():
+    reward = SentimentReward()
+    said = [
+        Sample(0, Prompt("p", "p", "p", "p"), n, 0, "policy", text)
+        for n, text in enumerate(
+            ("我很高兴", "Я счастлив", "I am happy", "very happy 好", "🙂", "naïve café, wonderful")
+        )
+    ]
+    scores = reward.score(said)
+    assert scores[:2].isnan().all()
+    assert scores[2:].isfinite().all()
+    assert scores[2] > 0
+    assert scores[5] > 0
+
+
+def test_a_chinese_answer_has_a_word_a_character():
+    assert length("我很高兴，谢谢") == 6
+    assert length("我 love 你们") == 4

@@ -51,7 +51,10 @@ def test_a_plain_prompt_begins_with_the_tokenizers_own_beginning(lm):
 def test_alpaca_and_custom_templates_wrap_the_prompt(lm_folder, open_lm):
     alpaca = open_lm(lm_folder, template="alpaca")
     assert written(alpaca, ask("Name a {colour}.")) == ALPACA.format(prompt="Name a {colour}.")
-    assert written(alpaca, ask("x")).endswith("### Instruction:\nx\n\n### Response:\n")
+    assert written(alpaca, ask("x")).endswith("### Instruction:\nx\n\n### Response:")
+    apart = Prompt("p", "x\n\na {film}", "x\n\na {film}", "x\n\na {film}", meta={"input": "a {film}"})
+    assert written(alpaca, apart).endswith("### Instruction:\nx\n\n### Input:\na {film}\n\n### Response:")
+    assert "paired with an input" in written(alpaca, apart)
     custom = open_lm(lm_folder, template="Human : {prompt} {prompt} yes")
     assert spelled(custom, ask("good")) == "<bos> Human : good good yes"
 
@@ -229,6 +232,21 @@ def test_a_gguf_file_is_taken_out_of_its_quantization(lm, tmp_path, open_lm):
     found.model.save_pretrained(tmp_path / "out")  # no longer tied to its file
     found.tokenizer.save_pretrained(tmp_path / "out")
     assert torch.equal(open_lm(tmp_path / "out").model(ids).logits, found.model(ids).logits)
+
+
+@pytest.mark.parametrize("adapter", ["lora", "full"])
+def test_a_tuned_gguf_model_leaves_as_a_folder(lm, tmp_path, open_lm, adapter):
+    from raftdiff.llm.export import export
+    from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+
+    found = open_lm(write_gguf(lm, tmp_path / "gguf"), gguf_file="tiny.gguf")
+    tuner = LMFineTunerConfig(adapter=adapter, rank=2).build(found, total_rounds=1, max_tokens=8, seed=0)
+    for weight in tuner.trainable.live.values():
+        weight.add_(0.02)
+    tuner.trainable.rest(None)
+    ids = torch.tensor([[1, 4, 5, 6, 7, 8]])
+    out = export(tuner, "merged", tmp_path / "out")
+    torch.testing.assert_close(open_lm(out).model(ids).logits, found.model(ids).logits, rtol=0, atol=1e-4)
 
 
 def write_gguf(lm, folder: Path) -> Path:
