@@ -148,7 +148,8 @@ def _prompt(row: Mapping[str, Any]) -> Parsed:
     text, used = text_of(row[name], f"'{name}'"), {name}
     if name == "instruction" and "input" in row:
         given = text_of(row["input"] or "", "'input'", empty=True)
-        text = f"{text}\n\n{given}" if given.strip() else text  # and kept beside, for templates that set it apart
+        # one that says something is kept beside too, for templates that set it apart
+        text, used = (f"{text}\n\n{given}", {name}) if given.strip() else (text, {name, "input"})
     return Record(text), used
 
 

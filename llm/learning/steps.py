@@ -17,6 +17,9 @@ from raftdiff.seeds import fold
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.training.trainable import ALL_LINEAR, Trainable, add_lora, lora_layers
 
+LINEAR = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+"""All linear layers, as Llama calls them: in a recipe they stand for those of any architecture."""
+
 
 class AdapterConfig(Config):
     """Which weights of a network are trained."""
@@ -27,9 +30,10 @@ class AdapterConfig(Config):
     """Rank of the LoRA."""
     alpha: float | None = Field(default=None, gt=0)
     """The LoRA's scale is alpha / rank; None takes alpha = rank."""
-    target_modules: Literal["all-linear"] | tuple[str, ...] = "all-linear"
-    """Layers that get a LoRA: all linear ones but the output head, whatever the architecture calls them, or those whose
-    names end so, such as [q_proj, v_proj]. The first lines of a run say which were found."""
+    target_modules: Literal["all-linear"] | tuple[str, ...] = LINEAR
+    """Layers that get a LoRA, by the ends of their names, such as [q_proj, v_proj]; or all-linear: all linear ones but
+    the output head, which is also what the default, Llama's names for these, means where others are used. The first
+    lines of a run say which were found."""
     dropout: float = Field(default=0.0, ge=0, lt=1)
     """Of the LoRA."""
 
@@ -80,7 +84,7 @@ def attach(config: AdapterConfig, lm: LM, *, seed: int, heads: Mapping[str, nn.M
         raise UserError(f"{lm.name}: this model already carries a LoRA; load it afresh to put another on.")
     if config.adapter == "lora":
         alpha = config.alpha if config.alpha is not None else float(config.rank)
-        targets = (ALL_LINEAR,) if config.target_modules == ALL_LINEAR else tuple(config.target_modules)
+        targets = (ALL_LINEAR,) if config.target_modules in (ALL_LINEAR, LINEAR) else tuple(config.target_modules)
         add_lora(lm.model, config.rank, alpha, targets, fold(seed, "lora"), dropout=config.dropout)
     modules = {"model": lm.model, **(heads or {})}
     return Trainable(lm.name, modules, config.adapter, dtype=lm.dtype, whole=tuple(heads or ()))

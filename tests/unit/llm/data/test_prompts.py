@@ -125,7 +125,8 @@ def test_alpaca_joins_instruction_and_input() -> None:
     )
     assert (one.caption, two.caption) == ("Name the colour.\n\na ripe lemon", "Say hello.")
     assert answers(one) == [("Yellow.", None, "")]
-    assert "input" not in one.meta
+    assert one.meta["input"] == "a ripe lemon", "for templates that set it apart"
+    assert "input" not in two.meta
 
 
 def test_input_is_kept_as_it_is_beside_another_prompt_column() -> None:
