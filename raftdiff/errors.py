@@ -1,6 +1,7 @@
 """The one exception that is meant to be read by the person who caused it."""
 
 import difflib
+import shlex
 from collections.abc import Iterable
 from typing import NamedTuple
 
@@ -18,6 +19,15 @@ class Need(NamedTuple):
     """What is missing, and where to get it."""
     fetched: bool = False
     """Whether it will be fetched from a hub when the recipe runs."""
+
+
+def command(*words: object) -> str:
+    """A command line of ours that a person can paste into a shell.
+
+    >>> command("train", "my runs/a", "loop.rounds=4")
+    "raftdiff train 'my runs/a' loop.rounds=4"
+    """
+    return f"raftdiff {shlex.join(map(str, words))}"
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

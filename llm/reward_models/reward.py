@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.value_model import HEAD, ValueModel, load_value_model, score_rows, value_row
 from raftdiff.recipes.config import Config
@@ -142,6 +142,7 @@ def reward_folder(path: Path) -> Path:
         return path / MODEL
     if (path / "run.json").is_file():
         raise UserError(
-            f"the run '{path}' holds no reward model; if it is to train one, finish it: raftdiff llm rm train {path}"
+            f"the run '{path}' holds no reward model; if it is to train one, finish it: "
+            f"{command('llm', 'rm', 'train', path)}"
         )
     raise UserError(f"'{path}' is no reward model: it has no {HEAD}.")

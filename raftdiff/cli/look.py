@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.recipes.files import medium_of
 from raftdiff.records import checking, integrity
 from raftdiff.records.labels import ballots, preferences, tally
@@ -89,7 +89,7 @@ def labels(args: argparse.Namespace) -> None:
     run = Run.open(Path(args.recipe))
     held = ballots(run)
     if not held:
-        raise UserError(f"{run.path}: nobody has labelled anything yet; run: raftdiff label {run.path}")
+        raise UserError(f"{run.path}: nobody has labelled anything yet; run: {command('label', run.path)}")
     each = [([ballot], ballot.rater) for ballot in held] if len(held) > 1 else []
     for raters, who in [*each, (held, "all")]:
         lines = tally(run, raters).lines

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TypeAlias
 
-from raftdiff import __version__
+from raftdiff import __version__, console
 from raftdiff.errors import UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
@@ -110,7 +110,12 @@ def _looking(commands: Commands) -> None:
 
     drawn = _command(commands, "draw", "look:draw", "pictures of your own prompts, before and after, same seeds")
     drawn.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
-    drawn.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to draw, in quotes")
+    drawn.add_argument(
+        "prompts",
+        nargs="+",
+        metavar="PROMPT",
+        help="what to draw, in quotes; after -- if it is a word that begins with -",
+    )
     drawn.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     drawn.add_argument("--count", type=_positive, metavar="N", help="pictures per prompt; as in eval by default")
     drawn.add_argument("--seed", type=_count, metavar="N", help="as in eval by default")
@@ -283,7 +288,12 @@ def _sentence(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
-    parsed = _parse(arguments)
+    console.show_all()
+    try:
+        parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
+    except UserError as error:
+        print(f"raftdiff: {error}", file=sys.stderr)
+        return 2
     if not hasattr(parsed, "run"):
         parser().print_help()
         return 0

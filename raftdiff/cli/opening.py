@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import differing, plain
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.run import NOT_IDENTITY, Run
@@ -66,7 +66,7 @@ def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = 
     if keys := differing(plain(recipe), plain(changed), (*NOT_IDENTITY, *free)):
         raise UserError(
             f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
-            f"Begin a new run with: raftdiff {kind.command} {run.path / 'recipe.yaml'} {' '.join(args.overrides)}"
+            f"Begin a new run with: {command(*kind.command.split(), run.path / 'recipe.yaml', *args.overrides)}"
         )
     return run, changed
 

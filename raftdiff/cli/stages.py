@@ -19,7 +19,7 @@ from raftdiff.cli.either import (
     weights_of,
 )
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
 from raftdiff.records.rounds import Draft
@@ -36,7 +36,7 @@ def sample(args: argparse.Namespace) -> None:
         assembly, draft, bars = _taken_up(run, recipe)
         stages.sample(draft, parts_of(assembly), bars)
         bars.close()
-    print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: raftdiff score {run.path}")
+    print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")
 
 
 def score(args: argparse.Namespace) -> None:
@@ -55,7 +55,7 @@ def score(args: argparse.Namespace) -> None:
         bars.close()
     for name, table in draft.folder.scores().raw.items():
         print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} candidates")
-    print(f"next: raftdiff select {run.path}")
+    print(f"next: {command('select', run.path)}")
 
 
 def select(args: argparse.Namespace) -> None:
@@ -66,7 +66,7 @@ def select(args: argparse.Namespace) -> None:
         stages.select(draft, ranker_of(recipe, None)[0])
     metrics = draft.metrics()
     print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
-    print(f"next: raftdiff tune {run.path}")
+    print(f"next: {command('tune', run.path)}")
 
 
 def tune(args: argparse.Namespace) -> None:
@@ -81,7 +81,7 @@ def tune(args: argparse.Namespace) -> None:
         tracker = Tracker(recipe.logging.tracker, run, plain(recipe))
         tracker.log(finished)
         tracker.close()
-    print(f"{finished.path}: complete\nnext: raftdiff sample {run.path}, or raftdiff eval {run.path}")
+    print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
 
 
 def _taken_up(run: Run, recipe: AnyRecipe) -> tuple[AnyAssembly, Draft, Bars]:

@@ -36,12 +36,18 @@ def check_reward(args: argparse.Namespace) -> int:
 
 
 def recipes(args: argparse.Namespace) -> None:
-    """Each recipe's name and the first line of its file."""
+    """Each recipe's name and the first line of its file, by what it is for."""
+    from raftdiff.recipes.files import FOLDERS
     from raftdiff.recipes.files import recipes as shipped
 
-    for name, path in shipped().items():
-        first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
-        print(f"{name:20} {first}")
+    known = shipped()
+    width = max(map(len, known))
+    for folder, kind in FOLDERS.items():
+        print(f"{kind}:" if not folder else f"\n{kind}:")
+        for name, path in known.items():
+            if path.parent.name == (folder or "configs"):
+                first = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
+                print(f"  {name:{width}}  {first}")
 
 
 def schema(args: argparse.Namespace) -> None:

@@ -6,6 +6,7 @@ import time
 from raftdiff.cli import either
 from raftdiff.cli.either import going_on, loop, open_run, prepared
 from raftdiff.cli.evaluate import measure, show
+from raftdiff.errors import command
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.disk import read_json
 from raftdiff.records.run import load_round
@@ -21,12 +22,12 @@ def train(args: argparse.Namespace) -> None:
         return
     run, recipe = going_on(args)
     if (planned := recipe.loop.rounds) <= run.rounds_done():
-        more = f"raftdiff train {run.path} loop.rounds={planned + 2}"
+        more = command("train", run.path, f"loop.rounds={planned + 2}")
         print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
     else:
         with run.locked(recipe):
             loop(run, prepared(run, recipe))
-    print(f"\n{run.path}\nnext: raftdiff eval {run.path}")
+    print(f"\n{run.path}\nnext: {command('eval', run.path)}")
 
 
 def demo(args: argparse.Namespace) -> None:

@@ -14,7 +14,7 @@ from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.comparison import Drawn, judged
 from raftdiff.diffusion.recipe import Recipe, recipe_of
 from raftdiff.embedded.emoji.world import BACKGROUNDS, OBJECTS, STYLES
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
 from raftdiff.records.disk import read_json_lines, write_text
@@ -72,7 +72,7 @@ class Bench:
         self.runs = [Run.open(run.path) for run in runs]
         for run in self.runs:
             if not run.rounds_done():
-                raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+                raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
         self._device = device
         self._assemblies: dict[int, Assembly] = {}
         self._loaded: dict[int, int | None] = {}

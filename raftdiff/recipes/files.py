@@ -1,12 +1,13 @@
 """Recipe files: those that ship, the one that a word means, and what kind of run each is for."""
 
+import difflib
 from collections.abc import Mapping
 from importlib.resources import files
 from pathlib import Path
 
 import yaml
 
-from raftdiff.errors import UserError, nearest
+from raftdiff.errors import UserError, command
 
 MEDIA: Mapping[str, str] = {
     "image": "pictures",
@@ -16,12 +17,14 @@ MEDIA: Mapping[str, str] = {
 }
 """What a recipe may be for, by its ``media``, and how a sentence calls it."""
 
+FOLDERS: Mapping[str, str] = {"": "pictures", "llm": "texts", "rm": "reward models", "pipelines": "pipelines"}
+"""Where the recipes of each kind stand, and how a list of them calls these."""
+
 
 def recipes() -> dict[str, Path]:
     """The recipes that ship, by name."""
     folder = Path(str(files("raftdiff"))) / "configs"
-    parts = ("", "llm/", "rm/", "pipelines/")
-    return {path.stem: path for part in parts for path in sorted(folder.glob(f"{part}*.yaml"))}
+    return {path.stem: path for part in FOLDERS for path in sorted((folder / part).glob("*.yaml"))}
 
 
 def locate(name: str) -> Path:
@@ -33,11 +36,16 @@ def locate(name: str) -> Path:
     path = Path(name)
     if path.is_file():
         return path
+    known = recipes()
+    if name in known:
+        return known[name]
+    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
+    hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
+    if path.is_dir():
+        raise UserError(f"'{name}' is a folder without a run in it (no run.json). {hint}")
     if path.suffix or path.parent != Path():
-        raise UserError(f"There is no recipe file '{name}'. Recipes that ship: {', '.join(recipes())}.")
-    if name not in recipes():
-        raise UserError(f"'{name}' is no file and not a recipe that ships. {nearest(name, recipes())}")
-    return recipes()[name]
+        raise UserError(f"There is no recipe file and no run '{name}'. {hint}")
+    raise UserError(f"'{name}' is no file and not a recipe that ships. {hint}")
 
 
 def medium_of(path: Path) -> str:
@@ -48,6 +56,22 @@ def medium_of(path: Path) -> str:
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "image"  # whoever reads it in earnest says what is wrong
     return str(data.get("media", "image")) if isinstance(data, dict) else "image"
+
+
+def _refuse_media(path: Path) -> None:
+    """
+    Raises:
+        UserError: the recipe says a medium that there is not, or that it is for pictures, which goes without saying.
+    """
+    words = [word for word in MEDIA if word != "image"]
+    if (found := medium_of(path)) in words or not path.is_file():
+        return
+    before, said, _ = path.read_text(encoding="utf-8", errors="replace").partition("media:")
+    if said and (not before or before.endswith("\n")):
+        raise UserError(
+            f"{path}:{before.count(chr(10)) + 1}: media: '{found}' is none of {', '.join(words)}; a recipe for "
+            "pictures has no 'media'."
+        )
 
 
 def spoken(medium: str) -> str:
@@ -61,7 +85,8 @@ def refuse_preferences(path: Path, name: str | Path) -> None:
         UserError: the recipe at ``path`` trains a reward model or runs a pipeline; ``name`` is what the user called it.
     """
     if medium_of(path) == "pipeline":
-        raise UserError(f"{name}: this runs several recipes one after the other, with: raftdiff llm pipeline {name}.")
+        run = command("llm", "pipeline", name)
+        raise UserError(f"{name}: this runs several recipes one after the other, with: {run}.")
     if medium_of(path) == "preferences":
         raise UserError(
             f"{name}: this trains a reward model, which has commands of its own: raftdiff llm rm train, eval and "
@@ -77,5 +102,6 @@ def expect(path: Path, medium: str, who: str | Path, noun: str = "recipe for") -
         UserError: it is for another medium.
     """
     refuse_preferences(path, who)
-    if (found := medium_of(path)) != medium and found in MEDIA:  # of any other word the reader tells file and line
+    _refuse_media(path)
+    if (found := medium_of(path)) != medium:
         raise UserError(f"{who}: this is a {noun} {spoken(found)}, and this command is for {spoken(medium)}.")

@@ -17,7 +17,7 @@ from typing import Any, final
 
 import yaml
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, plain
 from raftdiff.records import integrity
 from raftdiff.records.disk import damaged, read_json, write_text
@@ -337,5 +337,5 @@ def finished(run: Run, round: int | None) -> RoundFolder:
     """
     done = run.rounds_done()
     if not done:
-        raise UserError(f"{run.path}: no round is finished yet; run: raftdiff train {run.path}")
+        raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
     return run.round(done - 1 if round is None else round)

@@ -10,7 +10,7 @@ from typing import Any
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
 from raftdiff.llm.data.prompts import DataConfig
@@ -48,7 +48,7 @@ def train_model(args: argparse.Namespace) -> None:
         run.bind(weights(recipe))
         loop(run, assemble_reward(recipe))
     model = run.path / MODEL
-    print(f"\n{model}\nnext: raftdiff llm rm eval {run.path}")
+    print(f"\n{model}\nnext: {command('llm', 'rm', 'eval', run.path)}")
     print(f"as a reward: {{type: reward_model, model: {run.path}}}")
 
 
@@ -86,7 +86,7 @@ def show_training(run: Run) -> None:
     if (run.path / MODEL).is_dir():
         print(f"the model: {run.path / MODEL}")
     else:
-        print(f"go on with: raftdiff llm rm train {run.path}")
+        print(f"go on with: {command('llm', 'rm', 'train', run.path)}")
 
 
 def _loss(metrics: Mapping[str, Any]) -> str:
@@ -158,11 +158,13 @@ def pairs(args: argparse.Namespace) -> None:
     every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
     found = [pair for pair in every if pair.chosen.strip() and pair.rejected.strip()]  # a file holds no empty answer
     if not found:
-        hint = f"label some with: raftdiff label {run.path}" if args.labels else "all answers of a prompt scored alike"
+        label = f"label some with: {command('label', run.path)}"
+        hint = label if args.labels else "all answers of a prompt scored alike"
         raise UserError(f"{run.path}: there is not one pair of answers of which one is better; {hint}.")
     write_text(args.out, "".join(json.dumps(preferences.row(pair), ensure_ascii=False) + "\n" for pair in found))
     empty = f", {len(every) - len(found)} with an empty answer left out" if len(found) < len(every) else ""
-    print(f"{args.out}: {len(found)} pairs{empty}\nnext: raftdiff llm rm train RECIPE pairs.data.file={args.out}")
+    then = command("llm", "rm", "train", "RECIPE", f"pairs.data.file={args.out}")
+    print(f"{args.out}: {len(found)} pairs{empty}\nnext: {then}")
 
 
 def _asked(path: Path, file: str | None) -> list[Comparison]:

@@ -6,7 +6,7 @@ import sys
 from raftdiff.cli.either import taken_up
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
 from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
@@ -78,7 +78,7 @@ def judge(args: argparse.Namespace) -> None:
     text_recipe_of(run)
     file = run.path / "eval" / (args.name or "") / "answers.jsonl"
     if not file.is_file():
-        raise UserError(f"{file}: there are no answers to judge; run: raftdiff eval {run.path}")
+        raise UserError(f"{file}: there are no answers to judge; run: {command('eval', run.path)}")
     first = {line["prompt"]: line for line in reversed(read_json_lines(file))}  # one pair a prompt: independent cases
     prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(first)]
     before, after = ([pair[side] for pair in first.values()] for side in ("before", "after"))

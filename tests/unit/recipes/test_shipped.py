@@ -14,7 +14,7 @@ from raftdiff.llm.pipeline import check, load_pipeline
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
 from raftdiff.recipes.config import dump, plain
-from raftdiff.recipes.files import medium_of, recipes
+from raftdiff.recipes.files import locate, medium_of, recipes
 from raftdiff.recipes.prompts import build
 
 CONFIGS = Path(__file__).parents[3] / "configs"
@@ -87,7 +87,7 @@ def test_two_rewards_of_one_name_are_refused() -> None:
 
 
 def test_a_recipe_that_is_not_there_is_named() -> None:
-    with pytest.raises(UserError, match="Did you mean 'sd15_256'"):
+    with pytest.raises(UserError, match="The nearest that ship: sd15_256"):
         load_recipe("sd15_265")
     with pytest.raises(UserError, match=r"There is no recipe file 'my/own\.yaml'"):
         load_recipe("my/own.yaml")
@@ -113,6 +113,32 @@ def test_a_recipe_of_another_kind_is_refused_by_the_name_that_was_given(name: st
 
 
 def test_an_unknown_medium_is_told_with_file_and_line(tmp_path: Path) -> None:
-    (tmp_path / "odd.yaml").write_text((CONFIGS / "demo.yaml").read_text() + "media: video\n")
-    with pytest.raises(UserError, match=r"odd\.yaml:\d+: media: unknown key"):
-        load_recipe(str(tmp_path / "odd.yaml"))
+    for word in ("video", "image"):
+        (tmp_path / "odd.yaml").write_text((CONFIGS / "demo.yaml").read_text() + f"media: {word}\n")
+        sentence = (
+            rf"odd\.yaml:\d+: media: '{word}' is none of text, preferences, pipeline; a recipe for pictures has no"
+        )
+        with pytest.raises(UserError, match=sentence):
+            load_recipe(str(tmp_path / "odd.yaml"))
+
+
+def test_an_unknown_recipe_gets_the_three_nearest_names(tmp_path: Path) -> None:
+    sentence = (
+        "There is no recipe file and no run 'runs/emoji_alin'. The nearest that ship: emoji_align, .*, .*; all of"
+    )
+    with pytest.raises(UserError, match=sentence) as caught:
+        locate("runs/emoji_alin")
+    assert len(str(caught.value)) < 200
+    with pytest.raises(UserError, match="'zzz' is no file and not a recipe that ships. The nearest that ship: "):
+        locate("zzz")
+    with pytest.raises(UserError, match="is a folder without a run in it"):
+        locate(str(tmp_path))
+
+
+def test_recipes_are_listed_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["recipes"]) == 0
+    groups = [group.splitlines() for group in capsys.readouterr().out.split("\n\n")]
+    assert [group[0] for group in groups] == ["pictures:", "texts:", "reward models:", "pipelines:"]
+    assert sorted(line.split()[0] for group in groups for line in group[1:]) == sorted(recipes())
+    starts = {len(line) - len(line[2:].lstrip().partition(" ")[2].lstrip()) for group in groups for line in group[1:]}
+    assert len(starts) == 1, "the descriptions stand under each other"
