@@ -289,15 +289,6 @@ def _sentence(
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
     console.show_all()
-    try:
-        parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
-    except UserError as error:
-        print(f"raftdiff: {error}", file=sys.stderr)
-        return 2
-    if not hasattr(parsed, "run"):
-        parser().print_help()
-        return 0
-    module, _, function = parsed.run.partition(":")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
@@ -305,6 +296,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         if int(os.environ.get("WORLD_SIZE", "1")) > 1:
             raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
+        parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
+        if not hasattr(parsed, "run"):
+            parser().print_help()
+            return 0
+        module, _, function = parsed.run.partition(":")
         status = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
     except UserError as error:
         print(f"raftdiff: {error}", file=sys.stderr)

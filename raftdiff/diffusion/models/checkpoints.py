@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.training.weights import WRAPPERS, first_line, wrapper
 
 TUNABLE = "raftdiff tunes Stable Diffusion 1.x and 2.x models, and others in their format (StableDiffusionPipeline)"
@@ -235,7 +235,8 @@ def _not_a_pipeline(path: Path) -> str:
         return f"{path}: this folder holds a LoRA, which changes a model and is not one: name the model it belongs to."
     if (path / "recipe.yaml").is_file() and (path / "rounds").is_dir():
         written = path / "export" / "merged"
-        return f"{path}: this is a run. Write its model with: raftdiff export {path} --format merged; name {written}."
+        write = command("export", path, "--format", "merged")
+        return f"{path}: this is a run. Write its model with: {write}; name {written}."
     if cached := next((path / "snapshots").glob("*/model_index.json"), None):
         return f"{path}: this is the hub cache's folder of a model; name {cached.parent}, or its hub id."
     return _no_pipeline(path)

@@ -89,7 +89,7 @@ def test_two_rewards_of_one_name_are_refused() -> None:
 def test_a_recipe_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="The nearest that ship: sd15_256"):
         load_recipe("sd15_265")
-    with pytest.raises(UserError, match=r"There is no recipe file 'my/own\.yaml'"):
+    with pytest.raises(UserError, match=r"There is no recipe file and no run 'my/own\.yaml'"):
         load_recipe("my/own.yaml")
 
 
