@@ -36,7 +36,7 @@ def build(run: Run) -> Any:
         state = gr.HTML(elem_id="state")
         gr.Markdown("## Candidates: selected and rejected")
         with gr.Row():
-            number = gr.Slider(1, 2, 1, step=1, label="Round", elem_id="round", interactive=True)
+            number = gr.Slider(0, 1, 0, step=1, label="Round", elem_id="round", interactive=True)
             which = gr.Dropdown([1], value=1, label="Prompts", elem_id="which", interactive=True)
         shelves = gr.HTML(elem_id="candidates")
         gr.Markdown("## One held-out prompt through the rounds, from the same seed")
@@ -56,7 +56,7 @@ def build(run: Run) -> Any:
             done, drawn = len(now.metrics), held_out(run)
             return [
                 overview(now),
-                gr.Slider(maximum=max(2, done + (now.making is not None)), interactive=True),
+                gr.Slider(maximum=max(1, done - (now.making is None)), interactive=True),
                 gr.Dropdown(
                     [(words, name) for name, words in drawn.items()],
                     value=shown if shown in drawn else next(iter(drawn), None),
@@ -65,12 +65,12 @@ def build(run: Run) -> Any:
             ]
 
         def show(shown: float | int, part: float | int | None) -> Any:
-            prompts = _prompts(run, int(shown) - 1)
+            prompts = _prompts(run, int(shown))
             parts = parts_of(len(prompts))
             part = part if part is not None and int(part) <= len(parts) else 1
             chosen = prompts[(int(part) - 1) * SHELVES :][:SHELVES]
             choices = [(words, place) for place, words in enumerate(parts, 1)]
-            return [candidates(run, int(shown) - 1, chosen), gr.Dropdown(choices, value=int(part))]
+            return [candidates(run, int(shown), chosen), gr.Dropdown(choices, value=int(part))]
 
         outputs = [state, number, prompt, seen]
         blocks.load(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
@@ -102,7 +102,7 @@ def parts_of(prompts: int) -> list[str]:
 def candidates(run: Run, round: int, prompts: Collection[str]) -> str:
     """What was drawn for these prompts in a round: the selected first, then from the best score down."""
     shelves = steadily(lambda: _shelves(_folder(run, round), prompts))
-    return page.view("candidates", round=round + 1, shelves=shelves)
+    return page.view("candidates", round=round, shelves=shelves)
 
 
 def through(run: Run, name: str | None) -> str:
@@ -123,7 +123,7 @@ def _still(run: Run, name: str, rounds: int, caption: str) -> dict[str, Any] | N
     """After so many rounds of fine-tuning; None where nothing was kept."""
     folder = run.round(0).held_out("held_out_base") if rounds == 0 else run.round(rounds - 1).held_out()
     media = folder.get(name)
-    words = "before any fine-tuning" if rounds == 0 else f"after round {rounds}"
+    words = "before any fine-tuning" if rounds == 0 else f"after round {rounds - 1}"
     return None if media is None else {**_shown(media), "alt": f"{caption}, {words}", "said": words}
 
 
@@ -201,7 +201,7 @@ def _number(value: float | None) -> float:
 def _spent(metrics: Metrics) -> dict[str, Any]:
     diversity = metrics.get("diversity_all") or {}
     return {
-        "round": metrics["round"] + 1,
+        "round": metrics["round"],
         "first": metrics.get("first_sample_mean"),
         "mean": metrics.get("mean"),
         "selected": metrics.get("selected_mean"),

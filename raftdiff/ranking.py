@@ -34,8 +34,18 @@ class Ranker(Generic[Media]):
         return {reward.name: scores(reward, samples) for reward, _ in self.rewards}
 
     def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
-        weighted = [weight * raw[reward.name] for reward, weight in self.rewards if weight]
-        return np.sum(weighted, axis=0) if weighted else np.zeros_like(next(iter(raw.values())))
+        """The weighted sum; NaN where a reward of it is.
+
+        Raises:
+            UserError: it is infinite.
+        """
+        with np.errstate(over="ignore", invalid="ignore"):
+            weighted = [weight * raw[reward.name] for reward, weight in self.rewards if weight]
+            total = np.sum(weighted, axis=0) if weighted else np.zeros_like(next(iter(raw.values())))
+        # of two that are too large with opposite signs the sum is NaN, which would pass for a discard
+        if count := int(np.isinf([*weighted, total]).any(axis=0).sum()):
+            raise UserError(f"The total reward of {count} candidates is infinite: the rewards' weights are too large.")
+        return total
 
     def score(self, batches: Iterator[Sequence[Sample[Media]]], prompts: Sequence[str], per_prompt: int) -> Scores:
         """The score table of a round, batch after batch; cells without a sample are NaN.

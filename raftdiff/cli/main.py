@@ -5,6 +5,7 @@ import errno
 import importlib
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -302,8 +303,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             return 0
         module, _, function = parsed.run.partition(":")
         status = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
-    except UserError as error:
-        print(f"raftdiff: {error}", file=sys.stderr)
+    except (UserError, SystemExit) as error:
+        print(f"raftdiff: {_ended(error) if isinstance(error, SystemExit) else error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nraftdiff: stopped. Nothing that was finished is lost; the same command continues.", file=sys.stderr)
@@ -321,6 +322,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"raftdiff: {sentence}", file=sys.stderr)
         return 3
     return status or 0
+
+
+def _ended(error: SystemExit) -> str:
+    """A reward or plug-in that calls ``sys.exit(0)`` must not pass for a command that is done."""
+    place = traceback.extract_tb(error.__traceback__)[-1]
+    return (
+        f"{place.filename}:{place.lineno}: the program was ended from here (sys.exit), before the command was done. A "
+        "reward or plug-in must return what it found, or raise an error."
+    )
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

@@ -277,6 +277,17 @@ def test_a_run_of_another_recipe_is_refused(recipe: Path, capsys: pytest.Capture
     assert "its weights were begun with this finetuner.rank; for another begin a new run" in err
 
 
+def test_a_reward_that_ends_the_program_is_not_taken_for_success(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (Path.cwd() / "leaving.py").write_text("import sys\n\n\ndef score(images, prompts):\n    sys.exit(0)\n")
+    status, _, err = said(
+        capsys, "train", recipe, "--out", "new", 'ranker.rewards=[{type: callable, function: "leaving:score"}]'
+    )
+    assert status == 2
+    assert "leaving.py:5: the program was ended from here (sys.exit), before the command was done" in err
+
+
 def test_what_is_missing_is_told_before_a_run_is_begun(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     missing = ("model.base=path/to/sd15", "model.dtype=float16", "model.device=cpu")
     for command in (("train", recipe, "--out", "new"), ("sample", recipe, "--out", "new"), ("plan", recipe)):

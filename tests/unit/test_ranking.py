@@ -79,3 +79,10 @@ def test_rewards_that_together_discard_everything() -> None:
 
     with pytest.raises(UserError, match="Every candidate is discarded by one reward or another"):
         scored((Mine(only(0), "first"), 1.0), (Mine(only(1), "second"), 1.0))
+
+
+@pytest.mark.parametrize("weights", [(1e308, 1.0), (1e308, -1e308), (1e308, 1e308)])
+def test_weights_that_make_infinite_totals_are_a_sentence(weights: tuple[float, float]) -> None:
+    one, two = (Mine(lambda of: torch.full((len(of),), 72.0), name) for name in ("one", "two"))
+    with pytest.raises(UserError, match="The total reward of 4 candidates is infinite: the rewards' weights are too"):
+        scored((one, weights[0]), (two, weights[1]))
