@@ -16,6 +16,11 @@ class LoggingConfig(Config):
     """The name of an accelerate tracker (tensorboard, wandb, mlflow, ...), or null for none."""
 
 
+PROJECT = "raftdiff"
+PROJECTS = ("wandb", "trackio")
+"""Trackers that sort runs into projects: all of ours are in one, by the names of their folders."""
+
+
 @final
 class Tracker:
     """Sends a run's recipe and each finished round's figures to an accelerate tracker; does nothing for None.
@@ -28,6 +33,7 @@ class Tracker:
         self._tracker: Any = None
         if name is None:
             return
+        from accelerate import PartialState  # noqa: PLC0415
         from accelerate.tracking import LOGGER_TYPE_TO_CLASS, get_available_trackers  # noqa: PLC0415
 
         known = {str(kind): tracker for kind, tracker in LOGGER_TYPE_TO_CLASS.items()}
@@ -37,9 +43,10 @@ class Tracker:
             raise UserError(
                 f"logging.tracker: '{name}' is not installed; install its package, or write logging.tracker=null."
             )
-        folder = run.path / "logs"
-        needs_folder = known[name].requires_logging_directory
-        self._tracker = known[name](run.path.name, **({"logging_dir": str(folder)} if needs_folder else {}))
+        PartialState()  # accelerate's own log, to which some trackers write as they start, asks for it
+        named: dict[str, Any] = {"name": run.path.name} if name in PROJECTS else {}
+        folder = {"logging_dir": str(run.path / "logs")} if known[name].requires_logging_directory else {}
+        self._tracker = known[name](PROJECT if named else run.path.name, **folder, **named)
         if hasattr(self._tracker, "start"):
             self._tracker.start()
         self._tracker.store_init_configuration(

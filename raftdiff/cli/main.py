@@ -295,16 +295,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.formatwarning = _sentence
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-            raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
+        _alone()
         parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
         if not hasattr(parsed, "run"):
             parser().print_help()
             return 0
-        module, _, function = parsed.run.partition(":")
-        status = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
-    except (UserError, SystemExit) as error:
-        print(f"raftdiff: {_ended(error) if isinstance(error, SystemExit) else error}", file=sys.stderr)
+        status = _run(parsed)
+    except UserError as error:
+        print(f"raftdiff: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("\nraftdiff: stopped. Nothing that was finished is lost; the same command continues.", file=sys.stderr)
@@ -324,13 +322,31 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return status or 0
 
 
-def _ended(error: SystemExit) -> str:
-    """A reward or plug-in that calls ``sys.exit(0)`` must not pass for a command that is done."""
-    place = traceback.extract_tb(error.__traceback__)[-1]
-    return (
-        f"{place.filename}:{place.lineno}: the program was ended from here (sys.exit), before the command was done. A "
-        "reward or plug-in must return what it found, or raise an error."
-    )
+def _run(parsed: argparse.Namespace) -> int | None:
+    """The command's own work; a reward or plug-in that calls ``sys.exit(0)`` must not pass for one that is done."""
+    module, _, function = parsed.run.partition(":")
+    try:
+        status: int | None = getattr(importlib.import_module(f"raftdiff.cli.{module}"), function)(parsed)
+    except SystemExit as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise UserError(
+            f"{place.filename}:{place.lineno}: the program was ended from here (sys.exit), before the command was done. "
+            "A reward or plug-in must return what it found, or raise an error."
+        ) from None
+    return status
+
+
+def _alone() -> None:
+    """One process needs no process group: what a launcher's job or an allocation left in the environment is dropped.
+
+    Raises:
+        UserError: this is one of several processes that were launched together.
+    """
+    several = os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
+    if several and os.environ.get("RANK") and os.environ.get("MASTER_ADDR"):
+        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

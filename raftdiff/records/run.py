@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import json
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -257,8 +258,13 @@ class Run:
         with (self.path / ".lock").open("a", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError:
+            except (BlockingIOError, PermissionError):
                 raise UserError(f"{self.path}: another raftdiff process is working on this run.") from None
+            except OSError as error:  # NFS and others: no locks available, not implemented, not supported
+                sys.stderr.write(
+                    f"raftdiff: {self.path}: this file system locks no files ({error.strerror}); see to it that no "
+                    "second process works on this run.\n"
+                )
             if recipe is not None:
                 self._check_recipe(recipe)
             yield
