@@ -1,9 +1,11 @@
-"""What a terminal brings and takes: words that may be no text, letters that it cannot show, warnings for people."""
+"""What the place that a command is started from brings and takes: words that may be no text, letters that it cannot
+show, warnings for people, what a launcher left."""
 
 import io
 import os
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
 from raftdiff.errors import UserError
 
@@ -31,3 +33,25 @@ def decoded(words: Sequence[str]) -> list[str]:
                 f"'{shown}' is not UTF-8; set the terminal to UTF-8, or write it into a file and save that as UTF-8."
             ) from None
     return found
+
+
+def sentence(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of ours as a sentence; those of libraries with the place that they come from."""
+    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parent):
+        return f"raftdiff: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
+
+
+def alone() -> None:
+    """One process needs no process group: what a launcher's job or an allocation left in the environment is dropped.
+
+    Raises:
+        UserError: this is one of several processes that were launched together.
+    """
+    several = os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
+    if several and os.environ.get("RANK") and os.environ.get("MASTER_ADDR"):
+        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
+    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
+        os.environ.pop(name, None)

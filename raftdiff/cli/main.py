@@ -278,24 +278,15 @@ def _tools(commands: Commands) -> None:
     schema.add_argument("media", nargs="?", choices=media, default="image", help="default: %(default)s")
 
 
-def _sentence(
-    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
-) -> str:
-    """A warning of ours as a sentence; those of libraries with the place that they come from."""
-    if category is UserWarning and Path(filename).is_relative_to(Path(__file__).parents[1]):
-        return f"raftdiff: {message}\n"
-    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
     console.show_all()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
-    warnings.formatwarning = _sentence
+    warnings.formatwarning = console.sentence
     try:
-        _alone()
+        console.alone()
         parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
         if not hasattr(parsed, "run"):
             parser().print_help()
@@ -330,23 +321,10 @@ def _run(parsed: argparse.Namespace) -> int | None:
     except SystemExit as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise UserError(
-            f"{place.filename}:{place.lineno}: the program was ended from here (sys.exit), before the command was done. "
+            f"{place.filename}:{place.lineno}: the program was ended here (sys.exit), before the command was done. "
             "A reward or plug-in must return what it found, or raise an error."
         ) from None
     return status
-
-
-def _alone() -> None:
-    """One process needs no process group: what a launcher's job or an allocation left in the environment is dropped.
-
-    Raises:
-        UserError: this is one of several processes that were launched together.
-    """
-    several = os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
-    if several and os.environ.get("RANK") and os.environ.get("MASTER_ADDR"):
-        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(name, None)
 
 
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:

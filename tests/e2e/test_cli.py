@@ -285,7 +285,7 @@ def test_a_reward_that_ends_the_program_is_not_taken_for_success(
         capsys, "train", recipe, "--out", "new", 'ranker.rewards=[{type: callable, function: "leaving:score"}]'
     )
     assert status == 2
-    assert "leaving.py:5: the program was ended from here (sys.exit), before the command was done" in err
+    assert "leaving.py:5: the program was ended here (sys.exit), before the command was done" in err
 
 
 def test_what_is_missing_is_told_before_a_run_is_begun(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
