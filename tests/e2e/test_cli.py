@@ -226,8 +226,8 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["ranker.rewards.0.type=aesthetik"], "'aesthetik' is not a reward. Did you mean 'aesthetic'?"),
         (["model.base=/nowhere/model"], "there is no folder or file '/nowhere/model' here"),
         (["prompts.captions=[]"], "there is no prompt"),
-        (["prompts.captions=[a cat, A cat!]"], "have the same id 'a-cat'"),
-        (["evaluation.prompts.captions=[a bus, A bus!]"], "evaluation.prompts: "),
+        (["prompts.captions=[{caption: a, id: x}, {caption: b, id: x}]"], "have the same id 'x'"),
+        (["evaluation.prompts.captions=[{id: x}]"], "evaluation.prompts: prompt 1 has no caption"),
         (["evaluation.prompts.magic=[high quality]"], "evaluation.prompts"),
         (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
         (["ranker.rewards.0.weight=0"], "every weight is 0"),
@@ -302,7 +302,7 @@ def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[s
     status, _, err = said(capsys, "eval", tmp_path / "none")
     assert (status, "not a run directory" in err) == (2, True)
     status, _, err = said(capsys, "train", "demmo")
-    assert "Did you mean 'demo'?" in err
+    assert "The nearest that ship: demo, " in err
 
 
 def test_a_full_disk_is_a_sentence(
