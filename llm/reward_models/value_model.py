@@ -223,7 +223,7 @@ def _notes(folder: Path) -> dict[str, Any]:
     try:
         told = read_json(file)
         return {"causal": bool(told["causal"]), **{name: told[name] for name in ("template", "max_prompt_tokens")}}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (UserError, OSError, ValueError, KeyError, TypeError):
         raise UserError(
             f"{file}: this file says how the model reads, and is missing or broken; copy it again."
         ) from None

@@ -4,7 +4,7 @@ import argparse
 import time
 
 from raftdiff.cli import either
-from raftdiff.cli.either import going_on, loop, open_run, prepared
+from raftdiff.cli.either import going_on, loop, open_run, prepared, weights_of
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.errors import command
 from raftdiff.recipes.files import medium_of
@@ -22,6 +22,7 @@ def train(args: argparse.Namespace) -> None:
         return
     run, recipe = going_on(args)
     if (planned := recipe.loop.rounds) <= run.rounds_done():
+        run.bind(weights_of(recipe))
         more = command("train", run.path, f"loop.rounds={planned + 2}")
         print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
     else:

@@ -152,7 +152,7 @@ def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
     assert status == 0
     assert "ada" not in out, "one rater needs no line apart"
     assert "all: 1 choices, 0 of them ties; 1 vetoed." in out
-    assert "pairs.jsonl: 1 preferences" in out
+    assert "pairs.jsonl: 1 preference\n" in out
     (line,) = [json.loads(one) for one in Path("pairs.jsonl").read_text().splitlines()]
     texts = {f"{row['prompt_id']}-{row['index']:03d}": row["text"] for row in run.round(0).rows()}
     assert (line["prompt"], line["system"]) == ("the film", "is good")
@@ -254,7 +254,7 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
         ("finetuner.learing_rate=1", "Did you mean 'learning_rate'?"),
         ("prompts.captions=[]", "prompts"),
         ("loop.patience=2 evaluation.every_round=0", "stopping needs a held-out reward"),
-        ("model.base=./nowhere", "there is no folder './nowhere'"),
+        ("model.base=./nowhere", "there is no folder or file './nowhere'"),
         ("model.template=chat", "has no chat template; use plain or alpaca"),
         ("model.max_prompt_tokens=2", "more than model.max_prompt_tokens"),
         ("sampler={type: dataset}", "has an answer in the data"),

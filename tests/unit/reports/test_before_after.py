@@ -255,7 +255,7 @@ def test_curve_is_a_picture_of_its_own():
     assert title.startswith("A < b over 3 rounds: selected 28 to 30; all candidates 24.1 to 26.1; held-out 24 to 26.5")
     assert [group.get("class") for group in root.findall("svg:g", space)] == ["best", "all", "held"]
     texts = [text.text for text in root.iter("{http://www.w3.org/2000/svg}text")]
-    assert {"held-out", "reward by rounds of fine-tuning", "0", "3"} <= set(texts)
+    assert {"held-out", "a < b by rounds of fine-tuning", "0", "3"} <= set(texts)
 
 
 def test_curve_rises_when_the_reward_does():
