@@ -1,0 +1,101 @@
+"""What the training scripts of this world share: their options, and a clock that ends them on time."""
+
+import argparse
+import math
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import final
+
+import torch
+from torch import Tensor, nn
+
+from raftdiff.embedded.training import Average, arguments
+
+
+def options(description: str | None, *, minutes: float, batch: int, rate: float) -> argparse.ArgumentParser:
+    """Those of the other world's scripts, and: a moment to stop at, batch, rate, and a share of the device."""
+    parser = arguments((description or "").splitlines()[0], minutes=minutes)
+    parser.set_defaults(out=Path("build/scenes"))
+    parser.add_argument("--until", type=float, help="stop at this Unix time, whatever --minutes says")
+    parser.add_argument("--batch", type=int, default=batch, help="pictures a step (default: %(default)s)")
+    parser.add_argument("--rate", type=float, default=rate, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--duty", type=float, default=1.0, help="share of the time to work in (default: %(default)s)")
+    parser.add_argument("--attached", action="store_true", help="stop when the process that began this one has ended")
+    return parser
+
+
+@final
+class Clock:
+    """Counts steps until the time is over."""
+
+    def __init__(self, given: argparse.Namespace) -> None:
+        self.began = time.time()
+        self._given = given
+        self._parent = os.getppid()
+
+    @property
+    def until(self) -> float:
+        return float(self._given.until or self.began + 60 * self._given.minutes)
+
+    def spent(self) -> float:
+        """Seconds."""
+        return time.time() - self.began
+
+    def restart(self) -> None:
+        """Training begins only now; its end stays, if it was given as a moment."""
+        self.began = time.time()
+
+    def check(self) -> None:
+        """End this process if it is attached to one that has ended."""
+        if self._given.attached and os.getppid() != self._parent:
+            raise SystemExit("the process that began this one has ended")
+
+    def steps(self) -> Iterator[tuple[int, float]]:
+        """(step, progress in 0..1) until the time is over, at rest between steps for the share that ``duty`` leaves."""
+        step, cuda = 0, self._given.device == "cuda"
+        while (now := time.time()) < self.until:
+            yield step, (now - self.began) / (self.until - self.began)
+            step += 1
+            if step % 10 == 0:
+                self.check()
+            if self._given.duty < 1:
+                if cuda:
+                    torch.cuda.synchronize()
+                time.sleep(min(0.5, (time.time() - now) * (1 / self._given.duty - 1)))
+            elif cuda and step % 20 == 0:
+                torch.cuda.synchronize()  # or the clock would run ahead of the device
+
+
+@final
+class Guard:
+    """Takes a training whose loss is no number any more back to where it was well."""
+
+    def __init__(self, modules: Mapping[str, nn.Module], average: Average) -> None:
+        self._modules, self._average = modules, average
+        self._well = _copy(average.weights)
+
+    def well(self, value: float) -> bool:
+        """Whether ``value`` is a number; if not, weights and average are those of the last time that it was one."""
+        if math.isfinite(value):
+            self._well = _copy(self._average.weights)
+            return True
+        for name, tensor in self._well.items():
+            self._average.weights[name].copy_(tensor)
+        self._average.copy_to(self._modules)
+        return False
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def adamw(weights: list[nn.Parameter], rate: float, decay: float, device: str) -> torch.optim.Optimizer:
+    """AdamW, on a GPU as one kernel."""
+    return torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=device == "cuda")
+
+
+def fall(progress: float, step: int, *, warmup: int) -> float:
+    """Share of the peak rate: linear warm-up, then half a cosine to zero."""
+    return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))

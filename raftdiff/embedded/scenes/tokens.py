@@ -1,0 +1,73 @@
+"""The small CLIP tokenizer of scene-sd: a byte-pair vocabulary learnt from the words of this world."""
+
+import json
+import re
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from raftdiff.embedded.emoji.tokens import END, START, WORD_END, learn_merges
+from raftdiff.embedded.scenes.world import (
+    COLOURS,
+    GROUNDS,
+    HIGH_QUALITY,
+    LOW_QUALITY,
+    NUMBERS,
+    OBJECTS,
+    PLURALS,
+    RELATIONS,
+    SIZES,
+    STYLES,
+)
+
+LENGTH = 28
+"""Tokens in a prompt, start and end among them; the longest caption with a remark on quality fits."""
+
+
+def build_tokenizer() -> Any:
+    """A ``transformers.CLIPTokenizer``, the same every time. A caption's word is one token; others are spelt out."""
+    from transformers import CLIPTokenizer
+
+    merges = learn_merges(words())
+    alphabet = [chr(code) for code in range(33, 127)]
+    pieces = [*alphabet, *(letter + WORD_END for letter in alphabet), *("".join(pair) for pair in merges), START, END]
+    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(pieces))}
+    with tempfile.TemporaryDirectory() as scratch:
+        (Path(scratch) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
+        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+        (Path(scratch) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return CLIPTokenizer.from_pretrained(
+            scratch, bos_token=START, eos_token=END, unk_token=END, pad_token=END, model_max_length=LENGTH
+        )
+
+
+def words() -> list[str]:
+    """Every word of every caption once, sorted."""
+    plurals = [PLURALS.get(name, name + "s") for name in OBJECTS]
+    lists = (OBJECTS, plurals, STYLES, COLOURS, GROUNDS, SIZES, RELATIONS, NUMBERS)
+    texts = [word for names in lists for word in names] + ["a an and on background", HIGH_QUALITY, LOW_QUALITY]
+    return sorted({word for text in texts for word in re.findall(r"[a-z]+", text)})
+
+
+def tokenise(tokenizer: Any, texts: Sequence[str]) -> Int64[Tensor, "texts tokens"]:
+    """What the pipeline makes of these texts."""
+    ids: Tensor = tokenizer(
+        list(texts), padding="max_length", max_length=LENGTH, truncation=True, return_tensors="pt"
+    ).input_ids
+    return ids
+
+
+def tokenise_captions(tokenizer: Any, captions: Sequence[str]) -> Int64[Tensor, "captions tokens"]:
+    """The same for captions of this world, by looking up whole words: fast enough for a million."""
+    vocabulary = tokenizer.get_vocab()
+    table = {word: vocabulary[word + WORD_END] for word in [*words(), ","]}
+    rows = []
+    for caption in captions:
+        ids = [tokenizer.bos_token_id, *(table[word] for word in caption.replace(",", " ,").split())]
+        rows.append([*ids, *[tokenizer.eos_token_id] * (LENGTH - len(ids))])
+    return torch.tensor(rows, dtype=torch.long)

@@ -1,0 +1,101 @@
+"""Train the autoencoder of scene-sd: 80 px pictures to 20 x 20 latents of four channels and back.
+
+    python -m raftdiff.embedded.scenes.train_vae --minutes 60
+
+The autoencoder is the ceiling of everything else. The loss is L1 on pixels and on their differences to the neighbours,
+near and two apart, which is what keeps edges sharp, and a small pull of the latents towards a standard normal.
+"""
+
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.scenes.data import Painter
+from raftdiff.embedded.scenes.networks import VAE, build_vae, write
+from raftdiff.embedded.scenes.rows import random_rows
+from raftdiff.embedded.scenes.timing import Clock, Guard, adamw, fall, options
+from raftdiff.embedded.training import Average, prepare, update
+
+PEAK_RATE = 2e-3
+EDGE_WEIGHT = 0.5
+KL_WEIGHT = 1e-4
+"""Per latent number, against a loss per pixel."""
+SPOILT = 0.12
+SCENES = 20_000
+
+
+def loss(vae: Any, pictures: Tensor) -> Tensor:
+    """Pixels, edges and the pull on the latents."""
+    posterior = vae.encode(pictures).latent_dist
+    latents = posterior.sample()
+    error = vae.decode(latents).sample.float() - pictures.float()
+    near = error.diff(dim=-1).abs().mean() + error.diff(dim=-2).abs().mean()
+    far = (error[..., 2:] - error[..., :-2]).abs().mean() + (error[..., 2:, :] - error[..., :-2, :]).abs().mean()
+    pull: Tensor = posterior.kl().float().mean() / latents[0].numel()
+    total: Tensor = error.abs().mean() + EDGE_WEIGHT * (near + 0.5 * far) + KL_WEIGHT * pull
+    return total
+
+
+@torch.no_grad()
+def scale(vae: Any, pictures: Tensor) -> float:
+    """The factor that gives the latents of these pictures unit spread."""
+    return round(1 / float(vae.encode(pictures).latent_dist.sample().std()), 4)
+
+
+def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed: int, device: str) -> Any:
+    """Train until the clock says stop; ``out`` has the average's weights, now and then and at the end."""
+    prepare(seed)
+    painter = Painter(art_sheet(cache), seed=seed, device=device)
+    rows = random_rows(SCENES if device == "cuda" else 2000, seed=seed, held_out=False)[0].to(device)
+    vae = build_vae().to(device, memory_format=torch.channels_last)
+    weights = list(vae.parameters())
+    average = Average({"vae": vae}, decay=0.998)
+    optimizer, guard = adamw(weights, peak, 1e-4, device), Guard({"vae": vae}, average)
+    looked = time.time()
+    clock.restart()
+    for step, progress in clock.steps():
+        chosen = rows[torch.randint(len(rows), (batch,), device=device)]
+        pictures = painter.paint(chosen).pictures
+        spoilt = (torch.rand(batch, device=device) < SPOILT).nonzero()[:, 0]
+        if len(spoilt):
+            pictures[spoilt] = painter.spoil(pictures[spoilt])
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            found = loss(vae, pictures)
+        update(optimizer, found, peak * fall(progress, step, warmup=100), weights)
+        average.update()
+        if step % 100 == 0:
+            value = found.item()
+            print(f"vae: step {step}, {step * batch} pictures, loss {value:.4f}, {clock.spent():.0f} s", flush=True)
+            if not guard.well(value):
+                peak /= 2
+                optimizer = adamw(weights, peak, 1e-4, device)
+        if time.time() - looked > 25:
+            looked = time.time()
+            save(out, vae, average, painter, rows, finished=False)
+    return save(out, vae, average, painter, rows, finished=True)
+
+
+def save(out: Path, vae: Any, average: Average, painter: Painter, rows: Tensor, *, finished: bool) -> Any:
+    """The average as a file; returns it as a module."""
+    best = build_vae().to(painter.device)
+    average.copy_to({"vae": best})
+    best.eval().requires_grad_(False)
+    factor = scale(best, painter.paint(rows[:512]).pictures)
+    best.register_to_config(scaling_factor=factor)
+    write(out / VAE, best.state_dict(), scaling_factor=str(factor), finished="yes" if finished else "no")
+    return best
+
+
+def main() -> None:
+    given = options(__doc__, minutes=60, batch=16, rate=PEAK_RATE).parse_args()
+    clock = Clock(given)
+    train(given.cache, given.out, clock, batch=given.batch, peak=given.rate, seed=given.seed, device=given.device)
+
+
+if __name__ == "__main__":
+    main()
