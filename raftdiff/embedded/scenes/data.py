@@ -69,7 +69,14 @@ class Painter:
 
     def paint(self, rows: Rows, *, mush: float = 0.0) -> Batch:
         """A picture of each row, on this painter's device; a share ``mush`` of the objects is made unrecognisable."""
-        rows = rows.to(self.device)
+        with self._exactly():
+            return self._paint(rows.to(self.device), mush)
+
+    def _exactly(self) -> torch.autocast:
+        """In float32 whatever computes around: half precision would shake every place by a part of a pixel."""
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _paint(self, rows: Rows, mush: float) -> Batch:
         layout = arrange(rows, self._generator)
         part = layout.part.clamp(min=0)
         there = layout.part >= 0
@@ -98,7 +105,8 @@ class Painter:
         for index, way in enumerate(ways):
             rows = (which == index).nonzero()[:, 0]
             if len(rows):
-                spoilt[rows] = known[way](pictures[rows])
+                with self._exactly():
+                    spoilt[rows] = known[way](pictures[rows])
         return spoilt.clamp(-1, 1)
 
     def _looks(self, rows: Rows) -> Int64[Tensor, "rows 2"]:

@@ -26,6 +26,7 @@ SCHEDULE = {
     "prediction_type": "v_prediction",
     "rescale_betas_zero_snr": True,
     "timestep_spacing": "trailing",
+    "steps_offset": 1,
 }
 VAE, UNET, TEXT = "scene-sd.vae.safetensors", "scene-sd.unet.safetensors", "scene-sd.text_encoder.safetensors"
 """Files of trained weights."""
@@ -104,7 +105,10 @@ def read(path: Path, module: nn.Module) -> dict[str, str]:
     if not path.is_file():
         raise UserError(f"{path} is missing: train that part first, or copy its file there.")
     weights = {name: t.float() if t.is_floating_point() else t for name, t in load_file(path).items()}
-    module.load_state_dict(weights)
+    # transformers called the text encoder's weights otherwise before 5.20 or so: with this in front
+    front = "text_model."
+    plain = {name.removeprefix(front): tensor for name, tensor in weights.items()}
+    module.load_state_dict({name: plain[name.removeprefix(front)] for name in module.state_dict()})
     with safe_open(path, framework="pt") as file:
         return dict(file.metadata() or {})
 

@@ -22,6 +22,7 @@ def options(description: str | None, *, minutes: float, batch: int, rate: float)
     parser.add_argument("--batch", type=int, default=batch, help="pictures a step (default: %(default)s)")
     parser.add_argument("--rate", type=float, default=rate, help="peak learning rate (default: %(default)s)")
     parser.add_argument("--duty", type=float, default=1.0, help="share of the time to work in (default: %(default)s)")
+    parser.add_argument("--most", type=int, help="stop after so many steps, if the time is not over before")
     parser.add_argument("--attached", action="store_true", help="stop when the process that began this one has ended")
     return parser
 
@@ -34,6 +35,11 @@ class Clock:
         self.began = time.time()
         self._given = given
         self._parent = os.getppid()
+
+    @property
+    def tell_every(self) -> int:
+        """Steps between two lines of the log."""
+        return 100 if self._given.device == "cuda" else 20
 
     @property
     def until(self) -> float:
@@ -55,7 +61,7 @@ class Clock:
     def steps(self) -> Iterator[tuple[int, float]]:
         """(step, progress in 0..1) until the time is over, at rest between steps for the share that ``duty`` leaves."""
         step, cuda = 0, self._given.device == "cuda"
-        while (now := time.time()) < self.until:
+        while (now := time.time()) < self.until and (self._given.most is None or step < self._given.most):
             yield step, (now - self.began) / (self.until - self.began)
             step += 1
             if step % 10 == 0:

@@ -63,11 +63,18 @@ def tokenise(tokenizer: Any, texts: Sequence[str]) -> Int64[Tensor, "texts token
 
 
 def tokenise_captions(tokenizer: Any, captions: Sequence[str]) -> Int64[Tensor, "captions tokens"]:
-    """The same for captions of this world, by looking up whole words: fast enough for a million."""
+    """The same for captions of this world, by looking up whole words: fast enough for a million.
+
+    Raises:
+        RuntimeError: the tokenizer says otherwise of one of the first captions.
+    """
     vocabulary = tokenizer.get_vocab()
     table = {word: vocabulary[word + WORD_END] for word in [*words(), ","]}
     rows = []
     for caption in captions:
         ids = [tokenizer.bos_token_id, *(table[word] for word in caption.replace(",", " ,").split())]
         rows.append([*ids, *[tokenizer.eos_token_id] * (LENGTH - len(ids))])
-    return torch.tensor(rows, dtype=torch.long)
+    found = torch.tensor(rows, dtype=torch.long)
+    if not torch.equal(found[:64], tokenise(tokenizer, captions[:64])):
+        raise RuntimeError("This version of transformers tokenises captions otherwise than word by word.")
+    return found

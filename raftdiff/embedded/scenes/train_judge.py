@@ -80,7 +80,7 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
             found = loss(network, shown, pictures.contiguous(memory_format=torch.channels_last), coloured)
         update(optimizer, found, peak * fall(progress, step, warmup=200), weights)
         average.update()
-        if step % 100 == 0:
+        if step % clock.tell_every == 0:
             value = found.item()
             print(f"judge: step {step}, loss {value:.4f}, {clock.spent():.0f} s", flush=True)
             if not guard.well(value):

@@ -106,18 +106,18 @@ def loss(unet: Any, context: Tensor, x0: Tensor, abar: Tensor) -> Tensor:
     return error.square().mean()
 
 
-def warm_up(unet: Any, batch: int, device: str) -> bool:
+def warm_up(unet: Any, text: Any, tokens: Tensor, abar: Tensor) -> bool:
     """Compile the network for training while there is nothing to learn from yet; whether that worked."""
     try:
         unet.compile(dynamic=False)
         began = time.time()
+        device = tokens.device
         for _ in range(2):
-            x = torch.randn(batch, 4, LATENT, LATENT, device=device).contiguous(memory_format=torch.channels_last)
-            context = torch.randn(batch, 28, 192, device=device, requires_grad=True)
-            times = torch.randint(1000, (batch,), device=device)
-            with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-                out = unet(x, times, encoder_hidden_states=context, return_dict=False)[0]
-            out.float().square().mean().backward()
+            x0 = torch.randn(len(tokens), 4, LATENT, LATENT, device=device)
+            with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
+                found = loss(unet, text(tokens).last_hidden_state, x0, abar)
+            found.backward()  # type: ignore[no-untyped-call]
+        text.zero_grad(set_to_none=True)
         unet.zero_grad(set_to_none=True)
         print(f"unet: compiled in {time.time() - began:.0f} s", flush=True)
     except Exception as error:  # noqa: BLE001: whatever the compiler stumbles over, training goes on without it
@@ -132,6 +132,7 @@ def main() -> None:
     parser.add_argument("--pool", type=int, default=4096, help="lessons kept (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=20_000, help="captions learned from (default: %(default)s)")
     parser.add_argument("--save-every", type=float, default=40.0, help="seconds (default: %(default)s)")
+    parser.add_argument("--ready", type=Path, help="a file to make when only the autoencoder is awaited")
     parser.add_argument("--resume", action="store_true", help="begin with the weights that are there")
     given = parser.parse_args()
     clock = Clock(given)
@@ -153,9 +154,11 @@ def train(given: Any, clock: Clock) -> None:
     unet.to(device, memory_format=torch.channels_last)
     text.to(device)
     painter = Painter(art_sheet(given.cache), seed=given.seed, device=device)
-    if given.compile and not warm_up(unet, given.batch, device):
+    empty, abar = tokenise(tokenizer, [""]).to(device), DDPMScheduler(**SCHEDULE).alphas_cumprod.to(device)
+    if given.compile and not warm_up(unet, text, empty.expand(given.batch, -1), abar):
         unet = _fresh(unet, device)
-    (out / "unet.ready").touch()
+    if given.ready:
+        given.ready.touch()
     pool = Pool(painter, given.pool, given.scenes, given.seed, at_once=min(1024, given.pool))
     while not finished(out / VAE):
         clock.check()
@@ -165,16 +168,15 @@ def train(given: Any, clock: Clock) -> None:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         pool.take(load_vae(out / VAE, device))
     clock.restart()
-    learn(given, clock, {"unet": unet, "text": text}, pool, tokenise(tokenizer, [""]).to(device), DDPMScheduler)
+    learn(given, clock, {"unet": unet, "text": text}, pool, empty, abar)
 
 
-def learn(given: Any, clock: Clock, modules: dict[str, Any], pool: Pool, empty: Tensor, schedule: Any) -> None:
+def learn(given: Any, clock: Clock, modules: dict[str, Any], pool: Pool, empty: Tensor, abar: Tensor) -> None:
     device, batch, peak = given.device, given.batch, given.rate
-    abar = schedule(**SCHEDULE).alphas_cumprod.to(device)
     weights = [*modules["unet"].parameters(), *modules["text"].parameters()]
     average = Average(modules, decay=0.999 if device == "cuda" else 0.995)
     optimizer, guard = adamw(weights, peak, 0.01, device), Guard(modules, average)
-    saved, mean = time.time(), torch.zeros((), device=device)
+    saved, step, mean = time.time(), 0, torch.zeros((), device=device)
     for step, progress in clock.steps():
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             pool.renew(max(1, int(RENEWED * batch)))
@@ -186,7 +188,7 @@ def learn(given: Any, clock: Clock, modules: dict[str, Any], pool: Pool, empty: 
         update(optimizer, found, peak * fall(progress, step, warmup=200), weights)
         average.update()
         mean = torch.lerp(mean, found.detach(), 0.02 if step else 1.0)
-        if step % 100 == 0:
+        if step % clock.tell_every == 0:
             value = mean.item()
             told = f"unet: step {step}, {step * batch} pictures, loss {value:.4f}, {clock.spent():.0f} s"
             print(told, flush=True)

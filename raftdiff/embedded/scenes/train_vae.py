@@ -49,6 +49,7 @@ def scale(vae: Any, pictures: Tensor) -> float:
 def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed: int, device: str) -> Any:
     """Train until the clock says stop; ``out`` has the average's weights, now and then and at the end."""
     prepare(seed)
+    torch.backends.cudnn.benchmark = True
     painter = Painter(art_sheet(cache), seed=seed, device=device)
     rows = random_rows(SCENES if device == "cuda" else 2000, seed=seed, held_out=False)[0].to(device)
     vae = build_vae().to(device, memory_format=torch.channels_last)
@@ -68,7 +69,7 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
             found = loss(vae, pictures)
         update(optimizer, found, peak * fall(progress, step, warmup=100), weights)
         average.update()
-        if step % 100 == 0:
+        if step % clock.tell_every == 0:
             value = found.item()
             print(f"vae: step {step}, {step * batch} pictures, loss {value:.4f}, {clock.spent():.0f} s", flush=True)
             if not guard.well(value):

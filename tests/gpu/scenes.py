@@ -1,0 +1,212 @@
+"""scene-sd and its judge from scratch, in one go: each part learns in a process of its own on the one GPU.
+
+The autoencoder comes first. Meanwhile the judge begins, at a fraction of the device, and the U-Net's process compiles
+itself; when the autoencoder is finished both take it up. The weights lie in the folder of results whole at any time,
+renewed every so often, so that a killed step loses little. Whenever the U-Net's are renewed a contact sheet of 64
+captions is drawn and judged; at the end everything is measured.
+"""
+
+import argparse
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raftdiff.diffusion.models.loading import quietly
+from raftdiff.embedded.emoji.art import SHEET
+from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
+from raftdiff.embedded.scenes.measure import art, contact_sheet, model, open_pipeline, sample
+from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished
+from raftdiff.embedded.scenes.world import draw
+from raftdiff.errors import UserError
+
+Figures = Iterator[dict[str, Any]]
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+CODE = "raftdiff.embedded.scenes"
+LOG = "log.txt"
+
+
+@dataclass(frozen=True, slots=True)
+class Size:
+    """How much of everything; seconds count from the beginning of the step, those of the end back from its limit."""
+
+    vae_until: float = 0.29
+    """Share of the whole time."""
+    unet_until: float = 48.0
+    """Seconds before the end."""
+    judge_until: float = 55.0
+    grace: float = 25.0
+    """Seconds that the U-Net may go on compiling when the autoencoder is finished."""
+    vae: tuple[str, ...] = ("--batch=96",)
+    judge: tuple[str, ...] = ("--batch=256", "--duty=0.4", "--seed=7")
+    unet: tuple[str, ...] = ("--batch=512", "--pool=131072", "--scenes=300000", "--save-every=35")
+    compiled: bool = True
+    prompts: int = 96
+    """Captions of a choice that are measured, 8 candidates each."""
+    sheet: int = 64
+    art: int = 1024
+    steps: int = 12
+    at_once: int = 1024
+    spare: float = 6.0
+
+
+SMALL = Size(
+    vae=("--batch=2", "--most=2"),
+    judge=("--batch=4", "--most=2", "--seed=7"),
+    unet=("--batch=4", "--pool=8", "--scenes=40", "--most=2"),
+    compiled=False,
+    prompts=2,
+    sheet=8,
+    art=8,
+    steps=1,
+    at_once=8,
+    grace=200,
+)
+GUIDANCE = (3.0, 1.0, 5.0, 7.5)
+
+
+def figures(given: argparse.Namespace) -> Figures:
+    """What the judge says of the model on the way and at the end; files go to ``given.out``.
+
+    Raises:
+        UserError: the art is missing.
+    """
+    if not (given.pack / SHEET).is_file():
+        raise UserError(f"{given.pack / SHEET} is missing: run tests/gpu/pack.sh where there is a network.")
+    size = SMALL if given.small else Size()
+    torch.set_float32_matmul_precision("high")
+    with tempfile.TemporaryDirectory() as scratch, (given.out / LOG).open("a") as log, quietly():
+        crew = Crew(given, size, Path(scratch) / "ready", log)
+        try:
+            yield from follow(given, size, crew)
+        finally:
+            crew.end()
+        yield from conclude(given, size)
+
+
+class Crew:
+    """The processes that learn."""
+
+    def __init__(self, given: argparse.Namespace, size: Size, ready: Path, log: Any) -> None:
+        self._given, self._size, self._ready, self._log = given, size, ready, log
+        began = given.deadline - given.seconds
+        self.vae_until = began + size.vae_until * given.seconds
+        self.unet_until = given.deadline - size.unet_until
+        self._judge_until = given.deadline - size.judge_until
+        self._waited: float | None = None
+        self._again = False
+        self.vae = self._start("train_vae", self.vae_until, size.vae)
+        self.judge = self._start("train_judge", self._judge_until, size.judge)
+        self.unet = self._start_unet(compiled=size.compiled)
+
+    def _start_unet(self, *, compiled: bool) -> Any:
+        rate = [f"--rate={self._given.rate}"] if self._given.rate else []
+        batch = [f"--batch={self._given.batch}"] if self._given.batch else []
+        how = ["--compile"] if compiled else []
+        return self._start("train_unet", self.unet_until, [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"])
+
+    def _start(self, script: str, until: float, options: Any) -> Any:
+        folders = [f"--cache={self._given.pack}", f"--out={self._given.out}", f"--device={DEVICE}"]
+        command = [sys.executable, "-m", f"{CODE}.{script}", *folders, f"--until={until}", "--attached", *options]
+        threads = "1" if self._given.small else "4"
+        return subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": threads}
+        )
+
+    def tend(self) -> str | None:
+        """Mend what went wrong; a sentence when something did."""
+        if self.vae.poll() is not None and not finished(self._given.out / VAE) and not self._again:
+            self._again = True
+            self.vae = self._start("train_vae", max(time.time() + 60, self.vae_until), self._size.vae)
+            return f"the autoencoder's training ended with {self.vae.returncode}; begun again."
+        if finished(self._given.out / VAE) and not self._ready.exists() and self.unet.poll() is None:
+            self._waited = self._waited or time.time()
+            if time.time() - self._waited > self._size.grace:
+                self._waited = time.time() + 1e9
+                self.unet.kill()
+                self.unet.wait()
+                self.unet = self._start_unet(compiled=False)
+                return "the U-Net was still compiling when its turn came; begun again without."
+        if self.unet.poll() not in (None, 0) and time.time() < self.unet_until - 60 and self._waited != -1:
+            self._waited = -1
+            code = self.unet.returncode
+            self.unet = self._start_unet(compiled=False)
+            return f"the U-Net's training ended with {code}; begun again without compiling."
+        return None
+
+    def busy(self) -> bool:
+        late = time.time() > self.unet_until + 9
+        return not late and (self.unet.poll() is None or self.judge.poll() is None)
+
+    def end(self) -> None:
+        for process in (self.vae, self.judge, self.unet):
+            if process.poll() is None:
+                process.kill()
+                process.wait()
+
+
+def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:
+    """Until the training is over: a look whenever the U-Net has written its weights."""
+    seen = 0.0
+    while crew.busy():
+        time.sleep(0.5)
+        if sentence := crew.tend():
+            yield {"name": "training", "value": sentence, "unit": "note"}
+        written = _written(given.out / UNET)
+        if written > seen and written < crew.unet_until - 15:
+            seen = written
+            try:
+                yield from look(given, size)
+            except Exception as error:  # noqa: BLE001: a look that fails must not end the training
+                yield {"name": "look", "value": f"{type(error).__name__}: {error}"[:300], "unit": "note"}
+
+
+def look(given: argparse.Namespace, size: Size) -> Figures:
+    """The contact sheet, and what the judge says of it, if there is one yet."""
+    pipeline = open_pipeline(given.out, DEVICE, torch.float32)
+    scenes = draw(size.sheet, seed=41)
+    captions = [scene.caption for scene in scenes]
+    images = sample(pipeline, captions, steps=size.steps, guidance=4.0, seed=1, at_once=size.at_once)
+    contact_sheet(images, captions).save(given.out / "contact.png")
+    if (given.out / WEIGHTS).is_file():
+        right = right_of(SceneJudge(given.out, DEVICE).judge(images, captions))
+        after = time.time() - given.deadline + given.seconds
+        yield {"name": f"after {after:.0f} s, guidance 4", "value": right["exact"], "unit": "share exact", "all": right}
+
+
+def conclude(given: argparse.Namespace, size: Size) -> Figures:
+    """Everything measured, for as long as there is time."""
+    for name in (VAE, UNET, TEXT, WEIGHTS):
+        if not finished(given.out / name):
+            yield {"name": name, "failed": f"{name} was not finished in time; see {LOG}."}
+    if not all((given.out / name).is_file() for name in (VAE, UNET, TEXT)):
+        return
+    pipeline = open_pipeline(given.out, DEVICE, torch.float32)
+    scenes = [*draw(size.sheet * 3 // 4, seed=40), *draw(size.sheet // 4, seed=40, held_out=True)]
+    captions = [scene.caption for scene in scenes]
+    images = sample(pipeline, captions, steps=size.steps, guidance=4.0, seed=1, at_once=size.at_once)
+    contact_sheet(images, captions).save(given.out / "contact.png")
+    if not (given.out / WEIGHTS).is_file():
+        return
+    judge = SceneJudge(given.out, DEVICE)
+    for record in art(given.pack, given.out, judge, prompts=size.art, device=DEVICE):
+        yield {"name": f"judge on {record['pictures']}", "value": record["exact"], "unit": "share exact", "all": record}
+    for record in model(
+        pipeline, judge, prompts=size.prompts, guidance=GUIDANCE, steps=size.steps, at_once=size.at_once
+    ):
+        name = f"{record['captions']}, guidance {record['guidance']:g}"
+        yield {"name": name, "value": record["exact"], "unit": "share exact", "all": record}
+        if time.time() > given.deadline - size.spare:
+            yield {"name": "measuring", "value": "cut short, the time is over", "unit": "note"}
+            return
+
+
+def _written(path: Path) -> float:
+    return path.stat().st_mtime if path.is_file() else 0.0
