@@ -110,7 +110,8 @@ class Crew:
         rate = [f"--rate={self._given.rate}"] if self._given.rate else []
         batch = [f"--batch={self._given.batch}"] if self._given.batch else []
         how = ["--compile"] if compiled else []
-        return self._start("train_unet", self.unet_until, [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"])
+        options = [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"]
+        return self._start("train_unet", self.unet_until, options)
 
     def _start(self, script: str, until: float, options: Any) -> Any:
         folders = [f"--cache={self._given.pack}", f"--out={self._given.out}", f"--device={DEVICE}"]

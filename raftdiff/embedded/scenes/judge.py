@@ -192,7 +192,6 @@ def right_of(verdicts: Verdicts) -> dict[str, float]:
 def _scene(caption: str) -> Scene:
     found = parse(caption)
     if found is None:
-        raise UserError(f"The judge knows only captions such as 'a cat left of a fox on a white background', not '{caption}'.")
+        example = "a cat left of a fox on a white background"
+        raise UserError(f"The judge knows only captions such as '{example}', not '{caption}'.")
     return found
-
-

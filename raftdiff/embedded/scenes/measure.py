@@ -183,6 +183,5 @@ def tell(records: Iterator[Record]) -> None:
         print(json.dumps(record), flush=True)
 
 
-
 if __name__ == "__main__":
     main()

@@ -71,9 +71,7 @@ _PART = (
     rf"(an?|{'|'.join(NUMBERS)})(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(COLOURS)}))?"
     rf"(?: ({'|'.join(STYLES)}))? ({'|'.join(sorted(_NOUNS, key=len, reverse=True))})"
 )
-_CAPTION = re.compile(
-    rf"{_PART}(?: (and|{'|'.join(RELATIONS)}) {_PART})?(?: on an? ({'|'.join(GROUNDS)}) background)?"
-)
+_CAPTION = re.compile(rf"{_PART}(?: (and|{'|'.join(RELATIONS)}) {_PART})?(?: on an? ({'|'.join(GROUNDS)}) background)?")
 
 
 @dataclass(frozen=True, slots=True)
