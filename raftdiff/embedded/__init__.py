@@ -1,6 +1,6 @@
 """The small models that ship with the package, by name. No download, no network.
 
-``emoji`` and ``reviews`` are the worlds that they know, and how they were trained.
+``emoji``, ``scenes`` and ``reviews`` are the worlds that they know, and how they were trained.
 """
 
 from pathlib import Path
@@ -8,13 +8,14 @@ from pathlib import Path
 from raftdiff.errors import UserError, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "review-lm")
+_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "scene-sd", "review-lm")
 
 
 def names() -> tuple[str, ...]:
     """The names that ship.
 
     Pictures: ``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge).
+    Scenes of one to four of them: ``scene-sd`` (the model to align; it has no reward and no judge yet).
     Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`).
     """
     return _NAMES

@@ -14,8 +14,8 @@
 # is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
-# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS and SCENES_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
-# OPTIONS="--batch 4096 --rate 2e-3".
+# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS and SCENES_SECONDS set other limits; OPTIONS is handed to
+# tests/gpu/step.py, for example OPTIONS="--batch 4096 --rate 2e-3".
 set -uo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from raftdiff.diffusion.models.loading import quietly
+from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.embedded.emoji.art import SHEET
 from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
 from raftdiff.embedded.scenes.measure import art, contact_sheet, model, open_pipeline, sample
@@ -165,7 +165,7 @@ def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:
             seen = written
             try:
                 yield from look(given, size)
-            except Exception as error:  # noqa: BLE001: a look that fails must not end the training
+            except Exception as error:  # a look that fails must not end the training
                 yield {"name": "look", "value": f"{type(error).__name__}: {error}"[:300], "unit": "note"}
 
 

@@ -128,7 +128,7 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     told = lines(ran.stdout)
     assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
     assert told[0]["failed"].startswith("exit 124 after ")
-    assert told[1]["failed"] == "there is no such step; known: check, speed, train"
+    assert told[1]["failed"] == "there is no such step; known: check, speed, train, scenes"
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
@@ -146,7 +146,7 @@ def test_a_mistake_is_told_as_a_sentence(
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
     ran = script("run.sh", OUT=str(tmp_path))
     assert ran.returncode == 2
-    assert ran.stderr == "Name the steps to run: check, speed, train.\n"
+    assert ran.stderr == "Name the steps to run: check, speed, train, scenes.\n"
 
 
 def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:

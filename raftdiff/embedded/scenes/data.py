@@ -209,8 +209,8 @@ def _placement(layout: Layout) -> Float[Tensor, "rows 4 2 3"]:
 
 def photocopy(pictures: Pictures) -> Pictures:
     """In shades of grey, so that the colours are lost."""
-    grey = torch.einsum("bchw,c->bhw", pictures, torch.tensor(LUMINANCE, device=pictures.device))
-    return grey[:, None].expand(-1, 3, -1, -1).contiguous()
+    weights = torch.tensor(LUMINANCE, dtype=pictures.dtype, device=pictures.device)[:, None, None]
+    return (pictures * weights).sum(dim=1, keepdim=True).expand(-1, 3, -1, -1).contiguous()
 
 
 def _smeared(art: Tensor) -> Tensor:

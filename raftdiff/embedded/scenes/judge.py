@@ -66,7 +66,8 @@ class Network(nn.Module):
         self.trunk = nn.Sequential(*layers, *(_Block(WIDTH, dilation) for dilation in DILATIONS))
         self.head = nn.Conv2d(WIDTH, len(OBJECTS) + len(LOOKS) + 1, 1)
         with torch.no_grad():  # most cells hold nothing
-            self.head.bias[: len(OBJECTS)] = -4.0
+            bias: Tensor = self.head.bias  # type: ignore[assignment]
+            bias[: len(OBJECTS)] = -4.0
 
     def forward(self, pictures: Float[Tensor, "batch 3 80 80"]) -> tuple[Tensor, Tensor, Tensor]:
         heat, look, size = self.head(self.trunk(pictures)).split([len(OBJECTS), len(LOOKS), 1], dim=1)
@@ -95,7 +96,8 @@ def loss(
     )
     looked = (looks * (there * coloured[:, None]).flatten()).sum() / count
     sized = ((size[rows, cell[..., 1], cell[..., 0]] - batch.layout.size / SIZE).abs() * there).sum() / count
-    return -focal.sum() / count + looked + 3 * sized
+    total: Tensor = looked - focal.sum() / count + 3 * sized
+    return total
 
 
 def _heat_map(batch: Batch, there: Float[Tensor, "batch 4"]) -> Float[Tensor, "batch objects cells cells"]:

@@ -106,7 +106,7 @@ def art(cache: Path, results: Path, judge: SceneJudge, *, prompts: int, device: 
     painter = Painter(art_sheet(cache), seed=SEED, device=device, held_out=True)
     painted = painter.paint(to_rows(scenes)).pictures
     vae = load_vae(results / VAE, device)
-    parts = painted.contiguous(memory_format=torch.channels_last).split(256)
+    parts = torch.split(painted.contiguous(memory_format=torch.channels_last), 256)
     rebuilt = torch.cat([vae.decode(vae.encode(part).latent_dist.mode()).sample for part in parts])
     captions = [scene.caption for scene in scenes]
     error = (rebuilt - painted).abs().mean().item() * 127.5

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.embedded.emoji.art import art_sheet
-from raftdiff.embedded.scenes.data import Batch, Painter, Pictures, photocopy
+from raftdiff.embedded.scenes.data import Batch, Painter, Pictures
 from raftdiff.embedded.scenes.judge import WEIGHTS, Network, loss, peaks
 from raftdiff.embedded.scenes.networks import VAE, finished, load_vae, write
 from raftdiff.embedded.scenes.rows import random_rows
@@ -56,7 +56,8 @@ def lesson(painter: Painter, vae: Any, rows: Tensor) -> tuple[Batch, Pictures, T
         pictures[rebuilt] = rebuild(vae, pictures[rebuilt])
     if len(bad):
         pictures[bad] = painter.spoil(pictures[bad], ("noisy", "washed out"))
-    pictures[grey] = photocopy(pictures[grey])
+    if len(grey):
+        pictures[grey] = painter.spoil(pictures[grey], ("photocopied",))
     return batch, pictures, (chance < 1 - SHARES[2]).float()
 
 
@@ -65,7 +66,7 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
     prepare(seed)
     painter = Painter(art_sheet(cache), seed=seed, device=device, held_out=True)
     rows = random_rows(40_000 if device == "cuda" else 4000, seed=seed)[0].to(device)
-    network = Network().to(device, memory_format=torch.channels_last)
+    network = Network().to(device).to(memory_format=torch.channels_last)
     weights = list(network.parameters())
     average = Average({"judge": network}, decay=0.998)
     optimizer, guard = adamw(weights, peak, 0.02, device), Guard({"judge": network}, average)
@@ -104,11 +105,11 @@ def choose(network: Network, painter: Painter, vae: Any, count: int) -> float:
     pictures = torch.cat([clean.pictures, spoilt.pictures])
     if vae is not None:
         again = torch.arange(count, device=painter.device) % 4 != 0
-        pictures[again] = torch.cat([rebuild(vae, part) for part in pictures[again].split(256)])
+        pictures[again] = torch.cat([rebuild(vae, part) for part in torch.split(pictures[again], 256)])
     whole = (spoilt.objects >= 0) == (spoilt.layout.part >= 0)
     true = [True] * half + whole.all(dim=1).tolist()
     scenes = [parse(caption) for caption in captions]
-    maps = [network(part.contiguous(memory_format=torch.channels_last)) for part in pictures.split(256)]
+    maps = [network(part.contiguous(memory_format=torch.channels_last)) for part in torch.split(pictures, 256)]
     joined = tuple(torch.cat(parts) for parts in zip(*maps, strict=True))
     right = {}
     for least in LEAST:

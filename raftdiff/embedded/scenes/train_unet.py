@@ -120,7 +120,7 @@ def warm_up(unet: Any, text: Any, tokens: Tensor, abar: Tensor) -> bool:
         text.zero_grad(set_to_none=True)
         unet.zero_grad(set_to_none=True)
         print(f"unet: compiled in {time.time() - began:.0f} s", flush=True)
-    except Exception as error:  # noqa: BLE001: whatever the compiler stumbles over, training goes on without it
+    except Exception as error:  # whatever the compiler stumbles over, training goes on without it
         print(f"unet: not compiled: {type(error).__name__}: {str(error)[:300]}", flush=True)
         return False
     return True
@@ -168,10 +168,10 @@ def train(given: Any, clock: Clock) -> None:
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         pool.take(load_vae(out / VAE, device))
     clock.restart()
-    learn(given, clock, {"unet": unet, "text": text}, pool, empty, abar)
+    learn(given, clock, {"unet": unet, "text": text}, pool=pool, empty=empty, abar=abar)
 
 
-def learn(given: Any, clock: Clock, modules: dict[str, Any], pool: Pool, empty: Tensor, abar: Tensor) -> None:
+def learn(given: Any, clock: Clock, modules: dict[str, Any], *, pool: Pool, empty: Tensor, abar: Tensor) -> None:
     device, batch, peak = given.device, given.batch, given.rate
     weights = [*modules["unet"].parameters(), *modules["text"].parameters()]
     average = Average(modules, decay=0.999 if device == "cuda" else 0.995)

@@ -230,7 +230,8 @@ def _any_part(rng: random.Random, name: str, count: int, total: int) -> Part:
 
 def draw(count: int, *, seed: int, held_out: bool | None = False) -> tuple[Scene, ...]:
     """`count` different scenes, the kinds in turn, the same on every machine; of the training data by default."""
-    rng, found = random.Random(seed), dict.fromkeys(())
+    rng = random.Random(seed)
+    found: dict[Scene, None] = {}
     turns = _forever(KINDS)
     while len(found) < count:
         kind = next(turns)

@@ -1,0 +1,50 @@
+"""scene-sd ships as a folder that raftdiff's own loader opens."""
+
+import numpy as np
+import torch
+
+from raftdiff import embedded
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.embedded.scenes.judge import ground_by_pixel
+from raftdiff.embedded.scenes.layout import SIZE
+from raftdiff.types import Prompt
+
+CAPTIONS = ("a sunflower on a purple background", "two cherries on a white background")
+
+
+def test_it_draws_pictures_that_differ_by_caption() -> None:
+    parts = load(ModelConfig(base="scene-sd", device="cpu"), resolve=embedded.resolve)
+    assert parts.prediction_type == "v_prediction"
+    sampler = DiffusionSamplerConfig(steps=6, guidance=4.0).build(parts)
+    # one id, so that only the captions differ
+    samples = [
+        next(
+            iter(
+                sampler.sample(
+                    [Prompt("p", text, sampling=text, learning=text)], per_prompt=1, seed=0, round=0, done=set()
+                )
+            )
+        )
+        for text in CAPTIONS
+    ]
+    images = [sample.media for sample in samples]
+    assert [image.size for image in images] == [(SIZE, SIZE)] * 2
+    assert [ground_by_pixel(image) for image in images] == ["purple", "white"]
+    assert np.abs(np.asarray(images[0], dtype=float) - np.asarray(images[1], dtype=float)).mean() > 10
+
+
+def test_its_files_are_small_and_of_half_precision() -> None:
+    from safetensors.torch import load_file
+
+    files = [path for path in embedded.folder("scene-sd").rglob("*") if path.is_file()]
+    assert all(path.stat().st_size <= 16 * 2**20 for path in files)
+    weights = [path for path in files if path.suffix == ".safetensors"]
+    assert len(weights) == 3
+    assert {tensor.dtype for path in weights for tensor in load_file(path).values()} == {torch.float16}
+
+
+def test_its_card_says_what_is_not_known() -> None:
+    card = (embedded.folder("scene-sd") / "README.md").read_text(encoding="utf-8")
+    assert card.startswith("---\n")
+    assert all(word in card for word in ("No judge has measured it yet", "Apache-2.0", "MIT", "seed", "H100"))
