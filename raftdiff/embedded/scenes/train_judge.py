@@ -21,8 +21,8 @@ from raftdiff.embedded.scenes.judge import WEIGHTS, Network, loss, peaks
 from raftdiff.embedded.scenes.networks import VAE, finished, load_vae, write
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.rules import verdicts
-from raftdiff.embedded.scenes.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.scenes.world import parse
+from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.training import Average, prepare, update
 
 PEAK_RATE = 2e-3

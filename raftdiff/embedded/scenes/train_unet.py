@@ -32,9 +32,9 @@ from raftdiff.embedded.scenes.networks import (
     write,
 )
 from raftdiff.embedded.scenes.rows import random_rows
-from raftdiff.embedded.scenes.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise, tokenise_captions
 from raftdiff.embedded.scenes.world import HIGH_QUALITY, LOW_QUALITY
+from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.training import Average, prepare, update
 
 PEAK_RATE = 1e-3

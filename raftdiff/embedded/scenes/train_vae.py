@@ -17,7 +17,7 @@ from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.networks import VAE, build_vae, write
 from raftdiff.embedded.scenes.rows import random_rows
-from raftdiff.embedded.scenes.timing import Clock, Guard, adamw, fall, options
+from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.training import Average, prepare, update
 
 PEAK_RATE = 2e-3

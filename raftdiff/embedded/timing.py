@@ -1,4 +1,4 @@
-"""What the training scripts of this world share: their options, and a clock that ends them on time."""
+"""What the training scripts of scenes share: their options, and a clock that ends them on time."""
 
 import argparse
 import math
