@@ -76,9 +76,10 @@ def test_train_look_and_use(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
     assert status == 0
     lines = out.splitlines()
     assert lines[0] == "run: 3 parts, 16 pairs, 8 held out"
-    assert lines[1].startswith("part 0/2 | loss ")
-    assert "% right in training | held-out " in lines[1]
-    assert lines[1].endswith(" left")
+    assert lines[1].startswith("trained: ")
+    (first,) = (line for line in lines if line.startswith("part 0/2 | loss "))
+    assert "% right in training | held-out " in first
+    assert first.endswith(" left")
     assert "as a reward: {type: reward_model, model: run}" in out
 
     status, out, _ = said(capsys, "show", "run")
@@ -198,7 +199,7 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         (("llm", "rm", "train", "run", "tuner.epochs=9"), "these keys would change: tuner.epochs"),
         (("llm", "rm", "train", "run", "--out", "x"), "is a run and stays where it is"),
         (("llm", "rm", "train", "raft"), "this is a recipe for texts, and this command trains a reward model"),
-        (("llm", "rm", "train", "rm_review"), "Did you mean 'rm_reviews'"),
+        (("llm", "rm", "train", "rm_review"), "The nearest that ship: rm_reviews, "),
         (("llm", "rm", "eval", "run"), "held out no pairs; name others: --pairs FILE"),
         (("llm", "rm", "eval", "run/model"), "a model without its run, so name the pairs"),
         (("llm", "rm", "eval", "nowhere", "--pairs", "pairs.jsonl"), "there is no folder"),
@@ -216,4 +217,4 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
     _, out, _ = said(capsys, "recipes")
-    assert any(line.startswith("rm_reviews ") for line in out.splitlines())
+    assert any(line.startswith("  rm_reviews ") for line in out.splitlines())
