@@ -92,9 +92,9 @@ def build(bench: Bench) -> Any:
             None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}"
         )
         blocks.load(
-            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2), None, [left, right], **page.QUIETLY
+            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2), None, [left, right], **page.BRIEFLY
         )
-        blocks.load(page.told(lambda: evaluated(bench.runs[0])), None, shown, **page.QUIETLY)
+        blocks.load(page.told(lambda: evaluated(bench.runs[0])), None, shown, **page.BRIEFLY)
 
         def press(visitor: str, text: str, *values: Any) -> list[Any]:
             (one, two, same, count), sides = values[:4], values[4:]
@@ -108,7 +108,7 @@ def build(bench: Bench) -> Any:
             page.visited(page.told(press)),
             [asked, left, right, locked, count, *shared, *apart],
             buttons,
-            **page.QUIETLY,
+            **page.BRIEFLY,
         )
         timer.tick(
             page.visited(partial(look, desk)), None, [*buttons, shown, save], trigger_mode="once", **page.QUIETLY

@@ -46,12 +46,12 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
 
         show = page.told(lambda who: question(run, pairs, Ballot(run, who)))
         for event in (blocks.load, name.change):
-            event(show, name, asked, **page.QUIETLY)
+            event(show, name, asked, **page.BRIEFLY)
         for side, button in buttons.items():
-            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **page.QUIETLY)
+            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **page.BRIEFLY)
         for place, button in vetoes.items():
-            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **page.QUIETLY)
-        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **page.QUIETLY)
+            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **page.BRIEFLY)
+        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **page.BRIEFLY)
     return blocks
 
 

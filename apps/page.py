@@ -21,8 +21,11 @@ Given = ParamSpec("Given")
 Made = TypeVar("Made")
 PRIVATE: Mapping[str, Any] = {"api_visibility": "private"}
 """No page offers its handlers as an API."""
-QUIETLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden", "queue": False}
-"""A handler that is done before anybody would look for a bar: one request, and no connection that stays open."""
+BRIEFLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden"}
+"""A handler that somebody waits for, though not long enough for a bar. What it refuses is shown as a sentence."""
+QUIETLY: Mapping[str, Any] = {**BRIEFLY, "queue": False}
+"""A handler that nobody asked for, such as a timer's: one request, and no connection that stays open. Gradio shows
+nothing of what it refuses, so it says that itself."""
 
 
 class Shown(NamedTuple):

@@ -76,9 +76,9 @@ def build(run: Run) -> Any:
         blocks.load(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
         gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, trigger_mode="once", **page.QUIETLY)
         for event in (blocks.load, number.change, which.input, seen.change):
-            event(page.told(show), [number, which], [shelves, which], **page.QUIETLY)
+            event(page.told(show), [number, which], [shelves, which], **page.BRIEFLY)
         for event in (prompt.change, seen.change):
-            event(page.told(lambda name: through(run, name)), prompt, strip, **page.QUIETLY)
+            event(page.told(lambda name: through(run, name)), prompt, strip, **page.BRIEFLY)
     return blocks
 
 

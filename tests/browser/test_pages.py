@@ -282,6 +282,9 @@ def test_a_size_that_would_block_the_page_is_refused(finished: Path, serve: Serv
     tab.click("#draw")
     tab.get_by_text("A picture of 100000 pixels a side is too large").wait_for()
     assert tab.locator("#draw").is_enabled()
+    tab.locator("#width input").fill("")
+    tab.click("#draw")
+    tab.get_by_text("A setting is empty; give it a number.").first.wait_for()
 
 
 def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(

@@ -202,7 +202,6 @@ def test_watch_shows_answers_selected_and_rejected_and_one_through_the_rounds(
     assert tab.locator("img[src=x]").count() == 0
 
 
-@pytest.mark.xfail(reason="the sentence does not reach the page since it has a door of its own", run=False)
 def test_a_run_on_texts_that_is_deleted_while_it_is_labelled_is_a_sentence(
     run: Run, serve: Serve, visit: Visit
 ) -> None:
