@@ -21,8 +21,9 @@ import torch
 
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.embedded.emoji.art import SHEET
+from raftdiff.embedded.emoji.measure import sample
 from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
-from raftdiff.embedded.scenes.measure import art, contact_sheet, model, open_pipeline, sample
+from raftdiff.embedded.scenes.measure import art, contact_sheet, model, open_pipeline
 from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished
 from raftdiff.embedded.scenes.world import draw
 from raftdiff.errors import UserError

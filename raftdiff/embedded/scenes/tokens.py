@@ -1,17 +1,13 @@
 """The small CLIP tokenizer of scene-sd: a byte-pair vocabulary learnt from the words of this world."""
 
-import json
 import re
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from raftdiff.embedded.emoji.tokens import END, START, WORD_END, learn_merges
 from raftdiff.embedded.scenes.world import (
     COLOURS,
     GROUNDS,
@@ -24,6 +20,7 @@ from raftdiff.embedded.scenes.world import (
     SIZES,
     STYLES,
 )
+from raftdiff.embedded.tokens import WORD_END, word_tokenizer
 
 LENGTH = 28
 """Tokens in a prompt, start and end among them; the longest caption with a remark on quality fits."""
@@ -31,19 +28,7 @@ LENGTH = 28
 
 def build_tokenizer() -> Any:
     """A ``transformers.CLIPTokenizer``, the same every time. A caption's word is one token; others are spelt out."""
-    from transformers import CLIPTokenizer
-
-    merges = learn_merges(words())
-    alphabet = [chr(code) for code in range(33, 127)]
-    pieces = [*alphabet, *(letter + WORD_END for letter in alphabet), *("".join(pair) for pair in merges), START, END]
-    vocabulary = {token: index for index, token in enumerate(dict.fromkeys(pieces))}
-    with tempfile.TemporaryDirectory() as scratch:
-        (Path(scratch) / "vocab.json").write_text(json.dumps(vocabulary), encoding="utf-8")
-        lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-        (Path(scratch) / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        return CLIPTokenizer.from_pretrained(
-            scratch, bos_token=START, eos_token=END, unk_token=END, pad_token=END, model_max_length=LENGTH
-        )
+    return word_tokenizer(words(), LENGTH)
 
 
 def words() -> list[str]:

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from raftdiff import embedded
-from raftdiff.embedded.emoji.tokens import caption_words, learn_merges
+from raftdiff.embedded.emoji.tokens import caption_words
 from raftdiff.embedded.emoji.world import (
     BACKGROUNDS,
     HIGH_QUALITY,
@@ -23,6 +23,7 @@ from raftdiff.embedded.emoji.world import (
     parse,
     training_concepts,
 )
+from raftdiff.embedded.tokens import learn_merges
 from raftdiff.errors import UserError
 
 
