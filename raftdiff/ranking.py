@@ -24,6 +24,8 @@ class Ranker(Generic[Media]):
     selector: Selector
     describe: Describe | None = None
     """Further figures of a round's candidates, given which of them were selected."""
+    blank: Callable[[Sample[Media]], bool] = lambda _: False
+    """Whether a sample is none, such as a picture of one colour. It is NaN for every reward; none sees it."""
 
     def raw(self, samples: Sequence[Sample[Media]]) -> dict[str, Float[np.ndarray, " samples"]]:
         """Every reward's scores of a batch, checked.
@@ -31,7 +33,11 @@ class Ranker(Generic[Media]):
         Raises:
             UserError: a reward returns another shape than one number a sample, or infinity.
         """
-        return {reward.name: scores(reward, samples) for reward, _ in self.rewards}
+        seen = [place for place, sample in enumerate(samples) if not self.blank(sample)]
+        found = {reward.name: np.full(len(samples), np.nan) for reward, _ in self.rewards}
+        for reward, _ in self.rewards if seen else ():
+            found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
+        return found
 
     def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
         """The weighted sum; NaN where a reward of it is.
@@ -55,12 +61,19 @@ class Ranker(Generic[Media]):
         """
         row = {prompt: index for index, prompt in enumerate(prompts)}
         raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
-        index = 0
+        index, blank, there = 0, 0, 0
         for samples in batches:
+            there, blank = there + len(samples), blank + sum(map(self.blank, samples))
             for name, values in self.raw(samples).items():
                 for sample, value in zip(samples, values, strict=True):
                     raw[name][row[sample.prompt.id], sample.index] = value
                     index = sample.round
+        if there and blank == there:
+            raise UserError(
+                f"All {there} candidates are blank: pictures of one colour, as they come of NaN. "
+                "The U-Net or the VAE overflowed, or training diverged: set model.dtype to bfloat16 or float32, name "
+                "another model.vae, or begin again with a lower finetuner.learning_rate."
+            )
         for name, table in raw.items():
             if np.isnan(table).all():
                 raise UserError(

@@ -16,7 +16,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
-from raftdiff.selection.best import figures
+from raftdiff.selection.best import figures, undecided
 from raftdiff.types import FineTuner, KeepsReplies, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
 
 SCORING_BATCH = 256
@@ -95,7 +95,9 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
     _keep_replies(draft, ranker)
     with _timed(draft, "score"):
         batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
-        draft.write_scores(ranker.score(batches, rows_asked, loop.candidates))
+        blank: list[Key] = []
+        draft.write_scores(ranker.score(_blank(batches, ranker, blank), rows_asked, loop.candidates))
+    draft.note(blank=len(blank))
 
 
 def select(draft: Draft, ranker: Ranker[Media]) -> None:
@@ -111,6 +113,7 @@ def select(draft: Draft, ranker: Ranker[Media]) -> None:
             **figures(scores, selection),
             selected=len(selection.items),
             left_out=list(selection.left_out),
+            undecided=undecided(scores, ranker.selector) if _drawn(draft) else 0,
             rewards={name: _mean(table) for name, table in scores.raw.items()},
             **described,
         )
@@ -203,6 +206,20 @@ def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report)
         yield batch
         done += len(batch)
         report(done, total)
+
+
+def _blank(
+    batches: Iterator[list[Sample[Media]]], ranker: Ranker[Media], found: list[Key]
+) -> Iterator[list[Sample[Media]]]:
+    """The batches, with a note in ``found`` of each sample that is none."""
+    for batch in batches:
+        found.extend(sample.key for sample in batch if ranker.blank(sample))
+        yield batch
+
+
+def _drawn(draft: Draft) -> bool:
+    """Whether a model drew the candidates: of somebody's data, one answer a prompt is all there is to choose from."""
+    return any(row["source"] in ("policy", "teacher") for row in draft.folder.rows())
 
 
 def _mean(values: Any) -> float | None:

@@ -14,6 +14,7 @@ from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.embedded.emoji.world import parse
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
+from raftdiff.measures.pictures import is_flat
 from raftdiff.ranking import Features, Ranker
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
@@ -92,7 +93,7 @@ def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
         (config.build(device=device, resolve=embedded.resolve), config.weight) for config in recipe.ranker.rewards
     ]
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    return Ranker(rewards, selector, PictureFigures(features(rewards)))
+    return Ranker(rewards, selector, PictureFigures(features(rewards)), blank=lambda sample: is_flat(sample.media))
 
 
 def features(rewards: Sequence[tuple[Reward[Image], float]]) -> Features:

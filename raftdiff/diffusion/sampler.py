@@ -145,12 +145,18 @@ class DiffusionSampler:
 
 @torch.no_grad()
 def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], batch_size: int) -> list[Image.Image]:
-    """Pictures from latents scaled as the U-Net sees them."""
+    """Pictures from latents scaled as the U-Net sees them.
+
+    One with any number that is none (NaN, infinity) is black all over: a picture of one colour is discarded, a part of
+    one would not be noticed.
+    """
     config = parts.vae.config
     unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     pictures: list[Image.Image] = []
     for rows in unscaled.split(batch_size):
         pixels = parts.vae.decode(rows.to(parts.device, parts.dtype), return_dict=False)[0].float()
+        whole = pixels.isfinite().flatten(1).all(dim=1) & rows.isfinite().flatten(1).all(dim=1).to(pixels.device)
+        pixels = torch.where(whole[:, None, None, None], pixels, -1.0)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pictures += [Image.fromarray(np.asarray(one)) for one in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
     return pictures

@@ -18,6 +18,12 @@ def on_paper(image: Image.Image) -> Image.Image:
     return Image.alpha_composite(sheet, layer).convert("RGB")
 
 
+def is_flat(image: Image.Image) -> bool:
+    """Whether the picture is of one colour all over, and so shows nothing."""
+    extrema: tuple[tuple[int, int], ...] = on_paper(image).getextrema()  # type: ignore[assignment]
+    return all(low == high for low, high in extrema)
+
+
 def coarse(image: Image.Image, side: int = 16) -> Float[np.ndarray, " values"]:
     """The picture at ``side`` pixels, less its own mean, at unit length: alike pictures have a cosine near 1."""
     small = on_paper(image).resize((side, side), Image.Resampling.BOX)

@@ -107,9 +107,15 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         _spreading(first, last),
         _running_off(first, last),
         _estranged(first, last),
+        _undecided(last),
     ]
     if (last.get("discard_rate") or 0) > DISCARDED:
         found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
+    if blank := last.get("blank"):
+        found.append(
+            f"{blank} of {last['candidates']} candidates in the last round were blank, pictures of one colour or none "
+            "(NaN), and were discarded. Set model.dtype to bfloat16 or float32, or lower finetuner.learning_rate."
+        )
     if left_out := last.get("left_out"):
         found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
     return [sentence for sentence in found if sentence]
@@ -142,6 +148,22 @@ def _least_fall(before: Sequence[float | None] | None, after: Sequence[float | N
         return None
     changes = [b - a for a, b in pairs]
     return mean(changes) + 1.96 * stdev(changes) / math.sqrt(len(changes))
+
+
+def _undecided(last: Metrics) -> str | None:
+    """The selector took what came first, because nothing told the candidates apart."""
+    prompts = last.get("undecided") or 0
+    if prompts == 0:
+        return None
+    if last.get("candidates", 0) <= prompts:
+        return (
+            f"Each of {prompts} prompts had one candidate, so no reward could choose among any. Set loop.candidates to "
+            "2 or more."
+        )
+    return (
+        f"The rewards did not tell the candidates of {prompts} prompts apart: all scored the same, and what came first "
+        "was taken, or nothing learnt. Look at the scores, use a reward of finer steps, or more candidates."
+    )
 
 
 def _collapse(first: Metrics, last: Metrics) -> str | None:

@@ -5,7 +5,7 @@ NaN means discarded, ties go to the lowest index, and a prompt without a valid c
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import Any, ClassVar, Literal, final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -81,6 +81,7 @@ class BestOfK:
 class TopFraction:
     fraction: float
     kind: SelectionKind = "weighted"
+    compares: ClassVar[str] = "batch"
 
     def select(self, scores: Scores) -> Selection:
         return _chosen(scores, top_fraction(scores.total, self.fraction))
@@ -92,6 +93,7 @@ class Random:
     keep: int
     seed: int
     kind: SelectionKind = "weighted"
+    compares: ClassVar[str] = "nothing"
 
     def select(self, scores: Scores) -> Selection:
         """Best of K on a table of noise: each valid candidate of a prompt is as likely as any other."""
@@ -148,6 +150,22 @@ def figures(scores: Scores, selection: Selection) -> dict[str, float | None]:
         "best_of_k": _mean(np.array([total[row][valid[row]].max() for row in range(len(total)) if valid[row].any()])),
         "discard_rate": float(1 - valid.mean()),
     }
+
+
+def undecided(scores: Scores, selector: Any) -> int:
+    """Prompts of which all valid candidates scored the same, or that have only one, so that no reward could choose.
+
+    A selector says by ``compares`` what it needs to tell apart: the candidates of a ``prompt``, which is the default,
+    those of the whole ``batch``, or ``nothing``; 0 where that is done.
+
+    >>> undecided(Scores(0, ("a", "b"), np.array([[1.0, 1.0], [0.0, 2.0]]), {}), BestOfK())
+    1
+    """
+    compares = getattr(selector, "compares", "prompt")
+    rows = [row[~np.isnan(row)] for row in scores.total]
+    if compares == "nothing" or (compares == "batch" and len(np.unique(np.concatenate(rows))) > 1):
+        return 0
+    return sum(len(row) > 0 and bool((row == row[0]).all()) for row in rows)
 
 
 def _mean(values: Float[np.ndarray, "..."]) -> float | None:

@@ -6,7 +6,7 @@ and left out. The formulas are in ``advantages``.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 from jaxtyping import Float
@@ -198,6 +198,7 @@ class Advantage:
 @dataclass(frozen=True, slots=True)
 class All:
     kind: SelectionKind = "all"
+    compares: ClassVar[str] = "nothing"
 
     def select(self, scores: Scores) -> Selection:
         items = [
