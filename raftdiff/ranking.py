@@ -33,11 +33,15 @@ class Ranker(Generic[Media]):
         Raises:
             UserError: a reward returns another shape than one number a sample, or infinity.
         """
+        return self._seen(samples)[0]
+
+    def _seen(self, samples: Sequence[Sample[Media]]) -> tuple[dict[str, Float[np.ndarray, " samples"]], int]:
+        """Every reward's scores of a batch, and how many of its samples are blank."""
         seen = [place for place, sample in enumerate(samples) if not self.blank(sample)]
         found = {reward.name: np.full(len(samples), np.nan) for reward, _ in self.rewards}
         for reward, _ in self.rewards if seen else ():
             found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
-        return found
+        return found, len(samples) - len(seen)
 
     def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
         """The weighted sum; NaN where a reward of it is.
@@ -57,23 +61,20 @@ class Ranker(Generic[Media]):
         """The score table of a round, batch after batch; cells without a sample are NaN.
 
         Raises:
-            UserError: as ``raw``, and when a reward is NaN for every sample, so that nothing could be selected.
+            UserError: as ``raw``, and when all samples are blank, or a reward is NaN for every one, so that nothing
+                could be selected.
         """
         row = {prompt: index for index, prompt in enumerate(prompts)}
         raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
         index, blank, there = 0, 0, 0
         for samples in batches:
-            there, blank = there + len(samples), blank + sum(map(self.blank, samples))
-            for name, values in self.raw(samples).items():
+            found, blanks = self._seen(samples)
+            there, blank = there + len(samples), blank + blanks
+            for name, values in found.items():
                 for sample, value in zip(samples, values, strict=True):
                     raw[name][row[sample.prompt.id], sample.index] = value
                     index = sample.round
-        if there and blank == there:
-            raise UserError(
-                f"All {there} candidates are blank: pictures of one colour, as they come of NaN. "
-                "The U-Net or the VAE overflowed, or training diverged: set model.dtype to bfloat16 or float32, name "
-                "another model.vae, or begin again with a lower finetuner.learning_rate."
-            )
+        refuse_blank(there, blank)
         for name, table in raw.items():
             if np.isnan(table).all():
                 raise UserError(
@@ -86,7 +87,20 @@ class Ranker(Generic[Media]):
                 "Every candidate is discarded by one reward or another (NaN), so there is nothing to learn from. "
                 "Give a reward that should not discard the weight 0."
             )
-        return Scores(index, tuple(prompts), total, raw)
+        return Scores(index, tuple(prompts), total, raw, blank)
+
+
+def refuse_blank(there: int, blank: int) -> None:
+    """
+    Raises:
+        UserError: every picture that is there is blank.
+    """
+    if there and blank == there:
+        raise UserError(
+            f"All {there} pictures are blank, of one colour, as they are where a model computes NaN: its numbers "
+            "overflow, or training diverged. Set model.dtype to bfloat16 or float32, name another model.vae, or begin "
+            "again with a lower finetuner.learning_rate."
+        )
 
 
 def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:

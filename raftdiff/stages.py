@@ -11,13 +11,25 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.progress import Progress
-from raftdiff.ranking import Ranker
+from raftdiff.ranking import Ranker, refuse_blank
 from raftdiff.recipes.config import Config
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
-from raftdiff.selection.best import figures, undecided
-from raftdiff.types import FineTuner, KeepsReplies, Key, Media, Prompt, Report, Round, Sample, Sampler, Selection
+from raftdiff.selection.best import constant, figures, undecided
+from raftdiff.types import (
+    FineTuner,
+    KeepsReplies,
+    Key,
+    Media,
+    Prompt,
+    Report,
+    Round,
+    Sample,
+    Sampler,
+    Scores,
+    Selection,
+)
 
 SCORING_BATCH = 256
 
@@ -95,9 +107,9 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
     _keep_replies(draft, ranker)
     with _timed(draft, "score"):
         batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
-        blank: list[Key] = []
-        draft.write_scores(ranker.score(_blank(batches, ranker, blank), rows_asked, loop.candidates))
-    draft.note(blank=len(blank))
+        scores = ranker.score(batches, rows_asked, loop.candidates)
+        draft.write_scores(scores)
+    draft.note(blank=scores.blank)
 
 
 def select(draft: Draft, ranker: Ranker[Media]) -> None:
@@ -113,7 +125,8 @@ def select(draft: Draft, ranker: Ranker[Media]) -> None:
             **figures(scores, selection),
             selected=len(selection.items),
             left_out=list(selection.left_out),
-            undecided=undecided(scores, ranker.selector) if _drawn(draft) else 0,
+            prompts=len(scores.prompts),
+            **_alike(draft, scores, ranker),
             rewards={name: _mean(table) for name, table in scores.raw.items()},
             **described,
         )
@@ -181,6 +194,7 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
             report(len(drawn), len(parts.held_out) * count)
         ranker = parts.held_out_ranker or parts.ranker
         _keep_replies(draft, ranker)
+        refuse_blank(len(drawn), sum(map(ranker.blank, drawn)))
         raw = ranker.raw(drawn)
         totals = ranker.total(raw)
         draft.keep(name, drawn)
@@ -208,18 +222,18 @@ def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report)
         report(done, total)
 
 
-def _blank(
-    batches: Iterator[list[Sample[Media]]], ranker: Ranker[Media], found: list[Key]
-) -> Iterator[list[Sample[Media]]]:
-    """The batches, with a note in ``found`` of each sample that is none."""
-    for batch in batches:
-        found.extend(sample.key for sample in batch if ranker.blank(sample))
-        yield batch
-
-
-def _drawn(draft: Draft) -> bool:
-    """Whether a model drew the candidates: of somebody's data, one answer a prompt is all there is to choose from."""
-    return any(row["source"] in ("policy", "teacher") for row in draft.folder.rows())
+def _alike(draft: Draft, scores: Scores, ranker: Ranker[Any]) -> dict[str, Any]:
+    """Where the rewards told nothing apart. Of what a model did not draw one answer a prompt is all that there is, and
+    with one alone from a teacher its answers are learnt for their own sake: there nothing was to be told apart."""
+    sources = {row["source"] for row in draft.folder.rows()}
+    wanted = {"policy"} if scores.total.shape[1] == 1 else {"policy", "teacher"}
+    if not sources & wanted:
+        return {"undecided": 0, "constant": []}
+    weighed = [reward.name for reward, weight in ranker.rewards if weight]
+    return {
+        "undecided": undecided(scores.total, getattr(ranker.selector, "compares", "prompt")),
+        "constant": [name for name in weighed if name in scores.raw and constant(scores.raw[name])],
+    }
 
 
 def _mean(values: Any) -> float | None:

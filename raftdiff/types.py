@@ -75,6 +75,8 @@ class Scores:
     prompts: tuple[str, ...]
     total: Float[np.ndarray, "prompts candidates"]
     raw: Mapping[str, Float[np.ndarray, "prompts candidates"]]
+    blank: int = 0
+    """How many candidates are none, such as pictures of one colour, and so were not shown to any reward."""
 
 
 @dataclass(frozen=True, slots=True)

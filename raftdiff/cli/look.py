@@ -58,6 +58,7 @@ def check(args: argparse.Namespace) -> None:
 def draw(args: argparse.Namespace) -> None:
     """The same prompts and seeds from the base and from a tuned model, as picture files with their scores."""
     from raftdiff.diffusion.bench import Bench, Checkpoint, export
+    from raftdiff.measures.pictures import is_flat
 
     bench = Bench([Run(Path(args.recipe))], device=args.device)
     run = bench.runs[0]
@@ -79,8 +80,10 @@ def draw(args: argparse.Namespace) -> None:
     }
     bars.close()
     for side, drawn in sides.items():
-        means = {name: sum(it.scores[name] for it in drawn) / len(drawn) for name in drawn[0].scores}
-        print(f"{side}: " + ", ".join(f"{name} {value:.2f}" for name, value in means.items()))
+        scored = {name: [score for it in drawn if (score := it.scores[name]) == score] for name in drawn[0].scores}
+        told = [f"{name} {sum(held) / len(held):.2f}" if held else f"{name} none" for name, held in scored.items()]
+        blank = sum(is_flat(it.sample.media) for it in drawn)
+        print(f"{side}: {', '.join(told)}" + (f" ({blank} of {len(drawn)} blank, of one colour)" if blank else ""))
     print(export(args.out or run.path / "drawn", sides))
 
 

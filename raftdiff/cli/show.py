@@ -94,7 +94,7 @@ def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
         blank = f" ({metrics['blank']} blank)" if metrics.get("blank") else ""
         parts.append(f"{metrics['discard_rate']:.0%} discarded{blank}")
     if undecided := metrics.get("undecided"):
-        parts.append(f"no candidate told from another for {undecided} prompts")
+        parts.append(f"nothing told apart for {undecided} of {metrics['prompts']} prompts")
     if metrics["left_out"]:
         parts.append(f"left out: {', '.join(metrics['left_out'][:3])}{' ...' if len(metrics['left_out']) > 3 else ''}")
     parts.append(f"{duration(sum(metrics['seconds'].values()))}")

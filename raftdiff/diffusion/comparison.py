@@ -15,6 +15,7 @@ from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
+from raftdiff.ranking import refuse_blank
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
@@ -75,7 +76,8 @@ def compare(
     """Draw and measure the base and the policy as it stands, with the same seeds.
 
     Raises:
-        UserError: the judge understands some of the captions and not others, as after a slip of the pen.
+        UserError: the judge understands some of the captions and not others, as after a slip of the pen, or one side
+            drew nothing but pictures of one colour.
     """
     _judged_or_not(assembly, [prompt.caption for prompt in prompts])
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
@@ -83,6 +85,8 @@ def compare(
     before, after = draw_both(
         assembly.evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report
     )
+    for side in (before, after):
+        refuse_blank(len(side), sum(map(assembly.ranker.blank, side)))
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
     rows = assembly.recipe.sampler.batch_size

@@ -21,6 +21,9 @@ SPREAD = 1.3
 """Selected latents with more than this many times the first round's spread are a warning."""
 DISCARDED = 0.25
 """More discarded candidates than this share are a warning."""
+UNDECIDED = 0.5
+"""Prompts whose candidates all scored the same are a warning from this share on; fewer are usual with rewards of few
+steps, such as right or wrong."""
 LONGER, LIKELIER, FAR, TAILED = 1.3, 0.7, 0.6, 0.75
 """Signs that a policy under PPO collapses (arXiv:2307.04964, section 5.2): answers this many times as long as the first
 round's; perplexity under the base model below this share of the first round's; KL to the base above so many nats a
@@ -109,12 +112,14 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         _estranged(first, last),
         _undecided(last),
     ]
-    if (last.get("discard_rate") or 0) > DISCARDED:
-        found.append(f"The rewards discard {last['discard_rate']:.0%} of the candidates.")
-    if blank := last.get("blank"):
+    blank = last.get("blank") or 0
+    if (discarded := (last.get("discard_rate") or 0) - blank / (last.get("candidates") or 1)) > DISCARDED:
+        found.append(f"The rewards discard {discarded:.0%} of the candidates.")
+    if blank:
         found.append(
-            f"{blank} of {last['candidates']} candidates in the last round were blank, pictures of one colour or none "
-            "(NaN), and were discarded. Set model.dtype to bfloat16 or float32, or lower finetuner.learning_rate."
+            f"{blank} of {last['candidates']} pictures in the last round were blank, of one colour, as where a model "
+            "computes NaN, and were discarded. Set model.dtype to bfloat16 or float32, or lower "
+            "finetuner.learning_rate."
         )
     if left_out := last.get("left_out"):
         found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
@@ -152,18 +157,27 @@ def _least_fall(before: Sequence[float | None] | None, after: Sequence[float | N
 
 def _undecided(last: Metrics) -> str | None:
     """The selector took what came first, because nothing told the candidates apart."""
-    prompts = last.get("undecided") or 0
-    if prompts == 0:
-        return None
+    alike, prompts = last.get("undecided") or 0, last.get("prompts") or 1
+    if alike < UNDECIDED * prompts:
+        return _constant(last)
     if last.get("candidates", 0) <= prompts:
         return (
-            f"Each of {prompts} prompts had one candidate, so no reward could choose among any. Set loop.candidates to "
-            "2 or more."
+            "There was one candidate a prompt in the last round, so no reward could choose. Set loop.candidates to 2 "
+            "or more."
         )
     return (
-        f"The rewards did not tell the candidates of {prompts} prompts apart: all scored the same, and what came first "
-        "was taken, or nothing learnt. Look at the scores, use a reward of finer steps, or more candidates."
+        f"The rewards told nothing apart for {alike} of {prompts} prompts in the last round: all candidates scored the "
+        "same, so that the first was taken, or nothing learnt. Look at the scores; use more candidates, or a reward "
+        "of finer steps."
     )
+
+
+def _constant(last: Metrics) -> str | None:
+    """One of several rewards says the same of everything, which the total does not show."""
+    if not (names := last.get("constant")):
+        return None
+    named = " and ".join(f"'{name}'" for name in names)
+    return f"Of each candidate in the last round {named} said the same, and so had no part in what was selected."
 
 
 def _collapse(first: Metrics, last: Metrics) -> str | None:

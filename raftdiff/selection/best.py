@@ -5,7 +5,7 @@ NaN means discarded, ties go to the lowest index, and a prompt without a valid c
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, final
+from typing import ClassVar, Literal, final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -17,6 +17,9 @@ from raftdiff.types import Item, Key, Scores, Selection, SelectionKind, Selector
 
 Table = Float[np.ndarray, "prompts candidates"]
 Mask = Bool[np.ndarray, "prompts candidates"]
+Compares = Literal["prompt", "batch", "nothing"]
+"""What a selector needs told apart: the candidates of each prompt, which is so for one without a word of it, those of
+all prompts, or none."""
 
 
 class BestOfKConfig(Config):
@@ -81,7 +84,7 @@ class BestOfK:
 class TopFraction:
     fraction: float
     kind: SelectionKind = "weighted"
-    compares: ClassVar[str] = "batch"
+    compares: ClassVar[Compares] = "batch"
 
     def select(self, scores: Scores) -> Selection:
         return _chosen(scores, top_fraction(scores.total, self.fraction))
@@ -93,7 +96,7 @@ class Random:
     keep: int
     seed: int
     kind: SelectionKind = "weighted"
-    compares: ClassVar[str] = "nothing"
+    compares: ClassVar[Compares] = "nothing"
 
     def select(self, scores: Scores) -> Selection:
         """Best of K on a table of noise: each valid candidate of a prompt is as likely as any other."""
@@ -152,20 +155,23 @@ def figures(scores: Scores, selection: Selection) -> dict[str, float | None]:
     }
 
 
-def undecided(scores: Scores, selector: Any) -> int:
-    """Prompts of which all valid candidates scored the same, or that have only one, so that no reward could choose.
+def undecided(total: Table, compares: Compares = "prompt") -> int:
+    """Prompts of which all candidates scored the same, or that have only one, so that no reward could choose. A discard
+    is told from the rest.
 
-    A selector says by ``compares`` what it needs to tell apart: the candidates of a ``prompt``, which is the default,
-    those of the whole ``batch``, or ``nothing``; 0 where that is done.
-
-    >>> undecided(Scores(0, ("a", "b"), np.array([[1.0, 1.0], [0.0, 2.0]]), {}), BestOfK())
+    >>> undecided(np.array([[1.0, 1.0], [0.0, 2.0], [np.nan, 1.0]]))
     1
+    >>> undecided(np.array([[1.0], [2.0]])), undecided(np.array([[1.0], [2.0]]), "batch")
+    (2, 0)
     """
-    compares = getattr(selector, "compares", "prompt")
-    rows = [row[~np.isnan(row)] for row in scores.total]
-    if compares == "nothing" or (compares == "batch" and len(np.unique(np.concatenate(rows))) > 1):
+    if compares == "nothing" or (compares == "batch" and not constant(total)):
         return 0
-    return sum(len(row) > 0 and bool((row == row[0]).all()) for row in rows)
+    return sum(constant(row) for row in total)
+
+
+def constant(values: Float[np.ndarray, "..."]) -> bool:
+    """Whether all are one number; NaN is none."""
+    return bool((values == values.flat[0]).all())
 
 
 def _mean(values: Float[np.ndarray, "..."]) -> float | None:

@@ -14,7 +14,7 @@ from pydantic import Field
 
 from raftdiff.recipes.config import Config
 from raftdiff.selection import advantages
-from raftdiff.selection.best import selection, weighted
+from raftdiff.selection.best import Compares, selection, weighted
 from raftdiff.types import Item, Key, Scores, Selection, SelectionKind, Selector
 
 Table = Float[np.ndarray, "prompts candidates"]
@@ -162,6 +162,10 @@ class Threshold:
     threshold: float | None = None
     kind: SelectionKind = "labelled"
 
+    @property
+    def compares(self) -> Compares:
+        return "prompt" if self.threshold is None else "nothing"
+
     def select(self, scores: Scores) -> Selection:
         """Weight 1 for the good, -1 for the bad. A prompt whose candidates are all equal has neither, by the mean."""
         valid = ~np.isnan(scores.total)
@@ -189,6 +193,10 @@ class Advantage:
     method: Method
     kind: SelectionKind = "advantages"
 
+    @property
+    def compares(self) -> Compares:
+        return "nothing" if self.method == "raft_plus_plus" else "prompt"
+
     def select(self, scores: Scores) -> Selection:
         """Candidates of no advantage are kept: they count where losses are averaged."""
         return weighted(self.kind, scores, METHODS[self.method](scores.total))
@@ -198,7 +206,7 @@ class Advantage:
 @dataclass(frozen=True, slots=True)
 class All:
     kind: SelectionKind = "all"
-    compares: ClassVar[str] = "nothing"
+    compares: ClassVar[Compares] = "nothing"
 
     def select(self, scores: Scores) -> Selection:
         items = [

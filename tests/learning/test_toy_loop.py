@@ -1,6 +1,7 @@
 """The loop learns, in a toy world where a picture is one colour; and a killed run gives the same to the bit."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker
@@ -17,6 +19,16 @@ from raftdiff.selection.best import BestOfK, Random
 from raftdiff.stages import LoopConfig, Parts, asked
 from raftdiff.testing.toy import toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
+
+
+class Same:
+    """Says 1 of everything. Higher is better."""
+
+    def __init__(self, name: str = "same") -> None:
+        self.name = name
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        return torch.ones(len(samples))
 
 
 class ToyRecipe(Config):
@@ -75,6 +87,38 @@ def test_a_round_reports_what_the_readme_promises(tmp_path: Path) -> None:
     assert set(metrics["seconds"]) == {"validate", "sample", "score", "select", "tune"}
     assert all(1 < metrics[f"diversity_{of}"]["vendi"] < 3 for of in ("all", "selected"))
     assert metrics["discard_rate"] == 0
+
+
+def told(path: Path, parts: Parts, *, source: str = "policy") -> tuple[int, int, list[str]]:
+    """The prompts of a round, those that nothing told apart, and the rewards that told nothing apart."""
+    parts.sampler.source = source
+    metrics = finish(path, parts)[0].metrics
+    return metrics["prompts"], metrics["undecided"], metrics["constant"]
+
+
+def test_a_round_says_where_the_rewards_told_nothing_apart(tmp_path: Path) -> None:
+    same = Ranker([(Same(), 1.0)], BestOfK(1))
+    both = Ranker([*toy_parts().ranker.rewards, (Same(), 1.0), (Same("onlooker"), 0.0)], BestOfK(1))
+    assert told(tmp_path / "toy", toy_parts(rounds=1)) == (6, 0, [])
+    assert told(tmp_path / "same", replace(toy_parts(rounds=1), ranker=same)) == (6, 6, ["same"])
+    assert told(tmp_path / "both", replace(toy_parts(rounds=1), ranker=both)) == (6, 0, ["same"])
+    assert told(tmp_path / "random", toy_parts(Random(1, seed=0), rounds=1)) == (6, 0, [])
+
+
+@pytest.mark.parametrize(("source", "undecided"), [("policy", 6), ("teacher", 0), ("dataset", 0), ("human", 0)])
+def test_one_candidate_a_prompt_is_a_choice_of_the_policys_alone(tmp_path: Path, source: str, undecided: int) -> None:
+    """Answers of data, and of a teacher that is asked once, are learnt for their own sake."""
+    assert told(tmp_path / "run", toy_parts(rounds=1, candidates=1), source=source) == (6, undecided, [])
+
+
+def test_blank_candidates_are_counted_and_a_model_that_draws_nothing_else_is_a_sentence(tmp_path: Path) -> None:
+    parts = toy_parts(rounds=1)
+    ranker = replace(parts.ranker, blank=lambda sample: sample.index == 0)
+    metrics = finish(tmp_path / "run", replace(parts, ranker=ranker))[0].metrics
+    assert (metrics["blank"], metrics["discard_rate"]) == (6, 1 / 8)
+    dead = replace(toy_parts(rounds=1), ranker=replace(parts.ranker, blank=lambda sample: True))
+    with pytest.raises(UserError, match="All 24 pictures are blank"):  # the held-out ones, before any is sampled
+        finish(tmp_path / "dead", dead)
 
 
 class KilledError(Exception):

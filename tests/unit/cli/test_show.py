@@ -1,11 +1,14 @@
 """What a person sees while a run goes on."""
 
 import itertools
+from pathlib import Path
+from typing import Any
 
 import pytest
 
 from raftdiff.cli import show
-from raftdiff.cli.show import Bars
+from raftdiff.cli.show import Bars, round_line
+from raftdiff.types import Round
 
 
 def test_a_log_file_gets_whole_lines_now_and_then(
@@ -32,3 +35,18 @@ def test_short_work_leaves_nothing_in_a_log_file(capsys: pytest.CaptureFixture[s
         report(done, 10)
     bars.close()
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("found", "told"),
+    [
+        ({}, "4 selected 2.00 | 3.0 s"),  # a round of an earlier version
+        ({"undecided": 0, "prompts": 4, "blank": 0}, "4 selected 2.00 | 3.0 s"),
+        ({"undecided": 3, "prompts": 4}, "4 selected 2.00 | nothing told apart for 3 of 4 prompts | 3.0 s"),
+        ({"discard_rate": 0.25, "blank": 2}, "4 selected 2.00 | 25% discarded (2 blank) | 3.0 s"),
+    ],
+)
+def test_a_rounds_line_says_where_the_rewards_told_nothing_apart(found: dict[str, Any], told: str) -> None:
+    held = {"first_sample_mean": 1.0, "mean": 1.0, "selected": 4, "selected_mean": 2.0, "discard_rate": 0.0}
+    finished = Round(0, Path(), {**held, "left_out": [], "seconds": {"sample": 3.0}, **found})
+    assert round_line(finished, 1, 0.0) == f"round 0/0 | reward 1.00 first, 1.00 all | {told}"

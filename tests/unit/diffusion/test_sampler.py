@@ -8,6 +8,7 @@ import torch
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import SCHEDULERS, DiffusionSamplerConfig, decode, make_scheduler
 from raftdiff.errors import UserError
+from raftdiff.measures.pictures import is_flat
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -55,6 +56,16 @@ def test_the_picture_is_its_latent_decoded(parts):
     samples, _ = draw(parts)
     again = decode(parts, latents(samples), 4)
     assert np.array_equal(np.asarray(again[5]), np.asarray(samples[5].media))
+
+
+def test_a_picture_with_any_number_that_is_none_is_of_one_colour(parts):
+    samples, _ = draw(parts)
+    broken = latents(samples)[:3].clone()
+    broken[1, 0, 2, 2] = torch.nan
+    broken[2, 0, 0, 0] = torch.inf
+    whole, *others = decode(parts, broken, 2)
+    assert np.array_equal(np.asarray(whole), np.asarray(samples[0].media))
+    assert [is_flat(picture) for picture in others] == [True, True]
 
 
 def test_other_batches_give_the_same_pictures(parts):

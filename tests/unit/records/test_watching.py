@@ -113,6 +113,7 @@ def test_a_file_that_moves_away_is_read_again_where_it_went() -> None:
 def test_a_healthy_run_warns_of_nothing() -> None:
     assert warnings([metrics(), metrics(mean=1.5, held_out=1.3)]) == []
     assert warnings([]) == []
+    assert warnings([metrics(), metrics(undecided=1, prompts=4, candidates=16)]) == []  # usual for right or wrong
 
 
 @pytest.mark.parametrize(
@@ -123,6 +124,10 @@ def test_a_healthy_run_warns_of_nothing() -> None:
         ({"tune": {"latent_std": 1.5}}, "spread 1.50 times as far"),
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
         ({"left_out": ["cat"]}, "1 prompts had no valid candidate in the last round: cat"),
+        ({"discard_rate": 0.4, "blank": 4, "candidates": 10}, "4 of 10 pictures in the last round were blank"),
+        ({"undecided": 2, "prompts": 4, "candidates": 8}, "told nothing apart for 2 of 4 prompts"),
+        ({"undecided": 4, "prompts": 4, "candidates": 4}, "There was one candidate a prompt in the last round"),
+        ({"undecided": 1, "prompts": 4, "constant": ["a", "b"]}, "'a' and 'b' said the same"),
     ],
 )
 def test_each_sign_of_trouble_is_a_sentence_of_its_own(changed: dict[str, Any], sentence: str) -> None:

@@ -8,7 +8,16 @@ import pytest
 import torch
 
 from raftdiff.ranking import Ranker
-from raftdiff.selection.best import BestOfK, BestOfKConfig, Random, TopFraction, TopFractionConfig, figures
+from raftdiff.selection.best import (
+    BestOfK,
+    BestOfKConfig,
+    Random,
+    TopFraction,
+    TopFractionConfig,
+    figures,
+    undecided,
+)
+from raftdiff.selection.lessons import Advantage, All, BestWorst, Threshold
 from raftdiff.types import Key, Sample, Scores, Selection
 
 NAN = np.nan
@@ -117,3 +126,19 @@ def test_the_total_is_the_weighted_sum_and_nan_of_a_weighted_reward_discards() -
     ranker = Ranker([(Fixed("a"), 2.0), (Fixed("b"), 0.0)], BestOfK())
     total = ranker.total({"a": np.array([1.0, NAN]), "b": np.array([NAN, 1.0])})
     np.testing.assert_array_equal(total, [2.0, NAN])
+
+
+def test_prompts_of_which_no_reward_could_choose_are_counted_and_a_discard_is_a_choice() -> None:
+    assert undecided(np.array([[1.0, 1.0], [1.0, 2.0], [NAN, 1.0], [NAN, NAN]])) == 1
+    assert undecided(np.array([[1.0], [2.0]])) == 2
+    assert undecided(np.array([[1.0], [2.0]]), "batch") == 0
+    assert undecided(np.array([[1.0], [1.0]]), "batch") == 2
+    assert undecided(np.array([[1.0], [1.0]]), "nothing") == 0
+
+
+def test_selectors_say_what_they_need_told_apart() -> None:
+    silent = [it for it in (BestOfK(), BestWorst()) if hasattr(it, "compares")]
+    assert silent == []  # of each prompt, as for a selector of somebody else's
+    assert (TopFraction(0.5).compares, Random(1, 0).compares, All().compares) == ("batch", "nothing", "nothing")
+    assert (Threshold().compares, Threshold(0.5).compares) == ("prompt", "nothing")
+    assert (Advantage("grpo").compares, Advantage("raft_plus_plus").compares) == ("prompt", "nothing")
