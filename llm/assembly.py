@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, TypeAlias, final
 
 from raftdiff.embedded import resolve
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.reward import judge
-from raftdiff.llm.data.prompts import read_prompts
+from raftdiff.llm.data.prompts import like, read_prompts
 from raftdiff.llm.data.screening import refuse_mean, screened
 from raftdiff.llm.figures import Base, Distances, describe
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
@@ -27,7 +28,7 @@ from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Prompt, Reward, Sampler
+from raftdiff.types import ChoosesPrompts, Prompt, Reward, Sampler
 
 TextFineTuner: TypeAlias = LMFineTuner | PpoFineTuner
 
@@ -49,6 +50,16 @@ class TextAssembly:
     parts: Parts[str]
     """What the loop takes."""
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """Whether an evaluation can say anything of answers to these prompts.
+
+        Raises:
+            UserError: the judge or a reward does not know one of them.
+        """
+        if self.judge:
+            world.check(prompt.caption for prompt in prompts)
+        check_known(self.measures, prompts)
+
     @property
     def judge(self) -> Judge | None:
         """The held-out judge that the recipe names."""
@@ -65,7 +76,8 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     prompts, evaluation = training_prompts(recipe), recipe.evaluation
     check_texts(recipe, prompts)
     lm = load(recipe.model, resolve)
-    held_out = read_prompts(evaluation.prompts, Path()) if evaluation.prompts.given and evaluation.every_round else []
+    looked = evaluation.prompts.given and evaluation.every_round
+    held_out = read_prompts(like(recipe.prompts, evaluation.prompts), Path()) if looked else []
     decoding = decoding_of(recipe)
     finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
@@ -76,7 +88,9 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
         lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in round 7
     distances = Distances(lm, finetuner.base_weights, rows)
     ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
+    check_known(ranker, prompts)
     measures = _measures(recipe, ranker, device=str(lm.device))
+    check_known(measures, held_out)
     parts = Parts(
         sampler=sampler,
         ranker=ranker,
@@ -106,6 +120,16 @@ def training_prompts(recipe: TextRecipe) -> list[Prompt]:
         refuse_mean(prompts)
     given = all(reward.type == "given" for reward in recipe.ranker.rewards if reward.weight)
     return screened(prompts, selector.build(seed=0).kind, candidates=recipe.loop.candidates, given=given)
+
+
+def check_known(ranker: Ranker[str], prompts: Sequence[Prompt]) -> None:
+    """
+    Raises:
+        UserError: a reward can say nothing of answers to one of the prompts.
+    """
+    for reward, _ in ranker.rewards:
+        if isinstance(reward, ChoosesPrompts):
+            reward.check(prompts)
 
 
 def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:

@@ -11,10 +11,10 @@ from typing import Any, NamedTuple, final
 import torch
 from jaxtyping import Float32
 
-from raftdiff.chat.dialogue import context
+from raftdiff.chat.dialogue import context, dialogue
 from raftdiff.embedded.reviews.reward import true_perplexity
 from raftdiff.llm.assembly import TextAssembly
-from raftdiff.llm.data.prompts import DataConfig, read_prompts
+from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate
@@ -48,18 +48,20 @@ def evaluation_texts(assembly: TextAssembly, file: str | None) -> list[Prompt]:
 
     Whatever was sampled in training, here the model reads what it learnt to answer, unless the recipe says otherwise.
     """
+    held_out = assembly.recipe.evaluation.prompts
+    given = file is None and held_out != DataConfig()
     if file is not None and file != "training":
-        return read_prompts(assembly.recipe.evaluation.prompts.model_copy(update={"file": file, **NO_OTHER}), Path())
-    if file is None and assembly.recipe.evaluation.prompts != DataConfig():
-        return read_prompts(assembly.recipe.evaluation.prompts, Path())
-    prompts = assembly.parts.prompts
-    return [Prompt(one.id, one.caption, one.learning, one.learning, meta=one.meta) for one in prompts]
+        held_out, given = held_out.model_copy(update={"file": file, **NO_OTHER}), True
+    if given:
+        return read_prompts(like(assembly.recipe.prompts, held_out), Path())
+    return [as_learnt(prompt) for prompt in assembly.parts.prompts]
 
 
 def compare(
     assembly: TextAssembly, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
 ) -> TextCompared:
     """Answers of the base and of the policy as it stands, with the same seeds, measured."""
+    assembly.check(prompts)
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
     base_weights = assembly.finetuner.base_weights
     before, after = draw_both(
@@ -164,7 +166,7 @@ def write(
     pairs = _pairs(compared)
     lines = [
         {
-            "prompt": pair.caption,
+            "prompt": sample.prompt.caption,
             **context(sample.prompt),
             "prompt_id": sample.prompt.id,
             "index": sample.index,
@@ -178,7 +180,7 @@ def write(
     write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
     write_text(folder / "eval.json", json.dumps(compared.evaluation, indent=2, ensure_ascii=False) + "\n")
     step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
-    shown = {prompt.caption for prompt in compared.prompts[::step]}
+    shown = {dialogue(prompt) for prompt in compared.prompts[::step]}
     first = [pair for one, pair in zip(compared.before, pairs, strict=True) if one.index < SHOWN_SEEDS]
     return write_report(
         folder / "report.html",
@@ -196,6 +198,6 @@ def write(
 def _pairs(compared: TextCompared) -> list[BeforeAfter]:
     """Every prompt and seed, with what the rewards and the judge say of both answers."""
     return [
-        BeforeAfter(b.prompt.caption, b.media, a.media, before, after)
+        BeforeAfter(dialogue(b.prompt), b.media, a.media, before, after)
         for b, a, before, after in zip(compared.before, compared.after, *compared.marks, strict=True)
     ]

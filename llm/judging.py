@@ -3,16 +3,20 @@
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, NamedTuple, Protocol, final, runtime_checkable
 
 import numpy as np
 from pydantic import model_validator
 
 from raftdiff.chat.asking import Asking, AskingConfig, require_slots
-from raftdiff.chat.dialogue import dialogue
+from raftdiff.chat.dialogue import dialogue, whole
+from raftdiff.chat.kept import KeptReplies
 from raftdiff.errors import UserError
 from raftdiff.measures.statistics import Estimate, mean_std_ci
+from raftdiff.records.entries import Entry, of_evaluation
+from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Reward, Sample
 
 Verdict = Literal["win", "tie", "lose"]
@@ -69,6 +73,30 @@ class Tally(NamedTuple):
     """Share of the pairs judged alike in both orders, 0..1; NaN for no pairs. Low: the judge goes by the place."""
     verdicts: tuple[Verdict | None, ...]
     """One for each prompt, both orders combined."""
+
+
+class Answers(NamedTuple):
+    """What an evaluation drew, a pair a prompt."""
+
+    prompts: Sequence[Prompt]
+    before: Sequence[str]
+    after: Sequence[str]
+
+
+def answers_of(run: Run, folder: str) -> Answers:
+    """The first pair of each prompt of an evaluation (``eval`` or ``eval/NAME``), so that cases are independent. Two
+    dialogues that end alike are two prompts.
+
+    Raises:
+        UserError: there is no such evaluation, or it is of an older raftdiff.
+    """
+    first: dict[str, tuple[Entry, Entry]] = {}
+    for pair in of_evaluation(run, folder):
+        first.setdefault(whole(pair[0].prompt), pair)
+    told = enumerate(first.values())
+    prompts = [replace(before.prompt, id=f"prompt-{place}") for place, (before, _) in told]
+    before, after = ([str(pair[side].media) for pair in first.values()] for side in (0, 1))
+    return Answers(prompts, before, after)
 
 
 def combine(first: Verdict, second: Verdict) -> Verdict:
@@ -159,8 +187,10 @@ class ServerCompareConfig(AskingConfig):
         require_slots(self.template, ("prompt", "a", "b"))
         return self
 
-    def build(self) -> "ServerCompare":
-        return ServerCompare(self.asking(self.template))
+    def build(self, replies: Path | None = None) -> "ServerCompare":
+        """``replies`` is where they are kept as they come, so that none that is there is asked for again."""
+        asking = self.asking(self.template)
+        return ServerCompare(asking if replies is None else replace(asking, kept=KeptReplies(replies)))
 
 
 @final

@@ -71,7 +71,8 @@ class TextEvaluationConfig(Config):
     """The before/after on held-out prompts."""
 
     prompts: DataConfig = DataConfig()
-    """Held-out prompts; the training prompts when empty. Magic applies only where given here."""
+    """Held-out prompts; the training prompts when empty. Magic applies only where given here, the system message of the
+    training unless one is given here."""
     samples_per_prompt: int = Field(default=4, ge=1)
     """Answers per prompt in ``raftdiff eval``, with the same seeds before and after."""
     every_round: int = Field(default=0, ge=0)

@@ -167,6 +167,18 @@ class KeepsReplies(Protocol):
 
 
 @runtime_checkable
+class ChoosesPrompts(Protocol):
+    """A reward that can say something of some prompts' answers alone."""
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: it knows one of the prompts not at all; told before anything is sampled.
+        """
+        ...
+
+
+@runtime_checkable
 class Selector(Protocol):
     """Pure: a (prompts, candidates) table in, what to learn from out."""
 

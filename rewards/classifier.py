@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float, Float32
 from pydantic import Field
 
-from raftdiff.chat.dialogue import cut, dialogue, fill, messages
+from raftdiff.chat.dialogue import cut, fill, messages, spoken
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes.config import Config
 from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
@@ -142,9 +142,9 @@ class ClassifierReward:
             turns = [*messages(sample.prompt), {"role": "assistant", "content": answer}]
             texts = [self._tokenizer.apply_chat_template(turns, tokenize=False)]
         elif self._form == "pair":
-            texts = [dialogue(sample.prompt), answer]
+            texts = [spoken(sample.prompt), answer]
         else:
-            texts = [fill(self._template, {"prompt": dialogue(sample.prompt), "answer": answer})]
+            texts = [fill(self._template, {"prompt": spoken(sample.prompt), "answer": answer})]
         room = None if self._max_tokens is None else self._max_tokens - len(self._end)
         encoded = self._tokenizer(
             *texts,

@@ -1,6 +1,5 @@
 """What was preferred to what, to train reward models on: from data, from a run's rounds, or from people's answers."""
 
-import json
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,7 +9,7 @@ from typing import Any, final
 import numpy as np
 from pydantic import Field, model_validator
 
-from raftdiff.chat.dialogue import context
+from raftdiff.chat.dialogue import context, whole
 from raftdiff.errors import UserError
 from raftdiff.llm.data.cells import BrokenRow, score_of
 from raftdiff.llm.data.files import rows_digest
@@ -160,8 +159,7 @@ def _of_labels(prompts: Sequence[Prompt]) -> list[Comparison]:
     without a partner are left out, and counted."""
     sides: dict[str, dict[str, list[Prompt]]] = {}
     for prompt in prompts:
-        asked = json.dumps([prompt.caption, context(prompt)], sort_keys=True)
-        sides.setdefault(asked, {GOOD: [], BAD: []})[_label(prompt)].append(prompt)
+        sides.setdefault(whole(prompt), {GOOD: [], BAD: []})[_label(prompt)].append(prompt)
     pairs = [pair for both in sides.values() for pair in zip(both[GOOD], both[BAD], strict=False)]
     if alone := len(prompts) - 2 * len(pairs):
         warnings.warn(

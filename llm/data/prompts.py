@@ -4,6 +4,7 @@ import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,7 +58,8 @@ class DataConfig(Config):
     max_prompt_words: int | None = Field(default=None, ge=1)
     """Leaves out prompts with more words (split at whitespace, history and system message counted)."""
     system: str = ""
-    """The system message of prompts that bring none."""
+    """The system message of prompts that bring none. That of the training is also that of held-out prompts and of what
+    the tuned model is asked by hand, unless these bring one."""
     magic: list[str] = Field(default_factory=lambda: ["{prompt}"])
     """Templates of what the sampler reads, dealt out to the prompts in turn; "{prompt}" stands for the prompt."""
     decouple: bool = True
@@ -126,6 +128,25 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
     if not chosen:
         raise UserError("prompts: no prompt is left; raise prompts.max_prompt_words, or look at the data.")
     return [_prompt(config, place, ids[k], *kept[k]) for place, k in enumerate(chosen)]
+
+
+def asked(config: DataConfig, texts: Sequence[str]) -> list[Prompt]:
+    """Texts as prompts like those of the data, for a model that learnt from them: with their system message, and
+    written as the model learnt to answer them. Their ids are prompt-0, prompt-1 and so on."""
+    made = [_prompt(config, place, f"prompt-{place}", Record(text), {}) for place, text in enumerate(texts)]
+    return [as_learnt(prompt) for prompt in made]
+
+
+def like(trained: DataConfig, other: DataConfig) -> DataConfig:
+    """Another source of prompts for a model that learns from ``trained``: with the same system message, where the other
+    names none."""
+    return other if other.system else other.model_copy(update={"system": trained.system})
+
+
+def as_learnt(prompt: Prompt) -> Prompt:
+    """The prompt as the tuned model is asked it: whatever was sampled in training, the text that it learnt to
+    answer."""
+    return replace(prompt, sampling=prompt.learning)
 
 
 def _read(config: DataConfig, folder: Path) -> tuple[list[Row], Callable[[], str]]:

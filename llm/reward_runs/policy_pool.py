@@ -12,7 +12,7 @@ from typing import NamedTuple
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import decoding_of
-from raftdiff.llm.data.prompts import read_prompts
+from raftdiff.llm.data.prompts import as_learnt, like, read_prompts
 from raftdiff.llm.learning.steps import attach
 from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.recipe import text_recipe_of
@@ -76,8 +76,8 @@ def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfi
     policy = attach(recipe.finetuner, lm, seed=fold(recipe.loop.seed, "finetuner"))  # whichever method trained it
     policy.take(state)
     policy.rest(None)
-    prompts = read_prompts(pool.prompts if pool.prompts.given else recipe.prompts, Path())
-    return lm, prompts, pool.decoding or decoding
+    prompts = read_prompts(like(recipe.prompts, pool.prompts) if pool.prompts.given else recipe.prompts, Path())
+    return lm, [as_learnt(prompt) for prompt in prompts], pool.decoding or decoding
 
 
 def _line(one: Answered) -> dict[str, object]:

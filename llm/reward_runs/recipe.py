@@ -2,13 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
 from raftdiff import embedded
+from raftdiff.chat.dialogue import whole
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
@@ -139,7 +140,7 @@ def split(pairs: Sequence[Comparison], share: float, seed: int) -> tuple[list[Co
         return list(pairs), []
     by_prompt: dict[str, list[int]] = {}
     for place, pair in enumerate(pairs):
-        by_prompt.setdefault(_asked(pair), []).append(place)
+        by_prompt.setdefault(whole(pair.prompt), []).append(place)
     if len(by_prompt) < 2:
         raise UserError(
             f"held_out_share: all {len(pairs)} pairs are of one prompt, and whole prompts are held out; name other "
@@ -169,12 +170,6 @@ def strengths(recipe: RewardRecipe, pairs: Sequence[Comparison]) -> Float[np.nda
             "FILE.jsonl, and name that file under pairs.data.file."
         )
     return np.array([pair.mu for pair in pairs], dtype=np.float64)
-
-
-def _asked(pair: Comparison) -> str:
-    """What tells one prompt from another: its text with what stood before it."""
-    meta: Any = pair.prompt.meta
-    return repr((meta.get("system", ""), meta.get("history", []), pair.prompt.caption))
 
 
 def _check(recipe: RewardRecipe) -> None:

@@ -1,5 +1,6 @@
 """A text prompt as a conversation, and templates that are filled with other people's texts."""
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -29,11 +30,25 @@ def context(prompt: Prompt) -> dict[str, Any]:
     return {name: prompt.meta[name] for name in ("system", "history") if prompt.meta.get(name)}
 
 
+def whole(prompt: Prompt) -> str:
+    """What tells one prompt from another: its caption with all that stands before it. Dialogues may end alike."""
+    return json.dumps([prompt.caption, context(prompt)], sort_keys=True)
+
+
 def dialogue(prompt: Prompt) -> str:
-    """The prompt as one text: its caption alone, or with the turns before it, each under the name of who speaks."""
-    turns = [turn for turn in messages(prompt) if turn["role"] != "system"]
+    """The prompt as one text, for whoever judges an answer to it: its caption alone, or with the system message and the
+    turns before it, each under the name of who speaks."""
+    return _told(messages(prompt))
+
+
+def spoken(prompt: Prompt) -> str:
+    """The same without the system message, for networks that were trained on questions and answers alone."""
+    return _told([turn for turn in messages(prompt) if turn["role"] != "system"])
+
+
+def _told(turns: Sequence[Mapping[str, str]]) -> str:
     if len(turns) == 1:
-        return prompt.caption
+        return turns[0]["content"]
     return "\n".join(f"{turn['role'].capitalize()}: {turn['content']}" for turn in turns)
 
 

@@ -13,6 +13,8 @@ class KeptReplies:
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
+        if path.is_symlink():  # a link that came with somebody's run is not written through
+            path.unlink()
         self._found: dict[str, str] = {}
         for line in path.read_bytes().split(b"\n") if path.is_file() else ():
             with contextlib.suppress(ValueError, RecursionError, KeyError, TypeError):  # a kill may have cut one short

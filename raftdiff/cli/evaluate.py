@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, existing_run, prepared
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
@@ -76,8 +77,8 @@ def measure(
     """
     evaluation = assembly.recipe.evaluation
     asked = _asked(assembly, prompts)
-    trained = {prompt.caption for prompt in assembly.parts.prompts}
-    trained_on = any(prompt.caption in trained for prompt in asked)
+    trained = {whole(prompt) for prompt in assembly.parts.prompts}
+    trained_on = any(whole(prompt) in trained for prompt in asked)
     folder, count = run.path / "eval" / (name or ""), samples or evaluation.samples_per_prompt
     bars = Bars()
     report = bars.stage(0, "evaluate")

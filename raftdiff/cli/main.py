@@ -201,7 +201,7 @@ def _language(commands: Commands) -> None:
 
     judged = _command(words, "judge", "llm.tools:judge", "win, lose, tie against the base, asked in both orders")
     judged.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
-    judged.add_argument("overrides", nargs="*", metavar="key=value", help="options of the reward")
+    judged.add_argument("overrides", nargs="*", metavar="key=value", help="options of the judge")
     judged.add_argument("--name", metavar="NAME", help="judge eval/NAME/ instead of eval/")
     judged.add_argument("--server", metavar="URL", help="an OpenAI-compatible server that judges")
     judged.add_argument("--model", metavar="NAME", help="the judge's name on the server")

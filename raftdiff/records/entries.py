@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final, final
 
 from raftdiff.errors import UserError, command
-from raftdiff.records.disk import read_json_lines
+from raftdiff.records.disk import damaged, read_json_lines
 from raftdiff.records.media import prompt_of
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
@@ -55,14 +55,17 @@ def of_evaluation(run: Run, folder: str) -> list[tuple[Entry, Entry]]:
         captions: dict[str, str] = json.loads((path / PICTURES).read_text(encoding="utf-8"))
         return [_pictures(folder, path, file, caption) for file, caption in captions.items()]
     if not (path / ANSWERS).is_file():
-        raise UserError(f"{path}: no evaluation to label is here; run: {command('eval', run.path)}")
+        raise UserError(f"{path}: no evaluation is here; run: {command('eval', run.path)}")
     rows = read_json_lines(path / ANSWERS)
     if any("prompt_id" not in row for row in rows):
         raise UserError(
             f"{path / ANSWERS}: these answers do not name their prompts, as an older raftdiff wrote them; "
             f"run again: {command('eval', run.path)}"
         )
-    return [_answers(folder, row) for row in rows]
+    try:
+        return [_answers(folder, row) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(path / ANSWERS, f"a row lacks {error}") from None
 
 
 def found(run: Run, names: Collection[str]) -> dict[str, Entry]:

@@ -1,5 +1,6 @@
 """Candidates of each round for the page: what was selected, and beside it what was ranked last."""
 
+from raftdiff.chat.dialogue import dialogue
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import Candidate
 from raftdiff.types import Key
@@ -27,5 +28,5 @@ def candidates(run: Run) -> list[Candidate]:
             cell = (at[sample.prompt.id], sample.index)
             marks = {"total": float(scores.total[cell])} if len(scores.raw) > 1 else {}
             marks |= {name: float(table[cell]) for name, table in scores.raw.items()}
-            found.append(Candidate(t, sample.prompt.caption, sample.media, marks, keys[sample.key]))
+            found.append(Candidate(t, dialogue(sample.prompt), sample.media, marks, keys[sample.key]))
     return found

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from raftdiff.chat.dialogue import whole
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
@@ -184,10 +185,8 @@ def _trained_on(path: Path, pairs: list[Comparison]) -> int:
     if not (path / "run.json").is_file():
         return 0
     trained, _ = divided(reward_recipe_of(Run.open(path)))
-    known = {frozenset({(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected)}) for pair in trained}
-    return sum(
-        frozenset({(pair.prompt.caption, text) for text in (pair.chosen, pair.rejected)}) in known for pair in pairs
-    )
+    known = {(whole(pair.prompt), frozenset({pair.chosen, pair.rejected})) for pair in trained}
+    return sum((whole(pair.prompt), frozenset({pair.chosen, pair.rejected})) in known for pair in pairs)
 
 
 def _looked(path: Path, name: str, pairs: list[Comparison]) -> Side:

@@ -2,19 +2,24 @@
 
 import argparse
 import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
 
 from raftdiff.cli.either import taken_up
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError, command
-from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, win_lose_tie
+from raftdiff.embedded.reviews import world
+from raftdiff.errors import UserError
+from raftdiff.llm.assembly import check_known
+from raftdiff.llm.data.prompts import asked
+from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, answers_of, win_lose_tie
 from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
-from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
 from raftdiff.reports.words import counted
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import KeepsReplies, Sample
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -52,7 +57,11 @@ def compare(args: argparse.Namespace) -> None:
 def reply(args: argparse.Namespace) -> None:
     """Answers of a tuned model to your own prompts; with --best-of, the best of several by the run's rewards."""
     _, assembly = taken_up(args.recipe, args.round)
-    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(args.prompts)]
+    prompts = asked(assembly.recipe.prompts, args.prompts)
+    if assembly.recipe.model.base == "review-lm":
+        _warn_of_strange(args.prompts)
+    if args.best_of > 1:
+        check_known(assembly.measures, prompts)
 
     def drawn() -> list[Sample[str]]:
         count, seed = args.best_of, args.seed
@@ -72,28 +81,40 @@ def reply(args: argparse.Namespace) -> None:
             print(f"  {side + ': ' if args.before else ''}{held[best].media}{score}")
 
 
+def _warn_of_strange(prompts: Sequence[str]) -> None:
+    """The small model that ships answers anything, and knows one kind of prompt."""
+    try:
+        world.check(prompts)
+    except UserError as error:
+        told = "review-lm knows the prompts of its text world alone, and answers others at random"
+        warnings.warn(f"{told}: {error}", stacklevel=2)
+
+
 def judge(args: argparse.Namespace) -> None:
     """Win, lose and tie of the tuned model against the base on an evaluation's answers, asked in both orders."""
     run = Run.open(args.recipe)
     text_recipe_of(run)
-    file = run.path / "eval" / (args.name or "") / "answers.jsonl"
-    if not file.is_file():
-        raise UserError(f"{file}: there are no answers to judge; run: {command('eval', run.path)}")
-    first = {line["prompt"]: line for line in reversed(read_json_lines(file))}  # one pair a prompt: independent cases
-    prompts = [Prompt(f"prompt-{place}", text, text, text) for place, text in enumerate(first)]
-    before, after = ([pair[side] for pair in first.values()] for side in ("before", "after"))
-    tally = win_lose_tie(_judge(args), prompts, before, after)
+    folder = f"eval/{args.name}" if args.name else "eval"
+    prompts, before, after = answers_of(run, folder)
+    tally = win_lose_tie(_judge(args, run.path / folder / "replies.jsonl"), prompts, before, after)
     low, high = tally.win_rate.ci95
     print(f"{len(prompts)} prompts: {tally.wins} wins, {tally.ties} ties, {tally.losses} losses for the tuned model")
     print(f"win rate {tally.win_rate.mean:.0%} (95% interval {low:.0%} to {high:.0%}, a tie counts half)")
     print(f"judged alike in both orders: {tally.consistent:.0%}; without a verdict: {tally.undecided}")
 
 
-def _judge(args: argparse.Namespace) -> Compare:
-    if args.server and args.model:
-        return ServerCompareConfig(base_url=args.server, model=args.model, api_key_env=args.api_key_env).build()
-    if args.reward:
+def _judge(args: argparse.Namespace, replies: Path) -> Compare:
+    """Who judges; what a server replies is kept in ``replies``, so that a judgement that failed asks for the rest."""
+    if args.server and args.model and not args.reward:
+        asked = {"base_url": args.server, "model": args.model, "api_key_env": args.api_key_env}
+        return options(ServerCompareConfig, asked, args.overrides, "the judge").build(replies)
+    if args.reward and not args.server:
         kind = registry.load("text_rewards", args.reward)
         config = options(kind, {"type": args.reward}, args.overrides, f"the reward '{args.reward}'")
-        return RewardCompare(config.build(device="cpu", resolve=resolve))  # type: ignore[attr-defined]
-    raise UserError("Name a judge: --server URL with --model NAME, or --reward NAME of another reward than the run's.")
+        reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
+        if isinstance(reward, KeepsReplies):
+            reward.keep_replies(replies)
+        return RewardCompare(reward)
+    raise UserError(
+        "Name one judge: --server URL with --model NAME, or --reward NAME of another reward than the run's."
+    )

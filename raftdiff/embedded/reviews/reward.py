@@ -10,7 +10,7 @@ from pydantic import Field
 
 from raftdiff.embedded.reviews import world
 from raftdiff.recipes.config import Config
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 
 class ReviewConfig(Config):
@@ -43,6 +43,14 @@ class ReviewReward:
     def __init__(self, *, fluency: bool = True, threshold: float | None = None, name: str = "review") -> None:
         self.name = name
         self._fluency, self._threshold = fluency, threshold
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt is none of the text world, and whether its answers parse is asked.
+        """
+        if self._fluency:
+            world.check([prompt.caption for prompt in prompts])
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         values = [

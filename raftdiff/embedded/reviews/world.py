@@ -8,7 +8,7 @@ held out of the base model's training. Imports neither torch nor transformers.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache, lru_cache
 from itertools import accumulate, pairwise, product
 
@@ -30,6 +30,7 @@ from raftdiff.errors import UserError, nearest
 __all__ = [
     "best_review",
     "best_reward",
+    "check",
     "fluent",
     "held_out_prompts",
     "log_probability",
@@ -66,6 +67,15 @@ def held_out_prompts() -> list[str]:
 def training_prompts() -> list[str]:
     """The 200 prompts that the base model was trained on."""
     return [f"{genre} about {topic} :" for genre, topic in product(GENRES, TOPICS) if _stripe(genre, topic)]
+
+
+def check(prompts: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: one of them is none of this world.
+    """
+    for prompt in prompts:
+        _placed(prompt)
 
 
 @lru_cache(maxsize=1024)

@@ -1,6 +1,9 @@
 import itertools
+import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,15 +17,21 @@ from raftdiff.llm.judging import (
     ServerCompare,
     ServerCompareConfig,
     Verdict,
+    answers_of,
     combine,
     verdict,
     win_lose_tie,
 )
-from raftdiff.recipes.config import check
-from raftdiff.testing.servers import Replying
+from raftdiff.recipes.config import Config, check
+from raftdiff.records.run import Run
+from raftdiff.testing.servers import Replying, chat_server
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = [Prompt(f"p{n}", f"Question {n}?", "", "") for n in range(6)]
+
+
+class Toy(Config):
+    name: str = "toy"
 
 
 class Scripted:
@@ -155,6 +164,81 @@ def test_the_server_is_asked_with_both_answers_in_place() -> None:
         ]
     ], "equal answers are not asked about"
     assert chat.settings == [{"temperature": 0.0, "max_tokens": 7, "seed": 3}]
+
+
+def evaluated(folder: Path, *rows: dict[str, Any]) -> Run:
+    """A run with an evaluation of two answers to each of these prompts."""
+    run = Run.create(folder, Toy(), seed=0)
+    (folder / "eval").mkdir()
+    lines = [
+        {"prompt": "why?", **row, "prompt_id": f"p{place}", "index": index, "before": f"old {place}", "after": "new"}
+        for place, row in enumerate(rows)
+        for index in range(2)
+    ]
+    (folder / "eval/answers.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return run
+
+
+HISTORY = [{"role": "user", "content": "It rains."}, {"role": "assistant", "content": "It does."}]
+ENDING_ALIKE: tuple[dict[str, Any], ...] = (
+    {"history": HISTORY},
+    {"history": [{**HISTORY[0], "content": "It snows."}, HISTORY[1]]},
+    {"history": HISTORY, "system": "Answer in one word."},
+    {},
+)
+
+
+def test_dialogues_that_end_alike_are_told_apart_and_shown_whole(tmp_path: Path) -> None:
+    found = answers_of(evaluated(tmp_path / "run", *ENDING_ALIKE), "eval")
+    assert found.before == [f"old {place}" for place in range(4)], "one pair a prompt"
+    assert len({prompt.id for prompt in found.prompts}) == 4
+    chat = Replying("B")
+    tally = win_lose_tie(ServerCompare(Asking(chat, "{prompt}|{a}{b}", workers=1)), *found)
+    asked = {turns[-1]["content"].split("|")[0] for turns in chat.asked}
+    assert asked == {
+        "User: It rains.\nAssistant: It does.\nUser: why?",
+        "User: It snows.\nAssistant: It does.\nUser: why?",
+        "System: Answer in one word.\nUser: It rains.\nAssistant: It does.\nUser: why?",
+        "why?",
+    }
+    assert len(tally.verdicts) == 4
+
+
+def test_answers_that_cannot_be_judged_get_a_sentence(tmp_path: Path) -> None:
+    run = evaluated(tmp_path / "run", {})
+    with pytest.raises(UserError, match="eval/other: no evaluation is here; run: raftdiff eval"):
+        answers_of(run, "eval/other")
+    (run.path / "eval/answers.jsonl").write_text('{"prompt": "why?", "prompt_id": "p", "index": 0, "before": "a"}\n')
+    with pytest.raises(UserError, match="answers.jsonl: this file is damaged.*'after'"):
+        answers_of(run, "eval")
+
+
+def test_a_judgement_that_failed_asks_only_for_the_rest(tmp_path: Path) -> None:
+    found = answers_of(evaluated(tmp_path / "run", *ENDING_ALIKE), "eval")
+    asked: list[str] = []
+    fails = [True]
+
+    def reply(request: Mapping[str, Any]) -> str:
+        question = request["messages"][-1]["content"]
+        if fails[0] and len(asked) == 5:
+            raise ConnectionAbortedError
+        asked.append(question)
+        return "tie"
+
+    elsewhere, replies = tmp_path / "elsewhere", tmp_path / "run/eval/replies.jsonl"
+    elsewhere.write_text("kept")
+    replies.symlink_to(elsewhere)
+    with chat_server(reply) as address:
+        config = check(ServerCompareConfig, {"base_url": address, "model": "m", "retries": 0, "workers": 1})
+        with pytest.raises(UserError, match="gave no answer"):
+            win_lose_tie(config.build(replies), *found)
+        assert len(asked) == 5
+        fails[0] = False
+        assert win_lose_tie(config.build(replies), *found).ties == 4
+        assert len(asked) == len(set(asked)) == 8, "each is asked once, in both orders"
+        assert win_lose_tie(config.build(replies), *found).ties == 4
+        assert len(asked) == 8
+    assert elsewhere.read_text() == "kept", "a link is not written through"
 
 
 @pytest.mark.parametrize(

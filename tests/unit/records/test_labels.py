@@ -127,7 +127,7 @@ def test_which_side_is_after_is_as_good_as_chance(run: Run) -> None:
 
 
 def test_without_an_evaluation_it_says_what_to_run(run: Run) -> None:
-    with pytest.raises(UserError, match="no evaluation to label is here; run: raftdiff eval"):
+    with pytest.raises(UserError, match="no evaluation is here; run: raftdiff eval"):
         evaluation_pairs(run, "other", seed=0)
 
 

@@ -111,7 +111,7 @@ def test_an_evaluation_that_does_not_name_its_prompts_is_a_sentence(run: Run) ->
     (run.path / "eval" / "answers.jsonl").write_text('{"prompt": "a", "before": "b", "after": "c"}\n')
     with pytest.raises(UserError, match="do not name their prompts.*run again: raftdiff eval"):
         of_evaluation(run, "eval")
-    with pytest.raises(UserError, match="no evaluation to label is here; run: raftdiff eval"):
+    with pytest.raises(UserError, match="no evaluation is here; run: raftdiff eval"):
         of_evaluation(run, "eval/other")
 
 

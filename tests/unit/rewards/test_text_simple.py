@@ -3,12 +3,13 @@
 import math
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from raftdiff.chat.dialogue import cut, dialogue, fill, messages
+from raftdiff.chat.dialogue import cut, dialogue, fill, messages, spoken, whole
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check
 from raftdiff.rewards.given import GivenConfig
@@ -254,8 +255,12 @@ def test_a_prompt_as_a_conversation() -> None:
     history = [{"role": "user", "content": "Hi."}, {"role": "assistant", "content": "Hello."}]
     prompt = Prompt("p", "How are you?", "", "", meta={"system": "Be kind.", "history": history})
     assert [turn["role"] for turn in messages(prompt)] == ["system", "user", "assistant", "user"]
-    assert dialogue(prompt) == "User: Hi.\nAssistant: Hello.\nUser: How are you?"
-    assert dialogue(Prompt("p", "How are you?", "", "", meta={"system": "Be kind."})) == "How are you?"
+    assert dialogue(prompt) == "System: Be kind.\nUser: Hi.\nAssistant: Hello.\nUser: How are you?"
+    assert spoken(prompt) == "User: Hi.\nAssistant: Hello.\nUser: How are you?"
+    alone = Prompt("p", "How are you?", "", "", meta={"system": "Be kind."})
+    assert dialogue(alone) == "System: Be kind.\nUser: How are you?"
+    assert spoken(alone) == dialogue(replace(alone, meta={})) == "How are you?"
+    assert len({whole(one) for one in (prompt, alone, replace(alone, meta={}), replace(alone, id="q"))}) == 3
 
 
 def test_slots_are_filled_at_once_and_braces_stay() -> None:

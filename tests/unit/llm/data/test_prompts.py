@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data.prompts import DataConfig, read_prompts, rows, sealed_prompts
+from raftdiff.llm.data.prompts import DataConfig, asked, like, read_prompts, rows, sealed_prompts
 from raftdiff.types import Prompt
 
 HERE = Path()
@@ -75,6 +75,27 @@ def test_a_row_may_bring_its_own_texts_and_columns() -> None:
 def test_the_system_message_of_the_config_is_for_prompts_without_one() -> None:
     one, two = of({"prompt": "a", "system": ""}, {"prompt": "b", "system": "Own."}, system="Be polite.")
     assert (one.meta["system"], two.meta["system"]) == ("Be polite.", "Own.")
+
+
+def test_what_is_asked_by_hand_is_written_as_the_model_learnt_to_answer_it() -> None:
+    """With the system message of the data, and with the magic only where the model learnt to answer that."""
+    magic = {"captions": ["a"], "system": "Be brief.", "magic": ["{prompt} Kindly.", "{prompt} Soon."]}
+    for decouple, wanted in ((True, ["x", "y"]), (False, ["x Kindly.", "y Soon."])):
+        found = asked(DataConfig(**magic, decouple=decouple, limit=1, max_prompt_words=1), ["x", "y"])
+        assert [prompt.id for prompt in found] == ["prompt-0", "prompt-1"]
+        assert [prompt.sampling for prompt in found] == wanted
+        assert [prompt.caption for prompt in found] == ["x", "y"]
+        assert all(prompt.meta == {"system": "Be brief."} for prompt in found)
+
+
+def test_other_prompts_of_the_same_model_have_its_system_message() -> None:
+    trained = DataConfig(captions=["a"], system="Be brief.", magic=["{prompt} Kindly."])
+    held_out = DataConfig(captions=["b", {"prompt": "c", "system": "Be long."}])
+    found = read_prompts(like(trained, held_out), HERE)
+    assert [prompt.meta["system"] for prompt in found] == ["Be brief.", "Be long."]
+    assert [prompt.sampling for prompt in found] == ["b", "c"], "magic is for the sampler in training"
+    own = held_out.model_copy(update={"system": "Be kind."})
+    assert like(trained, own) == own
 
 
 def test_prompts_keep_their_white_space() -> None:
