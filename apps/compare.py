@@ -176,7 +176,9 @@ def compare(
             raise UserError(f"'{name}' is not a model of this run any more; reload the page.")
         sides.append(bench.draw(models[name], captions, chosen, _report(job, place, name), job.check))
     one, two = sides
-    told = {"means": means(one, two), "exact": (exact(one), exact(two)), "pairs": len(one)}
+    told_of = [bench.notes(models[name].run, captions, chosen) for name, chosen in zip(names, settings, strict=True)]
+    notes = list(dict.fromkeys(note for side in told_of for note in side))
+    told = {"notes": notes, "means": means(one, two), "exact": (exact(one), exact(two)), "pairs": len(one)}
     view = page.view("comparison", cards=cards(one, two, names), left=names[0], right=names[1], **told)
     return view, {"left": one, "right": two}
 

@@ -158,6 +158,20 @@ class Reward(Protocol[Media]):
 
 
 @runtime_checkable
+class Reader(Protocol):
+    """Whoever reads texts up to a length, and what is beyond it not at all: a text encoder, a reward of captions."""
+
+    @property
+    def limit(self) -> int | None:
+        """Tokens of a text, those that begin and end it included; None for no limit."""
+        ...
+
+    def fits(self, text: str) -> bool:
+        """Whether all of a text is read."""
+        ...
+
+
+@runtime_checkable
 class KeepsReplies(Protocol):
     """A reward that asks somebody who is slow or dear, and need not ask twice."""
 

@@ -64,6 +64,14 @@ class ClipReward:
         self.tower = tower
         """Shared with every other reward on the same weights, and of use for diversity figures."""
 
+    @property
+    def limit(self) -> int:
+        return self.tower.limit
+
+    def fits(self, text: str) -> bool:
+        """Whether all of a caption is read."""
+        return self.tower.fits(text)
+
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         images = self.tower.image_features(samples)
         texts = self.tower.text_features([sample.prompt.caption for sample in samples])

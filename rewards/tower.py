@@ -56,7 +56,7 @@ class Tower:
         self,
         model: torch.nn.Module,
         preprocess: Callable[[Image.Image], torch.Tensor],
-        tokenizer: Callable[[list[str]], torch.Tensor],
+        tokenizer: Any,
         *,
         name: str,
         width: int,
@@ -91,7 +91,7 @@ class Tower:
         return torch.stack([known[digest] for digest in digests]) if digests else torch.empty(0, self.width)
 
     def text_features(self, texts: Sequence[str]) -> Float32[torch.Tensor, "texts width"]:
-        """Embeddings of captions, each computed once. Words beyond the model's context (often 77 tokens) are not read.
+        """Embeddings of captions, each computed once. Words beyond ``limit`` are not read; ``fits`` says of which.
 
         Each caption goes through alone: its embedding then depends on nothing but itself, to the bit, and a resumed
         run, which meets the captions in another order, gets the same scores.
@@ -102,6 +102,18 @@ class Tower:
                 with torch.no_grad():
                     self._texts[text] = _unit(self._encoder("encode_text")(tokens))[0]
         return torch.stack([self._texts[text] for text in texts]) if texts else torch.empty(0, self.width)
+
+    @property
+    def limit(self) -> int:
+        """Tokens of a caption, those that begin and end it included; 77 for most."""
+        return int(self._tokenizer.context_length)
+
+    def fits(self, text: str) -> bool:
+        """Whether all of a caption is read: with more room it has the same tokens, but for begin, end and filling."""
+        other = {0, *getattr(getattr(self._tokenizer, "tokenizer", self._tokenizer), "all_special_ids", ())}
+        room = self.limit + len(text.encode())
+        read, whole = (self._tokenizer([text], context_length=length)[0].tolist() for length in (self.limit, room))
+        return [token for token in read if token not in other] == [token for token in whole if token not in other]
 
     def _encode(self, pictures: Sequence[Image.Image]) -> torch.Tensor:
         """Every forward has ``batch_size`` rows, the last filled up with zeros.

@@ -1,14 +1,16 @@
 """Recipes and runs of either medium: which assembly they belong to."""
 
 import argparse
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from raftdiff.cli import opening
 from raftdiff.cli.show import round_line
-from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
+from raftdiff.diffusion.wording import limits
 from raftdiff.embedded import resolve
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
@@ -42,7 +44,9 @@ def ranker_of(recipe: AnyRecipe, state: State | None) -> tuple[Ranker[Any], list
         if state:
             assembly.finetuner.load_state_dict(state)
         return assembly.ranker, list(assembly.parts.prompts)
-    return build_ranker(recipe, device=str(find_device(recipe.model.device))), build(recipe.prompts)
+    ranker, prompts = build_ranker(recipe, device=str(find_device(recipe.model.device))), build(recipe.prompts)
+    tell(limits("prompts", prompts, read_by(ranker)))
+    return ranker, prompts
 
 
 def read(name: str, overrides: list[str]) -> AnyRecipe:
@@ -120,10 +124,23 @@ def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple
     return run, recipe
 
 
+def tell(notes: Iterable[str]) -> None:
+    """Say what is worth knowing before work begins; each note once a process."""
+    for note in notes:
+        warnings.warn(note, stacklevel=1)
+
+
+def begin(assembly: AnyAssembly) -> None:
+    """Tell what of a run's prompts is not read as it stands there."""
+    if isinstance(assembly, Assembly):
+        tell(assembly.first_notes())
+
+
 def loop(run: Run, assembly: AnyAssembly) -> None:
     """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
     wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
     told = f"continuing with round {done}" if done else counted(wanted, "round")
+    begin(assembly)
     print(f"{run.path}: {told}, the last is round {wanted - 1}")
     print(f"trained: {assembly.finetuner.trainable.described()}")
     opening.follow(

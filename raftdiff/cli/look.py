@@ -57,6 +57,7 @@ def check(args: argparse.Namespace) -> None:
 
 def draw(args: argparse.Namespace) -> None:
     """The same prompts and seeds from the base and from a tuned model, as picture files with their scores."""
+    from raftdiff.cli.either import tell
     from raftdiff.diffusion.bench import Bench, Checkpoint, export
     from raftdiff.measures.pictures import is_flat
 
@@ -73,6 +74,7 @@ def draw(args: argparse.Namespace) -> None:
         "width": args.size,
     }
     settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
+    tell(bench.notes(0, args.prompts, settings))
     bars = Bars()
     sides = {
         side: bench.draw(checkpoint, args.prompts, settings, bars.stage(0, side))

@@ -5,6 +5,7 @@ import json
 import sys
 from dataclasses import asdict
 
+from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import load_recipe
@@ -20,6 +21,7 @@ def plan(args: argparse.Namespace) -> None:
     for sentence in ready(recipe, resolve):
         print(sentence, file=sys.stderr)
     assembly = assemble(recipe)
+    tell(assembly.first_notes())
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
     chosen = recipe.ranker.selector.count(prompts, recipe.loop.candidates)
     counts = probe.count(

@@ -10,6 +10,7 @@ from raftdiff import stages
 from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
+    begin,
     existing_run,
     open_run,
     parts_of,
@@ -34,6 +35,7 @@ def sample(args: argparse.Namespace) -> None:
     run, recipe = open_run(args)
     with run.locked(recipe):
         assembly, draft, bars = _taken_up(run, recipe)
+        begin(assembly)
         stages.sample(draft, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")

@@ -11,6 +11,7 @@ from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded.emoji.world import parse
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
@@ -20,7 +21,7 @@ from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Reward
+from raftdiff.types import Prompt, Reader, Reward
 
 
 @final
@@ -37,6 +38,24 @@ class Assembly:
     ranker: Ranker[Image]
     parts: Parts[Image]
     """What the loop takes."""
+
+    def notes(self, what: str, prompts: Sequence[Prompt], *, learnt: bool = False) -> list[str]:
+        """What of some prompts is not read, or not as other programs read it: see ``wording``. ``learnt`` says that
+        the model is tuned on them."""
+        encoder = self.model.prompts
+        readings = [
+            Reading("the sampler", encoder, lambda prompt: prompt.sampling),
+            Reading("the sampler, as negative prompt,", encoder, lambda prompt: prompt.negative),
+        ]
+        if learnt:
+            readings.append(Reading("the fine-tuner", encoder, lambda prompt: prompt.learning))
+        return [*limits(what, prompts, [*readings, *read_by(self.ranker)]), *signs(what, prompts)]
+
+    def first_notes(self) -> list[str]:
+        """``notes`` of the recipe's own prompts, for whoever begins with them."""
+        held_out = self.recipe.evaluation.prompts
+        known = build(held_out) if held_out.captions else []
+        return [*self.notes("prompts", self.parts.prompts, learnt=True), *self.notes("evaluation.prompts", known)]
 
     def strange(self, captions: Sequence[str]) -> list[str]:
         """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""
@@ -94,6 +113,15 @@ def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
     ]
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
     return Ranker(rewards, selector, PictureFigures(features(rewards)), blank=lambda sample: is_flat(sample.media))
+
+
+def read_by(ranker: Ranker[Image]) -> list[Reading]:
+    """The rewards that read captions up to a limit."""
+    return [
+        Reading(f"the reward '{reward.name}'", reward, lambda prompt: prompt.caption)
+        for reward, _ in ranker.rewards
+        if isinstance(reward, Reader)
+    ]
 
 
 def features(rewards: Sequence[tuple[Reward[Image], float]]) -> Features:

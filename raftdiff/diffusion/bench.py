@@ -167,6 +167,15 @@ class Bench:
                 samples = draw(sampler, prompts, per_prompt=settings.per_prompt, seed=settings.seed, report=report)
             return judged(assembly, samples)
 
+    def notes(self, run: int, captions: Sequence[str], settings: Settings) -> list[str]:
+        """What of these captions a run's model or rewards do not read, or not as other programs read it.
+
+        Raises:
+            UserError: as ``draw``.
+        """
+        with self._one_at_a_time:
+            return self._assembly(Checkpoint(run, None)).notes("these prompts", _asked(captions, settings))
+
     def _assembly(self, checkpoint: Checkpoint) -> Assembly:
         run = Run.open(self.runs[checkpoint.run].path)  # says so where the folder is gone by now
         if checkpoint.run not in self._assemblies:

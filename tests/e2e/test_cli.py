@@ -78,6 +78,20 @@ def test_train_finishes_the_rounds_and_says_what_next(finished: Path) -> None:
     assert {"reward_jpeg", "total", "selected", "seed", "source"} <= row.keys()
 
 
+def test_words_that_nobody_reads_are_told_before_a_run_begins(recipe: Path, tmp_path: Path) -> None:
+    long = " ".join(["red"] * 80)
+    words = [f"prompts.captions=[{long}, 'a <lora:x:1>']", "evaluation.prompts.captions=['a cat --ar 1:2']"]
+    with pytest.warns(UserWarning) as warned:  # noqa: PT030  (several warnings, each looked at below)
+        assert main(["sample", str(recipe), *words, "loop.candidates=1", "--out", str(tmp_path / "run")]) == 0
+    told = "\n".join(str(one.message) for one in warned)
+    assert f"the sampler reads {tiny.TOKENS} tokens, and 2 of 2 prompts are longer: of 'red red" in told
+    assert f"the fine-tuner reads {tiny.TOKENS} tokens, and 1 of 2 prompts is longer: of 'red red" in told
+    assert "the sampler reads NONE OF THE MAGIC WORDS of 1 of these" in told
+    assert "'<lora:x:1>', a model to load elsewhere, in 1 of 2 prompts" in told
+    assert "evaluation.prompts: what is a sign in other programs" in told
+    assert told.count("<lora") == 1
+
+
 def test_the_same_command_again_does_nothing_new(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = states(finished)
     status, out, _ = said(capsys, "train", finished)

@@ -8,6 +8,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from raftdiff.apps import page
 from raftdiff.cli.main import main
 from raftdiff.diffusion.bench import Bench, Checkpoint
 from raftdiff.diffusion.models import tiny
@@ -105,6 +106,30 @@ def test_what_cannot_be_drawn_is_a_sentence(finished: Path, captions: list[str],
     bench = Bench([Run(finished)])
     with pytest.raises(UserError, match=sentence):
         bench.draw(Checkpoint(0, None), captions, bench.settings)
+
+
+def test_what_is_not_read_of_a_free_prompt_is_told(finished: Path, tmp_path: Path) -> None:
+    long = f"{'red ' * 90}(cat:1.3)"
+    with pytest.warns(UserWarning) as told:  # noqa: PT030  (two warnings, each looked at below)
+        assert main(["draw", str(finished), long, "--count", "1", "--out", str(tmp_path / "drawn")]) == 0
+    bench = Bench([Run(finished)])
+    limit, sign = bench.notes(0, [long], bench.settings)
+    assert limit.startswith("these prompts: words beyond a reader's limit")
+    assert f"the sampler reads {tiny.TOKENS} tokens, and 1 of 1 prompt is longer: of 'red red" in limit
+    assert "'(cat:1.3)', a weight elsewhere" in sign
+    assert {limit, sign} <= {str(one.message) for one in told}
+    view = page.view(
+        "comparison",
+        cards=[{"caption": "", "pairs": []}],
+        left="<l>",
+        right="r",
+        means=[],
+        exact=(None, None),
+        pairs=0,
+        notes=[sign],
+    )
+    assert "(cat:1.3)" in view
+    assert bench.notes(0, ["a cat"], bench.settings) == []
 
 
 def test_a_run_without_a_round_cannot_be_compared(tmp_path: Path, finished: Path) -> None:

@@ -55,6 +55,10 @@ class PromptEncoder:
         embeddings: torch.Tensor = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
         return embeddings
 
+    def fits(self, text: str) -> bool:
+        """Whether all of a text is read."""
+        return self.limit is None or len(self.tokenizer(text, verbose=False).input_ids) <= self.limit
+
     def clear(self) -> None:
         """Forget everything; to be called when the text encoder has changed."""
         self._cache.clear()
