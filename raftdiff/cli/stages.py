@@ -80,7 +80,7 @@ def tune(args: argparse.Namespace) -> None:
         finished = stages.commit(draft, parts_of(assembly))
         bars.close()
         run.log("round", round=finished.index)
-        tracker = Tracker(recipe.logging.tracker, run, plain(recipe))
+        tracker = Tracker(recipe.logging, run, plain(recipe))
         tracker.log(finished)
         tracker.close()
     print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
