@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
+from raftdiff.scoring import demand_reward, numbers
 from raftdiff.types import Key, Media, Reward, Sample, Scores, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
@@ -26,6 +27,10 @@ class Ranker(Generic[Media]):
     """Further figures of a round's candidates, given which of them were selected."""
     blank: Callable[[Sample[Media]], bool] = lambda _: False
     """Whether a sample is none, such as a picture of one colour. It is NaN for every reward; none sees it."""
+
+    def __post_init__(self) -> None:
+        for reward, _ in self.rewards:
+            demand_reward(reward)
 
     def raw(self, samples: Sequence[Sample[Media]]) -> dict[str, Float[np.ndarray, " samples"]]:
         """Every reward's scores of a batch, checked.
@@ -109,28 +114,4 @@ def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.
     Raises:
         UserError: it says something else than one number a sample, or infinity.
     """
-    found: Any = reward.score(samples)
-    if not isinstance(found, torch.Tensor):
-        raise UserError(
-            f"The reward '{reward.name}' returned a {type(found).__name__}; "
-            f"expected a tensor of shape ({len(samples)},): one number a sample."
-        )
-    return one_a_sample(f"The reward '{reward.name}'", found.detach().cpu().numpy().astype(np.float64), len(samples))
-
-
-def one_a_sample(who: str, values: np.ndarray, count: int) -> Float[np.ndarray, " samples"]:
-    """``values``, if they are ``count`` numbers of which none is infinite.
-
-    Raises:
-        UserError: they are not; ``who`` begins the sentence.
-    """
-    if values.shape != (count,):
-        raise UserError(
-            f"{who} returned the shape {values.shape} for {count} samples; expected ({count},): one number a sample."
-        )
-    if np.isinf(values).any():
-        raise UserError(
-            f"{who} returned infinity for {int(np.isinf(values).sum())} of {count} samples; "
-            f"return NaN to discard a sample, else a finite number."
-        )
-    return values
+    return numbers(reward.score(samples), len(samples), f"The reward '{reward.name}'")

@@ -26,6 +26,7 @@ from pydantic import Field
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.registry import resolve_function
+from raftdiff.scoring import numbers
 from raftdiff.types import Sample
 
 Function = Callable[..., Any]
@@ -75,7 +76,9 @@ class CallableReward:
         except Exception as error:
             error.add_note(f"This was raised by the reward function '{self._function}'.")
             raise
-        return as_scores(returned, len(samples), self._function, kind=kind)
+        found = numbers(returned, len(samples), f"The reward function '{self._function}'", kind=kind)
+        with np.errstate(over="ignore"):  # infinity, which the ranker refuses
+            return torch.from_numpy(found.astype(np.float32))
 
 
 def load_function(target: str) -> Function:
@@ -87,56 +90,18 @@ def load_function(target: str) -> Function:
     return resolve_function(target, "the reward 'callable'", noun="reward function")
 
 
-def as_scores(returned: Any, count: int, function: str, *, kind: str = "picture") -> Float32[torch.Tensor, " samples"]:
-    """What a reward function returned, as float32 on the CPU; ``kind`` says in errors what it was given.
-
-    Raises:
-        UserError: not ``count`` numbers in one dimension, or an infinite one.
-    """
-    expected = f"It should return {count} numbers, one for each {kind}: a list, tensor or array of shape ({count},)."
-    try:
-        tensor = returned if isinstance(returned, torch.Tensor) else torch.from_numpy(_array(returned))
-    except (TypeError, ValueError):
-        tensor = None
-    if tensor is None or tensor.is_complex() or tuple(tensor.shape) != (count,):
-        raise UserError(f"The reward function '{function}' returned {_describe(returned)}. {expected}")
-    scores = tensor.detach().to("cpu", torch.float32)
-    if torch.isinf(scores).any():
-        where = int(torch.isinf(scores).nonzero()[0, 0])
-        raise UserError(
-            f"The reward function '{function}' returned {float(scores[where])} for {kind} {where}. Scores are finite; "
-            f"NaN discards a {kind}."
-        )
-    return scores.clone()
-
-
 def _copy(media: Any) -> Any:
     return media.copy() if isinstance(media, Image.Image) else media
 
 
-def _array(returned: Any) -> np.ndarray:
-    """Numbers as float64; text, None and ragged lists raise."""
-    if isinstance(returned, str | bytes | dict | set) or returned is None:
-        raise TypeError
-    if isinstance(returned, Sequence):  # a list of one-number tensors is a list of numbers
-        returned = [value.item() if hasattr(value, "item") and np.ndim(value) == 0 else value for value in returned]
-    array = np.asarray(returned)
-    if array.dtype.kind not in "bfiu":
-        raise TypeError
-    return array.astype(np.float64)
-
-
-def _describe(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)} and type {value.dtype}"
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
-        kinds = sorted({type(item).__name__ for item in value})
-        return f"a {type(value).__name__} of {len(value)} items" + (f" ({', '.join(kinds[:3])})" if kinds else "")
-    return "None" if value is None else f"a {type(value).__name__}"
-
-
 def _check_signature(call: Function, function: str, options: dict[str, Any]) -> None:
+    if inspect.isclass(call):
+        raise UserError(
+            f"The reward function '{function}' is a class, which makes objects and no scores. Name a function of "
+            "pictures or texts and prompts, such as one that calls a method of an object of it."
+        )
+    if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
+        raise UserError(f"The reward function '{function}' is async; write it with 'def' alone.")
     try:
         signature = inspect.signature(call)
     except (TypeError, ValueError):  # some builtins have none
@@ -147,5 +112,10 @@ def _check_signature(call: Function, function: str, options: dict[str, Any]) -> 
         given = "".join(f", {key}={value!r}" for key, value in options.items())
         raise UserError(
             f"The reward function '{function}' has the signature {signature} and cannot be called as "
-            f"(images or texts, prompts{given}): {error}."
+            f"(images or texts, prompts{given}): {error}.{_made(signature)}"
         ) from None
+
+
+def _made(signature: inspect.Signature) -> str:
+    needed = [it for it in signature.parameters.values() if it.default is it.empty]
+    return "" if needed else " If it makes a reward, name what it makes, such as 'score = make()' in the module."

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,10 @@ from raftdiff.recipes.config import Config
 from raftdiff.recipes.config import options as configured
 from raftdiff.types import Sample
 
+PICTURES = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+SHOWN = 64
+"""A reward is tried on so many pictures of a folder."""
+
 
 def check_reward(args: argparse.Namespace) -> int:
     """Try a reward on pictures or answers, and print what it keeps and what it breaks."""
@@ -21,14 +26,17 @@ def check_reward(args: argparse.Namespace) -> int:
 
     options = {"type": args.reward}
     if ":" in args.reward:
-        options = {"type": "callable", "function": args.reward}
+        options = {"type": "callable", "function": args.reward, "name": args.reward}
     on_pictures, on_texts = (registry.sources(group) for group in ("rewards", "text_rewards"))
     texts = args.text or (options["type"] not in on_pictures and options["type"] in on_texts)
     kind = registry.load(_group(texts), options["type"])
     config = configured(kind, options, args.overrides, f"the reward '{args.reward}'")
     reward = config.build(device="cpu", resolve=resolve)  # type: ignore[attr-defined]
+    pictures = _pictures(args.pictures)
     samples: list[Sample[Any]] = (
-        [*testing.answer_samples()] if texts else [*testing.reward_samples(_pictures(args.pictures))]
+        [*testing.answer_samples()]
+        if texts
+        else [*testing.reward_samples([*pictures.values()], names=[*pictures] or None)]
     )
     result = testing.check_reward(reward, samples)
     print(result)
@@ -69,10 +77,20 @@ def _group(texts: bool) -> registry.Group:
     return "text_rewards" if texts else "rewards"
 
 
-def _pictures(folder: Path | None) -> list[Image.Image]:
-    if folder is None:
-        return []
-    found = sorted(path for path in folder.glob("*") if path.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp"))
+def _pictures(place: Path | None) -> dict[str, Image.Image]:
+    """The first pictures of a folder, or the one of a file, by name; it is said what was left out."""
+    from raftdiff.measures.pictures import opened
+    from raftdiff.reports.words import counted
+
+    if place is None:
+        return {}
+    files = [place] if place.is_file() else sorted(path for path in place.glob("[!.]*") if path.is_file())
+    found = [path for path in files if path.suffix.lower() in PICTURES]
     if not found:
-        raise UserError(f"{folder}: there is no .png, .jpg or .webp picture in this folder.")
-    return [Image.open(path).convert("RGB") for path in found[:64]]
+        raise UserError(f"{place}: there is no picture here. Known: {', '.join(PICTURES)}.")
+    if others := sorted({path.suffix.lower() or path.name for path in files if path not in found}):
+        told = ", ".join(others[:5]) + (" ..." if len(others) > 5 else "")
+        print(f"left out: {counted(len(files) - len(found), 'file')} of other kinds ({told})", file=sys.stderr)
+    if len(found) > SHOWN:
+        print(f"left out: all but the first {SHOWN} of {len(found)} pictures", file=sys.stderr)
+    return {path.name: opened(path) for path in found[:SHOWN]}

@@ -16,7 +16,8 @@ from jaxtyping import Float
 
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
-from raftdiff.ranking import Features, one_a_sample, scores
+from raftdiff.ranking import Features, scores
+from raftdiff.scoring import numbers
 from raftdiff.seeds import fold
 from raftdiff.types import Media, Prompt, Report, Reward, Sample, Sampler, silent
 
@@ -235,7 +236,7 @@ def _verdicts(judge: Judge, samples: Sequence[Sample[Any]]) -> dict[str, np.ndar
     return {
         name: _some_valid(
             f"The judge's '{name}'",
-            one_a_sample(f"The judge's '{name}'", np.asarray(right).astype(np.float64), len(samples)),
+            numbers(right, len(samples), f"The judge's '{name}'"),
         )
         for name, right in found.items()
     }

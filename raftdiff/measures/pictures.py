@@ -1,21 +1,63 @@
-"""What a picture itself says, without a model: its colours, and features by which alike pictures are close."""
+"""Pictures, without a model: opened from files; their colours, and features by which alike pictures are close."""
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float
-from PIL import Image
+from PIL import Image, ImageOps
+
+from raftdiff.errors import UserError
 
 PAPER = (255, 255, 255)
 
 
+def whole(path: Path) -> Image.Image:
+    """The picture in a file, all of it, as the file has it.
+
+    Raises:
+        OSError: nothing whole is there; its text says in what way.
+    """
+    try:
+        with Image.open(path) as picture:
+            picture.load()
+            return picture
+    except OSError:
+        raise
+    except Exception as error:  # a decoder may raise anything over a damaged file
+        raise OSError(str(error)) from error
+
+
+def opened(path: Path) -> Image.Image:
+    """The picture in somebody's file as it is looked at: upright, as its EXIF mark says, and ``on_paper``.
+
+    Raises:
+        UserError: the file is no whole picture.
+    """
+    try:
+        return on_paper(ImageOps.exif_transpose(whole(path)))
+    except (OSError, ValueError) as error:
+        said = str(error).replace(f" {str(path)!r}", "")
+        raise UserError(f"{path}: this is no whole picture ({said}). Take it away, or fetch it again.") from None
+
+
 def on_paper(image: Image.Image) -> Image.Image:
-    """As RGB, transparent parts over white."""
+    """As RGB, transparent parts over white. Grey of 16 bits is scaled to 8, that of floats from 0..1, or from 0..255
+    where any lies above 1."""
+    if image.mode.startswith(("I", "F")):
+        image = _grey(image)
     if "A" not in image.getbands() and "transparency" not in image.info:
         return image.convert("RGB")
     layer = image.convert("RGBA")
     sheet = Image.new("RGBA", layer.size, (*PAPER, 255))
     return Image.alpha_composite(sheet, layer).convert("RGB")
+
+
+def _grey(image: Image.Image) -> Image.Image:
+    """8 bits of grey of 16, of 32 that hold 16, and of floats; ``convert`` would make white of nearly all of them."""
+    values = np.nan_to_num(np.asarray(image, dtype=np.float64))
+    largest = 65535.0 if image.mode != "F" else 1.0 if values.max(initial=0.0) <= 1 else 255.0
+    return Image.fromarray((values / largest * 255).clip(0, 255).round().astype(np.uint8))
 
 
 def is_flat(image: Image.Image) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 from PIL import Image
 
 from raftdiff.errors import UserError
+from raftdiff.measures.pictures import whole
 from raftdiff.records.disk import fresh, read_json_lines, write_text
 from raftdiff.types import Sample
 
@@ -44,9 +45,7 @@ def opened(folder: Path, row: Mapping[str, Any]) -> Any:
         return row["text"]
     path = folder / row["file_name"]
     try:
-        with Image.open(path) as picture:
-            picture.load()
-            return picture
+        return whole(path)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -61,8 +60,7 @@ def is_whole(folder: Path, row: Mapping[str, Any]) -> bool:
     if "text" in row:
         return True
     try:
-        with Image.open(folder / row["file_name"]) as picture:
-            picture.load()
+        whole(folder / row["file_name"])
     except OSError:
         return False
     return True

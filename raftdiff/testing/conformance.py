@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
+from raftdiff.scoring import demand_reward, numbers
 from raftdiff.seeds import fold
 from raftdiff.types import (
     FineTuner,
@@ -27,6 +28,9 @@ from raftdiff.types import (
     State,
     silent,
 )
+
+SHOWN = 60
+"""So much of a text stands beside its score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,8 @@ class Check:
 class CheckReport:
     subject: str
     checks: tuple[Check, ...]
+    scores: tuple[tuple[str, float], ...] = ()
+    """Of a reward: what it scored, and how."""
 
     @property
     def passed(self) -> bool:
@@ -63,7 +69,12 @@ class CheckReport:
     def __str__(self) -> str:
         marks = {(True, False): "ok  ", (True, True): "ok  ", (False, False): "FAIL", (False, True): "note"}
         rows = [f"{marks[check.passed, check.advice]}  {check.name}: {check.sentence}" for check in self.checks]
-        return "\n".join([self.subject, *rows])
+        return "\n".join([self.subject, *map(_line, self.scores), *rows])
+
+
+def _line(scored: tuple[str, float]) -> str:
+    told = " ".join(scored[0].split())
+    return f"  {scored[1]:>10.4g}  {told if len(told) <= SHOWN else told[: SHOWN - 3] + '...'}"
 
 
 def check_reward(
@@ -78,13 +89,17 @@ def check_reward(
     subject = f"The reward {getattr(reward, 'name', None) or type(reward).__name__!r}"
     before = [_frozen(sample) for sample in samples]
     try:
-        together = reward.score(samples)
+        demand_reward(reward)
+        returned: Any = reward.score(samples)
+    except UserError as error:
+        return CheckReport(subject, (Check("runs", False, str(error)),))
     except Exception as error:  # whatever a plug-in raises is a finding
         sentence = f"score() raised {type(error).__name__}: {error}"
         return CheckReport(subject, (Check("runs", False, sentence),))
-    checks = [*_form(reward, together, len(samples)), _unchanged(before, samples)]
-    if not all(check.passed for check in checks):
-        return CheckReport(subject, tuple(checks))
+    form, together = _form(reward, returned, len(samples))
+    checks = [*form, _unchanged(before, samples)]
+    if together is None or not all(check.passed or check.advice for check in checks):
+        return CheckReport(subject, tuple(checks), _shown(samples, together))
     near = _near(together, tolerance)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
     try:
@@ -93,46 +108,58 @@ def check_reward(
         permuted = _batch(reward, [samples[place] for place in order])
     except Exception as error:  # likewise
         sentence = f"score() of another batch of the same samples failed: {error}; keep the batch axis, and no state."
-        return CheckReport(subject, (*checks, Check("batch-invariant", False, sentence)))
+        found = (*checks, Check("batch-invariant", False, sentence))
+        return CheckReport(subject, found, _shown(samples, together))
     text = direction or " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+    alone = near(singly) and _near(together[order], tolerance)(permuted)
+    several = len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1
     checks += [
-        Check(
+        _check(
             "deterministic",
             near(again),
+            "the same samples got the same scores again.",
             "score() should give the same samples the same scores; fix its seed, or set the model to eval().",
         ),
-        Check(
+        _check(
             "batch-invariant",
-            near(singly) and _near(together[order], tolerance)(permuted),
+            alone,
+            "each sample got the same score alone and in another order.",
             "score() should give a sample the score it would have alone and in any order; do not normalise over the "
             "batch, and set the model to eval().",
         ),
-        Check(
+        _check(
             "varied",
-            len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1,
+            several,
+            "the samples are told apart.",
             "score() should tell the samples apart: a constant reward selects at random.",
             advice=True,
         ),
-        Check(
+        _check(
             "direction",
             "higher" in text.lower(),
+            "the docstring says what higher scores mean.",
             "the docstring should say what higher scores mean, with unit and range; higher is better, so negate a "
             "distance.",
             advice=True,
         ),
     ]
-    return CheckReport(subject, tuple(checks))
+    return CheckReport(subject, tuple(checks), _shown(samples, together))
+
+
+def _shown(samples: Sequence[Sample[Any]], scores: torch.Tensor | None) -> tuple[tuple[str, float], ...]:
+    """What each sample got, by its media where that is a text, else by its prompt."""
+    if scores is None:
+        return ()
+    told = [it.media if isinstance(it.media, str) else f"{it.prompt.id}: {it.prompt.caption}" for it in samples]
+    return tuple(zip(told, scores.tolist(), strict=True))
 
 
 def _batch(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> torch.Tensor:
     """
     Raises:
-        ValueError: something else than one number a sample comes back.
+        UserError: something else than one number a sample comes back.
     """
-    found: Any = reward.score(samples)
-    if tuple(found.shape) != (len(samples),):
-        raise ValueError(f"{len(samples)} of them gave the shape {tuple(found.shape)}")
-    return torch.as_tensor(found)
+    return torch.from_numpy(numbers(reward.score(samples), len(samples), f"score() of {len(samples)}"))
 
 
 def check_sampler(
@@ -261,25 +288,46 @@ def check_finetuner(
     return CheckReport(f"The fine-tuner {type(first).__name__!r}", checks)
 
 
-def _form(reward: Reward[Any], scores: Any, count: int) -> list[Check]:
+def _form(reward: Reward[Any], returned: Any, count: int) -> tuple[list[Check], torch.Tensor | None]:
+    """What is said of the form of the scores, and the scores themselves, where they are some."""
     name = getattr(reward, "name", None)
-    shape = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
-    dtype = getattr(scores, "dtype", None)
-    checks = [
-        Check("name", isinstance(name, str) and bool(name), "name should be the text that heads its column."),
-        Check("shape", shape == (count,), f"score() should return a tensor of shape ({count},); it returned {shape}."),
-        Check("dtype", dtype == torch.float32, f"score() should return torch.float32; it returned {dtype}."),
+    checks = [Check("name", isinstance(name, str) and bool(name), f"the column of its scores is headed {name!r}.")]
+    try:
+        scores = torch.from_numpy(numbers(returned, count, "score()"))
+    except UserError as error:
+        return [*checks, Check("numbers", False, str(error))], None
+    plain = isinstance(returned, torch.Tensor) and (tuple(returned.shape), returned.dtype) == ((count,), torch.float32)
+    usual = f"a float32 tensor of shape ({count},)"
+    checks += [
+        Check("numbers", True, f"score() returned one number for each of {count} samples."),
+        _check(
+            "dtype",
+            plain,
+            f"score() returned {usual}.",
+            f"what score() returned will do; rewards usually return {usual}.",
+            advice=True,
+        ),
+        _check(
+            "finite",
+            not bool(scores.isnan().all()),
+            f"no score is infinite, and {int(scores.isnan().sum())} of {count} are NaN (discard).",
+            "score() should be finite, or NaN to discard a sample, and not NaN for all of them.",
+        ),
     ]
-    if checks[1].passed and checks[2].passed:
-        usable = not bool(scores.isinf().any()) and not bool(scores.isnan().all())
-        sentence = "score() should be finite, or NaN to discard a sample, and not NaN for all of them."
-        checks.append(Check("finite", usable, sentence))
-    return checks
+    return checks, scores
 
 
 def _unchanged(before: Sequence[Any], samples: Sequence[Sample[Any]]) -> Check:
-    same = list(before) == [_frozen(sample) for sample in samples]
-    return Check("pure", same, "score() should leave the samples as they were; draw on a copy, media.copy().")
+    return _check(
+        "pure",
+        list(before) == [_frozen(sample) for sample in samples],
+        "score() left the samples as they were.",
+        "score() should leave the samples as they were; draw on a copy, media.copy().",
+    )
+
+
+def _check(name: str, passed: bool, found: str, wanted: str, *, advice: bool = False) -> Check:
+    return Check(name, passed, found if passed else wanted, advice)
 
 
 def _near(wanted: torch.Tensor, tolerance: float) -> Callable[[Any], bool]:

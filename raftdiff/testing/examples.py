@@ -23,13 +23,18 @@ ANSWERS = (
 
 
 def reward_samples(
-    pictures: Sequence[Image.Image] = (), *, count: int = 8, side: int = 64
+    pictures: Sequence[Image.Image] = (),
+    *,
+    names: Sequence[str] | None = None,
+    count: int = 8,
+    side: int = 64,
 ) -> list[Sample[Image.Image]]:
-    """What to try a reward on: the given pictures, captioned "a picture", or ``count`` coloured shapes, every other one
-    over noise."""
+    """What to try a reward on: the given pictures, captioned "a picture", by their ``names`` if there are some; or
+    ``count`` coloured shapes, every other one over noise."""
     if not pictures:
         return [_example(index, side) for index in range(count)]
-    prompts = [Prompt(f"picture-{n}", "a picture", "a picture", "a picture") for n in range(len(pictures))]
+    called = names or [f"picture-{n}" for n in range(len(pictures))]
+    prompts = [Prompt(name, "a picture", "a picture", "a picture") for name in called]
     return [
         Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)
         for prompt, picture in zip(prompts, pictures, strict=True)

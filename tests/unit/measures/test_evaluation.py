@@ -167,7 +167,7 @@ NAN = float("nan")
 @pytest.mark.parametrize(
     ("scores", "message"),
     [
-        (torch.zeros(6, 1), r"The reward 'fixed' returned the shape \(6, 1\) for 6 samples; expected \(6,\)"),
+        (torch.zeros(6, 2), r"The reward 'fixed' returned Tensor of shape \(6, 2\) .* Of several columns return one"),
         (torch.tensor([0, 0, 0, 0, 0, torch.inf]), "The reward 'fixed' returned infinity for 1 of 6 samples"),
         (torch.full((6,), NAN), "The reward 'fixed' is NaN .* for all 6 samples"),
     ],
@@ -202,7 +202,7 @@ def test_bad_features(features, message):
 
 
 def test_bad_judge():
-    with pytest.raises(UserError, match="The judge's 'object' returned the shape"):
+    with pytest.raises(UserError, match="The judge's 'object' returned ndarray of shape"):
         evaluate(PROMPTS, BEFORE, AFTER, rewards=[], judge=lambda media, captions: {"object": np.array([True])})
 
 

@@ -1,9 +1,14 @@
 """What a picture itself says."""
 
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 import pytest
 from PIL import Image
 
-from raftdiff.measures.pictures import is_flat
+from raftdiff.errors import UserError
+from raftdiff.measures.pictures import is_flat, on_paper, opened
 
 
 def dotted(mode: str, colour: object, dot: object) -> Image.Image:
@@ -21,3 +26,58 @@ def test_a_picture_of_one_colour_is_flat(mode: str, colour: object) -> None:
 def test_what_is_hidden_does_not_count() -> None:
     assert is_flat(dotted("RGBA", (255, 0, 0, 0), (0, 255, 0, 0)))
     assert not is_flat(dotted("RGBA", (255, 0, 0, 0), (0, 255, 0, 255)))
+
+
+def saved(path: Path, picture: Image.Image, **how: Any) -> Image.Image:
+    """The picture, through a file."""
+    picture.save(path, **how)
+    found = opened(path)
+    assert found.mode == "RGB"
+    return found
+
+
+def test_a_photo_stands_as_its_mark_says(tmp_path: Path) -> None:
+    lying = Image.new("RGB", (64, 32), "white")
+    lying.paste((255, 0, 0), (0, 0, 8, 32))
+    mark = Image.Exif()
+    mark[274] = 6  # to be turned by a quarter, clockwise: its left is the top
+    found = saved(tmp_path / "a.png", lying, exif=mark)
+    assert found.size == (32, 64)
+    assert found.getpixel((16, 0)) == (255, 0, 0)
+
+
+def test_what_is_clear_is_white(tmp_path: Path) -> None:
+    assert saved(tmp_path / "a.png", Image.new("RGBA", (4, 4), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    assert saved(tmp_path / "b.png", Image.new("LA", (4, 4), (0, 0))).getpixel((0, 0)) == (255, 255, 255)
+    palette = Image.new("P", (4, 4), 0)
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.putpixel((1, 1), 1)
+    found = saved(tmp_path / "c.png", palette, transparency=0)
+    assert (found.getpixel((0, 0)), found.getpixel((1, 1))) == ((255, 255, 255), (40, 50, 60))
+
+
+def test_grey_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
+    ramp = np.linspace(0, 65535, 4096).reshape(64, 64)
+    for name in ("a.png", "a.tif"):
+        values = np.asarray(saved(tmp_path / name, Image.fromarray(ramp.astype(np.uint16))))
+        np.testing.assert_allclose(values[..., 0], ramp / 257, atol=0.51)
+    for held in (ramp.astype(np.int32), (ramp / 65535).astype(np.float32), (ramp / 257).astype(np.float32)):
+        values = np.asarray(on_paper(Image.fromarray(held)))
+        np.testing.assert_allclose(values[..., 2], ramp / 257, atol=0.51)
+
+
+def test_the_colours_of_print_are_those_of_the_screen(tmp_path: Path) -> None:
+    found = saved(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=95)
+    assert np.allclose(found.getpixel((4, 4)), (255, 0, 0), atol=4)
+
+
+@pytest.mark.parametrize("kind", ["half", "page", "empty", "flipped"])
+def test_what_is_no_whole_picture_is_named(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    path = tmp_path / "a.png"
+    Image.fromarray(noise).save(path)
+    held = path.read_bytes()
+    flipped = held[:60] + bytes(255 - byte for byte in held[60:70]) + held[70:]
+    path.write_bytes({"half": held[:3000], "page": b"<html>", "empty": b"", "flipped": flipped}[kind])
+    with pytest.raises(UserError, match="a.png: this is no whole picture"):
+        opened(path)

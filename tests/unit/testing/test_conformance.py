@@ -55,7 +55,8 @@ def failed(report: Any) -> set[str]:
 def test_a_reward_that_drops_the_batch_axis_of_a_single_sample_is_a_finding() -> None:
     report = check_reward(Scored(lambda samples: brightness(samples).squeeze()), reward_samples())
     assert failed(report) == {"batch-invariant"}
-    assert "1 of them gave the shape (); keep the batch axis" in str(report)
+    assert "score() of 1 returned Tensor of shape ()" in str(report)
+    assert "keep the batch axis" in str(report)
 
 
 def test_a_reward_that_raises_on_a_single_sample_is_a_finding() -> None:
@@ -73,7 +74,23 @@ def test_a_good_reward_passes() -> None:
     report = check_reward(Scored(brightness), reward_samples())
     assert failed(report) == set(), str(report)
     report.demand()
-    assert str(report).startswith("The reward 'mine'\nok    name: ")
+    lines = str(report).splitlines()
+    first = float(np.asarray(reward_samples()[0].media).mean())
+    assert lines[:2] == ["The reward 'mine'", f"  {first:>10.4g}  example-0: a red circle"]
+    assert lines[9:11] == [
+        "ok    name: the column of its scores is headed 'mine'.",
+        "ok    numbers: score() returned one number for each of 8 samples.",
+    ]
+
+
+@pytest.mark.parametrize(
+    "call", [lambda s: brightness(s)[:, None], lambda s: brightness(s).tolist(), lambda s: brightness(s).double()]
+)
+def test_what_the_loop_takes_passes_with_a_word_on_what_is_usual(call: Callable[[Samples], Any]) -> None:
+    report = check_reward(Scored(call), reward_samples())
+    assert failed(report) == {"dtype"}
+    assert report.passed
+    assert "rewards usually return a float32 tensor of shape (8,)" in str(report)
 
 
 def vandal(samples: Samples) -> torch.Tensor:
@@ -102,10 +119,9 @@ class Drifting:
 @pytest.mark.parametrize(
     ("call", "name", "sentence"),
     [
-        (lambda s: brightness(s)[:, None], "shape", r"return a tensor of shape \(8,\); it returned \(8, 1\)"),
-        (lambda s: brightness(s).tolist(), "shape", "it returned list"),
-        (lambda s: brightness(s).double(), "dtype", r"return torch\.float32; it returned torch\.float64"),
-        (lambda s: brightness(s) / 0, "finite", "finite, or NaN to discard a sample, and not NaN for all"),
+        (lambda s: brightness(s)[1:], "numbers", r"score\(\) returned Tensor of shape \(7,\)"),
+        (lambda s: (brightness(s), {}), "numbers", "That is a pair: return its first part"),
+        (lambda s: brightness(s) / 0, "numbers", "infinity for 8 of 8 samples, inf for number 0"),
         (lambda s: brightness(s) * float("nan"), "finite", "not NaN for all of them"),
         (lambda s: brightness(s) - brightness(s).mean(), "batch-invariant", "do not normalise over the batch"),
         (lambda s: brightness(s) + torch.arange(len(s)), "batch-invariant", "alone and in any order"),

@@ -1,0 +1,117 @@
+"""What a reward returned, as one number a sample; or a sentence that says what to change in the reward."""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float
+
+from raftdiff.errors import UserError
+
+SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
+    (lambda it: it is None, "Does it end in 'return', whatever it is given? "),
+    (inspect.isawaitable, "It is async: write it with 'def' alone. "),
+    (lambda it: inspect.isgenerator(it) or inspect.isasyncgen(it), "It yields: return a list of the scores. "),
+    (lambda it: isinstance(it, Mapping), "Return the scores alone, without names. "),
+    (callable, "It makes a reward and is none: name what it makes, such as 'score = make()' in the module. "),
+)
+
+
+def numbers(returned: Any, count: int, who: str, *, kind: str = "sample") -> Float[np.ndarray, " samples"]:
+    """``count`` numbers as float64, from a list, tensor or array of them, of whatever precision, in one dimension or as
+    one column. NaN is kept: it discards a sample.
+
+    Raises:
+        UserError: it is something else, or a number is infinite. ``who`` begins the sentence, ``kind`` says in it what
+            is scored.
+    """
+    try:
+        values = _array(returned)
+    except (TypeError, ValueError, OverflowError):
+        values = None
+    if values is not None and values.shape == (count, 1):
+        values = values[:, 0]
+    if values is None or values.shape != (count,):
+        if inspect.iscoroutine(returned):
+            returned.close()  # of one that is left alone Python says that it was never awaited
+        raise UserError(
+            f"{who} returned {_described(returned)}. {_advice(returned, count, kind)}It should return "
+            f"{count} {'number' if count == 1 else 'numbers'}, one for each {kind}: a list, tensor or array of shape "
+            f"({count},)."
+        )
+    if (infinite := np.flatnonzero(np.isinf(values))).size:
+        raise UserError(
+            f"{who} returned infinity for {infinite.size} of {count} {kind}s, {values[infinite[0]]} for number "
+            f"{infinite[0]}. Scores are finite; NaN discards a {kind}."
+        )
+    return values
+
+
+def demand_reward(reward: Any) -> None:
+    """
+    Raises:
+        UserError: it has no name, or nothing that scores; a class in place of an object of it is told apart.
+    """
+    if isinstance(reward, type):
+        raise UserError(f"The reward {reward.__name__} is a class; give an object of it: {reward.__name__}(...).")
+    if not isinstance(getattr(reward, "name", None), str) or not callable(getattr(reward, "score", None)):
+        what = "None" if reward is None else f"a {type(reward).__name__}"
+        raise UserError(
+            f"A reward should have a name, which is a text, and score(samples), but {what} was given or built. "
+            "Does build() return the reward?"
+        )
+
+
+def _array(returned: Any) -> np.ndarray:
+    """Numbers as float64; texts, None, dates, complex numbers and ragged lists raise."""
+    if isinstance(returned, str | bytes | Mapping | set) or returned is None:
+        raise TypeError
+    if isinstance(returned, Sequence):  # a list of one-number tensors is a list of numbers
+        returned = [_own(value) for value in returned]
+    array = np.asarray(_own(returned))
+    if array.dtype == object and not any(isinstance(value, str | bytes) for value in array.flat):
+        array = np.array([float(value) for value in array.flat]).reshape(array.shape)  # None raises
+    if array.dtype.kind not in "bfiu":
+        raise TypeError
+    return array.astype(np.float64)
+
+
+def _own(value: Any) -> Any:
+    """A tensor, wherever it is and whether or not it wants a gradient, as an array; all else as it is."""
+    if not isinstance(value, torch.Tensor):
+        return value
+    return value.detach().cpu().numpy() if value.is_complex() else value.detach().to("cpu", torch.float64).numpy()
+
+
+def _described(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"{type(value).__name__} of shape {tuple(shape)} and type {value.dtype}"
+    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+        kinds = sorted({type(item).__name__ for item in value})
+        return f"a {type(value).__name__} of {len(value)} items" + (f" ({', '.join(kinds[:3])})" if kinds else "")
+    return "None" if value is None else f"a {type(value).__name__}"
+
+
+def _advice(returned: Any, count: int, kind: str) -> str:
+    """What the usual slips want; '' for what is not one of them."""
+    for is_one, advice in SLIPS:
+        if is_one(returned):
+            return advice
+    if isinstance(returned, Sequence) and not isinstance(returned, str):
+        if len(returned) == 2 and not isinstance(returned[0], str) and _length(returned[0]) == count:
+            return "That is a pair: return its first part, the scores, alone. "
+        if any(value is None for value in returned):
+            return f"Return float('nan') instead of None, to discard a {kind}. "
+    if len(shape := tuple(getattr(returned, "shape", ()))) == 2 and shape[0] == count:
+        return "Of several columns return one, such as scores[:, 0]. "
+    return ""
+
+
+def _length(value: Any) -> int | None:
+    try:
+        return len(value)
+    except TypeError:
+        return None
