@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from pydantic import Field
 
-from raftdiff.chat.dialogue import messages
 from raftdiff.errors import Need, UserError
+from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
@@ -21,17 +22,6 @@ WHERE = (
     "It can be a folder in transformers' format or a hub id, such as HuggingFaceTB/SmolLM2-135M from huggingface.co."
 )
 """What a model may be, and where to get one."""
-ALPACA = (
-    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
-    "### Instruction:\n{prompt}\n\n### Response:"
-)
-"""The prompt of Stanford Alpaca, for an instruction without an input."""
-ALPACA_WITH_INPUT = (
-    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
-    "response that appropriately completes the request.\n\n"
-    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
-)
-"""And for one with an input."""
 
 
 class LMConfig(Config):
@@ -72,14 +62,19 @@ class LM:
     template: str
     max_prompt_tokens: int = 512
 
-    @property
-    def eos(self) -> tuple[int, ...]:
-        """The ids that end an answer."""
+    @cached_property
+    def turns(self) -> Turns:
+        """Where its texts begin, and where turns and texts end."""
         found: list[int] = []
         writes = getattr(self.model, "generation_config", None)  # an encoder has none
         for ids in (self.tokenizer.eos_token_id, getattr(writes, "eos_token_id", None)):
             found += [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
-        return tuple(dict.fromkeys(found))
+        return Turns(self.name, self.tokenizer, self.template, tuple(found), encoder=writes is None)
+
+    @property
+    def eos(self) -> tuple[int, ...]:
+        """The ids that end an answer; the first is the one that answers are taught with."""
+        return self.turns.ends
 
     @property
     def pad(self) -> int:
@@ -101,10 +96,7 @@ class LM:
         Raises:
             UserError: they are none, or more than ``max_prompt_tokens``, or the chat template takes no such turns.
         """
-        if self.template == "chat":
-            ids = self._ids(self._chat(prompt, text), special=False)
-        else:
-            ids = self._ids(self._plain(prompt, text), special=True)
+        ids = self._known(self.turns.prompt(prompt, text))
         if not ids:
             raise UserError(f"The prompt '{prompt.id}' is empty, and the model needs a token to go on from.")
         if len(ids) > self.max_prompt_tokens:
@@ -114,40 +106,18 @@ class LM:
             )
         return ids
 
-    def answer_ids(self, text: str) -> list[int]:
-        """The tokens of an answer that somebody else wrote, its end included."""
-        return [*self._ids(text, special=False), self.eos[0]]
+    def answer_ids(self, text: str, *, ended: bool = True) -> list[int]:
+        """The tokens of an answer that somebody else wrote, its end included unless it was cut short."""
+        return self._known(self.turns.answer(text, ended=ended))
 
     def text(self, ids: Sequence[int]) -> str:
         """The answer that tokens spell, without special tokens."""
-        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False))
+        bare = self.turns.without_end(ids)
+        return str(self.tokenizer.decode(bare, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def _ids(self, text: str, *, special: bool) -> list[int]:
-        ids = list(self.tokenizer(text, add_special_tokens=special)["input_ids"])
+    def _known(self, ids: list[int]) -> list[int]:
         within(f"A text for '{self.name}'", self.tokenizer, ids, table_rows(self.model))
         return ids
-
-    def _chat(self, prompt: Prompt, text: str) -> str:
-        from jinja2 import TemplateError
-
-        turns = messages(prompt, text)
-        try:
-            written = self.tokenizer.apply_chat_template(turns, add_generation_prompt=True, tokenize=False)
-        except TemplateError as error:  # such as that of a model that knows no system text
-            raise UserError(
-                f"The prompt '{prompt.id}': the chat template of '{self.name}' refuses it ({error}); change its system "
-                "text or its history, or set model.template."
-            ) from None
-        return str(written)
-
-    def _plain(self, prompt: Prompt, text: str) -> str:
-        turns = messages(prompt, text)
-        told = text if len(turns) == 1 else "\n\n".join(turn["content"] for turn in turns)
-        given = str(prompt.meta.get("input") or "")
-        if self.template == ALPACA and given.strip() and told.endswith(f"\n\n{given}"):
-            asked = told.removesuffix(f"\n\n{given}")
-            return ALPACA_WITH_INPUT.format(instruction=asked, input=given)
-        return told if self.template == "plain" else self.template.replace("{prompt}", told)
 
 
 def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:

@@ -11,7 +11,8 @@ from safetensors.torch import load_file, save_file
 
 from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
-from raftdiff.llm.model.loading import ALPACA, LMConfig, load
+from raftdiff.llm.model.loading import LMConfig, load
+from raftdiff.llm.model.turns import ALPACA
 from raftdiff.llm.sampling.generation import DecodingConfig, generate
 from raftdiff.types import Prompt
 
@@ -26,7 +27,7 @@ def spelled(lm, prompt, text=None):
 
 def written(lm, prompt):
     """The text that is tokenized."""
-    return lm._plain(prompt, prompt.sampling)
+    return lm.turns.written(prompt, prompt.sampling)
 
 
 def test_a_folder_is_loaded_frozen_in_evaluation_mode_and_in_the_dtype_asked_for(lm, lm_folder, open_lm):
@@ -59,9 +60,13 @@ def test_alpaca_and_custom_templates_wrap_the_prompt(lm_folder, open_lm):
     assert spelled(custom, ask("good")) == "<bos> Human : good good yes"
 
 
-def test_without_a_chat_template_earlier_turns_stand_before_the_prompt(lm):
+def test_without_a_chat_template_a_dialogue_says_who_speaks(lm, lm_folder, open_lm):
     turns = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "no"}]
-    assert written(lm, ask("good", system="bad", history=turns)) == "bad\n\nyes\n\nno\n\ngood"
+    told = "bad\n\nUser:\nyes\n\nAssistant:\nno\n\nUser:\ngood"
+    assert written(lm, ask("good", system="bad", history=turns)) == f"{told}\n\nAssistant:\n"
+    custom = open_lm(lm_folder, template="{prompt} Human :")  # says itself how an answer begins
+    assert written(custom, ask("good", system="bad", history=turns)) == f"{told} Human :"
+    assert written(lm, ask("good", system="bad")) == "bad\n\ngood"
 
 
 def test_a_chat_template_is_taken_by_itself_with_system_text_and_history(chat_folder, open_lm):
@@ -101,6 +106,8 @@ def test_a_prompt_that_is_too_long_or_empty_is_a_sentence(lm_folder, gpt2, open_
 
 class Blank:
     """A tokenizer whose template writes nothing."""
+
+    added_tokens_decoder, bos_token, eos_token_id = {}, None, 2
 
     def __init__(self, inner):
         self._inner = inner
@@ -347,11 +354,14 @@ def test_a_filling_past_the_models_table_is_not_used(lm_folder, open_lm, tmp_pat
 
 
 def test_a_token_past_the_models_table_is_named_where_a_text_holds_it(lm_folder, open_lm, tmp_path):
-    lm = open_lm(with_tokens(lm_folder, tmp_path / "it", additional_special_tokens=["<tool>"]))
+    lm = open_lm(lm_folder)
+    lm.tokenizer.add_tokens(["<tool>"])
     with pytest.raises(UserError, match=r"it holds '<tool>', a token that was added to the tokenizer \(id 16\)"):
         lm.prompt_ids(ask("the <tool>"), "the <tool>")
     with pytest.raises(UserError, match=r"it holds '<tool>'.* the network does not know \(16 tokens\); take it out"):
         lm.answer_ids("<tool> good")
+    special = open_lm(with_tokens(lm_folder, tmp_path / "it", additional_special_tokens=["<tool>"]))
+    assert special.answer_ids("<tool> good") == [3, 3, 7, 2]  # a special one is never meant by a text
 
 
 def test_an_end_past_the_models_table_is_refused(lm_folder, open_lm, tmp_path):

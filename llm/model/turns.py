@@ -1,0 +1,273 @@
+"""Where a text begins, where a turn and a text end, and which tokens are a template's own: known here and nowhere else.
+
+A prompt is begun once and is not ended. An answer is spelled as it would be behind its prompt, and ends in the token
+that the chat template writes behind an answer; without one, in the tokenizer's end token. What people write is text:
+``<|im_end|>`` in a question or an answer is never the token.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, NamedTuple, final
+
+from raftdiff.chat.dialogue import messages
+from raftdiff.errors import UserError
+from raftdiff.types import Prompt
+
+ALPACA = (
+    "Below is an instruction that describes a task. Write a response that appropriately completes the request.\n\n"
+    "### Instruction:\n{prompt}\n\n### Response:"
+)
+"""The prompt of Stanford Alpaca, for an instruction without an input."""
+ALPACA_WITH_INPUT = (
+    "Below is an instruction that describes a task, paired with an input that provides further context. Write a "
+    "response that appropriately completes the request.\n\n"
+    "### Instruction:\n{instruction}\n\n### Input:\n{input}\n\n### Response:"
+)
+"""And for one with an input."""
+
+_ASKED, _ANSWERED = "raftdiff-asks", "raftdiff-answers"
+"""What a chat template is tried on."""
+_HIDDEN = 0x100000
+"""From here on, characters that nobody writes, each for a special token's text while a template is filled."""
+_NEUTRAL = "\n"
+"""A text behind it is spelled without a mark that a word begins, and no token spans the border."""
+
+
+class Frame(NamedTuple):
+    """What a template writes about an answer."""
+
+    tail: str = ""
+    """The end of every prompt."""
+    lead: str = ""
+    """White space between prompt and answer."""
+    trail: str = ""
+    """White space between the answer and its end."""
+    end: int | None = None
+    """The token behind the answer, which ends the turn; None where the template writes none."""
+    trims: bool = False
+    """Whether it takes the white space about an answer away."""
+
+
+@final
+@dataclass(frozen=True)
+class Turns:
+    """Prompts and answers as a tokenizer's ids, as a template writes them."""
+
+    name: str
+    """Of the model, for sentences."""
+    tokenizer: Any
+    template: str
+    """chat, plain, or a text with "{prompt}" in it."""
+    text_ends: tuple[int, ...]
+    """What tokenizer and model hold to be the end of a text."""
+    encoder: bool = False
+    """Whether the network reads from both sides: then a prompt is closed too, as [CLS] prompt [SEP]."""
+
+    @cached_property
+    def frame(self) -> Frame:
+        """What the template writes about an answer."""
+        if self.template == "chat":
+            return _chat_frame(self._rendered, self._added)
+        return Frame(tail=self.template.rpartition("{prompt}")[2] if "{prompt}" in self.template else "")
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """The ids that end an answer; the first is the one that answers are taught with."""
+        turn = () if self.frame.end is None else (self.frame.end,)
+        return tuple(dict.fromkeys((*turn, *self.text_ends)))
+
+    def prompt(self, prompt: Prompt, text: str) -> list[int]:
+        """What an answer follows: ``text`` with the prompt's system text and its earlier turns.
+
+        Raises:
+            UserError: the chat template takes no such turns.
+        """
+        if self.template == "chat":
+            return self._spelled(self._chat(prompt, text))
+        ids, (begin, close) = self._spelled(self._filled(prompt, text)), self._around
+        begun = begin and ids[: len(begin)] == begin  # the template brings its own
+        return [*([] if begun else begin), *ids, *(close if self.encoder else [])]
+
+    def answer(self, text: str, *, ended: bool = True) -> list[int]:
+        """An answer that somebody else wrote, and its end unless it was cut short. One that brings the end's text, as
+        some data do, has no second."""
+        said, closed = self._without_end(text)
+        frame, closed = self.frame, closed or ended
+        said = said.strip() if frame.trims else said
+        if said:
+            said = f"{frame.lead}{self._hide(said)}{frame.trail if closed else ''}"
+        return [*self._spelled(said, frame.tail, _NEUTRAL), *([self.ends[0]] if closed else [])]
+
+    def written(self, prompt: Prompt, text: str) -> str:
+        """The prompt as the text that is tokenized, for people to read.
+
+        Raises:
+            UserError: the chat template takes no such turns.
+        """
+        whole = self._chat(prompt, text) if self.template == "chat" else self._filled(prompt, text)
+        return self._hidden.sub(lambda found: self._guarded[ord(found[0]) - _HIDDEN], whole)
+
+    def without_end(self, ids: Sequence[int]) -> list[int]:
+        """The ids less the token that ends a turn: to some tokenizers it is not a special one."""
+        return [one for one in ids if one != self.frame.end]
+
+    def _chat(self, prompt: Prompt, text: str) -> str:
+        from jinja2 import TemplateError
+
+        try:
+            return self._rendered(self._turns(prompt, text), add_generation_prompt=True)
+        except TemplateError as error:  # such as that of a model that knows no system text
+            raise UserError(
+                f"The prompt '{prompt.id}': the chat template of '{self.name}' refuses it ({error}); change its system "
+                "text or its history, or set model.template."
+            ) from None
+
+    def _filled(self, prompt: Prompt, text: str) -> str:
+        turns = self._turns(prompt, text)
+        told = script(turns)
+        given = self._hide(str(prompt.meta.get("input") or ""))
+        if self.template == "plain":
+            return f"{told}\n\nAssistant:\n" if said_by_several(turns) else told
+        if self.template == ALPACA and given.strip() and told.endswith(f"\n\n{given}"):
+            asked = told.removesuffix(f"\n\n{given}")
+            return ALPACA_WITH_INPUT.format(instruction=asked, input=given)
+        return self.template.replace("{prompt}", told)
+
+    def _turns(self, prompt: Prompt, text: str) -> list[dict[str, str]]:
+        begin = str(getattr(self.tokenizer, "bos_token", None) or "")
+        while begin and text.startswith(begin):
+            text = text.removeprefix(begin).lstrip(" ")
+        return [{**turn, "content": self._hide(self._said(turn))} for turn in messages(prompt, text)]
+
+    def _said(self, turn: Mapping[str, str]) -> str:
+        """An earlier answer is ended by the template alone."""
+        said = turn["content"]
+        return self._without_end(said)[0] if turn["role"] == "assistant" else said
+
+    def _rendered(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=add_generation_prompt, tokenize=False)
+        )
+
+    def _without_end(self, text: str) -> tuple[str, bool]:
+        """The text less the ends that it brings, and whether it brings one."""
+        ends = [name for name, number in self._added.items() if number in self.ends]
+        bare = text.rstrip()
+        if found := next((end for end in ends if bare.endswith(end)), None):
+            return self._without_end(bare.removesuffix(found))[0].rstrip(), True
+        return text, False
+
+    def _spelled(self, text: str, *heads: str) -> list[int]:
+        """The ids of a text in which ``_hide`` has hidden what is no token, as they are behind the first of the
+        ``heads`` that is set apart from it; without one, at the beginning."""
+        ids: list[int] = []
+        for place, part in enumerate(self._hidden.split(text)):
+            ids += self._behind(part, *(heads if place == 0 else (_NEUTRAL,)))
+        return ids
+
+    def _behind(self, text: str, *heads: str) -> list[int]:
+        """What was hidden is spelled in two pieces, its first character and the rest: so no tokenizer, whatever its
+        vocabulary holds, takes it for the token."""
+        if self._hidden.fullmatch(text):
+            name = self._guarded[ord(text) - _HIDDEN]
+            return [*self._behind(name[:1], *heads), *self._behind(name[1:], _NEUTRAL)]
+        if not text or not self._marks_words:
+            return self._ids(text)
+        for head in filter(None, heads):
+            begun, ids = self._ids(head), self._ids(head + text)
+            if ids[: len(begun)] == begun:
+                return ids[len(begun) :]
+        return self._ids(text)
+
+    def _ids(self, text: str, *, special: bool = False) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
+
+    def _hide(self, text: str) -> str:
+        """The text with a character in place of each special token's text that it holds."""
+        return self._special.sub(lambda found: chr(_HIDDEN + self._guarded.index(found[0])), text)
+
+    @cached_property
+    def _added(self) -> dict[str, int]:
+        """Tokens that were added to the vocabulary, by their text; white space is no mark of anything."""
+        added = self.tokenizer.added_tokens_decoder.items()
+        return {str(token): number for number, token in added if str(token).strip()}
+
+    @cached_property
+    def _guarded(self) -> list[str]:
+        """What is no token in a text that people write, longest first. Added tokens that are not special, such as
+        ``<think>``, are words of the model's language; an end is none."""
+        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
+        ends = {name for name, number in self._added.items() if number in self.ends}
+        return sorted(
+            (name for name in special | ends if len(name) > 1 and name.strip()), key=lambda it: (-len(it), it)
+        )
+
+    @cached_property
+    def _special(self) -> re.Pattern[str]:
+        return re.compile("|".join(map(re.escape, self._guarded)) or r"(?!)")
+
+    @cached_property
+    def _hidden(self) -> re.Pattern[str]:
+        return re.compile(f"([{chr(_HIDDEN)}-{chr(_HIDDEN + len(self._guarded))}])")
+
+    @cached_property
+    def _marks_words(self) -> bool:
+        """Whether a text by itself is spelled as the begin of a word, as Metaspace tokenizers do: Llama 2, Mistral."""
+        return self._ids(f"{_NEUTRAL}a")[len(self._ids(_NEUTRAL)) :] != self._ids("a")
+
+    @cached_property
+    def _around(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind every text by itself."""
+        bare, whole = self._ids("a"), self._ids("a", special=True)
+        for place in range(len(whole) - len(bare) + 1):
+            if bare and whole[place : place + len(bare)] == bare:
+                return whole[:place], whole[place + len(bare) :]
+        begins = 1 if whole and whole[0] == self.tokenizer.bos_token_id else 0
+        return whole[:begins], whole[begins:]
+
+
+def said_by_several(turns: Sequence[Mapping[str, str]]) -> bool:
+    """Whether there is a dialogue, and not one text with or without a system text."""
+    return any(turn["role"] == "assistant" for turn in turns) or len(turns) > 2
+
+
+def script(turns: Sequence[Mapping[str, str]]) -> str:
+    """Turns as one text for a model without a chat template: each under the name of who speaks, on lines of their own,
+    so that an answer is spelled alike in the history and where it is learnt. A system text stands before them.
+
+    >>> script([{"role": "user", "content": "why?"}])
+    'why?'
+    >>> script([{"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes?"}])
+    'User:\\nhi\\n\\nAssistant:\\nyes?'
+    """
+    named = said_by_several(turns)
+    return "\n\n".join(
+        f"{turn['role'].capitalize()}:\n{turn['content']}" if named and turn["role"] != "system" else turn["content"]
+        for turn in turns
+    )
+
+
+def _chat_frame(rendered: Callable[..., str], added: Mapping[str, int]) -> Frame:
+    """What a chat template writes about an answer, found by filling it; nothing where it refuses a plain exchange."""
+    from jinja2 import TemplateError
+
+    asked = {"role": "user", "content": _ASKED}
+    padded = f"\t\n{_ANSWERED}\n\t"
+    try:
+        before = rendered([asked], add_generation_prompt=True)
+        whole, spaced = (rendered([asked, {"role": "assistant", "content": said}]) for said in (_ANSWERED, padded))
+    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+        return Frame()
+    tail = before.rpartition(_ASKED)[2]
+    between, found, after = whole.rpartition(_ASKED)[2].partition(_ANSWERED)
+    if not found:
+        return Frame(tail)
+    lead = between.removeprefix(tail) if between.startswith(tail) else ""
+    trims = padded not in spaced
+    marks = [(place, -len(name), number) for name, number in added.items() if (place := after.find(name)) >= 0]
+    place, _, end = min(marks, default=(0, 0, None))
+    if after[:place].strip():  # words stand between: the token is not this answer's end
+        place, end = 0, None
+    return Frame(tail, lead if lead.isspace() else "", after[:place], end, trims)
