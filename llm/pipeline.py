@@ -18,10 +18,11 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import COMMAND_LINE, Config, differing, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, differing, flat, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
 from raftdiff.recipes.source import Where
 from raftdiff.records.disk import write_text
+from raftdiff.records.provenance import moves, told
 from raftdiff.records.run import NOT_IDENTITY, Run
 
 StageRecipe: TypeAlias = TextRecipe | RewardRecipe
@@ -189,16 +190,26 @@ def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> Non
     if file.is_file():
         known = yaml.safe_load(file.read_text(encoding="utf-8"))
         free = [f"{stage}.{key}" for stage in identity for key in NOT_IDENTITY]
-        if keys := differing(known, now, free):
+        marks = {name: mark for stage in identity for name, mark in _marks(out / stage).items()}
+        moved = moves(flat(known), flat(now), marks)
+        if keys := [key for key in differing(known, now, free) if key not in moved]:
+            others = told(keys, flat(known), flat(now), marks)
             raise UserError(
-                f"{out}: another pipeline began this folder; these keys differ: {', '.join(keys)}. Change them back, "
-                "or name another folder with --out."
+                f"{out}: another pipeline began this folder; these keys differ: {others}. Change them back, or name "
+                "another folder with --out."
             )
+        if moved:
+            write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
         return
     if out.exists() and (not out.is_dir() or {one.name for one in out.iterdir()} - {f"{BEGUN}.tmp"}):
         raise UserError(f"{out}: this is no pipeline's folder and not empty; name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _marks(stage: Path) -> Mapping[str, str]:
+    """The fingerprints of the models that a stage began with, by their names; none where it did not begin."""
+    return Run(stage).info().get("weights", {}) if (stage / "run.json").is_file() else {}
 
 
 def filled(override: str, places: Mapping[str, Path]) -> str:

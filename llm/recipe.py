@@ -141,14 +141,8 @@ def text_recipe_of(run: Run) -> TextRecipe:
 
 
 def weights(recipe: TextRecipe) -> dict[str, str]:
-    """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
-    named: list[Any] = [recipe.model.base]
-    for part in (*recipe.ranker.rewards, recipe.sampler):
-        model = getattr(part, "model", None)
-        named.append(model.base if isinstance(model, LMConfig) else model)
-    if isinstance(recipe.finetuner, PpoConfig):
-        named.append(recipe.finetuner.critic.model)
-    return fingerprints(named, embedded.resolve)
+    """A fingerprint of every local model and run that the recipe names, by that name; hub models are left out."""
+    return fingerprints(plain(recipe), embedded.resolve)
 
 
 def _sealed(config: Any, folder: Path) -> Any:

@@ -18,7 +18,7 @@ from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
-from raftdiff.recipes.config import Config, check, read
+from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.recipes.files import medium_of, spoken
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
@@ -109,10 +109,8 @@ def reward_recipe_of(run: Run) -> RewardRecipe:
 
 
 def weights(recipe: RewardRecipe) -> dict[str, str]:
-    """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
-    pool = recipe.policy_pool
-    named = [recipe.model.base, *([pool.model.base] if pool and pool.model else [])]
-    return fingerprints(named, embedded.resolve)
+    """A fingerprint of every local model and run that the recipe names, by that name; hub models are left out."""
+    return fingerprints(plain(recipe), embedded.resolve)
 
 
 def divided(recipe: RewardRecipe) -> tuple[list[Comparison], list[Comparison]]:

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
-from raftdiff.recipes.config import differing, plain
+from raftdiff.recipes.config import plain
 from raftdiff.records.changes import go_on_with
-from raftdiff.records.run import NOT_IDENTITY, Run
+from raftdiff.records.run import Run
 from raftdiff.tracking import Tracker
 from raftdiff.types import Round
 
@@ -46,10 +46,21 @@ def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
         if args.out is not None:
             raise UserError(f"{args.recipe} is a run and stays where it is; leave out --out, or name a recipe.")
         run, recipe = existing_run(args, kind)
-        return run, checked(recipe, kind)
+        return run, _at_hand(run, recipe, kind)
     recipe = checked(kind.read(args.recipe, args.overrides), kind)
     path = args.out or Run.default_path(args.runs, recipe.name, recipe)
     return Run.create(path, recipe, seed=recipe.loop.seed), recipe
+
+
+def _at_hand(run: Run, recipe: Any, kind: Kind) -> Any:
+    """As ``checked``; what a run had and is gone may lie elsewhere."""
+    try:
+        return checked(recipe, kind)
+    except UserError as error:
+        begin = command(*kind.command.split(), run.path, "KEY=PLACE")
+        raise UserError(
+            f"{error}\nWhere it lies elsewhere now, say so: {begin}. The run knows what is the same."
+        ) from None
 
 
 def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = ()) -> tuple[Run, Any]:
@@ -63,9 +74,9 @@ def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = 
     if not args.overrides:
         return run, recipe
     changed = kind.read(str(run.path / "recipe.yaml"), args.overrides)
-    if keys := differing(plain(recipe), plain(changed), (*NOT_IDENTITY, *free)):
+    if keys := run.differing(plain(changed), free, own=plain(recipe)):
         raise UserError(
-            f"{run.path}: a run is continued with its own recipe; these keys would change: {', '.join(keys)}. "
+            f"{run.path}: a run is continued with its own recipe; these keys would change: {run.told(keys, changed)}. "
             f"Begin a new run with: {command(*kind.command.split(), run.path / 'recipe.yaml', *args.overrides)}"
         )
     return run, changed

@@ -11,7 +11,7 @@ from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.errors import UserError
 from raftdiff.recipes.checks import check_alike, check_kind
-from raftdiff.recipes.config import Config, check, read
+from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
 from raftdiff.recipes.registry import one_of
@@ -136,6 +136,5 @@ def _held_out(config: PromptsConfig) -> None:
 
 
 def weights(recipe: Recipe) -> dict[str, str]:
-    """A fingerprint of every local model that the recipe names, by that name; hub models are left out."""
-    named = [recipe.model.base, *(getattr(reward, "model", None) for reward in recipe.ranker.rewards)]
-    return fingerprints(named, embedded.resolve)
+    """A fingerprint of every local model and run that the recipe names, by that name; hub models are left out."""
+    return fingerprints(plain(recipe), embedded.resolve)

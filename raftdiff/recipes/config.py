@@ -132,6 +132,22 @@ def flat(data: Any, prefix: str = "") -> dict[str, Any]:
     return {path: leaf for key, child in children for path, leaf in flat(child, f"{join}{key}").items()}
 
 
+def put(data: Any, path: str, value: Any) -> None:
+    """Set the leaf at a dotted path that ``flat`` named.
+
+    >>> recipe = {"a": [{"b": 1}]}
+    >>> put(recipe, "a.0.b", 2)
+    >>> recipe
+    {'a': [{'b': 2}]}
+    """
+    first, _, rest = path.partition(".")
+    at: Any = int(first) if isinstance(data, list) else first
+    if rest:
+        put(data[at], rest, value)
+    else:
+        data[at] = value
+
+
 def _under(key: str, ancestor: str) -> bool:
     return key == ancestor or key.startswith(ancestor + ".")
 

@@ -8,9 +8,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, differing, dump, plain
+from raftdiff.recipes.config import Config, dump, plain
 from raftdiff.records.disk import write_text
-from raftdiff.records.run import FORKED, NOT_IDENTITY, STATE_SHAPE, Run
+from raftdiff.records.run import FORKED, STATE_SHAPE, Run
 
 SCALE = ("ranker", "evaluation")
 """Recipe keys that decide what a reward means: rounds before and after a change of these are not compared."""
@@ -25,12 +25,11 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
         UserError: it would change what all rounds share, what the trained weights are, a round that is half made, or
             plan fewer rounds than are done.
     """
-    old, new, done = run.recipe(), plain(recipe), run.rounds_done()
-    changed = differing(old, new, NOT_IDENTITY)
-    if not changed:
-        return []
-    if fixed := differing(old, new, (*FORKED, *NOT_IDENTITY)):
-        raise UserError(f"{run.path}: all rounds of a run share {', '.join(fixed)}; for another begin a new run.")
+    new, done = plain(recipe), run.rounds_done()
+    if fixed := run.differing(new, FORKED):
+        shared = run.told(fixed, recipe)
+        raise UserError(f"{run.path}: all rounds of a run share {shared}; for another begin a new run.")
+    changed = run.differing(new)
     if done and (shaped := sorted(set(changed) & STATE_SHAPE)):
         raise UserError(
             f"{run.path}: its weights were begun with this {', '.join(shaped)}; for another begin a new run."
@@ -43,6 +42,9 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
         )
     if new["loop"]["rounds"] < done:
         raise UserError(f"{run.path}: {done} rounds are done, so loop.rounds cannot be {new['loop']['rounds']}.")
+    run.settle(recipe)
+    if not changed:
+        return []
     # of several changes before one round the first recipe made the rounds before it
     run.keep_recipe(done, (run.path / "recipe.yaml").read_text(encoding="utf-8"))
     write_text(run.path / "recipe.yaml", dump(recipe))

@@ -11,7 +11,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -19,11 +19,11 @@ from typing import Any, final
 import yaml
 
 from raftdiff.errors import UserError, command
-from raftdiff.recipes.config import Config, differing, digest, dump, plain
+from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.records import integrity
 from raftdiff.records.disk import damaged, read_json, write_text
 from raftdiff.records.media import TENSOR_FILES
-from raftdiff.records.provenance import provenance
+from raftdiff.records.provenance import lying, mark_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.types import FineTuner, Selection, State
 
@@ -107,11 +107,46 @@ class Run:
         write_text(self.path / "run.json", json.dumps(facts, indent=2))
 
     def _check_recipe(self, recipe: Config) -> None:
-        if keys := differing(self.recipe(), plain(recipe), NOT_IDENTITY):
+        if keys := self.differing(plain(recipe)):
             raise UserError(
-                f"{self.path}: this run was begun with another recipe; these keys differ: {', '.join(keys)}. "
+                f"{self.path}: this run was begun with another recipe; these keys differ: {self.told(keys, recipe)}. "
                 f"Change them back, or name another folder with --out."
             )
+
+    def differing(
+        self, recipe: Mapping[str, Any], free: Sequence[str] = (), *, own: Mapping[str, Any] | None = None
+    ) -> list[str]:
+        """The keys at which ``recipe`` is another than the run's own, but for the ``free`` ones, those that are no part
+        of its identity, and names of models, runs and files that are the same and lie elsewhere.
+
+        ``own`` is the run's recipe with every default, where it was read already.
+        """
+        keys = differing(own or self.recipe(), recipe, (*NOT_IDENTITY, *free))
+        found = self.moves(recipe) if keys else {}
+        return [key for key in keys if key not in found]
+
+    def moves(self, recipe: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+        """Where ``recipe`` names another place of what the run was begun with: key -> the old one and the new."""
+        return moves(flat(self.recipe()), flat(recipe), self.info().get("weights", {}))
+
+    def settle(self, recipe: Config) -> None:
+        """Put on record where the models of the run lie now, and say so."""
+        if not (found := self.moves(plain(recipe))):
+            return
+        facts, own = self.info(), self.recipe()
+        for key, (was, now) in found.items():
+            put(own, key, now)
+            known = {one: other for one, other in facts.get("moved", {}).items() if one != now}
+            facts["moved"] = {**known, was: now}
+            if was in facts.get("weights", {}):
+                facts["weights"][now] = mark_at(now, key, now)
+            sys.stderr.write(f"raftdiff: {self.path}: {key}: '{was}' lies in '{now}' now; it is the same.\n")
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+        write_text(self.path / "recipe.yaml", yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
+
+    def told(self, keys: Sequence[str], recipe: Config) -> str:
+        """Keys at which ``recipe`` differs, with the fingerprints of models that are others."""
+        return told(keys, flat(self.recipe()), flat(plain(recipe)), self.info().get("weights", {}))
 
     def bind(self, weights: Mapping[str, str]) -> None:
         """Hold on to the fingerprints of the models that the recipe names; a run goes on with the same weights only.
@@ -193,7 +228,9 @@ class Run:
         """Round -> the recipe keys that are others from it on."""
         kept = self.kept_recipes()
         recipes = [*(yaml.safe_load(path.read_text(encoding="utf-8")) for path in kept), self.recipe() if kept else {}]
-        keys = [differing(old, new, NOT_IDENTITY) for old, new in itertools.pairwise(recipes)]
+        moved = self.info().get("moved", {})
+        placed = [lying(flat(recipe), moved) for recipe in recipes]
+        keys = [differing(old, new, NOT_IDENTITY) for old, new in itertools.pairwise(placed)]
         return {int(path.stem.removeprefix("before-")): found for path, found in zip(kept, keys, strict=True) if found}
 
     def round(self, round: int) -> "RoundFolder":
@@ -267,6 +304,7 @@ class Run:
                 )
             if recipe is not None:
                 self._check_recipe(recipe)
+                self.settle(recipe)
             yield
 
 
@@ -281,9 +319,10 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     source = parent.round(round)
     if path.exists():
         raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
-    if keys := differing(parent.recipe(), plain(recipe), (*FORKED, *NOT_IDENTITY)):
-        raise UserError(f"{parent.path}: with another {', '.join(keys)} the samples would be others; begin a new run.")
-    changed = differing(parent.recipe(), plain(recipe), NOT_IDENTITY)
+    if keys := parent.differing(plain(recipe), FORKED):
+        others = parent.told(keys, recipe)
+        raise UserError(f"{parent.path}: with another {others} the samples would be others; begin a new run.")
+    changed = parent.differing(plain(recipe))
     if source.index and (shaped := sorted(set(changed) & STATE_SHAPE)):
         raise UserError(
             f"{parent.path}: round {source.index - 1} left weights of another {', '.join(shaped)}, which the new run "
@@ -294,6 +333,8 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
         aside = Path(scratch) / "run"
         run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
         _fork_into(run, parent, source)
+        if moved := parent.info().get("moved", {}) | dict(parent.moves(plain(recipe)).values()):
+            write_text(run.path / "run.json", json.dumps({**run.info(), "moved": moved}, indent=2))
         aside.rename(path)
     return Run(path)
 

@@ -1,0 +1,183 @@
+"""A run goes on where its models lie elsewhere now, and not with others."""
+
+import json
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from raftdiff.cli import opening
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.records.changes import go_on_with
+from raftdiff.records.provenance import fingerprint, fingerprints, run_mark
+from raftdiff.records.run import Run, fork
+
+
+class Model(Config):
+    base: str
+
+
+class Data(Config):
+    path: str = "/a/x.jsonl"
+    sha256: str | None = "12ab"
+
+
+class Loop(Config):
+    rounds: int = 2
+    candidates: int = 4
+    seed: int = 0
+
+
+class Toy(Config):
+    name: str = "toy"
+    model: Model
+    ranker: list[Model] = Field(default_factory=list)
+    sampler: Data = Data()
+    loop: Loop = Loop()
+    run: str | None = None
+
+
+def weights(folder: Path, content: bytes = b"one") -> str:
+    (folder / "unet").mkdir(parents=True)
+    (folder / "unet" / "model.safetensors").write_bytes(content)
+    return str(folder)
+
+
+def toy(base: str, **others: object) -> Toy:
+    return check(Toy, {"model": {"base": base}, **others})
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = begun(tmp_path / "run", toy(weights(tmp_path / "m"), ranker=[{"base": weights(tmp_path / "r")}]))
+    draft = run.draft(0)
+    draft.write_rows([])
+    draft.commit({})
+    return run
+
+
+def begun(path: Path, recipe: Toy) -> Run:
+    run = Run.create(path, recipe, seed=3)
+    run.bind(fingerprints(plain(recipe), str))
+    return run
+
+
+def moved(run: Run, tmp_path: Path, **others: object) -> Toy:
+    (tmp_path / "m").rename(tmp_path / "elsewhere")
+    return toy(str(tmp_path / "elsewhere"), ranker=[{"base": str(tmp_path / "r")}], **others)
+
+
+def test_a_mark_is_the_same_under_another_name_when_the_old_one_is_known(tmp_path: Path) -> None:
+    old = Path(weights(tmp_path / "m"))
+    mark = fingerprint(old)
+    new = old.rename(tmp_path / "n")
+    assert fingerprint(new) != mark
+    assert fingerprint(new, "m") == mark
+    one = new / "unet" / "model.safetensors"
+    assert fingerprint(one.rename(tmp_path / "x.safetensors"), "y.safetensors") != fingerprint(
+        tmp_path / "x.safetensors"
+    )
+
+
+def test_a_model_that_moved_goes_on_and_the_run_knows_its_new_place(
+    run: Run, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = moved(run, tmp_path)
+    with run.locked(recipe):
+        run.bind(fingerprints(plain(recipe), str))
+    said = capsys.readouterr().err
+    assert f"model.base: '{tmp_path / 'm'}' lies in '{tmp_path / 'elsewhere'}' now; it is the same." in said
+    assert check(Toy, run.recipe()) == recipe
+    with run.locked(recipe):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_other_weights_in_the_new_place_are_refused_with_both_named(run: Run, tmp_path: Path) -> None:
+    other = toy(weights(tmp_path / "other", b"two"), ranker=[{"base": str(tmp_path / "r")}])
+    marks = [run.info()["weights"][str(tmp_path / "m")], fingerprint(tmp_path / "other", "m")]
+    sentence = f"model.base ('{tmp_path / 'other'}' holds {marks[1]}, and '{tmp_path / 'm'}' held {marks[0]})"
+    for attempt in (
+        lambda: Run.create(run.path, other, seed=3),
+        lambda: go_on_with(run, other),
+        lambda: fork(run, other, tmp_path / "fork", round=0, seed=3),
+    ):
+        with pytest.raises(UserError) as caught:
+            attempt()
+        assert sentence in str(caught.value)
+    with pytest.raises(UserError, match=r"these keys differ: model\.base\. "):
+        Run.create(run.path, toy("owner/on-a-hub", ranker=[{"base": str(tmp_path / "r")}]), seed=3)
+
+
+def test_more_rounds_with_a_moved_model_and_reward_change_the_rounds_alone(run: Run, tmp_path: Path) -> None:
+    (tmp_path / "r").rename(tmp_path / "s")
+    recipe = moved(run, tmp_path, loop={"rounds": 3})
+    recipe = recipe.model_copy(update={"ranker": [Model(base=str(tmp_path / "s"))]})
+    assert go_on_with(run, recipe) == ["loop.rounds"]
+    assert run.changes() == {1: ["loop.rounds"]}
+    (tmp_path / "s").rename(tmp_path / "r")
+    back = recipe.model_copy(update={"ranker": [Model(base=str(tmp_path / "r"))]})
+    assert go_on_with(run, back) == []
+    assert run.changes() == {1: ["loop.rounds"]}
+    assert run.recipe()["ranker"] == [{"base": str(tmp_path / "r")}]
+
+
+def test_a_fork_of_a_run_whose_model_moved_knows_the_earlier_rounds_for_the_same(run: Run, tmp_path: Path) -> None:
+    draft = run.draft(1)
+    draft.write_rows([])
+    draft.commit({})
+    forked = fork(run, moved(run, tmp_path), tmp_path / "fork", round=1, seed=3)
+    assert len(forked.kept_recipes()) == 1
+    assert forked.changes() == {}
+
+
+def test_a_run_that_a_recipe_names_is_known_by_its_beginning(run: Run, tmp_path: Path) -> None:
+    recipe = toy("owner/on-a-hub", run=str(run.path))
+    second = begun(tmp_path / "second", recipe)
+    second.draft(0)
+    mark = run_mark(run.path)
+    assert second.info()["weights"] == {str(run.path): mark}
+    draft = run.draft(1)
+    draft.write_rows([])
+    draft.commit({})
+    run.path.rename(tmp_path / "away")
+    assert run_mark(tmp_path / "away") == mark, "it went on, and is the same"
+    assert second.differing(plain(toy("owner/on-a-hub", run=str(tmp_path / "away")))) == []
+    assert second.differing(plain(toy("owner/on-a-hub", run=str(tmp_path / "second")))) == ["run"]
+
+
+def test_a_file_with_its_checksum_beside_it_may_lie_elsewhere(run: Run, tmp_path: Path) -> None:
+    same = toy(str(tmp_path / "m"), ranker=[{"base": str(tmp_path / "r")}], sampler={"path": "/b/y.jsonl"})
+    assert run.differing(plain(same)) == []
+    other = same.model_copy(update={"sampler": Data(path="/b/y.jsonl", sha256="34cd")})
+    assert run.differing(plain(other)) == ["sampler.path", "sampler.sha256"]
+
+
+def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
+    place = weights(tmp_path / "m")
+    assert fingerprints({"prompts": {"captions": [{"meta": {"model": place}}]}, "vae": place}, str).keys() == {place}
+
+
+def test_a_command_on_a_run_takes_the_new_place_and_asks_for_it(run: Run, tmp_path: Path) -> None:
+    def missing(recipe: Toy) -> list[str]:
+        if not Path(recipe.model.base).exists():
+            raise UserError(f"model.base: there is no folder or file '{recipe.model.base}' here.")
+        return []
+
+    kind = opening.Kind(
+        lambda name, overrides: read(Toy, Path(name), overrides), lambda one: check(Toy, one.recipe()), "train", missing
+    )
+    recipe = moved(run, tmp_path)
+    given = Namespace(recipe=str(run.path), overrides=[f"model.base={tmp_path / 'elsewhere'}"], out=None)
+    assert opening.existing_run(given, kind)[1] == recipe
+    given.overrides = []
+    with pytest.raises(UserError, match=f"(?s)no folder or file.*raftdiff train {run.path} KEY=PLACE"):
+        opening.open_run(given, kind)
+
+
+def test_what_moved_is_in_the_runs_facts(run: Run, tmp_path: Path) -> None:
+    with run.locked(moved(run, tmp_path)):
+        facts = json.loads((run.path / "run.json").read_text())
+    assert facts["moved"] == {str(tmp_path / "m"): str(tmp_path / "elsewhere")}
