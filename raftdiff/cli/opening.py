@@ -79,6 +79,9 @@ def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = 
             f"{run.path}: a run is continued with its own recipe; these keys would change: {run.told(keys, changed)}. "
             f"Begin a new run with: {command(*kind.command.split(), run.path / 'recipe.yaml', *args.overrides)}"
         )
+    if run.moves(plain(changed)):
+        with run.locked():
+            run.settle(changed)
     return run, changed
 
 

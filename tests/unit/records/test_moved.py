@@ -172,7 +172,9 @@ def test_a_command_on_a_run_takes_the_new_place_and_asks_for_it(run: Run, tmp_pa
     recipe = moved(run, tmp_path)
     given = Namespace(recipe=str(run.path), overrides=[f"model.base={tmp_path / 'elsewhere'}"], out=None)
     assert opening.existing_run(given, kind)[1] == recipe
+    assert run.recipe()["model"]["base"] == str(tmp_path / "elsewhere"), "noted, for commands that take no overrides"
     given.overrides = []
+    (tmp_path / "elsewhere").rename(tmp_path / "gone")
     with pytest.raises(UserError, match=f"(?s)no folder or file.*raftdiff train {run.path} KEY=PLACE"):
         opening.open_run(given, kind)
 
