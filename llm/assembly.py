@@ -13,10 +13,11 @@ from raftdiff.llm.data.screening import refuse_mean, screened
 from raftdiff.llm.figures import Base, Distances, describe
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
+from raftdiff.llm.model.lengths import Lengths, Limits, readable
 from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
-from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, mixed
+from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, mixed
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.sampling.mix import MixSamplerConfig
@@ -75,17 +76,17 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     flush_denormals()
     prompts, evaluation = training_prompts(recipe), recipe.evaluation
     check_texts(recipe, prompts)
-    lm = load(recipe.model, resolve)
+    lm, decoding = load(recipe.model, resolve), decoding_of(recipe)
+    room = max((one.decoding.max_new_tokens for one in _policies(recipe)), default=0)
+    limits, learnt = limits_of(recipe.prompts, "prompts"), _learns_from_data(recipe)
+    prompts = readable(lm, prompts, limits, room=room, learnt=learnt)
     looked = evaluation.prompts.given and evaluation.every_round
-    held_out = read_prompts(like(recipe.prompts, evaluation.prompts), Path()) if looked else []
-    decoding = decoding_of(recipe)
+    held_out = evaluated(recipe, lm, read_prompts(like(recipe.prompts, evaluation.prompts), Path())) if looked else []
     finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
     batch_size = getattr(recipe.sampler, "batch_size", rows)
     evaluator = LMSampler(lm, decoding, batch_size, "policy")
-    sampler = _sampler(recipe.sampler, lm, prompts)
-    for prompt in (*prompts, *held_out):
-        lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in round 7
+    sampler = _sampler(recipe.sampler, lm, prompts, limits)
     distances = Distances(lm, finetuner.base_weights, rows)
     ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
     check_known(ranker, prompts)
@@ -137,7 +138,10 @@ def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFine
     if isinstance(config, LMFineTunerConfig):
         return config.build(lm, total_rounds=rounds, max_tokens=decoding.max_new_tokens, seed=seed)
     critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
-    written = written_rows(lm, read_prompts(config.ptx.data, Path())) if config.ptx else []
+    written = []
+    if config.ptx:
+        limits = limits_of(config.ptx.data, "finetuner.ptx.data")
+        written = written_rows(lm, readable(lm, read_prompts(config.ptx.data, Path()), limits, learnt=True))
     return config.build(lm, total_rounds=rounds, seed=seed, critic=critic, pretraining=written)
 
 
@@ -166,20 +170,42 @@ def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker
     return Ranker([*kept, *onlookers], ranker.selector)
 
 
-def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt]) -> Sampler[str]:
+def _held(
+    config: DatasetSamplerConfig | FolderSamplerConfig, lm: LM, prompts: Sequence[Prompt], limits: Limits
+) -> Sampler[str]:
+    """The sampler of answers that are there already. Those of a folder that the model cannot read whole are left out,
+    where the recipe does not say to stop at them; those of the data were looked at with their prompts.
+
+    Raises:
+        UserError: no answer is left, or one is too long.
+    """
+    if isinstance(config, DatasetSamplerConfig):
+        held = config.build()
+        held.check(prompts)
+        return held
+    collected = config.build(Path())
+    collected.check(prompts)
+    lengths = Lengths(lm, limits._replace(long="stop" if limits.long == "stop" else "skip"), positions=lm.positions)
+    found = collected.only(prompts, lambda prompt, text: lengths.fit(prompt, [text]) is not None)
+    lengths.tell(sum(len(collected.answers(prompt)) for prompt in prompts))
+    return found
+
+
+def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits) -> Sampler[str]:
     match config:
         case PolicySamplerConfig():
             return config.build(lm)
         case TeacherSamplerConfig():
-            return config.build(resolve)
+            teacher = config.build(resolve)
+            for prompt in prompts:
+                teacher.lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in the middle
+            return teacher
         case MixSamplerConfig():
-            return config.build([_sampler(part, lm, prompts) for part in mixed(config)])
+            return config.build([_sampler(part, lm, prompts, limits) for part in mixed(config)])
         case VllmSamplerConfig():
             return Following(config.build(resolve(lm.name), lambda one: lm.prompt_ids(one, one.sampling)), lm)
         case DatasetSamplerConfig() | FolderSamplerConfig():
-            collected = config.build() if isinstance(config, DatasetSamplerConfig) else config.build(Path())
-            collected.check(prompts)
-            return collected
+            return _held(config, lm, prompts, limits)
         case _:
             built: Sampler[str] = config.build()
             return built
@@ -189,6 +215,29 @@ def decoding_of(recipe: TextRecipe) -> DecodingConfig:
     """How the tuned model is used: as the evaluation says, or as the training samples the policy."""
     if recipe.evaluation.decoding is not None:
         return recipe.evaluation.decoding
-    configs = mixed(recipe.sampler) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
-    policies = [one for one in configs if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
+    policies = _policies(recipe)
     return policies[0].decoding if policies else DecodingConfig()
+
+
+def evaluated(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those that the tuned model has room to answer, as the recipe's ``evaluation`` says.
+
+    Raises:
+        UserError: as ``readable``.
+    """
+    limits = limits_of(recipe.evaluation.prompts, "evaluation.prompts")
+    return readable(lm, prompts, limits, room=decoding_of(recipe).max_new_tokens)
+
+
+def _policies(recipe: TextRecipe) -> list[PolicySamplerConfig | VllmSamplerConfig]:
+    """The samplers whose answers the tuned model writes."""
+    return [one for one in _samplers(recipe) if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
+
+
+def _learns_from_data(recipe: TextRecipe) -> bool:
+    """Whether answers that the data bring are candidates."""
+    return any(isinstance(one, DatasetSamplerConfig) for one in _samplers(recipe))
+
+
+def _samplers(recipe: TextRecipe) -> list[Any]:
+    return mixed(recipe.sampler) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]

@@ -13,7 +13,7 @@ from jaxtyping import Float32
 
 from raftdiff.chat.dialogue import context, dialogue
 from raftdiff.embedded.reviews.reward import true_perplexity
-from raftdiff.llm.assembly import TextAssembly
+from raftdiff.llm.assembly import TextAssembly, evaluated
 from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
@@ -53,8 +53,10 @@ def evaluation_texts(assembly: TextAssembly, file: str | None) -> list[Prompt]:
     if file is not None and file != "training":
         held_out, given = held_out.model_copy(update={"file": file, **NO_OTHER}), True
     if given:
-        return read_prompts(like(assembly.recipe.prompts, held_out), Path())
-    return [as_learnt(prompt) for prompt in assembly.parts.prompts]
+        found = read_prompts(like(assembly.recipe.prompts, held_out), Path())
+    else:
+        found = [as_learnt(prompt) for prompt in assembly.parts.prompts]
+    return evaluated(assembly.recipe, assembly.lm, found)
 
 
 def compare(
@@ -136,13 +138,15 @@ def _figures(
 
 def _data_perplexity(assembly: TextAssembly, prompts: Sequence[Prompt]) -> tuple[float, float] | None:
     """Of the best answer that the data give to each prompt, under the base and under the policy: the RAFT paper's
-    perplexity, and what shows a model that forgets. None where the data have no answers."""
+    perplexity, and what shows a model that forgets. None where the data have no answers that the model can read."""
     lm, rows = assembly.lm, []
     for prompt in prompts:
         answers = prompt.meta.get("answers") or []
         if answers:
             best = max(answers, key=lambda one: -math.inf if one.get("score") is None else one["score"])
-            rows.append(Row(tuple(lm.prompt_ids(prompt, prompt.learning)), tuple(lm.answer_ids(best["text"]))))
+            row = Row(tuple(lm.prompt_ids(prompt, prompt.learning)), tuple(lm.answer_ids(best["text"])))
+            if lm.positions is None or len(row.prompt) + len(row.answer) <= lm.positions:
+                rows.append(row)
     if not rows:
         return None
     now, before = assembly.distances.log_probabilities(rows)

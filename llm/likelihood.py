@@ -8,10 +8,11 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.llm.figures import Base, Distances
+from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LM, LMConfig, load
-from raftdiff.llm.model.rows import Row, checked, row_of, score
+from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.recipes.config import Config
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 
 class KlConfig(Config):
@@ -73,18 +74,36 @@ class LikelihoodConfig(Config):
 class LikelihoodReward:
     """p_i = mean log p of the answer's tokens, nats, at most 0; higher is better (arXiv:2304.05302, section 3.1).
 
-    The answer is read by the model's own tokenizer, after the prompt's caption, and ends.
+    The answer is read by the model's own tokenizer, after the prompt's caption, and ends. NaN for what is longer
+    than the model is made for.
     """
 
     def __init__(self, lm: LM, *, batch_size: int = 64, name: str = "likelihood") -> None:
         self.name = name
         self._lm, self._batch_size = lm, batch_size
 
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt is longer than the model can read.
+        """
+        check_asked(self.name, self._lm, prompts, positions=self._lm.positions)
+
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         lm = self._lm  # its own tokens: those that a sample carries are the policy's, maybe of another vocabulary
         rows = [
-            checked(lm, one, Row(tuple(lm.prompt_ids(one.prompt, one.prompt.caption)), tuple(lm.answer_ids(one.media))))
+            Row(tuple(lm.prompt_ids(one.prompt, one.prompt.caption)), tuple(lm.answer_ids(one.media)))
             for one in samples
         ]
-        found = score(self._lm, rows, batch_size=self._batch_size)
-        return torch.stack([lp.mean() for lp in found]).float()
+        read = [
+            place
+            for place, row in enumerate(rows)
+            if lm.positions is None or len(row.prompt) + len(row.answer) <= lm.positions
+        ]
+        found = torch.full((len(rows),), torch.nan)
+        for place, lp in zip(
+            read, score(lm, [rows[place] for place in read], batch_size=self._batch_size), strict=True
+        ):
+            found[place] = lp.mean()
+        warn_of_long(self.name, len(rows) - len(read), len(rows), "name a model that reads more")
+        return found

@@ -11,6 +11,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import DataConfig, sealed_prompts
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
+from raftdiff.llm.model.lengths import Limits
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.model.rows import other_prompt
 from raftdiff.llm.ppo.finetuner import PpoConfig
@@ -138,6 +139,11 @@ def text_recipe_of(run: Run) -> TextRecipe:
     """
     expect(run.path / "recipe.yaml", "text", run.path, "run on")
     return check(TextRecipe, run.recipe(), str(run.path / "recipe.yaml"))
+
+
+def limits_of(config: DataConfig, where: str) -> Limits:
+    """What is said of long rows at this place of a recipe."""
+    return Limits(where, config.max_prompt_tokens, config.max_answer_tokens, config.too_long or config.broken)
 
 
 def weights(recipe: TextRecipe) -> dict[str, str]:

@@ -57,6 +57,14 @@ class DataConfig(Config):
     """Shuffles the prompts; in the order of the file by default."""
     max_prompt_words: int | None = Field(default=None, ge=1)
     """Leaves out prompts with more words (split at whitespace, history and system message counted)."""
+    max_prompt_tokens: int | None = Field(default=None, ge=1)
+    """Leaves out prompts of more tokens, as the model reads them: template, system message and history counted."""
+    max_answer_tokens: int | None = Field(default=None, ge=2)
+    """Leaves out prompts with an answer of more tokens among those of the data, its end counted."""
+    too_long: Literal["stop", "skip", "cut"] | None = None
+    """What to do about a row that is longer than the model reads (model.max_prompt_tokens, and what it is made for):
+    stop with a sentence, leave such rows out and say how many, or cut: a dialogue loses its oldest turns, an answer its
+    end, which is then not learnt as one. So are rows beyond the two limits above cut. As ``broken`` by default."""
     system: str = ""
     """The system message of prompts that bring none. That of the training is also that of held-out prompts and of what
     the tuned model is asked by hand, unless these bring one."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.steps import sampler_gap
 from raftdiff.llm.model.loading import LM
-from raftdiff.llm.model.rows import Batch, Row, checked, collate, drawn_with, laid_out
+from raftdiff.llm.model.rows import Batch, Row, collate, drawn_with, laid_out, row_of
 from raftdiff.llm.ppo.losses import gae, token_rewards, whiten
 from raftdiff.recipes.config import Config
 from raftdiff.types import Item, Key, Prompt, Sample
@@ -145,7 +145,8 @@ def figures(buffer: Rollouts, scaled: Float[Tensor, " rows"], known: Estimates) 
 
 
 def written_rows(lm: LM, prompts: Sequence[Prompt]) -> list[Row]:
-    """The answers that data give to their prompts, of rated ones the best, tokenized, with their end.
+    """The answers that data give to their prompts, of rated ones the best, tokenized, with their end
+    where they were not cut.
 
     Raises:
         UserError: they give none, or one is longer than the model is made for.
@@ -154,9 +155,10 @@ def written_rows(lm: LM, prompts: Sequence[Prompt]) -> list[Row]:
     for prompt in prompts:
         answers = prompt.meta.get("answers") or []
         best = max((one["score"] for one in answers if one.get("score") is not None), default=None)
-        for text in [one["text"] for one in answers if one.get("score") == best]:
-            row = Row(tuple(lm.prompt_ids(prompt, prompt.learning)), tuple(lm.answer_ids(text)))
-            found.append(checked(lm, Sample(0, prompt, len(found), 0, "dataset", text), row))
+        for one in [one for one in answers if one.get("score") == best]:
+            aux = {"cut": torch.tensor(True)} if one.get("cut") else {}
+            sample = Sample(0, prompt, len(found), 0, "dataset", str(one["text"]), aux)
+            found.append(row_of(lm, sample, learning=True))
     if not found:
         raise UserError("finetuner.ptx.data: no prompt comes with an answer to learn; use data with a response.")
     return found

@@ -10,11 +10,20 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError, command
+from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LMConfig
-from raftdiff.llm.reward_models.value_model import HEAD, ValueModel, load_value_model, score_rows, value_row
+from raftdiff.llm.reward_models.value_model import (
+    HEAD,
+    ValueModel,
+    load_value_model,
+    positions,
+    readable_rows,
+    score_rows,
+    value_row,
+)
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.registry import resolve_function
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 MODEL = "model"
 """Where a run of a reward model keeps it."""
@@ -30,9 +39,12 @@ class RewardModelConfig(Config):
     """A run of ``raftdiff llm rm train``, or the folder of a reward model, such as RUN/model."""
     batch_size: int = Field(default=64, ge=1)
     """Answers through the network at once; changes no score."""
+    too_long: Literal["discard", "cut"] = "discard"
+    """An answer that is longer than the model can read with its prompt is discarded (NaN), or read without its end."""
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "RewardModel":
-        return RewardModel(_opened(self.model, device, resolve), batch_size=self.batch_size, name=self.name)
+        model, cut = _opened(self.model, device, resolve), self.too_long == "cut"
+        return RewardModel(model, batch_size=self.batch_size, name=self.name, cut=cut)
 
 
 @final
@@ -43,16 +55,32 @@ class RewardModel:
     different prompts were never compared in the training, and neither was an answer that is unlike its pairs: a policy
     finds those. Prompt and answer are read with the model's own tokenizer, earlier turns included, and the answer ends.
 
+    NaN for what is longer than the model can read.
+
     Source: Ouyang et al. 2022, arXiv:2203.02155, section 3.5. Licence: that of the model it was trained from.
     """
 
-    def __init__(self, model: ValueModel, *, batch_size: int = 64, name: str = "reward_model") -> None:
+    def __init__(
+        self, model: ValueModel, *, batch_size: int = 64, name: str = "reward_model", cut: bool = False
+    ) -> None:
+        """``cut``: an answer that is too long is read without its end, and not discarded."""
         self.name = name
-        self._model, self._batch_size = model, batch_size
+        self._model, self._batch_size, self._cut = model, batch_size, cut
+
+    def check(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt is longer than the model can read.
+        """
+        check_asked(self.name, self._model.lm, prompts, positions=positions(self._model.lm))
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        rows = [value_row(self._model, one.prompt, one.media) for one in samples]
-        return score_rows(self._model, rows, batch_size=self._batch_size)
+        rows = readable_rows(self._model, [(one.prompt, one.media) for one in samples], cut=self._cut)
+        read = [place for place, row in enumerate(rows) if row is not None]
+        found = torch.full((len(samples),), torch.nan)
+        found[read] = score_rows(self._model, [row for row in rows if row], batch_size=self._batch_size)
+        warn_of_long(self.name, len(samples) - len(read), len(samples), "too_long: cut has it read their beginnings")
+        return found
 
 
 class CaptionRewardConfig(Config):

@@ -145,6 +145,22 @@ def save_value_model(folder: Path, model: ValueModel, notes: Mapping[str, Any]) 
         raise UserError(f"{folder}: the value model cannot be written: {said}.") from error
 
 
+def readable_rows(model: ValueModel, answers: Sequence[tuple[Prompt, str]], *, cut: bool) -> list[Row | None]:
+    """``value_row`` of each; with ``cut`` the end of an answer that is too long is not read, else there is no row.
+
+    Raises:
+        UserError: a prompt is longer than the model can read.
+    """
+    lm, limit, found = model.lm, positions(model.lm), list[Row | None]()
+    for prompt, answer in answers:
+        asked, said = lm.prompt_ids(prompt, prompt.caption), lm.answer_ids(answer)
+        room = len(said) if limit is None else limit - len(asked)
+        if len(said) > room and cut and room > 1:
+            said = [*said[: room - 1], said[-1]]  # the model reads its number at the end token
+        found.append(Row(tuple(asked), tuple(said)) if len(said) <= room else None)
+    return found
+
+
 def value_row(model: ValueModel, prompt: Prompt, answer: str) -> Row:
     """The prompt's caption with its earlier turns, the answer, and its end, as tokens of the model's own.
 
@@ -153,7 +169,7 @@ def value_row(model: ValueModel, prompt: Prompt, answer: str) -> Row:
     """
     lm = model.lm
     row = Row(tuple(lm.prompt_ids(prompt, prompt.caption)), tuple(lm.answer_ids(answer)))
-    tokens, limit = len(row.prompt) + len(row.answer), _positions(lm)
+    tokens, limit = len(row.prompt) + len(row.answer), positions(lm)
     if limit is not None and tokens > limit:
         raise UserError(
             f"The prompt '{prompt.id}' and an answer to it are {tokens} tokens together, and '{lm.name}' can read "
@@ -229,6 +245,6 @@ def _notes(folder: Path) -> dict[str, Any]:
         ) from None
 
 
-def _positions(lm: LM) -> int | None:
+def positions(lm: LM) -> int | None:
     """The longest text that the model can read, in tokens; None where it does not say."""
     return None if lm.positions is None else lm.positions - first_position(lm.model.config)

@@ -68,7 +68,8 @@ def measure(recipe: RewardRecipe, folder: Path, models: int, progress: Progress)
                     parts.tuner.load_state_dict(state)
                 for _ in rounds(run, parts, progress):
                     pass
-                write_text(file, json.dumps({"differences": asked(parts, parts.pairs).tolist()}))
+                told = {"pairs": [pair.id for pair in parts.pairs], "differences": asked(parts, parts.pairs).tolist()}
+                write_text(file, json.dumps(told))
         shutil.rmtree(folder / f"{index:03d}", ignore_errors=True)
         yield Member(index, float(np.mean(np.array(read_json(file)["differences"]) > 0)))
 
@@ -76,8 +77,10 @@ def measure(recipe: RewardRecipe, folder: Path, models: int, progress: Progress)
 def measured(recipe: RewardRecipe, folder: Path, models: int) -> Measured:
     """What the members said, all of them being there."""
     pairs = preferences.build(recipe.pairs, Path())
-    said = [read_json(folder / f"{index:03d}.json")["differences"] for index in range(models)]
-    return Measured(pairs, np.array(said, dtype=np.float64).T)
+    told = [read_json(folder / f"{index:03d}.json") for index in range(models)]
+    if known := set(told[0].get("pairs", ())):  # those that the models could read; an older raftdiff asked of all
+        pairs = [pair for pair in pairs if pair.id in known]
+    return Measured(pairs, np.array([one["differences"] for one in told], dtype=np.float64).T)
 
 
 def lines(found: Measured) -> list[dict[str, Any]]:

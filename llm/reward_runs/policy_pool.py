@@ -14,8 +14,9 @@ from raftdiff.errors import UserError
 from raftdiff.llm.assembly import decoding_of
 from raftdiff.llm.data.prompts import as_learnt, like, read_prompts
 from raftdiff.llm.learning.steps import attach
+from raftdiff.llm.model.lengths import readable
 from raftdiff.llm.model.loading import LM, load
-from raftdiff.llm.recipe import text_recipe_of
+from raftdiff.llm.recipe import limits_of, text_recipe_of
 from raftdiff.llm.reward_runs.recipe import PolicyPoolConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
@@ -52,6 +53,8 @@ def answered(file: Path, pool: PolicyPoolConfig, *, count: int, seed: int, repor
 
 def _drawn(pool: PolicyPoolConfig, count: int, seed: int, report: Report) -> list[Answered]:
     lm, prompts, decoding = _policy(pool)
+    limits = limits_of(pool.prompts, "policy_pool.prompts")
+    prompts = readable(lm, prompts, limits, room=decoding.max_new_tokens)
     sampler = LMSampler(lm, decoding, pool.batch_size, "policy")
     found: dict[str, Answered] = {prompt.id: Answered(prompt, []) for prompt in prompts}
     stream = sampler.sample(prompts, per_prompt=count, seed=fold(seed, "pool"), round=0, done=frozenset())

@@ -8,7 +8,7 @@ head, and ``pool.jsonl``, the policy's answers that MetaRM was given.
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -16,11 +16,19 @@ from jaxtyping import Float
 
 from raftdiff.embedded import resolve
 from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.model.lengths import Lengths, Limits
 from raftdiff.llm.model.rows import Row
+from raftdiff.llm.recipe import limits_of
 from raftdiff.llm.reward_models.reward import MODEL
 from raftdiff.llm.reward_models.strength import Annotation
 from raftdiff.llm.reward_models.tuner import RewardTuner, differences
-from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model, value_row
+from raftdiff.llm.reward_models.value_model import (
+    ValueModel,
+    load_value_model,
+    positions,
+    save_value_model,
+    value_row,
+)
 from raftdiff.llm.reward_runs.policy_pool import answered
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, divided, strengths
 from raftdiff.measures.calibration import accuracy, ece
@@ -58,14 +66,30 @@ def assemble_reward(recipe: RewardRecipe) -> RewardParts:
     """
     flush_denormals()
     pairs, held_out = divided(recipe)
-    annotation = recipe.denoise.annotate(strengths(recipe, pairs), len(pairs))
     seed = recipe.loop.seed
     model = load_value_model(recipe.model, resolve, seed=fold(seed, "head"))
-    for pair in (*pairs, *held_out):  # too long is found now, not in the middle
-        value_row(model, pair.prompt, pair.chosen)
-        value_row(model, pair.prompt, pair.rejected)
+    pairs = readable_pairs(model, pairs, limits_of(recipe.pairs.data, "pairs.data"))
+    apart = recipe.held_out and limits_of(recipe.held_out.data, "held_out.data")
+    if held_out:
+        held_out = readable_pairs(model, held_out, apart or limits_of(recipe.pairs.data, "pairs.data"))
+    annotation = recipe.denoise.annotate(strengths(recipe, pairs), len(pairs))
     tuner = RewardTuner(recipe.tuner, model, total_rounds=recipe.loop.rounds, seed=fold(seed, "tuner"))
     return RewardParts(recipe, model, tuner, pairs, annotation, held_out)
+
+
+def readable_pairs(model: ValueModel, pairs: Sequence[Comparison], limits: Limits) -> list[Comparison]:
+    """The pairs that the model reads, cut where the recipe asks for it; what is left out is said.
+
+    Raises:
+        UserError: a pair is too long, and the recipe does not say what to do about it; or nothing is left.
+    """
+    lengths, found = Lengths(model.lm, limits, positions=positions(model.lm)), []
+    for pair in pairs:
+        if row := lengths.fit(pair.prompt, [pair.chosen, pair.rejected]):
+            chosen, rejected = row.answers
+            found.append(replace(pair, prompt=row.prompt, chosen=chosen, rejected=rejected))
+    lengths.tell(len(pairs))
+    return found
 
 
 def train(run: Run, parts: RewardParts, progress: Progress | None = None) -> Iterator[Round]:

@@ -1,10 +1,13 @@
 """Samplers of answers that are there already: those of the data file, and those that somebody collected."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
+import torch
+
+from raftdiff.chat.dialogue import whole
 from raftdiff.errors import UserError
 from raftdiff.llm.data.files import rows_digest
 from raftdiff.recipes.config import Config
@@ -62,6 +65,19 @@ class FolderSamplerConfig(Config):
         return FolderSampler(collect(found), self.source, self.path)
 
 
+class Given(NamedTuple):
+    """An answer that was there before."""
+
+    text: str
+    cut: bool = False
+    """Whether it lacks its end, as one that was too long for the model."""
+
+    @classmethod
+    def of(cls, answer: Mapping[str, Any]) -> "Given":
+        """One of ``prompt.meta["answers"]``."""
+        return cls(answer["text"], bool(answer.get("cut")))
+
+
 @final
 class DatasetSampler:
     """Candidate k is answer k of ``prompt.meta["answers"]``, in the order of the data.
@@ -75,8 +91,8 @@ class DatasetSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
     ) -> Iterator[Sample[str]]:
-        texts = {prompt.id: [answer["text"] for answer in prompt.meta.get("answers", ())] for prompt in prompts}
-        yield from _samples(prompts, texts, self.source, per_prompt=per_prompt, seed=seed, round=round, done=done)
+        given = {prompt.id: [Given.of(answer) for answer in prompt.meta.get("answers", ())] for prompt in prompts}
+        yield from _samples(prompts, given, self.source, per_prompt=per_prompt, seed=seed, round=round, done=done)
 
     def network_evaluations(self) -> int:
         """None: nothing is drawn."""
@@ -112,8 +128,13 @@ class FolderSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
     ) -> Iterator[Sample[str]]:
-        texts = {prompt.id: self.answers(prompt) for prompt in prompts}
-        yield from _samples(prompts, texts, self.source, per_prompt=per_prompt, seed=seed, round=round, done=done)
+        given = {prompt.id: [Given(text) for text in self.answers(prompt)] for prompt in prompts}
+        yield from _samples(prompts, given, self.source, per_prompt=per_prompt, seed=seed, round=round, done=done)
+
+    def only(self, prompts: Sequence[Prompt], fits: Callable[[Prompt, str], bool]) -> "FolderSampler":
+        """The same with those of the prompts' answers alone that fit."""
+        kept = {("id", prompt.id): [text for text in self.answers(prompt) if fits(prompt, text)] for prompt in prompts}
+        return FolderSampler(kept, self.source, self._where)
 
     def answers(self, prompt: Prompt) -> list[str]:
         named = self._answers.get(("id", prompt.id), ())
@@ -126,8 +147,16 @@ class FolderSampler:
     def check(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
-            UserError: not one prompt of the run has an answer.
+            UserError: not one prompt of the run has an answer, or a text names two dialogues that end in it.
         """
+        ends: dict[str, str] = {}
+        for prompt in prompts:
+            text = prompt.caption.strip()
+            if ("prompt", text) in self._answers and ends.setdefault(text, whole(prompt)) != whole(prompt):
+                raise UserError(
+                    f"sampler.path: rows of '{self._where}' name the prompt '{text}', and several dialogues end in it; "
+                    'name each by its "id".'
+                )
         if not any(self.answers(prompt) for prompt in prompts):
             raise UserError(
                 f"sampler.path: '{self._where}' answers not one of the {len(prompts)} prompts; its rows name them by "
@@ -178,7 +207,7 @@ def _rows(path: Path) -> list[Row]:
 
 def _samples(
     prompts: Sequence[Prompt],
-    texts: Mapping[str, Sequence[str]],
+    given: Mapping[str, Sequence[Given]],
     source: Source,
     *,
     per_prompt: int,
@@ -187,6 +216,7 @@ def _samples(
     done: AbstractSet[tuple[str, int]],
 ) -> Iterator[Sample[str]]:
     for prompt in prompts:
-        for index, text in enumerate(texts[prompt.id][:per_prompt]):
+        for index, (text, cut) in enumerate(given[prompt.id][:per_prompt]):
             if (prompt.id, index) not in done:
-                yield Sample(round, prompt, index, fold(seed, prompt.id, index), source, text)
+                aux = {"cut": torch.tensor(True)} if cut else {}
+                yield Sample(round, prompt, index, fold(seed, prompt.id, index), source, text, aux)

@@ -15,7 +15,9 @@ from raftdiff.errors import UserError, command
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
 from raftdiff.llm.data.prompts import DataConfig
+from raftdiff.llm.model.lengths import Limits
 from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.recipe import limits_of
 from raftdiff.llm.reward_models.reward import MODEL, reward_folder
 from raftdiff.llm.reward_models.value_model import load_value_model
 from raftdiff.llm.reward_runs.ensemble import figures, lines, measure, measured
@@ -23,7 +25,7 @@ from raftdiff.llm.reward_runs.evaluation import evaluation, look
 from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe, reward_recipe_of, weights
 from raftdiff.llm.reward_runs.report import Side, table, write_evaluation
 from raftdiff.llm.reward_runs.strength_report import write_strength
-from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, train
+from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, readable_pairs, train
 from raftdiff.recipes.files import locate
 from raftdiff.recipes.needs import ready
 from raftdiff.records.disk import write_text
@@ -133,12 +135,16 @@ def strength(args: argparse.Namespace) -> None:
 
 def evaluate(args: argparse.Namespace) -> None:
     """Ask a reward model, or two, of labelled pairs, and write down what they say."""
-    pairs = _asked(args.recipe, args.pairs)
+    pairs, limits = _asked(args.recipe, args.pairs)
     paths = [args.recipe] if args.before is None else [args.before, args.recipe]
-    sides = [_looked(path, name, pairs) for path, name in zip(paths, _names(paths), strict=True)]
+    sides = [_looked(path, name, pairs, limits) for path, name in zip(paths, _names(paths), strict=True)]
+    if len({len(side.looked.pairs) for side in sides}) > 1:
+        raise UserError(
+            "--before: the two models cannot read the same pairs; name pairs that are short enough for both."
+        )
     folder = args.out or args.recipe / "eval"
     folder.mkdir(parents=True, exist_ok=True)
-    trained_on = _trained_on(args.recipe, pairs)
+    trained_on = _trained_on(args.recipe, list(sides[-1].looked.pairs))
     result = {**sides[-1].evaluation, "trained_on": trained_on, "model": str(args.recipe), "provenance": provenance()}
     if args.before is not None:
         result["before"] = {**sides[0].evaluation, "model": str(args.before)}
@@ -168,16 +174,17 @@ def pairs(args: argparse.Namespace) -> None:
     print(f"{args.out}: {len(found)} pairs{empty}\nnext: {then}")
 
 
-def _asked(path: Path, file: str | None) -> list[Comparison]:
-    """The pairs of a file, or those that a run held out."""
+def _asked(path: Path, file: str | None) -> tuple[list[Comparison], Limits]:
+    """The pairs of a file, or those that a run held out, and what is done about those that are too long to read."""
     if file is not None:
-        return preferences.build(PairsConfig(data=DataConfig(file=file)), Path())
+        return preferences.build(PairsConfig(data=DataConfig(file=file)), Path()), Limits("--pairs", long="skip")
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: this is a model without its run, so name the pairs to ask it of: --pairs FILE.")
-    _, held_out = divided(reward_recipe_of(Run.open(path)))
+    recipe = reward_recipe_of(Run.open(path))
+    _, held_out = divided(recipe)
     if not held_out:
         raise UserError(f"{path}: this run held out no pairs; name others: --pairs FILE.")
-    return held_out
+    return held_out, limits_of((recipe.held_out or recipe.pairs).data, "held_out.data")
 
 
 def _trained_on(path: Path, pairs: list[Comparison]) -> int:
@@ -189,14 +196,15 @@ def _trained_on(path: Path, pairs: list[Comparison]) -> int:
     return sum((whole(pair.prompt), frozenset({pair.chosen, pair.rejected})) in known for pair in pairs)
 
 
-def _looked(path: Path, name: str, pairs: list[Comparison]) -> Side:
+def _looked(path: Path, name: str, pairs: list[Comparison], limits: Limits) -> Side:
     """A model's view of the pairs; a run's is held as in its training, and reads as much at once."""
     folder, config, rows = str(reward_folder(path)), LMConfig(base=""), ROWS
     if (path / "run.json").is_file():
         recipe = reward_recipe_of(Run.open(path))
         config, rows = recipe.model, recipe.tuner.rows_per_pass
     held = LMConfig(base=folder, dtype=config.dtype, device=config.device)
-    looked = look(load_value_model(held, resolve), pairs, batch_size=rows)
+    model = load_value_model(held, resolve)
+    looked = look(model, readable_pairs(model, pairs, limits), batch_size=rows)
     return Side(name, looked, evaluation(looked))
 
 

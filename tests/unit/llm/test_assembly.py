@@ -7,6 +7,7 @@ import pytest
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import assemble_text
 from raftdiff.llm.comparison import evaluation_texts
+from raftdiff.llm.model.rows import row_of
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 
 RECIPE = """
@@ -63,3 +64,40 @@ def test_an_evaluation_asks_with_the_system_message_of_the_training(recipe: Path
     asked = (*evaluation_texts(assembly, None), *evaluation_texts(assembly, str(tmp_path / "held.txt")))
     for found in (*asked, *assembly.parts.held_out):
         assert (found.caption, found.meta) == ("film", {"system": "Be kind."})
+
+
+DATA = (
+    "sampler={type: dataset}",
+    "finetuner.objective={type: sft}",
+    "loop.candidates=1",
+    "ranker.selector={type: random}",
+)
+LONG = "prompts.captions=[{prompt: film, response: was}, {prompt: the film, response: '" + "long " * 1100 + "'}]"
+
+
+def test_an_answer_of_the_data_that_is_too_long_is_told_before_anything_is_sampled(recipe: Path) -> None:
+    with pytest.raises(UserError, match=r"prompts: of 'the-film' the prompt is 3 and an answer 1101 tokens long"):
+        assemble_text(of(recipe, *DATA, LONG))
+    with pytest.warns(UserWarning, match="1 of 2 rows were left out: 1 with prompt and answer together of more than"):
+        assembly = assemble_text(of(recipe, *DATA, LONG, "prompts.broken=skip"))
+    assert [prompt.caption for prompt in assembly.parts.prompts] == ["film"]
+    with pytest.warns(UserWarning, match="in 1 of 2 rows the model reads an answer without its end"):
+        assembly = assemble_text(of(recipe, *DATA, LONG, "prompts.too_long=cut"))
+    asked = {"per_prompt": 1, "seed": 0, "round": 0, "done": frozenset[tuple[str, int]]()}
+    short, long = assembly.parts.sampler.sample(assembly.parts.prompts, **asked)  # type: ignore[arg-type]
+    assert (sorted(short.aux), sorted(long.aux)) == ([], ["cut"])
+    assert len(row_of(assembly.lm, long, learning=True).answer) == 1020
+
+
+def test_collected_answers_that_are_too_long_are_told_too(recipe: Path, tmp_path: Path) -> None:
+    (tmp_path / "held.jsonl").write_text(
+        '{"prompt": "was", "text": "' + "long " * 1100 + '"}\n{"prompt": "was", "text": "good"}\n'
+    )
+    held = "sampler={type: folder, path: held.jsonl}"
+    with pytest.raises(UserError, match=r"prompts: of 'was' the prompt is 2 and an answer 1101 tokens long"):
+        assemble_text(of(recipe, held))
+    with pytest.warns(UserWarning, match="prompts: 1 of 2 rows were left out"):
+        assembly = assemble_text(of(recipe, held, "prompts.too_long=cut"))
+    asked = {"per_prompt": 2, "seed": 0, "round": 0, "done": frozenset[tuple[str, int]]()}
+    found = assembly.parts.sampler.sample(assembly.parts.prompts, **asked)  # type: ignore[arg-type]
+    assert [sample.media for sample in found] == ["good"]

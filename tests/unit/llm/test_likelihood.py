@@ -154,9 +154,15 @@ def test_likelihood_asks_in_the_judges_own_chat_template(chat_folder, open_lm):
     assert float(LikelihoodReward(judge).score([one])[0]) == pytest.approx(float(lp.mean()), abs=1e-6)
 
 
-def test_an_answer_that_is_too_long_for_the_judge_is_a_sentence(gpt2):
-    with pytest.raises(UserError, match="prompt and answer are 43 tokens together, and '.*' is made for 40"):
-        LikelihoodReward(gpt2).score([sample(" ".join(["bad"] * 40), "good")])
+def test_an_answer_that_is_too_long_for_the_judge_is_discarded_and_counted(gpt2):
+    judge = LikelihoodReward(gpt2)
+    with pytest.warns(UserWarning, match=r"'likelihood' discards 1 of 2 answers \(NaN\): .* longer than its model can"):
+        found = judge.score([sample(" ".join(["bad"] * 40), "good"), sample("bad", "good")])
+    assert found[0].isnan()
+    assert found[1] == judge.score([sample("bad", "good")])[0]
+    judge.check([sample("", "good").prompt])
+    with pytest.raises(UserError, match="'likelihood': the prompt '.*' is 41 tokens long, and its model can read 40"):
+        judge.check([sample("", " ".join(["good"] * 40)).prompt])
 
 
 def test_a_judge_that_cannot_be_loaded_is_a_sentence(tmp_path):

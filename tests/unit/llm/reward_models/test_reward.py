@@ -1,6 +1,7 @@
 """A trained reward model as a reward: of answers and of captions, from a run or a folder, and what else is refused."""
 
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,10 +107,17 @@ def test_folders_that_hold_no_reward_model_are_sentences(trained, tmp_path):
         check(RewardModelConfig, {"type": "reward_model"})
 
 
-def test_an_answer_that_is_too_long_is_a_sentence(trained):
+def test_an_answer_that_is_too_long_is_discarded_and_counted_or_cut(trained):
+    prompt, long = trained[1][0].prompt, "good " * 1100
     reward = RewardModelConfig(model=str(trained[0])).build()
-    with pytest.raises(UserError, match=r"'p' and an answer to it are \d+ tokens together, and '.*' can read 1024"):
-        reward.score(answers(trained[1][0].prompt, ("good " * 1100,)))
+    with pytest.warns(UserWarning, match=r"discards 1 of 2 answers \(NaN\): .*; too_long: cut has it read their begin"):
+        found = reward.score(answers(prompt, (long, "good")))
+    assert found.isnan().tolist() == [True, False]
+    cut = RewardModelConfig(model=str(trained[0]), too_long="cut").build().score(answers(prompt, (long, "good")))
+    assert cut.isfinite().all()
+    torch.testing.assert_close(cut[1], found[1])
+    with pytest.raises(UserError, match=r"'reward_model': The prompt 'p' is \d+ tokens long, more than model"):
+        reward.check([replace(prompt, caption=long)])
 
 
 # Pictures

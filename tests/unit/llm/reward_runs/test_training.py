@@ -222,6 +222,25 @@ def test_strength_is_the_mean_and_the_spread_over_the_models(recipe: RewardRecip
     assert [pair.mu for pair in again] == [line["mu"] for line in written]
 
 
+def test_pairs_that_are_too_long_to_read_are_told_left_out_or_cut(file: Path, model: Path, tmp_path: Path) -> None:
+    rows = toy_pairs(8)
+    rows[2] = {**rows[2], "chosen": "good " * 1100}
+    (tmp_path / "long.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    changes = [f"pairs.data.file={tmp_path / 'long.jsonl'}", "held_out_share=0", "loop.rounds=1", "tuner.epochs=1"]
+    with pytest.raises(UserError, match=r"pairs.data: of '.*' the prompt is \d+ and an answer 1101 tokens long"):
+        assemble_reward(load_reward_recipe(file, changes))
+    skip = load_reward_recipe(file, [*changes, "pairs.data.broken=skip"])
+    with pytest.warns(UserWarning, match="pairs.data: 1 of 8 rows were left out"):
+        assert [pair.id for pair in assemble_reward(skip).pairs] == [row["id"] for row in rows if row != rows[2]]
+    with pytest.warns(UserWarning, match="in 1 of 8 rows the model reads an answer without its end"):
+        cut = assemble_reward(load_reward_recipe(file, [*changes, "pairs.data.too_long=cut"]))
+    assert 1000 < len(cut.pairs[2].chosen.split()) < 1024
+    with pytest.warns(UserWarning, match="pairs.data: 1 of 8 rows were left out"):
+        list(measure(skip, tmp_path / "members", 1, Quiet()))
+    found = measured(skip, tmp_path / "members", 1)
+    assert len(lines(found)) == len(found.pairs) == 7, "each model's word stands beside the pair that it read"
+
+
 def test_members_of_another_recipe_are_not_counted_in(recipe: RewardRecipe, tmp_path: Path) -> None:
     next(measure(recipe, tmp_path, 1, Quiet()))
     other = recipe.model_copy(update={"tuner": recipe.tuner.model_copy(update={"learning_rate": 1e-3})})
