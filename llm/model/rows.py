@@ -47,9 +47,7 @@ def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
     """
     prompt = sample.prompt.learning if learning else sample.prompt.sampling
     drawn = sample.aux.get("tokens")
-    answer = lm.answer_ids(sample.media) if drawn is None else drawn.tolist()
-    if drawn is None and "cut" in sample.aux:
-        answer = answer[:-1]
+    answer = lm.answer_ids(sample.media, ended="cut" not in sample.aux) if drawn is None else drawn.tolist()
     if not answer:
         raise UserError(f"{sample.key}: this answer is empty, so there is nothing to learn from it.")
     return checked(lm, sample, Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer)))
