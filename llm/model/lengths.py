@@ -41,6 +41,13 @@ class Fitting(NamedTuple):
 
 
 @final
+class _LongRow(Exception):  # noqa: N818  (a finding about a row, which the recipe may choose to pass over)
+    def __init__(self, found: str, why: str, readable: bool) -> None:
+        super().__init__(found)
+        self.found, self.why, self.readable = found, why, readable
+
+
+@final
 class Lengths:
     """Rows as one model reads them, with template, system message and history. Reasons are counted."""
 
@@ -61,32 +68,43 @@ class Lengths:
         Raises:
             UserError: the model cannot read it, and the recipe does not say what to do about it.
         """
-        tokens = self._tokens(prompt)
-        while (why := self._prompt_too_long(tokens)) and self._limits.long == "cut" and _has_history(prompt):
-            prompt = _without_oldest(prompt)
-            tokens = self._tokens(prompt)
-            if not self._prompt_too_long(tokens):
-                self._shortened["the prompt without its oldest turns"] += 1
+        try:
+            return self._fitting(prompt, answers)
+        except _LongRow as row:
+            limits = self._limits
+            if limits.long == "stop" and not row.readable:
+                raise UserError(
+                    f"{limits.where}: of '{prompt.id}' {row.found}, and {row.why} cannot be read. Leave it out, "
+                    f"shorten it, or set {limits.where}.too_long: skip, which leaves such rows out, or cut."
+                ) from None
+            self._first = self._first or prompt.id
+            self._reasons[row.why] += 1
+            return None
+
+    def _fitting(self, prompt: Prompt, answers: Sequence[str]) -> Fitting:
+        cuts, asked = self._limits.long == "cut", prompt
+        while self._prompt_too_long(tokens := self._tokens(asked)) and cuts and asked.meta.get("history"):
+            asked = _without_oldest(asked)
         if why := self._prompt_too_long(tokens):
-            return self._leave(prompt, f"the prompt is {tokens} tokens long", *why)
-        kept, cut = [], []
-        for text in answers:
-            ids = self._lm.answer_ids(text)
-            longest, why = self._answer_limit(tokens)
-            if longest is None or len(ids) <= longest:
-                kept.append(text)
-                cut.append(False)
-                continue
-            short = self._lm.text(ids[: longest - 1]).strip() if self._limits.long == "cut" else ""
-            if not short:
-                return self._leave(prompt, f"the prompt is {tokens} and an answer {len(ids)} tokens long", *why)
-            kept.append(short)
-            cut.append(True)
+            raise _LongRow(f"the prompt is {tokens} tokens long", *why)
+        kept = [self._answer(text, tokens) for text in answers]
         if len(set(kept)) < len(set(answers)):
-            return self._leave(prompt, "the answers are too long", "answers that are alike once they are cut", True)
-        if any(cut):
-            self._shortened["an answer without its end"] += 1
-        return Fitting(prompt, tuple(kept), tuple(cut))
+            raise _LongRow("the answers are too long", "answers that are alike once they are cut", True)
+        cut = tuple(one != text for one, text in zip(kept, answers, strict=True))
+        self._shortened["the prompt without its oldest turns"] += asked is not prompt
+        self._shortened["an answer without its end"] += any(cut)
+        return Fitting(asked, tuple(kept), cut)
+
+    def _answer(self, text: str, prompt: int) -> str:
+        """The answer to a prompt of so many tokens, or its beginning."""
+        ids = self._lm.answer_ids(text)
+        longest, why = self._answer_limit(prompt)
+        if longest is None or len(ids) <= longest:
+            return text
+        short = self._lm.text(ids[: longest - 1]).strip() if self._limits.long == "cut" and longest > 1 else ""
+        if not short:
+            raise _LongRow(f"the prompt is {prompt} and an answer {len(ids)} tokens long", *why)
+        return short
 
     def tell(self, total: int) -> None:
         """Say how many of ``total`` rows were left out and why, and how many were cut.
@@ -101,7 +119,7 @@ class Lengths:
             if self._reasons.total() == total:
                 raise UserError(f"{sentence} Nothing is left.")
             warnings.warn(f"{sentence} The first: '{self._first}'.", stacklevel=3)
-        for what, count in self._shortened.items():
+        for what, count in (+self._shortened).items():
             warnings.warn(
                 f"{where}: in {count} of {total} rows the model reads {what}, since they are too long.", stacklevel=3
             )
@@ -132,19 +150,6 @@ class Lengths:
             what = f"prompt and answer together of more than '{self._lm.name}' can read ({self._positions} tokens)"
             limits.append((self._positions - prompt, (what, False)))
         return min(limits, default=(None, ("", True)), key=lambda one: one[0])
-
-    def _leave(self, prompt: Prompt, found: str, why: str, unwanted: bool) -> None:
-        if self._limits.long == "stop" and not unwanted:
-            raise UserError(
-                f"{self._limits.where}: of '{prompt.id}' {found}, and {why} cannot be read. Leave it out, shorten it, "
-                f"or set {self._limits.where}.too_long: skip, which leaves such rows out, or cut."
-            )
-        self._first = self._first or prompt.id
-        self._reasons[why] += 1
-
-
-def _has_history(prompt: Prompt) -> bool:
-    return bool(prompt.meta.get("history"))
 
 
 def _without_oldest(prompt: Prompt) -> Prompt:
