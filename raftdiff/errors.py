@@ -1,6 +1,8 @@
 """The one exception that is meant to be read by the person who caused it."""
 
 import difflib
+import os
+import re
 import shlex
 from collections.abc import Iterable
 from typing import NamedTuple
@@ -22,12 +24,26 @@ class Need(NamedTuple):
 
 
 def command(*words: object) -> str:
-    """A command line of ours that a person can paste into a shell.
+    """A command line of ours that a person can paste into a shell of this platform.
 
-    >>> command("train", "my runs/a", "loop.rounds=4")
-    "raftdiff train 'my runs/a' loop.rounds=4"
+    >>> command("train", "my-runs/a", "loop.rounds=4")
+    'raftdiff train my-runs/a loop.rounds=4'
     """
-    return f"raftdiff {shlex.join(map(str, words))}"
+    return " ".join(["raftdiff", *(quoted(str(word), windows=os.name == "nt") for word in words)])
+
+
+def quoted(word: str, *, windows: bool) -> str:
+    """One word of a command line, as a POSIX shell has it; on Windows in double quotes, which both cmd and PowerShell
+    take, with backslashes doubled where a quote follows, as programs there read them.
+
+    >>> quoted("my runs/a", windows=False), quoted("my runs/a", windows=True)
+    ("'my runs/a'", '"my runs/a"')
+    """
+    if not windows:
+        return shlex.quote(word)
+    if re.fullmatch(r"[\w.:/\\=+-]+", word):
+        return word
+    return '"' + re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + ('\\"' if end[2] else ""), word) + '"'
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

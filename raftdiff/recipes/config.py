@@ -4,7 +4,6 @@ Order: defaults < recipe file < overrides. Each ``XConfig`` stands beside its ``
 """
 
 import copy
-import datetime
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -14,10 +13,11 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from raftdiff.errors import UserError, nearest
+from raftdiff.errors import UserError
 from raftdiff.recipes.encoding import decode
-from raftdiff.recipes.fields import is_text, kinds, locate
+from raftdiff.recipes.fields import is_text, kinds
 from raftdiff.recipes.overrides import override
+from raftdiff.recipes.sentences import chosen, dotted, quoted, sentence
 from raftdiff.recipes.source import Place, Where, parse
 
 
@@ -50,17 +50,10 @@ def read(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     except ValidationError as error:
         own = _own(model, data) if overrides else None
         told = []
-        for problem in error.errors():
+        for problem in chosen(model, error.errors()):
             in_file = own is None or _named(problem) in own
-            told.append(
-                _sentence(
-                    model,
-                    data if in_file else changed,
-                    problem,
-                    str(path) if in_file else COMMAND_LINE,
-                    places if in_file else brought,
-                )
-            )
+            name, held = (str(path), places) if in_file else (COMMAND_LINE, brought)
+            told.append(sentence(model, problem, name, held))
         raise UserError("\n".join(told)) from None
 
 
@@ -69,7 +62,8 @@ def check(model: type[C], data: Any, name: str = "recipe") -> C:
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError("\n".join(_sentence(model, data, problem, name, {}) for problem in error.errors())) from None
+        told = [sentence(model, problem, name, {}) for problem in chosen(model, error.errors())]
+        raise UserError("\n".join(told)) from None
 
 
 def options(model: type[C], data: Mapping[str, Any], overrides: Sequence[str], name: str) -> C:
@@ -85,7 +79,7 @@ def options(model: type[C], data: Mapping[str, Any], overrides: Sequence[str], n
     try:
         return model.model_validate(changed)
     except ValidationError as error:
-        told = [_sentence(model, changed, problem, name, places) for problem in error.errors()]
+        told = [sentence(model, problem, name, places) for problem in chosen(model, error.errors())]
         raise UserError("\n".join(told)) from None
 
 
@@ -165,8 +159,8 @@ def _cut(model: type[Config], data: Any, name: str, places: Mapping[Where, Place
         if place.lost and any(is_text(kind) for kind in kinds(model, data, where)):
             whole = f"{place.written} #{place.lost}".strip()
             yield (
-                f"{name}:{place.line}: {_dotted(where)}: YAML reads {place.written or 'nothing'!r} here and takes "
-                f"'#{place.lost}' for a comment. If it is text, write {_quoted(whole)}; if not, put a space after "
+                f"{name}:{place.line}: {dotted(where)}: YAML reads {place.written or 'nothing'!r} here and takes "
+                f"'#{place.lost}' for a comment. If it is text, write {quoted(whole)}; if not, put a space after "
                 "the '#'."
             )
 
@@ -182,54 +176,3 @@ def _own(model: type[Config], data: Any) -> set[str]:
 
 def _named(problem: Any) -> str:
     return repr((problem["loc"], problem["type"], problem["msg"]))
-
-
-def _sentence(model: type[Config], data: Any, problem: Any, name: str, places: Mapping[Where, Place]) -> str:
-    where, owner = locate(model, data, problem["loc"])
-    found = next((places[where[:end]] for end in range(len(where), 0, -1) if where[:end] in places), None)
-    place = f"{name}:{found.line}: " if found and found.line else f"{name}: "
-    path = _dotted(where)
-    kind, given = problem["type"], problem.get("input")
-    if kind == "extra_forbidden":
-        valid = owner.model_fields if owner else {}
-        return f"{place}{path}: unknown key. {nearest(str(where[-1]), valid)}"
-    if kind == "missing":
-        return f"{place}{path}: this key is required."
-    if kind == "union_tag_invalid":
-        known = [tag.strip().strip("'") for tag in problem["ctx"]["expected_tags"].split(",")]
-        noun = str(where[-2] if where and isinstance(where[-1], int) else where[-1]).removesuffix("s")
-        article = "an" if noun[0] in "aeiou" else "a"
-        return (
-            f"{place}{path}: '{problem['ctx']['tag']}' is not {article} {noun}. {nearest(problem['ctx']['tag'], known)}"
-        )
-    if kind == "union_tag_not_found":
-        return f"{place}{path}: the key 'type' is required here; it says which kind is meant."
-    if kind == "string_type":
-        return f"{place}{path}: {_no_text(given, places[where].written if where in places else '')}"
-    message = problem["msg"].removeprefix("Value error, ").rstrip(".")
-    shown = f" (given: {repr(given)[:80]})" if isinstance(given, str | int | float | bool) else ""
-    return f"{place}{path}: {message}{shown}."
-
-
-def _no_text(given: Any, written: str) -> str:
-    """What a value is that should be a text, and how to write it as one."""
-    if given is None:
-        return "this should be a text, and nothing is read here; the empty text is written ''."
-    named = {bool: str(given).lower(), int: f"the number {given}", float: f"the number {given}", dict: "a mapping"}
-    read = "a date" if isinstance(given, datetime.date) else named.get(type(given), "a list")
-    if not written:
-        return f"this should be a text, and {read} is read here; put it in quotes."
-    return f"this should be a text, and YAML reads {written} as {read}; put it in quotes: {_quoted(written)}."
-
-
-def _quoted(text: str) -> str:
-    """A text as YAML takes it for one.
-
-    >>> _quoted("it's")
-    "'it''s'"
-    """
-    return "'" + text.replace("'", "''") + "'"
-
-
-def _dotted(where: Where) -> str:
-    return ".".join(map(str, where)) or "the recipe"

@@ -3,7 +3,7 @@
 import types
 import typing
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, Literal, Union
+from typing import Annotated, Any, Literal, NamedTuple, Union
 
 from pydantic import BaseModel
 
@@ -12,32 +12,51 @@ from raftdiff.recipes.source import Where
 Model = type[BaseModel]
 
 
-def locate(model: Model, data: Any, loc: Sequence[str | int]) -> tuple[Where, Model | None]:
-    """Where in the recipe a problem is (pydantic's path without its union tags), and the model that owns the key."""
+class Meant(NamedTuple):
+    """What pydantic's path of a problem means."""
+
+    where: Where
+    """In the recipe: the path without the names of a union's members."""
+    owner: Model | None
+    """The model that has the last key."""
+    kinds: list[Any]
+    """What may stand there, as annotations without unions; nothing where no field is meant."""
+    union: Where | None
+    """Where a value may be of several kinds that no ``type`` tells apart, if the path leads through one."""
+
+
+def locate(model: Model, loc: Sequence[str | int]) -> Meant:
+    """Where a problem is, and what was meant there.
+
+    Right behind a union pydantic's path names the member that it tried: by its type, its class or its annotation.
+    """
     where: list[str | int] = []
     owner: Model | None = model
-    options: list[Model] = [model]
+    union: Where | None = None
+    found: list[Any] = [model]
+    named = True
     for step in loc:
-        # without a type where one is the default, pydantic names that
-        known = data.get("type", step) if isinstance(data, Mapping) and step not in data else None
-        tagged = known == step and ("type" in data or any(_tag(option) == step for option in options))
-        if tagged:
-            options = [option for option in options if _tag(option) == step] or options
+        if isinstance(step, str) and not named and sum(kind is not types.NoneType for kind in found) > 1:
+            named = True
+            members = [kind for kind in found if is_model(kind) and step in (tag(kind), kind.__name__)]
+            if members:
+                found = members
+            elif union is None:
+                union = tuple(where)
             continue
+        named = False
         where.append(step)
-        owner = options[0] if options else None
-        if isinstance(step, str):
-            options = _models(owner.model_fields[step].annotation) if owner and step in owner.model_fields else []
-        data = _inside(data, step)
-    return tuple(where), owner
+        owner = next((kind for kind in found if is_model(kind)), None)
+        found = [kind for one in found for kind in _stepped(one, step, None)]
+    return Meant(tuple(where), owner, found, union)
 
 
 def kinds(model: Model, data: Any, where: Where) -> list[Any]:
     """What the value at a path may be, as annotations without unions; nothing where no field is meant."""
     found: list[Any] = [model]
     for step in where:
-        tag = data.get("type") if isinstance(data, Mapping) else None
-        found = [kind for one in found for kind in _stepped(one, step, tag)]
+        given = data.get("type") if isinstance(data, Mapping) else None
+        found = [kind for one in found for kind in _stepped(one, step, given)]
         data = _inside(data, step)
     return found
 
@@ -49,25 +68,26 @@ def is_text(kind: Any) -> bool:
     )
 
 
-def _stepped(kind: Any, step: str | int, tag: Any) -> list[Any]:
+def _stepped(kind: Any, step: str | int, given: Any) -> list[Any]:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel):
-        if tag is not None and _tag(kind) not in (None, tag):
+    if is_model(kind):
+        if given is not None and tag(kind) not in (None, given):
             return []
-        return _alternatives(kind.model_fields[str(step)].annotation) if step in kind.model_fields else []
+        return alternatives(kind.model_fields[str(step)].annotation) if step in kind.model_fields else []
     if isinstance(origin, type) and issubclass(origin, Mapping) and len(arguments) == 2:
-        return _alternatives(arguments[1])
+        return alternatives(arguments[1])
     if isinstance(origin, type) and issubclass(origin, Sequence) and isinstance(step, int) and arguments:
-        return _alternatives(arguments[min(step, len(arguments) - 1)] if arguments[-1] is not ... else arguments[0])
+        return alternatives(arguments[min(step, len(arguments) - 1)] if arguments[-1] is not ... else arguments[0])
     return []
 
 
-def _alternatives(annotation: Any) -> list[Any]:
+def alternatives(annotation: Any) -> list[Any]:
+    """The kinds that an annotation allows."""
     origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
     if origin is Annotated:
-        return _alternatives(arguments[0])
+        return alternatives(arguments[0])
     if origin in (Union, types.UnionType):
-        return [kind for argument in arguments for kind in _alternatives(argument)]
+        return [kind for argument in arguments for kind in alternatives(argument)]
     return [annotation]
 
 
@@ -78,13 +98,11 @@ def _inside(data: Any, step: str | int) -> Any:
     return data[step] if held else None
 
 
-def _tag(model: Model) -> Any:
+def tag(model: Model) -> Any:
+    """What the ``type`` of a model is; None where it has none."""
     field = model.model_fields.get("type")
     return field.default if field else None
 
 
-def _models(annotation: Any) -> list[Model]:
-    """The models that an annotation mentions, however wrapped."""
-    if isinstance(annotation, type) and not isinstance(annotation, types.GenericAlias):
-        return [annotation] if issubclass(annotation, BaseModel) else []
-    return [found for argument in typing.get_args(annotation) for found in _models(argument)]
+def is_model(kind: Any) -> bool:
+    return isinstance(kind, type) and not isinstance(kind, types.GenericAlias) and issubclass(kind, BaseModel)

@@ -1,7 +1,7 @@
 """``key.path=value``: changes to a recipe from the command line."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_origin
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.fields import Model, is_text, kinds
@@ -25,7 +25,7 @@ def override(model: Model, data: dict[str, Any], text: str) -> dict[Where, Place
     where: list[str | int] = []
     for key in parents:
         if isinstance(node, dict) and node.get(key) is None:
-            node[key] = {}
+            node[key] = [] if _holds_list(kinds(model, data, (*where, key))) else {}
         where.append(_index(node, key, text))
         node = node[where[-1]]
     where.append(_index(node, last, text))
@@ -49,10 +49,15 @@ def _value(kinds: Sequence[Any], value: str, override: str) -> tuple[Any, dict[W
         raise UserError(f"'{override}': the value after '=' is not valid YAML; {QUOTE}.") from None
 
 
+def _holds_list(kinds: Sequence[Any]) -> bool:
+    return any(isinstance(origin := get_origin(kind), type) and issubclass(origin, Sequence) for kind in kinds)
+
+
 def _index(node: Any, key: str, override: str) -> str | int:
     if isinstance(node, dict):
         return key
     if isinstance(node, list) and key.isdigit() and int(key) < len(node):
         return int(key)
     held = f"a list of {len(node)}, whose items are named 0 to {len(node) - 1}" if isinstance(node, list) else "a value"
+    held = held if node != [] else "no item of this list; give the whole list"
     raise UserError(f"'{override}': nothing is called '{key}' there: the recipe holds {held}.")

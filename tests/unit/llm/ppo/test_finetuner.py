@@ -491,7 +491,7 @@ def test_data_without_answers_cannot_be_learnt_beside(folder):
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        ({"reward_clip": 0.0}, "reward_clip: Input should be greater than 0"),
+        ({"reward_clip": 0.0}, "reward_clip: this should be more than 0"),
         ({"critic": {"learing_rate": 1}}, "Did you mean 'learning_rate'"),
         ({"kl": {"adaptive": {}}}, "kl.adaptive.target: this key is required"),
     ],
