@@ -1,5 +1,6 @@
 """The tuned weights in the formats that others read: a PEFT adapter, or a whole transformers folder."""
 
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -7,6 +8,7 @@ from safetensors import SafetensorError
 
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.finetuner import LMFineTuner
+from raftdiff.llm.model.adapters import is_adapter
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.training.trainable import merged
@@ -18,8 +20,8 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
     """Write the policy as it stands to the folder ``out``, with the tokenizer; safetensors.
 
     Raises:
-        UserError: an adapter is asked for where every weight was trained, ``out`` has a file's name, something else
-            lies there, or it cannot be written.
+        UserError: an adapter is asked for where every weight was trained or the base is one itself, ``out`` has a
+            file's name, something else lies there, or it cannot be written.
     """
     lm = finetuner.lm
     if out.suffix == ".safetensors":
@@ -28,6 +30,11 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
         raise UserError(f"{out}: something lies there already; name another folder with --out.")
     if format == "peft" and finetuner.config.adapter != "lora":
         raise UserError("--format peft: every weight was trained (finetuner.adapter: full); export it as merged.")
+    if format == "peft" and is_adapter(Path(lm.model.name_or_path)):
+        raise UserError(
+            f"--format peft: '{lm.name}', which this run began with, is a LoRA itself, and two are not one. Export it "
+            "with --format merged."
+        )
     try:
         _write(lm, format, out)
     except (OSError, SafetensorError) as error:
@@ -38,8 +45,17 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
 def _write(lm: LM, format: Format, out: Path) -> None:
     if format == "peft":
         config = lm.model.peft_config["default"]
-        config.base_model_name_or_path, config.task_type = lm.model.name_or_path, "CAUSAL_LM"  # peft needs both
-        lm.model.save_pretrained(out, safe_serialization=True)
+        config.base_model_name_or_path, config.task_type = _base(lm), "CAUSAL_LM"  # peft needs both
+        with warnings.catch_warnings():  # the table of tokens is the base's own, whether or not PEFT finds a config
+            warnings.filterwarnings("ignore", message="Could not find a config file")
+            lm.model.save_pretrained(out, safe_serialization=True)
     else:
         merged(lm.model).to(lm.dtype).save_pretrained(out, safe_serialization=True)
     lm.tokenizer.save_pretrained(out)
+
+
+def _base(lm: LM) -> str:
+    """The base as the recipe names it; the folder of a GGUF file in full: it holds no config, and by a word alone PEFT
+    would look for it on the hub."""
+    named = Path(lm.model.name_or_path)
+    return str(named.resolve()) if named.is_dir() and not (named / "config.json").is_file() else lm.model.name_or_path

@@ -12,7 +12,7 @@ from raftdiff.llm.data.prompts import DataConfig, sealed_prompts
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.lengths import Limits
-from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.loading import LMConfig, sources
 from raftdiff.llm.model.rows import other_prompt
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
@@ -25,7 +25,7 @@ from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
-from raftdiff.records.provenance import fingerprints
+from raftdiff.records.provenance import fingerprint, fingerprints
 from raftdiff.records.run import Run
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
@@ -148,7 +148,14 @@ def limits_of(config: DataConfig, where: str) -> Limits:
 
 def weights(recipe: TextRecipe) -> dict[str, str]:
     """A fingerprint of every local model and run that the recipe names, by that name; hub models are left out."""
-    return fingerprints(plain(recipe), embedded.resolve)
+    models = [getattr(part, "model", None) for part in (recipe, *recipe.ranker.rewards, recipe.sampler)]
+    return fingerprints(plain(recipe), embedded.resolve) | beside(models)
+
+
+def beside(models: Sequence[Any]) -> dict[str, str]:
+    """A fingerprint of what the language models among these are read from besides: GGUF files, and bases of a LoRA."""
+    names = [name for it in models if isinstance(it, LMConfig) for name in sources(it, embedded.resolve).beside]
+    return {name: fingerprint(Path(name)) for name in names if Path(name).exists()}
 
 
 def _sealed(config: Any, folder: Path) -> Any:

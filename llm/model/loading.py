@@ -10,6 +10,7 @@ import torch
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
+from raftdiff.llm.model.adapters import Source, source, with_adapter
 from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at
@@ -28,7 +29,8 @@ class LMConfig(Config):
     """Which language model, and how it is held in memory."""
 
     base: str
-    """A model that ships (review-lm), a transformers folder, or a Hugging Face id."""
+    """A model that ships (review-lm), a transformers folder, a Hugging Face id, or the folder of a LoRA in PEFT's
+    format, which is put into the weights of its base."""
     gguf_file: str | None = None
     """Read this GGUF file of the folder instead; its weights are taken out of their quantization."""
     revision: str | None = None
@@ -126,7 +128,7 @@ def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: it is not there, is no causal language model, lacks an end token or the chat template asked for.
     """
-    return _held(config, *_read(config, _found(config, resolve), "AutoModelForCausalLM"))
+    return _held(config, *_read(config, sources(config, resolve), "AutoModelForCausalLM"))
 
 
 def load_encoder(config: LMConfig, resolve: Callable[[str], str]) -> LM:
@@ -137,7 +139,7 @@ def load_encoder(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: as ``load``.
     """
-    tokenizer, model = _read(config, _found(config, resolve), "AutoModel")
+    tokenizer, model = _read(config, sources(config, resolve), "AutoModel")
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     if tokenizer.eos_token is None:
@@ -154,8 +156,8 @@ def is_encoder(config: LMConfig, resolve: Callable[[str], str]) -> bool:
     import transformers
     from transformers.models.auto import modeling_auto
 
-    where = _found(config, resolve)
-    if config.gguf_file:
+    where, gguf_file, _ = sources(config, resolve)
+    if gguf_file:
         return False
     with reading(f"model.base: cannot load '{config.base}'"):
         known = {"revision": config.revision} if config.revision else {}
@@ -169,21 +171,21 @@ def is_encoder(config: LMConfig, resolve: Callable[[str], str]) -> bool:
     return masked and not getattr(told, "is_decoder", False)
 
 
-def _found(config: LMConfig, resolve: Callable[[str], str]) -> str:
-    """Where the model lies: a folder, or the id of one."""
+def sources(config: LMConfig, resolve: Callable[[str], str]) -> Source:
+    """Where the model's weights lie.
+
+    Raises:
+        UserError: there is no such folder, or it is a LoRA whose base is not there.
+    """
     where = resolve(config.base)
     if where.startswith("~"):
         where = str(Path(where).expanduser())
     _check_folder(config, where)
-    return where
+    return source(config.base, where, config.gguf_file)
 
 
 def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
     device = find_device(config.device)
-    if config.gguf_file:
-        model.hf_quantizer, model.is_quantized = None, False  # else it could be neither cast nor saved
-        if hasattr(model.config, "quantization_config"):
-            del model.config.quantization_config
     model.to(device).eval().requires_grad_(False)
     template = _template(config, tokenizer)
     lm = LM(config.base, model, tokenizer, device, DTYPES[config.dtype], template, config.max_prompt_tokens)
@@ -192,22 +194,33 @@ def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
     return lm
 
 
-def _read(config: LMConfig, where: str, kind: str) -> tuple[Any, Any]:
+def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:
     """Tokenizer and model, of one ``kind`` of transformers' Auto classes. A weight that the files lack would be filled
     with noise, so that is an error here."""
     import transformers
 
-    known = {"revision": config.revision, "gguf_file": config.gguf_file, "trust_remote_code": False}
+    known = {"revision": config.revision, "gguf_file": found.gguf_file, "trust_remote_code": False}
     options = {name: value for name, value in known.items() if value is not None}
-    safe: Mapping[str, Any] = {} if config.gguf_file else {"use_safetensors": True}
-    with reading(f"model.base: cannot load the tokenizer of '{config.base}'"):
-        tokenizer = transformers.AutoTokenizer.from_pretrained(where, **options)
-    with reading(f"model.base: cannot load '{config.base}' as {_NOUNS[kind][0]}"):
-        model, found = getattr(transformers, kind).from_pretrained(
-            where, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
+    safe: Mapping[str, Any] = {} if found.gguf_file else {"use_safetensors": True}
+    called = f"'{config.base}'" if found.adapter is None else f"'{found.root}', of which '{config.base}' is a LoRA,"
+    with reading(f"model.base: cannot load the tokenizer of {called.rstrip(',')}"):
+        own = found.adapter is not None and (found.adapter / "tokenizer_config.json").is_file()
+        place, chosen = (str(found.adapter), {"trust_remote_code": False}) if own else (found.root, options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **chosen)
+    with reading(f"model.base: cannot load {called} as {_NOUNS[kind][0]}"):
+        model, told = getattr(transformers, kind).from_pretrained(
+            found.root, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
         )
-    missing = [key for key in found["missing_keys"] if not key.startswith("pooler.")]
-    demand_all(f"model.base: '{config.base}' is no {_NOUNS[kind][1]}", missing, found["unexpected_keys"])
+    missing = [key for key in told["missing_keys"] if not key.startswith("pooler.")]
+    demand_all(f"model.base: {called} is no {_NOUNS[kind][1]}", missing, told["unexpected_keys"])
+    if getattr(model, "peft_config", None):
+        raise UserError(f"model.base: '{config.base}' is a LoRA on a hub; fetch it, and name the folder that it is in.")
+    if found.gguf_file:
+        model.hf_quantizer, model.is_quantized = None, False  # else it could be neither cast nor saved
+        if hasattr(model.config, "quantization_config"):
+            del model.config.quantization_config
+    if found.adapter is not None:
+        model = with_adapter(model, found.adapter)
     demand_finite(f"model.base: '{config.base}'", model)
     check_tokenizer(f"model.base: '{config.base}'", tokenizer, table_rows(model))
     return tokenizer, model

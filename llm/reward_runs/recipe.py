@@ -15,6 +15,7 @@ from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
 from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.recipe import beside
 from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
@@ -110,7 +111,9 @@ def reward_recipe_of(run: Run) -> RewardRecipe:
 
 def weights(recipe: RewardRecipe) -> dict[str, str]:
     """A fingerprint of every local model and run that the recipe names, by that name; hub models are left out."""
-    return fingerprints(plain(recipe), embedded.resolve)
+    pool = recipe.policy_pool
+    models = [recipe.model, *([pool.model] if pool else [])]
+    return fingerprints(plain(recipe), embedded.resolve) | beside(models)
 
 
 def divided(recipe: RewardRecipe) -> tuple[list[Comparison], list[Comparison]]:

@@ -13,6 +13,8 @@ HOW = {
     "kohya": "put it into the Lora folder of A1111 or ComfyUI",
     "merged": "load it with: StableDiffusionPipeline.from_pretrained('{out}')",
     "peft": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
+    "peft gguf": "load it with: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}', "
+    "gguf_file='{file}'), '{out}')",
     "merged text": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
 }
 FREE = ("model.dtype", "model.attention", "finetuner.precision")
@@ -26,6 +28,7 @@ def export(args: argparse.Namespace) -> None:
     if not text and args.format == "peft":
         raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
     finished(run, args.round)
+    base = file = None
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     if isinstance(assembly, TextAssembly):
@@ -35,7 +38,8 @@ def export(args: argparse.Namespace) -> None:
         written = texts.export(
             assembly.finetuner, "peft" if form == "peft" else "merged", args.out or run.path / "export" / form
         )
-        how = HOW["peft" if form == "peft" else "merged text"]
+        base, file = assembly.recipe.model.base, assembly.recipe.model.gguf_file
+        how = HOW["merged text" if form != "peft" else "peft gguf" if file else "peft"]
     else:
         from raftdiff.diffusion import export as pictures
 
@@ -43,4 +47,4 @@ def export(args: argparse.Namespace) -> None:
         out = args.out or run.path / "export" / (form + (".safetensors" if form == "kohya" else ""))
         written = pictures.export(assembly.finetuner, form, out)
         how = HOW[form]
-    print(f"{written}\n{how.format(out=written)}")
+    print(f"{written}\n{how.format(out=written, base=base, file=file)}")

@@ -13,6 +13,7 @@ from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.turns import ALPACA
+from raftdiff.llm.recipe import beside
 from raftdiff.llm.sampling.generation import DecodingConfig, generate
 from raftdiff.types import Prompt
 
@@ -254,6 +255,30 @@ def test_a_tuned_gguf_model_leaves_as_a_folder(lm, tmp_path, open_lm, adapter):
     ids = torch.tensor([[1, 4, 5, 6, 7, 8]])
     out = export(tuner, "merged", tmp_path / "out")
     torch.testing.assert_close(open_lm(out).model(ids).logits, found.model(ids).logits, rtol=0, atol=1e-4)
+
+
+def test_a_lora_of_a_gguf_model_goes_on(lm, tmp_path, open_lm):
+    from raftdiff.llm.export import export
+    from raftdiff.llm.learning.finetuner import LMFineTunerConfig
+
+    folder = write_gguf(lm, tmp_path / "gguf")
+    found = open_lm(folder, gguf_file="tiny.gguf")
+    tuner = LMFineTunerConfig(adapter="lora", rank=2).build(found, total_rounds=1, max_tokens=8, seed=0)
+    for weight in tuner.trainable.live.values():
+        weight.add_(0.02)
+    tuner.trainable.rest(None)
+    lora = export(tuner, "peft", tmp_path / "lora")
+    ids = torch.tensor([[1, 4, 5, 6, 7, 8]])
+    again = open_lm(lora)  # the one GGUF file of its base is found
+    torch.testing.assert_close(again.model(ids).logits, found.model(ids).logits, rtol=0, atol=1e-4)
+    marks = beside([LMConfig(base=str(lora))])
+    assert set(marks) == {str(folder), str(folder / "tiny.gguf")}
+    with (folder / "tiny.gguf").open("ab") as file:
+        file.write(b"1")
+    assert beside([LMConfig(base=str(folder), gguf_file="tiny.gguf")])[str(folder / "tiny.gguf")] not in marks.values()
+    (folder / "other.gguf").write_bytes(b"")
+    with pytest.raises(UserError, match="holds 2 GGUF files; name its own: model.gguf_file=other.gguf"):
+        open_lm(lora)
 
 
 def write_gguf(lm, folder: Path) -> Path:
