@@ -18,7 +18,7 @@ from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
 from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, mixed
-from raftdiff.llm.sampling.generation import DecodingConfig
+from raftdiff.llm.sampling.generation import DecodingConfig, Ending
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
@@ -203,7 +203,9 @@ def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits) -> 
         case MixSamplerConfig():
             return config.build([_sampler(part, lm, prompts, limits) for part in mixed(config)])
         case VllmSamplerConfig():
-            return Following(config.build(resolve(lm.name), lambda one: lm.prompt_ids(one, one.sampling)), lm)
+            ends = Ending(lm, config.decoding.stop).ids
+            render = lambda one: lm.prompt_ids(one, one.sampling)  # noqa: E731
+            return Following(config.build(resolve(lm.name), render, ends=ends), lm)
         case DatasetSamplerConfig() | FolderSamplerConfig():
             return _held(config, lm, prompts, limits)
         case _:

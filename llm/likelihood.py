@@ -74,8 +74,8 @@ class LikelihoodConfig(Config):
 class LikelihoodReward:
     """p_i = mean log p of the answer's tokens, nats, at most 0; higher is better (arXiv:2304.05302, section 3.1).
 
-    The answer is read by the model's own tokenizer, after the prompt's caption, and ends. NaN for what is longer
-    than the model is made for.
+    The answer is read by the model's own tokenizer, after the prompt's caption, and ends unless it was cut off.
+    NaN for what is longer than the model is made for.
     """
 
     def __init__(self, lm: LM, *, batch_size: int = 64, name: str = "likelihood") -> None:
@@ -92,7 +92,10 @@ class LikelihoodReward:
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         lm = self._lm  # its own tokens: those that a sample carries are the policy's, maybe of another vocabulary
         rows = [
-            Row(tuple(lm.prompt_ids(one.prompt, one.prompt.caption)), tuple(lm.answer_ids(one.media)))
+            Row(
+                tuple(lm.prompt_ids(one.prompt, one.prompt.caption)),
+                tuple(lm.answer_ids(one.media, ended=not (one.cut and one.media))),  # an empty one has nothing else
+            )
             for one in samples
         ]
         read = [

@@ -65,6 +65,11 @@ class Sample(Generic[Media]):
     def key(self) -> Key:
         return Key(self.round, self.prompt.id, self.index)
 
+    @property
+    def cut(self) -> bool:
+        """Whether it is an answer that was cut off before its end: ``aux`` holds ``cut`` then, whoever wrote it."""
+        return "cut" in self.aux
+
 
 @dataclass(frozen=True, slots=True)
 class Scores:

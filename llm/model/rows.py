@@ -38,7 +38,7 @@ class Batch:
 
 def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
     """A sample's tokens. A sampled answer's are those that were drawn; anybody else's text is tokenized, and
-    ends unless it was cut (``aux["cut"]``).
+    ends unless it was cut.
 
     ``learning``: after the prompt that the model learns to answer; else after the one that was sampled.
 
@@ -47,7 +47,7 @@ def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
     """
     prompt = sample.prompt.learning if learning else sample.prompt.sampling
     drawn = sample.aux.get("tokens")
-    answer = lm.answer_ids(sample.media, ended="cut" not in sample.aux) if drawn is None else drawn.tolist()
+    answer = lm.answer_ids(sample.media, ended=not sample.cut) if drawn is None else drawn.tolist()
     if not answer:
         raise UserError(f"{sample.key}: this answer is empty, so there is nothing to learn from it.")
     return checked(lm, sample, Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer)))

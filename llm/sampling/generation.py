@@ -233,6 +233,10 @@ class Ending:
             over = torch.tensor([done or self._stops(row) for row, done in going])
         return over
 
+    def ended(self, row: Sequence[int]) -> bool:
+        """Whether an answer that is over ended by itself; else it was cut off at its longest."""
+        return bool(row) and (row[-1] in self.ids or self._stops(row))
+
     def length(self, row: Sequence[int]) -> int:
         """How many of the tokens are the answer; all of them where nothing ended it."""
         end = next((place + 1 for place, token in enumerate(row) if token in self.ids), len(row))

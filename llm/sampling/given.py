@@ -34,7 +34,8 @@ class FolderSamplerConfig(Config):
     path: str
     """A .jsonl (or .json, .csv, .tsv) file, or a folder of them, such as the samples folder of a run's round: in each
     row the prompt's "id" (or "prompt_id"), or else its text as "prompt" (or "caption"), and the answer as "text" (or
-    "response"). Beside the recipe, or under the current folder."""
+    "response"). Where "cut" is true, as a run writes it of an answer that reached its longest, it is learnt without an
+    end. Beside the recipe, or under the current folder."""
     source: Literal["teacher", "human"] = "teacher"
     """Whose answers these are."""
     sha256: str | None = None
@@ -70,7 +71,7 @@ class Given(NamedTuple):
 
     text: str
     cut: bool = False
-    """Whether it lacks its end, as one that was too long for the model."""
+    """Whether it lacks its end, as one that was too long for a model."""
 
     @classmethod
     def of(cls, answer: Mapping[str, Any]) -> "Given":
@@ -120,7 +121,7 @@ class FolderSampler:
 
     provides: tuple[str, ...] = ()
 
-    def __init__(self, answers: Mapping[tuple[str, str], Sequence[str]], source: Source, where: str) -> None:
+    def __init__(self, answers: Mapping[tuple[str, str], Sequence[Given]], source: Source, where: str) -> None:
         """``answers``: ("id", id) or ("prompt", text) -> texts, as ``collect`` makes them."""
         self.source = source
         self._answers, self._where = answers, where
@@ -128,15 +129,17 @@ class FolderSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
     ) -> Iterator[Sample[str]]:
-        given = {prompt.id: [Given(text) for text in self.answers(prompt)] for prompt in prompts}
+        given = {prompt.id: self.answers(prompt) for prompt in prompts}
         yield from _samples(prompts, given, self.source, per_prompt=per_prompt, seed=seed, round=round, done=done)
 
     def only(self, prompts: Sequence[Prompt], fits: Callable[[Prompt, str], bool]) -> "FolderSampler":
         """The same with those of the prompts' answers alone that fit."""
-        kept = {("id", prompt.id): [text for text in self.answers(prompt) if fits(prompt, text)] for prompt in prompts}
+        kept = {
+            ("id", prompt.id): [one for one in self.answers(prompt) if fits(prompt, one.text)] for prompt in prompts
+        }
         return FolderSampler(kept, self.source, self._where)
 
-    def answers(self, prompt: Prompt) -> list[str]:
+    def answers(self, prompt: Prompt) -> list[Given]:
         named = self._answers.get(("id", prompt.id), ())
         return [*named, *self._answers.get(("prompt", prompt.caption.strip()), ())]
 
@@ -164,13 +167,13 @@ class FolderSampler:
             )
 
 
-def collect(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
+def collect(rows: Sequence[Row]) -> dict[tuple[str, str], list[Given]]:
     """The answers by ("id", id) or ("prompt", text); empty answers are passed over.
 
     Raises:
         UserError: a row lacks prompt or answer.
     """
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str], list[Given]] = {}
     for row in rows:
         text, name, prompt = (_first(row, names) for names in (ANSWERS, IDS, TEXTS))
         if not isinstance(text, str):
@@ -179,7 +182,7 @@ def collect(rows: Sequence[Row]) -> dict[tuple[str, str], list[str]]:
             raise UserError(f'{row.where}: this answer names no prompt; give its "id", or its text as "prompt".')
         key = ("prompt", str(prompt).strip()) if name in (None, "") else ("id", str(name))
         if text.strip():
-            found.setdefault(key, []).append(text)
+            found.setdefault(key, []).append(Given(text, row.columns.get("cut") in (True, "true", "True")))
     return found
 
 

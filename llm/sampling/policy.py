@@ -10,7 +10,7 @@ from pydantic import Field
 from raftdiff.chat.dialogue import cut
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, score
-from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, generate, search
+from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, Ending, generate, search
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
@@ -51,7 +51,9 @@ class LMSampler:
 
     ``aux`` carries ``tokens`` (n,), the answer's ids with the end token where it came, and ``logprobs`` (n,), their
     log p under the model that drew them, at temperature 1 and before top-k, top-p and penalties. A teacher's samples
-    carry neither: its tokens may be another vocabulary's, and its probabilities are not the policy's.
+    carry neither: its tokens may be another vocabulary's, and its probabilities are not the policy's. An answer that
+    reached ``max_new_tokens`` before it ended has ``cut``, and is learnt without an end; where a teacher had not said
+    anything by then, there is no answer.
     """
 
     def __init__(self, lm: LM, decoding: DecodingConfig, batch_size: int, source: Source) -> None:
@@ -66,6 +68,7 @@ class LMSampler:
         whole = self.decoding.strategy in ("beam", "diverse_beam")
         size = max(1, self.batch_size // per_prompt) * per_prompt if whole else self.batch_size
         asked = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        ending = Ending(self.lm, self.decoding.stop)
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
             if all((prompt.id, index) in done for prompt, index in batch):
@@ -73,14 +76,15 @@ class LMSampler:
             seeds = [fold(seed, prompt.id, index) for prompt, index in batch]
             drawn = self._draw([prompt for prompt, _ in batch], seeds, per_prompt if whole else 1)
             for (prompt, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
-                if (prompt.id, index) not in done:
-                    text = cut(self.lm.text(tokens), self.decoding.stop).strip()
-                    aux = (
-                        {"tokens": torch.tensor(tokens, dtype=torch.int64), "logprobs": logprobs}
-                        if self.provides
-                        else {}
-                    )
-                    yield Sample(round, prompt, index, own, self.source, text, aux)
+                if (prompt.id, index) in done:
+                    continue
+                text, ended = cut(self.lm.text(tokens), self.decoding.stop).strip(), ending.ended(tokens)
+                aux = {} if ended else {"cut": torch.tensor(True)}
+                if self.provides:
+                    aux |= {"tokens": torch.tensor(tokens, dtype=torch.int64), "logprobs": logprobs}
+                elif not (text or ended):
+                    continue
+                yield Sample(round, prompt, index, own, self.source, text, aux)
 
     def network_evaluations(self) -> int:
         """Tokens drawn since construction."""

@@ -1,13 +1,14 @@
 """A sampler that asks a chat server: a teacher that runs elsewhere."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, final
+from typing import Any, Literal, Protocol, final, runtime_checkable
 
+import torch
 from pydantic import Field
 
 from raftdiff.chat.dialogue import messages
-from raftdiff.chat.server import Chat, ChatServer
+from raftdiff.chat.server import ChatServer, Reply
 from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
@@ -63,12 +64,29 @@ class ServerSamplerConfig(Config):
         )
 
 
+@runtime_checkable
+class Answering(Protocol):
+    """What is asked for answers: a ``ChatServer``, or a stand-in for one."""
+
+    def replies(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[Reply]: ...
+
+
 @final
 class ServerSampler:
     """Asks for each candidate by itself: the system message, earlier turns, and what the sampler reads of the prompt.
 
     The seed of each candidate goes along, but a server need not honour it, and may answer otherwise when a run is
-    resumed. An empty answer (held back by a content filter, say) is not yielded.
+    resumed. An empty answer (held back by a content filter, say) is not yielded; one that reached ``max_tokens`` before
+    it ended carries ``cut``.
     """
 
     source: Source = "teacher"
@@ -76,7 +94,7 @@ class ServerSampler:
 
     def __init__(
         self,
-        server: Chat,
+        server: Answering,
         *,
         temperature: float = 1.0,
         max_tokens: int = 256,
@@ -95,9 +113,9 @@ class ServerSampler:
             UserError: the server gives no answer.
         """
 
-        def ask(job: tuple[Prompt, int]) -> str:
+        def ask(job: tuple[Prompt, int]) -> Reply:
             prompt, index = job
-            (answer,) = self._server.complete(
+            (reply,) = self._server.replies(
                 messages(prompt, prompt.sampling),
                 temperature=self._temperature,
                 max_tokens=self._max_tokens,
@@ -105,15 +123,16 @@ class ServerSampler:
                 seed=fold(seed, prompt.id, index),
                 stop=self._stop,
             )
-            return answer.strip()
+            return Reply(reply.text.strip(), reply.cut)
 
         jobs = [(p, k) for p in prompts for k in range(per_prompt) if (p.id, k) not in done]
         size = AHEAD * self._concurrency
         for start in range(0, len(jobs), size):
             batch = jobs[start : start + size]
-            for (prompt, index), text in zip(batch, concurrently(ask, batch, self._concurrency), strict=True):
+            for (prompt, index), (text, cut) in zip(batch, concurrently(ask, batch, self._concurrency), strict=True):
                 if text:
-                    yield Sample(round, prompt, index, fold(seed, prompt.id, index), self.source, text)
+                    aux = {"cut": torch.tensor(True)} if cut else {}
+                    yield Sample(round, prompt, index, fold(seed, prompt.id, index), self.source, text, aux)
 
     def network_evaluations(self) -> int:
         """None of ours: what the server computes is not counted."""

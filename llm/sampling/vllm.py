@@ -38,13 +38,16 @@ class VllmSamplerConfig(Config):
     max_lora_rank: Literal[8, 16, 32, 64, 128, 256] = 64
     """At least the rank of the adapter that is tuned."""
 
-    def build(self, model: str, render: Render, *, revision: str | None = None) -> "VllmSampler":
-        """``model``: a folder or hub id; ``render``: what it reads of a prompt.
+    def build(
+        self, model: str, render: Render, *, revision: str | None = None, ends: Sequence[int] = ()
+    ) -> "VllmSampler":
+        """``model``: a folder or hub id; ``render``: what it reads of a prompt; ``ends``: ids that end an answer beside
+        those that the model's own files name.
 
         Raises:
             UserError: the decoding strategy is one that vLLM does not offer here.
         """
-        return VllmSampler(self, model, render, revision=revision)
+        return VllmSampler(self, model, render, revision=revision, ends=ends)
 
 
 @final
@@ -52,7 +55,8 @@ class VllmSampler:
     """Answers of the model, with the adapter that ``use`` named last; the engine starts with the first sample.
 
     ``aux`` carries ``tokens`` (n,), int64, with the end token where it came, and ``logprobs`` (n,), float32, log p of
-    each under the model at temperature 1 and before top-k, top-p and penalties (vLLM's ``raw_logprobs``).
+    each under the model at temperature 1 and before top-k, top-p and penalties (vLLM's ``raw_logprobs``); and ``cut``
+    where the answer reached its longest before it ended.
     Each candidate has a seed of its own, and batches are drawn whole; but vLLM schedules as it sees fit, and its
     arithmetic depends on what is computed together, so that a repetition can differ in the last digits and then in a
     token. Its log-probabilities differ from the trainer's in the same way.
@@ -61,14 +65,22 @@ class VllmSampler:
     source: Source = "policy"
     provides: tuple[str, ...] = ("tokens", "logprobs")
 
-    def __init__(self, config: VllmSamplerConfig, model: str, render: Render, *, revision: str | None = None) -> None:
+    def __init__(
+        self,
+        config: VllmSamplerConfig,
+        model: str,
+        render: Render,
+        *,
+        revision: str | None = None,
+        ends: Sequence[int] = (),
+    ) -> None:
         if config.decoding.strategy not in ("sample", "greedy"):
             raise UserError(
                 f"sampler.decoding.strategy: vLLM offers sample and greedy here, not {config.decoding.strategy}; "
                 "take the policy sampler for it."
             )
         self.config = config
-        self._model, self._revision, self._render = model, revision, render
+        self._model, self._revision, self._render, self._ends = model, revision, render, list(ends)
         self._engine: Any = None
         self._adapter: Any = None
         self._adapters = 0
@@ -133,6 +145,7 @@ class VllmSampler:
             repetition_penalty=decoding.repetition_penalty,
             seed=seed,
             stop=list(decoding.stop) or None,
+            stop_token_ids=self._ends or None,
             max_tokens=decoding.max_new_tokens,
             min_tokens=decoding.min_new_tokens,
             logprobs=0,  # of the drawn token alone
@@ -170,7 +183,8 @@ def _aux(output: Any) -> dict[str, torch.Tensor]:
     """A position may hold the likeliest token beside the drawn one: it is looked up, not taken as the first."""
     tokens = list(output.token_ids)
     logprobs = [at[token].logprob for token, at in zip(tokens, output.logprobs, strict=True)]
-    return {
+    cut = {"cut": torch.tensor(True)} if output.finish_reason == "length" else {}
+    return cut | {
         "tokens": torch.tensor(tokens, dtype=torch.int64),
         "logprobs": torch.tensor(logprobs, dtype=torch.float32),
     }

@@ -10,7 +10,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, final, runtime_checkable
+from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
 
 from raftdiff.chat.threads import within
@@ -29,6 +29,14 @@ NO_VARIABLE = (
     "not belong into a recipe"
 )
 """Said without what was given, which may be a key."""
+
+
+class Reply(NamedTuple):
+    """What a server says."""
+
+    text: str
+    cut: bool
+    """Whether it reached the most tokens before it ended (``finish_reason: length``)."""
 
 
 @runtime_checkable
@@ -88,6 +96,20 @@ class ChatServer:
         seed: int | None = None,
         stop: Sequence[str] = (),
     ) -> list[str]:
+        """The texts of ``replies``."""
+        found = self.replies(messages, temperature=temperature, max_tokens=max_tokens, n=n, seed=seed, stop=stop)
+        return [reply.text for reply in found]
+
+    def replies(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        temperature: float = 1.0,
+        max_tokens: int | None = None,
+        n: int = 1,
+        seed: int | None = None,
+        stop: Sequence[str] = (),
+    ) -> list[Reply]:
         """``n`` answers to the ``messages`` ({"role", "content"}, oldest first), in the server's order.
 
         A server that gives fewer at once is asked again for the rest, with the seed moved on by as many as there are.
@@ -96,7 +118,7 @@ class ChatServer:
         Raises:
             UserError: no answer after all tries, a request that the server refuses, or a reply of another form.
         """
-        answers: list[str] = []
+        answers: list[Reply] = []
         while len(answers) < n:
             body: dict[str, Any] = {
                 "model": self.model,
@@ -199,17 +221,17 @@ def _key(variable: str | None) -> str | None:
     return key
 
 
-def _answers(reply: Any, where: str) -> list[str]:
+def _answers(reply: Any, where: str) -> list[Reply]:
     try:
-        contents = [choice["message"].get("content") for choice in reply["choices"]]
+        told = [(choice["message"].get("content"), choice.get("finish_reason")) for choice in reply["choices"]]
     except (TypeError, KeyError, AttributeError):
-        contents = []
-    if not contents or not all(isinstance(content, str | None) for content in contents):
+        told = []
+    if not told or not all(isinstance(content, str | None) for content, _ in told):
         raise UserError(
             f"The server at {where} sent a reply without choices[].message.content. Does it speak the OpenAI chat "
             "format under this address?"
         )
-    return [content or "" for content in contents]
+    return [Reply(content or "", reason == "length") for content, reason in told]
 
 
 def _parsed(reply: bytes, where: str) -> Any:

@@ -142,7 +142,8 @@ class RoundFolder:
         media = opened(self.path / "samples", row)
         texts = {name: row[name] for name in ("caption", "sampling", "learning", "negative")}
         prompt = Prompt(row["prompt_id"], **texts, meta=row.get("meta", {}))
-        return Sample(self.index, prompt, row["index"], row["seed"], row["source"], media, aux)
+        cut = {"cut": torch.tensor(True)} if row.get("cut") else {}
+        return Sample(self.index, prompt, row["index"], row["seed"], row["source"], media, {**aux, **cut})
 
     def tensor_files(self) -> list[Path]:
         """Where the aux tensors are: the finished file, and the parts of an unfinished round, which are newer."""
@@ -207,6 +208,7 @@ class Draft:
                 f"{sample.prompt.id}/{sample.index:03d}/{name}": tensor.contiguous()
                 for sample, _ in pending
                 for name, tensor in sample.aux.items()
+                if name != "cut"  # stands in the line of metadata, for others to read
             }
             written = [f"samples/{row['file_name']}" for _, row in pending if "file_name" in row]
             if tensors:
@@ -310,6 +312,7 @@ def _row(sample: Sample[Any]) -> dict[str, Any]:
         "negative": prompt.negative,
         "seed": sample.seed,
         "source": sample.source,
+        **({"cut": True} if sample.cut else {}),
         **({"meta": dict(prompt.meta)} if prompt.meta else {}),
     }
 

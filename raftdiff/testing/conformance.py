@@ -199,7 +199,7 @@ def check_sampler(
         ),
         Check(
             "provides",
-            all(set(sample.aux) == set(sampler.provides) for sample in full),
+            all(set(sample.aux) - {"cut"} == set(sampler.provides) for sample in full),
             f"aux should hold exactly what provides says ({', '.join(sampler.provides) or 'nothing'}) for each sample.",
         ),
         Check(
@@ -253,7 +253,7 @@ def check_finetuner(
     returned = _cloned(restored.state_dict())
     fit(first)
     fit(restored)
-    aux = first.requires.aux
+    aux = (*first.requires.aux, "cut")
     fit(frugal, {k: replace(s, aux={name: s.aux[name] for name in aux if name in s.aux}) for k, s in samples.items()})
     checks = (
         Check(

@@ -107,6 +107,14 @@ def test_more_than_was_asked_for_is_cut(serve: Callable[..., Stub]) -> None:
     assert client(serve(choices("a", "b", "c"))).complete(HELLO, n=2) == ["a", "b"]
 
 
+def test_a_reply_that_reached_the_most_tokens_was_cut_off(serve: Callable[..., Stub]) -> None:
+    told = [
+        {"message": {"content": text}, "finish_reason": reason} for text, reason in (("a", "length"), ("b", "stop"))
+    ]
+    stub = serve((200, {}, {"choices": [*told, {"message": {"content": "c"}}]}))
+    assert client(stub).replies(HELLO, n=3) == [("a", True), ("b", False), ("c", False)]
+
+
 def test_no_answer_at_all_is_asked_for_by_none(serve: Callable[..., Stub]) -> None:
     stub = serve(choices("a"))
     assert client(stub).complete(HELLO, n=0) == []

@@ -86,6 +86,15 @@ def test_a_round_is_an_image_folder_with_every_reward(run: Run) -> None:
     }
 
 
+def test_an_answer_that_was_cut_off_stays_one_and_says_so_to_others(run: Run) -> None:
+    prompt, draft = Prompt("a", "Why?", "Why?", "Why?"), run.draft(0)
+    draft.add(Sample(0, prompt, 0, 0, "teacher", "Since", {"cut": torch.tensor(True)}))
+    draft.add(Sample(0, prompt, 1, 0, "teacher", "Since."))
+    draft.flush()
+    assert [sample.cut for sample in draft.folder.samples()] == [True, False]
+    assert [row.get("cut") for row in draft.folder.rows()] == [True, None]
+
+
 def test_no_pickle_is_ever_written(run: Run) -> None:
     finish(run)
     plain = {".lock", "SHA256SUMS"}

@@ -27,6 +27,7 @@ def test_a_sampled_answer_keeps_its_tokens_and_anybody_elses_text_is_tokenized_a
     assert row_of(lm, drawn, learning=True) == Row((1, 7), (7, 7, 7))  # cut short: no end was drawn, and none is learnt
     assert row_of(lm, sample("good film"), learning=True) == Row((1, 7), (7, 5, 2))
     assert row_of(lm, sample(""), learning=True) == Row((1, 7), (2,))
+    assert row_of(lm, sample("good film", cut=True), learning=True) == Row((1, 7), (7, 5))
 
 
 def test_the_learning_text_is_learnt_and_the_sampling_text_is_what_was_answered(lm):

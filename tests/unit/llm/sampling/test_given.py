@@ -92,6 +92,14 @@ def test_the_samples_of_a_round_are_answers(tmp_path: Path) -> None:
     assert seen(folder_sampler(tmp_path).sample(ASKED, per_prompt=2, **NOW)) == [("why", 0, "Since.")]
 
 
+def test_an_answer_that_was_cut_off_is_taken_as_one(tmp_path: Path) -> None:
+    rows = [{"id": "why", "text": "Since", "cut": True}, {"id": "why", "text": "It is.", "cut": False}]
+    write(tmp_path / "a.jsonl", *rows, {"id": "how", "text": "So.", "cut": "Ideal"})
+    (tmp_path / "b.csv").write_text("id,text,cut\nhow,Like,true\n")
+    found = folder_sampler(tmp_path).sample(ASKED, per_prompt=2, **NOW)
+    assert [sample.cut for sample in found] == [True, False, False, True]
+
+
 def test_answers_to_nothing_that_is_asked_are_said(tmp_path: Path) -> None:
     write(tmp_path / "a.jsonl", {"id": "other", "text": "x"})
     with pytest.raises(UserError, match="answers not one of the 2 prompts; its rows name them by"):

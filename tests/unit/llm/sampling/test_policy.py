@@ -159,9 +159,37 @@ def test_a_teacher_gives_text_alone(lm, lm_folder):
     teacher = config.build(lambda name: str(lm_folder) if name == "teacher" else name)
     assert (teacher.source, teacher.provides) == ("teacher", ())
     found = draw(teacher)
-    assert all(one.source == "teacher" and not one.aux for one in found.values())
+    assert all(one.source == "teacher" and set(one.aux) <= {"cut"} for one in found.values())
     assert [one.media for one in found.values()] == [one.media for one in draw(policy(lm)).values()]
     check_sampler(teacher, PROMPTS).demand()
+
+
+def test_an_answer_that_reached_its_longest_is_cut_and_a_stop_text_is_an_end(chain):
+    folder = chain({"go": {"a": 1.0}, "a": {"b": 1.0}, "b": {"c": 1.0}, "c": {"<eos>": 1.0}})
+    config = TeacherSamplerConfig(model={"base": str(folder), "device": "cpu"}, decoding=DecodingConfig())
+    teacher = config.build(str)
+
+    def taught(**options):
+        teacher.decoding = decoding(**options)
+        go = Prompt("go", "go", "go", "go")
+        return [
+            (one.media, one.cut, row_of(teacher.lm, one, learning=True).answer[-1] == teacher.lm.eos[0])
+            for one in draw(teacher, [go], 1).values()
+        ]
+
+    assert taught() == [("a b c", False, True)]
+    assert taught(max_new_tokens=2) == [("a b", True, False)]
+    assert taught(max_new_tokens=3, stop=["c"]) == [("a b", False, True)]
+    assert taught(max_new_tokens=2, strategy="beam") == [("a b", True, False)]
+    assert taught(max_new_tokens=1, stop=["<unk>"]) == [("a", True, False)]
+    on_policy = LMSampler(teacher.lm, decoding(max_new_tokens=2), 64, "policy")
+    assert [one.cut for one in draw(on_policy, [Prompt("go", "go", "go", "go")], 1).values()] == [True]
+
+
+def test_a_teacher_that_was_cut_off_before_it_said_anything_has_no_answer(chain):
+    folder = chain({"go": {"<pad>": 1.0}, "<pad>": {"<pad>": 1.0}, "b": {}})
+    config = TeacherSamplerConfig(model={"base": str(folder), "device": "cpu"}, decoding=decoding(max_new_tokens=2))
+    assert draw(config.build(str), [Prompt("go", "go", "go", "go")], 1) == {}
 
 
 def test_a_prompt_that_is_too_long_is_named(lm_folder, open_lm):

@@ -7,9 +7,9 @@ from typing import Any, final
 
 import pytest
 
-from raftdiff.chat.server import Chat, ChatServer
+from raftdiff.chat.server import ChatServer, Reply
 from raftdiff.errors import UserError
-from raftdiff.llm.sampling.served import ServerSampler, ServerSamplerConfig
+from raftdiff.llm.sampling.served import Answering, ServerSampler, ServerSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sampler
@@ -29,7 +29,7 @@ class Stub:
     _now: int = 0
     _lock: Any = field(default_factory=threading.Lock)
 
-    def complete(
+    def replies(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
@@ -38,7 +38,7 @@ class Stub:
         n: int = 1,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> list[str]:
+    ) -> list[Reply]:
         with self._lock:
             self._now += 1
             self.most = max(self.most, self._now)
@@ -49,12 +49,12 @@ class Stub:
         answer = "" if "silent" in text else f" {text} {seed}\n"
         with self._lock:
             self._now -= 1
-        return [answer]
+        return [Reply(answer, "long" in text)]
 
 
 def test_it_keeps_its_contract() -> None:
-    assert isinstance(Stub(), Chat)
-    assert isinstance(ChatServer("http://localhost:1/v1", "m"), Chat)
+    assert isinstance(Stub(), Answering)
+    assert isinstance(ChatServer("http://localhost:1/v1", "m"), Answering)
     sampler = ServerSampler(Stub(), concurrency=2)
     assert isinstance(sampler, Sampler)
     check_sampler(sampler, [WHY, HOW], per_prompt=5).demand()
@@ -93,6 +93,12 @@ def test_an_empty_answer_is_not_yielded() -> None:
     silent = Prompt("s", "silent", "silent", "silent")
     found = ServerSampler(Stub()).sample([silent, HOW], per_prompt=2, seed=3, round=1, done=frozenset())
     assert [(sample.prompt.id, sample.index) for sample in found] == [("how", 0), ("how", 1)]
+
+
+def test_an_answer_that_was_cut_off_says_so() -> None:
+    long = Prompt("l", "a long one", "a long one", "a long one")
+    found = list(ServerSampler(Stub()).sample([long, HOW], per_prompt=1, seed=3, round=1, done=frozenset()))
+    assert [sample.cut for sample in found] == [True, False]
 
 
 def test_it_asks_no_further_ahead_than_it_says() -> None:

@@ -35,6 +35,7 @@ class SamplingParams:
     max_tokens: int | None = 16
     min_tokens: int = 0
     logprobs: int | None = None
+    stop_token_ids: list[int] | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature <= 2 or self.top_k < -1 or not 0 < self.top_p <= 1:
@@ -68,6 +69,7 @@ class CompletionOutput:
     token_ids: Sequence[int]
     cumulative_logprob: float | None
     logprobs: list[dict[int, Logprob]] | None
+    finish_reason: str | None = None
 
 
 @dataclass
@@ -103,8 +105,9 @@ class LLM:
         tokens = () if params.max_tokens == 1 else (2 + params.seed % 50, 3 + params.seed % 7, EOS)
         # the likeliest token stands first, the drawn one after it, as in a real reply with logprobs=0
         logprobs = [{99: Logprob(-0.1, 1), token: Logprob(-float(token) - 1, 2)} for token in tokens]
+        reason = "length" if params.max_tokens == 1 else "stop"
         text = " " + " ".join(f"w{token}" for token in tokens[:-1]) + " "
-        return RequestOutput(str(number), [CompletionOutput(0, text, tokens, None, logprobs)])
+        return RequestOutput(str(number), [CompletionOutput(0, text, tokens, None, logprobs, reason)])
 
 
 @pytest.fixture
@@ -122,7 +125,7 @@ def render(prompt: Prompt) -> list[int]:
 
 
 def build(**options: Any) -> VllmSampler:
-    return VllmSamplerConfig(**options).build("team/model", render, revision="abc")
+    return VllmSamplerConfig(**options).build("team/model", render, revision="abc", ends=(EOS, 9))
 
 
 def sample(sampler: VllmSampler, per_prompt: int = 2, done: frozenset[tuple[str, int]] = frozenset()) -> list[Any]:
@@ -155,6 +158,7 @@ def test_token_ids_go_in_and_seeds_are_per_sample(engines: list[LLM]) -> None:
         max_tokens=8,
         min_tokens=2,
         logprobs=0,
+        stop_token_ids=[EOS, 9],
     )
     assert engine.model == "team/model"
     assert engine.options["logprobs_mode"] == "raw_logprobs"
@@ -182,6 +186,8 @@ def test_the_drawn_tokens_log_probabilities_are_kept_not_the_likeliest_ones(engi
 def test_an_empty_answer_has_whole_numbers_for_tokens(engines: list[LLM]) -> None:
     del engines
     first = sample(build(decoding=DecodingConfig(max_new_tokens=1)))[0]
+    assert first.cut
+    assert not sample(build())[0].cut
     assert (first.aux["tokens"].dtype, first.aux["tokens"].shape) == (torch.int64, (0,))
     assert first.media == ""
 
