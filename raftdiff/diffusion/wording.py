@@ -20,12 +20,13 @@ MARKS: Mapping[str, re.Pattern[str]] = {
     "a weight": re.compile(
         rf"\([^()]*(?:[^()\d\s]\s*:\s*{NUMBER}|:\s*[+-]?\d*\.\d+)\s*\)|\(\([^()]+\)\)|\[\[[^\[\]]+\]\]|\{{\{{[^{{}}]+\}}\}}"
     ),
-    "an alternation": re.compile(rf"\[[^\[\]]*(?:\|[^\[\]]*|[^\[\]\d\s.][^\[\]]*:\s*{NUMBER}\s*)\]"),
+    "an alternation": re.compile(rf"\[[^\[\]|]*\|[^\[\]]*\]|\[(?=[^\[\]]*[^\W\d])[^\[\]]*:\s*{NUMBER}\s*\]"),
     "a model to load": re.compile(r"<(?:lora|lyco|lycoris|hypernet|embedding|ti)\s*:[^<>]+>|\bembedding:[\w./-]+"),
     "an option": re.compile(rf"(?<![^\s,])--(?:{OPTIONS})(?!\S)(?:\s+(?!--)\S+)?"),
-    "a choice": re.compile(r"\{[^{}]*\|[^{}]*\}|(?<!\w)__[\w/*-]*\w__(?!\w)"),
+    "a choice": re.compile(r"\{[^{}|]*\|[^{}]*\}|(?<!\w)__[\w/*-]*\w__(?!\w)"),
 }
-"""What other programs give a meaning to, by what it is there."""
+"""What other programs give a meaning to, by what it is there; each is found in a time that grows with the text's length
+alone."""
 WORDS = re.compile(r"\b(?:BREAK|AND)\b")
 """Of a prompt that is not in capitals as a whole."""
 

@@ -173,7 +173,8 @@ def _bound(kind: str, about: Mapping[str, Any]) -> str | None:
     """A bound that is broken; None where it is another matter."""
     for key, words in BOUNDS.items():
         if key in about:
-            return f"this should be {words} {about[key]:g}"
+            bound = about[key]
+            return f"this should be {words} {f'{bound:g}' if isinstance(bound, float) else bound}"
     if kind == "finite_number":
         return "this should be a finite number"
     if kind == "string_pattern_mismatch":
