@@ -9,7 +9,7 @@ from pydantic import Field
 
 from raftdiff.chat.dialogue import cut, fill, messages, spoken
 from raftdiff.errors import UserError, nearest
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import Config, Said
 from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Sample
@@ -38,7 +38,7 @@ class ClassifierConfig(Config):
     and answer as the two segments of an encoder."""
     template: str = "{prompt}\n{answer}"
     """{prompt} is the caption with the turns before it, {answer} the answer; "{answer}" alone for a classifier."""
-    cut_at: list[str] = Field(default_factory=list)
+    cut_at: list[Said] = Field(default_factory=list)
     """The answer is cut before the first of these, for example "Human:"."""
     append_eos: bool = False
     """End with the tokenizer's EOS token, for reward models that were trained to read it there."""

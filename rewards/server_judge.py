@@ -15,6 +15,7 @@ from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue
 from raftdiff.chat.kept import KeptReplies
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Said
 from raftdiff.types import Sample
 
 WOMBAT = ("relevance", "correctness", "coherence", "safety")
@@ -39,7 +40,7 @@ class ServerConfig(AskingConfig):
     """The column of this reward in tables and logs."""
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
-    criteria: list[str] = Field(default_factory=lambda: list(WOMBAT), min_length=1)
+    criteria: list[Said] = Field(default_factory=lambda: list(WOMBAT), min_length=1)
     """What is rated; the ratings are added up."""
     lowest: int = 1
     highest: int = 5

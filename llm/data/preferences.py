@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Annotated, Any, final
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -55,7 +55,7 @@ class PairsConfig(Config):
     worst are taken."""
     run: str | None = None
     """A run on texts: the best and the worst answer to each prompt of its rounds, by total reward."""
-    rounds: list[int] | None = None
+    rounds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
     """Which rounds of ``run``; all that are finished by default."""
     labels: str | None = None
     """A run on texts whose answers people compared, with raftdiff label."""

@@ -117,7 +117,7 @@ class LMFineTuner:
                 point = self._reference_point(step, taught) if self.requires.kinds == ("labelled",) else None
                 self._step(step, index / len(plan), fold(seed, index), rate, tally, point=point)
                 report(index + 1, len(plan))
-        self.course.rounds += 1
+        self.course.finish()
         return {"loss": 0.0, **tally.figures(), **known, "items": float(tally.items)}
 
     def state_dict(self) -> State:

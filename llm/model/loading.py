@@ -15,7 +15,7 @@ from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
-from raftdiff.training.tokenizers import check_tokenizer, table_rows, within
+from raftdiff.training.tokenizers import check_tokenizer, nameless, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Prompt
 
@@ -85,10 +85,15 @@ class LM:
         pad = self.tokenizer.pad_token_id
         return int(self.eos[0] if pad is None or pad >= table_rows(self.model) else pad)
 
+    @cached_property
+    def nameless(self) -> list[int]:
+        """Ids without a text: the rows that a table is filled up with. They are never drawn."""
+        return nameless(self.tokenizer, self.model)
+
     @property
     def positions(self) -> int | None:
         """How many tokens, prompt and answer together, the model is made for; None where it does not say."""
-        found = getattr(self.model.config, "max_position_embeddings", None)
+        found = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         return found if isinstance(found, int) and found > 0 else None
 
     def prompt_ids(self, prompt: Prompt, text: str) -> list[int]:

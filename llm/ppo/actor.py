@@ -130,6 +130,13 @@ class Actor:
         self.steps += 1
         return optimizer.step(self.optimizer, rate, self.config.max_grad_norm, number=self.steps)
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: the round made weights that nothing can be computed with.
+        """
+        optimizer.check_weights(self.trainable.live, self.optimizer)
+
     def state_dict(self) -> State:
         return {
             self.trainable.stem: on_cpu(self.trainable.live),

@@ -154,6 +154,13 @@ class Critic:
             "tokens": tokens,
         }
 
+    def check(self) -> None:
+        """
+        Raises:
+            UserError: the round made weights that nothing can be computed with.
+        """
+        optimizer.check_weights(self.trainable.live, self.optimizer, where="finetuner.critic")
+
     def _near_enough(self, losses: Sequence[float]) -> bool:
         until = self.config.pretrain_until
         return until is not None and sum(losses) / len(losses) <= until

@@ -148,6 +148,8 @@ class PpoFineTuner:
                 sums.update(self._step(buffer, known, places, index / len(plan), fold(seed, index)))
                 report(done + index + 1, done + len(plan))
         found = {**figures(buffer, scaled, known), **first, "beta": self.beta}
+        self.actor.check()
+        self.critic.check()
         self.rounds += 1
         if (adaptive := config.kl.adaptive) is not None:
             self.beta = adaptive_kl(self.beta, found["kl"], adaptive.target, len(buffer.rows), adaptive.horizon)

@@ -135,8 +135,10 @@ class RewardTuner:
                 drawn = fold(self.seed, "step", step)
                 self._step([rows[place] for place in plan[step]], shown, step / len(plan), drawn, tally)
                 report(done, len(part))
-        self.course.rounds += 1
-        return {**tally.figures(), "pairs": float(tally.items)}
+        figures = tally.figures()
+        with _in_the_words_of_this_recipe():
+            self.course.finish(loss=figures.get("loss", 0.0))
+        return {**figures, "pairs": float(tally.items)}
 
     def state_dict(self) -> State:
         """Everything that the next part depends on, on the CPU."""

@@ -26,6 +26,9 @@ from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.tracking import LoggingConfig
 
+LARGEST_MU = 1e4
+"""Of a pair's strength, in logits; where labels were made of rewards, these may be large."""
+
 
 class PolicyPoolConfig(Config):
     """Where the answers of the current policy come from that MetaRM learns to tell apart: ``run`` or ``model``."""
@@ -170,7 +173,13 @@ def strengths(recipe: RewardRecipe, pairs: Sequence[Comparison]) -> Float[np.nda
             f"{len(pairs)} have none, the first: {unknown[0]}. Measure it with: raftdiff llm rm strength RECIPE --out "
             "FILE.jsonl, and name that file under pairs.data.file."
         )
-    return np.array([pair.mu for pair in pairs], dtype=np.float64)
+    mu = np.array([pair.mu for pair in pairs], dtype=np.float64)
+    if (wrong := np.flatnonzero(~(np.abs(mu) < LARGEST_MU))).size:
+        raise UserError(
+            f"denoise: the strength (mu) of the pair '{pairs[wrong[0]].id}' is {mu[wrong[0]]:g}; it is a difference of "
+            f"rewards, within {LARGEST_MU:g} of 0; correct the column, or measure it with: raftdiff llm rm strength."
+        )
+    return mu
 
 
 def _check(recipe: RewardRecipe) -> None:

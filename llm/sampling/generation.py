@@ -11,7 +11,7 @@ from torch import Tensor
 
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import Config, Said
 
 Strategy = Literal["sample", "greedy", "beam", "diverse_beam"]
 
@@ -21,13 +21,13 @@ class DecodingConfig(Config):
 
     strategy: Strategy = "sample"
     """sample; greedy (one answer a prompt); beam or diverse_beam: the K best answers of a search (RRHF's BP and DP)."""
-    temperature: float = Field(default=1.0, gt=0)
+    temperature: float = Field(default=1.0, ge=1e-3)
     """The paper's lambda: answers are drawn from p^(1/lambda). sample and diverse_beam."""
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Draw from the likeliest tokens that have this probability together. sample and diverse_beam."""
     top_k: int = Field(default=0, ge=0)
     """Draw from this many of the likeliest tokens, 0 for no limit. sample and diverse_beam."""
-    repetition_penalty: float = Field(default=1.0, gt=0)
+    repetition_penalty: float = Field(default=1.0, ge=1e-2, le=1e2)
     """Above 1, what the answer has said is made less likely."""
     beams: int = Field(default=4, ge=1)
     """beam: how wide the search is; at least as wide as answers are asked for."""
@@ -37,7 +37,7 @@ class DecodingConfig(Config):
     max_new_tokens: int = Field(default=64, ge=1)
     min_new_tokens: int = Field(default=0, ge=0)
     """No end token comes before this many tokens; a stop text may."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Said] = Field(default_factory=list)
     """Texts that end an answer, which is cut before them. Special tokens may be among them."""
 
     @property
@@ -79,7 +79,14 @@ class Draw:
         del ids
         assert self._model is not None
         token = {"sample": self._sampled, "diverse_beam": self._diverse}.get(self._decoding.strategy, _greedy)(scores)
-        self.logprobs.append(self._model.gather(-1, token[:, None]).squeeze(-1).cpu())
+        lp = self._model.gather(-1, token[:, None]).squeeze(-1).cpu()
+        if lp.isnan().any():
+            raise UserError(
+                "sampler: the model's probabilities are no numbers: its training diverged (go on from an earlier "
+                "round, with a lower finetuner.learning_rate), or model.dtype is too small for it (try bfloat16 or "
+                "float32)."
+            )
+        self.logprobs.append(lp)
         return torch.full_like(scores, -torch.inf).scatter_(-1, token[:, None], 0.0)
 
     def _sampled(self, scores: Tensor) -> Int[Tensor, " rows"]:
@@ -220,7 +227,7 @@ class Ending:
         special = {str(token): number for number, token in added if token.special}
         self.ids = tuple(dict.fromkeys((*lm.eos, *(special[text] for text in stop if text in special))))
         """A stop text that is a special token is an end token: texts are without those."""
-        self._lm, self._stop = lm, [text for text in stop if text not in special]
+        self.lm, self._stop = lm, [text for text in stop if text not in special]
 
     def reached(
         self, answers: Int[Tensor, "rows tokens"], ended: Bool[Tensor, " rows"] | None = None
@@ -245,7 +252,7 @@ class Ending:
         return next(n for n in range(1, end + 1) if self._stops(row[:n]))
 
     def _stops(self, row: Sequence[int]) -> bool:
-        text = self._lm.text(row) if self._stop else ""
+        text = self.lm.text(row) if self._stop else ""
         return any(one in text for one in self._stop)
 
 
@@ -273,6 +280,7 @@ def _warpers(decoding: DecodingConfig, ending: Ending, ids: Tensor, device: torc
     from transformers import (
         MinNewTokensLengthLogitsProcessor,
         RepetitionPenaltyLogitsProcessor,
+        SuppressTokensLogitsProcessor,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
         TopPLogitsWarper,
@@ -280,6 +288,8 @@ def _warpers(decoding: DecodingConfig, ending: Ending, ids: Tensor, device: torc
 
     found: list[Any] = []
     prompt_tokens, ends = ids.shape[1], torch.tensor(ending.ids, device=device)
+    if nameless := ending.lm.nameless:
+        found.append(SuppressTokensLogitsProcessor(nameless, device=device))
     if decoding.repetition_penalty != 1:
         found.append(RepetitionPenaltyLogitsProcessor(decoding.repetition_penalty, prompt_tokens))
     if decoding.min_new_tokens:

@@ -10,7 +10,7 @@ from pydantic import Field
 from raftdiff.chat.dialogue import messages
 from raftdiff.chat.server import ChatServer, Reply
 from raftdiff.chat.threads import concurrently
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import Config, Said
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 
@@ -31,7 +31,7 @@ class ServerSamplerConfig(Config):
     temperature: float = Field(default=1.0, ge=0)
     max_tokens: int = Field(default=256, ge=1)
     """Longest answer, in the server's tokens."""
-    stop: list[str] = Field(default_factory=list)
+    stop: list[Said] = Field(default_factory=list)
     """Texts that end an answer."""
     extra: dict[str, Any] = Field(default_factory=dict)
     """Further keys of each request, such as top_p."""

@@ -8,10 +8,10 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.encoding import decode
@@ -28,6 +28,8 @@ class Config(BaseModel):
 
 
 C = TypeVar("C", bound=Config)
+Said: TypeAlias = Annotated[str, Field(min_length=1)]
+"""A text that is looked for in others or asked about, which the empty one would be found in everywhere."""
 COMMAND_LINE = "on the command line"
 
 

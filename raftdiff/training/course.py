@@ -1,11 +1,13 @@
 """Where a training stands between its rounds: the weights, their optimizer, and how far both have come."""
 
+import math
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
 import torch
 
+from raftdiff.errors import UserError
 from raftdiff.training import optimizer
 from raftdiff.training.trainable import Trainable, on_cpu
 from raftdiff.types import State
@@ -88,6 +90,17 @@ class Course:
         norm = optimizer.step(self.optimizer, rate, self.pace.max_grad_norm, number=self.steps + 1)
         self.steps += 1
         return norm
+
+    def finish(self, *, loss: float = 0.0) -> None:
+        """Close a round, whose mean loss is ``loss``.
+
+        Raises:
+            UserError: the round made weights or a loss that nothing can be computed with.
+        """
+        if not math.isfinite(loss):
+            raise UserError(f"finetuner: the loss of this round is {loss:g}, though its gradients are numbers.")
+        optimizer.check_weights(self.trainable.live, self.optimizer)
+        self.rounds += 1
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""

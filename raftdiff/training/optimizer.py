@@ -9,6 +9,9 @@ from torch import Tensor, nn
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
 
+LARGEST = 1e8
+"""Of a trained weight; the square of it still leaves room in float32."""
+
 
 def adamw(
     parameters: Mapping[str, nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
@@ -93,6 +96,22 @@ def step(
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
     return float(norm)
+
+
+def check_weights(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, where: str = "finetuner") -> None:
+    """Whether a network can compute with what a round's steps made: the last step's gradients say nothing of what it
+    did. ``where`` as in ``clip``.
+
+    Raises:
+        UserError: a weight is no number, or larger than any that is of use.
+    """
+    for name, weight in weights.items():
+        largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
+        if not largest < LARGEST:
+            raise UserError(
+                f"{where}: the steps of this round made weights of {largest:g} ('{name}'), which nothing can be "
+                f"computed with. Lower {where}.learning_rate (now {optimizer.defaults['lr']:g})."
+            )
 
 
 def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], decay: float, step: int) -> None:

@@ -73,6 +73,15 @@ def within(what: str, tokenizer: Any, ids: Sequence[int], rows: int) -> None:
         )
 
 
+def nameless(tokenizer: Any, model: Any) -> list[int]:
+    """Ids that the network can write and the tokenizer has no text for, or that the network cannot read again: tables
+    are often filled up to a round number of rows."""
+    writes = model.get_output_embeddings()
+    rows = table_rows(model)
+    known = set(tokenizer.get_vocab().values())
+    return [one for one in range(rows if writes is None else writes.weight.shape[0]) if one >= rows or one not in known]
+
+
 def table_rows(model: Any) -> int:
     """How many tokens a network of transformers knows."""
     return int(model.get_input_embeddings().weight.shape[0])

@@ -158,7 +158,7 @@ class DiffusionFineTuner:
                 texts = [captions[row] for row in rows]
                 self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
                 report(index + 1, len(plan))
-        self.course.rounds += 1
+        self.course.finish()
         moved = drift(
             self.parts,
             self.base_weights,

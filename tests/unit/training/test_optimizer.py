@@ -1,11 +1,13 @@
 """The learning rate, who sees what when, the moving average, and AdamW's state as named tensors."""
 
+import math
 from collections import Counter
 
 import pytest
 import torch
 from torch import nn
 
+from raftdiff.errors import UserError
 from raftdiff.training import optimizer
 
 
@@ -130,3 +132,14 @@ def test_either_optimizer_continues_to_the_bit_and_starts_anew_without_a_state(k
     assert all(torch.equal(one[name], other[name]) for name in one)
     optimizer.load_state_dict(second, other, other, {})
     assert optimizer.state_dict(second, other) == {}
+
+
+@pytest.mark.parametrize("value", [1e20, -1e20, math.inf, math.nan])
+def test_weights_that_nothing_can_be_computed_with_are_told_with_the_part_that_made_them(value):
+    """A single step may make them, after a gradient that was a number."""
+    weights = {"w": nn.Parameter(torch.tensor([1.0, value])), "none": nn.Parameter(torch.empty(0))}
+    by = optimizer.adamw(weights, 1e20, (0.9, 0.999), 0.0)
+    told = r"finetuner.critic: the steps of this round made weights of .*'w'.* Lower finetuner.critic.learning_rate"
+    with pytest.raises(UserError, match=told):
+        optimizer.check_weights(weights, by, where="finetuner.critic")
+    optimizer.check_weights({"w": torch.tensor([1e4])}, by)

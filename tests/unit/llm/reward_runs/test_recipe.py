@@ -98,6 +98,10 @@ def test_strengths_are_taken_from_the_data_in_its_order(recipe: Path, tmp_path: 
     mu = strengths(found, trained)
     assert mu is not None
     assert mu.tolist() == [n - 3.5 for n in range(16)]
+    rows[3]["mu"] = 1e300
+    (tmp_path / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    with pytest.raises(UserError, match=r"denoise: the strength \(mu\) of the pair '.*' is 1e\+300; .*correct"):
+        load_reward_recipe(recipe, ["denoise={type: soft_margin}", "held_out_share=0"])
 
 
 @pytest.mark.parametrize(

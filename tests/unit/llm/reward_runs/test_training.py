@@ -241,6 +241,16 @@ def test_pairs_that_are_too_long_to_read_are_told_left_out_or_cut(file: Path, mo
     assert len(lines(found)) == len(found.pairs) == 7, "each model's word stands beside the pair that it read"
 
 
+def test_a_learning_rate_that_ruins_the_weights_in_one_step_writes_no_model(file: Path, tmp_path: Path) -> None:
+    changes = ["tuner.learning_rate=1e20", "tuner.epochs=0.1", "loop.rounds=1", "held_out_share=0"]
+    ruined = load_reward_recipe(file, changes)
+    run = Run.create(tmp_path / "run", ruined, seed=0)
+    with pytest.raises(UserError, match=r"tuner: the steps of this round made weights of 1e\+20 .* tuner.learn"):
+        list(train(run, assemble_reward(ruined)))
+    assert run.rounds_done() == 0
+    assert not (run.path / MODEL).exists()
+
+
 def test_members_of_another_recipe_are_not_counted_in(recipe: RewardRecipe, tmp_path: Path) -> None:
     next(measure(recipe, tmp_path, 1, Quiet()))
     other = recipe.model_copy(update={"tuner": recipe.tuner.model_copy(update={"learning_rate": 1e-3})})

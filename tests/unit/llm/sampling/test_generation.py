@@ -10,6 +10,7 @@ from raftdiff.chat.dialogue import cut
 from raftdiff.errors import UserError
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, search
+from raftdiff.recipes.config import check
 from raftdiff.seeds import fold
 
 PROMPTS = [[1, 4, 5], [1, 7], [1, 4, 5, 6, 8, 9, 10, 11, 5, 4], [1], [1, 9, 9, 9, 9, 9]]
@@ -425,3 +426,41 @@ def test_exact_draws_are_those_from_the_model_itself():
         {"strategy": "diverse_beam"},
     ):
         assert not DecodingConfig(**bent).exact
+
+
+@pytest.mark.parametrize("strategy", ["sample", "greedy", "diverse_beam", "beam"])
+def test_rows_that_a_table_is_filled_up_with_are_never_drawn(lm, lm_folder, open_lm, strategy):
+    """A table of 24 rows for 16 tokens; the others are likelier than any token."""
+    filled = open_lm(lm_folder)
+    filled.model.resize_token_embeddings(24)
+    filled.model.get_input_embeddings().weight.data[16:] = 3 * filled.model.get_input_embeddings().weight.data[4]
+    assert filled.nameless == list(range(16, 24))
+    assert lm.nameless == []
+    how = decoding(strategy=strategy, max_new_tokens=8)
+    if strategy == "beam":
+        answers = search(filled, [1, 5, 6], how, count=3)
+    else:
+        answers = [tokens for tokens, _ in generate(filled, [[1, 5, 6]] * 6, range(6), how, group=3)]
+    assert all(token < 16 for answer in answers for token in answer)
+
+
+def test_a_model_that_computes_nan_is_told_when_it_draws(lm_folder, open_lm):
+    broken = open_lm(lm_folder)
+    broken.model.model.norm.weight.data.fill_(math.nan)
+    with pytest.raises(UserError, match="the model's probabilities are no numbers: its training diverged"):
+        generate(broken, [[1, 5]], [0], decoding())
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"stop": ["User:", ""]}, "decoding: stop.1: this should have at least 1 letter"),
+        ({"temperature": 1e-300}, "decoding: temperature: this should be at least 0.001"),
+        ({"temperature": math.nan}, "decoding: temperature: .*finite number"),
+        ({"repetition_penalty": 1e-300}, "decoding: repetition_penalty: this should be at least 0.01"),
+        ({"top_p": math.inf}, "decoding: top_p"),
+    ],
+)
+def test_settings_that_no_draw_can_follow_are_told(options, told):
+    with pytest.raises(UserError, match=told):
+        check(DecodingConfig, options, "decoding")
