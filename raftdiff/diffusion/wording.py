@@ -126,4 +126,5 @@ def signs(what: str, prompts: Sequence[Prompt]) -> list[str]:
 
 
 def _short(text: str) -> str:
-    return text if len(text) <= SHORT else f"{text[:SHORT]}..."
+    line = " ".join(text.split())
+    return line if len(line) <= SHORT else f"{line[:SHORT]}..."

@@ -177,4 +177,6 @@ def _own(model: type[Config], data: Any) -> set[str]:
 
 
 def _named(problem: Any) -> str:
-    return repr((problem["loc"], problem["type"], problem["msg"]))
+    given = problem.get("input")  # of one that holds others, overrides elsewhere in it are no change
+    value = None if isinstance(given, dict | list) else given
+    return repr((problem["loc"], problem["type"], problem["msg"], value))

@@ -38,7 +38,7 @@ def test_a_reader_of_letters_stops_within_a_word() -> None:
 
 
 def test_what_is_cut_is_counted_and_named_for_each_reader() -> None:
-    prompts = [prompt("a red cat on a mat"), prompt("a cat"), prompt("a blue dog on a big mat")]
+    prompts = [prompt("a red cat\non a mat"), prompt("a cat"), prompt("a blue dog on a big mat")]
     learner = Reading("the fine-tuner", Words(50), lambda it: it.learning)
     (line,) = cut(prompts, [sampler(4), learner])
     assert line == (

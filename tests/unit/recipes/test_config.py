@@ -239,6 +239,12 @@ def test_a_mistake_of_an_override_is_on_the_command_line(recipe: Path, overrides
     assert sentence in str(caught.value)
 
 
+def test_an_override_of_a_wrong_value_by_a_wrong_value_is_on_the_command_line(recipe: Path) -> None:
+    recipe.write_text(TEXT.replace("rank: 8", "rank: many"))
+    with pytest.raises(UserError, match="^on the command line: tuner.rank: .* 'few' is read here"):
+        read(Toy, recipe, ["tuner.rank=few"])
+
+
 def test_a_mistake_of_the_file_keeps_its_line_beside_one_of_an_override(recipe: Path) -> None:
     recipe.write_text(TEXT.replace("rank: 8", "rnk: 8"))
     with pytest.raises(UserError) as caught:
