@@ -1,7 +1,7 @@
 """Rewards that a language model itself gives: its distance from the base (RAFT's KL term), and another one's liking."""
 
 from collections.abc import Callable, Sequence
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float32
@@ -38,6 +38,9 @@ class KlReward:
     It changes which answer is picked, and is never in the loss (arXiv:2304.06767, section 3). ``log p`` is the current
     policy's, whoever wrote the answer. Two forward passes an answer.
     """
+
+    nothing_at_first: ClassVar = True
+    """Before anything was learnt it is 0 for every answer, which is no fault of it."""
 
     def __init__(self, distances: Distances, *, name: str = "kl") -> None:
         self.name = name

@@ -229,7 +229,11 @@ def _alike(draft: Draft, scores: Scores, ranker: Ranker[Any]) -> dict[str, Any]:
     wanted = {"policy"} if scores.total.shape[1] == 1 else {"policy", "teacher"}
     if not sources & wanted:
         return {"undecided": 0, "constant": []}
-    weighed = [reward.name for reward, weight in ranker.rewards if weight]
+    weighed = [
+        reward.name
+        for reward, weight in ranker.rewards
+        if weight and not (draft.index == 0 and getattr(reward, "nothing_at_first", False))
+    ]
     return {
         "undecided": undecided(scores.total, getattr(ranker.selector, "compares", "prompt")),
         "constant": [name for name in weighed if name in scores.raw and constant(scores.raw[name])],

@@ -68,6 +68,11 @@ class CallableReward:
         self._call, self._function, self._options = call, function, dict(options or {})
         _check_signature(call, function, self._options)
 
+    @property
+    def function_doc(self) -> str:
+        """What the function says of itself."""
+        return inspect.getdoc(self._call) or ""
+
     def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
         media = [_copy(sample.media) for sample in samples]
         kind = "text" if any(isinstance(text, str) for text in media) else "picture"
@@ -97,8 +102,8 @@ def _copy(media: Any) -> Any:
 def _check_signature(call: Function, function: str, options: dict[str, Any]) -> None:
     if inspect.isclass(call):
         raise UserError(
-            f"The reward function '{function}' is a class, which makes objects and no scores. Name a function of "
-            "pictures or texts and prompts, such as one that calls a method of an object of it."
+            f"The reward function '{function}' is a class, which makes objects and no scores. Name a function, or an "
+            f"object of it that can be called, such as 'score = {call.__name__}()' in the module."
         )
     if inspect.iscoroutinefunction(call) or inspect.iscoroutinefunction(type(call).__call__):
         raise UserError(f"The reward function '{function}' is async; write it with 'def' alone.")

@@ -38,7 +38,8 @@ def check_reward(args: argparse.Namespace) -> int:
         if texts
         else [*testing.reward_samples([*pictures.values()], names=[*pictures] or None)]
     )
-    result = testing.check_reward(reward, samples)
+    own = getattr(reward, "function_doc", None)  # of a function its own text tells what higher means
+    result = testing.check_reward(reward, samples, direction=own)
     print(result)
     return 0 if result.passed else 1
 

@@ -110,7 +110,7 @@ def check_reward(
         sentence = f"score() of another batch of the same samples failed: {error}; keep the batch axis, and no state."
         found = (*checks, Check("batch-invariant", False, sentence))
         return CheckReport(subject, found, _shown(samples, together))
-    text = direction or " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+    text = direction if direction is not None else " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
     alone = near(singly) and _near(together[order], tolerance)(permuted)
     several = len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1
     checks += [

@@ -24,6 +24,8 @@ from raftdiff.types import Round, Sample, Selector
 class Same:
     """Says 1 of everything. Higher is better."""
 
+    nothing_at_first = False
+
     def __init__(self, name: str = "same") -> None:
         self.name = name
 
@@ -102,6 +104,10 @@ def test_a_round_says_where_the_rewards_told_nothing_apart(tmp_path: Path) -> No
     assert told(tmp_path / "toy", toy_parts(rounds=1)) == (6, 0, [])
     assert told(tmp_path / "same", replace(toy_parts(rounds=1), ranker=same)) == (6, 6, ["same"])
     assert told(tmp_path / "both", replace(toy_parts(rounds=1), ranker=both)) == (6, 0, ["same"])
+    first = Same()
+    first.nothing_at_first = True  # as the distance from a base that nothing was learnt on yet
+    early = Ranker([*toy_parts().ranker.rewards, (first, 1.0)], BestOfK(1))
+    assert told(tmp_path / "early", replace(toy_parts(rounds=1), ranker=early)) == (6, 0, [])
     assert told(tmp_path / "random", toy_parts(Random(1, seed=0), rounds=1)) == (6, 0, [])
 
 

@@ -58,7 +58,17 @@ def test_the_scores_stand_beside_the_names_of_the_pictures(
 def test_one_picture_and_a_name_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "clear.png")
     assert check(tmp_path / "clear.png", "name=red") == 0
-    assert capsys.readouterr().out.startswith("The reward 'red'\n           1  clear.png: a picture\n")
+    told = capsys.readouterr().out
+    assert told.startswith("The reward 'red'\n           1  clear.png: a picture\n")
+    assert "ok    direction: " in told
+
+
+def test_a_function_that_does_not_say_what_higher_means_is_told_so(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(redness, "__doc__", None)
+    assert check(None) == 0
+    assert "note  direction: the docstring should say" in capsys.readouterr().out
 
 
 def test_a_damaged_picture_and_a_folder_without_any_are_named(tmp_path: Path) -> None:
