@@ -1,6 +1,6 @@
 """A sequence classifier of Hugging Face as a reward: a trained reward model, or any text classifier's label."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -8,8 +8,9 @@ from jaxtyping import Float, Float32
 from pydantic import Field
 
 from raftdiff.chat.dialogue import cut, fill, messages, spoken
-from raftdiff.errors import UserError, nearest
+from raftdiff.errors import Need, UserError, nearest
 from raftdiff.recipes.config import Config, Said
+from raftdiff.recipes.needs import model_at
 from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Sample
@@ -50,6 +51,10 @@ class ClassifierConfig(Config):
     """Precision of the weights; the halves are for GPUs, and move the score a little. The head stays float32."""
     batch_size: int = Field(default=16, ge=1)
     """Answers at a time; changes no score."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        yield from model_at("model", resolve(self.model), where="It takes a folder or a hub id.")
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ClassifierReward":
         model, tokenizer = load(resolve(self.model), revision=self.revision, dtype=self.dtype, device=device)
@@ -209,6 +214,9 @@ def load(model: str, *, revision: str | None, dtype: Precision, device: str) -> 
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+    for need in model_at("model", model):
+        if not need.fetched:
+            raise UserError(f"The reward 'classifier' cannot load '{model}': {need.sentence}")
     advice = "It takes a folder or an id with safetensors weights and a tokenizer."
     with reading(f"The reward 'classifier' cannot load '{model}'", advice):
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)

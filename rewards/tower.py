@@ -20,7 +20,7 @@ from jaxtyping import Float32
 from PIL import Image
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.needs import from_hub, hub_has
+from raftdiff.recipes.needs import from_hub, near
 from raftdiff.training.tokenizers import check_tokenizer, check_vocabulary
 from raftdiff.training.weights import WRAPPERS, demand_finite, wrapper
 from raftdiff.types import Sample
@@ -177,13 +177,17 @@ def tower_needs(model: str, pretrained: str | None, quick_gelu: bool | None) -> 
     except UserError as error:
         yield Need("model", str(error))
         return
+    yield from _hub_needs(identity)
+
+
+def _hub_needs(identity: Identity) -> Iterator[Need]:
     if identity.model.startswith("hf-hub:"):
         hub = identity.model.removeprefix("hf-hub:")
     else:
         import open_clip
 
         hub = open_clip.get_pretrained_cfg(identity.model, identity.pretrained or "").get("hf_hub", "").rstrip("/")
-    if hub and not hub_has(hub):
+    if hub:
         yield from from_hub("model", hub)
 
 
@@ -240,7 +244,7 @@ def _named(name: str, pretrained: str | None, quick_gelu: bool | None, known: se
 
 def _unknown(model: str, folder: Path, known: set[str]) -> str:
     if model.startswith(("local-dir:", ".", "~", "/")):
-        return f"There is no folder '{folder}' to load a CLIP model from."
+        return f"There is no folder '{folder}' to load a CLIP model from. {near(str(folder))}".strip()
     close = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.5) or ["ViT-B-32", "ViT-L-14", "ViT-H-14"]
     return (
         f"'{model}' is neither a CLIP model that open_clip knows nor a folder. Nearest names: {', '.join(close)}. "
@@ -271,6 +275,8 @@ def _check_folder(folder: Path) -> None:
 def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) -> Tower:
     import open_clip
 
+    if lacking := [need for need in _hub_needs(identity) if not need.fetched]:
+        raise UserError(f"The CLIP model {_spelled(identity)}: {lacking[0].sentence}")
     try:
         model, preprocess = open_clip.create_model_from_pretrained(
             identity.model,

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.needs import unreachable
 from raftdiff.recipes.rows import Row
 
 SAVED = ("state.json", "dataset_dict.json")
@@ -20,6 +21,8 @@ def read_hub(
     Raises:
         UserError: ``datasets`` is not installed or too old, or the data set or split cannot be had.
     """
+    if not (folder := Path(name).expanduser()).is_dir():
+        unreachable()  # where it is, the library looks into its cache at once
     try:
         import datasets
     except ImportError:
@@ -30,7 +33,6 @@ def read_hub(
             f"prompts.hub: datasets {datasets.__version__} may run code that comes with a data set; "
             "install a newer one: pip install 'datasets>=4'."
         )
-    folder = Path(name).expanduser()
     try:
         if any((folder / mark).is_file() for mark in SAVED):
             held = datasets.load_from_disk(str(folder))

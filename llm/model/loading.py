@@ -13,7 +13,7 @@ from raftdiff.errors import Need, UserError
 from raftdiff.llm.model.adapters import Source, source, with_adapter
 from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import model_at, near, refuse
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
 from raftdiff.training.tokenizers import check_tokenizer, nameless, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
@@ -256,4 +256,5 @@ def _check_folder(config: LMConfig, where: str) -> None:
     """A name that looks like a folder should be one, before a library asks the network for it."""
     looks_local = where.startswith((".", "/", "~")) or where.count("/") > 1
     if looks_local and not Path(where).expanduser().is_dir():
-        raise UserError(f"model.base: there is no folder '{config.base}'.")
+        raise UserError(f"model.base: there is no folder '{config.base}'. {near(where)}".strip())
+    refuse("model", model_at("base", where))

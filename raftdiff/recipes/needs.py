@@ -3,22 +3,26 @@
 A part of a recipe says so itself, by a method ``needs(resolve)`` of its config; ``needs`` here asks all parts.
 """
 
+import difflib
 import os
 import re
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import constants
+from huggingface_hub import constants, get_session
 from pydantic import BaseModel
 
 from raftdiff.errors import Need, UserError
 
+LONGEST = 96
+"""Characters in a hub id."""
 HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?")
 
 
 def needs(recipe: Any, resolve: Callable[[str], str] = str, path: str = "") -> list[Need]:
-    """What the parts of a recipe lack, by the recipe's dotted keys. Loads nothing and asks no network."""
+    """What the parts of a recipe lack, by the recipe's dotted keys. Loads nothing."""
     if isinstance(recipe, list | tuple):
         return [need for place, one in enumerate(recipe) for need in needs(one, resolve, f"{path}{place}.")]
     if not isinstance(recipe, BaseModel):
@@ -52,22 +56,89 @@ def refuse(key: str, lacking: Iterable[Need]) -> None:
         raise UserError("\n".join(sentences))
 
 
-def model_at(key: str, name: str, *, where: str) -> Iterator[Need]:
+def model_at(key: str, name: str, *, where: str = "") -> Iterator[Need]:
     """A model that is a folder, a file or a hub id; ``where`` says what would do, and where to get it."""
-    if Path(name).expanduser().exists():
+    if _there(name):
         return
-    if not HUB_ID.fullmatch(name):
-        yield Need(key, f"there is no folder or file '{name}' here. {where}")
-    elif not hub_has(name):
+    known = HUB_ID.fullmatch(name) and len(name) <= LONGEST
+    beside = known and "/" in name and Path(name).parent.is_dir()
+    if not known or (beside and not hub_has(name)):
+        yield Need(key, " ".join(filter(None, [f"there is no folder or file '{name}' here.", near(name), where])))
+    else:
         yield from from_hub(key, name)
 
 
 def from_hub(key: str, name: str) -> Iterator[Need]:
     """A hub model that is not in the cache."""
-    if offline():
-        yield Need(key, f"'{name}' is not in the hub's cache here, and HF_HUB_OFFLINE forbids to fetch it.")
+    silent = (
+        unreachable()
+    )  # asked for those in the cache too: their libraries look there at once where the hub is silent
+    if hub_has(name):
+        return
+    if silent:
+        yield Need(key, " ".join(filter(None, [f"'{name}' is not in the hub's cache here, and {silent}.", near(name)])))
     else:
         yield Need(key, f"'{name}' is not here yet and will be fetched from the hub.", fetched=True)
+
+
+def near(name: str) -> str:
+    """A sentence that names what lies nearest to a folder or file that is missing; none where nothing is near."""
+    if _there(turned := name.replace("\\", "/")):
+        return f"Did you mean '{turned}'?"
+    try:
+        path = Path(name).expanduser()
+        while not path.parent.is_dir():
+            path = path.parent
+        lying = [one.name for one in path.parent.iterdir()]
+    except (OSError, RuntimeError):
+        return ""
+    close = difflib.get_close_matches(path.name, lying, n=1)
+    return f"Did you mean '{path.parent / close[0]}'?" if close else ""
+
+
+def _there(name: str) -> bool:
+    try:
+        return bool(name) and Path(name).expanduser().exists()
+    except (OSError, RuntimeError):  # too long for a name; the home of nobody
+        return False
+
+
+def unreachable() -> str:
+    """Why nothing can be fetched from the hub, as a clause; empty where it answers.
+
+    It is asked once a process and for seconds. Where it does not answer, the hub's libraries use what is in the cache
+    from then on, and nothing else: they would try again for a minute, for each file.
+    """
+    global _silent  # noqa: PLW0603  (one answer a process)
+    if not _silent and offline():
+        return "HF_HUB_OFFLINE forbids to fetch it"
+    if _silent is None and (silent := _asked()):
+        constants.HF_HUB_OFFLINE = True
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        _silent = silent
+    _silent = _silent or ""
+    return _silent
+
+
+_silent: str | None = None
+PATIENCE = 5.0
+"""Seconds."""
+
+
+def _asked() -> str:
+    found: list[str] = []
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=PATIENCE)
+            found.append("")
+        except Exception as error:  # of one library or another, by version; proxies and certificates too
+            found.append(f"{constants.ENDPOINT} cannot be reached ({str(error).strip() or type(error).__name__})")
+
+    asking = threading.Thread(target=ask, daemon=True)  # a look-up of the name has no time limit of its own
+    asking.start()
+    asking.join(2 * PATIENCE)
+    return found[0] if found else f"{constants.ENDPOINT} does not answer"
 
 
 def hub_has(name: str) -> bool:

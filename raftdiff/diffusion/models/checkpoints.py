@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.errors import UserError, command
+from raftdiff.recipes.needs import near, unreachable
 from raftdiff.training.weights import WRAPPERS, first_line, wrapper
 
 TUNABLE = "raftdiff tunes Stable Diffusion 1.x and 2.x models, and others in their format (StableDiffusionPipeline)"
@@ -136,7 +137,9 @@ def _snapshot(name: str, configs: list[str], stems: Mapping[str, str], key: str)
     """``stems`` says what the weights are called, by the folder they lie in; ``key`` of the recipe begins errors."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name) or name.startswith((".", "/", "~")):
         shipped = ", nor a shipped model" if key == "model.base" else ""
-        raise UserError(f"{key}: '{name}' is neither a folder nor a file here, nor a hub id (owner/name){shipped}.")
+        told = f"{key}: '{name}' is neither a folder nor a file here, nor a hub id (owner/name){shipped}."
+        raise UserError(f"{told} {near(name)}".strip())
+    unreachable()  # where it is, the library looks into its cache at once
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
@@ -169,7 +172,7 @@ def _snapshot(name: str, configs: list[str], stems: Mapping[str, str], key: str)
             raise
         raise UserError(
             f"{key}: there is no folder '{name}' here, and the hub cannot be reached to look for it there "
-            f"({type(error).__name__}). Name a local folder, or try again with a network."
+            f"({unreachable() or type(error).__name__}). Name a local folder, or try again with a network."
         ) from None
 
 

@@ -1,17 +1,23 @@
 """Everything that a recipe lacks is said at once, before anything is loaded."""
 
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from huggingface_hub import constants
 
+from raftdiff.diffusion.models import checkpoints
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.loading import load as load_lm
+from raftdiff.recipes import needs as recipe_needs
 from raftdiff.recipes.config import check
-from raftdiff.recipes.needs import needs, ready
-from raftdiff.rewards import sentiment, texts
+from raftdiff.recipes.needs import model_at, needs, ready
+from raftdiff.rewards import classifier, sentiment, texts
+from raftdiff.rewards.tower import open_tower
 
 RECIPE = {
     "name": "mine",
@@ -32,6 +38,7 @@ def recipe(model: dict[str, str] | None = None, rewards: list[dict[str, object]]
 def empty_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(recipe_needs, "_silent", "")
     monkeypatch.delenv("TRANSFORMERS_OFFLINE", raising=False)
     return tmp_path / "hub"
 
@@ -87,3 +94,72 @@ def test_an_extra_that_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None
     monkeypatch.setattr(texts, "find_spec", lambda name: None)
     (need,) = needs(sentiment.SentimentConfig(), resolve)
     assert need.sentence == "it needs vaderSentiment: pip install 'raftdiff[llm]'."
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The hub does not answer; holds how often it was asked."""
+    times: list[str] = []
+
+    def ask() -> str:
+        times.append("asked")
+        return "the hub cannot be reached (no such host)"
+
+    monkeypatch.setattr(recipe_needs, "_asked", ask)
+    monkeypatch.setattr(recipe_needs, "_silent", None)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    return times
+
+
+def test_without_a_network_the_hub_is_asked_once_and_its_libraries_are_kept_from_trying(
+    asked: list[str], empty_cache: Path
+) -> None:
+    (empty_cache / "models--owner--here" / "snapshots" / "abc").mkdir(parents=True)
+    (empty_cache / "models--owner--here" / "snapshots" / "abc" / "config.json").write_text("{}")
+    lacking = [*model_at("base", "owner/name"), *model_at("vae", "owner/other"), *model_at("model", "owner/here")]
+    assert [(need.key, need.fetched) for need in lacking] == [("base", False), ("vae", False)]
+    said = "'owner/name' is not in the hub's cache here, and the hub cannot be reached (no such host)."
+    assert lacking[0].sentence == said
+    assert asked == ["asked"]
+    assert constants.is_offline_mode()
+    assert os.environ["HF_HUB_OFFLINE"] == "1"
+
+
+def test_nobody_asks_the_hub_for_what_is_a_path_or_here(
+    asked: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "models" / "sd15").mkdir(parents=True)
+    assert list(model_at("base", "models/sd15")) == []
+    for name, hint in (
+        ("models/sd51", "Did you mean 'models/sd15'?"),
+        ("modles/sd15/unet", "Did you mean 'models'?"),
+        ("./models/sd51", "Did you mean 'models/sd15'?"),
+        ("models\\sd15", "Did you mean 'models/sd15'?"),
+        (str(tmp_path / "model" / "sd15"), f"Did you mean '{tmp_path / 'models'}'?"),
+        ("~nobody-of-this-name/sd15", ""),
+        ("x" * 5000, ""),
+        ("", ""),
+    ):
+        (need,) = model_at("base", name)
+        assert need.sentence == f"there is no folder or file '{name}' here.{' ' * bool(hint)}{hint}"
+    assert asked == []
+
+
+@pytest.mark.parametrize("load", ["texts", "clip", "classifier"])
+def test_every_loader_says_it_in_a_sentence(load: str, asked: list[str], tmp_path: Path) -> None:
+    loaders: dict[str, Callable[[], object]] = {
+        "texts": lambda: load_lm(LMConfig(base="owner/name"), str),
+        "clip": lambda: open_tower("hf-hub:owner/name"),
+        "classifier": lambda: classifier.ClassifierConfig(model="owner/name").build(),
+    }
+    with pytest.raises(UserError, match=r"'owner/name' is not in the hub's cache here, and the hub cannot be reached"):
+        loaders[load]()
+    assert asked == ["asked"]
+
+
+def test_a_diffusion_model_and_its_vae_are_not_looked_for_again_and_again(asked: list[str]) -> None:
+    for load, key in ((checkpoints.hub_folder, "model.base"), (checkpoints.hub_vae, "model.vae")):
+        with pytest.raises(UserError, match=f"{key}: there is no folder 'owner/name' here, and .* .no such host"):
+            load("owner/name")
+    assert asked == ["asked"]

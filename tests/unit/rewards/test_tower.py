@@ -269,6 +269,9 @@ def test_no_network_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise RuntimeError("Failed to download weights")
 
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", offline)
+    with pytest.raises(UserError, match=r"is not in the hub's cache here, and HF_HUB_OFFLINE forbids"):
+        open_tower("ViT-L-14", "openai")
+    monkeypatch.setattr(module, "from_hub", lambda key, name: iter(()))
     with pytest.raises(UserError, match=r"could not be fetched \(Failed to download weights\)\. Without a network"):
         open_tower("ViT-L-14", "openai")
 
