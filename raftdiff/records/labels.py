@@ -181,8 +181,9 @@ def points(run: Run, rater: str | None = None) -> tuple[dict[str, float], set[st
 def preferences(run: Run) -> list[dict[str, Any]]:
     """What was preferred, for training a reward; ties are left out.
 
-    Of pictures ``rater``, ``caption``, ``chosen``, ``rejected``: ``{"rater": "ada", "caption": "a cartoon of a cat",
-    "chosen": "rounds/000/samples/cat-001.png", "rejected": "rounds/000/samples/cat-004.png"}``.
+    Of pictures ``rater``, ``caption``, ``chosen_file_name``, ``rejected_file_name``, paths within the run:
+    ``{"rater": "ada", "caption": "a cartoon of a cat", "chosen_file_name": "rounds/000/samples/cat-001.png", ...}``.
+    Under ``chosen`` and ``rejected`` a trainer of language models would learn the paths as if they were answers.
 
     Of texts ``rater``, ``prompt``, ``chosen``, ``rejected`` with the texts themselves, and ``system`` and ``history``
     where the prompt has them: the columns of the data format ``pairs``. That format has no room for an answer that is
@@ -265,7 +266,12 @@ def _preference(rater: str, better: Entry, worse: Entry) -> dict[str, Any]:
     if isinstance(better.media, str):
         asked = {"prompt": prompt.caption, **context(prompt)}
         return {"rater": rater, **asked, "chosen": better.media, "rejected": worse.media}
-    return {"rater": rater, "caption": prompt.caption, "chosen": better.name, "rejected": worse.name}
+    return {
+        "rater": rater,
+        "caption": prompt.caption,
+        "chosen_file_name": better.name,
+        "rejected_file_name": worse.name,
+    }
 
 
 def _share(found: statistics.Estimate) -> str:

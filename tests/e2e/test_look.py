@@ -162,7 +162,7 @@ def test_labels_prints_tallies_and_writes_the_preferences(
     assert "ada: 1 choices, 0 of them ties" in out
     assert "all: 2 choices, 1 of them ties" in out
     (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
-    assert (line["chosen"], line["rejected"]) == (pairs[0].left, pairs[0].right)
+    assert (line["chosen_file_name"], line["rejected_file_name"]) == (pairs[0].left, pairs[0].right)
 
 
 def test_people_can_rank_a_finished_round_again(finished: Path, tmp_path: Path) -> None:

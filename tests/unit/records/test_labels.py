@@ -170,8 +170,13 @@ def test_preferences_name_caption_winner_and_loser_and_leave_ties_out(run: Run) 
     Ballot(run, "ada").choose(pair("cat", 2, 1), "right")
     Ballot(run, "ada").choose(pair("dog", 2, 1), "tie")
     assert preferences(run) == [
-        {"rater": "ada", "caption": "a cat", "chosen": picture("cat", 1), "rejected": picture("cat", 2)}
-    ]
+        {
+            "rater": "ada",
+            "caption": "a cat",
+            "chosen_file_name": picture("cat", 1),
+            "rejected_file_name": picture("cat", 2),
+        }
+    ], "no path is called an answer, which a trainer of language models would learn"
 
 
 def test_the_win_rate_of_after_counts_a_tie_half_whatever_the_side(run: Run) -> None:
