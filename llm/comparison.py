@@ -144,7 +144,10 @@ def _data_perplexity(assembly: TextAssembly, prompts: Sequence[Prompt]) -> tuple
         answers = prompt.meta.get("answers") or []
         if answers:
             best = max(answers, key=lambda one: -math.inf if one.get("score") is None else one["score"])
-            row = Row(tuple(lm.prompt_ids(prompt, prompt.learning)), tuple(lm.answer_ids(best["text"])))
+            row = Row(
+                tuple(lm.prompt_ids(prompt, prompt.learning)),
+                tuple(lm.answer_ids(best["text"], ended=not best.get("cut"))),
+            )
             if lm.positions is None or len(row.prompt) + len(row.answer) <= lm.positions:
                 rows.append(row)
     if not rows:

@@ -10,7 +10,7 @@ from raftdiff.cli.either import taken_up
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.llm.assembly import check_known
 from raftdiff.llm.data.prompts import asked
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, answers_of, win_lose_tie
@@ -96,6 +96,8 @@ def judge(args: argparse.Namespace) -> None:
     text_recipe_of(run)
     folder = f"eval/{args.name}" if args.name else "eval"
     prompts, before, after = answers_of(run, folder)
+    if not prompts:
+        raise UserError(f"{run.path / folder}: the evaluation holds no answers; run: {command('eval', run.path)}")
     tally = win_lose_tie(_judge(args, run.path / folder / "replies.jsonl"), prompts, before, after)
     low, high = tally.win_rate.ci95
     print(f"{len(prompts)} prompts: {tally.wins} wins, {tally.ties} ties, {tally.losses} losses for the tuned model")
