@@ -77,16 +77,14 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     prompts, evaluation = training_prompts(recipe), recipe.evaluation
     check_texts(recipe, prompts)
     lm, decoding = load(recipe.model, resolve), decoding_of(recipe)
-    room = max((one.decoding.max_new_tokens for one in _policies(recipe)), default=0)
-    limits, learnt = limits_of(recipe.prompts, "prompts"), _learns_from_data(recipe)
-    prompts = readable(lm, prompts, limits, room=room, learnt=learnt)
+    prompts = _read_by(lm, recipe, prompts)
     looked = evaluation.prompts.given and evaluation.every_round
     held_out = evaluated(recipe, lm, read_prompts(like(recipe.prompts, evaluation.prompts), Path())) if looked else []
     finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
     batch_size = getattr(recipe.sampler, "batch_size", rows)
     evaluator = LMSampler(lm, decoding, batch_size, "policy")
-    sampler = _sampler(recipe.sampler, lm, prompts, limits)
+    sampler = _sampler(recipe.sampler, lm, prompts, limits_of(recipe.prompts, "prompts"))
     distances = Distances(lm, finetuner.base_weights, rows)
     ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
     check_known(ranker, prompts)
@@ -121,6 +119,26 @@ def training_prompts(recipe: TextRecipe) -> list[Prompt]:
         refuse_mean(prompts)
     given = all(reward.type == "given" for reward in recipe.ranker.rewards if reward.weight)
     return screened(prompts, selector.build(seed=0).kind, candidates=recipe.loop.candidates, given=given)
+
+
+def data_rows(recipe: TextRecipe, lm: LM) -> tuple[list[Prompt], list[Sampler[str]]]:
+    """The prompts of the loop as the model reads them, and the samplers of answers that are there already.
+
+    Raises:
+        UserError: as ``assemble_text``.
+    """
+    prompts = training_prompts(recipe)
+    check_texts(recipe, prompts)
+    prompts, limits = _read_by(lm, recipe, prompts), limits_of(recipe.prompts, "prompts")
+    held = [one for one in _samplers(recipe) if isinstance(one, DatasetSamplerConfig | FolderSamplerConfig)]
+    return prompts, [_held(one, lm, prompts, limits) for one in held]
+
+
+def _read_by(lm: LM, recipe: TextRecipe, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Those that the model has room for, with what the recipe does about the others."""
+    room = max((one.decoding.max_new_tokens for one in _policies(recipe)), default=0)
+    limits = limits_of(recipe.prompts, "prompts")
+    return readable(lm, prompts, limits, room=room, learnt=_learns_from_data(recipe))
 
 
 def check_known(ranker: Ranker[str], prompts: Sequence[Prompt]) -> None:

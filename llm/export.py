@@ -50,7 +50,11 @@ def _write(lm: LM, format: Format, out: Path) -> None:
             warnings.filterwarnings("ignore", message="Could not find a config file")
             lm.model.save_pretrained(out, safe_serialization=True)
     else:
-        merged(lm.model).to(lm.dtype).save_pretrained(out, safe_serialization=True)
+        model = merged(lm.model).to(lm.dtype)
+        known = model.generation_config.eos_token_id
+        if lm.eos[0] not in (known if isinstance(known, list) else [known]):  # else others would not stop where it ends
+            model.generation_config.eos_token_id = list(lm.eos)
+        model.save_pretrained(out, safe_serialization=True)
     lm.tokenizer.save_pretrained(out)
 
 

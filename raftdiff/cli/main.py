@@ -199,6 +199,12 @@ def _language(commands: Commands) -> None:
     replied.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     replied.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
 
+    shown = _command(
+        words, "show-row", "llm.rows:show_row", "a row of data as the model sees it, token by token: what is learnt"
+    )
+    _recipe(shown, metavar="RECIPE|RUN")
+    shown.add_argument("--row", type=_positive, default=1, metavar="N", help="default: %(default)s")
+
     judged = _command(words, "judge", "llm.tools:judge", "win, lose, tie against the base, asked in both orders")
     judged.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
     judged.add_argument("overrides", nargs="*", metavar="key=value", help="options of the judge")

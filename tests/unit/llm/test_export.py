@@ -94,6 +94,21 @@ def test_the_chat_template_and_the_models_own_generation_settings_leave_too(chat
     assert again.model.generation_config.top_k == 7
 
 
+def test_others_stop_where_the_tuned_model_was_taught_to_end_its_turns(chat_folder, changed, open_lm, tmp_path):
+    from transformers import AutoTokenizer
+
+    folder = changed(chat_folder, "tokenizer_config.json")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_special_tokens({"additional_special_tokens": ["yes"]})
+    tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }} yes {% endfor %}"
+    tokenizer.save_pretrained(folder)
+    tuner = tuned(folder, open_lm)
+    yes = tokenizer.convert_tokens_to_ids("yes")
+    assert tuner.lm.eos == (yes, 2)
+    again = open_lm(export(tuner, "merged", tmp_path / "out"))
+    assert again.model.generation_config.eos_token_id == [yes, 2]
+
+
 def test_no_adapter_of_a_full_fine_tune_and_nothing_is_overwritten(lm_folder, open_lm, tmp_path):
     tuner = tuned(lm_folder, open_lm, adapter="full")
     with pytest.raises(UserError, match="every weight was trained .finetuner.adapter: full.; export it as merged."):
