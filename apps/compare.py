@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from raftdiff.apps import page
 from raftdiff.apps.desk import Desk, Job
@@ -31,8 +31,8 @@ INTRODUCTION = (
     "Two models draw the same prompts from the same seeds, so that whatever differs is the models' doing. Choose a "
     "model for each side and press Draw."
 )
-Number: TypeAlias = float | int | None
-"""What Gradio hands over for a field of numbers; None where it was emptied."""
+STEPS, GUIDANCE, EACH = (1, 100), (1.0, 15.0), (1, 16)
+"""From and to."""
 
 
 def build(bench: Bench) -> Any:
@@ -57,14 +57,12 @@ def build(bench: Bench) -> Any:
             picked = gr.Dropdown(
                 known, value=None, label="or take one of the run's", elem_id="known", scale=2, min_width=280
             )
-        if bench.world:
-            with gr.Accordion("What this model can draw", open=False):
-                gr.Markdown(bench.world)
+        _what_it_knows(bench.world)
         with gr.Row():
             left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
             right = gr.Dropdown(models, value=models[-1], label="Right", elem_id="right")
         with gr.Accordion("Seeds, steps, guidance, size", open=False):
-            count = gr.Slider(1, 16, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id="count")
+            count = gr.Slider(*EACH, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id="count")
             shared = _settings(defaults, "")
             locked = gr.Checkbox(True, label="Both sides share these", elem_id="lock")
             with gr.Group(visible=False) as other:
@@ -75,52 +73,56 @@ def build(bench: Bench) -> Any:
             draw = gr.Button("Draw", variant="primary", elem_id="draw")
             cancel = gr.Button("Cancel", elem_id="cancel", visible=False)
         standing = gr.HTML(elem_id="standing")
+        mistake = page.mistake()
         way = gr.Radio(WAYS, value=WAYS[0], show_label=False, container=False, elem_id="way")
         shown = gr.HTML(elem_id="shown", min_height=120)
         save = gr.DownloadButton("Save these pictures", elem_id="save", visible=False)
         timer = gr.Timer(SECONDS, active=False)
 
-        picked.input(lambda caption: caption, picked, asked, **page.QUIETLY)
+        picked.input(page.words, picked, asked, **page.ASKED)
         locked.change(
-            lambda on, *values: [gr.Group(visible=not on), *values],
+            lambda on, *values: [gr.Group(visible=not on), *map(_kept, values)],
             [locked, *shared],
             [other, *apart],
-            **page.QUIETLY,
+            **page.ASKED,
         )
-        fresh.click(lambda: [random.randint(0, LARGEST_SEED)] * 2, None, [shared[0], apart[0]], **page.QUIETLY)
+        fresh.click(lambda: [random.randint(0, LARGEST_SEED)] * 2, None, [shared[0], apart[0]], **page.ASKED)
         way.change(
             None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}"
         )
-        blocks.load(
-            page.told(lambda: [gr.Dropdown(list(bench.checkpoints()))] * 2), None, [left, right], **page.BRIEFLY
-        )
-        blocks.load(page.told(lambda: evaluated(bench.runs[0])), None, shown, **page.BRIEFLY)
+        opened = partial(_opened, bench)
+        blocks.load(page.told(opened, outputs=3, clears=False), None, [left, right, shown, mistake], **page.ASKED)
 
         def press(visitor: str, text: str, *values: Any) -> list[Any]:
             (one, two, same, count), sides = values[:4], values[4:]
-            own = sides[: len(shared)] if same else sides[len(shared) :]
-            settings = (_read(count, sides[: len(shared)]), _read(count, own))
-            desk.ask(visitor, lambda job: compare(bench, text, (one, two), settings, job))
+            both = sides[: len(shared)], sides[: len(shared)] if same else sides[len(shared) :]
+            settings = (_read(count, both[0]), _read(count, both[1]))
+            said = [page.words(value) for value in (text, one, two)]
+            desk.ask(visitor, lambda job: compare(bench, said[0], (said[1], said[2]), settings, job))
             return _going(page.view("standing", now=desk.look(visitor), ticket=visitor), on=True)
 
         buttons = [standing, timer, draw, cancel]
         draw.click(
-            page.visited(page.told(press)),
+            page.visited(page.told(press, outputs=len(buttons))),
             [asked, left, right, locked, count, *shared, *apart],
-            buttons,
-            **page.BRIEFLY,
+            [*buttons, mistake],
+            **page.ASKED,
         )
-        timer.tick(
-            page.visited(partial(look, desk)), None, [*buttons, shown, save], trigger_mode="once", **page.QUIETLY
-        )
-        cancel.click(page.visited(partial(stop, desk)), None, buttons, **page.QUIETLY)
+        timer.tick(page.visited(partial(look, desk)), None, [*buttons, shown, save], trigger_mode="once", **page.ASKED)
+        cancel.click(page.visited(partial(stop, desk)), None, buttons, **page.ASKED)
 
         def leave(ticket: str) -> None:
             """For a window that closes: its ticket is its visitor."""
-            desk.leave(ticket)
+            desk.leave(str(ticket))
 
         gr.api(leave, api_name="leave", queue=False, api_visibility="undocumented")
     return blocks
+
+
+def _opened(bench: Bench) -> list[Any]:
+    """What a window shows first: the models that there are by now, for either side, and the evaluation's pictures."""
+    models = page.gradio().Dropdown(list(bench.checkpoints()))
+    return [models, models, evaluated(bench.runs[0])]
 
 
 def look(desk: Desk, visitor: str) -> list[Any]:
@@ -228,40 +230,54 @@ def _told(it: Drawn, name: str) -> dict[str, Any]:
     return {"uri": page.uri(it.sample.media), "alt": words, "scores": dict(it.scores), "mark": mark}
 
 
+def _what_it_knows(world: str | None) -> None:
+    gr = page.gradio()
+
+    if world:
+        with gr.Accordion("What this model can draw", open=False):
+            gr.Markdown(world)
+
+
 def _settings(defaults: Settings, prefix: str) -> list[Any]:
     """The fields of one side, in the order of ``_read``."""
     gr = page.gradio()
 
     with gr.Row():
-        seed = gr.Number(defaults.seed, label="Seed", precision=0, minimum=0, elem_id=f"{prefix}seed")
-        steps = gr.Slider(1, 100, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
+        seed = gr.Number(defaults.seed, label="Seed", precision=0, elem_id=f"{prefix}seed")
+        steps = gr.Slider(*STEPS, defaults.steps, step=1, label="Steps", elem_id=f"{prefix}steps")
     with gr.Row():
-        guidance = gr.Slider(1, 15, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance")
-        width = gr.Number(
-            defaults.width or 0, label="Width (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}width"
+        guidance = gr.Slider(
+            *GUIDANCE, defaults.guidance, step=0.5, label="Guidance (CFG)", elem_id=f"{prefix}guidance"
         )
-        height = gr.Number(
-            defaults.height or 0, label="Height (0: the model's own)", precision=0, minimum=0, elem_id=f"{prefix}height"
+        width, height = (
+            gr.Number(value or 0, label=f"{name} (0: the model's own)", precision=0, elem_id=f"{prefix}{name.lower()}")
+            for name, value in (("Width", defaults.width), ("Height", defaults.height))
         )
     return [seed, steps, guidance, width, height]
 
 
-def _read(count: Number, values: Sequence[Number]) -> Settings:
+def _read(count: Any, values: Sequence[Any]) -> Settings:
     """
     Raises:
-        UserError: a field was emptied.
+        UserError: a field was emptied, or holds what it cannot.
     """
-    if count is None or any(value is None for value in values):
-        raise UserError("A setting is empty; give it a number.")
-    seed, steps, guidance, width, height = (float(value or 0) for value in values)
+    seed, steps, guidance, width, height = values
     return Settings(
-        seed=int(seed),
-        per_prompt=int(count),
-        steps=int(steps),
-        guidance=guidance,
-        width=int(width) or None,
-        height=int(height) or None,
+        seed=int(page.number(seed, "Seed", 0, LARGEST_SEED)),
+        per_prompt=int(page.number(count, "Pictures a prompt", *EACH)),
+        steps=int(page.number(steps, "Steps", *STEPS)),
+        guidance=float(page.number(guidance, "Guidance", *GUIDANCE)),
+        width=int(page.number(width, "Width")) or None,
+        height=int(page.number(height, "Height")) or None,
     )
+
+
+def _kept(value: Any) -> Any:
+    """A number for the other side's field, which stays as it is where there is none."""
+    try:
+        return page.number(value, "")
+    except UserError:
+        return page.gradio().skip()
 
 
 def _report(job: Job, place: int, name: str) -> Report:

@@ -1,6 +1,7 @@
 """What reaches a page: requests by its own name, from its own windows, of the kind that it makes."""
 
 import asyncio
+import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from ipaddress import ip_address
@@ -12,8 +13,9 @@ Receive: TypeAlias = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send: TypeAlias = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-WRITES = ("/login", "/gradio_api/queue/join", "/gradio_api/run/", "/gradio_api/cancel", "/gradio_api/reset")
-"""All that a page's buttons call. Gradio takes more: uploads, recordings, calls of components."""
+LOG = logging.getLogger("uvicorn.error")
+WRITES = ("/login", "/gradio_api/run/")
+"""All that a page's buttons call. Gradio takes more: uploads, recordings, calls of components, a queue."""
 LARGEST = 2**20
 """Bytes that a button sends at most."""
 SECONDS = 1.0
@@ -54,7 +56,24 @@ class Guard:
         elif scope["method"] == "POST" and scope["path"].rstrip("/") == "/login":
             await self._login(scope, receive, send)
         else:
-            await self._app(scope, receive, send)
+            await self._pass(scope, receive, send)
+
+    async def _pass(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """What breaks on the way to a handler of the page broke on a request that no window of it makes: a line, not
+        the traceback of a server."""
+        begun = False
+
+        async def noted(message: MutableMapping[str, Any]) -> None:
+            nonlocal begun
+            begun = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, noted)
+        except Exception as error:
+            LOG.warning("%s %s: %s: %s", scope["method"], scope["path"], type(error).__name__, error)
+            if not begun:
+                await _answer(send, 500, "No window of this page asks like this.")
 
     def _refusal(self, scope: Scope) -> tuple[int, str] | None:
         """The status and the sentence for what may not pass."""

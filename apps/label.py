@@ -1,9 +1,10 @@
 """``raftdiff label``: which of two pictures or answers is better, asked blind; a choice is on the disk before the next
 pair."""
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
 from raftdiff.apps import page
 from raftdiff.chat.dialogue import messages
@@ -12,7 +13,9 @@ from raftdiff.records.entries import Entry, found
 from raftdiff.records.labels import Ballot, Pair, Side, tally, unanswered
 from raftdiff.records.run import Run
 
-Deed = Callable[[Ballot, Pair], None]
+Decision: TypeAlias = Callable[[Ballot, Pair], None]
+Deed: TypeAlias = Callable[[Ballot, str], None]
+"""What an event does, given also which pair was on the page."""
 BUTTONS: Mapping[Side, str] = {"left": "← Left", "tie": "↓ A tie", "right": "Right →"}
 VETOES: tuple[Literal["left", "right"], ...] = ("left", "right")
 KEYS = "Keys: ← left, → right, ↓ a tie, u undo; 1 and 2 veto the left or the right one."
@@ -28,10 +31,12 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
 
     if not pairs:
         raise UserError(f"{run.path}: there is no pair to compare; a round needs two different candidates of a prompt.")
+    deciding = threading.Lock()
     with page.blocks("raftdiff label") as blocks:
         gr.Markdown("# Which is better?")
         name = gr.Textbox(rater, label="Your name", max_length=64, elem_id="rater")
         asked = gr.HTML(elem_id="asked")
+        seen = gr.Textbox(visible="hidden", elem_id="seen")  # which pair is on the page, so that none is decided unseen
         with gr.Row():
             buttons = {
                 side: gr.Button(text, variant="primary", elem_id=f"key-{side}") for side, text in BUTTONS.items()
@@ -42,47 +47,59 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
                 for place in VETOES
             }
             undo = gr.Button("Undo", elem_id="key-undo", size="sm")
+        mistake = page.mistake()
         gr.Markdown(KEYS)
 
-        show = page.told(lambda who: question(run, pairs, Ballot(run, who)))
+        def on(event: Any, deed: Deed) -> None:
+            def handler(who: Any, at: Any) -> list[str]:
+                ballot = Ballot(run, page.words(who))
+                with deciding:
+                    deed(ballot, page.words(at))
+                    return [question(run, pairs, ballot), at_next(pairs, ballot)]
+
+            event(page.told(handler, outputs=2), [name, seen], [asked, seen, mistake], **page.ASKED)
+
         for event in (blocks.load, name.change):
-            event(show, name, asked, **page.BRIEFLY)
+            on(event, lambda ballot, at: None)
         for side, button in buttons.items():
-            button.click(page.told(handler(run, pairs, answer(side))), name, asked, **page.BRIEFLY)
+            on(button.click, decided(pairs, answer(side)))
         for place, button in vetoes.items():
-            button.click(page.told(handler(run, pairs, veto(place))), name, asked, **page.BRIEFLY)
-        undo.click(page.told(lambda who: undone(run, pairs, Ballot(run, who))), name, asked, **page.BRIEFLY)
+            on(button.click, decided(pairs, veto(place)))
+        on(undo.click, lambda ballot, at: undo_last(ballot))
     return blocks
 
 
-def answer(side: Side) -> Deed:
+def answer(side: Side) -> Decision:
     return lambda ballot, pair: ballot.choose(pair, side)
 
 
-def veto(side: Literal["left", "right"]) -> Deed:
+def veto(side: Literal["left", "right"]) -> Decision:
     return lambda ballot, pair: ballot.veto(pair.left if side == "left" else pair.right)
 
 
-def handler(run: Run, pairs: Sequence[Pair], deed: Deed) -> Callable[[str], str]:
-    """What a button does: the deed on the pair that its rater sees, and then the next pair."""
+def decided(pairs: Sequence[Pair], decision: Decision) -> Deed:
+    """The decision on the pair that its rater sees. Another pair, whose picture a second press did not wait for or
+    another window has decided on, is left as it is."""
 
-    def pressed(who: str) -> str:
-        ballot = Ballot(run, who)
-        for pair in waiting(pairs, ballot)[:1]:
-            deed(ballot, pair)
-        return question(run, pairs, ballot)
+    def pressed(ballot: Ballot, at: str) -> None:
+        if at and at == at_next(pairs, ballot):
+            decision(ballot, pairs[int(at)])
 
     return pressed
 
 
-def undone(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
+def at_next(pairs: Sequence[Pair], ballot: Ballot) -> str:
+    """The place of the pair that is asked about next; nothing where all are answered."""
+    return next((str(pairs.index(pair)) for pair in waiting(pairs, ballot)), "")
+
+
+def undo_last(ballot: Ballot) -> None:
     """
     Raises:
         UserError: this rater did nothing yet.
     """
     if not ballot.undo():
         raise UserError("There is nothing to undo.")
-    return question(run, pairs, ballot)
 
 
 def waiting(pairs: Sequence[Pair], ballot: Ballot) -> list[Pair]:

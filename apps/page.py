@@ -1,12 +1,11 @@
 """What the pages share: their look, and how mistakes are told."""
 
 import atexit
-import html
 import importlib
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import cache, wraps
 from pathlib import Path
 from types import ModuleType
@@ -19,13 +18,19 @@ from raftdiff.reports.page import picture_uri, template
 
 Given = ParamSpec("Given")
 Made = TypeVar("Made")
-PRIVATE: Mapping[str, Any] = {"api_visibility": "private"}
-"""No page offers its handlers as an API."""
-BRIEFLY: Mapping[str, Any] = {**PRIVATE, "show_progress": "hidden"}
-"""A handler that somebody waits for, though not long enough for a bar. What it refuses is shown as a sentence."""
-QUIETLY: Mapping[str, Any] = {**BRIEFLY, "queue": False}
-"""A handler that nobody asked for, such as a timer's: one request, and no connection that stays open. Gradio shows
-nothing of what it refuses, so it says that itself."""
+ANY = 2.0**53
+"""No number of a window is larger: beyond it a browser counts in twos."""
+ASKED: Mapping[str, Any] = {
+    "queue": False,
+    "preprocess": False,
+    "show_progress": "hidden",
+    "api_visibility": "private",
+}
+"""How every handler is called: by one request, whose answer is the handler's.
+
+Not through Gradio's queue, which answers by a connection of its own and closes that one when nothing is due: whoever
+presses in this moment is never answered. Gradio shows nothing of what a handler outside its queue refuses, hence
+``told``; and what arrives is JSON of any kind, so handlers read it with ``words`` and ``number``."""
 
 
 class Shown(NamedTuple):
@@ -82,7 +87,30 @@ def blocks(title: str) -> Any:
     Raises:
         UserError: Gradio is not installed, or does not load.
     """
-    return gradio().Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
+    made = gradio().Blocks(title=title, analytics_enabled=False, fill_width=True, delete_cache=(3600, 3600))
+    made.preprocess_data = _plain(made.preprocess_data)
+    made.has_launched = True  # else Gradio lets a request name any file, as it does for code that runs without a page
+    return made
+
+
+def _plain(read: Callable[..., Awaitable[Made]]) -> Callable[..., Awaitable[Made]]:
+    """Gradio's reading of a request. Texts, numbers and yes or no are all that a window of a page sends: an object may
+    name a file, which Gradio would then copy to where it is served from. Anything else is refused, without a traceback.
+    """
+
+    async def wrapped(handler: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Made:
+        given, wanted = len(inputs), len(handler.inputs)
+        if given != wanted:
+            sentence = f"No window of this page asks like this: with {given} values instead of {wanted}."
+        elif not all(value is None or isinstance(value, str | float | int) for value in inputs):
+            sentence = "No window of this page asks like this: with lists or objects."
+        elif handler.fn is None:
+            sentence = "No window of this page asks for this."
+        else:
+            return await read(handler, inputs, *args, **kwargs)
+        raise gradio().Error(sentence, print_exception=False)
+
+    return wrapped
 
 
 def theme() -> Any:
@@ -105,20 +133,58 @@ def head() -> str:
     return f"<script>{script}</script>"
 
 
-def told(handler: Callable[Given, Made]) -> Callable[Given, Made]:
-    """A handler whose mistakes appear on the page as sentences, and whatever a user typed in them as text."""
+def mistake() -> Any:
+    """The place of a page where the sentence of ``told`` appears, and stays until something is done."""
+    return gradio().HTML(elem_id="mistake")
+
+
+def told(handler: Callable[Given, Any], *, outputs: int = 1, clears: bool = True) -> Callable[Given, list[Any]]:
+    """A handler that gives one value more than its own ``outputs``: for ``mistake``, what went wrong, or nothing.
+
+    One that nobody asked for does not clear the sentence of another.
+    """
 
     @wraps(handler)
-    def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> Made:
+    def wrapped(*args: Given.args, **kwargs: Given.kwargs) -> list[Any]:
+        skip = gradio().skip()
         try:
-            return handler(*args, **kwargs)
+            made = handler(*args, **kwargs)
         except UserError as error:
-            raise gradio().Error(html.escape(str(error)), print_exception=False) from None
+            sentence = str(error)
         except FileNotFoundError as error:
             sentence = f"{error.filename}: this file is gone. Was the run moved or deleted? Reload the page."
-            raise gradio().Error(html.escape(sentence), print_exception=False) from None
+        else:
+            return [*(made if isinstance(made, list) else [made]), "" if clears else skip]
+        return [*[skip] * outputs, view("gone", sentence=sentence)]
 
     return wrapped
+
+
+def words(value: Any) -> str:
+    """A text as it came from a window.
+
+    Raises:
+        UserError: it is none.
+    """
+    if value is None or isinstance(value, str):
+        return value or ""
+    raise UserError(f"Here a text belongs, not {str(value)[:40]}.")
+
+
+def number(value: Any, name: str, lowest: float | int = 0, highest: float | int = ANY) -> float | int:
+    """A number as it came from a window.
+
+    Raises:
+        UserError: it is none, or out of bounds.
+    """
+    if value is None or value == "":
+        raise UserError(f"{name} is empty; give it a number.")
+    if isinstance(value, bool) or not isinstance(value, float | int):
+        raise UserError(f"{name}: {str(value)[:40]} is no number.")
+    if not lowest <= value <= highest:  # which NaN is not either
+        bounds = f"from {lowest:g} to {highest:g}" if highest < ANY else f"from {lowest:g} on"
+        raise UserError(f"{name}: {value} is no number {bounds}.")
+    return value
 
 
 def visited(handler: Callable[..., Made]) -> Callable[..., Made]:

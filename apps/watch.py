@@ -38,6 +38,7 @@ def build(run: Run) -> Any:
         with gr.Row():
             number = gr.Slider(0, 1, 0, step=1, label="Round", elem_id="round", interactive=True)
             which = gr.Dropdown([1], value=1, label="Prompts", elem_id="which", interactive=True)
+        mistake = page.mistake()
         shelves = gr.HTML(elem_id="candidates")
         gr.Markdown("## One held-out prompt through the rounds, from the same seed")
         prompt = gr.Dropdown([], label="Prompt", elem_id="picture")
@@ -45,7 +46,7 @@ def build(run: Run) -> Any:
         # not gr.State: each window of a browser would keep one of its six connections to this host open for it
         seen = gr.Textbox(visible="hidden", elem_id="seen")
 
-        def look(before: str, shown: str | None) -> Any:
+        def look(before: Any, shown: Any) -> Any:
             try:
                 now = snapshot(run)
             except UserError as error:  # said once, in its place: an alert would come back every two seconds
@@ -59,26 +60,30 @@ def build(run: Run) -> Any:
                 gr.Slider(maximum=max(1, done - (now.making is None)), interactive=True),
                 gr.Dropdown(
                     [(words, name) for name, words in drawn.items()],
-                    value=shown if shown in drawn else next(iter(drawn), None),
+                    value=shown if page.words(shown) in drawn else next(iter(drawn), None),
                 ),
                 mark,
             ]
 
-        def show(shown: float | int, part: float | int | None) -> Any:
-            prompts = _prompts(run, int(shown))
+        def show(shown: Any, part: Any) -> Any:
+            at, part = int(page.number(shown, "Round")), int(page.number(part or 1, "Prompts", 1))
+            prompts = _prompts(run, at)
             parts = parts_of(len(prompts))
-            part = part if part is not None and int(part) <= len(parts) else 1
-            chosen = prompts[(int(part) - 1) * SHELVES :][:SHELVES]
+            part = part if part <= len(parts) else 1
+            chosen = prompts[(part - 1) * SHELVES :][:SHELVES]
             choices = [(words, place) for place, words in enumerate(parts, 1)]
-            return [candidates(run, int(shown), chosen), gr.Dropdown(choices, value=int(part))]
+            return [candidates(run, at, chosen), gr.Dropdown(choices, value=part)]
 
-        outputs = [state, number, prompt, seen]
-        blocks.load(page.told(look), [seen, prompt], outputs, **page.QUIETLY)
-        gr.Timer(SECONDS).tick(page.told(look), [seen, prompt], outputs, trigger_mode="once", **page.QUIETLY)
+        looked = page.told(look, outputs=4, clears=False)
+        outputs = [state, number, prompt, seen, mistake]
+        blocks.load(looked, [seen, prompt], outputs, **page.ASKED)
+        gr.Timer(SECONDS).tick(looked, [seen, prompt], outputs, trigger_mode="once", **page.ASKED)
         for event in (blocks.load, number.change, which.input, seen.change):
-            event(page.told(show), [number, which], [shelves, which], **page.BRIEFLY)
+            event(page.told(show, outputs=2), [number, which], [shelves, which, mistake], **page.ASKED)
         for event in (prompt.change, seen.change):
-            event(page.told(lambda name: through(run, name)), prompt, strip, **page.BRIEFLY)
+            event(
+                page.told(lambda name: through(run, page.words(name) or None)), prompt, [strip, mistake], **page.ASKED
+            )
     return blocks
 
 

@@ -71,7 +71,7 @@ def visit(chromium: Any) -> Iterator[Callable[..., Any]]:
 
     def open_page(address: str, **window: Any) -> Any:
         context = chromium.new_context(**{"viewport": {"width": 1200, "height": 900}, **window})
-        context.set_default_timeout(300_000)  # an event is waited for, however busy the machine
+        context.set_default_timeout(120_000)  # an event is waited for, however busy the machine
         opened.append(context)
         tab = context.new_page()
         tab.on("pageerror", lambda error: broken.append(str(error)))

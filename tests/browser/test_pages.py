@@ -243,7 +243,7 @@ def test_ten_windows_of_one_browser_are_told_their_place_and_all_are_served(
     bench = Bench([Run(finished)])
     address = serve(compare.build(bench))
     context = chromium.new_context()
-    context.set_default_timeout(300_000)
+    context.set_default_timeout(120_000)
     with bench._one_at_a_time:  # nobody is served yet
         tabs = [context.new_page() for _ in range(10)]
         for tab in tabs:
@@ -314,7 +314,7 @@ def test_no_window_keeps_a_connection_open(copy: Path, serve: Serve, chromium: A
     """Seven windows that stay open leave the eighth a connection, of which a browser has six to a host."""
     address = serve(watch.build(Run(copy)))
     context = chromium.new_context()
-    context.set_default_timeout(300_000)
+    context.set_default_timeout(120_000)
     for _ in range(8):
         tab = context.new_page()
         tab.goto(address)

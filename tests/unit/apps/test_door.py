@@ -205,3 +205,46 @@ def test_a_public_address_that_is_not_to_be_had_is_a_sentence(monkeypatch: pytes
     monkeypatch.setattr(networking, "setup_tunnel", refusing)
     with pytest.raises(UserError, match="--share: Gradio's servers gave no public address"):
         serve(one_word(), Door(share=True, browser=False))
+
+
+def asking_word() -> Any:
+    async def built() -> Any:
+        with page.blocks("a page") as blocks:
+            field, shown = page.gradio().Textbox(), page.gradio().HTML()
+            field.change(page.told(page.words), field, [shown, page.mistake()], **page.ASKED)
+        return blocks
+
+    return asyncio.run(built())
+
+
+def posted(address: str, body: Any) -> tuple[int, str]:
+    called = http.client.HTTPConnection("127.0.0.1", int(address.rsplit(":", maxsplit=1)[-1].strip("/")))
+    called.request("POST", "/gradio_api/run/predict", json.dumps(body), {"Content-Type": "application/json"})
+    answer = called.getresponse()
+    told = answer.status, answer.read().decode()
+    called.close()
+    return told
+
+
+def test_requests_written_by_hand_are_refused_and_reach_no_file(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """An object that names a file made Gradio copy it to where it is served from."""
+    (tmp_path / "secret.txt").write_text("hush")
+    named = {"path": str(tmp_path / "secret.txt"), "meta": {"_type": "gradio.FileData"}}
+    here = serve(asking_word(), Door(browser=False))
+    try:
+        ask = {"fn_index": 0, "session_hash": "one"}
+        assert "a cat" in posted(here.address, {**ask, "data": ["a cat"]})[1]
+        assert "Here a text belongs, not 7" in posted(here.address, {**ask, "data": [7]})[1]
+        for data in ([named], [[named]], [{}]):
+            status, told = posted(here.address, {**ask, "data": data})
+            assert status == 500
+            assert "No window of this page asks like this: with lists or objects" in told
+        assert "with 0 values instead of 1" in posted(here.address, {**ask, "data": []})[1]
+        for wrong in ({**ask, "data": "x"}, ask, [], {"data": [], "fn_index": 999}, {"data": ["x"], "fn_index": "y"}):
+            assert posted(here.address, wrong)[0] >= 400
+    finally:
+        here.close()
+    assert "Traceback" not in capfd.readouterr().err
+    assert not list(page.scratch().rglob("secret.txt"))

@@ -58,7 +58,15 @@ def test_all_names_pass_where_the_door_is_open() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/gradio_api/upload", "/gradio_api/component_server", "/gradio_api/stream/x", "/", "/gradio_api/vibe-edit"]
+    "path",
+    [
+        "/gradio_api/upload",
+        "/gradio_api/component_server",
+        "/gradio_api/stream/x",
+        "/gradio_api/queue/join",
+        "/",
+        "/gradio_api/vibe-edit",
+    ],
 )
 @pytest.mark.parametrize("method", ["POST", "PUT", "DELETE"])
 def test_only_what_a_pages_buttons_call_is_taken(path: str, method: str) -> None:
@@ -66,7 +74,7 @@ def test_only_what_a_pages_buttons_call_is_taken(path: str, method: str) -> None
 
 
 def test_a_button_is_taken_from_the_pages_own_windows_alone() -> None:
-    join = "/gradio_api/queue/join"
+    join = "/gradio_api/run/press"
     assert status(request(join, "POST")) == 200
     assert status(request(join, "POST", origin="http://127.0.0.1:7860")) == 200
     assert status(request(join, "POST", origin="http://evil.example")) == 403
@@ -118,3 +126,14 @@ def test_a_visitor_tries_one_password_at_a_time_and_others_do_not_wait() -> None
     assert entered == 200
     assert most == 1
     assert sorted(answers) == [400] * TRIES + [429] * 3
+
+
+@pytest.mark.parametrize("begun", [True, False])
+def test_what_breaks_on_its_way_is_a_line(begun: bool, caplog: pytest.LogCaptureFixture) -> None:
+    async def broken(scope: Any, receive: Any, send: Any) -> None:
+        if begun:
+            await send({"type": "http.response.start", "status": 418, "headers": []})
+        raise KeyError(999)
+
+    assert asyncio.run(asked(Guard(broken), request("/gradio_api/run/x", "POST"))) == (418 if begun else 500)
+    assert "POST /gradio_api/run/x: KeyError: 999" in caplog.text

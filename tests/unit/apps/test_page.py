@@ -73,19 +73,37 @@ def test_gradio_writes_to_a_folder_of_this_process_alone(fresh: pytest.MonkeyPat
     assert not (tmp_path / "somebody-elses").exists()
 
 
-def test_mistakes_are_told_as_text() -> None:
-    import gradio
-
+def test_mistakes_are_told_as_text_in_their_place() -> None:
     def wrong() -> None:
         raise UserError("<b>no</b>")
 
     def gone() -> None:
         raise FileNotFoundError(2, "No such file", "/run/<x>.png")
 
-    with pytest.raises(gradio.Error, match="&lt;b&gt;no&lt;/b&gt;"):
-        page.told(wrong)()
-    with pytest.raises(gradio.Error, match="&lt;x&gt;.png: this file is gone"):
-        page.told(gone)()
+    assert "&lt;b&gt;no&lt;/b&gt;" in page.told(wrong)()[-1]
+    assert "&lt;x&gt;.png: this file is gone" in page.told(gone)()[-1]
+    assert len(page.told(wrong, outputs=3)()) == 4
+    assert page.told(lambda: ["a", "b"], outputs=2)() == ["a", "b", ""]
+    assert page.told(lambda: "a", clears=False)() == ["a", page.gradio().skip()]
+
+
+@pytest.mark.parametrize("value", [None, "", "7", True, float("nan"), float("inf"), 1e308, -1, [], {}])
+def test_what_is_no_number_is_a_sentence(value: Any) -> None:
+    with pytest.raises(UserError, match=r"^Steps( is empty|: .* is no number)"):
+        page.number(value, "Steps")
+
+
+def test_bounds_of_a_number_are_told() -> None:
+    assert page.number(3, "Steps", 1, 100) == 3
+    with pytest.raises(UserError, match="Steps: 101 is no number from 1 to 100"):
+        page.number(101, "Steps", 1, 100)
+
+
+def test_what_is_no_text_is_a_sentence() -> None:
+    assert page.words("a cat") == "a cat"
+    assert page.words(None) == ""
+    with pytest.raises(UserError, match="Here a text belongs, not 7"):
+        page.words(7)
 
 
 def test_typed_text_is_neither_html_nor_a_placeholder() -> None:
