@@ -30,7 +30,10 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
     gr = page.gradio()
 
     if not pairs:
-        raise UserError(f"{run.path}: there is no pair to compare; a round needs two different candidates of a prompt.")
+        raise UserError(
+            f"{run.path}: there is no pair to compare: no prompt of this round has two different candidates. With "
+            "loop.candidates=1 there are none; take another round with --round, or before against after with --eval."
+        )
     deciding = threading.Lock()
     with page.blocks("raftdiff label") as blocks:
         gr.Markdown("# Which is better?")

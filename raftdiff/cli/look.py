@@ -103,4 +103,5 @@ def labels(args: argparse.Namespace) -> None:
         found = preferences(run)
         told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
         args.pairs.write_text(told, encoding="utf-8")
-        print(f"{args.pairs}: {counted(len(found), 'preference')}")
+        none = "" if found else " (ties, vetoes and choices between empty or equal answers are none)"
+        print(f"{args.pairs}: {counted(len(found), 'preference')}{none}")

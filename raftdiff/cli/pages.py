@@ -13,6 +13,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.files import refuse_preferences
 from raftdiff.records.labels import RATER, candidate_pairs, evaluation_pairs
 from raftdiff.records.run import Run
+from raftdiff.reports.words import counted
 
 
 def compare(args: argparse.Namespace) -> None:
@@ -52,8 +53,9 @@ def label(args: argparse.Namespace) -> None:
         if args.eval is not None:
             pairs = evaluation_pairs(run, args.eval or None, seed=0)
         else:
-            last = max(0, run.rounds_done() - 1)
-            pairs = candidate_pairs(run, last if args.round is None else args.round, per_prompt=args.per_prompt, seed=0)
+            chosen = max(0, run.rounds_done() - 1) if args.round is None else args.round
+            pairs = candidate_pairs(run, chosen, per_prompt=args.per_prompt, seed=0)
+            print(f"{counted(len(pairs), 'pair')} of round {chosen}'s candidates", flush=True)
         shows = "shows what the run made, and takes anybody's choices"
         _serve(app.build(run, pairs, rater=args.rater), door, listening, shows)
 

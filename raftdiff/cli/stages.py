@@ -23,7 +23,7 @@ from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
-from raftdiff.records.rounds import Draft
+from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run, fork
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
@@ -43,8 +43,9 @@ def sample(args: argparse.Namespace) -> None:
 
 def score(args: argparse.Namespace) -> None:
     """The scores of the round that was sampled; with ``--round``, of a finished one, in a new run."""
+    labelled: dict[str, str] = {}
     if args.round is not None:
-        run, recipe, ranker, prompts = _fork(args)
+        run, recipe, ranker, prompts, labelled = _fork(args)
     elif args.out is not None:
         raise UserError("--out goes with --round: it names the new run in which a finished round is scored again.")
     else:
@@ -52,11 +53,12 @@ def score(args: argparse.Namespace) -> None:
         ranker, prompts = _ranker(run, recipe)
     with run.locked():
         draft = next_draft(run, recipe.loop)
+        labelled = labelled or _labelled(ranker, draft.folder)
         bars = Bars(recipe.loop.rounds)
         stages.score(draft, ranker, prompts, recipe.loop, bars)
         bars.close()
     for name, table in draft.folder.scores().raw.items():
-        print(f"{name}: mean {np.nanmean(table):.3f} over {table.size} candidates")
+        print(f"{name}: {labelled.get(name) or f'mean {np.nanmean(table):.3f} over {table.size} candidates'}")
     print(f"next: {command('select', run.path)}")
 
 
@@ -112,7 +114,20 @@ def _ranker(run: Run, recipe: AnyRecipe) -> tuple[Ranker[Any], list[Prompt]]:
     return ranker_of(recipe, run.state())
 
 
-def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[Prompt]]:
+def _labelled(ranker: Ranker[Any], folder: RoundFolder) -> dict[str, str]:
+    """What people said of a round's candidates, by the reward that counts it.
+
+    Raises:
+        UserError: such a reward knows none of them, and would give 0 to all.
+    """
+    from raftdiff.rewards.labels import LabelsReward
+
+    counting = [reward for reward, _ in ranker.rewards if isinstance(reward, LabelsReward)]
+    seeds = {row["seed"] for row in folder.rows()} if counting else set()
+    return {reward.name: reward.about(seeds) for reward in counting}
+
+
+def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[Prompt], dict[str, str]]:
     """A new run for a finished round, made when its rewards are known to load."""
     if args.out is None:
         raise UserError("A finished round is never changed: name a folder for the new run with --out.")
@@ -120,4 +135,5 @@ def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[P
     recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
     before = parent.round(args.round - 1).state() if args.round else None
     ranker, prompts = ranker_of(recipe, before)
-    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker, prompts
+    labelled = _labelled(ranker, parent.round(args.round))
+    return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker, prompts, labelled

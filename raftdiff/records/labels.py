@@ -178,6 +178,12 @@ def points(run: Run, rater: str | None = None) -> tuple[dict[str, float], set[st
     return scores, {name for ballot in held for name in ballot.vetoes()}
 
 
+def acts(run: Run, rater: str | None = None) -> set[str]:
+    """The names of all that was compared or vetoed, by one rater or anybody, and stands."""
+    scores, vetoes = points(run, rater)
+    return scores.keys() | vetoes
+
+
 def preferences(run: Run) -> list[dict[str, Any]]:
     """What was preferred, for training a reward; ties are left out.
 

@@ -166,6 +166,41 @@ def test_as_a_reward_people_rank_the_candidates_and_a_veto_discards(run: Run) ->
     assert math.isnan(scores[3])
 
 
+def test_as_a_reward_it_says_how_many_of_the_candidates_people_judged(run: Run) -> None:
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 2, 1), "left")
+    ballot.choose(pair("owl", 2, 1), "tie")
+    ballot.veto(picture("dog", 0))
+    seeds = {candidate(prompt, index).seed for prompt in PROMPTS for index in range(CANDIDATES)}
+    assert LabelsConfig(run=str(run.path)).build().about(seeds) == (
+        "5 of 12 candidates were labelled: 1 won more than they lost, 1 lost more, 2 are level, 1 vetoed; "
+        "the others have 0"
+    )
+
+
+@pytest.mark.parametrize(
+    ("chosen", "rater", "why"),
+    [
+        (None, None, "nobody has labelled anything in .*run yet; run: raftdiff label "),
+        (("ada", "rounds/000/samples/cat"), "bob", "'bob' labelled nothing in .*those who labelled are: ada"),
+        (("ada", "undone"), None, "all was taken back in "),
+        (("ada", "eval/before/cat"), None, "all labels of .* are about an evaluation.*raftdiff label .* --round 0"),
+        (("ada", "rounds/000/samples/cat"), None, "the labels of .* are about round 0. Score that .* --round 0"),
+    ],
+)
+def test_as_a_reward_it_says_why_it_knows_none_of_the_candidates(
+    run: Run, chosen: tuple[str, ...] | None, rater: str | None, why: str
+) -> None:
+    if chosen:
+        ballot = Ballot(run, chosen[0])
+        ballot.choose(Pair("a cat", f"{chosen[1]}-000.png", f"{chosen[1]}-001.png"), "left")
+        if chosen[1] == "undone":
+            ballot.undo()
+    reward = LabelsConfig(run=str(run.path), rater=rater).build()
+    with pytest.raises(UserError, match="knows none of these candidates: " + why):
+        reward.about({12345})
+
+
 def test_preferences_name_caption_winner_and_loser_and_leave_ties_out(run: Run) -> None:
     Ballot(run, "ada").choose(pair("cat", 2, 1), "right")
     Ballot(run, "ada").choose(pair("dog", 2, 1), "tie")
