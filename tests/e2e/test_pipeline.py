@@ -3,11 +3,7 @@
 import contextlib
 import io
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -158,25 +154,22 @@ def test_a_finished_pipeline_is_told_again_and_a_changed_one_refused(
 
 
 @pytest.mark.parametrize("where", ["refreshed/rounds/000", "policy/model.partial"])
-def test_a_killed_pipeline_continues_to_the_same_bits(where: str, recipe: Path, whole: Whole) -> None:
+def test_a_killed_pipeline_continues_to_the_same_bits(
+    where: str, recipe: Path, whole: Whole, killed: Callable[..., None]
+) -> None:
     out = recipe.parent / f"killed-{where.replace('/', '-')}"
-    program = (
-        "import sys, time; from pathlib import Path; from raftdiff.cli.main import main\n"
-        "import raftdiff.records.rounds as rounds, raftdiff.cli.llm.pipeline as pipeline\n"
-        f"rest = lambda: time.sleep(600 if Path({str(out / where)!r}).exists() else 0)\n"
-        "commit, sync = rounds.Draft.commit, pipeline.sync_all\n"
-        "rounds.Draft.commit = lambda *held: (commit(*held), rest())[0]\n"
-        "pipeline.sync_all = lambda folder: (sync(folder), rest())\n"
-        "main(sys.argv[1:])"
-    )  # as the real one, but it waits where it is killed
-    command = [sys.executable, "-c", program, "llm", "pipeline", str(recipe), "--out", str(out)]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 240
-    while time.monotonic() < deadline and process.poll() is None and not (out / where).exists():
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    patch = f"""
+from pathlib import Path
+import raftdiff.cli.llm.pipeline as pipeline, raftdiff.records.rounds as rounds
+commit, sync = rounds.Draft.commit, pipeline.sync_all
+def die_there(made):
+    if Path({str(out / where)!r}).exists():
+        die()
+    return made
+rounds.Draft.commit = lambda *held: die_there(commit(*held))
+pipeline.sync_all = lambda folder: die_there(sync(folder))
+"""
+    killed(patch, "llm", "pipeline", recipe, "--out", out)
     assert (out / where).exists(), "the kill came in the middle of a stage"
     assert not (out / f"{where.partition('/')[0]}.json").exists()
     assert main(["llm", "pipeline", str(recipe), "--out", str(out)]) == 0

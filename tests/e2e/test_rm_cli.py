@@ -1,11 +1,7 @@
 """A reward model from the command line: train, kill, continue, look, measure; and what is said of mistakes."""
 
 import json
-import os
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -120,23 +116,24 @@ def test_two_models_on_the_same_pairs(recipe: Path, capsys: pytest.CaptureFixtur
     assert found["before"]["features"]["mixing"] != found["features"]["mixing"]
 
 
-def test_a_killed_training_continues_to_the_same_bits(recipe: Path) -> None:
-    assert main(["llm", "rm", "train", str(recipe), "--out", "finished"]) == 0
-    program = (
-        "import sys, time; import raftdiff.llm.reward_runs.training as runs; from raftdiff.cli.main import main; "
-        "say = runs._validated; "
-        "runs._validated = lambda parts: (time.sleep(0.5), say(parts))[1]; main(sys.argv[1:])"
-    )  # as the real one, but every part takes its time before it is written
-    command = [sys.executable, "-c", program, "llm", "rm", "train", str(recipe), "--out", "killed"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None and not Path("killed/rounds/001.partial").is_dir():
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+IN_THE_SECOND_PART = """
+import raftdiff.llm.reward_runs.training as runs
+say, said = runs._validated, []
+def saying(parts):
+    said.append(parts)
+    if len(said) == 2:
+        die()
+    return say(parts)
+runs._validated = saying
+"""
+
+
+def test_a_killed_training_continues_to_the_same_bits(recipe: Path, killed: Callable[..., None]) -> None:
+    words = ["llm", "rm", "train", str(recipe), "--out"]
+    assert main([*words, "finished"]) == 0
+    killed(IN_THE_SECOND_PART, *words, "killed")
     assert Run(Path("killed")).rounds_done() == 1, "the kill came in the middle of the second part"
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert main([*words, "killed"]) == 0
     assert weights(Path("killed")) == weights(Path("finished"))
 
 

@@ -1,12 +1,8 @@
 """A run on texts from the command line: train, stop, continue, look, export; and what is said of mistakes."""
 
 import json
-import os
 import re
-import signal
-import subprocess
-import sys
-import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -186,24 +182,26 @@ def test_an_evaluation_of_texts_can_be_labelled(recipe: Path) -> None:
     assert rows[0]["history"] == entries[pairs[0].left].prompt.meta["history"] == history
 
 
-def test_a_killed_run_continues_to_the_same_bits(recipe: Path) -> None:
+IN_THE_MIDDLE = """
+import raftdiff.records.rounds as rounds
+rounds.FLUSH_SECONDS = 0.0  # every answer counts at once
+add, added = rounds.Draft.add, []
+def adding(self, sample):
+    add(self, sample)
+    added.append(sample)
+    if len(added) == 5:
+        die()
+rounds.Draft.add = adding
+"""
+
+
+def test_a_killed_run_continues_to_the_same_bits(recipe: Path, killed: Callable[..., None]) -> None:
     assert main(["train", str(recipe), "--out", "finished"]) == 0
-    program = (
-        "import sys, time; import raftdiff.records.rounds as rounds; from raftdiff.cli.main import main; "
-        "rounds.FLUSH_SECONDS = 0.0; add = rounds.Draft.add; "
-        "rounds.Draft.add = lambda self, sample: (time.sleep(0.1), add(self, sample)); main(sys.argv[1:])"
-    )  # as the real one, but every answer counts at once and takes its time
-    command = [sys.executable, "-c", program, "train", str(recipe), "--out", "killed"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    words = ["train", str(recipe), "--out", "killed"]
+    killed(IN_THE_MIDDLE, *words)
     kept = Path("killed/rounds/000.partial/samples/metadata.jsonl")
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and process.poll() is None and not (kept.is_file() and kept.read_text()):
-        time.sleep(0.005)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
     assert 0 < len(kept.read_text().splitlines()) < 12, "the kill came in the middle of sampling"
-    subprocess.run(command, env=environment, check=True, capture_output=True)
+    assert main(words) == 0
     assert answers(Path("killed")) == answers(Path("finished"))
     assert states(Path("killed")) == states(Path("finished"))
 

@@ -15,7 +15,7 @@ def test_work_in_threads_keeps_its_order_and_its_first_error() -> None:
     barrier = threading.Barrier(3)  # passes only when three run at once
 
     def together(item: int) -> int:
-        barrier.wait(timeout=5)
+        barrier.wait(timeout=60)
         return item * item
 
     assert list(concurrently(together, range(6), workers=3)) == [0, 1, 4, 9, 16, 25]
