@@ -9,6 +9,7 @@ from raftdiff.errors import UserError
 from raftdiff.training.weights import reading
 
 CONFIG = "adapter_config.json"
+WEIGHTS = "adapter_model.safetensors"
 
 
 class Source(NamedTuple):
@@ -71,10 +72,12 @@ def with_adapter(model: Any, folder: Path) -> Any:
     """The model with the LoRA of ``folder`` in its weights.
 
     Raises:
-        UserError: it is damaged, or another model's.
+        UserError: it is damaged, pickled, or another model's.
     """
     import peft
 
+    if not (folder / WEIGHTS).is_file():
+        raise UserError(f"model.base: the LoRA in {folder} has no {WEIGHTS}, which alone is read; fetch or convert it.")
     with reading(f"model.base: the LoRA in {folder} cannot be put into its base"), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # PEFT and transformers warn of each other's old names
         warnings.filterwarnings("error", message="Found missing adapter keys")  # they would be left at nothing

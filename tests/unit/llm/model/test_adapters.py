@@ -5,11 +5,12 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from raftdiff.errors import UserError
 from raftdiff.llm.export import export
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
-from raftdiff.llm.model.adapters import CONFIG
+from raftdiff.llm.model.adapters import CONFIG, WEIGHTS
 from raftdiff.llm.model.loading import LMConfig, is_encoder, sources
 
 IDS = torch.tensor([[1, 4, 5, 6, 7, 8]])
@@ -78,6 +79,18 @@ def test_the_base_is_found_beside_the_lora(tuned, lm_folder, open_lm, tmp_path):
 def test_a_lora_whose_base_is_not_there_names_it(tuned, open_lm, tmp_path, base, sentence):
     with pytest.raises(UserError, match=sentence):
         open_lm(renamed(tuned, tmp_path / "lora", base))
+
+
+def test_a_lora_that_is_not_whole_is_a_sentence(tuned, lm_folder, open_lm, tmp_path):
+    folder = renamed(tuned, tmp_path / "lora", str(lm_folder))
+    weights = load_file(folder / WEIGHTS)
+    name = min(weights)
+    save_file({key: weight for key, weight in weights.items() if key != name}, folder / WEIGHTS)
+    with pytest.raises(UserError, match="cannot be put into its base: Found missing adapter keys"):
+        open_lm(folder)
+    (folder / WEIGHTS).rename(folder / "adapter_model.bin")
+    with pytest.raises(UserError, match="has no adapter_model.safetensors, which alone is read"):
+        open_lm(folder)
 
 
 def test_a_lora_of_another_model_is_a_sentence(tuned, gpt2, open_lm, tmp_path):
