@@ -18,7 +18,7 @@ from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate
-from raftdiff.records.disk import write_text
+from raftdiff.records.disk import together, write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter, write_report
 from raftdiff.reports.candidates import candidates
@@ -169,7 +169,6 @@ def write(
 
     ``trained_on`` and ``training`` as for pictures.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     pairs = _pairs(compared)
     lines = [
         {
@@ -184,22 +183,24 @@ def write(
         }
         for sample, pair in zip(compared.before, pairs, strict=True)
     ]
-    write_text(folder / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-    write_text(folder / "eval.json", json.dumps(compared.evaluation, indent=2, ensure_ascii=False) + "\n")
     step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
     shown = {dialogue(prompt) for prompt in compared.prompts[::step]}
     first = [pair for one, pair in zip(compared.before, pairs, strict=True) if one.index < SHOWN_SEEDS]
-    return write_report(
-        folder / "report.html",
-        title=f"{assembly.recipe.name}: before and after",
-        evaluation=compared.evaluation,
-        rounds=run.metrics(),
-        pairs=[pair for pair in first if pair.caption in shown],
-        selected=candidates(run),
-        trained_on=trained_on,
-        training=training,
-        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-    )
+    with together(folder) as aside:
+        write_text(aside / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
+        write_text(aside / "eval.json", json.dumps(compared.evaluation, indent=2, ensure_ascii=False) + "\n")
+        page = write_report(
+            aside / "report.html",
+            title=f"{assembly.recipe.name}: before and after",
+            evaluation=compared.evaluation,
+            rounds=run.metrics(),
+            pairs=[pair for pair in first if pair.caption in shown],
+            selected=candidates(run),
+            trained_on=trained_on,
+            training=training,
+            recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        )
+    return folder / page.name
 
 
 def _pairs(compared: TextCompared) -> list[BeforeAfter]:

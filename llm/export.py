@@ -11,6 +11,7 @@ from raftdiff.llm.learning.finetuner import LMFineTuner
 from raftdiff.llm.model.adapters import is_adapter
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
+from raftdiff.records.disk import together
 from raftdiff.training.trainable import merged
 
 Format = Literal["peft", "merged"]
@@ -36,7 +37,8 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
             "with --format merged."
         )
     try:
-        _write(lm, format, out)
+        with together(out) as aside:
+            _write(lm, format, aside)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
     return out

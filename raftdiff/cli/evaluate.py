@@ -12,13 +12,14 @@ from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, existing_run, prepared, tell
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
-from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.comparison import compare as compare_texts
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.comparison import write as write_texts
-from raftdiff.records.disk import read_json_lines
+from raftdiff.recipes.config import check, plain
+from raftdiff.records.disk import demand_writable, read_json_lines
 from raftdiff.records.run import Run, finished, load_round
 from raftdiff.reports.tables import side_by_side, table
 from raftdiff.types import Prompt
@@ -49,7 +50,8 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.steps is not None and not isinstance(recipe, Recipe):
         raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
     if args.steps is not None and isinstance(recipe, Recipe):
-        recipe = recipe.model_copy(update={"evaluation": recipe.evaluation.model_copy(update={"steps": args.steps})})
+        evaluation = check(EvaluationConfig, {**plain(recipe.evaluation), "steps": args.steps}, "on the command line")
+        recipe = recipe.model_copy(update={"evaluation": evaluation})
     finished(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
@@ -80,6 +82,7 @@ def measure(
     trained = {whole(prompt) for prompt in assembly.parts.prompts}
     trained_on = any(whole(prompt) in trained for prompt in asked)
     folder, count = run.path / "eval" / (name or ""), samples or evaluation.samples_per_prompt
+    demand_writable(folder)
     bars = Bars()
     report = bars.stage(0, "evaluate")
     try:

@@ -9,6 +9,7 @@ from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.files import medium_of
 from raftdiff.records import checking, integrity
+from raftdiff.records.disk import demand_writable, write_text
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
@@ -75,6 +76,8 @@ def draw(args: argparse.Namespace) -> None:
     }
     settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
     tell(bench.notes(0, args.prompts, settings))
+    folder = args.out or run.path / "drawn"
+    demand_writable(folder)
     bars = Bars()
     sides = {
         side: bench.draw(checkpoint, args.prompts, settings, bars.stage(0, side))
@@ -86,7 +89,7 @@ def draw(args: argparse.Namespace) -> None:
         told = [f"{name} {sum(held) / len(held):.2f}" if held else f"{name} none" for name, held in scored.items()]
         blank = sum(is_flat(it.sample.media) for it in drawn)
         print(f"{side}: {', '.join(told)}" + (f" ({blank} of {len(drawn)} blank, of one colour)" if blank else ""))
-    print(export(args.out or run.path / "drawn", sides))
+    print(export(folder, sides))
 
 
 def labels(args: argparse.Namespace) -> None:
@@ -102,6 +105,6 @@ def labels(args: argparse.Namespace) -> None:
     if args.pairs:
         found = preferences(run)
         told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in found)
-        args.pairs.write_text(told, encoding="utf-8")
+        write_text(args.pairs, told)
         none = "" if found else " (ties, vetoes and choices between empty or equal answers are none)"
         print(f"{args.pairs}: {counted(len(found), 'preference')}{none}")

@@ -1,5 +1,6 @@
 """Any checkpoints of one or two runs, side by side: the same prompts and seeds, drawn and scored."""
 
+import contextlib
 import json
 import math
 import threading
@@ -17,7 +18,7 @@ from raftdiff.embedded.emoji.world import BACKGROUNDS, OBJECTS, STYLES
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
-from raftdiff.records.disk import read_json_lines, write_text
+from raftdiff.records.disk import read_json_lines, together, write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Report, silent
@@ -27,6 +28,8 @@ LONGEST_PROMPT = 1000
 """Characters."""
 MOST_PICTURES = 256
 """On one side, in one go."""
+MOST_STEPS = 1000
+"""That a noise schedule has."""
 MOST_GUIDANCE = 100
 LARGEST = 4
 """Times as wide or high as the pictures that the model was made for."""
@@ -174,7 +177,8 @@ class Bench:
             UserError: as ``draw``.
         """
         with self._one_at_a_time:
-            return self._assembly(Checkpoint(run, None)).notes("these prompts", _asked(captions, settings))
+            prompts = _asked(captions, settings)  # first, before a model is loaded
+            return self._assembly(Checkpoint(run, None)).notes("these prompts", prompts)
 
     def _assembly(self, checkpoint: Checkpoint) -> Assembly:
         run = Run.open(self.runs[checkpoint.run].path)  # says so where the folder is gone by now
@@ -209,16 +213,16 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
     What was drawn into the folder before stays, with its lines.
     """
     rows = {row["file_name"]: row for row in read_json_lines(folder / "metadata.jsonl")}
-    for side, drawn in sides.items():
-        (folder / side).mkdir(parents=True, exist_ok=True)
-        for it in drawn:
+    with contextlib.ExitStack() as whole:
+        asides = {side: whole.enter_context(together(folder / side)) for side in sides}
+        for side, it in ((side, it) for side, drawn in sides.items() for it in drawn):
             name = file_name(it.sample)
-            it.sample.media.save(folder / side / name)
+            it.sample.media.save(asides[side] / name)
             told = {"file_name": f"{side}/{name}", "caption": it.sample.prompt.caption, "side": side}
             scores = {f"reward_{name}": None if math.isnan(value) else value for name, value in it.scores.items()}
             verdicts = {f"judge_{aspect}": right for aspect, right in it.verdicts.items()}
             rows[told["file_name"]] = told | {"seed": it.sample.seed} | scores | verdicts
-    write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
+        write_text(folder / "metadata.jsonl", "".join(json.dumps(row) + "\n" for row in rows.values()))
     return folder
 
 
@@ -243,8 +247,8 @@ def _asked(captions: Sequence[str], settings: Settings) -> list[Prompt]:
         raise UserError(f"This prompt has {len(long[0])} characters; {LONGEST_PROMPT} are the most.")
     if (count := len(wanted) * settings.per_prompt) > MOST_PICTURES:
         raise UserError(f"These are {count} pictures a side; {MOST_PICTURES} are the most at once. Ask for fewer.")
-    if settings.steps < 1:
-        raise UserError(f"steps: {settings.steps} is too few; 1 is the least.")
-    if not 0 <= settings.guidance <= MOST_GUIDANCE:
-        raise UserError(f"guidance: {settings.guidance} is no number from 0 to {MOST_GUIDANCE}.")
+    bounds = {"per_prompt": (1, MOST_PICTURES), "steps": (1, MOST_STEPS), "guidance": (0, MOST_GUIDANCE)}
+    for name, (least, most) in bounds.items():
+        if not least <= (given := getattr(settings, name)) <= most:  # so that NaN is none either
+            raise UserError(f"{name}: {given} is no number from {least} to {most}.")
     return build(PromptsConfig(captions=list(wanted), negative=settings.negative))

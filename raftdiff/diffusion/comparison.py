@@ -1,7 +1,6 @@
 """Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
 
 import json
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
 from raftdiff.ranking import refuse_blank
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
-from raftdiff.records.disk import write_text
+from raftdiff.records.disk import together, write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter, write_report
@@ -128,25 +127,26 @@ def write(
     ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out;
     ``training`` is the evaluation of those beside this one.
     """
-    for side, samples in (("before", compared.before), ("after", compared.after)):
-        shutil.rmtree(folder / side, ignore_errors=True)
-        (folder / side).mkdir(parents=True)
-        for sample in samples:
-            sample.media.save(folder / side / file_name(sample))
-    captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
-    write_text(folder / "pictures.json", json.dumps(captions, indent=1) + "\n")
-    write_text(folder / "eval.json", to_json(compared.evaluation))
-    return write_report(
-        folder / "report.html",
-        title=f"{assembly.recipe.name}: before and after",
-        evaluation=compared.evaluation,
-        rounds=run.metrics(),
-        pairs=_pairs(assembly, compared),
-        selected=candidates(run),
-        trained_on=trained_on,
-        training=training,
-        recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-    )
+    with together(folder) as aside:
+        for side, samples in (("before", compared.before), ("after", compared.after)):
+            (aside / side).mkdir()
+            for sample in samples:
+                sample.media.save(aside / side / file_name(sample))
+        captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
+        write_text(aside / "pictures.json", json.dumps(captions, indent=1) + "\n")
+        write_text(aside / "eval.json", to_json(compared.evaluation))
+        page = write_report(
+            aside / "report.html",
+            title=f"{assembly.recipe.name}: before and after",
+            evaluation=compared.evaluation,
+            rounds=run.metrics(),
+            pairs=_pairs(assembly, compared),
+            selected=candidates(run),
+            trained_on=trained_on,
+            training=training,
+            recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        )
+    return folder / page.name
 
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:

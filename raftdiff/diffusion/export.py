@@ -11,6 +11,7 @@ from torch import Tensor
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
+from raftdiff.records.disk import together
 from raftdiff.training.trainable import merged
 
 FORMATS = ("diffusers", "kohya", "merged")
@@ -42,10 +43,11 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
         )
     try:
         single = format == "kohya" and out.suffix == ".safetensors"
-        (out.parent if single else out).mkdir(parents=True, exist_ok=True)
+        place = out.parent if single else out
         writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
-        with quietly():
-            return writer(tuner, out)
+        with quietly(), together(place) as aside:
+            written = writer(tuner, aside / out.name if single else aside)
+        return place / written.relative_to(aside)
     except (OSError, SafetensorError) as error:
         raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
 

@@ -48,7 +48,7 @@ class EvaluationConfig(Config):
     """Pictures per prompt in ``raftdiff eval``, with the same seeds before and after."""
     every_round: int = Field(default=0, ge=0)
     """Pictures per held-out prompt after every round, for the curve and for early stopping; 0 for none."""
-    steps: int | None = Field(default=None, ge=1)
+    steps: int | None = Field(default=None, ge=1, le=1000)
     """Sampling steps of ``raftdiff eval``; the sampler's by default."""
     guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;

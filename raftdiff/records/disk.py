@@ -4,7 +4,9 @@ import contextlib
 import errno
 import json
 import os
-from collections.abc import Mapping
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -62,6 +64,41 @@ def write_text(path: Path, text: str) -> None:
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
+
+
+@contextlib.contextmanager
+def together(folder: Path) -> Iterator[Path]:
+    """A folder to write into. When all is written, what it holds takes the place of what has the same names in
+    ``folder``; where anything is raised before, as by a full disk, nothing of it stays and nothing else has changed."""
+    new = not folder.exists()
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(folder)) from None
+    try:
+        yield aside
+        for one in sorted(aside.iterdir()):
+            place = folder / one.name
+            if place.is_dir() and not place.is_symlink():
+                shutil.rmtree(place)
+            one.replace(place)
+        new = False
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        if new:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def demand_writable(folder: Path) -> None:
+    """Before hours of work whose result goes there.
+
+    Raises:
+        OSError: nothing can be written into ``folder``, which it names.
+    """
+    with together(folder):
+        pass
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -17,6 +17,7 @@ from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, an
 from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
+from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.words import counted
 from raftdiff.types import KeepsReplies, Sample
@@ -47,7 +48,7 @@ def compare(args: argparse.Namespace) -> None:
             found.append(tuned)
             base += untuned
     text = table([*base, *found])
-    (root / "table.md").write_text(text + "\n", encoding="utf-8")
+    write_text(root / "table.md", text + "\n")
     answers = args.answers or args.rounds * args.prompts * args.candidates
     over = "seeds" if args.seeds > 1 else "the held-out prompts"
     print(f"{text}\n\nbudget: {answers} answers a run, of which those of data are not drawn")

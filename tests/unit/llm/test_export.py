@@ -1,5 +1,6 @@
 """What was learnt leaves in the formats of peft and transformers, and says the same there."""
 
+import errno
 import json
 
 import pytest
@@ -120,3 +121,16 @@ def test_no_adapter_of_a_full_fine_tune_and_nothing_is_overwritten(lm_folder, op
         export(tuner, "merged", tmp_path / "thesis.txt")
     with pytest.raises(UserError, match="thesis.txt/out: the export cannot be written: "):
         export(tuner, "merged", tmp_path / "thesis.txt" / "out")
+
+
+@pytest.mark.parametrize("form", ["peft", "merged"])
+def test_an_export_on_a_full_disk_is_a_sentence_and_leaves_nothing(lm_folder, open_lm, tmp_path, monkeypatch, form):
+    tuner = tuned(lm_folder, open_lm)
+
+    def full(*_, **__):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(tuner.lm.tokenizer), "save_pretrained", full)
+    with pytest.raises(UserError, match="out: the export cannot be written: No space left on device"):
+        export(tuner, form, tmp_path / "out")
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,114 @@
+"""What is written together is there whole or not at all."""
+
+import errno
+import json
+import tempfile
+from contextlib import nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from raftdiff.diffusion import bench
+from raftdiff.diffusion.bench import Settings
+from raftdiff.diffusion.comparison import Drawn
+from raftdiff.errors import UserError
+from raftdiff.records.disk import demand_writable, together
+from raftdiff.types import Prompt, Sample
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {path.relative_to(folder).as_posix(): path.read_text() for path in folder.rglob("*") if path.is_file()}
+
+
+def full(*_: object, **__: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_what_is_written_takes_the_place_of_its_names_alone(tmp_path: Path) -> None:
+    for name in ("before/old.png", "other/kept.json", "eval.json"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text("old")
+    with together(tmp_path) as aside:
+        (aside / "before").mkdir()
+        (aside / "before" / "new.png").write_text("new")
+        (aside / "eval.json").write_text("new")
+    assert tree(tmp_path) == {"before/new.png": "new", "other/kept.json": "old", "eval.json": "new"}
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_a_full_disk_leaves_all_as_it_was(there: bool, tmp_path: Path) -> None:
+    folder = tmp_path / "out"
+    if there:
+        folder.mkdir()
+        (folder / "a.json").write_text("old")
+
+    def write() -> None:
+        with together(folder) as aside:
+            (aside / "a.json").write_text("new")
+            full()
+
+    with pytest.raises(OSError, match="No space left"):
+        write()
+    assert tree(tmp_path) == ({"out/a.json": "old"} if there else {})
+    assert folder.exists() == there
+
+
+def test_a_folder_that_cannot_be_written_is_named_before_the_work(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    demand_writable(tmp_path / "eval")
+    assert tree(tmp_path) == {}
+
+    def read_only(prefix: str, dir: Path) -> str:
+        raise OSError(errno.EROFS, "Read-only file system", str(dir / prefix))
+
+    monkeypatch.setattr(tempfile, "mkdtemp", read_only)
+    with pytest.raises(OSError, match="Read-only file system") as told:
+        demand_writable(tmp_path / "eval")
+    assert told.value.filename == str(tmp_path / "eval")
+
+
+def test_a_drawing_on_a_full_disk_adds_nothing_to_what_was_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def drawn(index: int, picture: Any = None) -> Drawn:
+        prompt = Prompt("a-cat", "a cat", "a cat", "a cat")
+        return Drawn(Sample(0, prompt, index, 7, "policy", picture or Image.new("RGB", (8, 8)), {}), {"clip": 1.0}, {})
+
+    folder = bench.export(tmp_path / "drawn", {"before": [drawn(0)], "after": [drawn(0)]})
+    was = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    monkeypatch.setattr(Image.Image, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        bench.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == was
+    monkeypatch.undo()
+    bench.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
+    rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    assert sorted(row["file_name"] for row in rows) == sorted(
+        path.relative_to(folder).as_posix() for path in folder.rglob("*.png")
+    )
+    assert len(rows) == 4
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"guidance": float("nan")}, "guidance: nan is no number from 0 to 100."),
+        ({"guidance": float("inf")}, "guidance: inf is no number"),
+        ({"guidance": -1.0}, "guidance: -1.0 is no number"),
+        ({"steps": 0}, "steps: 0 is no number from 1 to 1000."),
+        ({"steps": 1001}, "steps: 1001 is no number"),
+        ({"per_prompt": 0}, "per_prompt: 0 is no number from 1 to 256."),
+        ({"per_prompt": 257}, "257 pictures a side"),
+    ],
+)
+def test_settings_that_draw_nothing_sensible_are_told_before_a_model_is_loaded(
+    change: dict[str, Any], sentence: str
+) -> None:
+    settings = Settings(**{"seed": -3, "per_prompt": 1, "steps": 2, "guidance": 1.0, **change})
+    no_models = SimpleNamespace(_one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0)
+    with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
+        bench.Bench.notes(no_models, 0, ["a cat"], settings)  # type: ignore[arg-type]
