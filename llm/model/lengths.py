@@ -4,7 +4,7 @@ refused."""
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, final
 
@@ -56,10 +56,18 @@ class Lengths:
         Args:
             positions: tokens that prompt and answer may have together; None for no limit.
             room: tokens that an answer to be drawn may have.
+
+        Raises:
+            UserError: that is more than the model can read, without a prompt.
         """
+        if positions is not None and room >= positions:
+            raise UserError(
+                f"decoding.max_new_tokens: '{lm.name}' is made for {positions} tokens, the prompt's included, and "
+                f"{room} new ones are asked for; ask for fewer."
+            )
         self._lm = replace(lm, max_prompt_tokens=sys.maxsize)
         self._limits, self._positions, self._longest = limits, positions, lm.max_prompt_tokens
-        self._room = 0 if positions is None else min(room, positions)
+        self._room = room
         self._reasons, self._shortened, self._first = Counter[str](), Counter[str](), ""
 
     def fit(self, prompt: Prompt, answers: Sequence[str] = ()) -> Fitting | None:
@@ -98,12 +106,13 @@ class Lengths:
     def _answer(self, text: str, prompt: int) -> str:
         """The answer to a prompt of so many tokens, or its beginning."""
         ids = self._lm.answer_ids(text)
-        longest, why = self._answer_limit(prompt)
-        if longest is None or len(ids) <= longest:
+        broken = [limit for limit in self._answer_limits(prompt) if len(ids) > limit[0]]
+        if not broken:
             return text
-        short = self._lm.text(ids[: longest - 1]).strip() if self._limits.long == "cut" and longest > 1 else ""
+        room = min(longest for longest, _ in broken) - 1  # the end, which is not learnt, counts
+        short = self._lm.text(ids[:room]).strip() if self._limits.long == "cut" and room > 0 else ""
         if not short:
-            raise _LongRow(f"the prompt is {prompt} and an answer {len(ids)} tokens long", *why)
+            raise _LongRow(f"the prompt is {prompt} and an answer {len(ids)} tokens long", *broken[0][1])
         return short
 
     def tell(self, total: int) -> None:
@@ -140,16 +149,15 @@ class Lengths:
             return f"a prompt of more than '{name}' can read ({self._positions} tokens{drawn})", False
         return None
 
-    def _answer_limit(self, prompt: int) -> tuple[int | None, tuple[str, bool]]:
-        """The longest answer to a prompt of so many tokens, its end counted, and as above."""
-        limits: list[tuple[int, tuple[str, bool]]] = []
-        if self._limits.answer is not None:
-            what = f"an answer of more than {self._limits.where}.max_answer_tokens ({self._limits.answer})"
-            limits.append((self._limits.answer, (what, True)))
+    def _answer_limits(self, prompt: int) -> Iterator[tuple[int, tuple[str, bool]]]:
+        """The longest answers to a prompt of so many tokens, ends counted, each with what a longer one is, and whether
+        the model could read that all the same."""
+        where, wanted = self._limits.where, self._limits.answer
+        if wanted is not None:
+            yield wanted, (f"an answer of more than {where}.max_answer_tokens ({wanted})", True)
         if self._positions is not None:
             what = f"prompt and answer together of more than '{self._lm.name}' can read ({self._positions} tokens)"
-            limits.append((self._positions - prompt, (what, False)))
-        return min(limits, default=(None, ("", True)), key=lambda one: one[0])
+            yield self._positions - prompt, (what, False)
 
 
 def _without_oldest(prompt: Prompt) -> Prompt:

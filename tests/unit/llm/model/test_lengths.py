@@ -44,6 +44,8 @@ def test_the_answer_that_is_drawn_needs_room(gpt2):
     assert readable(gpt2, [ask(words(29))], Limits("prompts"), room=10)
     with pytest.raises(UserError, match=r"read \(40 tokens, 10 of them for decoding.max_new_tokens\)"):
         readable(gpt2, [ask(words(30))], Limits("prompts"), room=10)
+    with pytest.raises(UserError, match="decoding.max_new_tokens: '.*' is made for 40 tokens, .* and 40 new ones"):
+        readable(gpt2, [ask()], Limits("prompts", long="skip"), room=40)
 
 
 def test_what_is_left_out_is_counted_by_reason(lm, gpt2):
@@ -55,6 +57,8 @@ def test_what_is_left_out_is_counted_by_reason(lm, gpt2):
         assert len(readable(lm, rows[:2], Limits("prompts", prompt=20))) == 1, "a filter needs no too_long"
     with pytest.warns(UserWarning, match=r"1 with an answer of more than prompts.max_answer_tokens \(9\).*first: 'c'"):
         readable(lm, rows[::3], Limits("prompts", answer=9), learnt=True)
+    with pytest.warns(UserWarning, match=r"1 with an answer of more than prompts.max_answer_tokens \(50\)"):
+        readable(gpt2, rows[::3], Limits("prompts", answer=50), learnt=True)  # it could not be read either
     with pytest.raises(UserError, match="2 of 2 rows were left out: .* Nothing is left"):
         readable(gpt2, rows[1:3], limits)
 
