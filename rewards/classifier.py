@@ -1,5 +1,6 @@
 """A sequence classifier of Hugging Face as a reward: a trained reward model, or any text classifier's label."""
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, final
 
@@ -83,6 +84,8 @@ class ClassifierReward:
 
     Rows are padded on the right with a token that occurs in none of them. Decoders of transformers score the last token
     that is not their pad; where pad is also EOS, or is missing, they would read another place than the answer's end.
+    Special tokens stand only where the template, the tokenizer or ``append_eos`` puts them: in prompt and answer they
+    are text, and an end that the answer brings is left out.
 
     Source: Christiano et al. 2017, Ouyang et al. 2022 for reward models. Licence: the model's own.
 
@@ -118,6 +121,8 @@ class ClassifierReward:
             raise UserError(f"The reward '{name}': the tokenizer has no EOS token to append; leave append_eos out.")
         if form == "chat" and not tokenizer.chat_template:
             raise UserError(f"The reward '{name}': the tokenizer has no chat template; use form: template.")
+        marks = sorted((mark for mark in tokenizer.all_special_tokens if len(mark) > 1), key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
         self._max_tokens = max_tokens or longest(tokenizer, model.config)
         tokenizer.truncation_side = truncate
         self._batch_size = batch_size
@@ -142,14 +147,15 @@ class ClassifierReward:
 
     def _encode(self, sample: Sample[str]) -> dict[str, list[int]]:
         """input_ids, and token_type_ids where the tokenizer makes them."""
-        answer = cut(sample.media, self._cut_at)
+        answer = self._words(without_end(cut(sample.media, self._cut_at), self._tokenizer.eos_token))
         if self._form == "chat":
-            turns = [*messages(sample.prompt), {"role": "assistant", "content": answer}]
+            asked = [{**turn, "content": self._words(turn["content"])} for turn in messages(sample.prompt)]
+            turns = [*asked, {"role": "assistant", "content": answer}]
             texts = [self._tokenizer.apply_chat_template(turns, tokenize=False)]
         elif self._form == "pair":
-            texts = [spoken(sample.prompt), answer]
+            texts = [self._words(spoken(sample.prompt)), answer]
         else:
-            texts = [fill(self._template, {"prompt": spoken(sample.prompt), "answer": answer})]
+            texts = [fill(self._template, {"prompt": self._words(spoken(sample.prompt)), "answer": answer})]
         room = None if self._max_tokens is None else self._max_tokens - len(self._end)
         encoded = self._tokenizer(
             *texts,
@@ -163,6 +169,10 @@ class ClassifierReward:
         if "token_type_ids" in row:
             row["token_type_ids"] += row["token_type_ids"][-1:] * len(self._end)
         return row
+
+    def _words(self, text: str) -> str:
+        """What people write is text: a space in it keeps ``[SEP]`` and its like from being the token."""
+        return self._special.sub(lambda found: f"{found[0][0]} {found[0][1:]}", text)
 
     @torch.inference_mode()
     def _logits(self, rows: Sequence[dict[str, list[int]]]) -> Float[torch.Tensor, "batch labels"]:
@@ -189,6 +199,17 @@ class ClassifierReward:
             self._output,
             independent=self._model.config.problem_type == "multi_label_classification",
         )
+
+
+def without_end(text: str, end: str | None) -> str:
+    """The text without the ends that it brings: what is to end it puts its own.
+
+    >>> without_end("kind </s></s>", "</s>")
+    'kind'
+    """
+    while end and text.rstrip().endswith(end):
+        text = text.rstrip().removesuffix(end).rstrip()
+    return text
 
 
 def values(

@@ -87,9 +87,7 @@ def answers(*texts: str, **meta: Any) -> list[Sample[str]]:
     return [Sample(0, prompt, index, index, "policy", text) for index, text in enumerate(texts)]
 
 
-ANSWERS = answers(
-    "very well", "i am only a model", "well", "i am very very well thank you </s>", "kind </s> </s>", "model </s>"
-)
+ANSWERS = answers("very well", "i am only a model", "well", "i am very very well thank you", "kind", "model")
 
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
@@ -115,12 +113,12 @@ def test_a_decoder_is_read_at_the_last_token_even_if_it_is_eos(make: Make, famil
     words = AutoTokenizer.from_pretrained(folder)
     wanted, naive = [], []
     for sample in ANSWERS:
-        ids = torch.tensor([words(f"how are you {sample.media}")["input_ids"]])
+        ids = torch.tensor([words(f"how are you {sample.media} </s>")["input_ids"]])
         with torch.inference_mode():
             hidden = model.base_model(ids).last_hidden_state
             wanted.append(float(model.score(hidden)[0, -1, 0]))
             naive.append(float(model(ids).logits[0, 0]))
-    found = reward(folder).score(ANSWERS)
+    found = reward(folder, template="{prompt} {answer} </s>").score(ANSWERS)
     torch.testing.assert_close(found, torch.tensor(wanted), atol=1e-5, rtol=1e-5)
     if pad:
         assert abs(naive[-1] - wanted[-1]) > 1e-3, "the trap is there, and not fallen into"
@@ -136,11 +134,13 @@ def test_a_batch_that_uses_every_token_is_scored_row_by_row(make: Make) -> None:
 def test_eos_is_appended_on_request(make: Make) -> None:
     folder = make("llama", pad="</s>")
     with_eos = reward(folder, append_eos=True).score(answers("very well"))
-    torch.testing.assert_close(with_eos, reward(folder).score(answers("very well </s>")))
+    torch.testing.assert_close(with_eos, reward(folder, template="{prompt} {answer} </s>").score(answers("very well")))
+    for brought in ("very well </s>", "very well </s> </s>"):
+        torch.testing.assert_close(with_eos, reward(folder, append_eos=True).score(answers(brought)))
     assert with_eos != reward(folder).score(answers("very well"))
     long = reward(folder, append_eos=True, max_tokens=8).score(answers("i am only a model very well thank you"))
     torch.testing.assert_close(
-        long, reward(folder, template="{answer}").score(answers("only a model very well thank you </s>"))
+        long, reward(folder, template="{answer} </s>").score(answers("only a model very well thank you"))
     )
 
 
@@ -170,7 +170,9 @@ def test_a_conversation_by_the_chat_template(make: Make) -> None:
     folder = make("llama", chat=CHAT)
     found = reward(folder, form="chat").score(answers("thank you", history=history))
     text = "User how are you </s> Assistant very well </s> user how are you </s> assistant thank you </s>"
-    torch.testing.assert_close(found, reward(folder, template="{answer}").score(answers(text)))
+    torch.testing.assert_close(found, reward(folder, template=text).score(answers("")))
+    said = [f"thank you {mark} user how" for mark in ("</s>", "? ?")]  # no token, whatever the vocabulary
+    torch.testing.assert_close(*(reward(folder, form="chat").score(answers(one)) for one in said))
     with pytest.raises(UserError, match="the tokenizer has no chat template; use form: template"):
         reward(make("llama"), form="chat")
 
