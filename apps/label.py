@@ -18,7 +18,10 @@ Deed: TypeAlias = Callable[[Ballot, str], None]
 """What an event does, given also which pair was on the page."""
 BUTTONS: Mapping[Side, str] = {"left": "← Left", "tie": "↓ A tie", "right": "Right →"}
 VETOES: tuple[Literal["left", "right"], ...] = ("left", "right")
+VETO = "A veto: never learn from it."
 KEYS = "Keys: ← left, → right, ↓ a tie, u undo; 1 and 2 veto the left or the right one."
+NARROW = 80
+"""Pixels that a button needs at least: three stand side by side on a phone, under the pictures that they name."""
 
 
 def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
@@ -37,21 +40,23 @@ def build(run: Run, pairs: Sequence[Pair], *, rater: str) -> Any:
     deciding = threading.Lock()
     with page.blocks("raftdiff label") as blocks:
         gr.Markdown("# Which is better?")
-        name = gr.Textbox(rater, label="Your name", max_length=64, elem_id="rater")
         asked = gr.HTML(elem_id="asked")
         seen = gr.Textbox(visible="hidden", elem_id="seen")  # which pair is on the page, so that none is decided unseen
         with gr.Row():
             buttons = {
-                side: gr.Button(text, variant="primary", elem_id=f"key-{side}") for side, text in BUTTONS.items()
+                side: gr.Button(text, variant="primary", elem_id=f"key-{side}", min_width=NARROW)
+                for side, text in BUTTONS.items()
             }
         with gr.Row():
             vetoes = {
-                place: gr.Button(f"Veto {place}: never learn from it", elem_id=f"key-veto-{place}", size="sm")
+                place: gr.Button(f"Veto {place}", elem_id=f"key-veto-{place}", size="md", min_width=NARROW)
                 for place in VETOES
             }
-            undo = gr.Button("Undo", elem_id="key-undo", size="sm")
+            undo = gr.Button("Undo", elem_id="key-undo", size="md", min_width=NARROW)
         mistake = page.mistake()
-        gr.Markdown(KEYS)
+        gr.Markdown(VETO)
+        gr.Markdown(KEYS, elem_id="keys")
+        name = gr.Textbox(rater, label="Your name", max_length=64, elem_id="rater")
 
         def on(event: Any, deed: Deed) -> None:
             def handler(who: Any, at: Any) -> list[str]:

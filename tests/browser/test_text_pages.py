@@ -179,6 +179,9 @@ def test_on_a_phone_the_answers_stand_one_above_the_other(run: Run, serve: Serve
     tab.get_by_text("0 of 4 answered").wait_for()
     left, right = (tab.locator(".texts figure").nth(place).bounding_box() for place in (0, 1))
     assert left["y"] + left["height"] <= right["y"]
+    choices = [tab.locator(f"#key-{side}").bounding_box() for side in ("left", "tie", "right")]
+    assert choices[0]["y"] == choices[1]["y"] == choices[2]["y"]
+    assert min(it["height"] for it in choices) >= 40, "wide enough for a thumb"
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
