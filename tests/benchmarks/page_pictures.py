@@ -23,8 +23,6 @@ from raftdiff.records.labels import candidate_pairs
 from raftdiff.records.run import Run
 
 PROMPT = "a cartoon of a cat on a red background"
-COLOURS = 200
-"""Of the saved pictures' palettes: a quarter of the bytes, and no difference that an eye sees."""
 
 
 def main() -> None:
@@ -45,12 +43,12 @@ def main() -> None:
             tab.click("#draw")
             tab.locator(".means").wait_for()
             save(tab, given.out / "compare.png", "#shown")
-        with window(browser, watch.build(run), 1100, 900) as tab:
+        with window(browser, watch.build(run), 1100, 960) as tab:
             tab.locator("#candidates .kept img").first.wait_for()
             tab.locator("#strip img").first.wait_for()
             save(tab, given.out / "watch.png")
         pairs = candidate_pairs(run, last, per_prompt=1, seed=0)
-        with window(browser, label.build(run, pairs, rater="ada"), 900, 800) as tab:
+        with window(browser, label.build(run, pairs, rater="ada"), 720, 780) as tab:
             tab.locator(".pair img").nth(1).wait_for()
             save(tab, given.out / "label.png")
         browser.close()
@@ -77,7 +75,7 @@ def save(tab: Any, path: Path, part: str | None = None) -> None:
     tab.evaluate("document.activeElement.blur()")
     taken = tab.locator(part).screenshot() if part else tab.screenshot()
     picture = Image.open(io.BytesIO(taken)).convert("RGB")
-    picture.quantize(COLOURS, dither=Image.Dither.NONE).save(path, optimize=True)
+    picture.save(path, optimize=True)
     print(f"{path}: {picture.width}x{picture.height}, {path.stat().st_size} bytes")
 
 
