@@ -26,10 +26,10 @@ def fresh(monkeypatch: pytest.MonkeyPatch) -> Iterator[pytest.MonkeyPatch]:
 
 
 def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
-    def importing(name: str) -> Any:
+    def importing(name: str, package: str | None = None) -> Any:
         if name == "gradio":
             raise error
-        return real(name)
+        return real(name, package)
 
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", importing)
