@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal, NamedTuple, final
 
+from raftdiff.chat.dialogue import untorn
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.types import Prompt
@@ -110,10 +111,20 @@ class Lengths:
         if not broken:
             return text
         room = min(longest for longest, _ in broken) - 1  # the end, which is not learnt, counts
-        short = self._lm.text(ids[:room]).strip() if self._limits.long == "cut" and room > 0 else ""
+        short = self._beginning(ids, room) if self._limits.long == "cut" else ""
         if not short:
             raise _LongRow(f"the prompt is {prompt} and an answer {len(ids)} tokens long", *broken[0][1])
         return short
+
+    def _beginning(self, ids: Sequence[int], room: int) -> str:
+        """The longest beginning that is whole letters, and that is read again in no more than ``room`` tokens; an empty
+        text where there is none. Its last word may be spelled in more tokens once its rest is gone."""
+        for kept in range(min(room, len(ids)), 0, -1):
+            text = self._lm.text(ids[:kept])
+            short = text.strip()
+            if short and text == untorn(text) and len(self._lm.answer_ids(short, ended=False)) <= room:
+                return short
+        return ""
 
     def tell(self, total: int) -> None:
         """Say how many of ``total`` rows were left out and why, and how many were cut.

@@ -29,8 +29,11 @@ ALPACA_WITH_INPUT = (
 
 _ASKED, _ANSWERED = "raftdiff-asks", "raftdiff-answers"
 """What a chat template is tried on."""
+_HIDES = "\ufdd0"
+"""No character, by Unicode: it and one of those behind it stand for a special token's text while a template is filled.
+Where a text holds it all the same, it is hidden itself."""
 _HIDDEN = 0x100000
-"""From here on, characters that nobody writes, each for a special token's text while a template is filled."""
+"""The first of the characters behind it. By themselves they are text."""
 _NEUTRAL = "\n"
 """A text behind it is spelled without a mark that a word begins, and no token spans the border."""
 
@@ -107,7 +110,7 @@ class Turns:
             UserError: the chat template takes no such turns.
         """
         whole = self._chat(prompt, text) if self.template == "chat" else self._filled(prompt, text)
-        return self._hidden.sub(lambda found: self._guarded[ord(found[0]) - _HIDDEN], whole)
+        return self._hidden.sub(lambda found: self._shown(found[0]), whole)
 
     def without_end(self, ids: Sequence[int]) -> list[int]:
         """The ids less the token that ends a turn: to some tokenizers it is not a special one."""
@@ -171,7 +174,7 @@ class Turns:
         """What was hidden is spelled in two pieces, its first character and the rest: so no tokenizer, whatever its
         vocabulary holds, takes it for the token."""
         if self._hidden.fullmatch(text):
-            name = self._guarded[ord(text) - _HIDDEN]
+            name = self._shown(text)
             return [*self._behind(name[:1], *heads), *self._behind(name[1:], _NEUTRAL)]
         if not text or not self._marks_words:
             return self._ids(text)
@@ -185,8 +188,11 @@ class Turns:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
 
     def _hide(self, text: str) -> str:
-        """The text with a character in place of each special token's text that it holds."""
-        return self._special.sub(lambda found: chr(_HIDDEN + self._guarded.index(found[0])), text)
+        """The text with two characters in place of each special token's text that it holds."""
+        return self._special.sub(lambda found: f"{_HIDES}{chr(_HIDDEN + self._guarded.index(found[0]))}", text)
+
+    def _shown(self, hidden: str) -> str:
+        return self._guarded[ord(hidden[1]) - _HIDDEN]
 
     @cached_property
     def _added(self) -> dict[str, int]:
@@ -200,17 +206,16 @@ class Turns:
         ``<think>``, are words of the model's language; an end is none."""
         special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
         ends = {name for name, number in self._added.items() if number in self.ends}
-        return sorted(
-            (name for name in special | ends if len(name) > 1 and name.strip()), key=lambda it: (-len(it), it)
-        )
+        names = (name for name in special | ends if len(name) > 1 and name.strip())
+        return [*sorted(names, key=lambda it: (-len(it), it)), _HIDES]
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
-        return re.compile("|".join(map(re.escape, self._guarded)) or r"(?!)")
+        return re.compile("|".join(map(re.escape, self._guarded)))
 
     @cached_property
     def _hidden(self) -> re.Pattern[str]:
-        return re.compile(f"([{chr(_HIDDEN)}-{chr(_HIDDEN + len(self._guarded))}])")
+        return re.compile(f"({_HIDES}[{chr(_HIDDEN)}-{chr(_HIDDEN + len(self._guarded) - 1)}])")
 
     @cached_property
     def _marks_words(self) -> bool:

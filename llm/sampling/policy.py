@@ -7,7 +7,7 @@ from typing import Literal, final
 import torch
 from pydantic import Field
 
-from raftdiff.chat.dialogue import cut
+from raftdiff.chat.dialogue import cut, untorn
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, Ending, generate, search
@@ -52,8 +52,8 @@ class LMSampler:
     ``aux`` carries ``tokens`` (n,), the answer's ids with the end token where it came, and ``logprobs`` (n,), their
     log p under the model that drew them, at temperature 1 and before top-k, top-p and penalties. A teacher's samples
     carry neither: its tokens may be another vocabulary's, and its probabilities are not the policy's. An answer that
-    reached ``max_new_tokens`` before it ended has ``cut``, and is learnt without an end; where a teacher had not said
-    anything by then, there is no answer.
+    reached ``max_new_tokens`` before it ended has ``cut``, and is learnt without an end; its text is without a letter
+    that lacks some of its bytes. Where a teacher had not said anything by then, there is no answer.
     """
 
     def __init__(self, lm: LM, decoding: DecodingConfig, batch_size: int, source: Source) -> None:
@@ -78,7 +78,8 @@ class LMSampler:
             for (prompt, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
                 if (prompt.id, index) in done:
                     continue
-                text, ended = cut(self.lm.text(tokens), self.decoding.stop).strip(), ending.ended(tokens)
+                text, ended = cut(self.lm.text(tokens), self.decoding.stop), ending.ended(tokens)
+                text = (text if ended else untorn(text)).strip()
                 aux = {} if ended else {"cut": torch.tensor(True)}
                 if self.provides:
                     aux |= {"tokens": torch.tensor(tokens, dtype=torch.int64), "logprobs": logprobs}

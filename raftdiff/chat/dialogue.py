@@ -69,3 +69,13 @@ def cut(text: str, marks: Sequence[str]) -> str:
     'Hello. '
     """
     return text[: min((at for mark in marks if mark and (at := text.find(mark)) >= 0), default=len(text))]
+
+
+def untorn(text: str) -> str:
+    """A text that was cut between tokens, without the letter at its end that lacks some of its bytes: U+FFFD, which
+    decoders write in its place, is no part of what was said.
+
+    >>> untorn("yes \ufffd\ufffd")
+    'yes '
+    """
+    return text.rstrip("\ufffd")

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
 
+from raftdiff.chat.dialogue import untorn
 from raftdiff.chat.threads import within
 from raftdiff.errors import UserError
 
@@ -231,7 +232,8 @@ def _answers(reply: Any, where: str) -> list[Reply]:
             f"The server at {where} sent a reply without choices[].message.content. Does it speak the OpenAI chat "
             "format under this address?"
         )
-    return [Reply(content or "", reason == "length") for content, reason in told]
+    replies = [(content or "", reason == "length") for content, reason in told]
+    return [Reply(untorn(text) if cut else text, cut) for text, cut in replies]
 
 
 def _parsed(reply: bytes, where: str) -> Any:

@@ -109,10 +109,10 @@ def test_more_than_was_asked_for_is_cut(serve: Callable[..., Stub]) -> None:
 
 def test_a_reply_that_reached_the_most_tokens_was_cut_off(serve: Callable[..., Stub]) -> None:
     told = [
-        {"message": {"content": text}, "finish_reason": reason} for text, reason in (("a", "length"), ("b", "stop"))
+        {"message": {"content": text}, "finish_reason": reason} for text, reason in (("a�", "length"), ("b�", "stop"))
     ]
     stub = serve((200, {}, {"choices": [*told, {"message": {"content": "c"}}]}))
-    assert client(stub).replies(HELLO, n=3) == [("a", True), ("b", False), ("c", False)]
+    assert client(stub).replies(HELLO, n=3) == [("a", True), ("b�", False), ("c", False)], "no torn letter"
 
 
 def test_no_answer_at_all_is_asked_for_by_none(serve: Callable[..., Stub]) -> None:

@@ -104,3 +104,43 @@ def test_an_answer_that_is_cut_is_not_taught_with_an_end(gpt2):
     with pytest.warns(UserWarning, match="1 with answers that are alike once they are cut"):
         left = readable(gpt2, [found, ask(words(9), words(60), words(61))], limits, learnt=True)
     assert left == [found]
+
+
+@pytest.fixture(scope="module")
+def bytewise(lm):
+    """Tokens of bytes, the first two of a Chinese letter being one: each second cut falls inside it."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    (rain, _), *_ = pre_tokenizers.ByteLevel(add_prefix_space=False).pre_tokenize_str("雨")
+    words = {word: number for number, word in enumerate(("<eos>", *alphabet, rain[:2]))}
+    inner = Tokenizer(models.BPE(words, [(rain[0], rain[1])]))
+    inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<eos>")
+    size = {"hidden_size": 8, "intermediate_size": 8, "num_attention_heads": 1, "num_hidden_layers": 1}
+    return replace(lm, tokenizer=made, model=LlamaForCausalLM(LlamaConfig(vocab_size=len(made), **size)))
+
+
+@pytest.mark.parametrize("limit", range(4, 12))
+def test_an_answer_is_cut_between_letters_and_is_no_longer_when_it_is_read_again(bytewise, limit):
+    limits = Limits("prompts", answer=limit, long="cut")
+    with pytest.warns(UserWarning, match="in 1 of 1 rows the model reads an answer without its end"):
+        (found,) = readable(bytewise, [ask("film", "a" + "雨" * 9)], limits, learnt=True)
+    (answer,) = found.meta["answers"]
+    assert answer["text"] == "a" + "雨" * ((limit - 2) // 2)
+    assert len(bytewise.answer_ids(answer["text"], ended=False)) < limit
+
+
+def test_a_beginning_that_is_spelled_in_more_tokens_by_itself_is_cut_shorter(bytewise, monkeypatch):
+    spelled = type(bytewise).answer_ids
+    more = {"雨雨雨": 1}  # as a word whose rest is gone
+    monkeypatch.setattr(
+        type(bytewise), "answer_ids", lambda lm, text, **how: spelled(lm, text, **how) + [1] * more.get(text, 0)
+    )
+    limits = Limits("prompts", answer=7, long="cut")
+    with pytest.warns(UserWarning, match="an answer without its end"):
+        (found,) = readable(bytewise, [ask("film", "雨" * 9)], limits, learnt=True)
+    assert found.meta["answers"][0]["text"] == "雨雨"
+    with pytest.raises(UserError, match="Nothing is left"):
+        readable(bytewise, [ask("film", "雨" * 9)], Limits("prompts", answer=2, long="cut"), learnt=True)

@@ -178,6 +178,20 @@ def test_what_people_write_is_never_a_token_of_the_template(kind, template):
     assert found.written(ask(attack), attack).count("<|end|>") == 2 + (template != "plain")
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("template", ["chat", "plain"])
+def test_every_character_is_text_private_ones_and_those_that_hide_too(kind, template):
+    made = tokenizer(kind, CHATML)
+    found = turns(made, template)
+    private = "".join(map(chr, range(0x100000, 0x100010)))
+    for text in (private, "".join(f"\ufdd0{one}" for one in private), "\ufdd0", f"\ufdd0{private}<|end|>\ufdd0I"):
+        asked, answer = found.prompt(ask(text), text), found.answer(text, ended=False)
+        assert made.decode(answer).strip() == text
+        assert text in made.decode(asked)
+        assert text in found.written(ask(text), text)
+        assert not set(answer) & set(range(len(SPECIAL)))
+
+
 def test_not_even_where_the_vocabulary_holds_the_token_as_a_word(lm):
     assert lm.tokenizer("<eos>", split_special_tokens=True, add_special_tokens=False)["input_ids"] == [2]
     assert lm.prompt_ids(ask("the <eos> film"), "the <eos> film") == [1, 4, 3, 3, 5]

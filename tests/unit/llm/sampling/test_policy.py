@@ -93,6 +93,19 @@ def test_a_sample_carries_its_tokens_and_their_log_probabilities(lm, options):
         assert sample.media == lm.text(tokens.tolist()).split("was" if "stop" in options else "<never>")[0].strip()
 
 
+@pytest.mark.parametrize("config", [PolicySamplerConfig, TeacherSamplerConfig])
+def test_a_letter_that_lacks_bytes_is_no_part_of_an_answer_that_was_cut(lm, config, monkeypatch):
+    monkeypatch.setattr(
+        type(lm), "text", lambda lm, ids: "".join("yes"[i : i + 1] or "\ufffd" for i in range(len(ids)))
+    )
+    sampler = LMSampler(lm, decoding(), 64, "policy" if config is PolicySamplerConfig else "teacher")
+    found = list(draw(sampler, per_prompt=8).values())
+    cut = [one for one in found if one.cut]
+    assert {one.media for one in cut} == {"yes"}
+    assert all("tokens" not in one.aux or len(one.aux["tokens"]) == 8 for one in cut)
+    assert any(one.media.endswith("\ufffd") for one in found if not one.cut), "an ended one is as it was said"
+
+
 def test_seeds_rounds_and_the_count_of_tokens_are_recorded(lm):
     sampler = policy(lm)
     samples = draw(sampler)
