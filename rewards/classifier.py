@@ -1,7 +1,9 @@
 """A sequence classifier of Hugging Face as a reward: a trained reward model, or any text classifier's label."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal, final
 
 import torch
@@ -9,6 +11,7 @@ from jaxtyping import Float, Float32
 from pydantic import Field
 
 from raftdiff.chat.dialogue import cut, fill, messages, spoken
+from raftdiff.chat.marks import Frame, added, chat_frame, guarded, without_end
 from raftdiff.errors import Need, UserError, nearest
 from raftdiff.recipes.config import Config, Said
 from raftdiff.recipes.needs import model_at
@@ -85,7 +88,9 @@ class ClassifierReward:
     Rows are padded on the right with a token that occurs in none of them. Decoders of transformers score the last token
     that is not their pad; where pad is also EOS, or is missing, they would read another place than the answer's end.
     Special tokens stand only where the template, the tokenizer or ``append_eos`` puts them: in prompt and answer they
-    are text, and an end that the answer brings is left out.
+    are text, and an end that an answer brings is left out: EOS, and for ``chat`` what the template ends a turn with.
+    ``append_eos`` puts none where the template or the tokenizer has put one. Texts that are too long are truncated, and
+    counted in a warning.
 
     Source: Christiano et al. 2017, Ouyang et al. 2022 for reward models. Licence: the model's own.
 
@@ -116,20 +121,35 @@ class ClassifierReward:
         self._model, self._tokenizer = model.eval(), tokenizer
         self._column, self._output = _column(model.config, label, name), output
         self._form, self._template, self._cut_at = form, template, tuple(cut_at)
-        self._end = [tokenizer.eos_token_id] if append_eos else []
+        self._eos = (tokenizer.eos_token, tokenizer.eos_token_id) if append_eos else None
         if append_eos and tokenizer.eos_token_id is None:
             raise UserError(f"The reward '{name}': the tokenizer has no EOS token to append; leave append_eos out.")
         if form == "chat" and not tokenizer.chat_template:
             raise UserError(f"The reward '{name}': the tokenizer has no chat template; use form: template.")
-        marks = sorted((mark for mark in tokenizer.all_special_tokens if len(mark) > 1), key=len, reverse=True)
-        self._special = re.compile("|".join(map(re.escape, marks)) or r"(?!)")
+        tokens = added(tokenizer)
+        frame = chat_frame(self._rendered, tokens) if form == "chat" else Frame()
+        ends = {tokenizer.eos_token_id, frame.end}
+        self._ends = [text for text, number in tokens.items() if number in ends]
+        self._special = re.compile("|".join(map(re.escape, guarded(tokenizer, ends))) or r"(?!)")
         self._max_tokens = max_tokens or longest(tokenizer, model.config)
-        tokenizer.truncation_side = truncate
+        self._truncate = tokenizer.truncation_side = truncate
         self._batch_size = batch_size
         model.config.get_text_config().use_cache = False
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        rows = [self._encode(sample) for sample in samples]
+        rows, long = [], 0
+        for sample in samples:
+            row, whole = self._encode(sample)
+            rows.append(row)
+            long += not whole
+        if long:
+            lost = {"left": "beginnings", "right": "ends"}[self._truncate]
+            warnings.warn(
+                f"The reward '{self.name}' reads {long} of {len(samples)} texts, prompt and answer, without their "
+                f"{lost}: they are longer than max_tokens ({self._max_tokens}), by default what its model can read. "
+                "Leave long prompts out (prompts.max_prompt_tokens), or name a model that reads more.",
+                stacklevel=2,
+            )
         scores = torch.full((len(samples),), torch.nan)
         order = sorted(
             (at for at, row in enumerate(rows) if row["input_ids"]), key=lambda at: len(rows[at]["input_ids"])
@@ -145,29 +165,58 @@ class ClassifierReward:
             )
         return scores
 
-    def _encode(self, sample: Sample[str]) -> dict[str, list[int]]:
-        """input_ids, and token_type_ids where the tokenizer makes them."""
-        answer = self._words(without_end(cut(sample.media, self._cut_at), self._tokenizer.eos_token))
+    def _encode(self, sample: Sample[str]) -> tuple[dict[str, list[int]], bool]:
+        """input_ids, and token_type_ids where the tokenizer makes them; and whether they are the whole text."""
+        texts, most = self._texts(sample), self._max_tokens
+        row = self._ids(texts, None)
+        if most is None or len(row["input_ids"]) <= most:
+            return self._known(sample, row), True
+        row = self._ids(texts, most)
+        if len(row["input_ids"]) > most:  # with the end that is appended
+            row = self._ids(texts, most - 1)
+        return self._known(sample, row), False
+
+    def _texts(self, sample: Sample[str]) -> list[str]:
+        """What the tokenizer reads: one text, or for a pair two."""
+        answer = self._words(without_end(cut(sample.media, self._cut_at), self._ends)[0])
+        history = [{**turn, "content": self._said(turn)} for turn in sample.prompt.meta.get("history") or ()]
+        prompt = replace(sample.prompt, meta={**sample.prompt.meta, "history": history})
         if self._form == "chat":
-            asked = [{**turn, "content": self._words(turn["content"])} for turn in messages(sample.prompt)]
-            turns = [*asked, {"role": "assistant", "content": answer}]
-            texts = [self._tokenizer.apply_chat_template(turns, tokenize=False)]
+            asked = [{**turn, "content": self._words(turn["content"])} for turn in messages(prompt)]
+            texts = [self._rendered([*asked, {"role": "assistant", "content": answer}])]
         elif self._form == "pair":
-            texts = [self._words(spoken(sample.prompt)), answer]
+            texts = [self._words(spoken(prompt)), answer]
         else:
-            texts = [fill(self._template, {"prompt": self._words(spoken(sample.prompt)), "answer": answer})]
-        room = None if self._max_tokens is None else self._max_tokens - len(self._end)
+            texts = [fill(self._template, {"prompt": self._words(spoken(prompt)), "answer": answer})]
+        if self._eos and texts[-1].rstrip().endswith(self._eos[0]):  # the template's; the row is to end in it
+            texts[-1] = texts[-1].rstrip()
+        return texts
+
+    def _said(self, turn: Mapping[str, str]) -> str:
+        """An earlier answer is ended by the template alone."""
+        return without_end(turn["content"], self._ends)[0] if turn["role"] == "assistant" else turn["content"]
+
+    def _rendered(self, turns: Sequence[Mapping[str, str]], **options: bool) -> str:
+        return str(self._tokenizer.apply_chat_template(list(turns), tokenize=False, **options))
+
+    def _ids(self, texts: Sequence[str], most: int | None) -> dict[str, list[int]]:
+        """The texts, truncated to ``most`` tokens, and an end behind them where one is asked for and none stands."""
         encoded = self._tokenizer(
             *texts,
-            truncation="longest_first" if room is not None else False,
-            max_length=room,
+            truncation=False if most is None else "longest_first",
+            max_length=most,
             add_special_tokens=self._form != "chat",  # a chat template writes its own
+            verbose=False,
         )
         row = {key: list(encoded[key]) for key in ("input_ids", "token_type_ids") if key in encoded}
+        if self._eos and row["input_ids"][-1:] != [self._eos[1]]:
+            row["input_ids"] += [self._eos[1]]
+            if "token_type_ids" in row:
+                row["token_type_ids"] += row["token_type_ids"][-1:] or [0]
+        return row
+
+    def _known(self, sample: Sample[str], row: dict[str, list[int]]) -> dict[str, list[int]]:
         within(f"An answer to '{sample.prompt.id}'", self._tokenizer, row["input_ids"], table_rows(self._model))
-        row["input_ids"] += self._end
-        if "token_type_ids" in row:
-            row["token_type_ids"] += row["token_type_ids"][-1:] * len(self._end)
         return row
 
     def _words(self, text: str) -> str:
@@ -199,17 +248,6 @@ class ClassifierReward:
             self._output,
             independent=self._model.config.problem_type == "multi_label_classification",
         )
-
-
-def without_end(text: str, end: str | None) -> str:
-    """The text without the ends that it brings: what is to end it puts its own.
-
-    >>> without_end("kind </s></s>", "</s>")
-    'kind'
-    """
-    while end and text.rstrip().endswith(end):
-        text = text.rstrip().removesuffix(end).rstrip()
-    return text
 
 
 def values(

@@ -6,12 +6,13 @@ that the chat template writes behind an answer; without one, in the tokenizer's 
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple, final
+from typing import Any, final
 
 from raftdiff.chat.dialogue import messages
+from raftdiff.chat.marks import Frame, added, chat_frame, guarded, without_end
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt
 
@@ -27,8 +28,6 @@ ALPACA_WITH_INPUT = (
 )
 """And for one with an input."""
 
-_ASKED, _ANSWERED = "raftdiff-asks", "raftdiff-answers"
-"""What a chat template is tried on."""
 _HIDES = "\ufdd0"
 """No character, by Unicode: it and one of those behind it stand for a special token's text while a template is filled.
 Where a text holds it all the same, it is hidden itself."""
@@ -36,21 +35,6 @@ _HIDDEN = 0x100000
 """The first of the characters behind it. By themselves they are text."""
 _NEUTRAL = "\n"
 """A text behind it is spelled without a mark that a word begins, and no token spans the border."""
-
-
-class Frame(NamedTuple):
-    """What a template writes about an answer."""
-
-    tail: str = ""
-    """The end of every prompt."""
-    lead: str = ""
-    """White space between prompt and answer."""
-    trail: str = ""
-    """White space between the answer and its end."""
-    end: int | None = None
-    """The token behind the answer, which ends the turn; None where the template writes none."""
-    trims: bool = False
-    """Whether it takes the white space about an answer away."""
 
 
 @final
@@ -72,7 +56,7 @@ class Turns:
     def frame(self) -> Frame:
         """What the template writes about an answer."""
         if self.template == "chat":
-            return _chat_frame(self._rendered, self._added)
+            return chat_frame(self._rendered, added(self.tokenizer))
         return Frame(tail=self.template.rpartition("{prompt}")[2] if "{prompt}" in self.template else "")
 
     @cached_property
@@ -96,7 +80,7 @@ class Turns:
     def answer(self, text: str, *, ended: bool = True) -> list[int]:
         """An answer that somebody else wrote, and its end unless it was cut short. One that brings the end's text, as
         some data do, has no second."""
-        said, closed = self._without_end(text)
+        said, closed = without_end(text, self._end_texts)
         frame, closed = self.frame, closed or ended
         said = said.strip() if frame.trims else said
         if said:
@@ -147,20 +131,12 @@ class Turns:
     def _said(self, turn: Mapping[str, str]) -> str:
         """An earlier answer is ended by the template alone."""
         said = turn["content"]
-        return self._without_end(said)[0] if turn["role"] == "assistant" else said
+        return without_end(said, self._end_texts)[0] if turn["role"] == "assistant" else said
 
     def _rendered(self, turns: Sequence[Mapping[str, str]], *, add_generation_prompt: bool = False) -> str:
         return str(
             self.tokenizer.apply_chat_template(list(turns), add_generation_prompt=add_generation_prompt, tokenize=False)
         )
-
-    def _without_end(self, text: str) -> tuple[str, bool]:
-        """The text less the ends that it brings, and whether it brings one."""
-        ends = [name for name, number in self._added.items() if number in self.ends]
-        bare = text.rstrip()
-        if found := next((end for end in ends if bare.endswith(end)), None):
-            return self._without_end(bare.removesuffix(found))[0].rstrip(), True
-        return text, False
 
     def _spelled(self, text: str, *heads: str) -> list[int]:
         """The ids of a text in which ``_hide`` has hidden what is no token, as they are behind the first of the
@@ -195,19 +171,13 @@ class Turns:
         return self._guarded[ord(hidden[1]) - _HIDDEN]
 
     @cached_property
-    def _added(self) -> dict[str, int]:
-        """Tokens that were added to the vocabulary, by their text; white space is no mark of anything."""
-        added = self.tokenizer.added_tokens_decoder.items()
-        return {str(token): number for number, token in added if str(token).strip()}
+    def _end_texts(self) -> list[str]:
+        return [name for name, number in added(self.tokenizer).items() if number in self.ends]
 
     @cached_property
     def _guarded(self) -> list[str]:
-        """What is no token in a text that people write, longest first. Added tokens that are not special, such as
-        ``<think>``, are words of the model's language; an end is none."""
-        special = {str(token) for token in self.tokenizer.added_tokens_decoder.values() if token.special}
-        ends = {name for name, number in self._added.items() if number in self.ends}
-        names = (name for name in special | ends if len(name) > 1 and name.strip())
-        return [*sorted(names, key=lambda it: (-len(it), it)), _HIDES]
+        """What is no token in a text that people write, and what hides it."""
+        return [*guarded(self.tokenizer, self.ends), _HIDES]
 
     @cached_property
     def _special(self) -> re.Pattern[str]:
@@ -252,27 +222,3 @@ def script(turns: Sequence[Mapping[str, str]]) -> str:
         f"{turn['role'].capitalize()}:\n{turn['content']}" if named and turn["role"] != "system" else turn["content"]
         for turn in turns
     )
-
-
-def _chat_frame(rendered: Callable[..., str], added: Mapping[str, int]) -> Frame:
-    """What a chat template writes about an answer, found by filling it; nothing where it refuses a plain exchange."""
-    from jinja2 import TemplateError
-
-    asked = {"role": "user", "content": _ASKED}
-    padded = f"\t\n{_ANSWERED}\n\t"
-    try:
-        before = rendered([asked], add_generation_prompt=True)
-        whole, spaced = (rendered([asked, {"role": "assistant", "content": said}]) for said in (_ANSWERED, padded))
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
-        return Frame()
-    tail = before.rpartition(_ASKED)[2]
-    between, found, after = whole.rpartition(_ASKED)[2].partition(_ANSWERED)
-    if not found:
-        return Frame(tail)
-    lead = between.removeprefix(tail) if between.startswith(tail) else ""
-    trims = padded not in spaced
-    marks = [(place, -len(name), number) for name, number in added.items() if (place := after.find(name)) >= 0]
-    place, _, end = min(marks, default=(0, 0, None))
-    if after[:place].strip():  # words stand between: the token is not this answer's end
-        place, end = 0, None
-    return Frame(tail, lead if lead.isspace() else "", after[:place], end, trims)

@@ -9,6 +9,7 @@ from typing import Any, Literal, final
 import torch
 from pydantic import Field
 
+from raftdiff.chat.dialogue import untorn
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.sampling.generation import DecodingConfig
@@ -117,7 +118,8 @@ class VllmSampler:
             drawn = self._draw([prompt for prompt, _ in batch], seeds)
             for (prompt, index), own, output in zip(batch, seeds, drawn, strict=True):
                 if (prompt.id, index) not in done:
-                    yield Sample(round, prompt, index, own, self.source, output.text.strip(), _aux(output))
+                    text = untorn(output.text) if output.finish_reason == "length" else output.text
+                    yield Sample(round, prompt, index, own, self.source, text.strip(), _aux(output))
 
     def network_evaluations(self) -> int:
         """Tokens drawn since construction."""

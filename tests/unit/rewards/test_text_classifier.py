@@ -138,17 +138,58 @@ def test_eos_is_appended_on_request(make: Make) -> None:
     for brought in ("very well </s>", "very well </s> </s>"):
         torch.testing.assert_close(with_eos, reward(folder, append_eos=True).score(answers(brought)))
     assert with_eos != reward(folder).score(answers("very well"))
-    long = reward(folder, append_eos=True, max_tokens=8).score(answers("i am only a model very well thank you"))
+    with pytest.warns(UserWarning, match="reads 1 of 1 texts.* without their beginnings"):
+        long = reward(folder, append_eos=True, max_tokens=8).score(answers("i am only a model very well thank you"))
     torch.testing.assert_close(
         long, reward(folder, template="{answer} </s>").score(answers("only a model very well thank you"))
     )
 
 
+def rows(found: ClassifierReward, *texts: str, **meta: Any) -> list[str]:
+    """What the network reads."""
+    seen: list[list[int]] = []
+    found._model.register_forward_pre_hook(
+        lambda _, __, given: seen.extend(given["input_ids"].tolist()), with_kwargs=True
+    )
+    for text in texts:
+        found.score(answers(text, **meta))
+    return [" ".join(WORDS[token] for token in row) for row in seen]
+
+
+def test_eos_stands_once_whoever_writes_it(make: Make) -> None:
+    said = ("very well", "very well </s>")
+    closing = reward(make("bert"), append_eos=True)
+    closing._tokenizer.add_special_tokens({"eos_token": "[SEP]"})
+    closed = ClassifierReward(closing._model, closing._tokenizer, template="{answer}", append_eos=True)
+    assert rows(closed, "very well", "very well [SEP]") == ["[CLS] very well [SEP]"] * 2, "the tokenizer"
+    assert rows(reward(make("llama"), template="{answer} </s> ", append_eos=True), *said) == ["very well </s>"] * 2
+    template = "{% for m in messages %}{{ m['content'] }} </s>\n{% endfor %}"
+    folder = make("llama", chat=template)
+    assert rows(reward(folder, form="chat", append_eos=True), *said) == ["how are you </s> very well </s>"] * 2
+    with pytest.warns(UserWarning, match="without their ends"):
+        long = rows(reward(folder, form="chat", append_eos=True, max_tokens=8, truncate="right"), "kind " * 9)
+    assert long == ["how are you </s> kind kind kind </s>"]
+
+
+def test_a_turns_end_that_the_answer_brings_is_the_templates_alone(make: Make) -> None:
+    folder = make("llama", chat="{% for m in messages %}{{ m['content'] }} [SEP] {% endfor %}")
+    turns = [{"role": "user", "content": "kind"}, {"role": "assistant", "content": "thank you [SEP]"}]
+    made = ClassifierConfig(model=str(folder)).build()._tokenizer
+    made.add_tokens(["[SEP]"])  # no special one: it ends a turn all the same
+    made.save_pretrained(folder)
+    found = rows(reward(folder, form="chat"), "very well", "very well [SEP]", "very well [SEP] </s>", history=turns)
+    assert found == ["kind [SEP] thank you [SEP] how are you [SEP] very well [SEP]"] * 3
+    (text,) = rows(reward(folder, form="chat"), "very [SEP] well")
+    assert text == "how are you [SEP] very <unk> <unk> well [SEP]"
+
+
 def test_truncation_takes_the_side_that_was_said(make: Make) -> None:
     folder = make("llama")
     text = "i am only a model very well thank you"
-    left = reward(folder, max_tokens=8).score(answers(text))
-    right = reward(folder, max_tokens=8, truncate="right").score(answers(text))
+    with pytest.warns(UserWarning, match=r"'classifier' reads 1 of 2 texts.* beginnings: they are .* max_tokens \(8\)"):
+        left = reward(folder, max_tokens=8).score(answers(text, "well"))[:1]
+    with pytest.warns(UserWarning, match="without their ends"):
+        right = reward(folder, max_tokens=8, truncate="right").score(answers(text))
     plain = reward(folder, template="{answer}")
     torch.testing.assert_close(left, plain.score(answers("am only a model very well thank you")))
     torch.testing.assert_close(right, plain.score(answers("how are you i am only a model")))
@@ -156,7 +197,9 @@ def test_truncation_takes_the_side_that_was_said(make: Make) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "gpt2", "bert", "roberta"])
 def test_a_text_longer_than_the_model_reads_is_truncated(make: Make, family: str) -> None:
-    assert reward(make(family)).score(answers("well " * 500, "well " * 50 + "thank " * 450)).isfinite().all()
+    found, long = reward(make(family)), answers("well " * 500, "well " * 50 + "thank " * 450)
+    with pytest.warns(UserWarning, match="reads 2 of 2 texts"):
+        assert found.score(long).isfinite().all()
 
 
 def test_the_answer_is_cut_at_the_next_turn(make: Make) -> None:
