@@ -11,7 +11,7 @@ from raftdiff.llm.learning.finetuner import LMFineTuner
 from raftdiff.llm.model.adapters import is_adapter
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
-from raftdiff.records.disk import together
+from raftdiff.records.disk import together, vacant
 from raftdiff.training.trainable import merged
 
 Format = Literal["peft", "merged"]
@@ -27,7 +27,7 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
     lm = finetuner.lm
     if out.suffix == ".safetensors":
         raise UserError(f"{out}: {format} is a folder, and this names a file; leave .safetensors out.")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+    if out.exists() and (not out.is_dir() or not vacant(out)):
         raise UserError(f"{out}: something lies there already; name another folder with --out.")
     if format == "peft" and finetuner.config.adapter != "lora":
         raise UserError("--format peft: every weight was trained (finetuner.adapter: full); export it as merged.")

@@ -70,9 +70,8 @@ def model_at(key: str, name: str, *, where: str = "") -> Iterator[Need]:
 
 def from_hub(key: str, name: str) -> Iterator[Need]:
     """A hub model that is not in the cache."""
-    silent = (
-        unreachable()
-    )  # asked for those in the cache too: their libraries look there at once where the hub is silent
+    # asked for those in the cache too: their libraries look there at once where the hub is silent
+    silent = unreachable()
     if hub_has(name):
         return
     if silent:
@@ -106,8 +105,9 @@ def _there(name: str) -> bool:
 def unreachable() -> str:
     """Why nothing can be fetched from the hub, as a clause; empty where it answers.
 
-    It is asked once a process and for seconds. Where it does not answer, the hub's libraries use what is in the cache
-    from then on, and nothing else: they would try again for a minute, for each file.
+    It is asked once a process, for 2 x ``PATIENCE`` at most, and is more than a question: where it does not answer,
+    this sets HF_HUB_OFFLINE, in huggingface_hub and in the environment, for the rest of the process. The libraries
+    use what is in the cache from then on, and nothing else: they would try again for a minute, for each file.
     """
     global _silent  # noqa: PLW0603  (one answer a process)
     if not _silent and offline():
@@ -122,7 +122,7 @@ def unreachable() -> str:
 
 _silent: str | None = None
 PATIENCE = 5.0
-"""Seconds."""
+"""Seconds that the hub has to answer; as many again for the look-up of its name."""
 
 
 def _asked() -> str:

@@ -16,6 +16,14 @@ from safetensors.torch import load_file, save_file
 
 from raftdiff.errors import UserError
 
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+WRITING = ".writing-"
+"""How the names of folders begin that ``together`` is not done with."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """
@@ -69,26 +77,78 @@ def write_text(path: Path, text: str) -> None:
 @contextlib.contextmanager
 def together(folder: Path) -> Iterator[Path]:
     """A folder to write into. When all is written, what it holds takes the place of what has the same names in
-    ``folder``; where anything is raised before, as by a full disk, nothing of it stays and nothing else has changed."""
+    ``folder``; where anything is raised before, as by a full disk, nothing of it stays and nothing else has changed.
+    What a killed process left of its own writing is removed first.
+
+    Raises:
+        OSError: nothing can be written into ``folder``, or a file lies there where a folder would, or a folder where a
+            file would.
+    """
     new = not folder.exists()
     folder.mkdir(parents=True, exist_ok=True)
+    _clear(folder)
     try:
-        aside = Path(tempfile.mkdtemp(prefix=".writing-", dir=folder))
+        aside = Path(tempfile.mkdtemp(prefix=WRITING, dir=folder))
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
     try:
-        yield aside
-        for one in sorted(aside.iterdir()):
-            place = folder / one.name
-            if place.is_dir() and not place.is_symlink():
-                shutil.rmtree(place)
-            one.replace(place)
+        with _in_use(aside):
+            (written := aside / "new").mkdir()
+            yield written
+            (replaced := aside / "old").mkdir()
+            _put(written, folder, replaced)
         new = False
     finally:
         shutil.rmtree(aside, ignore_errors=True)
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def vacant(folder: Path) -> bool:
+    """Whether nothing lies in a folder but what ``together`` has not finished there."""
+    return all(one.name.startswith(WRITING) for one in folder.iterdir())
+
+
+def _put(written: Path, folder: Path, replaced: Path) -> None:
+    """Move all of ``written`` into ``folder``; the folders that it replaces go to ``replaced``."""
+    places = {one: folder / one.name for one in sorted(written.iterdir())}
+    for one, place in places.items():  # all of them before any is moved
+        if one.is_dir() and (place.is_symlink() or (place.exists() and not place.is_dir())):
+            raise NotADirectoryError(errno.ENOTDIR, f"'{place}' is a file, and a folder goes there", str(place))
+        if not one.is_dir() and place.is_dir() and not place.is_symlink():
+            raise IsADirectoryError(errno.EISDIR, f"'{place}' is a folder, and a file goes there", str(place))
+    for one, place in places.items():
+        if place.is_dir() and not place.is_symlink():
+            place.replace(replaced / one.name)
+        one.replace(place)
+
+
+@contextlib.contextmanager
+def _in_use(aside: Path) -> Iterator[None]:
+    """Hold a lock on a folder as long as this process writes into it; the system lets go of it when the process dies.
+    Where folders cannot be locked (Windows, some network file systems) it is held without."""
+    with contextlib.ExitStack() as held:
+        if fcntl is not None:
+            file = os.open(aside, os.O_RDONLY)
+            held.callback(os.close, file)
+            with contextlib.suppress(OSError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def _clear(folder: Path) -> None:
+    """Remove what processes that are dead were writing; where that cannot be told, it stays."""
+    for left in folder.glob(f"{WRITING}*"):
+        if fcntl is None or left.is_symlink() or not left.is_dir():
+            continue
+        with contextlib.suppress(OSError):
+            file = os.open(left, os.O_RDONLY)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(left, ignore_errors=True)
+            finally:
+                os.close(file)
 
 
 def demand_writable(folder: Path) -> None:

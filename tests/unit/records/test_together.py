@@ -15,7 +15,7 @@ from raftdiff.diffusion import bench
 from raftdiff.diffusion.bench import Settings
 from raftdiff.diffusion.comparison import Drawn
 from raftdiff.errors import UserError
-from raftdiff.records.disk import demand_writable, together
+from raftdiff.records.disk import demand_writable, together, vacant
 from raftdiff.types import Prompt, Sample
 
 
@@ -112,3 +112,36 @@ def test_settings_that_draw_nothing_sensible_are_told_before_a_model_is_loaded(
     no_models = SimpleNamespace(_one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0)
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
         bench.Bench.notes(no_models, 0, ["a cat"], settings)  # type: ignore[arg-type]
+
+
+def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
+    left = tmp_path / ".writing-abcd1234"
+    (left / "new").mkdir(parents=True)
+    (left / "new" / "model.safetensors").write_text("gigabytes")
+    assert vacant(tmp_path)
+    with together(tmp_path) as first:
+        assert not left.exists()
+        (first / "a.json").write_text("first")
+        with together(tmp_path) as second:
+            (second / "b.json").write_text("second")
+        assert not vacant(tmp_path)
+    assert tree(tmp_path) == {"a.json": "first", "b.json": "second"}
+
+
+@pytest.mark.parametrize(("lying", "written"), [("a", "a/new.json"), ("a/old.json", "a")])
+def test_a_file_where_a_folder_would_go_or_the_reverse_is_told_before_anything_is_moved(
+    lying: str, written: str, tmp_path: Path
+) -> None:
+    def put(folder: Path, name: str) -> None:
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(str(folder == tmp_path))
+
+    def write() -> None:
+        with together(tmp_path) as aside:
+            put(aside, "0")
+            put(aside, written)
+
+    put(tmp_path, lying)
+    with pytest.raises(OSError, match=f"'{tmp_path / 'a'}' is a"):
+        write()
+    assert tree(tmp_path) == {lying: "True"}
