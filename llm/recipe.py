@@ -155,7 +155,8 @@ def weights(recipe: TextRecipe) -> dict[str, str]:
 def beside(models: Sequence[Any]) -> dict[str, str]:
     """A fingerprint of what the language models among these are read from besides: GGUF files, and bases of a LoRA."""
     names = [name for it in models if isinstance(it, LMConfig) for name in sources(it, embedded.resolve).beside]
-    return {name: fingerprint(Path(name)) for name in names if Path(name).exists()}
+    marks = {name: fingerprint(Path(name)) for name in names if Path(name).exists()}
+    return {name: mark for name, mark in marks.items() if mark is not None}
 
 
 def _sealed(config: Any, folder: Path) -> Any:

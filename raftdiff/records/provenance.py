@@ -18,6 +18,8 @@ import torch
 from raftdiff.recipes.config import flat
 
 WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
+NOTHING = hashlib.blake2b(digest_size=8).hexdigest()
+"""What earlier versions put down for a folder without weights, such as one of GGUF files: no mark of anything."""
 MODELS, RUN = ("base", "model", "vae", "head"), "run"
 """How the recipe keys end that name weights, or another run."""
 Flat: TypeAlias = Mapping[str, Any]
@@ -38,14 +40,17 @@ def provenance() -> dict[str, Any]:
     }
 
 
-def fingerprint(path: Path, called: str | None = None) -> str:
-    """A mark of the weights in a folder or file: it changes when they are trained again or replaced.
+def fingerprint(path: Path, called: str | None = None) -> str | None:
+    """A mark of the weights in a folder or file: it changes when they are trained again or replaced. None for a folder
+    without any; GGUF files have marks of their own (``fingerprints``), for a folder may hold several models in them.
 
     Of names, sizes and both ends of each file, so that gigabytes take no time; a change in the middle alone is missed.
     ``called`` is the name that the folder or file had when its mark was taken, where that is another now.
     """
     mark = hashlib.blake2b(digest_size=8)
     files = [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.suffix in WEIGHTS)
+    if not files:
+        return None
     for file in files:
         size = file.stat().st_size
         mark.update(f"{Path(called or path.name) / file.relative_to(path)} {size} ".encode())
@@ -58,15 +63,65 @@ def fingerprint(path: Path, called: str | None = None) -> str:
 
 def fingerprints(recipe: Mapping[str, Any], resolve: Callable[[str], str]) -> dict[str, str]:
     """A fingerprint of every local model and run among those that a recipe names, by that name; ``resolve`` says where
-    a name lies. Names of models on a hub are left out."""
+    a name lies. Names of models on a hub are left out. What a model is read from besides, a GGUF file or the base of a
+    LoRA, has its own, by the name of the model and not by where it lies."""
     found: dict[str, str] = {}
-    for key, name in flat(recipe).items():
+    leaves = flat(recipe)
+    for key, name in leaves.items():
         *above, kind = key.split(".")
         if kind in (*MODELS, RUN) and isinstance(name, str) and name and "prompts" not in above:
-            path = Path(resolve(name)).expanduser()
-            mark = run_mark(path) if kind == RUN else fingerprint(path) if path.exists() else None
-            found |= {name: mark} if mark else {}
+            found |= marks_at(resolve(name), key, name, leaves)
     return found
+
+
+def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None = None) -> dict[str, str]:
+    """The marks of what lies in ``place`` and is named under ``key`` of a recipe, by ``name`` and, of what belongs to
+    it, by names made of that. ``called`` as of ``fingerprint``."""
+    path = Path(place).expanduser()
+    marks: dict[str, str | None]
+    if key.rpartition(".")[2] == RUN:
+        marks = {name: run_mark(path)}
+    elif not path.exists():
+        return {}
+    else:
+        marks = {name: fingerprint(path, called)}
+        chosen = recipe.get(f"{key.rpartition('.')[0]}.gguf_file")
+        base = _lora_base(path) if path.is_dir() else None
+        if base is not None:
+            marks[_base_of(name)] = base if isinstance(base, str) else _whole(base, chosen)
+        elif path.is_dir():
+            marks |= {f"{name}/{file.relative_to(path)}": fingerprint(file) for file in _gguf(path, chosen)}
+    return {one: mark for one, mark in marks.items() if mark is not None}
+
+
+def _base_of(name: str) -> str:
+    return f"the base of {name}"
+
+
+def _whole(root: Path, chosen: Any) -> str:
+    """A mark of a whole model, wherever it lies."""
+    marks = [fingerprint(root, "base"), *(fingerprint(file) for file in _gguf(root, chosen))]
+    return " ".join(mark for mark in marks if mark)
+
+
+def _gguf(folder: Path, chosen: Any) -> list[Path]:
+    """The GGUF files that a model is read from: the one that the recipe names, or those of a folder without others."""
+    if isinstance(chosen, str) and chosen:
+        return [folder / chosen] if (folder / chosen).is_file() else []
+    held = sorted(folder.glob("*.gguf"))
+    return held if held and fingerprint(folder) is None else []
+
+
+def _lora_base(folder: Path) -> Path | str | None:
+    """Where the base of the LoRA in a folder lies, or its name on a hub; None where there is no LoRA alone."""
+    if (folder / "config.json").is_file():
+        return None
+    try:
+        named = json.loads((folder / "adapter_config.json").read_bytes())["base_model_name_or_path"]
+        places = [Path(named).expanduser(), folder / named, folder.parent / named]
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return None
+    return next((place for place in places if place.is_dir()), str(named))
 
 
 def moves(old: Flat, new: Flat, marks: Mapping[str, str]) -> dict[str, tuple[str, str]]:
@@ -81,9 +136,18 @@ def moves(old: Flat, new: Flat, marks: Mapping[str, str]) -> dict[str, tuple[str
         if isinstance(was, str) and isinstance(now, str) and was != now:
             beside = f"{key.rpartition('.')[0]}.sha256"
             sealed = old.get(beside) is not None and old[beside] == new.get(beside)
-            if sealed or (was in marks and mark_at(now, key, was) == marks[was]):
+            if sealed or _same(was, now, key, new, marks):
                 found[key] = (was, now)
     return found
+
+
+def _same(was: str, now: str, key: str, new: Flat, marks: Mapping[str, str]) -> bool:
+    """Whether all that ``was`` was read from lies at ``now`` too."""
+    here = marks_at(now, key, was, new, Path(was).expanduser().name)
+    gguf = new.get(key.rpartition(".")[0] + ".gguf_file")
+    names = {*here, was, _base_of(was), f"{was}/{gguf}"}
+    wanted = {name: marks[name] for name in names if marks.get(name, NOTHING) != NOTHING}
+    return bool(wanted) and all(here.get(name) == mark for name, mark in wanted.items())
 
 
 def told(keys: Sequence[str], old: Flat, new: Flat, marks: Mapping[str, str]) -> str:
@@ -91,7 +155,12 @@ def told(keys: Sequence[str], old: Flat, new: Flat, marks: Mapping[str, str]) ->
     said = []
     for key in keys:
         was, now = old.get(key), new.get(key)
-        mark = mark_at(now, key, was) if isinstance(now, str) and isinstance(was, str) and was in marks else None
+        mark = (
+            marks_at(now, key, was, new, Path(was).expanduser().name).get(was)
+            if isinstance(now, str) and isinstance(was, str)
+            else None
+        )
+        mark = mark if marks.get(str(was), NOTHING) not in (NOTHING, mark) else None
         said.append(f"{key} ('{now}' holds {mark}, and '{was}' held {marks[str(was)]})" if mark else key)
     return ", ".join(said)
 
@@ -102,15 +171,6 @@ def lying(recipe: Flat, moved: Mapping[str, str]) -> dict[str, Any]:
     for _ in moved:
         found = {key: moved.get(value, value) if isinstance(value, str) else value for key, value in found.items()}
     return found
-
-
-def mark_at(place: str, key: str, was: str) -> str | None:
-    """The mark of what a recipe names under ``key`` and lies in ``place`` now, for comparison with one that was taken
-    when it was called ``was``; None where nothing is."""
-    path = Path(place).expanduser()
-    if key.rpartition(".")[2] == RUN:
-        return run_mark(path)
-    return fingerprint(path, Path(was).expanduser().name) if path.exists() else None
 
 
 def run_mark(path: Path) -> str | None:

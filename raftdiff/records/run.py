@@ -23,7 +23,7 @@ from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain
 from raftdiff.records import integrity
 from raftdiff.records.disk import damaged, read_json, write_text
 from raftdiff.records.media import TENSOR_FILES
-from raftdiff.records.provenance import lying, mark_at, moves, provenance, told
+from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.types import FineTuner, Selection, State
 
@@ -138,8 +138,8 @@ class Run:
             put(own, key, now)
             known = {one: other for one, other in facts.get("moved", {}).items() if one != now}
             facts["moved"] = {**known, was: now}
-            if was in facts.get("weights", {}):
-                facts["weights"][now] = mark_at(now, key, now)
+            if weights := facts.get("weights"):
+                weights |= marks_at(now, key, now, flat(plain(recipe)))
             sys.stderr.write(f"raftdiff: {self.path}: {key}: '{was}' lies in '{now}' now; it is the same.\n")
         write_text(self.path / "run.json", json.dumps(facts, indent=2))
         write_text(self.path / "recipe.yaml", yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
@@ -157,12 +157,14 @@ class Run:
         facts = self.info()
         if "weights" not in facts:
             write_text(self.path / "run.json", json.dumps({**facts, "weights": dict(weights)}, indent=2))
-        elif changed := sorted(name for name, mark in weights.items() if facts["weights"].get(name, mark) != mark):
+        elif changed := sorted(
+            name for name, mark in weights.items() if facts["weights"].get(name, mark) not in (mark, NOTHING)
+        ):
             raise UserError(
                 f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; put "
                 "them back, or begin a new run with --out."
             )
-        elif new := {name: mark for name, mark in weights.items() if name not in facts["weights"]}:
+        elif new := {name: mark for name, mark in weights.items() if facts["weights"].get(name, NOTHING) == NOTHING}:
             write_text(self.path / "run.json", json.dumps({**facts, "weights": {**facts["weights"], **new}}, indent=2))
 
     def _begun(self) -> bool:

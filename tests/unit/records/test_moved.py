@@ -11,7 +11,7 @@ from raftdiff.cli import opening
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.records.changes import go_on_with
-from raftdiff.records.provenance import fingerprint, fingerprints, run_mark
+from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, run_mark
 from raftdiff.records.run import Run, fork
 
 
@@ -183,3 +183,41 @@ def test_what_moved_is_in_the_runs_facts(run: Run, tmp_path: Path) -> None:
     with run.locked(moved(run, tmp_path)):
         facts = json.loads((run.path / "run.json").read_text())
     assert facts["moved"] == {str(tmp_path / "m"): str(tmp_path / "elsewhere")}
+
+
+def gguf(folder: Path, content: bytes) -> Toy:
+    folder.mkdir()
+    (folder / "x.gguf").write_bytes(content)
+    return toy(str(folder))
+
+
+def test_a_folder_of_gguf_files_is_known_by_them(tmp_path: Path) -> None:
+    assert fingerprint(tmp_path) is None
+    first, other = gguf(tmp_path / "a", b"one"), gguf(tmp_path / "b", b"two")
+    run = begun(tmp_path / "run", first)
+    assert run.differing(plain(other)) == ["model.base"]
+    earlier = {**run.info(), "weights": {first.model.base: NOTHING, **run.info()["weights"]}}
+    (run.path / "run.json").write_text(json.dumps(earlier))
+    assert run.differing(plain(other)) == ["model.base"]
+    run.bind(fingerprints(plain(first), str))
+    (tmp_path / "a").rename(tmp_path / "c")
+    assert run.differing(plain(toy(str(tmp_path / "c")))) == []
+
+
+def lora(folder: Path, base: Path) -> Toy:
+    folder.mkdir()
+    (folder / "adapter_model.safetensors").write_bytes(b"lora")
+    (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(base)}))
+    return toy(str(folder))
+
+
+def test_a_lora_of_another_base_is_another_model(tmp_path: Path) -> None:
+    bases = [Path(weights(tmp_path / name, text)) for name, text in (("p", b"one"), ("q", b"two"), ("s", b"one"))]
+    first, other, same = (lora(tmp_path / f"lora-{base.name}", base) for base in bases)
+    run = begun(tmp_path / "run", first)
+    assert run.differing(plain(other)) == ["model.base"]
+    assert run.differing(plain(same)) == [], "the same base elsewhere"
+    config = tmp_path / "lora-p" / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": str(bases[1])}))
+    with pytest.raises(UserError, match=f"other weights of the base of {tmp_path / 'lora-p'} than lie there now"):
+        run.bind(fingerprints(plain(first), str))
