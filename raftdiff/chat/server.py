@@ -160,7 +160,7 @@ class ChatServer:
                 reason = getattr(error, "reason", error)
                 if isinstance(reason, ssl.SSLCertVerificationError):
                     raise UserError(f"The certificate of {self.base_url} is not trusted: {reason}.") from None
-                what = f"gave no answer ({reason or type(error).__name__})"
+                what = f"gave no answer ({str(reason) or type(reason).__name__})"
             if attempt < self.retries:
                 time.sleep(min(LONGEST_PAUSE, max(asked, self.pause * 2**attempt)))
         tries = "1 try" if self.retries == 0 else f"{self.retries + 1} tries"

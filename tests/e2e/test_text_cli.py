@@ -305,7 +305,7 @@ def test_commands_for_pictures_say_so(recipe: Path, capsys: pytest.CaptureFixtur
     assert "--steps is for pictures" in err
     status, _, err = said(capsys, "llm", "judge", "run", "--reward", "length")
     assert status == 2
-    assert "there are no answers to judge" in err
+    assert "no evaluation is here; run: raftdiff eval run" in err
 
 
 def test_other_data_do_not_continue_a_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -23,6 +24,7 @@ def test_work_in_threads_keeps_its_order_and_its_first_error() -> None:
 
     def fails(item: int) -> int:
         begun.append(item)
+        time.sleep(0.001)
         raise ZeroDivisionError(str(item))
 
     with pytest.raises(ZeroDivisionError, match="0"):
@@ -53,7 +55,8 @@ def test_a_call_has_its_time() -> None:
 
 
 HANGING = """
-import socket
+import signal, socket
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a program begun in the background ignores it
 from raftdiff.chat.server import ChatServer
 from raftdiff.chat.asking import Asking
 silent = socket.create_server(("127.0.0.1", 0))
