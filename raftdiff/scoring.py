@@ -88,7 +88,8 @@ def _own(value: Any) -> Any:
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
-        return f"{type(value).__name__} of shape {tuple(shape)} and type {value.dtype}"
+        kind = f" and type {value.dtype}" if hasattr(value, "dtype") else ""
+        return f"{type(value).__name__} of shape {tuple(shape)}{kind}"
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
         kinds = sorted({type(item).__name__ for item in value})
         return f"a {type(value).__name__} of {len(value)} items" + (f" ({', '.join(kinds[:3])})" if kinds else "")

@@ -12,7 +12,7 @@ from functools import cached_property
 from typing import Any, final
 
 from raftdiff.chat.dialogue import messages
-from raftdiff.chat.marks import Frame, added, chat_frame, guarded, without_end
+from raftdiff.chat.marks import REFUSALS, Frame, added, chat_frame, guarded, without_end
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt
 
@@ -101,11 +101,9 @@ class Turns:
         return [one for one in ids if one != self.frame.end]
 
     def _chat(self, prompt: Prompt, text: str) -> str:
-        from jinja2 import TemplateError
-
         try:
             return self._rendered(self._turns(prompt, text), add_generation_prompt=True)
-        except TemplateError as error:  # such as that of a model that knows no system text
+        except REFUSALS as error:  # such as that of a model that knows no system text
             raise UserError(
                 f"The prompt '{prompt.id}': the chat template of '{self.name}' refuses it ({error}); change its system "
                 "text or its history, or set model.template."

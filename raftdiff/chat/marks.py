@@ -10,6 +10,10 @@ _ASKED, _ANSWERED = "raftdiff-asks", "raftdiff-answers"
 """What a chat template is tried on."""
 
 
+REFUSALS = (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
+"""What a chat template raises over turns that it does not take."""
+
+
 class Frame(NamedTuple):
     """What a template writes about an answer."""
 
@@ -45,10 +49,10 @@ def without_end(text: str, ends: Collection[str]) -> tuple[str, bool]:
     >>> without_end("kind </s></s>", ["</s>"])
     ('kind', True)
     """
-    bare = text.rstrip()
-    if found := next((end for end in ends if bare.endswith(end)), None):
-        return without_end(bare.removesuffix(found), ends)[0].rstrip(), True
-    return text, False
+    ended = False
+    while found := next((end for end in ends if text.rstrip().endswith(end)), None):
+        text, ended = text.rstrip().removesuffix(found).rstrip(), True
+    return text, ended
 
 
 def chat_frame(rendered: Callable[..., str], added: Mapping[str, int]) -> Frame:
@@ -58,7 +62,7 @@ def chat_frame(rendered: Callable[..., str], added: Mapping[str, int]) -> Frame:
     try:
         before = rendered([asked], add_generation_prompt=True)
         whole, spaced = (rendered([asked, {"role": "assistant", "content": said}]) for said in (_ANSWERED, padded))
-    except (TemplateError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
+    except REFUSALS:
         return Frame()
     tail = before.rpartition(_ASKED)[2]
     between, found, after = whole.rpartition(_ASKED)[2].partition(_ANSWERED)

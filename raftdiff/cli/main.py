@@ -203,7 +203,7 @@ def _language(commands: Commands) -> None:
         words, "show-row", "llm.rows:show_row", "a row of data as the model sees it, token by token: what is learnt"
     )
     _recipe(shown, metavar="RECIPE|RUN")
-    shown.add_argument("--row", type=_positive, default=1, metavar="N", help="default: %(default)s")
+    shown.add_argument("--row", type=_positive, default=1, metavar="N", help="which, from 1 (default: %(default)s)")
 
     judged = _command(words, "judge", "llm.tools:judge", "win, lose, tie against the base, asked in both orders")
     judged.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])

@@ -103,10 +103,12 @@ def foreign(prompts: Sequence[Prompt]) -> list[str]:
     """For each kind of sign that has a meaning in other programs a line: one of them, and in how many prompts."""
     held: dict[str, list[str]] = {}
     for prompt in prompts:
-        for kind, mark in marks(" \n ".join((prompt.caption, prompt.sampling, prompt.negative))).items():
-            held.setdefault(kind, []).append(mark)
+        for kind, mark in marks(f"{prompt.caption} \n {prompt.sampling}").items():
+            held.setdefault(f"{kind} elsewhere", []).append(mark)
+        for kind, mark in marks(prompt.negative).items():
+            held.setdefault(f"{kind} elsewhere, in the negative prompt", []).append(mark)
     return [
-        f"'{_short(found[0])}', {kind} elsewhere, in {len(found)} of {counted(len(prompts), 'prompt')}"
+        f"'{_short(found[0])}', {kind}, in {len(found)} of {counted(len(prompts), 'prompt')}"
         for kind, found in held.items()
     ]
 
@@ -121,7 +123,7 @@ def limits(what: str, prompts: Sequence[Prompt], readings: Iterable[Reading]) ->
 def signs(what: str, prompts: Sequence[Prompt]) -> list[str]:
     """A note on what stands in some prompts for other programs. Nothing where there is nothing of theirs."""
     lines = foreign(prompts)
-    head = f"{what}: what is a sign in other programs is drawn, scored and learnt as the words that it is made of."
+    head = f"{what}: what is a sign in other programs is read as the words that it is made of."
     return ["\n  ".join([head, *lines])] if lines else []
 
 

@@ -1,5 +1,6 @@
 """Pictures, without a model: opened from files; their colours, and features by which alike pictures are close."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -35,7 +36,12 @@ def opened(path: Path) -> Image.Image:
         UserError: the file is no whole picture.
     """
     try:
-        return on_paper(ImageOps.exif_transpose(whole(path)))
+        picture = whole(path)
+        try:
+            picture = ImageOps.exif_transpose(picture)
+        except Exception:  # whatever Pillow's reader of marks raises: the mark is damaged, the picture is whole
+            logging.getLogger(__name__).warning("%s: its EXIF mark is damaged and is not heeded", path)
+        return on_paper(picture)
     except (OSError, ValueError) as error:
         said = str(error).replace(f" {str(path)!r}", "")
         raise UserError(f"{path}: this is no whole picture ({said}). Take it away, or fetch it again.") from None

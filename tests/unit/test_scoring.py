@@ -1,6 +1,7 @@
 """What a reward may return, and what the sentence says where it may not."""
 
 from decimal import Decimal
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -56,6 +57,7 @@ async def later() -> list[float]:
         (np.zeros(3), r"ndarray of shape \(3,\) and type float64", ""),
         (np.zeros((1, 4)), r"ndarray of shape \(1, 4\) and type float64", ""),
         (torch.zeros(4, 2), r"Tensor of shape \(4, 2\) and type torch.float32", "Of several columns return one"),
+        (SimpleNamespace(shape=(4, 2)), r"SimpleNamespace of shape \(4, 2\)", "Of several columns return one"),
         ([1.0, 2.0], r"a list of 2 items \(float\)", ""),
         (0.5, "a float", ""),
         (None, "None", "Does it end in 'return', whatever it is given"),

@@ -136,7 +136,8 @@ def test_signs_are_counted_by_kind_over_all_texts_of_a_prompt() -> None:
     prompts = [prompt("a (cat:1.3)", negative="(ugly:1.4) --w 512"), prompt("a (dog:1.1)"), prompt("a fox")]
     assert foreign(prompts) == [
         "'(cat:1.3)', a weight elsewhere, in 2 of 3 prompts",
-        "'--w 512', an option elsewhere, in 1 of 3 prompts",
+        "'(ugly:1.4)', a weight elsewhere, in the negative prompt, in 1 of 3 prompts",
+        "'--w 512', an option elsewhere, in the negative prompt, in 1 of 3 prompts",
     ]
 
 

@@ -46,6 +46,12 @@ def test_a_photo_stands_as_its_mark_says(tmp_path: Path) -> None:
     assert found.getpixel((16, 0)) == (255, 0, 0)
 
 
+def test_a_whole_picture_with_a_damaged_mark_is_read(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    found = saved(tmp_path / "cat.png", dotted("RGB", (9, 9, 9), (200, 0, 0)), exif=b"garbage!")
+    assert found.getpixel((3, 4)) == (200, 0, 0)
+    assert "cat.png: its EXIF mark is damaged and is not heeded" in caplog.text
+
+
 def test_what_is_clear_is_white(tmp_path: Path) -> None:
     assert saved(tmp_path / "a.png", Image.new("RGBA", (4, 4), (255, 0, 0, 0))).getpixel((0, 0)) == (255, 255, 255)
     assert saved(tmp_path / "b.png", Image.new("LA", (4, 4), (0, 0))).getpixel((0, 0)) == (255, 255, 255)

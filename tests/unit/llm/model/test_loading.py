@@ -93,6 +93,9 @@ def test_a_chat_template_that_refuses_its_turns_is_a_sentence(chat_folder, chang
     assert spelled(lm, ask("good")) == "yes"
     with pytest.raises(UserError, match="The prompt 'p': the chat template of .* refuses it .no system here.; change"):
         lm.prompt_ids(ask("good", system="dull"), "good")
+    (folder / "chat_template.jinja").write_text("{{ 'a' + 1 }}")
+    with pytest.raises(UserError, match="The prompt 'p': the chat template of .* refuses it .can only concatenate"):
+        open_lm(folder).prompt_ids(ask("good"), "good")
 
 
 def test_a_prompt_that_is_too_long_or_empty_is_a_sentence(lm_folder, gpt2, open_lm):
@@ -272,7 +275,7 @@ def test_a_lora_of_a_gguf_model_goes_on(lm, tmp_path, open_lm):
     again = open_lm(lora)  # the one GGUF file of its base is found
     torch.testing.assert_close(again.model(ids).logits, found.model(ids).logits, rtol=0, atol=1e-4)
     marks = beside([LMConfig(base=str(lora))])
-    assert set(marks) == {str(folder), str(folder / "tiny.gguf")}
+    assert set(marks) == {str(folder / "tiny.gguf")}, "its folder holds nothing else to mark"
     with (folder / "tiny.gguf").open("ab") as file:
         file.write(b"1")
     assert beside([LMConfig(base=str(folder), gguf_file="tiny.gguf")])[str(folder / "tiny.gguf")] not in marks.values()

@@ -149,7 +149,7 @@ def test_a_token_that_is_not_special_may_end_a_turn_and_is_no_part_of_the_answer
 @pytest.mark.parametrize("text", ["Yes<eos>", "Yes <eos>", "Yes<|end|>\n", "Yes <|end|> <eos>"])
 def test_an_answer_that_brings_an_end_has_no_second(text):
     found = turns(tokenizer(template=CHATML))
-    assert found.answer(text) == found.answer("Yes")
+    assert found.answer(text) == found.answer("Yes") == found.answer(text + text.strip()[3:] * 2000)
     assert found.answer(text, ended=False) == found.answer("Yes")  # cut, it would not have it
     before = [[{"role": "user", "content": "no"}, {"role": "assistant", "content": it}] for it in (text, "Yes")]
     asked, plain = (found.prompt(ask("I", history=turns), "I") for turns in before)
