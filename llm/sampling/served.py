@@ -1,14 +1,14 @@
 """A sampler that asks a chat server: a teacher that runs elsewhere."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from typing import Any, Literal, Protocol, final, runtime_checkable
+from typing import Any, Literal, final
 
 import torch
 from pydantic import Field
 
 from raftdiff.chat.dialogue import messages
-from raftdiff.chat.server import ChatServer, Reply
+from raftdiff.chat.server import Chat, ChatServer, Reply
 from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config, Said
 from raftdiff.seeds import fold
@@ -64,22 +64,6 @@ class ServerSamplerConfig(Config):
         )
 
 
-@runtime_checkable
-class Answering(Protocol):
-    """What is asked for answers: a ``ChatServer``, or a stand-in for one."""
-
-    def replies(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        temperature: float = 1.0,
-        max_tokens: int | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> list[Reply]: ...
-
-
 @final
 class ServerSampler:
     """Asks for each candidate by itself: the system message, earlier turns, and what the sampler reads of the prompt.
@@ -94,7 +78,7 @@ class ServerSampler:
 
     def __init__(
         self,
-        server: Answering,
+        server: Chat,
         *,
         temperature: float = 1.0,
         max_tokens: int = 256,

@@ -90,7 +90,7 @@ class Asking:
         mark = self._mark(turns)
         if self.kept and (said := self.kept.get(mark)) is not None:
             return said
-        reply = self.chat.complete(turns, temperature=0.0, max_tokens=self.max_tokens, seed=self.seed)[0]
+        reply = self.chat.replies(turns, temperature=0.0, max_tokens=self.max_tokens, seed=self.seed)[0].text
         if self.kept:
             self.kept.add(mark, reply)
         return reply

@@ -44,7 +44,7 @@ class Reply(NamedTuple):
 class Chat(Protocol):
     """What answers conversations: a ``ChatServer``, or a stand-in for one."""
 
-    def complete(
+    def replies(
         self,
         messages: Sequence[Mapping[str, str]],
         *,
@@ -53,7 +53,7 @@ class Chat(Protocol):
         n: int = 1,
         seed: int | None = None,
         stop: Sequence[str] = (),
-    ) -> list[str]: ...
+    ) -> list[Reply]: ...
 
 
 @final
@@ -86,20 +86,6 @@ class ChatServer:
     def __post_init__(self) -> None:
         _check_address(self.base_url)
         _key(self.api_key_env)
-
-    def complete(
-        self,
-        messages: Sequence[Mapping[str, str]],
-        *,
-        temperature: float = 1.0,
-        max_tokens: int | None = None,
-        n: int = 1,
-        seed: int | None = None,
-        stop: Sequence[str] = (),
-    ) -> list[str]:
-        """The texts of ``replies``."""
-        found = self.replies(messages, temperature=temperature, max_tokens=max_tokens, n=n, seed=seed, stop=stop)
-        return [reply.text for reply in found]
 
     def replies(
         self,

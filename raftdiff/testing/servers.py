@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
+from raftdiff.chat.server import Reply
+
 
 @contextmanager
 def chat_server(reply: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
@@ -43,7 +45,7 @@ class Replying:
         self.asked: list[Sequence[Mapping[str, str]]] = []
         self.settings: list[dict[str, Any]] = []
 
-    def complete(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[str]:
+    def replies(self, messages: Sequence[Mapping[str, str]], **settings: Any) -> list[Reply]:
         self.asked.append(messages)
         self.settings.append(settings)
-        return [self.reply]
+        return [Reply(self.reply, cut=False)]

@@ -30,3 +30,19 @@ def killed() -> Killed:
         assert ended.returncode == -signal.SIGKILL, ended.stderr
 
     return run
+
+
+@pytest.fixture
+def in_sampling() -> Callable[[int], str]:
+    """``in_sampling(count)``: the patch for ``killed`` by which a process ends once it has kept so many samples."""
+    return """
+import raftdiff.records.rounds as rounds
+rounds.FLUSH_SECONDS = 0.0  # every sample counts at once
+add, added = rounds.Draft.add, []
+def adding(self, sample):
+    add(self, sample)
+    added.append(sample)
+    if len(added) == {}:
+        die()
+rounds.Draft.add = adding
+""".format

@@ -329,23 +329,12 @@ def test_a_full_disk_is_a_sentence(
     assert "the disk is full" in err
 
 
-IN_THE_MIDDLE = """
-import raftdiff.records.rounds as rounds
-rounds.FLUSH_SECONDS = 0.0  # every picture counts at once
-add, added = rounds.Draft.add, []
-def adding(self, sample):
-    add(self, sample)
-    added.append(sample)
-    if len(added) == 4:
-        die()
-rounds.Draft.add = adding
-"""
-
-
-def test_a_killed_process_continues_to_the_same_bits(recipe: Path, finished: Path, killed: Callable[..., None]) -> None:
+def test_a_killed_process_continues_to_the_same_bits(
+    recipe: Path, finished: Path, killed: Callable[..., None], in_sampling: Callable[[int], str]
+) -> None:
     run = recipe.parent / "killed"
     words = ["train", str(recipe), "--out", str(run)]
-    killed(IN_THE_MIDDLE, *words)
+    killed(in_sampling(4), *words)
     rows = (run / "rounds/000.partial/samples/metadata.jsonl").read_text().splitlines()
     assert 0 < len(rows) < 9, "the kill came in the middle of sampling"
     assert main(words) == 0

@@ -182,23 +182,12 @@ def test_an_evaluation_of_texts_can_be_labelled(recipe: Path) -> None:
     assert rows[0]["history"] == entries[pairs[0].left].prompt.meta["history"] == history
 
 
-IN_THE_MIDDLE = """
-import raftdiff.records.rounds as rounds
-rounds.FLUSH_SECONDS = 0.0  # every answer counts at once
-add, added = rounds.Draft.add, []
-def adding(self, sample):
-    add(self, sample)
-    added.append(sample)
-    if len(added) == 5:
-        die()
-rounds.Draft.add = adding
-"""
-
-
-def test_a_killed_run_continues_to_the_same_bits(recipe: Path, killed: Callable[..., None]) -> None:
+def test_a_killed_run_continues_to_the_same_bits(
+    recipe: Path, killed: Callable[..., None], in_sampling: Callable[[int], str]
+) -> None:
     assert main(["train", str(recipe), "--out", "finished"]) == 0
     words = ["train", str(recipe), "--out", "killed"]
-    killed(IN_THE_MIDDLE, *words)
+    killed(in_sampling(5), *words)
     kept = Path("killed/rounds/000.partial/samples/metadata.jsonl")
     assert 0 < len(kept.read_text().splitlines()) < 12, "the kill came in the middle of sampling"
     assert main(words) == 0

@@ -75,7 +75,7 @@ def client(stub: Stub, **changes: Any) -> ChatServer:
 def test_the_request_is_what_the_format_says(serve: Callable[..., Stub]) -> None:
     stub = serve(choices("Hi."))
     server = client(stub, extra={"top_p": 0.5})
-    assert server.complete(HELLO, temperature=0.0, max_tokens=9, seed=3, stop=["\n"]) == ["Hi."]
+    assert server.replies(HELLO, temperature=0.0, max_tokens=9, seed=3, stop=["\n"]) == [("Hi.", False)]
     path, headers, body = stub.asked[0]
     assert path == "/v1/chat/completions"
     assert "Authorization" not in headers
@@ -92,19 +92,19 @@ def test_the_request_is_what_the_format_says(serve: Callable[..., Stub]) -> None
 
 def test_what_is_not_asked_for_is_not_sent(serve: Callable[..., Stub]) -> None:
     stub = serve(choices("Hi."))
-    client(stub).complete(HELLO)
+    client(stub).replies(HELLO)
     assert set(stub.asked[0][2]) == {"model", "messages", "temperature"}
 
 
 def test_a_server_that_gives_fewer_is_asked_for_the_rest(serve: Callable[..., Stub]) -> None:
     stub = serve(choices("a"), choices("b", "c"))
-    assert client(stub).complete(HELLO, n=3, seed=2**31 - 1) == ["a", "b", "c"]
+    assert client(stub).replies(HELLO, n=3, seed=2**31 - 1) == [("a", False), ("b", False), ("c", False)]
     assert [body.get("n") for _, _, body in stub.asked] == [3, 2]
     assert [body["seed"] for _, _, body in stub.asked] == [2**31 - 1, 0], "moved on, within what servers hold"
 
 
 def test_more_than_was_asked_for_is_cut(serve: Callable[..., Stub]) -> None:
-    assert client(serve(choices("a", "b", "c"))).complete(HELLO, n=2) == ["a", "b"]
+    assert client(serve(choices("a", "b", "c"))).replies(HELLO, n=2) == [("a", False), ("b", False)]
 
 
 def test_a_reply_that_reached_the_most_tokens_was_cut_off(serve: Callable[..., Stub]) -> None:
@@ -117,19 +117,19 @@ def test_a_reply_that_reached_the_most_tokens_was_cut_off(serve: Callable[..., S
 
 def test_no_answer_at_all_is_asked_for_by_none(serve: Callable[..., Stub]) -> None:
     stub = serve(choices("a"))
-    assert client(stub).complete(HELLO, n=0) == []
+    assert client(stub).replies(HELLO, n=0) == []
     assert stub.asked == []
 
 
 def test_a_refusal_without_content_is_the_empty_text(serve: Callable[..., Stub]) -> None:
-    assert client(serve(choices(None))).complete(HELLO) == [""]
+    assert client(serve(choices(None))).replies(HELLO) == [("", False)]
     held_back = (400, {}, {"error": {"message": "The response was filtered.", "code": "content_filter"}})
-    assert client(serve(held_back)).complete(HELLO) == [""]
+    assert client(serve(held_back)).replies(HELLO) == [("", False)]
 
 
 def test_a_busy_server_is_asked_again(serve: Callable[..., Stub]) -> None:
     stub = serve((503, {}, {}), (429, {"Retry-After": "0"}, {"error": {"message": "slow down"}}), choices("Hi."))
-    assert client(stub, retries=2).complete(HELLO) == ["Hi."]
+    assert client(stub, retries=2).replies(HELLO) == [("Hi.", False)]
     assert len(stub.asked) == 3
 
 
@@ -142,7 +142,7 @@ def test_pauses_double_and_the_server_may_ask_for_more(
     asks = (429, {"Retry-After": "7"}, {})
     date = (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, {})
     with pytest.raises(UserError, match=r"answered 503: .*after 6 tries. Is it running"):
-        client(serve(busy, busy, asks, date, (503, {"Retry-After": "9999"}, {}), busy), pause=1.0, retries=5).complete(
+        client(serve(busy, busy, asks, date, (503, {"Retry-After": "9999"}, {}), busy), pause=1.0, retries=5).replies(
             HELLO
         )
     assert slept == [1.0, 2.0, 7.0, 8.0, 60.0]
@@ -151,38 +151,38 @@ def test_pauses_double_and_the_server_may_ask_for_more(
 def test_a_wrong_request_is_not_repeated(serve: Callable[..., Stub]) -> None:
     stub = serve((404, {}, {"error": {"message": "The model 'tiny' does not exist."}}))
     with pytest.raises(UserError, match=r"answered 404: The model 'tiny' does not exist\. Is the model's name right"):
-        client(stub).complete(HELLO)
+        client(stub).replies(HELLO)
     assert len(stub.asked) == 1
 
 
 def test_nobody_there_gets_a_sentence() -> None:
     with pytest.raises(UserError, match=r"127.0.0.1:9/v1 gave no answer \(.*refused.*\), after 2 tries"):
-        ChatServer("http://127.0.0.1:9/v1", "tiny", retries=1, pause=0.0).complete(HELLO)
+        ChatServer("http://127.0.0.1:9/v1", "tiny", retries=1, pause=0.0).replies(HELLO)
 
 
 def test_a_silent_server_times_out() -> None:
     with socket.create_server(("127.0.0.1", 0)) as silent:
         url = f"http://127.0.0.1:{silent.getsockname()[1]}/v1"
         with pytest.raises(UserError, match=r"gave no answer \(.*timed out.*\), after 1 try\."):
-            ChatServer(url, "tiny", timeout=0.2, retries=0).complete(HELLO)
+            ChatServer(url, "tiny", timeout=0.2, retries=0).replies(HELLO)
 
 
 def test_a_reply_that_breaks_off_is_asked_for_again(serve: Callable[..., Stub]) -> None:
     stub = serve((200, {"Content-Length": "100"}, b'{"choices": ['), choices("Hi."))
-    assert client(stub).complete(HELLO) == ["Hi."]
+    assert client(stub).replies(HELLO) == [("Hi.", False)]
     with pytest.raises(UserError, match=r"gave no answer \(IncompleteRead\(13 bytes read, 87 more expected\)\)"):
-        client(serve((200, {"Content-Length": "100"}, b'{"choices": [')), retries=0).complete(HELLO)
+        client(serve((200, {"Content-Length": "100"}, b'{"choices": [')), retries=0).replies(HELLO)
 
 
 @pytest.mark.parametrize("body", [{}, {"choices": []}, {"choices": [{"text": "a"}]}, [], {"choices": [{"message": 1}]}])
 def test_another_form_of_reply_gets_a_sentence(serve: Callable[..., Stub], body: Any) -> None:
     with pytest.raises(UserError, match=r"without choices\[\].message.content. Does it speak the OpenAI chat format"):
-        client(serve((200, {}, body))).complete(HELLO)
+        client(serve((200, {}, body))).replies(HELLO)
 
 
 def test_a_web_page_gets_a_sentence(serve: Callable[..., Stub]) -> None:
     with pytest.raises(UserError, match=r"not JSON. Does base_url end in /v1\?"):
-        client(serve((200, {}, b"<html>Welcome</html>"))).complete(HELLO)
+        client(serve((200, {}, b"<html>Welcome</html>"))).replies(HELLO)
 
 
 def test_the_key_travels_in_the_header_and_nowhere_else(
@@ -191,13 +191,13 @@ def test_the_key_travels_in_the_header_and_nowhere_else(
     monkeypatch.setenv("JUDGE_KEY", "sk-very-secret\n")
     stub = serve(choices("Hi."), (401, {}, {"error": {"message": "Incorrect API key provided: sk-very-secret."}}))
     server = client(stub, api_key_env="JUDGE_KEY")
-    server.complete(HELLO)
+    server.replies(HELLO)
     _, headers, body = stub.asked[0]
     assert headers["Authorization"] == "Bearer sk-very-secret"
     assert "secret" not in json.dumps(body)
     assert "secret" not in repr(server)
     with pytest.raises(UserError, match=r"401: Incorrect API key provided: \*\*\*\. Does api_key_env") as caught:
-        server.complete(HELLO)
+        server.replies(HELLO)
     assert "secret" not in str(caught.value)
     assert caught.value.__cause__ is None
 
@@ -207,7 +207,7 @@ def test_a_redirect_does_not_carry_the_key_away(serve: Callable[..., Stub], monk
     elsewhere = serve(choices("Hi."))
     stub = serve((302, {"Location": f"{elsewhere.url}/chat/completions"}, b""))
     with pytest.raises(UserError, match=r"answered 302: .*Redirects are not followed"):
-        client(stub, api_key_env="JUDGE_KEY").complete(HELLO)
+        client(stub, api_key_env="JUDGE_KEY").replies(HELLO)
     assert elsewhere.asked == []
 
 
@@ -287,7 +287,7 @@ def test_a_reply_that_drips_has_an_end(before: bytes, monkeypatch: pytest.Monkey
 
     with talking(drip) as url:
         with pytest.raises(UserError, match=r"gave no answer \(no whole reply within 0\.5 s\), after 1 try"):
-            ChatServer(url, "tiny", timeout=50.0, retries=0).complete(HELLO)
+            ChatServer(url, "tiny", timeout=50.0, retries=0).replies(HELLO)
         done.set()
 
 
@@ -303,11 +303,11 @@ def test_a_reply_without_end_is_no_answer(monkeypatch: pytest.MonkeyPatch) -> No
         talking(flood) as url,
         pytest.raises(UserError, match=r"/v1/chat/completions sent a reply of more than 1 MiB, which is no answer"),
     ):
-        ChatServer(url, "tiny", retries=3).complete(HELLO)
+        ChatServer(url, "tiny", retries=3).replies(HELLO)
 
 
 def test_a_reply_of_brackets_alone_is_a_sentence(serve: Callable[..., Stub]) -> None:
     with pytest.raises(UserError, match="sent a reply that is not JSON"):
-        client(serve((200, {}, b"[" * 10**5))).complete(HELLO)
+        client(serve((200, {}, b"[" * 10**5))).replies(HELLO)
     with pytest.raises(UserError, match="answered 401"):
-        client(serve((401, {}, b"[" * 10**4))).complete(HELLO)
+        client(serve((401, {}, b"[" * 10**4))).replies(HELLO)

@@ -7,9 +7,9 @@ from typing import Any, final
 
 import pytest
 
-from raftdiff.chat.server import ChatServer, Reply
+from raftdiff.chat.server import Chat, ChatServer, Reply
 from raftdiff.errors import UserError
-from raftdiff.llm.sampling.served import Answering, ServerSampler, ServerSamplerConfig
+from raftdiff.llm.sampling.served import ServerSampler, ServerSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sampler
@@ -53,8 +53,8 @@ class Stub:
 
 
 def test_it_keeps_its_contract() -> None:
-    assert isinstance(Stub(), Answering)
-    assert isinstance(ChatServer("http://localhost:1/v1", "m"), Answering)
+    assert isinstance(Stub(), Chat)
+    assert isinstance(ChatServer("http://localhost:1/v1", "m"), Chat)
     sampler = ServerSampler(Stub(), concurrency=2)
     assert isinstance(sampler, Sampler)
     check_sampler(sampler, [WHY, HOW], per_prompt=5).demand()
