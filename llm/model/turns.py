@@ -162,11 +162,20 @@ class Turns:
         return list(self.tokenizer(text, add_special_tokens=special)["input_ids"]) if text else []
 
     def _hide(self, text: str) -> str:
-        """The text with two characters in place of each special token's text that it holds."""
+        """The text with two characters in place of each special token's text that it holds, or would hold as the
+        tokenizer reads it: full-width or capital letters may be the same to it."""
+        if self._normalizer is not None:
+            read = self._normalizer.normalize_str(text)
+            text = read if len(self._special.findall(read)) > len(self._special.findall(text)) else text
         return self._special.sub(lambda found: f"{_HIDES}{chr(_HIDDEN + self._guarded.index(found[0]))}", text)
 
     def _shown(self, hidden: str) -> str:
         return self._guarded[ord(hidden[1]) - _HIDDEN]
+
+    @cached_property
+    def _normalizer(self) -> Any:
+        """What a tokenizer makes of a text before it looks for words; None where it takes texts as they are."""
+        return getattr(getattr(self.tokenizer, "backend_tokenizer", None), "normalizer", None)
 
     @cached_property
     def _end_texts(self) -> list[str]:

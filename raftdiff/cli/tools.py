@@ -81,10 +81,13 @@ def _group(texts: bool) -> registry.Group:
 def _pictures(place: Path | None) -> dict[str, Image.Image]:
     """The first pictures of a folder, or the one of a file, by name; it is said what was left out."""
     from raftdiff.measures.pictures import opened
+    from raftdiff.recipes.needs import near
     from raftdiff.reports.words import counted
 
     if place is None:
         return {}
+    if not place.exists():
+        raise UserError(f"{place}: nothing is there. {near(str(place))}".rstrip())
     files = [place] if place.is_file() else sorted(path for path in place.glob("[!.]*") if path.is_file())
     found = [path for path in files if path.suffix.lower() in PICTURES]
     if not found:

@@ -20,6 +20,7 @@ import yaml
 
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
+from raftdiff.recipes.needs import near
 from raftdiff.records import integrity
 from raftdiff.records.disk import damaged, read_json, write_text
 from raftdiff.records.media import TENSOR_FILES
@@ -73,7 +74,8 @@ class Run:
             UserError: no run is there, one of a newer format, or one with a link that leads out of it.
         """
         if not (path / "run.json").is_file():
-            raise UserError(f"{path}: this is not a run directory (it has no run.json). See 'raftdiff train --help'.")
+            hint = "" if path.exists() else near(str(path))
+            raise UserError(f"{path}: this is not a run directory (it has no run.json). {hint}".rstrip())
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:
             raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
@@ -141,8 +143,9 @@ class Run:
             if weights := facts.get("weights"):
                 weights |= marks_at(now, key, now, flat(plain(recipe)))
             sys.stderr.write(f"raftdiff: {self.path}: {key}: '{was}' lies in '{now}' now; it is the same.\n")
-        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+        # the recipe first: a run that is killed here goes on as it stands, and ``bind`` takes up the mark
         write_text(self.path / "recipe.yaml", yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
 
     def told(self, keys: Sequence[str], recipe: Config) -> str:
         """Keys at which ``recipe`` differs, with the fingerprints of models that are others."""

@@ -72,6 +72,9 @@ def test_a_function_that_does_not_say_what_higher_means_is_told_so(
 
 
 def test_a_damaged_picture_and_a_folder_without_any_are_named(tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    with pytest.raises(UserError, match="sampels: nothing is there. Did you mean '.*samples'"):
+        check(tmp_path / "sampels")
     with pytest.raises(UserError, match="there is no picture here. Known: .png, "):
         check(tmp_path)
     (tmp_path / "a.png").write_text("<html>")

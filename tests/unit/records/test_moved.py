@@ -95,6 +95,29 @@ def test_a_model_that_moved_goes_on_and_the_run_knows_its_new_place(
     assert capsys.readouterr().err == ""
 
 
+def test_a_run_that_is_killed_while_it_notes_a_move_goes_on(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = moved(run, tmp_path)
+    written: list[str] = []
+
+    def dying(path: Path, text: str) -> None:
+        if written:
+            raise KeyboardInterrupt
+        written.append(path.name)
+        path.write_text(text)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("raftdiff.records.run.write_text", dying)
+        with pytest.raises(KeyboardInterrupt), run.locked(recipe):
+            pass
+    again = Run.open(run.path)
+    assert check(Toy, again.recipe()) == recipe, "without naming the place anew"
+    with again.locked(recipe):
+        again.bind(fingerprints(plain(recipe), str))
+    assert again.info()["weights"][str(tmp_path / "elsewhere")]
+
+
 def test_other_weights_in_the_new_place_are_refused_with_both_named(run: Run, tmp_path: Path) -> None:
     other = toy(weights(tmp_path / "other", b"two"), ranker=[{"base": str(tmp_path / "r")}])
     marks = [run.info()["weights"][str(tmp_path / "m")], fingerprint(tmp_path / "other", "m")]

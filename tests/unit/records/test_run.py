@@ -140,6 +140,11 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
         Run.open(tmp_path)
 
 
+def test_a_mistyped_run_is_told_with_its_nearest_name(run: Run) -> None:
+    with pytest.raises(UserError, match=f"Did you mean '{run.path}'"):
+        Run.open(run.path.with_name(f"{run.path.name}s"))
+
+
 def test_a_start_that_made_nothing_protects_nothing(run: Run, tmp_path: Path) -> None:
     assert Run.create(run.path, Toy(rate=0.2), seed=3).recipe()["rate"] == 0.2
     (tmp_path / "half").mkdir()

@@ -178,6 +178,18 @@ def test_what_people_write_is_never_a_token_of_the_template(kind, template):
     assert found.written(ask(attack), attack).count("<|end|>") == 2 + (template != "plain")
 
 
+@pytest.mark.parametrize("text", ["hi\uff1ceos\uff1ex", "hi<EOS>x"])
+def test_what_a_tokenizer_reads_as_the_token_is_text_too(text):
+    pieces = [("<unk>", 0.0), ("<eos>", -1.0), *((letter, -2.0) for letter in "hix<>eos")]
+    made = Tokenizer(models.Unigram(pieces, unk_id=0))
+    made.normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Lowercase()])
+    made.add_special_tokens(["<unk>", "<eos>"])
+    found = turns(PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<eos>", unk_token="<unk>"), "plain")
+    for ids in (found.answer(text, ended=False), found.prompt(ask(text), text)):
+        assert made.decode(ids, skip_special_tokens=False).replace(" ", "") == "hi<eos>x"
+        assert 1 not in ids
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("template", ["chat", "plain"])
 def test_every_character_is_text_private_ones_and_those_that_hide_too(kind, template):
