@@ -148,7 +148,7 @@ def check_known(ranker: Ranker[str], prompts: Sequence[Prompt]) -> None:
     """
     for reward, _ in ranker.rewards:
         if isinstance(reward, ChoosesPrompts):
-            reward.check(prompts)
+            reward.check_prompts(prompts)
 
 
 def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:

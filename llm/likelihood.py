@@ -85,7 +85,7 @@ class LikelihoodReward:
         self.name = name
         self._lm, self._batch_size = lm, batch_size
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
             UserError: a prompt is longer than the model can read.

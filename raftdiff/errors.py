@@ -33,8 +33,9 @@ def command(*words: object) -> str:
 
 
 def quoted(word: str, *, windows: bool) -> str:
-    """One word of a command line, as a POSIX shell has it; on Windows in double quotes, which both cmd and PowerShell
-    take, with backslashes doubled where a quote follows, as programs there read them.
+    """One word of a command line, as a POSIX shell has it; on Windows in double quotes, with backslashes doubled
+    where a quote follows, as programs there read them. cmd still fills in ``%NAME%``, and PowerShell ``$name`` and
+    backticks: no one spelling serves both.
 
     >>> quoted("my runs/a", windows=False), quoted("my runs/a", windows=True)
     ("'my runs/a'", '"my runs/a"')

@@ -64,6 +64,12 @@ class Tracker:
             return
         if logging.tracker not in (known := _known()):
             raise UserError(f"logging.tracker: '{logging.tracker}' is not a tracker. {nearest(logging.tracker, known)}")
+        if logging.tracker not in _installed():
+            sys.stderr.write(
+                f"raftdiff: logging.tracker: the package '{logging.tracker}' is not installed, so the run goes on "
+                f"without it; its figures are in {run.path / 'rounds'} all the same. Install it, or write tracker: null.\n"
+            )
+            return
         self._attempt(lambda: self._start(logging.tracker or "", recipe))
 
     def log(self, finished: Round) -> None:
@@ -87,10 +93,7 @@ class Tracker:
 
     def _start(self, name: str, recipe: Mapping[str, Any]) -> None:
         from accelerate import PartialState  # noqa: PLC0415
-        from accelerate.tracking import get_available_trackers  # noqa: PLC0415
 
-        if name not in {str(kind) for kind in get_available_trackers()}:
-            raise ModuleNotFoundError(f"the package '{name}' is not installed; install it, or write tracker: null.")
         PartialState()  # accelerate's own log, to which some trackers write as they start, asks for it
         before, mark = _mark(self._run, name)
         kind = _known()[name]
@@ -120,6 +123,12 @@ def best(folder: RoundFolder, count: int) -> list[dict[str, Any]]:
     for row in sorted(scored, key=lambda row: row["total"], reverse=True):
         first.setdefault(row["prompt_id"], row)
     return list(first.values())[:count]
+
+
+def _installed() -> set[str]:
+    from accelerate.tracking import get_available_trackers  # noqa: PLC0415
+
+    return {str(kind) for kind in get_available_trackers()}
 
 
 def _known() -> dict[str, Any]:

@@ -167,11 +167,11 @@ class Reader(Protocol):
     """Whoever reads texts up to a length, and what is beyond it not at all: a text encoder, a reward of captions."""
 
     @property
-    def limit(self) -> int | None:
+    def token_limit(self) -> int | None:
         """Tokens of a text, those that begin and end it included; None for no limit."""
         ...
 
-    def fits(self, text: str) -> bool:
+    def reads_whole(self, text: str) -> bool:
         """Whether all of a text is read."""
         ...
 
@@ -189,7 +189,7 @@ class KeepsReplies(Protocol):
 class ChoosesPrompts(Protocol):
     """A reward that can say something of some prompts' answers alone."""
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
             UserError: it knows one of the prompts not at all; told before anything is sampled.

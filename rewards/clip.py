@@ -65,12 +65,12 @@ class ClipReward:
         """Shared with every other reward on the same weights, and of use for diversity figures."""
 
     @property
-    def limit(self) -> int:
-        return self.tower.limit
+    def token_limit(self) -> int:
+        return self.tower.token_limit
 
-    def fits(self, text: str) -> bool:
+    def reads_whole(self, text: str) -> bool:
         """Whether all of a caption is read."""
-        return self.tower.fits(text)
+        return self.tower.reads_whole(text)
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         images = self.tower.image_features(samples)

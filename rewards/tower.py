@@ -104,15 +104,17 @@ class Tower:
         return torch.stack([self._texts[text] for text in texts]) if texts else torch.empty(0, self.width)
 
     @property
-    def limit(self) -> int:
+    def token_limit(self) -> int:
         """Tokens of a caption, those that begin and end it included; 77 for most."""
         return int(self._tokenizer.context_length)
 
-    def fits(self, text: str) -> bool:
+    def reads_whole(self, text: str) -> bool:
         """Whether all of a caption is read: with more room it has the same tokens, but for begin, end and filling."""
         other = {0, *getattr(getattr(self._tokenizer, "tokenizer", self._tokenizer), "all_special_ids", ())}
-        room = self.limit + len(text.encode())
-        read, whole = (self._tokenizer([text], context_length=length)[0].tolist() for length in (self.limit, room))
+        room = self.token_limit + len(text.encode())
+        read, whole = (
+            self._tokenizer([text], context_length=length)[0].tolist() for length in (self.token_limit, room)
+        )
         return [token for token in read if token not in other] == [token for token in whole if token not in other]
 
     def _encode(self, pictures: Sequence[Image.Image]) -> torch.Tensor:

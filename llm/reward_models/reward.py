@@ -67,7 +67,7 @@ class RewardModel:
         self.name = name
         self._model, self._batch_size, self._cut = model, batch_size, cut
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
             UserError: a prompt is longer than the model can read.

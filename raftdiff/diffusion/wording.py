@@ -62,12 +62,12 @@ def cut(prompts: Sequence[Prompt], readings: Iterable[Reading]) -> list[str]:
     lines = []
     asked: dict[int, Callable[[str], bool]] = {}
     for who, reader, text in readings:
-        fits = asked.setdefault(id(reader), cache(reader.fits))
+        fits = asked.setdefault(id(reader), cache(reader.reads_whole))
         if not (long := [prompt for prompt in prompts if not fits(text(prompt))]):
             continue
         whole = text(long[0])
         lines.append(
-            f"{who} reads {reader.limit} tokens, and {len(long)} of {counted(len(prompts), 'prompt')} "
+            f"{who} reads {reader.token_limit} tokens, and {len(long)} of {counted(len(prompts), 'prompt')} "
             f"{'is' if len(long) == 1 else 'are'} longer: of '{_short(whole)}' it does not read "
             f"'{_short(unread(whole, fits))}'"
         )

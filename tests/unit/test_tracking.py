@@ -156,6 +156,7 @@ def test_a_tracker_that_is_not_installed_is_done_without(tmp_path: Path, capsys:
     said = capsys.readouterr().err
     assert said.count("\n") == 1
     assert "the package 'aim' is not installed" in said
+    assert "failed" not in said, "nothing did"
 
 
 def test_no_tracker_of_that_name_is_said_before_anything_is_loaded(tmp_path: Path) -> None:

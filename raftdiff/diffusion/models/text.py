@@ -24,7 +24,7 @@ class PromptEncoder:
     def __init__(self, tokenizer: Any, text_encoder: Any) -> None:
         self.tokenizer = tokenizer
         self.text_encoder = text_encoder
-        self.limit = longest(tokenizer, text_encoder.config)
+        self.token_limit = longest(tokenizer, text_encoder.config)
         """Tokens of a text, begin and end included."""
         self._cache: dict[str, Float[torch.Tensor, "tokens width"]] = {}
 
@@ -44,7 +44,7 @@ class PromptEncoder:
         tokens = self.tokenizer(
             list(texts),
             padding="max_length",
-            max_length=self.limit,
+            max_length=self.token_limit,
             truncation=True,
             return_tensors="pt",
         )
@@ -55,9 +55,9 @@ class PromptEncoder:
         embeddings: torch.Tensor = self.text_encoder(tokens.input_ids.to(device), attention_mask=mask)[0]
         return embeddings
 
-    def fits(self, text: str) -> bool:
+    def reads_whole(self, text: str) -> bool:
         """Whether all of a text is read."""
-        return self.limit is None or len(self.tokenizer(text, verbose=False).input_ids) <= self.limit
+        return self.token_limit is None or len(self.tokenizer(text, verbose=False).input_ids) <= self.token_limit
 
     def clear(self) -> None:
         """Forget everything; to be called when the text encoder has changed."""

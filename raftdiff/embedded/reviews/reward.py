@@ -44,7 +44,7 @@ class ReviewReward:
         self.name = name
         self._fluency, self._threshold = fluency, threshold
 
-    def check(self, prompts: Sequence[Prompt]) -> None:
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
             UserError: a prompt is none of the text world, and whether its answers parse is asked.

@@ -11,10 +11,10 @@ from raftdiff.types import Prompt
 class Words(NamedTuple):
     """Reads so many words."""
 
-    limit: int
+    token_limit: int
 
-    def fits(self, text: str) -> bool:
-        return len(text.split()) <= self.limit
+    def reads_whole(self, text: str) -> bool:
+        return len(text.split()) <= self.token_limit
 
 
 def prompt(caption: str, sampling: str = "", negative: str = "") -> Prompt:
@@ -30,7 +30,7 @@ def sampler(limit: int) -> Reading:
     [("", ""), ("a b c", ""), ("a b c d e", "d e"), ("a  b\nc \n d ", "d"), ("日本 猫 の 絵", "絵"), ("a" * 500, "")],
 )
 def test_the_rest_begins_where_reading_ends(text: str, rest: str) -> None:
-    assert unread(text, Words(3).fits) == rest
+    assert unread(text, Words(3).reads_whole) == rest
 
 
 def test_a_reader_of_letters_stops_within_a_word() -> None:
@@ -69,9 +69,9 @@ def test_a_text_is_asked_once_of_a_reader() -> None:
     asked: list[str] = []
 
     class Counted:
-        limit = 9
+        token_limit = 9
 
-        def fits(self, text: str) -> bool:
+        def reads_whole(self, text: str) -> bool:
             asked.append(text)
             return True
 

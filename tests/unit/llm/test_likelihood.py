@@ -160,9 +160,9 @@ def test_an_answer_that_is_too_long_for_the_judge_is_discarded_and_counted(gpt2)
         found = judge.score([sample(" ".join(["bad"] * 40), "good"), sample("bad", "good")])
     assert found[0].isnan()
     assert found[1] == judge.score([sample("bad", "good")])[0]
-    judge.check([sample("", "good").prompt])
+    judge.check_prompts([sample("", "good").prompt])
     with pytest.raises(UserError, match="'likelihood': the prompt '.*' is 41 tokens long, and its model can read 40"):
-        judge.check([sample("", " ".join(["good"] * 40)).prompt])
+        judge.check_prompts([sample("", " ".join(["good"] * 40)).prompt])
 
 
 def test_a_judge_that_cannot_be_loaded_is_a_sentence(tmp_path):

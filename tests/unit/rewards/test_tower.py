@@ -279,10 +279,10 @@ def test_no_network_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(("model", "limit"), [("tiny", 16), ("emoji-clip", 24)])
 def test_what_of_a_caption_fits_is_read_and_nothing_beyond(tiny_clip: Path, model: str, limit: int) -> None:
     tower = open_tower(str(tiny_clip if model == "tiny" else embedded.folder(model)))
-    assert tower.limit == limit
+    assert tower.token_limit == limit
     whole, longer = (" ".join(["cat"] * words) for words in (limit - 2, limit - 1))  # beside begin and end
-    assert tower.fits(whole)
-    assert tower.fits("")
-    assert not tower.fits(longer)
-    assert not tower.fits(longer * 50)
+    assert tower.reads_whole(whole)
+    assert tower.reads_whole("")
+    assert not tower.reads_whole(longer)
+    assert not tower.reads_whole(longer * 50)
     assert torch.equal(*tower.text_features([whole, longer]))

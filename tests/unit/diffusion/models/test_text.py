@@ -21,9 +21,9 @@ def encoder() -> PromptEncoder:
 
 def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encoder: PromptEncoder) -> None:
     text = " ".join([CAPTION] * 3)
-    rest = unread(text, encoder.fits)
+    rest = unread(text, encoder.reads_whole)
     read = text.removesuffix(rest).rstrip()
-    assert encoder.limit == 24
+    assert encoder.token_limit == 24
     assert rest.split() == text.split()[22:]  # of 24 tokens two are begin and end
     assert torch.equal(encoder.encode([read]), encoder.encode([text]))
     assert not torch.equal(encoder.encode([" ".join(read.split()[:-1])]), encoder.encode([text]))
@@ -31,11 +31,11 @@ def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encode
 
 @pytest.mark.parametrize(("words", "fits"), [(0, True), (22, True), (23, False), (500, False)])
 def test_the_limit_holds_to_the_token(encoder: PromptEncoder, words: int, fits: bool) -> None:
-    assert encoder.fits(" ".join(["cat"] * words)) == fits
+    assert encoder.reads_whole(" ".join(["cat"] * words)) == fits
 
 
 def test_text_that_the_tokenizer_does_not_know_is_read_as_far_as_it_goes(encoder: PromptEncoder) -> None:
-    assert encoder.fits("猫")
-    assert encoder.fits(CAPTION + " \n")
-    rest = unread("猫 " * 200, encoder.fits)
+    assert encoder.reads_whole("猫")
+    assert encoder.reads_whole(CAPTION + " \n")
+    rest = unread("猫 " * 200, encoder.reads_whole)
     assert set(rest) <= {"猫", " "}

@@ -117,7 +117,7 @@ def test_an_answer_that_is_too_long_is_discarded_and_counted_or_cut(trained):
     assert cut.isfinite().all()
     torch.testing.assert_close(cut[1], found[1])
     with pytest.raises(UserError, match=r"'reward_model': The prompt 'p' is \d+ tokens long, more than model"):
-        reward.check([replace(prompt, caption=long)])
+        reward.check_prompts([replace(prompt, caption=long)])
 
 
 # Pictures
