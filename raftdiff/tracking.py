@@ -67,7 +67,8 @@ class Tracker:
         if logging.tracker not in _installed():
             sys.stderr.write(
                 f"raftdiff: logging.tracker: the package '{logging.tracker}' is not installed, so the run goes on "
-                f"without it; its figures are in {run.path / 'rounds'} all the same. Install it, or write tracker: null.\n"
+                f"without it; its figures are in {run.path / 'rounds'} all the same. Install it, or write "
+                "tracker: null.\n"
             )
             return
         self._attempt(lambda: self._start(logging.tracker or "", recipe))
