@@ -78,7 +78,7 @@ def write_text(path: Path, text: str) -> None:
 def together(folder: Path) -> Iterator[Path]:
     """A folder to write into. When all is written, what it holds takes the place of what has the same names in
     ``folder``; where anything is raised before, as by a full disk, nothing of it stays and nothing else has changed.
-    What a killed process left of its own writing is removed first.
+    What a killed process was writing is removed first; what it had written and was moving is moved.
 
     Raises:
         OSError: nothing can be written into ``folder``, or a file lies there where a folder would, or a folder where a
@@ -95,11 +95,12 @@ def together(folder: Path) -> Iterator[Path]:
         with _in_use(aside):
             (written := aside / "new").mkdir()
             yield written
-            (replaced := aside / "old").mkdir()
-            _put(written, folder, replaced)
+            _put(aside, folder)
         new = False
-    finally:
         shutil.rmtree(aside, ignore_errors=True)
+    finally:
+        if not _moving(aside):
+            shutil.rmtree(aside, ignore_errors=True)
         if new:
             with contextlib.suppress(OSError):
                 folder.rmdir()
@@ -110,14 +111,20 @@ def vacant(folder: Path) -> bool:
     return all(one.name.startswith(WRITING) for one in folder.iterdir())
 
 
-def _put(written: Path, folder: Path, replaced: Path) -> None:
-    """Move all of ``written`` into ``folder``; the folders that it replaces go to ``replaced``."""
-    places = {one: folder / one.name for one in sorted(written.iterdir())}
+def _moving(aside: Path) -> bool:
+    """Whether all was written there, and the move of it had begun; then the next writer brings it to its end."""
+    return (aside / "old").is_dir()
+
+
+def _put(aside: Path, folder: Path) -> None:
+    """Move all of ``aside/new`` into ``folder``; the folders that it replaces go to ``aside/old``."""
+    places = {one: folder / one.name for one in sorted((aside / "new").iterdir())}
     for one, place in places.items():  # all of them before any is moved
         if one.is_dir() and (place.is_symlink() or (place.exists() and not place.is_dir())):
             raise NotADirectoryError(errno.ENOTDIR, f"'{place}' is a file, and a folder goes there", str(place))
         if not one.is_dir() and place.is_dir() and not place.is_symlink():
             raise IsADirectoryError(errno.EISDIR, f"'{place}' is a folder, and a file goes there", str(place))
+    (replaced := aside / "old").mkdir(exist_ok=True)
     for one, place in places.items():
         if place.is_dir() and not place.is_symlink():
             place.replace(replaced / one.name)
@@ -138,7 +145,8 @@ def _in_use(aside: Path) -> Iterator[None]:
 
 
 def _clear(folder: Path) -> None:
-    """Remove what processes that are dead were writing; where that cannot be told, it stays."""
+    """Remove what processes that are dead were writing, and end the move of what they had written; where that cannot
+    be told, it stays."""
     for left in folder.glob(f"{WRITING}*"):
         if fcntl is None or left.is_symlink() or not left.is_dir():
             continue
@@ -146,6 +154,8 @@ def _clear(folder: Path) -> None:
             file = os.open(left, os.O_RDONLY)
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if _moving(left):
+                    _put(left, folder)
                 shutil.rmtree(left, ignore_errors=True)
             finally:
                 os.close(file)

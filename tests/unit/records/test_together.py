@@ -38,6 +38,34 @@ def test_what_is_written_takes_the_place_of_its_names_alone(tmp_path: Path) -> N
     assert tree(tmp_path) == {"before/new.png": "new", "other/kept.json": "old", "eval.json": "new"}
 
 
+@pytest.mark.parametrize("moves", range(1, 4))
+def test_a_move_that_is_interrupted_loses_nothing_and_is_ended_by_the_next_writer(
+    moves: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics/old.png").write_text("old")
+    (tmp_path / "a.json").write_text("old")
+    replace, done = Path.replace, []
+
+    def dying(path: Path, target: Path) -> Path:
+        if len(done) == moves - 1:
+            raise KeyboardInterrupt
+        done.append(path)
+        return replace(path, target)
+
+    def write() -> None:
+        with monkeypatch.context() as patch, together(tmp_path) as aside:
+            (aside / "a.json").write_text("new")
+            (aside / "pics").mkdir()
+            (aside / "pics/new.png").write_text("new")
+            patch.setattr(Path, "replace", dying)
+
+    with pytest.raises(KeyboardInterrupt):
+        write()
+    demand_writable(tmp_path)
+    assert tree(tmp_path) == {"a.json": "new", "pics/new.png": "new"}
+
+
 @pytest.mark.parametrize("there", [False, True])
 def test_a_full_disk_leaves_all_as_it_was(there: bool, tmp_path: Path) -> None:
     folder = tmp_path / "out"
