@@ -10,11 +10,17 @@ from jaxtyping import Float
 
 from raftdiff.errors import UserError
 
+BYTES = (bytes, bytearray, memoryview)
 SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     (lambda it: it is None, "Does it end in 'return', whatever it is given? "),
     (inspect.isawaitable, "It is async: write it with 'def' alone. "),
     (lambda it: inspect.isgenerator(it) or inspect.isasyncgen(it), "It yields: return a list of the scores. "),
     (lambda it: isinstance(it, Mapping), "Return the scores alone, without names. "),
+    (lambda it: isinstance(it, BYTES), "Bytes are no numbers: return a list of the scores. "),
+    (
+        lambda it: _is_masked(it) or (isinstance(it, Sequence) and any(map(_is_masked, it))),
+        "It is masked: return 'scores.filled(np.nan)' of floats, where NaN discards what has no score. ",
+    ),
     (callable, "It makes a reward and is none: name what it makes, such as 'score = make()' in the module. "),
 )
 
@@ -65,13 +71,15 @@ def demand_reward(reward: Any) -> None:
 
 
 def _array(returned: Any) -> np.ndarray:
-    """Numbers as float64; texts, None, dates, complex numbers and ragged lists raise."""
-    if isinstance(returned, str | bytes | Mapping | set) or returned is None:
+    """Numbers as float64; texts, bytes, None, dates, complex numbers, masked arrays and ragged lists raise."""
+    if isinstance(returned, (str, *BYTES, Mapping, set)) or returned is None or _is_masked(returned):
         raise TypeError
     if isinstance(returned, Sequence):  # a list of one-number tensors is a list of numbers
         returned = [_own(value) for value in returned]
+        if any(isinstance(value, BYTES) or _is_masked(value) for value in returned):
+            raise TypeError
     array = np.asarray(_own(returned))
-    if array.dtype == object and not any(isinstance(value, str | bytes) for value in array.flat):
+    if array.dtype == object and not any(isinstance(value, (str, *BYTES)) for value in array.flat):
         array = np.array([float(value) for value in array.flat]).reshape(array.shape)  # None raises
     if array.dtype.kind not in "bfiu":
         raise TypeError
@@ -85,12 +93,17 @@ def _own(value: Any) -> Any:
     return value.detach().cpu().numpy() if value.is_complex() else value.detach().to("cpu", torch.float64).numpy()
 
 
+def _is_masked(value: Any) -> bool:
+    """Of such arrays ``asarray`` would take what lies under the mask for scores."""
+    return isinstance(value, np.ma.MaskedArray)
+
+
 def _described(value: Any) -> str:
     shape = getattr(value, "shape", None)
     if shape is not None:
         kind = f" and type {value.dtype}" if hasattr(value, "dtype") else ""
         return f"{type(value).__name__} of shape {tuple(shape)}{kind}"
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence) and not isinstance(value, (str, *BYTES)):
         kinds = sorted({type(item).__name__ for item in value})
         return f"a {type(value).__name__} of {len(value)} items" + (f" ({', '.join(kinds[:3])})" if kinds else "")
     return "None" if value is None else f"a {type(value).__name__}"

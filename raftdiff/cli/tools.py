@@ -80,7 +80,7 @@ def _group(texts: bool) -> registry.Group:
 
 def _pictures(place: Path | None) -> dict[str, Image.Image]:
     """The first pictures of a folder, or the one of a file, by name; it is said what was left out."""
-    from raftdiff.measures.pictures import opened
+    from raftdiff.measures.pictures import is_flat, opened
     from raftdiff.recipes.needs import near
     from raftdiff.reports.words import counted
 
@@ -97,4 +97,7 @@ def _pictures(place: Path | None) -> dict[str, Image.Image]:
         print(f"left out: {counted(len(files) - len(found), 'file')} of other kinds ({told})", file=sys.stderr)
     if len(found) > SHOWN:
         print(f"left out: all but the first {SHOWN} of {len(found)} pictures", file=sys.stderr)
-    return {path.name: opened(path) for path in found[:SHOWN]}
+    pictures = {path.name: opened(path) for path in found[:SHOWN]}
+    if flat := [name for name, picture in pictures.items() if is_flat(picture)]:
+        print(f"of one colour all over: {', '.join(flat)}", file=sys.stderr)  # as colours of 16 bits with small values
+    return pictures

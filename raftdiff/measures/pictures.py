@@ -11,6 +11,8 @@ from PIL import Image, ImageOps
 from raftdiff.errors import UserError
 
 PAPER = (255, 255, 255)
+NIGHT = 16
+"""Of 255: a grey picture that is darker everywhere is black to whoever looks at it, as one of 12 bits in 16 is."""
 
 
 def whole(path: Path) -> Image.Image:
@@ -33,7 +35,7 @@ def opened(path: Path) -> Image.Image:
     """The picture in somebody's file as it is looked at: upright, as its EXIF mark says, and ``on_paper``.
 
     Raises:
-        UserError: the file is no whole picture.
+        UserError: the file is no whole picture, or its greys are none that ``on_paper`` can show.
     """
     try:
         picture = whole(path)
@@ -42,6 +44,8 @@ def opened(path: Path) -> Image.Image:
         except Exception:  # whatever Pillow's reader of marks raises: the mark is damaged, the picture is whole
             logging.getLogger(__name__).warning("%s: its EXIF mark is damaged and is not heeded", path)
         return on_paper(picture)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
         said = str(error).replace(f" {str(path)!r}", "")
         raise UserError(f"{path}: this is no whole picture ({said}). Take it away, or fetch it again.") from None
@@ -49,7 +53,11 @@ def opened(path: Path) -> Image.Image:
 
 def on_paper(image: Image.Image) -> Image.Image:
     """As RGB, transparent parts over white. Grey of 16 bits is scaled to 8, that of floats from 0..1, or from 0..255
-    where any lies above 1."""
+    where any lies above 1.
+
+    Raises:
+        UserError: greys of more than 8 bits lie outside of that, or would all be black, as 0..255 in 16 bits are.
+    """
     if image.mode.startswith(("I", "F")):
         image = _grey(image)
     if "A" not in image.getbands() and "transparency" not in image.info:
@@ -62,8 +70,18 @@ def on_paper(image: Image.Image) -> Image.Image:
 def _grey(image: Image.Image) -> Image.Image:
     """8 bits of grey of 16, of 32 that hold 16, and of floats; ``convert`` would make white of nearly all of them."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
-    largest = 65535.0 if image.mode != "F" else 1.0 if values.max(initial=0.0) <= 1 else 255.0
-    return Image.fromarray((values / largest * 255).clip(0, 255).round().astype(np.uint8))
+    darkest, lightest = values.min(initial=0.0), values.max(initial=0.0)
+    largest = 65535.0 if image.mode != "F" else 1.0 if lightest <= 1 else 255.0
+    greys = values / largest * 255
+    said = f"the greys of this picture of mode '{image.mode}' reach from {darkest:g} to {lightest:g}, and"
+    if greys.min(initial=0.0) < -0.5 or greys.max(initial=0.0) > 255.5:
+        raise UserError(f"{said} 0 to {largest:g} can be shown. Save it with 8 bits, 0 for black and 255 for white.")
+    if 0 < greys.max(initial=0.0) < NIGHT:
+        raise UserError(
+            f"{said} with {largest:g} for white all of it would be black. Save it with 8 bits, 0 for black and 255 for "
+            "white."
+        )
+    return Image.fromarray(greys.clip(0, 255).round().astype(np.uint8))
 
 
 def is_flat(image: Image.Image) -> bool:

@@ -52,6 +52,7 @@ def test_the_scores_stand_beside_the_names_of_the_pictures(
     assert told.err.splitlines() == [
         "left out: 2 files of other kinds (.heic, .txt)",
         "left out: all but the first 3 of 4 pictures",
+        "of one colour all over: a.png, b.JPG, c.bmp",
     ]
 
 

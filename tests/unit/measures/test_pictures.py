@@ -72,6 +72,30 @@ def test_grey_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
         np.testing.assert_allclose(values[..., 2], ramp / 257, atol=0.51)
 
 
+@pytest.mark.parametrize(
+    ("greys", "said"),
+    [
+        (np.arange(0, 256, dtype=np.int32), "mode 'I' reach from 0 to 255, and with 65535 for white all of it"),
+        (np.arange(0, 256, dtype=np.uint16), "mode 'I;16' reach from 0 to 255, and with 65535 for white"),
+        (np.arange(0, 4096, 16, dtype=np.uint16), "reach from 0 to 4080, and with 65535 for white"),
+        (np.linspace(0, 2, 256, dtype=np.float32), "mode 'F' reach from 0 to 2, and with 255 for white"),
+        (np.linspace(0, 0.05, 256, dtype=np.float32), "reach from 0 to 0.05, and with 1 for white"),
+        (np.arange(-128, 128, dtype=np.int32) * 256, "reach from -32768 to 32512, and 0 to 65535 can be shown"),
+        (np.arange(0, 256, dtype=np.int32) * 2**20, "and 0 to 65535 can be shown"),
+        (np.linspace(0, 1000, 256, dtype=np.float32), "reach from 0 to 1000, and 0 to 255 can be shown"),
+    ],
+)
+def test_greys_that_would_all_be_black_or_white_are_a_sentence(tmp_path: Path, greys: np.ndarray, said: str) -> None:
+    path = tmp_path / "a.tif"
+    Image.fromarray(greys.reshape(16, 16)).save(path)
+    with pytest.raises(UserError, match=rf"a\.tif: the greys of this picture of {said}" if "mode" in said else said):
+        opened(path)
+
+
+def test_a_picture_of_16_bits_that_is_black_is_black(tmp_path: Path) -> None:
+    assert is_flat(saved(tmp_path / "a.tif", Image.fromarray(np.zeros((8, 8), np.uint16))))
+
+
 def test_the_colours_of_print_are_those_of_the_screen(tmp_path: Path) -> None:
     found = saved(tmp_path / "a.jpg", Image.new("CMYK", (8, 8), (0, 255, 255, 0)), quality=95)
     assert np.allclose(found.getpixel((4, 4)), (255, 0, 0), atol=4)
