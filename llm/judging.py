@@ -14,7 +14,7 @@ from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue, whole
 from raftdiff.chat.kept import KeptReplies
 from raftdiff.errors import UserError
-from raftdiff.measures.statistics import Estimate, mean_std_ci
+from raftdiff.measures.statistics import Estimate, share
 from raftdiff.records.entries import Entry, of_evaluation
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Reward, Sample
@@ -112,15 +112,10 @@ def combine(first: Verdict, second: Verdict) -> Verdict:
     return "win" if points > 0 else "lose" if points < 0 else "tie"
 
 
-def win_lose_tie(
-    judge: Compare, prompts: Sequence[Prompt], before: Sequence[str], after: Sequence[str], *, seed: int = 0
-) -> Tally:
+def win_lose_tie(judge: Compare, prompts: Sequence[Prompt], before: Sequence[str], after: Sequence[str]) -> Tally:
     """Have the ``judge`` compare ``after`` with ``before`` at each prompt, in both orders.
 
     Each prompt counts as one independent case in the interval, so give each prompt once.
-
-    Args:
-        seed: of the bootstrap of the interval.
 
     Raises:
         UserError: not as many answers as prompts, or not as many verdicts as pairs.
@@ -145,7 +140,7 @@ def win_lose_tie(
         ties=decided.count("tie"),
         losses=decided.count("lose"),
         undecided=len(verdicts) - len(decided),
-        win_rate=mean_std_ci(np.array([(POINTS[verdict] + 1) / 2 for verdict in decided], dtype=np.float64), seed),
+        win_rate=share(np.array([(POINTS[verdict] + 1) / 2 for verdict in decided], dtype=np.float64)[:, None]),
         consistent=sum(agreed) / len(agreed) if agreed else math.nan,
         verdicts=verdicts,
     )

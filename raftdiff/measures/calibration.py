@@ -9,10 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from raftdiff.measures.statistics import Estimate, unit_length
+from raftdiff.measures.statistics import Estimate, unit_length, wilson
 
-Z = 1.959964
-"""Of the normal distribution, for 95%."""
 ROWS = 1024
 """Of the similarity matrix at once."""
 
@@ -50,10 +48,8 @@ def accuracy(d: Pairs) -> Estimate:
     if not n:
         return Estimate(np.nan, np.nan, (np.nan, np.nan), 0)
     p = float(right.mean())
-    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
-    half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
     std = float(right.std(ddof=1)) if n > 1 else 0.0
-    return Estimate(p, std, (max(0.0, float(middle - half)), min(1.0, float(middle + half))), n)
+    return Estimate(p, std, wilson(p, float(n)), n)
 
 
 def reliability(d: Pairs, bins: int = 10) -> list[Bin]:

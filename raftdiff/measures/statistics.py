@@ -12,6 +12,8 @@ from jaxtyping import Float
 from raftdiff.seeds import fold
 
 RESAMPLES = 4000
+Z = 1.959964
+"""Of the normal distribution, for 95%."""
 TINY = 1e-12
 
 Table = Float[np.ndarray, "prompts samples"]
@@ -56,6 +58,39 @@ def mean_std_ci(values: Table | Values, seed: int = 0, *, resamples: int = RESAM
     low, high = np.percentile(means, [2.5, 97.5])
     std = np.sqrt(squares.sum() / max(1, counts.sum() - 1))
     return Estimate(float(mean), float(std), (float(low), float(high)), int(counts.sum()))
+
+
+def share(values: Table) -> Estimate:
+    """How often answers of 1 (yes), 0 (no) and 0.5 (a tie) say yes, with an interval that holds for few answers too.
+
+    Wilson's (1927), so that one answer leaves nearly all open, and many that are alike still some: resampling them
+    would leave nothing. Answers to one prompt resemble each other, so it is taken for as many independent answers as
+    the spread from prompt to prompt tells (the effective sample size of Korn & Graubard 1998): as many as there are
+    prompts where it tells nothing, because all answers are alike or one prompt was asked about. Ties make the interval
+    somewhat too wide.
+    """
+    valid = ~np.isnan(values)
+    sums, counts = np.where(valid, values, 0.0).sum(axis=1, dtype=np.float64), valid.sum(axis=1)
+    n, prompts = int(counts.sum()), int((counts > 0).sum())
+    if not n:
+        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0)
+    p = float(sums.sum() / n)
+    variance = prompts / max(1, prompts - 1) * float(np.square(sums - p * counts).sum()) / n**2
+    unknown = prompts == 1 or p in (0.0, 1.0)
+    effective = float(prompts) if unknown else min(float(n), p * (1 - p) / max(variance, TINY))
+    std = float(np.sqrt(np.square(np.where(valid, values - p, 0.0)).sum() / max(1, n - 1)))
+    return Estimate(p, std, wilson(p, effective), n)
+
+
+def wilson(p: float, n: float) -> tuple[float, float]:
+    """Wilson's interval (1927) for a share ``p`` of ``n`` independent answers.
+
+    >>> [round(end, 2) for end in (*wilson(1.0, 1.0), *wilson(0.5, 100.0))]
+    [0.21, 1.0, 0.4, 0.6]
+    """
+    middle = (p + Z**2 / (2 * n)) / (1 + Z**2 / n)
+    half = Z / (1 + Z**2 / n) * np.sqrt(p * (1 - p) / n + Z**2 / (4 * n**2))
+    return max(0.0, float(middle - half)), min(1.0, float(middle + half))
 
 
 def paired_difference(before: Table, after: Table, seed: int = 0, *, resamples: int = RESAMPLES) -> Estimate:

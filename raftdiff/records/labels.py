@@ -225,16 +225,16 @@ class Tally(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """The same in sentences."""
-        said = [f"{self.choices} choices, {self.ties} of them ties; {self.vetoes} vetoed."]
-        if self.after_wins is not None:
-            said.append(f"After beats before in {_share(self.after_wins)} of {self.after_wins.n} pairs.")
-        if self.agreement is not None:
-            said.append(f"The reward agrees with people in {_share(self.agreement)} of {self.agreement.n} choices.")
+        said = [f"{_several(self.choices, 'choice')}, of them {_several(self.ties, 'tie')}; {self.vetoes} vetoed."]
+        if (wins := self.after_wins) is not None:
+            said.append(f"After beats before in {_share(wins)} of {_several(wins.n, 'pair')}.")
+        if (agreed := self.agreement) is not None:
+            said.append(f"The reward agrees with people in {_share(agreed)} of {_several(agreed.n, 'choice')}.")
         return said
 
 
 def tally(run: Run, raters: Sequence[Ballot]) -> Tally:
-    """The sums over these raters. Intervals are bootstrap intervals over prompts."""
+    """The sums over these raters. Shares and their intervals are ``statistics.share``."""
     choices = [choice for ballot in raters for choice in ballot.choices()]
     candidates = {name for it in choices for name in (it.left, it.right) if name.startswith("rounds/")}
     totals = {name: it.total for name, it in found(run, candidates).items() if it.total is not None}
@@ -280,6 +280,10 @@ def _preference(rater: str, better: Entry, worse: Entry) -> dict[str, Any]:
     }
 
 
+def _several(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def _share(found: statistics.Estimate) -> str:
     return f"{found.mean:.0%} (95% interval {found.ci95[0]:.0%} to {found.ci95[1]:.0%})"
 
@@ -289,7 +293,7 @@ def _estimate(by_prompt: Mapping[str, list[float]]) -> statistics.Estimate | Non
         return None
     width = max(map(len, by_prompt.values()))
     table = np.array([answers + [np.nan] * (width - len(answers)) for answers in by_prompt.values()])
-    return statistics.mean_std_ci(table)
+    return statistics.share(table)
 
 
 def _side(name: str) -> str:

@@ -41,7 +41,7 @@ def duration(seconds: float) -> str:
 def counted(number: int, what: str) -> str:
     """A number of things, in the singular where it is one.
 
-    >>> counted(1, "round"), counted(1200, "pair")
-    ('1 round', '1,200 pairs')
+    >>> counted(1, "round"), counted(1200, "pair"), counted(0, "loss")
+    ('1 round', '1,200 pairs', '0 losses')
     """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}s"
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"

@@ -159,8 +159,8 @@ def test_labels_prints_tallies_and_writes_the_preferences(
     Ballot(run, "bob").choose(pairs[0], "tie")
     assert main(["labels", str(finished), "--pairs", str(tmp_path / "pairs.jsonl")]) == 0
     out = capsys.readouterr().out
-    assert "ada: 1 choices, 0 of them ties" in out
-    assert "all: 2 choices, 1 of them ties" in out
+    assert "ada: 1 choice, of them 0 ties" in out
+    assert "all: 2 choices, of them 1 tie" in out
     (line,) = [json.loads(line) for line in (tmp_path / "pairs.jsonl").read_text().splitlines()]
     assert (line["chosen_file_name"], line["rejected_file_name"]) == (pairs[0].left, pairs[0].right)
 

@@ -147,7 +147,7 @@ def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
     status, out, _ = said(capsys, "labels", "run", "--pairs", "pairs.jsonl")
     assert status == 0
     assert "ada" not in out, "one rater needs no line apart"
-    assert "all: 1 choices, 0 of them ties; 1 vetoed." in out
+    assert "all: 1 choice, of them 0 ties; 1 vetoed." in out
     assert "pairs.jsonl: 1 preference\n" in out
     (line,) = [json.loads(one) for one in Path("pairs.jsonl").read_text().splitlines()]
     texts = {f"{row['prompt_id']}-{row['index']:03d}": row["text"] for row in run.round(0).rows()}

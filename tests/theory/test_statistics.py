@@ -8,9 +8,11 @@ from raftdiff.measures.statistics import (
     mean_pairwise_distance,
     mean_std_ci,
     paired_difference,
+    share,
     t_interval,
     t_quantile,
     vendi,
+    wilson,
     win_rate,
 )
 
@@ -164,3 +166,28 @@ def test_t_quantile_against_the_printed_table(degrees, known):
 def test_t_interval():
     assert t_interval(np.array([1.0, 2.0, 3.0])) == pytest.approx((2 - 4.3027 / 3**0.5, 2 + 4.3027 / 3**0.5), abs=1e-3)
     assert np.isnan(t_interval(np.array([1.0]))).all()
+
+
+@pytest.mark.parametrize("p", [0.5, 0.9])
+def test_the_interval_of_a_share_covers_it_whether_or_not_answers_to_a_prompt_resemble_each_other(rng, p):
+    """Of 20 prompts with 4 answers each; alike, they say no more than 20 answers do."""
+
+    def covers(table):
+        low, high = share(table).ci95
+        return low <= p <= high
+
+    apart = [(rng.random((20, 4)) < p).astype(float) for _ in range(400)]
+    alike = [np.repeat((rng.random((20, 1)) < p).astype(float), 4, axis=1) for _ in range(400)]
+    assert np.mean([covers(table) for table in apart]) >= 0.9
+    assert np.mean([covers(table) for table in alike]) >= 0.9
+
+
+def test_a_share_of_independent_answers_is_wilsons_and_of_answers_all_alike_that_of_as_many_prompts():
+    mixed = np.array([[1.0], [0.0], [1.0], [1.0], [0.5], [NAN]])
+    assert share(mixed).mean == pytest.approx(0.7)
+    assert share(mixed).ci95 == pytest.approx(wilson(0.7, 5.0))
+    assert share(np.ones((3, 7))).ci95 == wilson(1.0, 3.0)
+    assert share(np.array([[1.0, 0.0, 1.0]])).ci95 == wilson(2 / 3, 1.0), "one prompt tells nothing of others"
+    assert share(np.array([[1.0, 1.0], [0.0, 0.0]] * 4)).n == 16
+    assert np.isnan(share(np.full((2, 2), NAN)).ci95).all()
+    assert share(np.zeros((0, 1))).n == 0

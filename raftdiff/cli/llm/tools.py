@@ -100,10 +100,14 @@ def judge(args: argparse.Namespace) -> None:
     if not prompts:
         raise UserError(f"{run.path / folder}: the evaluation holds no answers; run: {command('eval', run.path)}")
     tally = win_lose_tie(_judge(args, run.path / folder / "replies.jsonl"), prompts, before, after)
-    low, high = tally.win_rate.ci95
-    print(f"{len(prompts)} prompts: {tally.wins} wins, {tally.ties} ties, {tally.losses} losses for the tuned model")
-    print(f"win rate {tally.win_rate.mean:.0%} (95% interval {low:.0%} to {high:.0%}, a tie counts half)")
-    print(f"judged alike in both orders: {tally.consistent:.0%}; without a verdict: {tally.undecided}")
+    told = f"{counted(tally.wins, 'win')}, {counted(tally.ties, 'tie')}, {counted(tally.losses, 'loss')}"
+    print(f"{counted(len(prompts), 'prompt')}: {told} for the tuned model")
+    if tally.win_rate.n:
+        low, high = tally.win_rate.ci95
+        print(f"win rate {tally.win_rate.mean:.0%} (95% interval {low:.0%} to {high:.0%}, a tie counts half)")
+        print(f"judged alike in both orders: {tally.consistent:.0%}; without a verdict: {tally.undecided}")
+    else:
+        print("no win rate: the judge gave no verdict")
 
 
 def _judge(args: argparse.Namespace, replies: Path) -> Compare:

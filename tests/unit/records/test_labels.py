@@ -238,6 +238,18 @@ def test_agreement_is_how_often_the_chosen_candidate_scored_higher(run: Run) -> 
     assert (found.agreement.mean, found.agreement.n) == (0.5, 2)
 
 
+def test_of_one_choice_nearly_all_is_open(run: Run) -> None:
+    """What a resampling would give, 100% to 100%, would be the surest figure there is."""
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 0, 3), "right")
+    ballot.choose(Pair("a cat", "eval/before/cat-000.png", "eval/after/cat-000.png"), "right")
+    assert tally(run, [ballot]).lines == [
+        "2 choices, of them 0 ties; 0 vetoed.",
+        "After beats before in 100% (95% interval 21% to 100%) of 1 pair.",
+        "The reward agrees with people in 100% (95% interval 21% to 100%) of 1 choice.",
+    ]
+
+
 def test_every_rater_has_a_ballot(run: Run) -> None:
     for rater in ("bob", "ada"):
         Ballot(run, rater).choose(pair("cat", 0, 1), "left")

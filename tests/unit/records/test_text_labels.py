@@ -178,7 +178,7 @@ def test_points_agreement_and_wins_are_counted_as_for_pictures(run: Run) -> None
     assert said.after_wins is not None
     assert (said.agreement.mean, said.agreement.n) == (0.5, 2)
     assert said.after_wins.mean == 0.75
-    assert said.lines[0] == "4 choices, 1 of them ties; 1 vetoed."
+    assert said.lines[0] == "4 choices, of them 1 tie; 1 vetoed."
 
 
 def test_as_a_reward_people_rank_answers_and_a_veto_discards(run: Run) -> None:

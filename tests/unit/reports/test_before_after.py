@@ -14,6 +14,7 @@ from PIL import Image
 from raftdiff.errors import UserError
 from raftdiff.reports.before_after import BeforeAfter, Candidate, headline, remarks, write_report
 from raftdiff.reports.curve import curve_svg
+from raftdiff.reports.tables import rows
 
 VOID = {"meta", "img", "br", "hr", "input", "link"}
 NAN = float("nan")
@@ -289,3 +290,13 @@ def test_signs_of_trouble_stand_at_the_top(write):
 def test_no_curve_without_figures():
     assert curve_svg([]) == ""
     assert curve_svg([{"mean": None}]) == ""
+
+
+def test_a_difference_of_one_pair_has_no_interval_and_no_verdict():
+    """Resampling one value gives it back: an interval of no width, which would call any difference sure."""
+    one = change(1.0, 2.0, 0.0)
+    one["difference"]["n"] = 1
+    evaluation = {"rewards": {"clip": one, "jpeg": change(1.0, 2.0, 0.1)}, "judge": {}, "diversity": None, "drift": {}}
+    alone, several = rows(evaluation)
+    assert (alone.ci95, alone.verdict, alone.difference) == (None, "", 1.0)
+    assert (several.ci95, several.verdict) == ((0.9, 1.1), "better")
