@@ -7,7 +7,8 @@
 # check   the GPU tests (150 s)
 # speed   the GPU rows of docs/performance.md (3 minutes)
 # train   emoji-sd trained on from its weights, the best kept by the judge (6 minutes)
-# scenes  scene-sd and scene-judge trained from scratch (7 minutes)
+# scenes  scene-sd trained on from its weights, scene-judge and scene-clip from scratch (7 minutes); with
+#         OPTIONS=--fresh all from scratch, with OPTIONS=--measure what lies in $OUT is measured
 #
 # A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
 # failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status

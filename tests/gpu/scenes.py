@@ -1,9 +1,11 @@
-"""scene-sd and its judge from scratch, in one go: each part learns in a process of its own on the one GPU.
+"""scene-sd, its judge and its reward in one go: each part learns in a process of its own on the one GPU.
 
-The autoencoder comes first. Meanwhile the judge begins, at a fraction of the device, and the U-Net's process compiles
-itself; when the autoencoder is finished both take it up. The weights lie in the folder of results whole at any time,
-renewed every so often, so that a killed step loses little. Whenever the U-Net's are renewed a contact sheet of 64
-captions is drawn and judged; at the end everything is measured.
+From the weights that ship: the decoder, the U-Net and the text encoder are trained on. With ``--fresh`` from scratch:
+the autoencoder comes first; meanwhile the judge and the reward begin, at a fraction of the device, and the U-Net's
+process compiles itself; when the autoencoder is finished all take it up. Judge and reward always begin from scratch.
+The weights lie in the folder of results whole at any time, renewed every so often, so that a killed step loses little.
+Whenever the U-Net's are renewed a contact sheet of 64 captions is drawn and judged; at the end everything is measured.
+With ``--measure`` nothing is trained, and what lies in the folder of results is measured.
 """
 
 import argparse
@@ -20,17 +22,19 @@ from typing import Any
 import torch
 
 from raftdiff.diffusion.models.quiet import quietly
+from raftdiff.embedded import folder
 from raftdiff.embedded.emoji.art import SHEET
 from raftdiff.embedded.emoji.measure import sample
+from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
 from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
-from raftdiff.embedded.scenes.measure import art, contact_sheet, model, open_pipeline
-from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished
+from raftdiff.embedded.scenes.measure import Reward, art, contact_sheet, model, open_pipeline
+from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, take_apart
 from raftdiff.embedded.scenes.world import draw
 from raftdiff.errors import UserError
 
 Figures = Iterator[dict[str, Any]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-CODE = "raftdiff.embedded.scenes"
+CODE = "raftdiff.embedded.scenes.training"
 LOG = "log.txt"
 
 
@@ -39,18 +43,23 @@ class Size:
     """How much of everything; seconds count from the beginning of the step, those of the end back from its limit."""
 
     vae_until: float = 0.29
-    """Share of the whole time."""
-    unet_until: float = 48.0
+    """Share of the whole time; where only the decoder learns, a share of 0.17."""
+    unet_until: float = 40.0
     """Seconds before the end."""
-    judge_until: float = 55.0
+    judge_until: float = 0.55
+    """Share of the whole time."""
+    clip_until: float = 0.7
     grace: float = 25.0
     """Seconds that the U-Net may go on compiling when the autoencoder is finished."""
     vae: tuple[str, ...] = ("--batch=96",)
     judge: tuple[str, ...] = ("--batch=256", "--duty=0.4", "--seed=7")
+    clip: tuple[str, ...] = ("--batch=512", "--duty=0.4", "--seed=3")
     unet: tuple[str, ...] = ("--batch=512", "--pool=131072", "--scenes=300000", "--save-every=35")
     compiled: bool = True
     prompts: int = 96
     """Captions of a choice that are measured, 8 candidates each."""
+    guidance: tuple[float, ...] = (3.0, 1.0, 5.0, 2.0, 7.5)
+    seeds: tuple[int, ...] = (0, 1, 2)
     sheet: int = 64
     art: int = 1024
     steps: int = 12
@@ -61,16 +70,21 @@ class Size:
 SMALL = Size(
     vae=("--batch=2", "--most=2"),
     judge=("--batch=4", "--most=2", "--seed=7"),
+    clip=("--batch=8", "--most=2", "--seed=3"),
     unet=("--batch=4", "--pool=8", "--scenes=40", "--most=2"),
     compiled=False,
     prompts=2,
+    guidance=(3.0,),
+    seeds=(0,),
     sheet=8,
     art=8,
     steps=1,
     at_once=8,
     grace=200,
 )
-GUIDANCE = (3.0, 1.0, 5.0, 7.5)
+DECODER_UNTIL = 0.17
+RATE_AGAIN = 7e-4
+"""Peak learning rate of a U-Net that has learnt already."""
 
 
 def figures(given: argparse.Namespace) -> Figures:
@@ -83,6 +97,11 @@ def figures(given: argparse.Namespace) -> Figures:
         raise UserError(f"{given.pack / SHEET} is missing: run tests/gpu/pack.sh where there is a network.")
     size = SMALL if given.small else Size()
     torch.set_float32_matmul_precision("high")
+    if given.measure:
+        yield from conclude(given, size)
+        return
+    if not given.fresh:
+        take_apart(folder("scene-sd"), given.out)
     with tempfile.TemporaryDirectory() as scratch, (given.out / LOG).open("a") as log, quietly():
         crew = Crew(given, size, Path(scratch) / "ready", log)
         try:
@@ -98,21 +117,25 @@ class Crew:
     def __init__(self, given: argparse.Namespace, size: Size, ready: Path, log: Any) -> None:
         self._given, self._size, self._ready, self._log = given, size, ready, log
         began = given.deadline - given.seconds
-        self.vae_until = began + size.vae_until * given.seconds
+        self.vae_until = began + (size.vae_until if given.fresh else DECODER_UNTIL) * given.seconds
         self.unet_until = given.deadline - size.unet_until
-        self._judge_until = given.deadline - size.judge_until
         self._waited: float | None = None
         self._again = False
-        self.vae = self._start("train_vae", self.vae_until, size.vae)
-        self.judge = self._start("train_judge", self._judge_until, size.judge)
+        self.vae = self._start_vae(self.vae_until)
+        self.judge = self._start("judge", began + size.judge_until * given.seconds, size.judge)
+        self.clip = self._start("clip", began + size.clip_until * given.seconds, size.clip)
         self.unet = self._start_unet(compiled=size.compiled)
 
+    def _start_vae(self, until: float) -> Any:
+        return self._start("vae", until, [*self._size.vae, *([] if self._given.fresh else ["--decoder"])])
+
     def _start_unet(self, *, compiled: bool) -> Any:
-        rate = [f"--rate={self._given.rate}"] if self._given.rate else []
+        again = [] if self._given.fresh else ["--resume", f"--rate={RATE_AGAIN}"]
+        rate = [*again, f"--rate={self._given.rate}"] if self._given.rate else again
         batch = [f"--batch={self._given.batch}"] if self._given.batch else []
         how = ["--compile"] if compiled else []
         options = [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"]
-        return self._start("train_unet", self.unet_until, options)
+        return self._start("unet", self.unet_until, options)
 
     def _start(self, script: str, until: float, options: Any) -> Any:
         folders = [f"--cache={self._given.pack}", f"--out={self._given.out}", f"--device={DEVICE}"]
@@ -126,9 +149,10 @@ class Crew:
         """Mend what went wrong; a sentence when something did."""
         if self.vae.poll() is not None and not finished(self._given.out / VAE) and not self._again:
             self._again = True
-            self.vae = self._start("train_vae", max(time.time() + 60, self.vae_until), self._size.vae)
+            self.vae = self._start_vae(max(time.time() + 60, self.vae_until))
             return f"the autoencoder's training ended with {self.vae.returncode}; begun again."
-        if finished(self._given.out / VAE) and not self._ready.exists() and self.unet.poll() is None:
+        alone = self.vae.poll() is not None and finished(self._given.out / VAE)
+        if alone and not self._ready.exists() and self.unet.poll() is None:
             self._waited = self._waited or time.time()
             if time.time() - self._waited > self._size.grace:
                 self._waited = time.time() + 1e9
@@ -145,10 +169,10 @@ class Crew:
 
     def busy(self) -> bool:
         late = time.time() > self.unet_until + 9
-        return not late and (self.unet.poll() is None or self.judge.poll() is None)
+        return not late and any(process.poll() is None for process in (self.unet, self.judge, self.clip))
 
     def end(self) -> None:
-        for process in (self.vae, self.judge, self.unet):
+        for process in (self.vae, self.judge, self.clip, self.unet):
             if process.poll() is None:
                 process.kill()
                 process.wait()
@@ -185,7 +209,7 @@ def look(given: argparse.Namespace, size: Size) -> Figures:
 
 def conclude(given: argparse.Namespace, size: Size) -> Figures:
     """Everything measured, for as long as there is time."""
-    for name in (VAE, UNET, TEXT, WEIGHTS):
+    for name in (VAE, UNET, TEXT, WEIGHTS, CLIP):
         if not finished(given.out / name):
             yield {"name": name, "failed": f"{name} was not finished in time; see {LOG}."}
     if not all((given.out / name).is_file() for name in (VAE, UNET, TEXT)):
@@ -200,10 +224,10 @@ def conclude(given: argparse.Namespace, size: Size) -> Figures:
     judge = SceneJudge(given.out, DEVICE)
     for record in art(given.pack, given.out, judge, prompts=size.art, device=DEVICE):
         yield {"name": f"judge on {record['pictures']}", "value": record["exact"], "unit": "share exact", "all": record}
-    for record in model(
-        pipeline, judge, prompts=size.prompts, guidance=GUIDANCE, steps=size.steps, at_once=size.at_once
-    ):
-        name = f"{record['captions']}, guidance {record['guidance']:g}"
+    reward = Reward(given.out, DEVICE) if (given.out / CLIP).is_file() else None
+    how: dict[str, Any] = {"steps": size.steps, "at_once": size.at_once, "seeds": size.seeds}
+    for record in model(pipeline, judge, reward, prompts=size.prompts, guidance=size.guidance, **how):
+        name = f"{record['captions']}, guidance {record['guidance']:g}, seed {record['seed']}"
         yield {"name": name, "value": record["exact"], "unit": "share exact", "all": record}
         if time.time() > given.deadline - size.spare:
             yield {"name": "measuring", "value": "cut short, the time is over", "unit": "note"}

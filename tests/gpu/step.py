@@ -31,6 +31,8 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=360.0, help="the step is killed then (default: %(default)s)")
     parser.add_argument("--batch", type=int, help="train, scenes: pictures a step")
     parser.add_argument("--rate", type=float, help="train, scenes: peak learning rate")
+    parser.add_argument("--fresh", action="store_true", help="scenes: from scratch, not from the weights that ship")
+    parser.add_argument("--measure", action="store_true", help="scenes: measure the weights in the folder of results")
     given = parser.parse_args(argv)
     given.deadline = STARTED + given.seconds
     return given

@@ -1,4 +1,4 @@
 """The world of scenes: one to four emoji in a picture, with counts, relations, sizes, styles, colours and grounds.
 
-``world`` says what a caption means; ``train_*`` and ``measure`` are commands.
+``world`` says what a caption means; ``measure`` and the modules of ``training`` are commands.
 """

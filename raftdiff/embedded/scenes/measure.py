@@ -4,13 +4,16 @@
 
 ``RESULTS`` holds what the training scripts wrote. Figures: what the judge makes of the art and of its passage through
 the autoencoder; and of the model's pictures, seen and held-out captions apart, 8 candidates a caption: the mean, the
-share of captions with a right one, and the share with all right, for each guidance.
+share of captions with a right one, and the share with all right, for each guidance and each seed. Where there is a
+reward: how often its best and its worst of 8 are right, and the Vendi score within a caption.
 """
 
 import argparse
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +25,15 @@ from torch import Tensor
 from raftdiff.embedded.emoji import measure
 from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.emoji.measure import sample
+from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
+from raftdiff.embedded.scenes.clip import assemble as assemble_clip
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.judge import SceneJudge, Verdicts, right_of
 from raftdiff.embedded.scenes.layout import SIZE
 from raftdiff.embedded.scenes.networks import VAE, assemble, load_vae
 from raftdiff.embedded.scenes.rows import to_rows
 from raftdiff.embedded.scenes.world import KINDS, Scene, draw
+from raftdiff.measures.statistics import vendi
 
 Record = dict[str, Any]
 CANDIDATES = 8
@@ -41,12 +47,53 @@ def open_pipeline(results: Path, device: str, dtype: torch.dtype) -> Any:
         return measure.open_pipeline(assemble(results, Path(scratch) / "scene-sd"), device, dtype)
 
 
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What the reward makes of pictures and their captions."""
+
+    features: np.ndarray
+    """(pictures, d), of unit length."""
+    scores: np.ndarray
+    """Cosine of picture and caption; higher is better."""
+
+
+class Reward:
+    """The scene-clip of a folder of results."""
+
+    def __init__(self, results: Path, device: str) -> None:
+        import open_clip
+
+        with tempfile.TemporaryDirectory() as scratch:
+            name = f"local-dir:{assemble_clip(results, Path(scratch) / 'scene-clip')}"
+            model, _, self._transform = open_clip.create_model_and_transforms(name)
+            self._tokenizer = open_clip.get_tokenizer(name)
+        self._model, self._device = model.to(device).float().eval(), device
+
+    @torch.no_grad()
+    def look(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Seen:
+        features, texts = [], []
+        for start in range(0, len(images), 256):
+            pixels = torch.stack([self._transform(image) for image in images[start : start + 256]])
+            features.append(self._model.encode_image(pixels.to(self._device), normalize=True))
+            tokens = self._tokenizer(list(captions[start : start + 256])).to(self._device)
+            texts.append(self._model.encode_text(tokens, normalize=True))
+        one, other = torch.cat(features), torch.cat(texts)
+        return Seen(one.cpu().numpy(), (one * other).sum(dim=1).cpu().numpy())
+
+
 def candidates(
-    pipeline: Any, captions: Sequence[str], *, steps: int, guidance: float, at_once: int, count: int = CANDIDATES
+    pipeline: Any,
+    captions: Sequence[str],
+    *,
+    steps: int,
+    guidance: float,
+    at_once: int,
+    seed: int = 0,
+    count: int = CANDIDATES,
 ) -> tuple[list[Image.Image], list[str]]:
     """``count`` pictures for each caption, and the caption of each picture; a caption's stand together."""
     each = [caption for caption in captions for _ in range(count)]
-    return sample(pipeline, each, steps=steps, guidance=guidance, seed=0, at_once=at_once), each
+    return sample(pipeline, each, steps=steps, guidance=guidance, seed=seed, at_once=at_once), each
 
 
 def spread(verdicts: Verdicts, count: int = CANDIDATES) -> dict[str, float]:
@@ -56,6 +103,22 @@ def spread(verdicts: Verdicts, count: int = CANDIDATES) -> dict[str, float]:
     return {name: round(float(value), 4) for name, value in means.items()}
 
 
+def chosen(verdicts: Verdicts, seen: Seen, count: int = CANDIDATES) -> dict[str, float]:
+    """How often the reward's best and worst of a caption's pictures are right, and how much these differ.
+
+    ``closed``: the share of the way from the mean to the captions with a right picture that its best goes.
+    """
+    exact, scores = verdicts["exact"].reshape(-1, count), seen.scores.reshape(-1, count)
+    rows = np.arange(len(exact))
+    best, worst = exact[rows, scores.argmax(axis=1)].mean(), exact[rows, scores.argmin(axis=1)].mean()
+    way = exact.any(axis=1).mean() - exact.mean()
+    within = np.mean([vendi(part) for part in seen.features.reshape(len(exact), count, -1)])
+    found = {"best": best, "worst": worst, "vendi": within}
+    if way:
+        found["closed"] = (best - exact.mean()) / way
+    return {name: round(float(value), 4) for name, value in found.items()}
+
+
 def by_kind(verdicts: Verdicts, scenes: Sequence[Scene], count: int = CANDIDATES) -> dict[str, float]:
     """``exact`` for each kind of caption."""
     exact, kinds = verdicts["exact"].reshape(-1, count), np.array([scene.kind for scene in scenes])
@@ -63,18 +126,25 @@ def by_kind(verdicts: Verdicts, scenes: Sequence[Scene], count: int = CANDIDATES
 
 
 def model(
-    pipeline: Any, judge: SceneJudge, *, prompts: int, guidance: Sequence[float], steps: int, at_once: int
+    pipeline: Any,
+    judge: SceneJudge,
+    reward: Reward | None,
+    *,
+    prompts: int,
+    guidance: Sequence[float],
+    steps: int,
+    at_once: int,
+    seeds: Sequence[int] = (0,),
 ) -> Iterator[Record]:
-    """A record for each choice of captions and guidance."""
-    for held_out in (False, True):
+    """A record for each seed, choice of captions and guidance."""
+    for seed, held_out, strength in product(seeds, (False, True), guidance):
         scenes = draw(prompts, seed=SEED, held_out=held_out)
-        for strength in guidance:
-            images, each = candidates(
-                pipeline, [scene.caption for scene in scenes], steps=steps, guidance=strength, at_once=at_once
-            )
-            found = judge.judge(images, each)
-            settings = {"captions": "held out" if held_out else "seen", "guidance": strength, "steps": steps}
-            yield {**settings, **spread(found), **right_of(found), **by_kind(found, scenes)}
+        captions = [scene.caption for scene in scenes]
+        images, each = candidates(pipeline, captions, steps=steps, guidance=strength, at_once=at_once, seed=seed)
+        found = judge.judge(images, each)
+        settings = {"captions": "held out" if held_out else "seen", "guidance": strength, "steps": steps, "seed": seed}
+        ranked = chosen(found, reward.look(images, each)) if reward else {}
+        yield {**settings, **spread(found), **ranked, **right_of(found), **by_kind(found, scenes)}
 
 
 @torch.no_grad()
@@ -135,6 +205,7 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=48, help="captions of each choice (default: %(default)s)")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 5.0, 7.5])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling")
     parser.add_argument("--sheet", type=Path, help="where a contact sheet of 64 captions goes")
     parser.add_argument("--folder", type=Path, help="where the pipeline goes, as a folder that raftdiff loads")
     parser.add_argument("--only", choices=["art", "model", "sheet"], help="no more than this")
@@ -153,7 +224,9 @@ def main() -> None:
         count = max(256, given.prompts)
         tell(art(given.cache, given.results, judge, prompts=count, device=given.device))
     if given.only != "art":
-        tell(model(pipeline, judge, prompts=given.prompts, guidance=given.guidance, **how))
+        reward = Reward(given.results, given.device) if (given.results / CLIP).is_file() else None
+        chosen_by = {"prompts": given.prompts, "guidance": given.guidance, "seeds": given.seeds}
+        tell(model(pipeline, judge, reward, **chosen_by, **how))
 
 
 def tell(records: Iterator[Record]) -> None:

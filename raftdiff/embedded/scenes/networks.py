@@ -1,9 +1,10 @@
 """The parts of scene-sd, untrained, and their files: as Stable Diffusion's, small enough for two processor cores."""
 
+import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import torch
 from safetensors import safe_open
@@ -120,12 +121,36 @@ def load_vae(path: Path, device: str = "cpu") -> Any:
     return vae.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
 
 
+@final
+class Newest:
+    """The autoencoder that a file holds, once its training is over; read again when the file is renewed."""
+
+    def __init__(self, path: Path, device: str) -> None:
+        self._path, self._device = path, device
+        self._written, self._vae = 0.0, None
+
+    def look(self) -> Any:
+        """The autoencoder, or None as long as there is none."""
+        if finished(self._path) and (written := self._path.stat().st_mtime) > self._written:
+            self._written, self._vae = written, load_vae(self._path, self._device)
+        return self._vae
+
+
 def finished(path: Path) -> bool:
     """Whether the file is there, and its training is over."""
     if not path.is_file():
         return False
     with safe_open(path, framework="pt") as file:
         return (file.metadata() or {}).get("finished") == "yes"
+
+
+def take_apart(folder: Path, results: Path) -> None:
+    """The weights of a pipeline's folder as the files that the training scripts go on from; `assemble` turned back."""
+    scale = json.loads((folder / "vae" / "config.json").read_text())["scaling_factor"]
+    parts = (("vae", "diffusion_pytorch_model", VAE), ("unet", "diffusion_pytorch_model", UNET))
+    for part, name, file in (*parts, ("text_encoder", "model", TEXT)):
+        weights = load_file(folder / part / f"{name}.safetensors")
+        write(results / file, weights, finished="yes", **({"scaling_factor": str(scale)} if file == VAE else {}))
 
 
 def assemble(results: Path, folder: Path) -> Path:

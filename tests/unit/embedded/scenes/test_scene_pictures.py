@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff.embedded.scenes import train_judge
 from raftdiff.embedded.scenes.data import FLAWS, Painter
 from raftdiff.embedded.scenes.judge import Network, ground_by_pixel, loss
 from raftdiff.embedded.scenes.layout import MIDDLE, SIZE
 from raftdiff.embedded.scenes.measure import to_images
 from raftdiff.embedded.scenes.rows import to_rows
+from raftdiff.embedded.scenes.training import judge as judging
 from raftdiff.embedded.scenes.world import OBJECTS, draw
 
 
@@ -67,7 +67,7 @@ def test_lessons_of_the_judge_are_painted_whatever_computes_around(art: np.ndarr
     torch.manual_seed(0)
     painter = Painter(art, seed=0, held_out=True)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        batch, pictures, coloured = train_judge.lesson(painter, None, to_rows(draw(40, seed=3)))
+        batch, pictures, coloured = judging.lesson(painter, None, to_rows(draw(40, seed=3)))
     assert pictures.dtype == torch.float32
     grey = (pictures == pictures[:, :1]).flatten(1).all(dim=1)
     assert 0 < int(grey.sum()) < 40

@@ -1,9 +1,12 @@
 """Train the autoencoder of scene-sd: 80 px pictures to 20 x 20 latents of four channels and back.
 
-    python -m raftdiff.embedded.scenes.train_vae --minutes 60
+    python -m raftdiff.embedded.scenes.training.vae --minutes 60
 
 The autoencoder is the ceiling of everything else. The loss is L1 on pixels and on their differences to the neighbours,
 near and two apart, which is what keeps edges sharp, and a small pull of the latents towards a standard normal.
+
+With ``--decoder`` only the decoder learns, from the weights that are there: the latents stay what they are, and with
+them all that other networks learnt of them.
 """
 
 import time
@@ -15,7 +18,7 @@ from torch import Tensor
 
 from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
-from raftdiff.embedded.scenes.networks import VAE, build_vae, write
+from raftdiff.embedded.scenes.networks import VAE, build_vae, read, write
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
 from raftdiff.embedded.training import Average, prepare, update
@@ -46,14 +49,24 @@ def scale(vae: Any, pictures: Tensor) -> float:
     return round(1 / float(vae.encode(pictures).latent_dist.sample().std()), 4)
 
 
-def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed: int, device: str) -> Any:
-    """Train until the clock says stop; ``out`` has the average's weights, now and then and at the end."""
+def train(
+    cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed: int, device: str, decoder: bool = False
+) -> Any:
+    """Train until the clock says stop; ``out`` has the average's weights, now and then and at the end.
+
+    With ``decoder``, its decoder alone, from the weights in ``out``.
+    """
     prepare(seed)
     torch.backends.cudnn.benchmark = True
     painter = Painter(art_sheet(cache), seed=seed, device=device)
     rows = random_rows(SCENES if device == "cuda" else 2000, seed=seed, held_out=False)[0].to(device)
-    vae = build_vae().to(device, memory_format=torch.channels_last)
-    weights = list(vae.parameters())
+    vae = build_vae()
+    factor = float(read(out / VAE, vae)["scaling_factor"]) if decoder else None
+    vae.to(device, memory_format=torch.channels_last)
+    if decoder:
+        vae.encoder.requires_grad_(False)
+        vae.quant_conv.requires_grad_(False)
+    weights = [weight for weight in vae.parameters() if weight.requires_grad]
     average = Average({"vae": vae}, decay=0.998)
     optimizer, guard = adamw(weights, peak, 1e-4, device), Guard({"vae": vae}, average)
     looked = time.time()
@@ -77,25 +90,29 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
                 optimizer = adamw(weights, peak, 1e-4, device)
         if time.time() - looked > 25:
             looked = time.time()
-            save(out, vae, average, painter, rows, finished=False)
-    return save(out, vae, average, painter, rows, finished=True)
+            save(out, average, painter, rows, finished=decoder, factor=factor)
+    return save(out, average, painter, rows, finished=True, factor=factor)
 
 
-def save(out: Path, vae: Any, average: Average, painter: Painter, rows: Tensor, *, finished: bool) -> Any:
-    """The average as a file; returns it as a module."""
+def save(
+    out: Path, average: Average, painter: Painter, rows: Tensor, *, finished: bool, factor: float | None = None
+) -> Any:
+    """The average as a file, with ``factor`` as the scale of its latents or their own; returns it as a module."""
     best = build_vae().to(painter.device)
     average.copy_to({"vae": best})
     best.eval().requires_grad_(False)
-    factor = scale(best, painter.paint(rows[:512]).pictures)
+    factor = factor or scale(best, painter.paint(rows[:512]).pictures)
     best.register_to_config(scaling_factor=factor)
     write(out / VAE, best.state_dict(), scaling_factor=str(factor), finished="yes" if finished else "no")
     return best
 
 
 def main() -> None:
-    given = options(__doc__, minutes=60, batch=16, rate=PEAK_RATE).parse_args()
-    clock = Clock(given)
-    train(given.cache, given.out, clock, batch=given.batch, peak=given.rate, seed=given.seed, device=given.device)
+    parser = options(__doc__, minutes=60, batch=16, rate=PEAK_RATE)
+    parser.add_argument("--decoder", action="store_true", help="train the decoder alone, from the weights there")
+    given = parser.parse_args()
+    how = {"batch": given.batch, "peak": given.rate, "seed": given.seed, "device": given.device}
+    train(given.cache, given.out, Clock(given), **how, decoder=given.decoder)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Train scene-judge, the held-out detector, on scenes clean, spoilt and rebuilt by the autoencoder.
 
-    python -m raftdiff.embedded.scenes.train_judge --minutes 60 --seed 7
+    python -m raftdiff.embedded.scenes.training.judge --minutes 60 --seed 7
 
 A part of the objects is made unrecognisable, and nothing is to be found there: the judge is to be strict. It begins
 without the autoencoder, and takes up its pictures as soon as its file is finished.
@@ -18,7 +18,7 @@ from torch import Tensor
 from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.scenes.data import Batch, Painter, Pictures
 from raftdiff.embedded.scenes.judge import WEIGHTS, Network, loss, peaks
-from raftdiff.embedded.scenes.networks import VAE, finished, load_vae, write
+from raftdiff.embedded.scenes.networks import VAE, Newest, write
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.rules import verdicts
 from raftdiff.embedded.scenes.world import parse
@@ -70,12 +70,11 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
     weights = list(network.parameters())
     average = Average({"judge": network}, decay=0.998)
     optimizer, guard = adamw(weights, peak, 0.02, device), Guard({"judge": network}, average)
-    vae, looked = None, time.time()
+    newest, vae, looked = Newest(out / VAE, device), None, time.time()
     clock.restart()
     for step, progress in clock.steps():
-        if vae is None and step % 20 == 0 and finished(out / VAE):
-            vae = load_vae(out / VAE, device)
-            print(f"judge: the autoencoder is there after {clock.spent():.0f} s", flush=True)
+        if step % 50 == 0:
+            vae = newest.look()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             shown, pictures, coloured = lesson(painter, vae, rows[torch.randint(len(rows), (batch,), device=device)])
             found = loss(network, shown, pictures.contiguous(memory_format=torch.channels_last), coloured)

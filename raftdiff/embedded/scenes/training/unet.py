@@ -1,6 +1,6 @@
 """Train the U-Net and the text encoder of scene-sd, jointly and from scratch, on the latents of its autoencoder.
 
-    python -m raftdiff.embedded.scenes.train_unet --minutes 600
+    python -m raftdiff.embedded.scenes.training.unet --minutes 600
 
 Zero terminal SNR, v-prediction and trailing spacing (Lin et al. 2023, arXiv:2305.08891). Captions are as those of the
 web: most are plain, some boast, and a part of the pictures are spoilt, mostly without saying so. The hold-outs of

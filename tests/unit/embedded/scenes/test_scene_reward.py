@@ -1,0 +1,115 @@
+"""The reward of scenes learns from neighbours that no picture shows together, and from mush that fits no caption."""
+
+import random
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raftdiff.embedded import folder
+from raftdiff.embedded.scenes.data import Painter
+from raftdiff.embedded.scenes.measure import Seen, chosen
+from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, load_vae, take_apart
+from raftdiff.embedded.scenes.rows import LOOKS, to_rows
+from raftdiff.embedded.scenes.rules import Found, verdicts
+from raftdiff.embedded.scenes.tokens import build_tokenizer
+from raftdiff.embedded.scenes.training.clip import contrast, groups, lesson
+from raftdiff.embedded.scenes.training.neighbours import GROUP, group
+from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
+
+
+@pytest.fixture(scope="module")
+def art(sheet: np.ndarray) -> np.ndarray:
+    return np.ascontiguousarray(sheet[:, :, ::2, ::2])
+
+
+def test_a_picture_of_a_scene_is_wrong_for_each_of_its_neighbours(art: np.ndarray) -> None:
+    rng = random.Random(0)
+    scenes = draw(160, seed=5, held_out=None)
+    batch = Painter(art, seed=0, held_out=True).paint(to_rows(scenes))
+    for row, scene in enumerate(scenes):
+        places = [place for place in range(4) if batch.objects[row, place] >= 0]
+        found = [
+            Found(
+                OBJECTS[int(batch.objects[row, place])],
+                LOOKS[int(batch.looks[row, place])],
+                *batch.layout.centre[row, place].tolist(),
+                float(batch.layout.size[row, place]),
+                1.0,
+            )
+            for place in places
+        ]
+        ground = tuple(GROUNDS)[int(batch.grounds[row])]
+        first, *others = group(rng, scene)
+        assert first == scene
+        assert len({first, *others}) == GROUP
+        assert verdicts(scene, found, ground)["exact"], scene.caption
+        for other in others:
+            assert parse(other.caption) == other
+            assert not verdicts(other, found, ground)["exact"], f"{scene.caption} / {other.caption}"
+
+
+def test_neighbours_are_of_every_kind_that_a_caption_gives() -> None:
+    scene = Scene((Part("cat", style="cartoon"), Part("fox", style="sketched", colour="red")), "left of", "white")
+    seen = {one.caption for seed in range(200) for one in group(random.Random(seed), scene)}
+    told = {
+        "a cartoon cat right of a red sketched fox on a white background",
+        "a red sketched cat left of a cartoon fox on a white background",
+        "a cartoon cat left of a blue sketched fox on a white background",
+        "a cartoon cat left of a cartoon fox on a white background",
+        "a cartoon cat left of a red sketched fox on a pink background",
+        "a cartoon crab left of a red sketched fox on a white background",
+    }
+    assert told <= seen
+    counted = Scene((Part("cat", count=1), Part("fox", count=3)))
+    seen = {one.caption for seed in range(60) for one in group(random.Random(seed), counted)}
+    assert {"three cats and a fox", "a cat and two foxes"} <= seen
+    assert "two cats and three foxes" not in seen  # five in all
+
+
+def test_mush_is_one_more_negative_of_every_text_and_what_is_whole_is_none() -> None:
+    texts, scale = torch.eye(2), torch.tensor(3.0)
+    plain = float(np.log1p(np.exp(-3.0)))
+    both = torch.tensor([True, True])
+    assert contrast(torch.eye(2), texts, scale, both).item() == pytest.approx(plain)
+    images = torch.cat([torch.eye(2), texts[:1]])
+    whole, spoilt = torch.tensor([True, True, True]), torch.tensor([True, True, False])
+    assert contrast(images, texts, scale, whole).item() == pytest.approx(plain)
+    # text 0: itself and mush at e^3, the other at 1; text 1: itself at e^3, two at 1
+    first, second = np.log((2 * np.exp(3) + 1) / np.exp(3)), np.log((np.exp(3) + 2) / np.exp(3))
+    assert contrast(images, texts, scale, spoilt).item() == pytest.approx(((first + second) / 2 + plain) / 2)
+
+
+def test_a_lesson_holds_whole_groups_and_says_which_pictures_are_spoilt(art: np.ndarray) -> None:
+    torch.manual_seed(0)
+    drawn = groups(build_tokenizer(), 10, seed=0, device="cpu")
+    rows, tokens = drawn.draw(32)
+    assert (rows.shape, tokens.shape[0]) == ((32, 12), 32)
+    known = drawn.rows.view(-1, GROUP, 12)
+    assert all(any(torch.equal(part, one) for one in known) for part in rows.view(-1, GROUP, 12))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        shown, pictures, fits = lesson(Painter(art, seed=0, held_out=True), None, rows)
+    assert (len(shown.pictures), len(pictures), pictures.dtype) == (32, 40, torch.float32)
+    assert fits[:32].all()
+    assert not fits[32:].all()
+
+
+def test_the_best_and_the_worst_are_the_rewards_choice() -> None:
+    exact = np.array([1, 0, 0, 0, 1, 1, 0, 0, 0], dtype=float)
+    scores = np.array([3, 2, 1, 1, 2, 3, 1, 2, 3], dtype=float)
+    features = np.concatenate([np.eye(3), np.eye(3), np.ones((3, 3))])
+    told = chosen({"exact": exact}, Seen(features, scores), count=3)
+    assert told == {"best": 0.6667, "worst": 0.0, "closed": 1.0, "vendi": pytest.approx(7 / 3, abs=1e-3)}
+    assert "closed" not in chosen({"exact": np.zeros(9)}, Seen(features, scores), count=3)
+
+
+def test_the_shipped_pipeline_comes_apart_into_what_training_goes_on_from(tmp_path: Path) -> None:
+    take_apart(folder("scene-sd"), tmp_path)
+    assert all(finished(tmp_path / name) for name in (VAE, UNET, TEXT))
+    vae = load_vae(tmp_path / VAE)
+    shipped = load_file(folder("scene-sd") / "vae" / "diffusion_pytorch_model.safetensors")
+    assert {name: tensor.half() for name, tensor in vae.state_dict().items()}.keys() == shipped.keys()
+    assert all(torch.equal(tensor.half(), shipped[name]) for name, tensor in vae.state_dict().items())
+    assert 0.1 < vae.config.scaling_factor < 2
