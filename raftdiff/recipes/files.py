@@ -52,7 +52,7 @@ def medium_of(path: Path) -> str:
     """What a recipe file is for, as its ``media`` says: ``text``, ``preferences`` (a reward model), ``pipeline``; a
     recipe for pictures says nothing."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "image"  # whoever reads it in earnest says what is wrong
     return str(data.get("media", "image")) if isinstance(data, dict) else "image"

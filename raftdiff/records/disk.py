@@ -6,11 +6,12 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
@@ -39,15 +40,59 @@ def read_json(path: Path) -> dict[str, Any]:
     return data
 
 
+def read_yaml(path: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: the file is missing, or damaged: no keys and values.
+    """
+    try:
+        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise damaged(path, "it is missing") from None
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        raise damaged(path, error) from None
+    if not isinstance(data, dict):
+        raise damaged(path, f"it holds {type(data).__name__}, not keys and values")
+    return data
+
+
 def read_json_lines(path: Path) -> list[dict[str, Any]]:
-    """A JSON object a line; none where there is no file. A line that was cut short, as by a kill, is left out."""
-    if not path.is_file():
-        return []
+    """A JSON object a line, of a file that was written in one piece; none where there is no file.
+
+    Raises:
+        UserError: a line is none: the file was cut short or changed.
+    """
     found = []
-    for line in path.read_bytes().split(b"\n"):
+    for number, line in enumerate(path.read_bytes().splitlines() if path.is_file() else (), 1):
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise damaged(path, f"line {number}: {error}") from None
+        if not isinstance(row, dict):
+            raise damaged(path, f"line {number} holds {type(row).__name__}, not an object")
+        found.append(row)
+    return found
+
+
+def read_appended(path: Path) -> list[dict[str, Any]]:
+    """The same of a file that grows line by line: one that was cut short, as by a kill, is left out."""
+    found = []
+    for line in path.read_bytes().split(b"\n") if path.is_file() else ():
         with contextlib.suppress(ValueError, RecursionError):
             found.append(json.loads(line))
     return [row for row in found if isinstance(row, dict)]
+
+
+def append(path: Path, lines: Iterable[str]) -> None:
+    """Lines at the end of a file, on the disk when it returns. One that a kill or a full disk cut short is ended first,
+    so that it spoils none that follow."""
+    with path.open("ab+") as file:
+        if file.tell():
+            file.seek(-1, os.SEEK_END)
+            file.write(b"" if file.read(1) == b"\n" else b"\n")
+        file.write("".join(lines).encode())
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def damaged(path: Path, why: object) -> UserError:

@@ -4,15 +4,14 @@ A picture is named by its path within the run, ``rounds/000/samples/cat-001.png`
 named in the same way without a suffix: ``rounds/000/samples/cat-001``, ``eval/after/cat-001``.
 """
 
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, final
 
 from raftdiff.errors import UserError, command
-from raftdiff.records.disk import damaged, read_json_lines
-from raftdiff.records.media import prompt_of
+from raftdiff.records.disk import damaged, read_json, read_json_lines
+from raftdiff.records.media import plain_name, prompt_of
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt
@@ -48,11 +47,13 @@ def of_evaluation(run: Run, folder: str) -> list[tuple[Entry, Entry]]:
     """Before and after of each prompt and seed; ``folder`` is ``eval`` or ``eval/NAME``.
 
     Raises:
-        UserError: there is no such evaluation, or it does not say which prompts its answers belong to.
+        UserError: there is no such evaluation, it does not say which prompts its answers belong to, or it was changed.
     """
     path = run.path / folder
     if (path / PICTURES).is_file():
-        captions: dict[str, str] = json.loads((path / PICTURES).read_text(encoding="utf-8"))
+        captions = read_json(path / PICTURES)
+        if any(not plain_name(file) or not isinstance(caption, str) for file, caption in captions.items()):
+            raise damaged(path / PICTURES, "it names a file that is not here, or no caption")
         return [_pictures(folder, path, file, caption) for file, caption in captions.items()]
     if not (path / ANSWERS).is_file():
         raise UserError(f"{path}: no evaluation is here; run: {command('eval', run.path)}")
@@ -65,7 +66,7 @@ def of_evaluation(run: Run, folder: str) -> list[tuple[Entry, Entry]]:
     try:
         return [_answers(folder, row) for row in rows]
     except (KeyError, TypeError, ValueError) as error:
-        raise damaged(path / ANSWERS, f"a row lacks {error}") from None
+        raise damaged(path / ANSWERS, f"a row is none of two answers: {type(error).__name__}: {error}") from None
 
 
 def found(run: Run, names: Collection[str]) -> dict[str, Entry]:
@@ -102,5 +103,7 @@ def _answers(folder: str, row: dict[str, Any]) -> tuple[Entry, Entry]:
     before_it: dict[str, Any] = {name: row[name] for name in ("system", "history") if name in row}
     prompt = Prompt(row["prompt_id"], text, text, text, meta=before_it)
     file = f"{row['prompt_id']}-{row['index']:03d}"
+    if any(not isinstance(row[side], str) for side in ("before", "after")):
+        raise TypeError("before and after are texts")
     before, after = (Entry(f"{folder}/{side}/{file}", prompt, row[side]) for side in ("before", "after"))
     return before, after

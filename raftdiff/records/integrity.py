@@ -7,7 +7,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
 from raftdiff.errors import UserError
-from raftdiff.records.disk import write_text
+from raftdiff.records.disk import append, write_text
 
 SUMS = "SHA256SUMS"
 """In each round's folder: a line a file, as ``sha256sum --check`` reads them. The run's run.json holds its own sum."""
@@ -34,8 +34,7 @@ def sums(folder: Path) -> dict[str, str]:
 
 def note(folder: Path, names: Iterable[str]) -> None:
     """Add the checksums of files that were just written to a round that is being made."""
-    with (folder / SUMS).open("a", encoding="utf-8") as file:
-        file.writelines(_lines({name: digest(folder / name) for name in names}))
+    append(folder / SUMS, _lines({name: digest(folder / name) for name in names}))
 
 
 def seal(folder: Path) -> str:
@@ -68,6 +67,8 @@ def damage(folder: Path, mark: str, parts: Collection[str] | None = None) -> lis
         wanted += [file.relative_to(folder).as_posix() for file in (folder / "state").glob("*.safetensors")]
     found = []
     for name in sorted(set(wanted)):
+        if name not in listed and not (folder / name).is_file():
+            continue  # never written: a round of a reward model has no samples
         if name not in listed:
             found.append(f"{name} was not there when the round was finished")
         elif not (folder / name).is_file():
@@ -90,10 +91,10 @@ def demand(folder: Path, mark: str | None, parts: Collection[str] | None = None)
 
 def refuse_links(folder: Path) -> None:
     """Nothing, where every link in ``folder`` stays within it. Runs come from other people, and what is written through
-    a link changes a file elsewhere.
+    a link changes a file elsewhere; what is read from a pipe never comes.
 
     Raises:
-        UserError: one leads out.
+        UserError: one leads out, or something is neither file nor folder.
     """
     home, places = folder.resolve(), [str(folder)]
     while places:
@@ -104,6 +105,11 @@ def refuse_links(folder: Path) -> None:
                         _refuse(Path(entry.path), home)
                     elif entry.is_dir(follow_symlinks=False):
                         places.append(entry.path)
+                    elif not entry.is_file(follow_symlinks=False):
+                        raise UserError(
+                            f"{entry.path}: this is neither a file nor a folder but a pipe, a socket or a device, "
+                            "which no run holds. Remove it."
+                        )
         except FileNotFoundError:  # a round is renamed in the moment that it is finished
             continue
 

@@ -12,20 +12,19 @@ rewritten, so a kill loses nothing.
 """
 
 import json
-import os
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
-from typing import Any, Literal, NamedTuple, final
+from typing import Any, Literal, NamedTuple, final, get_args
 
 import numpy as np
 
 from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
-from raftdiff.records.disk import read_json_lines
+from raftdiff.records.disk import append, damaged, read_appended
 from raftdiff.records.entries import Entry, found, of_evaluation, of_round
 from raftdiff.records.media import prompt_of
 from raftdiff.records.run import Run
@@ -106,9 +105,15 @@ class Ballot:
         return {act["picture"] for act in self._standing() if act["act"] == "veto"}
 
     def _standing(self) -> list[dict[str, Any]]:
-        """The acts, less those that were taken back. A last line that was cut short does not count."""
+        """The acts, less those that were taken back. A last line that was cut short does not count.
+
+        Raises:
+            UserError: a line is no act, as after an edit by hand.
+        """
         standing: list[dict[str, Any]] = []
-        for act in read_json_lines(self.path):
+        for act in read_appended(self.path):
+            if not _is_act(act):
+                raise damaged(self.path, f"a line that is no choice, veto or undo: {str(act)[:200]}")
             if act["act"] != "undo":
                 standing.append(act)
             elif standing:
@@ -117,12 +122,7 @@ class Ballot:
 
     def _append(self, act: Mapping[str, Any]) -> None:
         self.path.parent.mkdir(exist_ok=True)
-        torn = self.path.is_file() and not self.path.read_bytes().endswith(b"\n")
-        with self.path.open("a", encoding="utf-8") as file:
-            line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **act})
-            file.write(("\n" if torn and self.path.stat().st_size else "") + line + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        append(self.path, [json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **act}) + "\n"])
 
 
 def ballots(run: Run) -> list[Ballot]:
@@ -250,6 +250,13 @@ def tally(run: Run, raters: Sequence[Ballot]) -> Tally:
     ties = sum(choice.chosen == "tie" for choice in choices)
     vetoes = len({name for ballot in raters for name in ballot.vetoes()})
     return Tally(len(choices), ties, vetoes, _estimate(wins), _estimate(agreed))
+
+
+def _is_act(act: Mapping[str, Any]) -> bool:
+    named = {"choice": ("left", "right"), "veto": ("picture",), "undo": ()}.get(str(act.get("act")))
+    if named is None or any(not isinstance(act.get(name), str) for name in named):
+        return False
+    return act["act"] != "choice" or act.get("chosen") in get_args(Side)
 
 
 def _shuffled(both: tuple[Entry, Entry], seed: int) -> Pair:

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import whole
-from raftdiff.records.disk import fresh, read_json_lines, write_text
+from raftdiff.records.disk import damaged, fresh, read_json_lines, write_text
 from raftdiff.types import Sample
 
 Medium: TypeAlias = Image.Image | str
@@ -77,10 +77,16 @@ def keep(folder: Path, samples: Sequence[Sample[Any]]) -> None:
 
 def kept(folder: Path) -> dict[str, Path | str]:
     """What ``keep`` left: where the pictures are, by file name, and the texts, by prompt; of several to one prompt the
-    later ones are numbered."""
+    later ones are numbered.
+
+    Raises:
+        UserError: a line is none of a text.
+    """
     pictures: dict[str, Path | str] = {path.name: path for path in sorted(folder.glob("*.png"))}
     told, texts = Counter[str](), {}
-    for row in read_json_lines(folder / "texts.jsonl"):
+    for row in read_json_lines(file := folder / "texts.jsonl"):
+        if not isinstance(row.get("prompt"), str) or not isinstance(row.get("text"), str):
+            raise damaged(file, f"a line without prompt and text: {str(row)[:80]}")
         told[row["prompt"]] += 1
         number = told[row["prompt"]]
         texts[f"{row['prompt']} ({number})" if number > 1 else row["prompt"]] = row["text"]
@@ -100,6 +106,21 @@ def file_name(sample: Sample[Any]) -> str:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
         raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
     return _SPLIT.sub(rf"\1{APART}", f"{sample.prompt.id}-{sample.index:03d}.png")
+
+
+def names(file: object, prompt_id: str, index: int) -> bool:
+    """Whether a picture's name is that of a sample, and so of no other one and of nothing elsewhere. Earlier versions
+    set no words apart.
+
+    >>> names("a-train~-003.png", "a-train", 3), names("../a-train-003.png", "a-train", 3)
+    (True, False)
+    """
+    return isinstance(file, str) and file.replace(APART, "") == f"{prompt_id}-{index:03d}.png"
+
+
+def plain_name(file: object) -> bool:
+    """Of a file in the folder itself, not of one elsewhere."""
+    return isinstance(file, str) and file == Path(file).name and file not in ("", "..")
 
 
 def prompt_of(name: str) -> str:

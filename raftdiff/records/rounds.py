@@ -1,7 +1,6 @@
 """A round's folder: samples as they come, scores, selection, state; written aside and renamed when it is complete."""
 
 import json
-import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,8 +14,17 @@ from safetensors import SafetensorError, safe_open
 
 from raftdiff.errors import UserError
 from raftdiff.records import integrity
-from raftdiff.records.disk import damaged, load_tensors, read_json, read_json_lines, save_tensors, sync_all, write_text
-from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, opened, store, tensor_file
+from raftdiff.records.disk import (
+    append,
+    damaged,
+    load_tensors,
+    read_appended,
+    read_json,
+    save_tensors,
+    sync_all,
+    write_text,
+)
+from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, names, opened, store, tensor_file
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
@@ -40,20 +48,36 @@ class RoundFolder:
         """The lines of metadata.jsonl; a torn last line is dropped, and ``meta`` is a mapping again.
 
         Raises:
-            UserError: a line is not one of a sample.
+            UserError: a line is not one of a sample, two are of one that is scored, or a finished round's are not as
+                they were.
         """
         file = self.path / "samples" / "metadata.jsonl"
         try:
-            rows = [_read(row) for row in read_json_lines(file)]
+            rows = [_read(row) for row in read_appended(file)]
         except ValueError as error:
             raise damaged(file, f"meta: {error}") from None
         for row in rows:
             if any(not isinstance(row.get(name), kind) for name, kind in ROW.items()):
                 raise damaged(file, f"a line without {', '.join(ROW)}: {str(row)[:80]}")
-            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or _plain_name(row.get("file_name"))):
+            named = names(row.get("file_name"), row["prompt_id"], row["index"])
+            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or named):
                 raise damaged(file, f"a line that is of no sample: {str(row)[:80]}")
-        # an interrupted flush may have written a line twice
-        return list({(row["prompt_id"], row["index"]): row for row in rows}.values())
+        integrity.demand(self.path, self.mark, {"samples/metadata.jsonl"})
+        # an interrupted flush may have written a line twice; what is scored was written in one piece
+        found = {(row["prompt_id"], row["index"]): row for row in rows}
+        if len(found) < len(rows) and any("total" in row for row in rows):
+            raise damaged(file, "two lines speak of one candidate")
+        return list(found.values())
+
+    def metrics(self) -> dict[str, Any]:
+        """The figures of a finished round.
+
+        Raises:
+            UserError: they are not as they were.
+        """
+        found = read_json(self.path / "metrics.json")
+        integrity.demand(self.path, self.mark, {"metrics.json"})
+        return found
 
     def held_out(self, name: str = "held_out") -> dict[str, Path | str]:
         """What was made of the held-out prompts after the round (``held_out_base``: before the first), by name."""
@@ -219,10 +243,7 @@ class Draft:
                 save_tensors(part, tensors)
                 written.append(f"{parts.name}/{part.name}")
             integrity.note(self.path, written)
-            with (self.path / "samples" / "metadata.jsonl").open("a", encoding="utf-8") as file:
-                file.writelines(_line(row) for _, row in pending)
-                file.flush()
-                os.fsync(file.fileno())
+            append(self.path / "samples" / "metadata.jsonl", [_line(row) for _, row in pending])
 
     def write_scores(self, scores: Scores) -> None:
         """Every reward and the total into metadata.jsonl; NaN is written as null."""
@@ -327,11 +348,6 @@ def _line(row: Mapping[str, Any]) -> str:
 def _read(row: dict[str, Any]) -> dict[str, Any]:
     """Earlier versions wrote ``meta`` as an object."""
     return {**row, "meta": json.loads(row["meta"])} if isinstance(row.get("meta"), str) else row
-
-
-def _plain_name(name: object) -> bool:
-    """Of a file in the folder itself, not of one elsewhere."""
-    return isinstance(name, str) and name == Path(name).name and name not in ("", "..")
 
 
 def _number(value: float) -> float | None:

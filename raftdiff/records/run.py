@@ -22,7 +22,7 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import near
 from raftdiff.records import integrity
-from raftdiff.records.disk import damaged, read_json, write_text
+from raftdiff.records.disk import append, damaged, read_json, read_yaml, write_text
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
@@ -53,6 +53,8 @@ EMPTY_RUN = {
     ".lock",
 }
 """What a run that made nothing yet may hold."""
+TABLES = ("weights", "moved", "rounds")
+"""Of run.json: what is found there by name."""
 STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
 """Recipe keys that decide what a finished round's state holds."""
 FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
@@ -76,10 +78,10 @@ class Run:
         if not (path / "run.json").is_file():
             hint = "" if path.exists() else near(str(path))
             raise UserError(f"{path}: this is not a run directory (it has no run.json). {hint}".rstrip())
+        integrity.refuse_links(path)  # before anything is read
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:
             raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
-        integrity.refuse_links(path)
         return run
 
     @staticmethod
@@ -187,19 +189,17 @@ class Run:
         Raises:
             UserError: recipe.yaml is missing, or damaged.
         """
-        file = self.path / "recipe.yaml"
-        try:
-            data = yaml.safe_load(file.read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            raise damaged(file, "it is missing") from None
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            raise damaged(file, error) from None
-        if not isinstance(data, dict):
-            raise damaged(file, f"it holds {type(data).__name__}, not keys and values")
-        return data
+        return read_yaml(self.path / "recipe.yaml")
 
     def info(self) -> dict[str, Any]:
-        return read_json(self.path / "run.json")
+        """
+        Raises:
+            UserError: run.json is damaged.
+        """
+        found = read_json(self.path / "run.json")
+        if wrong := [name for name in TABLES if not isinstance(found.get(name, {}), dict)]:
+            raise damaged(self.path / "run.json", f"'{wrong[0]}' is no table of names")
+        return found
 
     def rounds_done(self) -> int:
         """How many rounds are complete; they are 0, 1, ... without a gap."""
@@ -214,7 +214,7 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """``metrics.json`` of each finished round; ``changed`` names the recipe keys that are others from it on."""
         changed = {t: {"changed": keys} for t, keys in self.changes().items()}
-        found = (read_json(self.round_path(t) / "metrics.json") for t in range(self.rounds_done()))
+        found = (self.round(t).metrics() for t in range(self.rounds_done()))
         return [{**metrics, **changed.get(t, {})} for t, metrics in enumerate(found)]
 
     def kept_recipes(self) -> list[Path]:
@@ -232,7 +232,7 @@ class Run:
     def changes(self) -> dict[int, list[str]]:
         """Round -> the recipe keys that are others from it on."""
         kept = self.kept_recipes()
-        recipes = [*(yaml.safe_load(path.read_text(encoding="utf-8")) for path in kept), self.recipe() if kept else {}]
+        recipes = [*map(read_yaml, kept), self.recipe() if kept else {}]
         moved = self.info().get("moved", {})
         placed = [lying(flat(recipe), moved) for recipe in recipes]
         keys = [differing(old, new, NOT_IDENTITY) for old, new in itertools.pairwise(placed)]
@@ -248,12 +248,14 @@ class Run:
             done = self.rounds_done()
             have = f"rounds 0 to {done - 1}" if done else "no finished round"
             raise UserError(f"{self.path}: there is no finished round {round}; this run has {have}.")
-        return RoundFolder(self.round_path(round), round, self._marks().get(f"{round:03d}"))
+        path = self.round_path(round)
+        # with a list of checksums, and none of the list on record, the record was changed
+        return RoundFolder(path, round, self._marks().get(path.name, "" if (path / integrity.SUMS).is_file() else None))
 
     def _marks(self) -> dict[str, str]:
         """Round -> the checksum of its list of checksums; rounds that an earlier version made have none."""
-        marks = self.info().get("rounds", {})
-        return marks if isinstance(marks, dict) else {}
+        marks: dict[str, str] = self.info().get("rounds", {})
+        return marks
 
     def _hold(self, round: int, mark: str) -> None:
         facts = {**self.info(), "rounds": {**self._marks(), f"{round:03d}": mark}}
@@ -282,8 +284,7 @@ class Run:
     def log(self, event: str, **fields: Any) -> None:
         """Append a line to log.jsonl."""
         line = json.dumps({"time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), "event": event, **fields})
-        with (self.path / "log.jsonl").open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+        append(self.path / "log.jsonl", [line + "\n"])
 
     @contextlib.contextmanager
     def locked(self, recipe: Config | None = None) -> Iterator[None]:

@@ -1,0 +1,177 @@
+"""Records that were changed by hand, mixed up or made by somebody else: a sentence, whoever reads them."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from raftdiff.cli.main import main
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
+from raftdiff.records.disk import append, read_appended, read_json_lines
+from raftdiff.records.entries import of_evaluation
+from raftdiff.records.labels import Ballot, Pair, tally
+from raftdiff.records.run import Run
+from raftdiff.types import Prompt, Sample, Scores, Selection
+
+
+class Toy(Config):
+    name: str = "toy"
+
+
+def draw(run: Run, round: int) -> None:
+    draft = run.draft(round)
+    for index in range(2):
+        picture = Image.new("RGB", (8, 8), (9, index, round))
+        draft.add(Sample(round, Prompt("a", "a cat", "a cat", "a cat"), index, 7, "policy", picture, {}))
+    draft.flush()
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    run = Run.create(tmp_path / "run", Toy(), seed=3)
+    draw(run, 0)
+    draft = run.draft(0)
+    total = np.array([[1.0, 2.0]])
+    draft.write_scores(Scores(0, ("a",), total, {"clip": total}))
+    draft.write_selection(Selection("weighted", ()))
+    draft.note(mean=2.0)
+    draft.commit({})
+    draw(run, 1)
+    return run
+
+
+def put(path: Path, was: str, now: str) -> None:
+    text = path.read_text()
+    assert was in text
+    path.write_text(text.replace(was, now))
+
+
+CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]] = {
+    "a score": (
+        r"metadata.jsonl was changed",
+        lambda at: put(at / "rounds/000/samples/metadata.jsonl", '"total": 2.0', '"total": 9.0'),
+        lambda run: run.round(0).scores(),
+    ),
+    "a line cut out": (
+        r"metadata.jsonl was changed",
+        lambda at: os.truncate(at / "rounds/000/samples/metadata.jsonl", 300),
+        lambda run: run.round(0).scores(),
+    ),
+    "a figure": (
+        r"metrics.json was changed",
+        lambda at: put(at / "rounds/000/metrics.json", '"mean": 2.0', '"mean": 3.0'),
+        lambda run: run.metrics(),
+    ),
+    "the mark on record": (
+        r"SHA256SUMS is not the list that the round was finished with",
+        lambda at: put(at / "run.json", '"rounds"', '"round"'),
+        lambda run: run.metrics(),
+    ),
+    "marks that are none": (
+        r"run.json: this file is damaged \('weights' is no table of names\)",
+        lambda at: put(at / "run.json", '"rounds"', '"weights": [],\n "rounds"'),
+        lambda run: Run.open(run.path),
+    ),
+    "one picture of two candidates": (
+        r"a line that is of no sample",
+        lambda at: put(at / "rounds/001.partial/samples/metadata.jsonl", "a-001.png", "a-000.png"),
+        lambda run: run.draft(1).sampled(),
+    ),
+    "two scores of one candidate": (
+        r"two lines speak of one candidate",
+        lambda at: append(
+            at / "rounds/001.partial/samples/metadata.jsonl",
+            [(at / "rounds/000/samples/metadata.jsonl").read_text().splitlines()[0] + "\n"],
+        ),
+        lambda run: run.draft(1).folder.scores(),
+    ),
+    "a recipe of earlier rounds": (
+        r"before-001.yaml: this file is damaged \(it holds list",
+        lambda at: Run(at).keep_recipe(1, "- a"),
+        lambda run: run.metrics(),
+    ),
+    "an act": (
+        r"ada.jsonl: this file is damaged \(a line that is no choice, veto or undo",
+        lambda at: Ballot(Run(at), "ada").choose(Pair("c", "x", "y"), "both"),  # type: ignore[arg-type]
+        lambda run: tally(run, [Ballot(run, "ada")]),
+    ),
+    "a text": (
+        r"texts.jsonl: this file is damaged \(line 1: ",
+        lambda at: ((at / "rounds/000/held_out").mkdir(), (at / "rounds/000/held_out/texts.jsonl").write_text('{"pr')),
+        lambda run: run.round(0).held_out(),
+    ),
+}
+
+
+@pytest.mark.parametrize("what", CHANGED)
+def test_what_was_changed_by_hand_is_a_sentence_for_whoever_reads_it(run: Run, what: str) -> None:
+    sentence, change, read = CHANGED[what]
+    change(run.path)
+    with pytest.raises(UserError, match=sentence):
+        read(run)
+
+
+@pytest.mark.parametrize(
+    ("told", "sentence"),
+    [
+        ({"../../../outside.png": "a cat"}, "it names a file that is not here, or no caption"),
+        ({"/etc/outside.png": "a cat"}, "it names a file that is not here, or no caption"),
+        ({"a-000.png": None}, "it names a file that is not here, or no caption"),
+        (["a-000.png"], "it holds list, not an object"),
+    ],
+)
+def test_an_evaluation_of_somebody_else_shows_no_picture_from_elsewhere(run: Run, told: object, sentence: str) -> None:
+    (run.path / "eval").mkdir()
+    (run.path / "eval/pictures.json").write_text(json.dumps(told))
+    with pytest.raises(UserError, match=rf"pictures.json: this file is damaged \({sentence}"):
+        of_evaluation(run, "eval")
+
+
+def test_answers_that_were_cut_short_are_not_fewer_answers(run: Run) -> None:
+    (run.path / "eval").mkdir()
+    row = {"prompt": "a", "prompt_id": "a", "index": 0, "before": "x", "after": "y"}
+    file = run.path / "eval/answers.jsonl"
+    file.write_text(json.dumps(row) + "\n" + json.dumps(row)[:30])
+    with pytest.raises(UserError, match=r"answers.jsonl: this file is damaged \(line 2: "):
+        of_evaluation(run, "eval")
+    file.write_text(json.dumps({**row, "after": None}) + "\n")
+    with pytest.raises(UserError, match="before and after are texts"):
+        of_evaluation(run, "eval")
+
+
+@pytest.mark.parametrize("place", ["recipe.yaml", "rounds/001.partial/samples/a-000.png", ".lock", "log.jsonl"])
+def test_a_pipe_in_a_run_is_a_sentence_and_is_not_waited_for(
+    run: Run, place: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (run.path / place).unlink(missing_ok=True)
+    os.mkfifo(run.path / place)
+    for command in ("show", "check", "train", "eval"):
+        assert main([command, str(run.path)]) == 2
+        assert f"{run.path / place}: this is neither a file nor a folder" in capsys.readouterr().err
+
+
+def test_nothing_is_read_through_a_link_before_it_is_refused(run: Run, capsys: pytest.CaptureFixture[str]) -> None:
+    outside = run.path.parent / "outside"
+    outside.write_text('{"format": "a secret"}')
+    (run.path / "run.json").unlink()
+    (run.path / "run.json").symlink_to(outside)
+    assert main(["show", str(run.path)]) == 2
+    err = capsys.readouterr().err
+    assert "this is a link that leads out of the run" in err
+    assert "a secret" not in err
+
+
+def test_a_line_that_was_cut_short_spoils_none_that_follows(tmp_path: Path) -> None:
+    file = tmp_path / "log.jsonl"
+    append(file, ['{"a": 1}\n', '{"a": 2}\n'])
+    os.truncate(file, file.stat().st_size - 4)
+    append(file, ['{"a": 3}\n'])
+    append(file, ['{"a": 4}\n'])
+    assert [row["a"] for row in read_appended(file)] == [1, 3, 4]
+    with pytest.raises(UserError, match="line 2"):
+        read_json_lines(file)
