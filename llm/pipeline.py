@@ -18,8 +18,9 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import COMMAND_LINE, Config, differing, flat, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, Named, differing, flat, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
+from raftdiff.recipes.sentences import STAGE
 from raftdiff.recipes.source import Where
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import moves, told
@@ -43,7 +44,7 @@ READ_LATER = ("pairs", "held_out")
 class StageConfig(Config):
     """One run of a pipeline."""
 
-    id: str = Field(pattern=r"^[A-Za-z][A-Za-z0-9_-]*$")
+    id: str = Field(pattern=STAGE)
     """What later stages call it, and its folder's name."""
     recipe: str
     """A recipe for texts or of a reward model: a file, seen from this one, or the name of one that ships."""
@@ -55,7 +56,7 @@ class PipelineRecipe(Config):
     """Recipes that are run one after the other."""
 
     media: Literal["pipeline"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: Named
     """Part of the folder's name."""
     stages: list[StageConfig] = Field(min_length=1)
     """In the order in which they are run."""

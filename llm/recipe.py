@@ -22,7 +22,7 @@ from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConf
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
 from raftdiff.recipes.checks import check_alike, check_kind
-from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprint, fingerprints
@@ -92,7 +92,7 @@ class TextRecipe(Config):
     """Everything that a run on texts does."""
 
     media: Literal["text"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: Named
     """Part of the run directory's name."""
     model: LMConfig
     prompts: DataConfig

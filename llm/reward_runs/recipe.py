@@ -19,7 +19,7 @@ from raftdiff.llm.recipe import beside
 from raftdiff.llm.reward_models.strength import DenoiseConfig, NoDenoiseConfig
 from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
-from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import medium_of, spoken
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
@@ -60,7 +60,7 @@ class RewardRecipe(Config):
     """Everything that the training of a reward model does."""
 
     media: Literal["preferences"]
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: Named
     """Part of the run directory's name."""
     model: LMConfig
     """What the reward model starts from: a causal language model or an encoder; it gets a head of one number."""

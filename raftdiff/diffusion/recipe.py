@@ -11,7 +11,7 @@ from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.errors import UserError
 from raftdiff.recipes.checks import check_alike, check_kind
-from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
 from raftdiff.recipes.registry import one_of
@@ -62,7 +62,7 @@ class EvaluationConfig(Config):
 class Recipe(Config):
     """Everything that a run does."""
 
-    name: str = Field(pattern=r"^[A-Za-z0-9_-]+$")
+    name: Named
     """Part of the run directory's name."""
     model: ModelConfig
     prompts: PromptsConfig

@@ -3,7 +3,6 @@
 Order: defaults < recipe file < overrides. Each ``XConfig`` stands beside its ``X``; this module knows none of them.
 """
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,13 +10,13 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.encoding import decode
-from raftdiff.recipes.fields import is_text, kinds
-from raftdiff.recipes.overrides import override
-from raftdiff.recipes.sentences import chosen, dotted, quoted, sentence
+from raftdiff.recipes.fields import alternatives, is_text, kinds
+from raftdiff.recipes.overrides import overridden
+from raftdiff.recipes.sentences import NAME, chosen, dotted, quoted, sentence
 from raftdiff.recipes.source import Place, Where, parse
 
 
@@ -26,8 +25,18 @@ class Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    @model_validator(mode="before")
+    @classmethod
+    def _leave_out(cls, data: Any) -> Any:
+        """A list or mapping that may be left out is left out where it is null, as of a key with nothing behind it."""
+        if not isinstance(data, Mapping):
+            return data
+        return {key: value for key, value in data.items() if value is not None or not _may_lack(cls, key)}
+
 
 C = TypeVar("C", bound=Config)
+Named: TypeAlias = Annotated[str, Field(pattern=NAME)]
+"""A part of a folder's name."""
 Said: TypeAlias = Annotated[str, Field(min_length=1)]
 """A text that is looked for in others or asked about, which the empty one would be found in everywhere."""
 COMMAND_LINE = "on the command line"
@@ -37,26 +46,26 @@ def read(model: type[C], path: Path, overrides: Sequence[str] = ()) -> C:
     """The recipe at ``path``, changed by ``key.path=value`` overrides, as a checked ``model``.
 
     Raises:
-        UserError: the file is missing or no YAML, or a key or value is wrong; one line for each, with file and line.
+        UserError: the file is missing or no YAML, or a key, a value or an override is wrong; one line for each, with
+            its place.
     """
     data, places = parse(_text(path), str(path))
     if not isinstance(data, dict):
         raise UserError(f"{path}: a recipe is a mapping of keys to values; this file holds {type(data).__name__}.")
     if cut := list(_cut(model, data, str(path), places)):
         raise UserError("\n".join(cut))
-    changed, brought = copy.deepcopy(data), dict[Where, Place]()
-    for one in overrides:
-        brought |= override(model, changed, one)
+    changed, brought, told = overridden(model, data, overrides)
     try:
-        return model.model_validate(changed)
+        valid = model.model_validate(changed)
     except ValidationError as error:
         own = _own(model, data) if overrides else None
-        told = []
         for problem in chosen(model, error.errors()):
             in_file = own is None or _named(problem) in own
             name, held = (str(path), places) if in_file else (COMMAND_LINE, brought)
             told.append(sentence(model, problem, name, held))
-        raise UserError("\n".join(told)) from None
+    if told:
+        raise UserError("\n".join(told))
+    return valid
 
 
 def check(model: type[C], data: Any, name: str = "recipe") -> C:
@@ -72,17 +81,16 @@ def options(model: type[C], data: Mapping[str, Any], overrides: Sequence[str], n
     """``data``, changed by ``key.path=value`` overrides, as a checked ``model``; ``name`` is what sentences call it.
 
     Raises:
-        UserError: a key or value is wrong; a line for each.
+        UserError: a key, a value or an override is wrong; a line for each.
     """
-    changed = dict(data)
-    places: dict[Where, Place] = {}
-    for one in overrides:
-        places |= override(model, changed, one)
+    changed, places, told = overridden(model, dict(data), overrides)
     try:
-        return model.model_validate(changed)
+        valid = model.model_validate(changed)
     except ValidationError as error:
-        told = [sentence(model, problem, name, places) for problem in chosen(model, error.errors())]
-        raise UserError("\n".join(told)) from None
+        told += [sentence(model, problem, name, places) for problem in chosen(model, error.errors())]
+    if told:
+        raise UserError("\n".join(told))
+    return valid
 
 
 def lines(path: Path) -> dict[Where, int]:
@@ -142,6 +150,13 @@ def put(data: Any, path: str, value: Any) -> None:
         put(data[at], rest, value)
     else:
         data[at] = value
+
+
+def _may_lack(model: type[BaseModel], key: Any) -> bool:
+    field = model.model_fields.get(key)
+    if field is None or type(None) in alternatives(field.annotation):
+        return False
+    return isinstance(field.get_default(call_default_factory=True, validated_data={}), list | dict)
 
 
 def _under(key: str, ancestor: str) -> bool:

@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 from raftdiff.errors import UserError, command
+from raftdiff.recipes.needs import near, runs_near
 
 MEDIA: Mapping[str, str] = {
     "image": "pictures",
@@ -39,13 +40,17 @@ def locate(name: str) -> Path:
     known = recipes()
     if name in known:
         return known[name]
+    recipe = path.suffix.lower() in (".yaml", ".yml")
+    if path.is_dir() or (not recipe and path.parent != Path()):
+        said = f"'{name}' is a folder without a run in it" if path.is_dir() else f"There is no run '{name}'"
+        raise UserError(f"{said} (no run.json). {runs_near(path)}".rstrip())
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
     hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
-    if path.is_dir():
-        raise UserError(f"'{name}' is a folder without a run in it (no run.json). {hint}")
-    if path.suffix or path.parent != Path():
-        raise UserError(f"There is no recipe file and no run '{name}'. {hint}")
-    raise UserError(f"'{name}' is no file and not a recipe that ships. {hint}")
+    if recipe:
+        raise UserError(" ".join(filter(None, [f"There is no recipe file '{name}'.", near(name), hint])))
+    run = Path("runs") / name
+    meant = f" Did you mean the run '{run}'?" if (run / "run.json").is_file() else ""
+    raise UserError(f"'{name}' is no file and not a recipe that ships.{meant} {hint}")
 
 
 def medium_of(path: Path) -> str:

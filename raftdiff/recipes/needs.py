@@ -16,6 +16,8 @@ from pydantic import BaseModel
 
 from raftdiff.errors import Need, UserError
 
+MOST_RUNS = 5
+"""That a sentence names."""
 LONGEST = 96
 """Characters in a hub id."""
 HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?")
@@ -93,6 +95,29 @@ def near(name: str) -> str:
         return ""
     close = difflib.get_close_matches(path.name, lying, n=1)
     return f"Did you mean '{path.parent / close[0]}'?" if close else ""
+
+
+def runs_near(path: Path) -> str:
+    """What to say where no run is: what lies nearest to a folder that is missing, and which runs there are, in it or
+    beside it, else in this folder's ``runs``: those of near names, then the newest. Nothing where there are none."""
+    folders = (folder for folder in (path, path.parent, Path("runs")) if folder.is_dir())
+    held = next((found for folder in folders if (found := _runs_in(folder))), [])
+    close = difflib.get_close_matches(path.name, [run.name for run in held], n=MOST_RUNS)
+    runs = sorted(held, key=lambda run: close.index(run.name) if run.name in close else len(close))
+    told = [] if path.exists() else [near(str(path))]
+    if runs:
+        more = f" and {len(runs) - MOST_RUNS} more" if len(runs) > MOST_RUNS else ""
+        told.append(f"Runs there are: {', '.join(map(str, runs[:MOST_RUNS]))}{more}.")
+    return " ".join(filter(None, told))
+
+
+def _runs_in(folder: Path) -> list[Path]:
+    """The newest first."""
+    try:
+        marks = sorted(folder.glob("*/run.json"), key=lambda mark: mark.stat().st_mtime, reverse=True)
+    except OSError:
+        return []
+    return [mark.parent for mark in marks]
 
 
 def _there(name: str) -> bool:

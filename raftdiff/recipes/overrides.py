@@ -1,11 +1,26 @@
 """``key.path=value``: changes to a recipe from the command line."""
 
+import copy
 from collections.abc import Sequence
 from typing import Any, get_origin
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.fields import Model, is_text, kinds
 from raftdiff.recipes.source import QUOTE, Place, Where, parse
+
+
+def overridden(
+    model: Model, data: dict[str, Any], overrides: Sequence[str]
+) -> tuple[dict[str, Any], dict[Where, Place], list[str]]:
+    """``data`` with every override that can be applied; how the values that these brought were written; a sentence for
+    each of the others, so that whatever is wrong with the rest can be told beside it."""
+    changed, places, told = copy.deepcopy(data), dict[Where, Place](), []
+    for one in overrides:
+        try:
+            places |= override(model, changed, one)
+        except UserError as error:
+            told.append(str(error))
+    return changed, places, told
 
 
 def override(model: Model, data: dict[str, Any], text: str) -> dict[Where, Place]:
@@ -15,22 +30,35 @@ def override(model: Model, data: dict[str, Any], text: str) -> dict[Where, Place
     it is in quotes as in YAML; elsewhere it is read as YAML.
 
     Raises:
-        UserError: it has another form, its value is no YAML, or nothing in ``data`` is called so.
+        UserError: it has another form, its value is no YAML, or nothing in ``data`` is called so; ``data`` is then
+            as it was.
     """
     dotted, equals, value = text.partition("=")
     if not equals or not dotted:
         raise UserError(f"'{text}': an override is written key.path=value, for example loop.rounds=5.")
     *parents, last = dotted.split(".")
     node: Any = data
+    begun: tuple[dict[str, Any], str, Any] | None = None  # what is missing of the path is put there at the end
     where: list[str | int] = []
     for key in parents:
         if isinstance(node, dict) and node.get(key) is None:
-            node[key] = [] if _holds_list(kinds(model, data, (*where, key))) else {}
+            inner: Any = [] if _holds_list(kinds(model, data, (*where, key))) else {}
+            if begun is None:
+                begun = (node, key, inner)
+            else:
+                node[key] = inner
+            where.append(key)
+            node = inner
+            continue
         where.append(_index(node, key, text))
         node = node[where[-1]]
     where.append(_index(node, last, text))
     path = tuple(where)
-    node[path[-1]], places = _value(kinds(model, data, path), value, text)
+    read, places = _value(kinds(model, data, path), value, text)
+    node[path[-1]] = read
+    if begun is not None:
+        holder, key, inner = begun
+        holder[key] = inner
     return {path: Place(0, value), **{(*path, *inner): one._replace(line=0) for inner, one in places.items()}}
 
 

@@ -27,6 +27,10 @@ NAMES: Mapping[Any, tuple[str, str]] = {
     Any: ("anything", "anything"),
 }
 """One and several of a kind."""
+NAME, STAGE = r"^[A-Za-z0-9_-]+$", r"^[A-Za-z][A-Za-z0-9_-]*$"
+LETTERS = "letters a to z and A to Z, digits, '_' and '-' alone"
+PATTERNS = {NAME: f"consist of {LETTERS}", STAGE: f"begin with a letter and consist of {LETTERS}"}
+"""What each pattern of a text asks for, in words."""
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "multiple_of": "a multiple of"}
 
 
@@ -80,7 +84,7 @@ def _said_of(problem: Any, meant: Meant, written: str) -> str:
         said = _no_text(given, written)
     else:
         said = f"this should be {expected(meant.kinds)}, and {read(given)} is read here.{_hint(meant.kinds, given)}"
-    return said
+    return said + (_default(meant) if given is None else "")
 
 
 def expected(kinds: Sequence[Any]) -> str:
@@ -162,6 +166,13 @@ def _hint(kinds: Sequence[Any], given: Any) -> str:
     return f" Did you mean '{close[0]}'?" if close and len(words) > 1 else ""
 
 
+def _default(meant: Meant) -> str:
+    """What holds where a key that is null is left out, with a space before it; or nothing."""
+    field = meant.owner.model_fields.get(str(meant.where[-1])) if meant.owner and meant.where else None
+    plain = field is not None and isinstance(field.default, str | int | float)
+    return f" Left out, it is {read(field.default)}." if field is not None and plain else ""
+
+
 def _no_type(where: Where, about: Mapping[str, Any]) -> str:
     known = [word.strip().strip("'") for word in about["expected_tags"].split(",")]
     noun = str(where[-2] if len(where) > 1 and isinstance(where[-1], int) else where[-1]).removesuffix("s")
@@ -178,7 +189,7 @@ def _bound(kind: str, about: Mapping[str, Any]) -> str | None:
     if kind == "finite_number":
         return "this should be a finite number"
     if kind == "string_pattern_mismatch":
-        return f"this should be written as in the pattern {about['pattern']}"
+        return f"this should {PATTERNS.get(about['pattern'], 'be written as in the pattern ' + about['pattern'])}"
     what = "letter" if kind.startswith("string") else "item"
     for key, words in (("min_length", "at least"), ("max_length", "at most")):
         if about.get(key) is not None:

@@ -20,7 +20,7 @@ import yaml
 
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
-from raftdiff.recipes.needs import near
+from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
 from raftdiff.records.disk import append, damaged, read_json, read_yaml, write_text
 from raftdiff.records.media import TENSOR_FILES
@@ -76,8 +76,7 @@ class Run:
             UserError: no run is there, one of a newer format, or one with a link that leads out of it.
         """
         if not (path / "run.json").is_file():
-            hint = "" if path.exists() else near(str(path))
-            raise UserError(f"{path}: this is not a run directory (it has no run.json). {hint}".rstrip())
+            raise UserError(f"{path}: this is not a run directory (it has no run.json). {runs_near(path)}".rstrip())
         integrity.refuse_links(path)  # before anything is read
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:

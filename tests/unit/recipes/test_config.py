@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, read
+from raftdiff.recipes.config import Config, differing, digest, dump, flat, options, plain, read
 from raftdiff.recipes.prompts import Asked
 
 
@@ -237,6 +237,48 @@ def test_a_mistake_of_an_override_is_on_the_command_line(recipe: Path, overrides
     with pytest.raises(UserError) as caught:
         read(Toy, recipe, overrides)
     assert sentence in str(caught.value)
+
+
+def test_every_mistake_of_the_overrides_is_told_at_once_with_those_of_the_file(recipe: Path) -> None:
+    recipe.write_text(TEXT.replace("weight: 2", "wait: 2"))
+    wrong = ["rewards.9.weight=1", "tuner.rnk=1", "name.first=x", "tuner", "texts.bse=1", "tuner.rank=[", "name=ok"]
+    with pytest.raises(UserError) as caught:
+        read(Toy, recipe, wrong)
+    told = [line.replace(f"{recipe.parent}/", "") for line in str(caught.value).splitlines()]
+    assert [line[:37] for line in told] == [
+        "'rewards.9.weight=1': nothing is call",
+        "'name.first=x': nothing is called 'fi",
+        "'tuner': an override is written key.p",
+        "'tuner.rank=[': the value after '=' i",
+        "on the command line: tuner.rnk: unkno",
+        "on the command line: texts.bse: unkno",
+        "toy.yaml:6: rewards.0.wait: unknown k",
+    ]
+    with pytest.raises(UserError) as caught:
+        options(Tuner, {}, ["rnk=1", "rank=[", "learning_rate=many"], "mine")
+    assert [line[:20] for line in str(caught.value).splitlines()] == [
+        "'rank=[': the value ",
+        "mine: learning_rate:",
+        "mine: rnk: unknown k",
+    ]
+
+
+def test_an_override_that_cannot_be_applied_leaves_nothing_behind(recipe: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        read(Toy, recipe, ["texts.captions.0=x", "objective.part.0.y=["])
+    assert len(str(caught.value).splitlines()) == 2, "no 'objective.part: unknown key' besides"
+
+
+@pytest.mark.parametrize("word", ["null", "~", ""])
+def test_a_list_or_mapping_that_may_be_left_out_may_be_null(recipe: Path, word: str) -> None:
+    recipe.write_text(TEXT + f"texts:\n  captions: {word}\n  extra: {word}\n")
+    assert read(Toy, recipe) == read(Toy, recipe, [f"texts.captions={word}", f"texts.extra={word}"])
+    assert read(Toy, recipe, [f"rewards={word}"]).rewards == []
+
+
+def test_what_null_cannot_say_is_told_with_what_holds_where_it_is_left_out(recipe: Path) -> None:
+    with pytest.raises(UserError, match=r"tuner.rank: .* \(null\) is read here. Left out, it is the number 4\."):
+        read(Toy, recipe, ["tuner.rank=null"])
 
 
 def test_an_override_of_a_wrong_value_by_a_wrong_value_is_on_the_command_line(recipe: Path) -> None:

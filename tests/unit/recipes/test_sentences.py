@@ -11,8 +11,9 @@ from raftdiff.errors import UserError
 from raftdiff.llm.pipeline import PipelineRecipe
 from raftdiff.llm.recipe import TextRecipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe
-from raftdiff.recipes.config import Config, check
+from raftdiff.recipes.config import Config, Named, check
 from raftdiff.recipes.fields import alternatives, is_model
+from raftdiff.recipes.sentences import PATTERNS, STAGE
 
 PYDANTIC = (
     "Input should",
@@ -146,3 +147,24 @@ class Odd(Config):
 def test_what_a_value_may_be_is_said_and_what_is_read_instead(data: Any, sentence: str) -> None:
     (line,) = told(Odd, data)
     assert sentence in line
+
+
+def test_every_pattern_that_a_text_may_have_is_told_in_words() -> None:
+    asked = {
+        constraint.pattern
+        for model in configs(Recipe, TextRecipe, RewardRecipe, PipelineRecipe)
+        for field in model.model_fields.values()
+        for constraint in field.metadata
+        if getattr(constraint, "pattern", None)
+    }
+    assert asked == PATTERNS.keys()
+
+    class Two(Config):
+        name: Named
+        id: str = Field(pattern=STAGE)
+
+    assert told(Two, {"name": "my run", "id": "1st"}) == [
+        "mine: name: this should consist of letters a to z and A to Z, digits, '_' and '-' alone (given: 'my run').",
+        "mine: id: this should begin with a letter and consist of letters a to z and A to Z, digits, '_' and '-' alone "
+        "(given: '1st').",
+    ]

@@ -1,6 +1,7 @@
 """The recipes that ship, and their schema."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +90,7 @@ def test_two_rewards_of_one_name_are_refused() -> None:
 def test_a_recipe_that_is_not_there_is_named() -> None:
     with pytest.raises(UserError, match="The nearest that ship: sd15_256"):
         load_recipe("sd15_265")
-    with pytest.raises(UserError, match=r"There is no recipe file and no run 'my/own\.yaml'"):
+    with pytest.raises(UserError, match=r"There is no recipe file 'my/own\.yaml'"):
         load_recipe("my/own.yaml")
 
 
@@ -122,17 +123,36 @@ def test_an_unknown_medium_is_told_with_file_and_line(tmp_path: Path) -> None:
             load_recipe(str(tmp_path / "odd.yaml"))
 
 
-def test_an_unknown_recipe_gets_the_three_nearest_names(tmp_path: Path) -> None:
-    sentence = (
-        "There is no recipe file and no run 'runs/emoji_alin'. The nearest that ship: emoji_align, .*, .*; all of"
-    )
-    with pytest.raises(UserError, match=sentence) as caught:
-        locate("runs/emoji_alin")
-    assert len(str(caught.value)) < 200
-    with pytest.raises(UserError, match="'zzz' is no file and not a recipe that ships. The nearest that ship: "):
+def test_an_unknown_recipe_gets_the_three_nearest_names() -> None:
+    with pytest.raises(UserError, match="no recipe file 'my/emoji_alin.yaml'. The nearest that ship: emoji_align,"):
+        locate("my/emoji_alin.yaml")
+    with pytest.raises(
+        UserError, match="'zzz' is no file and not a recipe that ships. The nearest that ship: "
+    ) as caught:
         locate("zzz")
-    with pytest.raises(UserError, match="is a folder without a run in it"):
-        locate(str(tmp_path))
+    assert len(str(caught.value)) < 200
+
+
+def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=r"^There is no run 'runs/nope' \(no run.json\).$"):
+        locate("runs/nope")
+    for age, name in enumerate(("cats", "dogs", "owls", "a", "b", "c")):
+        (tmp_path / "runs" / name).mkdir(parents=True)
+        (tmp_path / "runs" / name / "run.json").write_text("{}")
+        os.utime(tmp_path / "runs" / name / "run.json", (1e9 - age, 1e9 - age))
+    (tmp_path / "runs/notes").mkdir()
+    there = r"Runs there are: runs/cats, runs/dogs, runs/owls, runs/a, runs/b and 1 more\."
+    for name in ("runs/zzz", "elsewhere/zzz", "exp.v2/zzz"):
+        with pytest.raises(UserError, match=rf"^There is no run '{name}' \(no run.json\)\. {there}$"):
+            locate(name)
+    for name in ("runs", "runs/notes"):
+        with pytest.raises(UserError, match=rf"^'{name}' is a folder without a run in it \(no run.json\)\. {there}$"):
+            locate(name)
+    with pytest.raises(UserError, match=r"Did you mean 'runs/owls'\? Runs there are: runs/owls, runs/cats"):
+        locate("runs/owl")
+    with pytest.raises(UserError, match=r"'owls' is no file and not a recipe .* Did you mean the run 'runs/owls'"):
+        locate("owls")
 
 
 def test_recipes_are_listed_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
