@@ -55,3 +55,10 @@ def alone() -> None:
         raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
     for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
         os.environ.pop(name, None)
+
+
+def caught() -> None:
+    """An interrupt was dealt with, so that the status of the command is its own to choose. One that comes while Python
+    runs a text as code, as libraries do when they are imported, is remembered as unhandled whoever catches it, and the
+    process ends by the signal; the next text that runs takes that back."""
+    exec("")

@@ -303,6 +303,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
     except KeyboardInterrupt:
         print("\nraftdiff: stopped. Nothing that was finished is lost; the same command continues.", file=sys.stderr)
+        console.caught()
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit

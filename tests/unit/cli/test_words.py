@@ -60,3 +60,26 @@ def test_every_command_that_is_suggested_is_quoted(package: str) -> None:
                 if re.search(rf"raftdiff (\{{\}}|{VERBS})\b( [A-Za-z-]+)* (\S*=)?\{{\}}", text):
                     unquoted.append(f"{path}:{node.lineno}: {text}")
     assert unquoted == []
+
+
+@pytest.mark.parametrize("where", ["{}", "exec({!r})"])
+def test_an_interrupt_ends_every_command_with_130(where: str, tmp_path: Path) -> None:
+    """Also in a text that Python runs, as dataclasses and libraries do when they are imported."""
+    program = (
+        "import signal, sys, types\n"
+        "from raftdiff.cli import main\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # which a shell's background job ignores\n"
+        f"interrupted = lambda _: {where.format('signal.raise_signal(signal.SIGINT)')}\n"
+        "sys.modules['raftdiff.cli.tools'] = types.SimpleNamespace(recipes=interrupted)\n"
+        "sys.exit(main.main(['recipes']))"
+    )
+    (tmp_path / "interrupted.py").write_text(program)
+    places = os.pathsep.join([str(tmp_path), str(ROOT)])
+    told = subprocess.run(
+        [sys.executable, "-m", "interrupted"],  # as "python -m raftdiff": here Python has the last word on the status
+        env={**os.environ, "PYTHONPATH": places},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (told.returncode, told.stderr[:20]) == (130, "\nraftdiff: stopped. ")
