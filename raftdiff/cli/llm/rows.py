@@ -89,8 +89,11 @@ def _answers(sampler: Any, prompt: Prompt, recipe: TextRecipe) -> list[Sample[st
 
 
 def _score(prompt: Prompt, sample: Sample[str]) -> str:
-    scores = [one.get("score") for one in prompt.meta.get("answers") or () if one["text"] == sample.media]
-    return f", score {scores[0]:g}" if scores and scores[0] is not None else ""
+    """What the data say of this answer, which may stand there again with another score."""
+    answers = prompt.meta.get("answers") or ()
+    own = answers[sample.index] if sample.index < len(answers) else {}
+    score = own.get("score") if own.get("text") == sample.media else None
+    return "" if score is None else f", score {score:g}"
 
 
 def _head(lm: LM, what: str) -> Iterator[str]:

@@ -49,6 +49,15 @@ def test_a_row_of_data_is_shown_as_it_is_learnt(folder: Path, capsys: pytest.Cap
     assert "--row 3: there are 2 rows." in capsys.readouterr().err
 
 
+def test_answers_that_are_alike_have_each_its_own_score(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = {"prompt": "why", "answers": ["good", "good", "bad"], "scores": [1, 3, 0]}
+    (folder / "alike.jsonl").write_text(json.dumps(row))
+    changes = [f"model.base={folder / 'lm'}", f"prompts.file={folder / 'alike.jsonl'}", "loop.candidates=3"]
+    told = shown(capsys, "rrhf", *changes, "sampler={type: dataset}")
+    heads = [line.split(": ")[0] for line in told.splitlines() if line.startswith("answer ")]
+    assert heads == [f"answer {k} of 3, score {score}" for k, score in ((1, 1), (2, 3), (3, 0))]
+
+
 def test_a_pair_is_shown_as_a_reward_model_reads_it(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     changes = [f"model.base={folder / 'lm'}", f"pairs.data.file={folder / 'pairs.jsonl'}", "held_out_share=0"]
     told = shown(capsys, "rm_reviews", *changes)
