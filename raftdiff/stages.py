@@ -109,7 +109,7 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
         batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
         scores = ranker.score(batches, rows_asked, loop.candidates)
         draft.write_scores(scores)
-    draft.note(blank=scores.blank)
+    draft.note(blank=scores.blank, per_prompt=loop.candidates)
 
 
 def select(draft: Draft, ranker: Ranker[Media]) -> None:

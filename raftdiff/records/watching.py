@@ -160,7 +160,7 @@ def _undecided(last: Metrics) -> str | None:
     alike, prompts = last.get("undecided") or 0, last.get("prompts") or 1
     if alike < UNDECIDED * prompts:
         return _constant(last)
-    if last.get("candidates", 0) <= prompts:
+    if last["per_prompt"] == 1 if "per_prompt" in last else last.get("candidates", 0) <= prompts:  # else an older run
         return (
             "There was one candidate a prompt in the last round, so no reward could choose. Set loop.candidates to 2 "
             "or more."

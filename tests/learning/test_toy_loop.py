@@ -121,7 +121,7 @@ def test_blank_candidates_are_counted_and_a_model_that_draws_nothing_else_is_a_s
     parts = toy_parts(rounds=1)
     ranker = replace(parts.ranker, blank=lambda sample: sample.index == 0)
     metrics = finish(tmp_path / "run", replace(parts, ranker=ranker))[0].metrics
-    assert (metrics["blank"], metrics["discard_rate"]) == (6, 1 / 8)
+    assert (metrics["blank"], metrics["discard_rate"], metrics["per_prompt"]) == (6, 1 / 8, 8)
     dead = replace(toy_parts(rounds=1), ranker=replace(parts.ranker, blank=lambda sample: True))
     with pytest.raises(UserError, match="All 24 pictures are blank"):  # the held-out ones, before any is sampled
         finish(tmp_path / "dead", dead)

@@ -127,6 +127,9 @@ def test_a_healthy_run_warns_of_nothing() -> None:
         ({"discard_rate": 0.4, "blank": 4, "candidates": 10}, "4 of 10 pictures in the last round were blank"),
         ({"undecided": 2, "prompts": 4, "candidates": 8}, "told nothing apart for 2 of 4 prompts"),
         ({"undecided": 4, "prompts": 4, "candidates": 4}, "There was one candidate a prompt in the last round"),
+        ({"undecided": 4, "prompts": 4, "candidates": 4, "per_prompt": 1}, "There was one candidate a prompt in the last"),
+        # of four answers a prompt that were asked for, a server gave one or none
+        ({"undecided": 3, "prompts": 4, "candidates": 4, "per_prompt": 4}, "told nothing apart for 3 of 4 prompts"),
         ({"undecided": 1, "prompts": 4, "constant": ["a", "b"]}, "'a' and 'b' said the same"),
     ],
 )
