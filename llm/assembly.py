@@ -15,6 +15,7 @@ from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.lengths import Lengths, Limits, readable
 from raftdiff.llm.model.loading import LM, load
+from raftdiff.llm.model.rows import fits
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
 from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, mixed
@@ -24,7 +25,7 @@ from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
-from raftdiff.ranking import Ranker
+from raftdiff.ranking import Ranker, Unfit
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.stages import Parts
@@ -174,7 +175,18 @@ def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
         )
         for config in recipe.ranker.rewards
     ]
-    return Ranker(rewards, recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select")), describe)
+    selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
+    return Ranker(rewards, selector, describe, _too_long(lm))
+
+
+def _too_long(lm: LM) -> Unfit[str]:
+    """Answers that the model could not learn whole, whoever wrote them: a teacher's limits are not its own."""
+    return Unfit(
+        lambda sample: not fits(lm, sample),
+        "too_long",
+        f"answers are too long: with their prompts they are more than '{lm.name}' can read ({lm.positions} tokens), so "
+        "there is nothing to learn from. Have the sampler write shorter ones, or name another model.base.",
+    )
 
 
 def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker[str]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
-from typing import Any, Generic, final
+from typing import Any, Generic, Literal, final
 
 import numpy as np
 import torch
@@ -19,14 +19,26 @@ Describe = Callable[[Iterable[Sequence[Sample[Any]]], Set[Key]], Mapping[str, An
 
 @final
 @dataclass(frozen=True)
+class Unfit(Generic[Media]):
+    """Candidates that nothing can be learnt from. No reward sees them; each is NaN for all of them."""
+
+    finds: Callable[[Sample[Media]], bool]
+    """Whether a sample is one."""
+    name: Literal["blank", "too_long"]
+    """Under which the round's figures count them."""
+    all_are: str
+    """What to say where all samples are, after "All 4 "."""
+
+
+@final
+@dataclass(frozen=True)
 class Ranker(Generic[Media]):
     rewards: Sequence[tuple[Reward[Media], float]]
     """Each with its weight; the total is the weighted sum, NaN where any reward of non-zero weight is NaN."""
     selector: Selector
     describe: Describe | None = None
     """Further figures of a round's candidates, given which of them were selected."""
-    blank: Callable[[Sample[Media]], bool] = lambda _: False
-    """Whether a sample is none, such as a picture of one colour. It is NaN for every reward; none sees it."""
+    unfit: Unfit[Media] | None = None
 
     def __post_init__(self) -> None:
         for reward, _ in self.rewards:
@@ -41,8 +53,8 @@ class Ranker(Generic[Media]):
         return self._seen(samples)[0]
 
     def _seen(self, samples: Sequence[Sample[Media]]) -> tuple[dict[str, Float[np.ndarray, " samples"]], int]:
-        """Every reward's scores of a batch, and how many of its samples are blank."""
-        seen = [place for place, sample in enumerate(samples) if not self.blank(sample)]
+        """Every reward's scores of a batch, and how many of its samples are unfit."""
+        seen = [place for place, sample in enumerate(samples) if not (self.unfit and self.unfit.finds(sample))]
         found = {reward.name: np.full(len(samples), np.nan) for reward, _ in self.rewards}
         for reward, _ in self.rewards if seen else ():
             found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
@@ -66,20 +78,20 @@ class Ranker(Generic[Media]):
         """The score table of a round, batch after batch; cells without a sample are NaN.
 
         Raises:
-            UserError: as ``raw``, and when all samples are blank, or a reward is NaN for every one, so that nothing
+            UserError: as ``raw``, and when all samples are unfit, or a reward is NaN for every one, so that nothing
                 could be selected.
         """
         row = {prompt: index for index, prompt in enumerate(prompts)}
         raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
-        index, blank, there = 0, 0, 0
+        index, unfit, there = 0, 0, 0
         for samples in batches:
-            found, blanks = self._seen(samples)
-            there, blank = there + len(samples), blank + blanks
+            found, more = self._seen(samples)
+            there, unfit = there + len(samples), unfit + more
             for name, values in found.items():
                 for sample, value in zip(samples, values, strict=True):
                     raw[name][row[sample.prompt.id], sample.index] = value
                     index = sample.round
-        refuse_blank(there, blank)
+        self._refuse(there, unfit)
         for name, table in raw.items():
             if np.isnan(table).all():
                 raise UserError(
@@ -92,20 +104,18 @@ class Ranker(Generic[Media]):
                 "Every candidate is discarded by one reward or another (NaN), so there is nothing to learn from. "
                 "Give a reward that should not discard the weight 0."
             )
-        return Scores(index, tuple(prompts), total, raw, blank)
+        return Scores(index, tuple(prompts), total, raw, unfit)
 
+    def refuse_unfit(self, samples: Sequence[Sample[Media]]) -> None:
+        """
+        Raises:
+            UserError: every sample that is there is unfit.
+        """
+        self._refuse(len(samples), sum(map(self.unfit.finds, samples)) if self.unfit else 0)
 
-def refuse_blank(there: int, blank: int) -> None:
-    """
-    Raises:
-        UserError: every picture that is there is blank.
-    """
-    if there and blank == there:
-        raise UserError(
-            f"All {there} pictures are blank, of one colour, as they are where a model computes NaN: its numbers "
-            "overflow, or training diverged. Set model.dtype to bfloat16 or float32, name another model.vae, or begin "
-            "again with a lower finetuner.learning_rate."
-        )
+    def _refuse(self, there: int, unfit: int) -> None:
+        if self.unfit and there and unfit == there:
+            raise UserError(f"All {there} {self.unfit.all_are}")
 
 
 def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:

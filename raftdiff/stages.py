@@ -11,7 +11,7 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.progress import Progress
-from raftdiff.ranking import Ranker, refuse_blank
+from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
@@ -109,7 +109,8 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
         batches = _counted(draft.folder.batches(SCORING_BATCH), len(rows), progress.stage(draft.index, "score"))
         scores = ranker.score(batches, rows_asked, loop.candidates)
         draft.write_scores(scores)
-    draft.note(blank=scores.blank, per_prompt=loop.candidates)
+    counted = {ranker.unfit.name: scores.unfit} if ranker.unfit else {}
+    draft.note(per_prompt=loop.candidates, **counted)
 
 
 def select(draft: Draft, ranker: Ranker[Media]) -> None:
@@ -194,7 +195,7 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
             report(len(drawn), len(parts.held_out) * count)
         ranker = parts.held_out_ranker or parts.ranker
         _keep_replies(draft, ranker)
-        refuse_blank(len(drawn), sum(map(ranker.blank, drawn)))
+        ranker.refuse_unfit(drawn)
         raw = ranker.raw(drawn)
         totals = ranker.total(raw)
         draft.keep(name, drawn)

@@ -80,8 +80,8 @@ class Scores:
     prompts: tuple[str, ...]
     total: Float[np.ndarray, "prompts candidates"]
     raw: Mapping[str, Float[np.ndarray, "prompts candidates"]]
-    blank: int = 0
-    """How many candidates are none, such as pictures of one colour, and so were not shown to any reward."""
+    unfit: int = 0
+    """How many candidates nothing can be learnt from, such as pictures of one colour; no reward was shown them."""
 
 
 @dataclass(frozen=True, slots=True)

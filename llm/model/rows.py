@@ -20,6 +20,11 @@ class Row(NamedTuple):
     prompt: tuple[int, ...]
     answer: tuple[int, ...]
 
+    @property
+    def tokens(self) -> int:
+        """Of both together."""
+        return len(self.prompt) + len(self.answer)
+
 
 @final
 @dataclass(frozen=True, slots=True)
@@ -45,27 +50,27 @@ def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
     Raises:
         UserError: there is no answer, or prompt and answer are longer than the model is made for.
     """
-    prompt = sample.prompt.learning if learning else sample.prompt.sampling
-    drawn = sample.aux.get("tokens")
-    answer = lm.answer_ids(sample.media, ended=not sample.cut) if drawn is None else drawn.tolist()
-    if not answer:
+    row = _spelled(lm, sample, learning=learning)
+    if not row.answer:
         raise UserError(f"{sample.key}: this answer is empty, so there is nothing to learn from it.")
-    return checked(lm, sample, Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer)))
-
-
-def checked(lm: LM, sample: Sample[str], row: Row) -> Row:
-    """The row, if the model can read it.
-
-    Raises:
-        UserError: it is longer than the model is made for.
-    """
-    tokens = len(row.prompt) + len(row.answer)
-    if lm.positions is not None and tokens > lm.positions:
+    if lm.positions is not None and row.tokens > lm.positions:
         raise UserError(
-            f"{sample.key}: prompt and answer are {tokens} tokens together, and '{lm.name}' is made for "
+            f"{sample.key}: prompt and answer are {row.tokens} tokens together, and '{lm.name}' is made for "
             f"{lm.positions}; leave it out, or shorten it."
         )
     return row
+
+
+def fits(lm: LM, sample: Sample[str]) -> bool:
+    """Whether the model can read an answer whole, after the prompt that it learns to answer."""
+    return lm.positions is None or _spelled(lm, sample, learning=True).tokens <= lm.positions
+
+
+def _spelled(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
+    prompt = sample.prompt.learning if learning else sample.prompt.sampling
+    drawn = sample.aux.get("tokens")
+    answer = lm.answer_ids(sample.media, ended=not sample.cut) if drawn is None else drawn.tolist()
+    return Row(tuple(lm.prompt_ids(sample.prompt, prompt)), tuple(answer))
 
 
 def other_prompt(learner: str, which: str) -> str:

@@ -12,6 +12,7 @@ from pydantic import Field
 from raftdiff.errors import UserError, command
 from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LMConfig
+from raftdiff.llm.model.rows import Row
 from raftdiff.llm.reward_models.value_model import (
     HEAD,
     ValueModel,
@@ -19,7 +20,6 @@ from raftdiff.llm.reward_models.value_model import (
     positions,
     readable_rows,
     score_rows,
-    value_row,
 )
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.registry import resolve_function
@@ -76,11 +76,8 @@ class RewardModel:
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         rows = readable_rows(self._model, [(one.prompt, one.media) for one in samples], cut=self._cut)
-        read = [place for place, row in enumerate(rows) if row is not None]
-        found = torch.full((len(samples),), torch.nan)
-        found[read] = score_rows(self._model, [row for row in rows if row], batch_size=self._batch_size)
-        warn_of_long(self.name, len(samples) - len(read), len(samples), "too_long: cut has it read their beginnings")
-        return found
+        warn_of_long(self.name, rows.count(None), len(rows), "too_long: cut has it read their beginnings")
+        return _scored(self._model, rows, self._batch_size)
 
 
 class CaptionRewardConfig(Config):
@@ -125,8 +122,10 @@ class CaptionReward:
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         texts = [one.prompt.caption for one in samples] if self._say is None else self._said(samples)
-        rows = [value_row(self._model, one.prompt, text) for one, text in zip(samples, texts, strict=True)]
-        return score_rows(self._model, rows, batch_size=self._batch_size)
+        asked = [(one.prompt, text) for one, text in zip(samples, texts, strict=True)]
+        rows = readable_rows(self._model, asked, cut=False)
+        warn_of_long(self.name, rows.count(None), len(rows), "have the captioner say less")
+        return _scored(self._model, rows, self._batch_size)
 
     def _said(self, samples: Sequence[Sample[Image.Image]]) -> list[str]:
         """What the captioner says of each picture; it gets copies."""
@@ -142,6 +141,14 @@ class CaptionReward:
                 f"The captioner '{self._captioner}' should return a list of {len(samples)} texts, one for each picture."
             )
         return texts
+
+
+def _scored(model: ValueModel, rows: Sequence[Row | None], batch_size: int) -> Float32[torch.Tensor, " rows"]:
+    """The reward of each row, NaN where there is none since it was too long."""
+    found = torch.full((len(rows),), torch.nan)
+    read = [place for place, row in enumerate(rows) if row is not None]
+    found[read] = score_rows(model, [row for row in rows if row is not None], batch_size=batch_size)
+    return found
 
 
 def _opened(model: str, device: str, resolve: Callable[[str], str]) -> ValueModel:

@@ -7,6 +7,7 @@ head, and ``pool.jsonl``, the policy's answers that MetaRM was given.
 
 import shutil
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, final
@@ -15,6 +16,7 @@ import numpy as np
 from jaxtyping import Float
 
 from raftdiff.embedded import resolve
+from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.model.lengths import Lengths, Limits
 from raftdiff.llm.model.rows import Row
@@ -139,18 +141,36 @@ def figures(d: Float[np.ndarray, " pairs"]) -> dict[str, Any]:
 
 
 def _pool(run: Run, parts: RewardParts, progress: Progress) -> Sequence[Sequence[Row]]:
-    """The policy's answers as the reward model's tokens; none without MetaRM."""
+    """The policy's answers as the reward model's tokens; none without MetaRM. Those that it cannot read are left out,
+    and so are prompts that have too few without them, which is said.
+
+    Raises:
+        UserError: nothing is left.
+    """
     recipe = parts.recipe
     if recipe.policy_pool is None or recipe.tuner.meta is None:
         return ()
+    count = recipe.tuner.meta.answers
     found = answered(
         run.path / POOL,
         recipe.policy_pool,
-        count=recipe.tuner.meta.answers,
+        count=count,
         seed=recipe.loop.seed,
         report=progress.stage(run.rounds_done(), "sample"),
     )
-    return [[value_row(parts.model, one.prompt, answer) for answer in one.answers] for one in found]
+    model, limits = parts.model, Limits("policy_pool", long="skip")
+    lengths, kept = Lengths(model.lm, limits, positions=positions(model.lm)), []
+    for prompt, answers in found:
+        read = [answer for answer in answers if lengths.fit(prompt, [answer])]
+        if len(read) >= min(count, len(answers)):
+            kept.append([value_row(model, prompt, answer) for answer in read])
+    lengths.tell(sum(len(answers) for _, answers in found))
+    if less := len(found) - len(kept):
+        told = f"policy_pool: {less} of {len(found)} prompts have fewer than {count} answers that can be read"
+        if not kept:
+            raise UserError(f"{told}. Lower policy_pool.decoding.max_new_tokens, or name a model that reads more.")
+        warnings.warn(f"{told}, and were left out.", stacklevel=2)
+    return kept
 
 
 def _validated(parts: RewardParts) -> Mapping[str, Any]:

@@ -91,8 +91,8 @@ def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
     if metrics.get("held_out") is not None:
         parts.append(f"held-out {_figure(metrics['held_out'])}")
     if metrics["discard_rate"]:
-        blank = f" ({metrics['blank']} blank)" if metrics.get("blank") else ""
-        parts.append(f"{metrics['discard_rate']:.0%} discarded{blank}")
+        unfit = [f"{metrics[name]} {name.replace('_', ' ')}" for name in ("blank", "too_long") if metrics.get(name)]
+        parts.append(f"{metrics['discard_rate']:.0%} discarded" + (f" ({unfit[0]})" if unfit else ""))
     if undecided := metrics.get("undecided"):
         parts.append(f"nothing told apart for {undecided} of {metrics['prompts']} prompts")
     if metrics["left_out"]:

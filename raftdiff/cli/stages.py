@@ -25,6 +25,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run, fork
+from raftdiff.records.watching import unfit_told
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
 from raftdiff.types import Prompt
@@ -59,6 +60,8 @@ def score(args: argparse.Namespace) -> None:
         bars.close()
     for name, table in draft.folder.scores().raw.items():
         print(f"{name}: {labelled.get(name) or f'mean {np.nanmean(table):.3f} over {table.size} candidates'}")
+    if told := unfit_told(draft.metrics()):
+        print(told)
     print(f"next: {command('select', run.path)}")
 
 

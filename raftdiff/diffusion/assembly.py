@@ -16,7 +16,7 @@ from raftdiff.embedded.emoji.world import parse
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
-from raftdiff.ranking import Features, Ranker
+from raftdiff.ranking import Features, Ranker, Unfit
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
@@ -112,7 +112,16 @@ def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
         (config.build(device=device, resolve=embedded.resolve), config.weight) for config in recipe.ranker.rewards
     ]
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    return Ranker(rewards, selector, PictureFigures(features(rewards)), blank=lambda sample: is_flat(sample.media))
+    return Ranker(rewards, selector, PictureFigures(features(rewards)), BLANK)
+
+
+BLANK = Unfit[Image](
+    lambda sample: is_flat(sample.media),
+    "blank",
+    "pictures are blank, of one colour, as they are where a model computes NaN: its numbers overflow, or training "
+    "diverged. Set model.dtype to bfloat16 or float32, name another model.vae, or begin again with a lower "
+    "finetuner.learning_rate.",
+)
 
 
 def read_by(ranker: Ranker[Image]) -> list[Reading]:

@@ -14,7 +14,6 @@ from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
-from raftdiff.ranking import refuse_blank
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import together, write_text
 from raftdiff.records.media import file_name
@@ -85,7 +84,7 @@ def compare(
         assembly.evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report
     )
     for side in (before, after):
-        refuse_blank(len(side), sum(map(assembly.ranker.blank, side)))
+        assembly.ranker.refuse_unfit(side)
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
     rows = assembly.recipe.sampler.batch_size

@@ -112,18 +112,30 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         _estranged(first, last),
         _undecided(last),
     ]
-    blank = last.get("blank") or 0
-    if (discarded := (last.get("discard_rate") or 0) - blank / (last.get("candidates") or 1)) > DISCARDED:
+    unfit = (last.get("blank") or 0) + (last.get("too_long") or 0)
+    if (discarded := (last.get("discard_rate") or 0) - unfit / (last.get("candidates") or 1)) > DISCARDED:
         found.append(f"The rewards discard {discarded:.0%} of the candidates.")
-    if blank:
-        found.append(
+    found.append(unfit_told(last))
+    if left_out := last.get("left_out"):
+        found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
+    return [sentence for sentence in found if sentence]
+
+
+def unfit_told(last: Metrics) -> str | None:
+    """How many candidates of a round were discarded before any reward saw them, and what to do about it."""
+    if blank := last.get("blank"):
+        return (
             f"{blank} of {last['candidates']} pictures in the last round were blank, of one colour, as where a model "
             "computes NaN, and were discarded. Set model.dtype to bfloat16 or float32, or lower "
             "finetuner.learning_rate."
         )
-    if left_out := last.get("left_out"):
-        found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
-    return [sentence for sentence in found if sentence]
+    if long := last.get("too_long"):
+        return (
+            f"{long} of {last['candidates']} answers in the last round were longer, with their prompts, than the model "
+            "can read, and were discarded. Have the sampler write shorter ones (max_new_tokens, max_tokens), or leave "
+            "long prompts out (prompts.max_prompt_tokens)."
+        )
+    return None
 
 
 def _overfitting(rounds: Sequence[Metrics]) -> str | None:

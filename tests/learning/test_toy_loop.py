@@ -12,7 +12,7 @@ import torch
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures
 from raftdiff.raft import raft, until_no_gain
-from raftdiff.ranking import Ranker
+from raftdiff.ranking import Ranker, Unfit
 from raftdiff.recipes.config import Config
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfK, Random
@@ -119,11 +119,11 @@ def test_one_candidate_a_prompt_is_a_choice_of_the_policys_alone(tmp_path: Path,
 
 def test_blank_candidates_are_counted_and_a_model_that_draws_nothing_else_is_a_sentence(tmp_path: Path) -> None:
     parts = toy_parts(rounds=1)
-    ranker = replace(parts.ranker, blank=lambda sample: sample.index == 0)
+    ranker = replace(parts.ranker, unfit=Unfit(lambda sample: sample.index == 0, "blank", "are."))
     metrics = finish(tmp_path / "run", replace(parts, ranker=ranker))[0].metrics
     assert (metrics["blank"], metrics["discard_rate"], metrics["per_prompt"]) == (6, 1 / 8, 8)
-    dead = replace(toy_parts(rounds=1), ranker=replace(parts.ranker, blank=lambda sample: True))
-    with pytest.raises(UserError, match="All 24 pictures are blank"):  # the held-out ones, before any is sampled
+    dead = replace(toy_parts(rounds=1), ranker=replace(parts.ranker, unfit=Unfit(lambda sample: True, "blank", "are.")))
+    with pytest.raises(UserError, match="All 24 are."):  # the held-out ones, before any is sampled
         finish(tmp_path / "dead", dead)
 
 

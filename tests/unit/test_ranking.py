@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.ranking import Ranker
+from raftdiff.ranking import Ranker, Unfit
 from raftdiff.selection.best import BestOfK
 from raftdiff.types import Prompt, Sample
 
@@ -86,31 +86,33 @@ def test_weights_that_make_infinite_totals_are_a_sentence(weights: tuple[float, 
         scored((one, weights[0]), (two, weights[1]))
 
 
-def blank_ranker(*places: int) -> tuple[Ranker[Any], list[int]]:
-    """A ranker to whom the candidates of these indices are blank, and how many samples its reward was shown."""
+def picky_ranker(*places: int) -> tuple[Ranker[Any], list[int]]:
+    """A ranker to whom the candidates of these indices are unfit, and how many samples its reward was shown."""
     shown: list[int] = []
 
     def seen(of: Sequence[Sample[Any]]) -> torch.Tensor:
         shown.append(len(of))
         return index(of)
 
-    return Ranker([(Mine(seen), 1.0)], BestOfK(), blank=lambda sample: sample.index in places), shown
+    return Ranker(
+        [(Mine(seen), 1.0)], BestOfK(), unfit=Unfit(lambda sample: sample.index in places, "blank", "are.")
+    ), shown
 
 
-def test_a_blank_candidate_is_a_discard_that_no_reward_sees() -> None:
-    ranker, shown = blank_ranker(0)
+def test_an_unfit_candidate_is_a_discard_that_no_reward_sees() -> None:
+    ranker, shown = picky_ranker(0)
     found = ranker.score(iter([samples()]), PROMPTS, 2)
     np.testing.assert_array_equal(found.total, [[np.nan, 1.0], [np.nan, 1.0]])
-    assert (found.blank, shown) == (2, [2])
+    assert (found.unfit, shown) == (2, [2])
 
 
-def test_a_batch_of_blank_candidates_alone_reaches_no_reward() -> None:
-    ranker, shown = blank_ranker(0)
+def test_a_batch_of_unfit_candidates_alone_reaches_no_reward() -> None:
+    ranker, shown = picky_ranker(0)
     first, second = ([it for it in samples() if it.index == k] for k in (0, 1))
-    assert ranker.score(iter([first, second]), PROMPTS, 2).blank == 2
+    assert ranker.score(iter([first, second]), PROMPTS, 2).unfit == 2
     assert shown == [2]
 
 
-def test_a_round_of_blank_candidates_alone_is_a_sentence() -> None:
-    with pytest.raises(UserError, match="All 4 pictures are blank, of one colour.* Set model.dtype"):
-        blank_ranker(0, 1)[0].score(iter([samples()]), PROMPTS, 2)
+def test_a_round_of_unfit_candidates_alone_is_a_sentence() -> None:
+    with pytest.raises(UserError, match="All 4 are."):
+        picky_ranker(0, 1)[0].score(iter([samples()]), PROMPTS, 2)

@@ -1,6 +1,9 @@
 """What is found out when the parts of a text recipe are wired, before anything is sampled."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import final
 
 import pytest
 
@@ -9,6 +12,10 @@ from raftdiff.llm.assembly import assemble_text
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.model.rows import row_of
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
+from raftdiff.raft import raft
+from raftdiff.records.run import Run
+from raftdiff.records.watching import warnings
+from raftdiff.types import Prompt, Sample, Source
 
 RECIPE = """
 media: text
@@ -101,3 +108,35 @@ def test_collected_answers_that_are_too_long_are_told_too(recipe: Path, tmp_path
     asked = {"per_prompt": 2, "seed": 0, "round": 0, "done": frozenset[tuple[str, int]]()}
     found = assembly.parts.sampler.sample(assembly.parts.prompts, **asked)  # type: ignore[arg-type]
     assert [sample.media for sample in found] == ["good"]
+
+
+@final
+class Said:
+    """Whoever it is that answers the film first at too great a length, then in a word."""
+
+    provides = ()
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def sample(self, prompts: Sequence[Prompt], *, round: int, **rest: object) -> Iterator[Sample[str]]:
+        for prompt in prompts:
+            for k, text in enumerate(("long " * 1100, "good", "the film")):
+                yield Sample(round, prompt, k, k, self.source, text)
+
+    def network_evaluations(self) -> int:
+        return 0
+
+
+@pytest.mark.parametrize("source", ["teacher", "human"])
+def test_an_answer_that_the_model_cannot_read_is_discarded_and_counted_whoever_wrote_it(
+    recipe: Path, tmp_path: Path, source: Source
+) -> None:
+    known = of(recipe, "ranker.rewards=[{type: length, direction: more}, {type: kl}]", "loop.candidates=3")
+    assembly = assemble_text(known)
+    (done,) = raft(Run.create(tmp_path / "run", known, seed=0), replace(assembly.parts, sampler=Said(source)))
+    assert (done.metrics["too_long"], done.metrics["candidates"], done.metrics["selected"]) == (2, 6, 2)
+    assert "2 of 6 answers in the last round were longer, with their prompts, than the" in warnings([done.metrics])[0]
+    alone = [Sample(0, assembly.parts.prompts[0], 0, 0, source, "long " * 1100)]
+    with pytest.raises(UserError, match=r"All 1 answers are too long: .* more than '.*' can read \(1024 tokens\)"):
+        assembly.ranker.score(iter([alone]), [assembly.parts.prompts[0].id], 1)

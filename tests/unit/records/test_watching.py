@@ -125,9 +125,13 @@ def test_a_healthy_run_warns_of_nothing() -> None:
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
         ({"left_out": ["cat"]}, "1 prompts had no valid candidate in the last round: cat"),
         ({"discard_rate": 0.4, "blank": 4, "candidates": 10}, "4 of 10 pictures in the last round were blank"),
+        ({"discard_rate": 0.4, "too_long": 4, "candidates": 10}, "4 of 10 answers in the last round were longer, with"),
         ({"undecided": 2, "prompts": 4, "candidates": 8}, "told nothing apart for 2 of 4 prompts"),
         ({"undecided": 4, "prompts": 4, "candidates": 4}, "There was one candidate a prompt in the last round"),
-        ({"undecided": 4, "prompts": 4, "candidates": 4, "per_prompt": 1}, "There was one candidate a prompt in the last"),
+        (
+            {"undecided": 4, "prompts": 4, "candidates": 4, "per_prompt": 1},
+            "There was one candidate a prompt in the last",
+        ),
         # of four answers a prompt that were asked for, a server gave one or none
         ({"undecided": 3, "prompts": 4, "candidates": 4, "per_prompt": 4}, "told nothing apart for 3 of 4 prompts"),
         ({"undecided": 1, "prompts": 4, "constant": ["a", "b"]}, "'a' and 'b' said the same"),

@@ -128,6 +128,10 @@ def tell(images):
     return ["good film" if image.getpixel((0, 0))[0] > 50 else "bad" for image in images]
 
 
+def ramble(images):
+    return ["good"] + ["good " * 1100] * (len(images) - 1)
+
+
 def scribble(images):
     for image in images:
         image.paste((0, 0, 0), (0, 0, 8, 8))
@@ -141,7 +145,7 @@ def refuse(images):
 @pytest.fixture
 def captioner(monkeypatch):
     module = type(sys)("captioners")
-    for function in (tell, scribble, refuse):
+    for function in (tell, ramble, scribble, refuse):
         setattr(module, function.__name__, function)
     module.one = lambda images: "good"
     module.few = lambda images: ["good"]
@@ -163,6 +167,12 @@ def test_a_picture_is_scored_by_its_prompts_own_caption(trained):
     wanted = by_text(trained, [one.prompt for one in samples], captions)
     torch.testing.assert_close(reward.score(samples), wanted)
     check_reward(reward, samples).demand()
+
+
+def test_what_a_captioner_says_at_too_great_a_length_is_discarded_and_counted(trained, captioner):
+    reward = CaptionRewardConfig(model=str(trained[0]), captioner="captioners:ramble").build()
+    with pytest.warns(UserWarning, match=r"discards 2 of 3 answers \(NaN\): .*; have the captioner say less"):
+        assert reward.score(pictures(("the film",) * 3)).isnan().tolist() == [False, True, True]
 
 
 def test_a_captioner_says_what_each_picture_shows(trained, captioner):

@@ -176,6 +176,29 @@ def test_meta_rm_draws_the_policy_s_answers_once(file: Path, model: Path, tmp_pa
     assert (run.path / "pool.jsonl").stat().st_mtime_ns == before
 
 
+def test_answers_of_the_policy_that_cannot_be_read_are_left_out_and_counted(
+    file: Path, model: Path, tmp_path: Path
+) -> None:
+    pool = f"policy_pool={{model: {{base: {model}, device: cpu}}, prompts: {{captions: [film]}}}}"
+    recipe = load_reward_recipe(file, ["tuner.meta={answers: 2}", pool, "tuner.epochs=0.2", "held_out_share=0"])
+    run, long = Run.create(tmp_path / "run", recipe, seed=0), "good " * 1100
+    said = {"film": ["good", long, "bad"], "dog": ["good", long], "it": [long, long]}
+    held = [json.dumps({"id": name, "prompt": name, "answers": answers}) for name, answers in said.items()]
+    (run.path / "pool.jsonl").write_text("\n".join(held) + "\n")
+    parts = assemble_reward(recipe)
+    with (
+        pytest.warns(UserWarning, match="policy_pool: 4 of 7 rows were left out: 4 with prompt and answer together"),
+        pytest.warns(UserWarning, match="policy_pool: 2 of 3 prompts have fewer than 2 answers that can be read, and"),
+    ):
+        assert "separation" in next(train(run, parts)).metrics["tune"]
+    (run.path / "pool.jsonl").write_text(held[1] + "\n")
+    with (
+        pytest.warns(UserWarning, match="1 of 2 rows were left out"),
+        pytest.raises(UserError, match="policy_pool: 1 of 1 prompts have fewer than 2 .* L"),
+    ):
+        next(train(run, parts))
+
+
 def test_weights_that_changed_under_a_run_are_refused(recipe: RewardRecipe, tmp_path: Path) -> None:
     run = Run.create(tmp_path / "run", recipe, seed=0)
     run.bind(weights(recipe))
