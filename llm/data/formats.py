@@ -75,8 +75,8 @@ KNOWN = (
 )
 
 
-def detect(table: Sequence[Mapping[str, Any]]) -> Format:
-    """The format that has the columns of these rows.
+def detect(table: Sequence[Mapping[str, Any]], heading: str = "") -> Format:
+    """The format that has the columns of these rows; ``heading`` is said where none has.
 
     Raises:
         UserError: no format fits, or several do.
@@ -108,7 +108,9 @@ def detect(table: Sequence[Mapping[str, Any]]) -> Format:
     if len(found) > 1:
         raise UserError(f"prompts.format: {shown} fit several: {', '.join(found)}. Set prompts.format to one of them.")
     if not found:
-        raise UserError(f"prompts.format: {shown} fit no format. Known: {KNOWN}. Rename columns under prompts.columns.")
+        raise UserError(
+            f"prompts.format: {shown} fit no format. Known: {KNOWN}. Rename columns under prompts.columns.{heading}"
+        )
     return found[0]
 
 

@@ -18,7 +18,7 @@ from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.prompts import Asked, check_ids, find_file, made_ids
-from raftdiff.recipes.rows import Row, read_file
+from raftdiff.recipes.rows import Row, heading, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -129,7 +129,7 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
     if not config.magic:
         raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
     table = rows(config, folder)
-    kept = _parsed(table, detect([row.columns for row in table]) if config.format == "auto" else config.format, config)
+    kept = _parsed(table, _format(table, config, folder), config)
     ids = made_ids([rest.get("id") for _, rest in kept], [record.prompt for record, _ in kept])
     check_ids(ids)
     chosen = [k for k in _order(len(kept), config.shuffle_seed) if _fits(kept[k][0], config)][: config.limit]
@@ -203,6 +203,13 @@ def _renamed(row: Row, renames: Mapping[str, str]) -> dict[str, Any]:
             raise UserError(f"{row.where}: two columns would be called '{new}'; see prompts.columns.")
         renamed[new] = value
     return renamed
+
+
+def _format(table: Sequence[Row], config: DataConfig, folder: Path) -> Format:
+    if config.format != "auto":
+        return config.format
+    path = find_file(config.file, folder, "prompts.file") if config.file else None
+    return detect([row.columns for row in table], heading(path, table[0].columns) if path else "")
 
 
 def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tuple[Record, dict[str, Any]]]:

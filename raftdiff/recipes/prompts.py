@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.rows import kind, read_file
+from raftdiff.recipes.rows import CELLS, heading, kind, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -101,7 +101,10 @@ def read_captions(path: Path) -> list[str | dict[str, Any]]:
     rows = read_file(path)
     if kind(path) == ".txt":
         return [_checked(row.where, row.columns)["caption"] for row in rows]
-    absent = (None, "") if kind(path) in (".csv", ".tsv") else (None,)  # whose empty cells say nothing
+    names = list(rows[0].columns)
+    if kind(path) in CELLS and not any(name.lower() in ALIASES["caption"] for name in names):
+        raise UserError(f"{path}: no column is called 'caption' or 'prompt'.{heading(path, names)}")
+    absent = (None, "") if kind(path) in CELLS else (None,)  # whose empty cells say nothing
     return [_checked(row.where, _known(row.columns, absent=absent)) for row in rows]
 
 

@@ -8,7 +8,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -16,6 +16,10 @@ from typing import Any, final
 from raftdiff.errors import UserError
 from raftdiff.recipes.encoding import decode
 
+CELLS = {".csv": ",", ".tsv": "\t"}
+"""What stands between the cells of a row, by suffix."""
+SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
+"""What programs put between cells, as sentences say it."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
 
 
@@ -53,7 +57,7 @@ def read_file(path: Path) -> list[Row]:
     elif suffix == ".txt":
         found = [Row(f"{path}:{number}", {"prompt": line}) for number, line in _uncommented(path, _text(path))]
     else:
-        found = _cells(path, _text(path), "\t" if suffix == ".tsv" else ",")
+        found = _cells(path, _text(path), CELLS[suffix])
     if not found:
         raise UserError(f"{path}: this file has no rows.")
     return found
@@ -72,6 +76,17 @@ def kind(path: Path) -> str:
             "prompt a line, name it .txt."
         )
     return suffix
+
+
+def heading(path: Path, columns: Iterable[str]) -> str:
+    """What is to be said beside columns that nobody knows, with a space before it: that the first line of a .csv or
+    .tsv file was read as their names. Nothing for files in which each row has names of its own."""
+    if kind(path) not in CELLS:
+        return ""
+    return (
+        f" The first line of {path} was read as the names of the columns ({', '.join(map(repr, columns))}). If it is a "
+        "row like the others, put a line of names above it, such as 'prompt'; with a prompt a line, name the file .txt."
+    )
 
 
 def _text(path: Path) -> str:
@@ -157,12 +172,34 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
     if not rows:
         return []
     names = [name.strip() for name in rows[0][1]]
+    _refuse_separator(f"{path}:{rows[0][0]}", names, delimiter)
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(f"{path}:{rows[0][0]}: two columns are called '{twice[0]}'.")
     for number, cells in rows[1:]:
         if len(cells) != len(names):
-            raise UserError(f"{path}:{number}: this row has {len(cells)} cells, and there are {len(names)} columns.")
+            has, are = f"{len(cells)} cell{'s' * (len(cells) != 1)}", f"{len(names)} column{'s' * (len(names) != 1)}"
+            raise UserError(
+                f"{path}:{number}: this row has {has}, and the first line names {are}: {', '.join(map(repr, names))}. "
+                f"A text with {SEPARATORS[delimiter]} in it stands in double quotes."
+            )
     return [Row(f"{path}:{number}", dict(zip(names, cells, strict=True))) for number, cells in rows[1:]]
+
+
+def _refuse_separator(where: str, names: Sequence[str], delimiter: str) -> None:
+    """
+    Raises:
+        UserError: the first line is one cell, with what other programs put between cells in it.
+    """
+    other = next((mark for mark in SEPARATORS if mark != delimiter and mark in names[0]), None)
+    if len(names) > 1 or other is None:
+        return
+    suffix = next(suffix for suffix, mark in CELLS.items() if mark == delimiter)
+    raise UserError(
+        f"{where}: the first line, {names[0][:60]!r}, was read as the name of a single column: a {suffix} file has "
+        f"{SEPARATORS[delimiter]} between the cells, and here are {SEPARATORS[other]}. Save it with "
+        f"{SEPARATORS[delimiter]}; if a cell has {SEPARATORS[other]} in it and there is no line of names, put one "
+        "above, such as 'prompt'."
+    )
 
 
 def _table(path: Path) -> list[Row]:

@@ -123,7 +123,28 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     [
         ("p.md", b"a cat\n", r"p\.md: a file of prompts or data ends in .*With one prompt a line, name it \.txt"),
         ("p", b"a cat\n", "name it .txt"),
-        ("p.csv", b"a cat\na dog\n", r"p\.csv:2 has no caption \(its keys: a cat\)"),
+        (
+            "p.csv",
+            b"a cat\na dog\n",
+            r"p\.csv: no column is called 'caption' or 'prompt'. The first line of .*p\.csv was read as the names of "
+            r"the columns \('a cat'\). If it is a row like the others, put a line of names .* name the file \.txt",
+        ),
+        (
+            "p.csv",
+            b"caption;id\na cat, red;tom\n",
+            r"p\.csv:1: the first line, 'caption;id', was read as the name of a single column: a \.csv file has ',' "
+            r"between the cells, and here are ';'. Save it with ','",
+        ),
+        ("p.csv", b"caption\tid\na cat\ttom\n", "a .csv file has ',' between the cells, and here are tabs. Save it"),
+        ("p.tsv", b"caption,id\na cat,tom\n", "a .tsv file has tabs between the cells, and here are ','. Save it"),
+        ("p.csv", b"a cat; asleep\na dog\n", "if a cell has ';' in it and there is no line of names, put one above"),
+        (
+            "p.csv",
+            b"caption\na cat, red\n",
+            r"p\.csv:2: this row has 2 cells, and the first line names 1 column: 'caption'. A text with ',' in",
+        ),
+        ("p.csv", b"caption,id\na cat\n", r"this row has 1 cell, and the first line names 2 columns: 'caption', 'id'"),
+        ("p.csv", b"caption,id\n,tom\n", r"p\.csv:2 has no caption \(its keys: id\)"),
         ("p.jsonl", b'{"caption": "a"}\n{"tag": 1}\n', r"p\.jsonl:2 has no caption \(its keys: tag\); write it as"),
         ("p.jsonl", b'{"caption": 1984}\n', r"p\.jsonl:1: 'caption' is not a text but 1984"),
         ("p.jsonl", b'{"caption": "a \\ud800"}\n', r"p\.jsonl:1 holds half a character"),
