@@ -1,6 +1,7 @@
 """pack.sh and run.sh, cut down on the CPU: so that the first run on a GPU is not the first run."""
 
 import importlib.util
+import itertools
 import json
 import os
 import re
@@ -9,7 +10,9 @@ import sys
 import time
 import tomllib
 from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -19,6 +22,7 @@ from PIL import Image
 from safetensors import safe_open
 
 from raftdiff import embedded
+from raftdiff.embedded import training
 from raftdiff.embedded.emoji.art import SHEET
 from raftdiff.embedded.emoji.world import draw
 
@@ -86,13 +90,37 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sheet: np.ndarray) -> Path:
     return folder
 
 
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., list[Any]]]:
+    """A step as run.sh starts it, but in this process, which has imported what takes most of its time; returns its
+    figures. The clock of the training loop goes on by ``tick`` seconds when it is looked at, which is twice a step, so
+    that a busy machine takes as many steps as an idle one."""
+    precision = torch.get_float32_matmul_precision()
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+
+    def run(name: str, *arguments: str, tick: float) -> list[Any]:
+        clock = itertools.count(step=tick)
+        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+        monkeypatch.setattr(sys, "argv", ["step.py", name, "--small", "--seconds", "600", *arguments])
+        status, told = load("step").main(), capsys.readouterr()
+        assert status == 0, told.out + told.err
+        return lines(told.out)
+
+    yield run
+    torch.set_float32_matmul_precision(precision)
+    torch.backends.cudnn.benchmark = False
+    for name in ("speed", "train"):
+        sys.modules.pop(name, None)
+
+
 @pytest.mark.slow
-def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path) -> None:
+@pytest.mark.filterwarnings("ignore")  # the packages' own, of which a step only tells
+def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here: Callable[..., list[Any]]) -> None:
     out = tmp_path / "out"
-    patient = {f"{step}_SECONDS": "600" for step in ("CHECK", "SPEED", "TRAIN")}  # on a busy machine too
-    ran = script("run.sh", "check", "speed", "train", SMALL="1", PACK=str(pack), OUT=str(out), **patient)
+    ran = script("run.sh", "check", SMALL="1", PACK=str(pack), OUT=str(out), CHECK_SECONDS="600")
     assert ran.returncode == 0, ran.stdout + ran.stderr
-    told = lines(ran.stdout)
+    places = ("--pack", str(pack), "--out", str(out))
+    told = [*lines(ran.stdout), *here("speed", *places, tick=1.0), *here("train", *places, tick=0.25)]
     assert lines((out / "figures.jsonl").read_text()) == told
     assert all(figure["device"] for figure in told)
     names = {step: [f["name"] for f in told if f["step"] == step] for step in ("check", "speed", "train")}
