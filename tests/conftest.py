@@ -1,8 +1,12 @@
 """One thread and no network: every test gives the same on every machine. Shapes in signatures are checked."""
 
+import multiprocessing
 import os
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
+from multiprocessing import forkserver
 from pathlib import Path
+from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
@@ -36,6 +40,53 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):  # not by keyword: tests/gpu/ is one too
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and this machine has none"))
+
+
+SLOW_TO_IMPORT = [
+    "accelerate",
+    "diffusers.models.unets.unet_2d_condition",
+    "diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion",
+    "peft",
+    "torch.utils.tensorboard",
+    "transformers.models.llama.modeling_llama",
+]
+Forked = Callable[..., multiprocessing.Process]
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Any:
+    """A process that has imported what takes many seconds, and done nothing else; others are forked off it."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(SLOW_TO_IMPORT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        forkserver.ensure_running()
+    return context
+
+
+@pytest.fixture
+def forked(nursery: Any, tmp_path: Path) -> Iterator[Forked]:
+    """``forked(program, out, **environment)``: a process of its own that runs these lines, has this test's folder and
+    environment, and writes what it says to the file ``out`` of ``tmp_path``."""
+    started = []
+
+    def start(program: str, out: str = "said.txt", **environment: str) -> multiprocessing.Process:
+        begin = (
+            "import os, sys\n"
+            f"os.dup2(os.open({str(tmp_path / out)!r}, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 1)\n"
+            "os.dup2(1, 2)\n"
+            "sys.stdout, sys.stderr = (open(place, 'w', buffering=1, closefd=False) for place in (1, 2))\n"
+            f"os.environ.clear()\nos.environ.update({ {**os.environ, **environment}!r})\n"
+        )
+        started.append(nursery.Process(target=exec, args=(begin + program, {"__name__": "__main__"})))
+        started[-1].start()
+        return started[-1]
+
+    yield start
+    for process in started:
+        process.kill()
+        process.join()
+        process.close()
 
 
 @pytest.fixture(scope="session")

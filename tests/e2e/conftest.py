@@ -1,10 +1,9 @@
 """Processes that are killed at a certain line, however fast or slow the machine is."""
 
-import os
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,22 +11,20 @@ Killed = Callable[..., None]
 
 
 @pytest.fixture
-def killed() -> Killed:
+def killed(forked: Callable[..., Any], tmp_path: Path) -> Killed:
     """``killed(patch, *words)``: raftdiff with these words, in a process of its own that ends by SIGKILL where the
     lines of ``patch``, which it runs first, call ``die()``."""
 
     def run(patch: str, *words: object) -> None:
-        program = (
-            "import os, signal, sys\n"
+        process = forked(
+            "import signal\n"
             "def die():\n    os.kill(os.getpid(), signal.SIGKILL)\n"
             f"{patch}\n"
             "from raftdiff.cli.main import main\n"
-            "main(sys.argv[1:])"
+            f"main({[str(word) for word in words]!r})"
         )
-        command = [sys.executable, "-c", program, *map(str, words)]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        ended = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, (tmp_path / "said.txt").read_text()
 
     return run
 

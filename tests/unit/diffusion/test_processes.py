@@ -1,10 +1,6 @@
 """Two processes, as under accelerate launch, draw and learn what one does."""
 
-import os
 import socket
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -31,38 +27,40 @@ def work(folder, out):
     save_file({**tuner.state_dict()["adapter"], **latents}, out)
 
 
-def start(folder, out, rank, port):
-    described = {
-        "RANK": rank,
-        "LOCAL_RANK": rank,
-        "WORLD_SIZE": 2,
-        "LOCAL_WORLD_SIZE": 2,
+def described(rank, port):
+    """What accelerate launch says to a process."""
+    return {
+        "RANK": f"{rank}",
+        "LOCAL_RANK": f"{rank}",
+        "WORLD_SIZE": "2",
+        "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": port,
-        "OMP_NUM_THREADS": 1,
+        "MASTER_PORT": f"{port}",
+        "OMP_NUM_THREADS": "1",
         "ACCELERATE_USE_CPU": "true",
         "GLOO_SOCKET_IFNAME": "lo",
     }
-    environment = {**os.environ, **{name: str(value) for name, value in described.items()}}
-    return subprocess.Popen([sys.executable, __file__, str(folder), str(out)], env=environment)
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
-def test_two_processes_do_what_one_does(models, tmp_path):
+def test_two_processes_do_what_one_does(models, tmp_path, forked):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     outs = [tmp_path / f"{name}.safetensors" for name in ("first", "second", "alone")]
-    started = [start(models["sd15"], outs[rank], rank, port) for rank in (0, 1)]
+    started = [
+        forked(
+            f"import runpy\nrunpy.run_path({__file__!r})['work']({str(models['sd15'])!r}, {str(out)!r})", out.stem, **it
+        )
+        for out, it in zip(outs, (described(rank, port) for rank in (0, 1)), strict=False)
+    ]
     work(models["sd15"], outs[2])
-    assert [process.wait(timeout=120) for process in started] == [0, 0]
+    for process, out in zip(started, outs, strict=False):
+        process.join(timeout=120)
+        assert process.exitcode == 0, out.with_suffix("").read_text()
     first, second, alone = (load_file(out) for out in outs)
     assert set(alone) == set(first) == set(second)
     for name in alone:
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], alone[name], atol=1e-5, rtol=1e-3)
-
-
-if __name__ == "__main__":
-    work(Path(sys.argv[1]), Path(sys.argv[2]))

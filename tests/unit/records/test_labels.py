@@ -4,10 +4,10 @@ import json
 import math
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,15 +71,17 @@ def pair(prompt: str, one: int, two: int) -> Pair:
     return Pair(f"a {prompt}", picture(prompt, one), picture(prompt, two))
 
 
-def test_an_answer_is_on_the_disk_when_the_call_returns_even_if_the_process_is_killed_then(run: Run) -> None:
-    program = (
-        "import os, signal, sys; from pathlib import Path; from raftdiff.records.labels import Ballot, Pair; "
-        "from raftdiff.records.run import Run; "
-        "Ballot(Run(Path(sys.argv[1])), 'ada').choose(Pair('c', 'x', 'y'), 'left'); "
+def test_an_answer_is_on_the_disk_when_the_call_returns_even_if_the_process_is_killed_then(
+    run: Run, forked: Callable[[str], Any]
+) -> None:
+    process = forked(
+        "import signal\nfrom pathlib import Path\n"
+        "from raftdiff.records.labels import Ballot, Pair\nfrom raftdiff.records.run import Run\n"
+        f"Ballot(Run(Path({str(run.path)!r})), 'ada').choose(Pair('c', 'x', 'y'), 'left')\n"
         "os.kill(os.getpid(), signal.SIGKILL)"
     )
-    killed = subprocess.run([sys.executable, "-c", program, str(run.path)], check=False)
-    assert killed.returncode == -signal.SIGKILL
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert [choice.better for choice in Ballot(run, "ada").choices()] == ["x"]
 
 
