@@ -4,14 +4,12 @@ import warnings
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
-
 from raftdiff.errors import UserError
 from raftdiff.llm.learning.finetuner import LMFineTuner
 from raftdiff.llm.model.adapters import is_adapter
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
-from raftdiff.records.disk import together, vacant
+from raftdiff.records.disk import together, vacant, written
 from raftdiff.training.trainable import merged
 
 Format = Literal["peft", "merged"]
@@ -23,6 +21,7 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
     Raises:
         UserError: an adapter is asked for where every weight was trained or the base is one itself, ``out`` has a
             file's name, something else lies there, or it cannot be written.
+        OSError: the disk is full.
     """
     lm = finetuner.lm
     if out.suffix == ".safetensors":
@@ -36,11 +35,8 @@ def export(finetuner: LMFineTuner | PpoFineTuner, format: Format, out: Path) -> 
             f"--format peft: '{lm.name}', which this run began with, is a LoRA itself, and two are not one. Export it "
             "with --format merged."
         )
-    try:
-        with together(out) as aside:
-            _write(lm, format, aside)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    with written("the export", out), together(out) as aside:
+        _write(lm, format, aside)
     return out
 
 

@@ -3,6 +3,7 @@ show, warnings for people, what a launcher left."""
 
 import io
 import os
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,6 +16,15 @@ def show_all() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def full(place: str | None) -> str:
+    """That a disk is full, and which: of several on a machine it is seldom the one that a person thinks of."""
+    if place is None:
+        return "the disk is full."
+    at = next(one for one in (Path(place).absolute(), *Path(place).absolute().parents) if one.exists())
+    disk = next(one for one in (at, *at.parents) if os.path.ismount(one) or one == one.parent)
+    return f"{place}: the disk is full ({disk}: {shutil.disk_usage(disk).free / 1e6:.1f} MB are free)."
 
 
 def decoded(words: Sequence[str]) -> list[str]:

@@ -6,6 +6,7 @@ and the run goes on without it.
 
 import json
 import sys
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +17,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError, nearest
 from raftdiff.recipes.config import Config, flat
-from raftdiff.records.disk import read_json, write_text
+from raftdiff.records.disk import FULL, read_json, write_text
 from raftdiff.records.media import opened
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
@@ -60,6 +61,7 @@ class Tracker:
     def __init__(self, logging: LoggingConfig, run: Run, recipe: Mapping[str, Any]) -> None:
         self._logging, self._run = logging, run
         self._tracker: Any = None
+        self._deaf, self._hook = False, threading.excepthook
         if logging.tracker is None:
             return
         if logging.tracker not in (known := _known()):
@@ -71,6 +73,7 @@ class Tracker:
                 "tracker: null.\n"
             )
             return
+        threading.excepthook = self._in_a_thread
         self._attempt(lambda: self._start(logging.tracker or "", recipe))
 
     def log(self, finished: Round) -> None:
@@ -80,12 +83,25 @@ class Tracker:
     def close(self) -> None:
         if self._tracker is not None:
             self._attempt(self._tracker.finish)
+        if threading.excepthook == self._in_a_thread:
+            threading.excepthook = self._hook
 
     def _attempt(self, work: Callable[[], object]) -> None:
         try:
             work()
         except Exception as error:  # other people's programs, networks and disks
-            self._tracker = None
+            self._failed(error)
+
+    def _in_a_thread(self, failed: threading.ExceptHookArgs) -> None:
+        """TensorBoard writes from a thread of its own, which would end in a traceback on a full disk."""
+        if isinstance(failed.exc_value, OSError) and failed.exc_value.errno in FULL:
+            self._failed(failed.exc_value)
+        else:
+            self._hook(failed)
+
+    def _failed(self, error: Exception) -> None:
+        if not self._deaf:
+            self._deaf, self._tracker = True, None
             sys.stderr.write(
                 f"raftdiff: logging.tracker: {self._logging.tracker} failed and hears no more of this run, which goes "
                 f"on without it; its figures are in {self._run.path / 'rounds'} all the same. It said: "

@@ -130,19 +130,17 @@ def save_value_model(folder: Path, model: ValueModel, notes: Mapping[str, Any]) 
 
     Raises:
         UserError: something else lies there, or it cannot be written.
+        OSError: the disk is full.
     """
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder}: something lies there already; name another folder.")
     lm = model.lm
     told = {"causal": model.causal, "template": lm.template, "max_prompt_tokens": lm.max_prompt_tokens}
-    try:
+    with written("the value model", folder):
         merged(lm.model).to(lm.dtype).save_pretrained(folder, safe_serialization=True)
         lm.tokenizer.save_pretrained(folder)
         write_text(folder / NOTES, json.dumps({**told, "notes": dict(notes)}, indent=2))
         save_tensors(folder / HEAD, {name: tensor.float() for name, tensor in model.head.state_dict().items()})
-    except (OSError, SafetensorError) as error:
-        said = getattr(error, "strerror", None) or error
-        raise UserError(f"{folder}: the value model cannot be written: {said}.") from error
 
 
 def readable_rows(model: ValueModel, answers: Sequence[tuple[Prompt, str]], *, cut: bool) -> list[Row | None]:

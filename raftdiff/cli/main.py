@@ -309,10 +309,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 0
     except OSError as error:
+        place = error.filename2 or error.filename  # of a copy, where it goes
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sentence = "the disk is full. What was finished is kept; make room, and the same command continues."
-        elif error.filename is not None:
-            sentence = f"{error.filename}: {error.strerror}."
+            sentence = f"{console.full(place)} What was finished is kept; make room, and the same command continues."
+        elif place is not None:
+            sentence = f"{place}: {error.strerror}."
         else:
             raise
         print(f"raftdiff: {sentence}", file=sys.stderr)

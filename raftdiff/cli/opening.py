@@ -11,6 +11,7 @@ from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import plain
 from raftdiff.records.changes import go_on_with
+from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run
 from raftdiff.tracking import Tracker
 from raftdiff.types import Round
@@ -116,12 +117,28 @@ def follow(
     bars, tracker = Bars(wanted), Tracker(recipe.logging, run, plain(recipe))
     began = time.monotonic()
     try:
+        tell_last(run, tracker, event)
         for finished in rounds(bars):
             bars.close()
             spent = (time.monotonic() - began) / (finished.index + 1 - done)
             print(line(finished, wanted, spent * (wanted - finished.index - 1)), flush=True)
-            run.log(event, round=finished.index)
-            tracker.log(finished)
+            tell_last(run, tracker, event)
     finally:
         bars.close()
         tracker.close()
+
+
+def tell_last(run: Run, tracker: Tracker, event: str) -> None:
+    """Tell tracker and log of the last finished round, where the log does not yet name it: a process may be killed
+    between finishing a round and saying so."""
+    if untold(run, event):
+        last = run.rounds_done() - 1
+        tracker.log(Round(last, run.round_path(last), run.round(last).metrics()))
+        run.log(event, round=last)
+
+
+def untold(run: Run, event: str) -> bool:
+    """Whether the log does not name the last finished round."""
+    last = run.rounds_done() - 1
+    told = read_appended(run.path / "log.jsonl")
+    return last >= 0 and not any(line.get("event") == event and line.get("round") == last for line in told)

@@ -19,6 +19,7 @@ from raftdiff.cli.either import (
     read,
     weights_of,
 )
+from raftdiff.cli.opening import tell_last
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.ranking import Ranker
@@ -84,9 +85,8 @@ def tune(args: argparse.Namespace) -> None:
         stages.tune(draft, run, parts_of(assembly), bars)
         finished = stages.commit(draft, parts_of(assembly))
         bars.close()
-        run.log("round", round=finished.index)
         tracker = Tracker(recipe.logging, run, plain(recipe))
-        tracker.log(finished)
+        tell_last(run, tracker, "round")
         tracker.close()
     print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
 

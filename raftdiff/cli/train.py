@@ -1,16 +1,20 @@
 """``raftdiff train`` and ``raftdiff demo``: run the loop, show it, and say what to do next."""
 
 import argparse
+import contextlib
 import time
 
 from raftdiff.cli import either
 from raftdiff.cli.either import going_on, loop, open_run, prepared, weights_of
 from raftdiff.cli.evaluate import measure, show
+from raftdiff.cli.opening import tell_last, untold
 from raftdiff.errors import command
+from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.disk import read_json
 from raftdiff.records.run import load_round
 from raftdiff.reports.words import counted, duration
+from raftdiff.tracking import Tracker
 
 
 def train(args: argparse.Namespace) -> None:
@@ -23,6 +27,9 @@ def train(args: argparse.Namespace) -> None:
     run, recipe = going_on(args)
     if (planned := recipe.loop.rounds) <= run.rounds_done():
         run.bind(weights_of(recipe))
+        if untold(run, "round"):
+            with run.locked(recipe), contextlib.closing(Tracker(recipe.logging, run, plain(recipe))) as tracker:
+                tell_last(run, tracker, "round")
         more = command("train", run.path, f"loop.rounds={planned + 2}")
         print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
     else:

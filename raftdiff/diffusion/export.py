@@ -5,13 +5,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
-from raftdiff.records.disk import together
+from raftdiff.records.disk import together, written
 from raftdiff.training.trainable import merged
 
 FORMATS = ("diffusers", "kohya", "merged")
@@ -29,6 +28,7 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
     Raises:
         UserError: another format, a LoRA asked of a full fine-tune, a folder with a file's name, or ``out`` cannot be
             written.
+        OSError: the disk is full.
     """
     if format not in FORMATS:
         raise UserError(f"'{format}' is not an export format. {nearest(format, FORMATS)}")
@@ -41,15 +41,12 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path) -> Path:
         raise UserError(
             f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged."
         )
-    try:
-        single = format == "kohya" and out.suffix == ".safetensors"
-        place = out.parent if single else out
-        writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
-        with quietly(), together(place) as aside:
-            written = writer(tuner, aside / out.name if single else aside)
-        return place / written.relative_to(aside)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{out}: the export cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+    single = format == "kohya" and out.suffix == ".safetensors"
+    place = out.parent if single else out
+    writer = {"diffusers": _write_diffusers, "kohya": _write_kohya, "merged": _write_merged}[format]
+    with written("the export", out), quietly(), together(place) as aside:
+        made = writer(tuner, aside / out.name if single else aside)
+    return place / made.relative_to(aside)
 
 
 def lora(module: Any) -> LoRA:

@@ -4,6 +4,7 @@ import contextlib
 import errno
 import json
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,9 @@ try:
 except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
+FULL = (errno.ENOSPC, errno.EDQUOT)
+OF_DISKS = (*FULL, errno.EFBIG, errno.EIO, errno.EROFS)
+"""What only a disk says, so that it is known whose word it is where no file is named."""
 WRITING = ".writing-"
 """How the names of folders begin that ``together`` is not done with."""
 
@@ -83,10 +87,49 @@ def read_appended(path: Path) -> list[dict[str, Any]]:
     return [row for row in found if isinstance(row, dict)]
 
 
+@contextlib.contextmanager
+def naming(path: Path, aside: Path | None = None) -> Iterator[None]:
+    """What the disk refuses within is told of ``path``, which a person asked for. Libraries name nothing, or the file
+    ``aside`` (or one in that folder) that they were given; safetensors wraps what the disk said.
+
+    Raises:
+        OSError: with ``path`` as its file name.
+    """
+    try:
+        yield
+    except SafetensorError as error:
+        if told := re.search(r"os error (\d+)", str(error)):
+            raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
+        raise
+    except OSError as error:
+        ours = str(error.filename).startswith(str(aside or path)) or (
+            error.filename is None and error.errno in OF_DISKS
+        )
+        if error.errno is None or not ours:
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+@contextlib.contextmanager
+def written(what: str, path: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: ``what`` cannot be written to ``path``.
+        OSError: the disk is full, which is no mistake of the person's, and is told of every command in one way.
+    """
+    try:
+        with naming(path):
+            yield
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise
+        raise UserError(f"{path}: {what} cannot be written: {getattr(error, 'strerror', None) or error}.") from error
+
+
 def append(path: Path, lines: Iterable[str]) -> None:
     """Lines at the end of a file, on the disk when it returns. One that a kill or a full disk cut short is ended first,
     so that it spoils none that follow."""
-    with path.open("ab+") as file:
+    with naming(path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
             file.write(b"" if file.read(1) == b"\n" else b"\n")
@@ -111,12 +154,13 @@ def fresh(path: Path) -> Path:
 
 def write_text(path: Path, text: str) -> None:
     """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one."""
-    aside = fresh(path.with_name(path.name + ".tmp"))
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with naming(path):
+        aside = fresh(path.with_name(path.name + ".tmp"))
+        with aside.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
 
 
 @contextlib.contextmanager
@@ -137,9 +181,9 @@ def together(folder: Path) -> Iterator[Path]:
     except OSError as error:
         raise OSError(error.errno, error.strerror, str(folder)) from None
     try:
-        with _in_use(aside):
-            (written := aside / "new").mkdir()
-            yield written
+        with _in_use(aside), naming(folder, aside):
+            (written_to := aside / "new").mkdir()
+            yield written_to
             _put(aside, folder)
         new = False
         shutil.rmtree(aside, ignore_errors=True)
@@ -228,17 +272,16 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    aside = fresh(path.with_name(path.name + ".tmp"))
-    try:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-    except SafetensorError as error:  # it wraps what the disk said
-        aside.unlink(missing_ok=True)
-        if any(f"os error {code}" in str(error) for code in (errno.ENOSPC, errno.EDQUOT)):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path)) from error
-        raise
-    with aside.open("rb") as file:
-        os.fsync(file.fileno())
-    aside.replace(path)
+    with naming(path):
+        aside = fresh(path.with_name(path.name + ".tmp"))
+        try:
+            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        except SafetensorError:
+            aside.unlink(missing_ok=True)
+            raise
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
+        aside.replace(path)
 
 
 def sync_all(folder: Path) -> None:

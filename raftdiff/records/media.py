@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import whole
-from raftdiff.records.disk import damaged, fresh, read_json_lines, write_text
+from raftdiff.records.disk import damaged, fresh, naming, read_json_lines, write_text
 from raftdiff.types import Sample
 
 Medium: TypeAlias = Image.Image | str
@@ -31,7 +31,8 @@ def store(folder: Path, sample: Sample[Any]) -> dict[str, str]:
     if isinstance(sample.media, str):
         return {"text": sample.media}
     name = file_name(sample)
-    sample.media.save(fresh(folder / name), compress_level=1)
+    with naming(folder / name):
+        sample.media.save(fresh(folder / name), compress_level=1)
     return {"file_name": name}
 
 

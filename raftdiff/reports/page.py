@@ -8,9 +8,8 @@ from pathlib import Path
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined, Template
 from PIL import Image
 
-from raftdiff.errors import UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.records.disk import write_text
+from raftdiff.records.disk import write_text, written
 from raftdiff.reports.images import data_uri
 from raftdiff.reports.words import duration, figure
 
@@ -40,13 +39,11 @@ def write_html(path: Path, page: str) -> Path:
     """Write a page and return its path; folders are made, an older page is replaced.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written; OSError: the disk is full.
     """
-    try:
+    with written("the report", path):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, page)
-    except OSError as error:
-        raise UserError(f"{path}: cannot write the report here: {error.strerror or error}.") from None
     return path
 
 

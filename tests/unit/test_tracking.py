@@ -3,6 +3,7 @@
 import errno
 import json
 import sys
+import threading
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -146,6 +147,32 @@ def test_a_tracker_that_fails_is_told_once_and_ends_nothing(
     assert said.count("\n") == 1
     assert f"logging.tracker: {name} failed" in said
     assert "No space left" in said
+
+
+def test_a_full_disk_in_a_trackers_own_thread_is_told_once_and_is_no_traceback(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others: list[object] = []
+    monkeypatch.setattr(threading, "excepthook", others.append)
+
+    def fail(error: Exception) -> None:
+        def work() -> None:
+            raise error
+
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    tracker = Tracker(LoggingConfig(tracker="tensorboard"), begun(tmp_path / "mine"), {})
+    fail(OSError(errno.ENOSPC, "No space left on device"))
+    fail(OSError(errno.ENOSPC, "No space left on device"))
+    fail(ValueError("of somebody else"))
+    tracker.close()
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "logging.tracker: tensorboard failed and hears no more" in said
+    assert len(others) == 1
+    assert threading.excepthook == others.append
 
 
 def test_a_tracker_that_is_not_installed_is_done_without(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

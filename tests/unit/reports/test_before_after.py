@@ -212,7 +212,7 @@ def test_selected_stand_first_then_the_best(write):
 
 def test_a_page_that_cannot_be_written(tmp_path, write):
     (tmp_path / "new").write_text("a file, not a folder")
-    with pytest.raises(UserError, match=r"new/report\.html: cannot write the report here"):
+    with pytest.raises(UserError, match=r"new/report\.html: the report cannot be written: File exists"):
         write()
 
 

@@ -1,0 +1,61 @@
+"""Following the rounds of a run: what a kill came between is made up for."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from raftdiff.cli import opening
+from raftdiff.recipes.config import Config
+from raftdiff.records.run import Run
+from raftdiff.tracking import LoggingConfig
+from raftdiff.types import Round
+
+
+class Loop(Config):
+    rounds: int = 3
+
+
+class Toy(Config):
+    name: str = "toy"
+    loop: Loop = Loop()
+    logging: LoggingConfig = LoggingConfig(tracker=None)
+
+
+class KilledError(Exception):
+    pass
+
+
+def test_a_round_that_was_finished_and_not_told_of_is_told_of_by_the_next_process(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", Toy(), seed=0)
+    heard: list[int] = []
+    tracker = SimpleNamespace(log=lambda finished: heard.append(finished.index), close=lambda: None)
+    monkeypatch.setattr(opening, "Tracker", lambda *_: tracker)
+
+    def rounds(_: object, *, dies_after: int | None = None) -> Iterator[Round]:
+        for t in range(run.rounds_done(), 3):
+            draft = run.draft(t)
+            draft.note(mean=float(t))
+            path = draft.commit({})
+            if t == dies_after:
+                raise KilledError
+            yield Round(t, path, {})
+
+    def follow(dies_after: int | None = None) -> None:
+        opening.follow(run, Toy(), lambda bars: rounds(bars, dies_after=dies_after), lambda *_: "", event="round")
+
+    with pytest.raises(KilledError):
+        follow(dies_after=0)
+    with pytest.raises(KilledError):
+        follow(dies_after=2)
+    assert opening.untold(run, "round")
+    follow()
+    follow()
+    assert heard == [0, 1, 2]
+    lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
+    assert [(line["event"], line["round"]) for line in lines] == [("round", t) for t in range(3)]
+    assert not opening.untold(run, "round")

@@ -1,0 +1,98 @@
+"""A disk that refuses: the file that was asked for is named, and of a full one which disk it is."""
+
+import errno
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import SafetensorError
+
+from raftdiff import console
+from raftdiff.cli import main as door
+from raftdiff.errors import UserError
+from raftdiff.records import disk
+from raftdiff.records.disk import append, save_tensors, together, write_text, written
+from raftdiff.records.media import store
+from raftdiff.types import Prompt, Sample
+
+
+def full(*_: object, **__: object) -> NoReturn:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def full_by_safetensors(*_: object, **__: object) -> NoReturn:
+    raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+
+def picture(path: Path) -> None:
+    store(path.parent, Sample(0, Prompt("a", "a", "a", "a"), 1, 7, "policy", Image.new("RGB", (8, 8)), {}))
+
+
+def of_a_library(path: Path) -> None:
+    with together(path) as aside:
+        raise OSError(errno.ENOSPC, "No space left on device", str(aside / "unet" / "model.safetensors"))
+
+
+def wrapped(path: Path) -> None:
+    with written("the export", path), together(path):
+        full_by_safetensors()
+
+
+WRITERS: dict[str, tuple[Callable[[Path], object], object, str, Callable[..., NoReturn]]] = {
+    "metrics.json": (lambda path: write_text(path, "{}"), os, "fsync", full),
+    "log.jsonl": (lambda path: append(path, ["{}\n"]), os, "fsync", full),
+    "adapter.safetensors": (
+        lambda path: save_tensors(path, {"a": torch.zeros(1)}),
+        disk,
+        "save_file",
+        full_by_safetensors,
+    ),
+    "a-001.png": (picture, Image.Image, "save", full),
+    "eval": (of_a_library, os, "fsync", full),
+    "export": (wrapped, os, "fsync", full),
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_a_full_disk_names_what_was_asked_for(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write, module, function, refuse = WRITERS[name]
+    monkeypatch.setattr(module, function, refuse)
+    with pytest.raises(OSError, match="No space left") as told:
+        write(tmp_path / name)
+    assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path / name))
+
+
+def test_what_is_not_of_the_disk_keeps_its_own_words(tmp_path: Path) -> None:
+    for other in (
+        OSError(errno.ECONNREFUSED, "Connection refused"),
+        OSError(errno.EACCES, "Permission denied", "/somewhere/else"),
+        OSError("no such model"),
+        SafetensorError("invalid header"),
+    ):
+        with pytest.raises(type(other)) as told, together(tmp_path / "eval"):
+            raise other
+        assert told.value is other
+    with pytest.raises(UserError, match="out: the export cannot be written: Permission denied"):  # noqa: SIM117
+        with written("the export", tmp_path / "out"):
+            raise OSError(errno.EACCES, "Permission denied", "/somewhere/else")
+
+
+def test_the_sentence_says_which_disk_and_how_much_of_it_is_free(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = tmp_path / "run" / "rounds" / "000" / "a.png"  # none of it need be there
+    at = console.full(str(place))
+    assert at.startswith(f"{place}: the disk is full (/")
+    assert at.endswith(" MB are free).")
+    assert console.full(None) == "the disk is full."
+
+    def copy(*_: object) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device", "/from/here", None, str(place))
+
+    monkeypatch.setattr(door, "_run", copy)
+    assert door.main(["recipes"]) == 3
+    assert f"raftdiff: {place}: the disk is full (" in capsys.readouterr().err, "of a copy, where it goes"
