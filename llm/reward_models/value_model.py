@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM, LMConfig, is_encoder, load, load_encoder
 from raftdiff.llm.model.rows import Batch, Row, collate
-from raftdiff.records.disk import read_json, save_tensors, write_text
+from raftdiff.records.disk import read_json, save_tensors, write_text, written
 from raftdiff.seeds import fold
 from raftdiff.training.tokenizers import first_position
 from raftdiff.training.trainable import merged
