@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -10,7 +10,7 @@ from raftdiff.cli import opening
 from raftdiff.cli.show import round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
-from raftdiff.diffusion.wording import limits
+from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
@@ -21,6 +21,7 @@ from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import build
 from raftdiff.records.changes import alike
+from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
 from raftdiff.reports.words import counted
 from raftdiff.stages import Parts
@@ -44,9 +45,7 @@ def ranker_of(recipe: AnyRecipe, state: State | None) -> tuple[Ranker[Any], list
         if state:
             assembly.finetuner.load_state_dict(state)
         return assembly.ranker, list(assembly.parts.prompts)
-    ranker, prompts = build_ranker(recipe, device=str(find_device(recipe.model.device))), build(recipe.prompts)
-    tell(limits("prompts", prompts, read_by(ranker)))
-    return ranker, prompts
+    return build_ranker(recipe, device=str(find_device(recipe.model.device))), build(recipe.prompts)
 
 
 def read(name: str, overrides: list[str]) -> AnyRecipe:
@@ -125,22 +124,44 @@ def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple
 
 
 def tell(notes: Iterable[str]) -> None:
-    """Say what is worth knowing before work begins; each note once a process."""
+    """Say what is worth knowing before work begins, whatever was said before."""
     for note in notes:
-        warnings.warn(note, stacklevel=1)
+        warnings.warn_explicit(note, UserWarning, __file__, 1)
 
 
-def begin(assembly: AnyAssembly) -> None:
+def tell_once(run: Run, notes: Iterable[str]) -> None:
+    """As ``tell``, each line of a note once a run: its log keeps what was told, by whichever command."""
+    logged = read_appended(run.path / "log.jsonl")
+    told = set(_parts(str(line["note"]) for line in logged if "note" in line))
+    for head, *lines in (note.split(NEXT) for note in notes):
+        if fresh := [line for line in lines if (head, line) not in told]:
+            note = NEXT.join([head, *fresh])
+            tell([note])
+            run.log("note", note=note)
+
+
+def _parts(notes: Iterable[str]) -> Iterator[tuple[str, str]]:
+    for head, *lines in (note.split(NEXT) for note in notes):
+        yield from ((head, line) for line in lines)
+
+
+def begin(run: Run, assembly: AnyAssembly) -> None:
     """Tell what of a run's prompts is not read as it stands there."""
     if isinstance(assembly, Assembly):
-        tell(assembly.first_notes())
+        tell_once(run, assembly.first_notes())
+
+
+def begin_scoring(run: Run, recipe: AnyRecipe, ranker: Ranker[Any], prompts: Sequence[Prompt]) -> None:
+    """Tell what of a run's prompts its rewards do not read."""
+    if isinstance(recipe, Recipe):
+        tell_once(run, limits("prompts", prompts, read_by(ranker)))
 
 
 def loop(run: Run, assembly: AnyAssembly) -> None:
     """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
     wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
     told = f"continuing with round {done}" if done else counted(wanted, "round")
-    begin(assembly)
+    begin(run, assembly)
     print(f"{run.path}: {told}, the last is round {wanted - 1}")
     print(f"trained: {assembly.finetuner.trainable.described()}")
     opening.follow(

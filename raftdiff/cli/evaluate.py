@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.chat.dialogue import whole
-from raftdiff.cli.either import AnyAssembly, existing_run, prepared, tell
+from raftdiff.cli.either import AnyAssembly, existing_run, prepared, tell_once
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
@@ -90,7 +90,7 @@ def measure(
             answers = compare_texts(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
             return write_texts(folder, run, assembly, answers, trained_on=trained_on, training=training)
         where = "evaluation.prompts" if evaluation.prompts.captions else "prompts"
-        tell(assembly.notes("prompts" if prompts == "training" else prompts or where, asked))
+        tell_once(run, assembly.notes("prompts" if prompts == "training" else prompts or where, asked))
         pictures = compare(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
         return write(folder, run, assembly, pictures, trained_on=trained_on, training=training)
     finally:

@@ -11,6 +11,7 @@ from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
     begin,
+    begin_scoring,
     existing_run,
     open_run,
     parts_of,
@@ -37,7 +38,7 @@ def sample(args: argparse.Namespace) -> None:
     run, recipe = open_run(args)
     with run.locked(recipe):
         assembly, draft, bars = _taken_up(run, recipe)
-        begin(assembly)
+        begin(run, assembly)
         stages.sample(draft, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")
@@ -54,6 +55,7 @@ def score(args: argparse.Namespace) -> None:
         run, recipe = existing_run(args)
         ranker, prompts = _ranker(run, recipe)
     with run.locked():
+        begin_scoring(run, recipe, ranker, prompts)
         draft = next_draft(run, recipe.loop)
         labelled = labelled or _labelled(ranker, draft.folder)
         bars = Bars(recipe.loop.rounds)

@@ -10,20 +10,24 @@ from raftdiff.types import Prompt, Reader
 
 SHORT = 60
 """Letters of a prompt that are shown."""
+NEXT = "\n  "
+"""Between the lines of a note."""
 OPTIONS = (
     "ar|aspect|c|chaos|cref|cw|d|fast|g|h|hd|iw|l|n|negative|niji|no|oref|ow|p|personalize|profile|q|quality|r|raw|"
     "relax|repeat|s|seed|sref|stop|style|stylize|sv|sw|t|tile|turbo|v|version|video|w|weird"
 )
 """Of Midjourney's prompts and of the sample prompts of kohya's trainer."""
 NUMBER = r"[+-]?(?:\d+\.?\d*|\.\d+)"
+DOUBT = "which may be "
+"""Before what people also write for themselves."""
 MARKS: Mapping[str, re.Pattern[str]] = {
-    "a weight": re.compile(
-        rf"\([^()]*(?:[^()\d\s]\s*:\s*{NUMBER}|:\s*[+-]?\d*\.\d+)\s*\)|\(\([^()]+\)\)|\[\[[^\[\]]+\]\]|\{{\{{[^{{}}]+\}}\}}"
-    ),
-    "an alternation": re.compile(rf"\[[^\[\]|]*\|[^\[\]]*\]|\[(?=[^\[\]]*[^\W\d])[^\[\]]*:\s*{NUMBER}\s*\]"),
+    "a weight": re.compile(rf"\([^()]*(?:[^()\d\s]\s*:\s*{NUMBER}|:\s*[+-]?\d*\.\d+)\s*\)"),
+    f"{DOUBT}a weight": re.compile(r"\(\([^()]+\)\)|\[\[[^\[\]]+\]\]|\{\{[^{}]+\}\}"),
+    "an alternation": re.compile(rf"\[(?=[^\[\]]*[^\W\d])[^\[\]]*:\s*{NUMBER}\s*\]"),
+    f"{DOUBT}an alternation": re.compile(r"\[[^\[\]|]*\|[^\[\]]*\]"),
     "a model to load": re.compile(r"<(?:lora|lyco|lycoris|hypernet|embedding|ti)\s*:[^<>]+>|\bembedding:[\w./-]+"),
     "an option": re.compile(rf"(?<![^\s,])--(?:{OPTIONS})(?!\S)(?:\s+(?!--)\S+)?"),
-    "a choice": re.compile(r"\{[^{}|]*\|[^{}]*\}|(?<!\w)__[\w/*-]*\w__(?!\w)"),
+    f"{DOUBT}a choice": re.compile(r"\{[^{}|]*\|[^{}]*\}|(?<!\w)__[\w/*-]*\w__(?!\w)"),
 }
 """What other programs give a meaning to, by what it is there; each is found in a time that grows with the text's length
 alone."""
@@ -91,12 +95,13 @@ def marks(text: str) -> dict[str, str]:
     """What of a text has a meaning in other programs, the first of each kind.
 
     >>> marks("a (cat:1.3) BREAK on a mat, at 12:30 --w 512")
-    {'a weight': '(cat:1.3)', 'an option': '--w 512', 'a separator': 'BREAK'}
+    {'a weight': '(cat:1.3)', 'an option': '--w 512', 'which may be a separator': 'BREAK'}
     """
     found = {kind: match[0] for kind, pattern in MARKS.items() if (match := pattern.search(text))}
     if text != text.upper() and (match := WORDS.search(text)):
-        found["a separator"] = match[0]
-    return found
+        found[f"{DOUBT}a separator"] = match[0]
+    sure = {kind for kind in found if not kind.startswith(DOUBT)}
+    return {kind: mark for kind, mark in found.items() if kind in sure or kind.removeprefix(DOUBT) not in sure}
 
 
 def foreign(prompts: Sequence[Prompt]) -> list[str]:
@@ -117,14 +122,14 @@ def limits(what: str, prompts: Sequence[Prompt], readings: Iterable[Reading]) ->
     """A note on whose limits some prompts exceed; ``what`` says which prompts. Nothing where all of them is read."""
     lines = cut(prompts, readings)
     head = f"{what}: words beyond a reader's limit (in tokens, those of begin and end included) change nothing."
-    return ["\n  ".join([head, *lines])] if lines else []
+    return [NEXT.join([head, *lines])] if lines else []
 
 
 def signs(what: str, prompts: Sequence[Prompt]) -> list[str]:
     """A note on what stands in some prompts for other programs. Nothing where there is nothing of theirs."""
     lines = foreign(prompts)
-    head = f"{what}: what is a sign in other programs is read as the words that it is made of."
-    return ["\n  ".join([head, *lines])] if lines else []
+    head = f"{what}: what is or may be a sign in other programs is read here as the words that it is made of."
+    return [NEXT.join([head, *lines])] if lines else []
 
 
 def _short(text: str) -> str:

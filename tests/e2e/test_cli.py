@@ -86,7 +86,7 @@ def test_words_that_nobody_reads_are_told_before_a_run_begins(recipe: Path, tmp_
     assert f"the fine-tuner reads {tiny.TOKENS} tokens, and 1 of 2 prompts is longer: of 'red red" in told
     assert "the sampler reads NONE OF THE MAGIC WORDS of 1 of these" in told
     assert "'<lora:x:1>', a model to load elsewhere, in 1 of 2 prompts" in told
-    assert "evaluation.prompts: what is a sign in other programs" in told
+    assert "evaluation.prompts: what is or may be a sign in other programs" in told
     assert told.count("<lora") == 1
 
 

@@ -132,6 +132,18 @@ def test_ordinary_texts_have_none(text: str) -> None:
     assert marks(text) == {}
 
 
+DOUBTFUL = ["((cat))", "[[dog]]", "{{cat}}", "a cat BREAK a dog", "cats AND dogs", "[a|b]", "{a|b}"]
+
+
+@pytest.mark.parametrize("text", DOUBTFUL)
+def test_what_people_also_write_for_themselves_may_be_a_sign(text: str) -> None:
+    (line,) = foreign([prompt(text)])
+    assert "', which may be a" in line
+    (sure,) = foreign([prompt("a (cat:1.3)")])
+    assert sure == "'(cat:1.3)', a weight elsewhere, in 1 of 1 prompt"
+    assert foreign([prompt("((cat:1.3))")]) == [sure]
+
+
 def test_signs_are_counted_by_kind_over_all_texts_of_a_prompt() -> None:
     prompts = [prompt("a (cat:1.3)", negative="(ugly:1.4) --w 512"), prompt("a (dog:1.1)"), prompt("a fox")]
     assert foreign(prompts) == [
