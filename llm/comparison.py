@@ -18,10 +18,10 @@ from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate
-from raftdiff.records.disk import together, write_text
+from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
-from raftdiff.reports.before_after import BeforeAfter, write_report
-from raftdiff.reports.candidates import candidates
+from raftdiff.reports.before_after import BeforeAfter
+from raftdiff.reports.comparison import write_comparison
 from raftdiff.types import Prompt, Report, Reward, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 2
@@ -165,10 +165,7 @@ def write(
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """eval.json, the answers of both sides as JSON lines, and report.html into ``folder``; returns the page's path.
-
-    ``trained_on`` and ``training`` as for pictures.
-    """
+    """The answers of both sides as JSON lines beside figures and page; as ``reports.comparison.write_comparison``."""
     pairs = _pairs(compared)
     lines = [
         {
@@ -186,21 +183,25 @@ def write(
     step = max(1, -(-len(compared.prompts) // SHOWN_PROMPTS))
     shown = {dialogue(prompt) for prompt in compared.prompts[::step]}
     first = [pair for one, pair in zip(compared.before, pairs, strict=True) if one.index < SHOWN_SEEDS]
-    with together(folder) as aside:
-        write_text(aside / "answers.jsonl", "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines))
-        write_text(aside / "eval.json", json.dumps(compared.evaluation, indent=2, ensure_ascii=False) + "\n")
-        page = write_report(
-            aside / "report.html",
-            title=f"{assembly.recipe.name}: before and after",
-            evaluation=compared.evaluation,
-            rounds=run.metrics(),
-            pairs=[pair for pair in first if pair.caption in shown],
-            selected=candidates(run),
-            trained_on=trained_on,
-            training=training,
-            recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        )
-    return folder / page.name
+    told = "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+    return write_comparison(
+        folder,
+        run,
+        name=assembly.recipe.name,
+        evaluation={**compared.evaluation, "text": _finite(compared.evaluation["text"])},
+        media=lambda aside: write_text(aside / "answers.jsonl", told),
+        pairs=[pair for pair in first if pair.caption in shown],
+        trained_on=trained_on,
+        training=training,
+    )
+
+
+def _finite(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
+    """JSON has no word for an infinite perplexity."""
+    return {
+        name: {side: None if value is None or not math.isfinite(value) else value for side, value in pair.items()}
+        for name, pair in figures.items()
+    }
 
 
 def _pairs(compared: TextCompared) -> list[BeforeAfter]:

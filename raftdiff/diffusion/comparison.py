@@ -13,13 +13,13 @@ from PIL.Image import Image
 from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.errors import UserError
-from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate, to_json
+from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
-from raftdiff.records.disk import together, write_text
+from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
-from raftdiff.reports.before_after import BeforeAfter, write_report
-from raftdiff.reports.candidates import candidates
+from raftdiff.reports.before_after import BeforeAfter
+from raftdiff.reports.comparison import write_comparison
 from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
@@ -121,31 +121,26 @@ def write(
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
 ) -> Path:
-    """eval.json, the pictures of both sides, and report.html into ``folder``; returns the page's path.
+    """The pictures of both sides beside figures and page; as ``reports.comparison.write_comparison``."""
 
-    ``trained_on`` says that the prompts are those of the training, so that the page does not call them held out;
-    ``training`` is the evaluation of those beside this one.
-    """
-    with together(folder) as aside:
+    def pictures(aside: Path) -> None:
         for side, samples in (("before", compared.before), ("after", compared.after)):
             (aside / side).mkdir()
             for sample in samples:
                 sample.media.save(aside / side / file_name(sample))
         captions = {file_name(sample): sample.prompt.caption for sample in compared.before}
         write_text(aside / "pictures.json", json.dumps(captions, indent=1) + "\n")
-        write_text(aside / "eval.json", to_json(compared.evaluation))
-        page = write_report(
-            aside / "report.html",
-            title=f"{assembly.recipe.name}: before and after",
-            evaluation=compared.evaluation,
-            rounds=run.metrics(),
-            pairs=_pairs(assembly, compared),
-            selected=candidates(run),
-            trained_on=trained_on,
-            training=training,
-            recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
-        )
-    return folder / page.name
+
+    return write_comparison(
+        folder,
+        run,
+        name=assembly.recipe.name,
+        evaluation=compared.evaluation,
+        media=pictures,
+        pairs=_pairs(assembly, compared),
+        trained_on=trained_on,
+        training=training,
+    )
 
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:

@@ -193,9 +193,19 @@ def evaluate(
     )
 
 
-def to_json(evaluation: Evaluation) -> str:
-    """The text of ``eval/eval.json``."""
-    return json.dumps(evaluation, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+def to_json(evaluation: Mapping[str, Any]) -> str:
+    """The text of ``eval/eval.json``.
+
+    Raises:
+        UserError: a figure is no number, which JSON has no word for.
+    """
+    try:
+        return json.dumps(evaluation, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
+    except ValueError:
+        raise UserError(
+            "A figure of this evaluation is no number: the tuned model computes NaN or infinity. Look at an earlier "
+            "round with --round."
+        ) from None
 
 
 def _grid(prompts: Sequence[Prompt], before: Sequence[Sample[Any]], after: Sequence[Sample[Any]]) -> np.ndarray:

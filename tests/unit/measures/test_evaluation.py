@@ -1,6 +1,7 @@
 """Before against after on toy samples whose media are numbers."""
 
 import json
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -255,6 +256,12 @@ def test_aggregate_over_seeds(evaluation):
     assert value.difference.mean == pytest.approx((3 / 6 + 1 / 6) / 2)
     assert across["drift.prediction"].before is None
     assert across["drift.prediction"].after.mean == 0.5
+
+
+def test_a_figure_that_is_no_number_is_a_sentence(evaluation):
+    for value in (math.nan, math.inf):
+        with pytest.raises(UserError, match="A figure of this evaluation is no number"):
+            to_json({**evaluation, "drift": {"kl": value}})
 
 
 def test_one_seed_has_no_interval(evaluation):

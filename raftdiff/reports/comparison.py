@@ -1,0 +1,47 @@
+"""An evaluation as a folder: its figures, what was drawn on both sides, and the page, all of it or nothing."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from raftdiff.measures.evaluation import to_json
+from raftdiff.records.disk import together, write_text
+from raftdiff.records.run import Run
+from raftdiff.reports.before_after import BeforeAfter, write_report
+from raftdiff.reports.candidates import candidates
+
+
+def write_comparison(
+    folder: Path,
+    run: Run,
+    *,
+    name: str,
+    evaluation: Mapping[str, Any],
+    media: Callable[[Path], object],
+    pairs: Sequence[BeforeAfter],
+    trained_on: bool = False,
+    training: Mapping[str, Any] | None = None,
+) -> Path:
+    """eval.json, what ``media`` writes of both sides, and report.html into ``folder``; returns the page's path.
+
+    ``name`` is the recipe's, and ``pairs`` are what the page shows. ``trained_on`` says that the prompts are those of
+    the training, so that the page does not call them held out; ``training`` is the evaluation of those beside this one.
+
+    Raises:
+        UserError: a figure is no number.
+    """
+    with together(folder) as aside:
+        media(aside)
+        write_text(aside / "eval.json", to_json(evaluation))
+        page = write_report(
+            aside / "report.html",
+            title=f"{name}: before and after",
+            evaluation=evaluation,
+            rounds=run.metrics(),
+            pairs=pairs,
+            selected=candidates(run),
+            trained_on=trained_on,
+            training=training,
+            recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
+        )
+    return folder / page.name
