@@ -14,21 +14,29 @@ os.environ["TRANSFORMERS_OFFLINE"] = "1"
 import numpy as np
 import pytest
 import torch
-from jaxtyping import install_import_hook
+from jaxtyping import install_import_hook, jaxtyped
+
+SHARED = "raftdiff.types"
+"""Of its records Scores alone holds shapes; the others are made for every sample."""
 
 
 def shaped() -> list[str]:
-    """The modules whose signatures hold shapes. In the others mypy has seen to the types, and checking them at each
-    call would take a third of all tests' time."""
+    """The modules whose signatures hold shapes, but for ``SHARED``. In the others mypy has seen to the types, and
+    checking them at each call would take a third of all tests' time."""
     root = Path(__file__).parents[1]
     files = [path for top in ("raftdiff", "llm", "rewards", "apps") for path in (root / top).rglob("*.py")]
     names = [path.relative_to(root) for path in files if "from jaxtyping import" in path.read_text("utf-8")]
     parts = [path.with_suffix("").parts for path in names]
-    return sorted({".".join(one if one[0] == "raftdiff" else ("raftdiff", *one)) for one in parts})
+    return sorted({".".join(one if one[0] == "raftdiff" else ("raftdiff", *one)) for one in parts} - {SHARED})
 
 
 if find_spec("beartype"):  # not in the environment of `make lowest`
     install_import_hook(shaped(), "beartype.beartype")
+    from beartype import beartype
+
+    from raftdiff.types import Scores
+
+    jaxtyped(Scores, typechecker=beartype)
 
 torch.set_num_threads(1)
 
