@@ -5,13 +5,13 @@ import re
 import shutil
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from raftdiff.apps import compare, desk, label, watch
+from raftdiff.apps import compare, desk, door, label, watch
 from raftdiff.diffusion.bench import Bench
 from raftdiff.records.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
 from raftdiff.records.run import Run
@@ -24,10 +24,18 @@ pytestmark = [
 Serve, Visit = Callable[[Any], str], Callable[..., Any]
 
 
+@pytest.fixture(scope="module")
+def comparing(finished: Path) -> Iterator[str]:
+    """The address of one page of comparison for all who only draw: its models are loaded once."""
+    served = door.serve(compare.build(Bench([Run(finished)])), door.Door(browser=False))
+    yield str(served.address)
+    served.close()
+
+
 def test_compare_draws_pictures_that_differ_and_tells_the_scores_of_eval_json(
-    finished: Path, serve: Serve, visit: Visit
+    finished: Path, comparing: str, visit: Visit
 ) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+    tab = visit(comparing)
     tab.click("#draw")
     tab.locator(".means").wait_for()
     left, right = (tab.locator(".seam img").nth(place) for place in (0, 1))
@@ -44,9 +52,9 @@ def test_compare_draws_pictures_that_differ_and_tells_the_scores_of_eval_json(
     assert re.search(r"clip \d+\.\d", left.get_attribute("alt"))
 
 
-def test_all_scores_on_the_page_are_those_of_the_evaluation(finished: Path, serve: Serve, visit: Visit) -> None:
+def test_all_scores_on_the_page_are_those_of_the_evaluation(finished: Path, comparing: str, visit: Visit) -> None:
     """Every held-out prompt at the evaluation's settings: the means on the page are eval.json's, to a rounding."""
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+    tab = visit(comparing)
     captions = list(json.loads((finished / "eval/pictures.json").read_text()).values())
     tab.fill("#prompts textarea", "\n".join(captions))
     tab.click("#draw")
@@ -63,8 +71,8 @@ def test_all_scores_on_the_page_are_those_of_the_evaluation(finished: Path, serv
         assert sum(scores) / len(scores) == pytest.approx(told[side]["mean"], abs=0.06)
 
 
-def test_the_seam_moves_with_the_hand_and_with_the_keyboard(finished: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_the_seam_moves_with_the_hand_and_with_the_keyboard(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     tab.click("#draw")
     tab.locator(".means").wait_for()
     seam = tab.locator(".seam").first
@@ -79,11 +87,9 @@ def test_the_seam_moves_with_the_hand_and_with_the_keyboard(finished: Path, serv
     assert seam.locator(".over").evaluate("it => getComputedStyle(it).clipPath") != dragged
 
 
-def test_both_sides_share_their_settings_until_the_lock_is_taken_off(
-    finished: Path, serve: Serve, visit: Visit
-) -> None:
+def test_both_sides_share_their_settings_until_the_lock_is_taken_off(comparing: str, visit: Visit) -> None:
     """The base on both sides: the same pictures, until the right side has another seed."""
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+    tab = visit(comparing)
 
     def sides() -> list[str]:
         return [tab.locator(".seam img").nth(place).get_attribute("src") for place in (0, 1)]
@@ -102,8 +108,8 @@ def test_both_sides_share_their_settings_until_the_lock_is_taken_off(
     assert sides()[0] == left
 
 
-def test_what_users_type_is_never_html(finished: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_what_users_type_is_never_html(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     evil = '<img src=x onerror="document.title=1"> {{constructor}} ${alert(1)}'
     tab.fill("#prompts textarea", evil)
     tab.click("#draw")
@@ -127,10 +133,10 @@ def test_mistakes_are_sentences(copy: Path, serve: Serve, visit: Visit) -> None:
     tab.get_by_text("not a").first.wait_for()
 
 
-def test_pictures_can_be_saved(finished: Path, serve: Serve, visit: Visit, tmp_path: Path) -> None:
+def test_pictures_can_be_saved(comparing: str, visit: Visit, tmp_path: Path) -> None:
     import zipfile
 
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+    tab = visit(comparing)
     tab.click("#draw")
     tab.locator(".means").wait_for()
     with tab.expect_download() as started:
@@ -276,8 +282,8 @@ def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(finished: Pa
     first.locator(".means").wait_for()
 
 
-def test_a_size_that_would_block_the_page_is_refused(finished: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_a_size_that_would_block_the_page_is_refused(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     tab.get_by_text("Seeds, steps, guidance, size").click()
     tab.locator("#width input").fill("100000")
     tab.click("#draw")
@@ -288,10 +294,8 @@ def test_a_size_that_would_block_the_page_is_refused(finished: Path, serve: Serv
     tab.get_by_text("Width is empty; give it a number.").first.wait_for()
 
 
-def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(
-    finished: Path, serve: Serve, visit: Visit
-) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     tab.get_by_text("From the run's evaluation: 8 of its 24 pairs").wait_for()
     seam = tab.locator(".seam").first
     left, right = (seam.locator("img").nth(place) for place in (0, 1))
@@ -302,8 +306,8 @@ def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(
     assert one["x"] + one["width"] <= two["x"]
 
 
-def test_unlocking_the_right_side_keeps_the_seed(finished: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_unlocking_the_right_side_keeps_the_seed(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     tab.get_by_text("Seeds, steps, guidance, size").click()
     tab.locator("#seed input").fill("7")
     tab.keyboard.press("Tab")
@@ -343,8 +347,8 @@ def test_a_phone_wide_screen_needs_no_sideways_scrolling(
     assert tab.evaluate("document.documentElement.scrollWidth <= innerWidth")
 
 
-def test_every_picture_and_field_has_words_for_a_screen_reader(finished: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(finished)]))))
+def test_every_picture_and_field_has_words_for_a_screen_reader(comparing: str, visit: Visit) -> None:
+    tab = visit(comparing)
     tab.click("#draw")
     tab.locator(".means").wait_for()
     assert tab.locator("img:not([alt]), .seam img[alt='']").count() == 0
