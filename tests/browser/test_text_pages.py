@@ -211,6 +211,9 @@ def test_a_run_on_texts_that_is_deleted_while_it_is_labelled_is_a_sentence(
     pairs = evaluation_pairs(run, None, seed=0)
     tab = visit(serve(label.build(run, pairs, rater="ada")))
     tab.get_by_text("0 of 4 answered").wait_for()
+    mistake = tab.locator("#mistake")
+    assert mistake.bounding_box() is None, "where there is none it takes no room"
     shutil.rmtree(run.path / "eval")
     tab.keyboard.press("ArrowLeft")
     tab.get_by_text("was the evaluation made again").first.wait_for()
+    assert mistake.bounding_box()["height"] > 20
