@@ -23,6 +23,7 @@ from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import scores
 from raftdiff.recipes.files import locate
+from raftdiff.records.changes import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import Run, load_round
 from raftdiff.seeds import fold
@@ -98,16 +99,14 @@ def run_method(
     """
     recipe = load_text_recipe(locate(name), [*overrides, f"loop.seed={seed}"])
     name = Path(name).stem
-    run = Run.create(root / f"{name}-{seed}", recipe, seed=seed)
+    run = Run.at(root / f"{name}-{seed}", recipe)
     told = run.path / "outcome.json"
     known = read_json(told) if told.is_file() else {}
     held = [Outcome(**row) for row in known.get("outcomes", [])]
     enough = held and (len(held) > 1 or not baselines)
     if enough and run.rounds_done() == recipe.loop.rounds and known.get("reward", reward) == reward:
         return held if baselines else held[-1:]
-    with run.locked(recipe):
-        run.bind(weights(recipe))
-        assembly = assemble_text(recipe)
+    with at_work(run, recipe, weights, assemble_text) as assembly:
         for _ in raft(run, assembly.parts, progress or Quiet()):
             pass
         load_round(run, assembly.finetuner, None)

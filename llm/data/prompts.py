@@ -102,8 +102,9 @@ def sealed_prompts(config: DataConfig, folder: Path) -> DataConfig:
     """The same config with the whole path and ``sha256`` of its data, for a run to keep; captions are kept as they are.
 
     Raises:
-        UserError: as ``rows``.
+        UserError: as ``rows``; a magic template lacks "{prompt}".
     """
+    _check_magic(config)
     if config.file is None and config.hub is None:
         return config
     _, digest = _read(config, folder)
@@ -123,11 +124,7 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
         UserError: as ``rows``; the format is not recognised; a row is broken (and ``broken`` is "stop"); nothing is
             left; an id is given twice or cannot name a file; a magic template lacks "{prompt}".
     """
-    for template in config.magic:
-        if "{prompt}" not in template:
-            raise UserError(f"prompts.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
-    if not config.magic:
-        raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
+    _check_magic(config)
     table = rows(config, folder)
     kept = _parsed(table, _format(table, config, folder), config)
     ids = made_ids([rest.get("id") for _, rest in kept], [record.prompt for record, _ in kept])
@@ -136,6 +133,14 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
     if not chosen:
         raise UserError("prompts: no prompt is left; raise prompts.max_prompt_words, or look at the data.")
     return [_prompt(config, place, ids[k], *kept[k]) for place, k in enumerate(chosen)]
+
+
+def _check_magic(config: DataConfig) -> None:
+    for template in config.magic:
+        if "{prompt}" not in template:
+            raise UserError(f"prompts.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
+    if not config.magic:
+        raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
 
 
 def asked(config: DataConfig, texts: Sequence[str]) -> list[Prompt]:

@@ -20,10 +20,11 @@ from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.reward_models.strength import Roc, by_decile, roc, strength
-from raftdiff.llm.reward_runs.recipe import RewardRecipe
+from raftdiff.llm.reward_runs.recipe import RewardRecipe, weights
 from raftdiff.llm.reward_runs.training import asked, assemble_reward, rounds
 from raftdiff.progress import Progress
 from raftdiff.recipes.config import check, differing, dump, plain
+from raftdiff.records.changes import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import NOT_IDENTITY, Run
 
@@ -56,14 +57,14 @@ def measure(recipe: RewardRecipe, folder: Path, models: int, progress: Progress)
     Raises:
         UserError: the folder holds members of another recipe.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    _check_recipe(folder, _member(recipe, 0))
+    first = _member(recipe, 0)
+    _check_recipe(folder, first)
     for index in range(models):
         file, own = folder / f"{index:03d}.json", _member(recipe, index)
         if not file.is_file():
-            run = Run.create(folder / f"{index:03d}", own, seed=own.loop.seed)
-            with run.locked(own):
-                parts = assemble_reward(own)
+            run = Run.at(folder / f"{index:03d}", own)
+            with at_work(run, own, weights, assemble_reward) as parts:
+                write_text(folder / "recipe.yaml", dump(first))
                 if state := run.state():  # finished but for the question
                     parts.tuner.load_state_dict(state)
                 for _ in rounds(run, parts, progress):
@@ -151,4 +152,3 @@ def _check_recipe(folder: Path, first: RewardRecipe) -> None:
             f"{folder}: these models were trained by another recipe; these keys differ: {', '.join(keys)}. Change them "
             "back, delete the folder, or name another file with --out."
         )
-    write_text(file, dump(first))

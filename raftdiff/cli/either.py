@@ -3,6 +3,7 @@
 import argparse
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -20,6 +21,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import build
+from raftdiff.records import changes
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
@@ -85,7 +87,21 @@ def prepared(run: Run, recipe: AnyRecipe) -> AnyAssembly:
         UserError: the weights that it names are not those that the run was begun with, or cannot be loaded.
     """
     run.bind(weights_of(recipe))
+    return assembled(recipe)
+
+
+def assembled(recipe: AnyRecipe) -> AnyAssembly:
+    """The parts of a recipe of either medium.
+
+    Raises:
+        UserError: one cannot be loaded, or the prompts cannot be read.
+    """
     return assemble_text(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe)
+
+
+def at_work(run: Run, recipe: AnyRecipe) -> AbstractContextManager[AnyAssembly]:
+    """As ``changes.at_work``, of pictures or of texts."""
+    return changes.at_work(run, recipe, weights_of, assembled)
 
 
 def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:

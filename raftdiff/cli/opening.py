@@ -38,7 +38,8 @@ def checked(recipe: Any, kind: Kind) -> Any:
 
 
 def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
-    """The run that the arguments name: one to continue, or a recipe's, begun where it does not exist yet.
+    """The run that the arguments name: one to continue, or a recipe's, which begins when its parts are there
+    (``changes.at_work``) and not before.
 
     Raises:
         UserError: a run is continued with another recipe, or nothing is there.
@@ -50,7 +51,7 @@ def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
         return run, _at_hand(run, recipe, kind)
     recipe = checked(kind.read(args.recipe, args.overrides), kind)
     path = args.out or Run.default_path(args.runs, recipe.name, recipe)
-    return Run.create(path, recipe, seed=recipe.loop.seed), recipe
+    return Run.at(path, recipe), recipe
 
 
 def _at_hand(run: Run, recipe: Any, kind: Kind) -> Any:

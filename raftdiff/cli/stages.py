@@ -10,12 +10,12 @@ from raftdiff import stages
 from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
+    at_work,
     begin,
     begin_scoring,
     existing_run,
     open_run,
     parts_of,
-    prepared,
     ranker_of,
     read,
     weights_of,
@@ -36,8 +36,8 @@ from raftdiff.types import Prompt
 def sample(args: argparse.Namespace) -> None:
     """The candidates of the next round."""
     run, recipe = open_run(args)
-    with run.locked(recipe):
-        assembly, draft, bars = _taken_up(run, recipe)
+    with at_work(run, recipe) as assembly:
+        draft, bars = _taken_up(run, assembly)
         begin(run, assembly)
         stages.sample(draft, parts_of(assembly), bars)
         bars.close()
@@ -82,8 +82,8 @@ def select(args: argparse.Namespace) -> None:
 def tune(args: argparse.Namespace) -> None:
     """Fine-tune on the selection, and complete the round."""
     run, recipe = existing_run(args)
-    with run.locked(recipe):
-        assembly, draft, bars = _taken_up(run, recipe)
+    with at_work(run, recipe) as assembly:
+        draft, bars = _taken_up(run, assembly)
         stages.tune(draft, run, parts_of(assembly), bars)
         finished = stages.commit(draft, parts_of(assembly))
         bars.close()
@@ -93,12 +93,12 @@ def tune(args: argparse.Namespace) -> None:
     print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
 
 
-def _taken_up(run: Run, recipe: AnyRecipe) -> tuple[AnyAssembly, Draft, Bars]:
-    """The parts as the last finished round left them, and the round that is being made."""
-    assembly = prepared(run, recipe)
+def _taken_up(run: Run, assembly: AnyAssembly) -> tuple[Draft, Bars]:
+    """The round that is being made, with the parts as the last finished round left them."""
     if state := run.state():
         assembly.finetuner.load_state_dict(state)
-    return assembly, next_draft(run, recipe.loop), Bars(recipe.loop.rounds)
+    loop = assembly.recipe.loop
+    return next_draft(run, loop), Bars(loop.rounds)
 
 
 def next_draft(run: Run, loop: LoopConfig) -> Draft:

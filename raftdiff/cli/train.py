@@ -5,7 +5,7 @@ import contextlib
 import time
 
 from raftdiff.cli import either
-from raftdiff.cli.either import going_on, loop, open_run, prepared, weights_of
+from raftdiff.cli.either import at_work, going_on, loop, open_run, weights_of
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.cli.opening import tell_last, untold
 from raftdiff.errors import command
@@ -33,8 +33,8 @@ def train(args: argparse.Namespace) -> None:
         more = command("train", run.path, f"loop.rounds={planned + 2}")
         print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
     else:
-        with run.locked(recipe):
-            loop(run, prepared(run, recipe))
+        with at_work(run, recipe) as assembly:
+            loop(run, assembly)
     print(f"\n{run.path}\nnext: {command('eval', run.path)}")
 
 
@@ -42,8 +42,7 @@ def demo(args: argparse.Namespace) -> None:
     """Train, evaluate, and show where the report lies."""
     began = time.monotonic()
     run, recipe = open_run(args)
-    with run.locked(recipe):
-        assembly = prepared(run, recipe)
+    with at_work(run, recipe) as assembly:
         loop(run, assembly)
         load_round(run, assembly.finetuner, None)
         training = measure(run, assembly, prompts="training", name="training").with_name("eval.json")

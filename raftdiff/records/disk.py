@@ -195,6 +195,18 @@ def together(folder: Path) -> Iterator[Path]:
                 folder.rmdir()
 
 
+def demand_place(folder: Path) -> None:
+    """As ``demand_writable``, of a folder that may be there and is not to be made yet.
+
+    Raises:
+        OSError: nothing can be written into it, or into the folder that it would be made in.
+    """
+    above = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    for wrong, error in ((not above.is_dir(), errno.ENOTDIR), (not os.access(above, os.W_OK | os.X_OK), errno.EACCES)):
+        if wrong:
+            raise OSError(error, os.strerror(error), str(above))
+
+
 def vacant(folder: Path) -> bool:
     """Whether nothing lies in a folder but what ``together`` has not finished there."""
     return all(one.name.startswith(WRITING) for one in folder.iterdir())

@@ -22,7 +22,7 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
-from raftdiff.records.disk import append, damaged, read_json, read_yaml, write_text
+from raftdiff.records.disk import append, damaged, demand_place, read_json, read_yaml, write_text
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
@@ -41,17 +41,8 @@ NOT_IDENTITY = (
 )
 """Dotted recipe keys that do not change what a run computes; the digest leaves them out. Files are known by the prompts
 or the checksum that the recipe holds beside their names."""
-EMPTY_RUN = {
-    "recipe.yaml",
-    "recipe.yaml.tmp",
-    "run.json",
-    "run.json.tmp",
-    "recipes",
-    "rounds",
-    "logs",
-    "log.jsonl",
-    ".lock",
-}
+EMPTY_RUN = {"recipes", "rounds", "logs", "log.jsonl", ".lock"}
+EMPTY_RUN |= {name + end for name in ("recipe.yaml", "run.json") for end in ("", ".tmp")}
 """What a run that made nothing yet may hold."""
 TABLES = ("weights", "moved", "rounds")
 """Of run.json: what is found there by name."""
@@ -84,22 +75,30 @@ class Run:
         return run
 
     @staticmethod
-    def create(path: Path, recipe: Config, *, seed: int, parent: str | None = None) -> "Run":
-        """The run at ``path``: begun, or continued when the same recipe began it.
+    def at(path: Path, recipe: Config) -> "Run":
+        """The run at ``path`` that the same recipe began, or one that may begin there; nothing is written yet.
 
         Raises:
             UserError: the folder holds a run of another recipe (the keys that differ are named), or other files.
+            OSError: nothing can be written there.
         """
         run = Run(path)
         if run._begun():
             Run.open(path)
             run._check_recipe(recipe)
-            return run
-        if path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
+        elif path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
             raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
-        path.mkdir(parents=True, exist_ok=True)
-        with run.locked():  # or two that begin at once would write over each other
-            run._begin(recipe, seed, parent)
+        demand_place(path)
+        return run
+
+    @staticmethod
+    def create(path: Path, recipe: Config, *, seed: int, parent: str | None = None) -> "Run":
+        """The run at ``path``, as ``at``, begun where nothing was made yet."""
+        run = Run.at(path, recipe)
+        if not run._begun():
+            path.mkdir(parents=True, exist_ok=True)
+            with run.locked():  # or two that begin at once would write over each other
+                run._begin(recipe, seed, parent)
         return run
 
     def _begin(self, recipe: Config, seed: int, parent: str | None) -> None:

@@ -249,6 +249,7 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
         (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),
         (["sampler.height=17"], "must be multiples of"),
+        (["finetuner.target_modules=[nothing]"], "nothing"),
     ],
 )
 def test_bad_input_gets_a_sentence(
@@ -258,6 +259,7 @@ def test_bad_input_gets_a_sentence(
     assert status == 2
     assert sentence in err
     assert "Traceback" not in err
+    assert not Path("runs").exists()
 
 
 @pytest.mark.parametrize(

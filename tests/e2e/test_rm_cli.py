@@ -192,6 +192,7 @@ def test_pairs_of_a_run_and_of_its_labels_train_a_model(recipe: Path, capsys: py
 
 def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert said(capsys, "llm", "rm", "train", recipe, "--out", "run", "loop.rounds=1", "held_out_share=0")[0] == 0
+    short = "model.max_prompt_tokens=1"
     for words, sentence in (
         (("llm", "rm", "train", "run", "tuner.epochs=9"), "these keys would change: tuner.epochs"),
         (("llm", "rm", "train", "run", "--out", "x"), "is a run and stays where it is"),
@@ -201,6 +202,8 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         (("llm", "rm", "eval", "run/model"), "a model without its run, so name the pairs"),
         (("llm", "rm", "eval", "nowhere", "--pairs", "pairs.jsonl"), "there is no folder"),
         (("llm", "rm", "strength", recipe, "--out", "a.csv"), "name a file that ends in .jsonl"),
+        (("llm", "rm", "strength", recipe, "--out", "new.jsonl", short), "pairs.data.too_long: skip"),
+        (("llm", "rm", "train", recipe, "--out", "new", short), "pairs.data.too_long: skip"),
         (("llm", "rm", "pairs", "run", "--out", "a.jsonl"), "this is no run on texts"),
         (("eval", "run"), "this trains a reward model, which has commands of its own"),
         (("export", "run"), "its run's folder 'model', in the transformers format"),
@@ -210,6 +213,7 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         status, _, err = said(capsys, *words)
         assert status == 2, words
         assert sentence in err, words
+    assert not [*Path().glob("new*")], "what is refused begins nothing"
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

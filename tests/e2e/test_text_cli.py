@@ -240,6 +240,9 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
         ("ranker.rewards.0.type=sentimant", "'sentimant' is not a reward. Did you mean 'sentiment'?"),
         ("finetuner.learing_rate=1", "Did you mean 'learning_rate'?"),
         ("prompts.captions=[]", "prompts"),
+        ("prompts.captions=[' ']", "prompts"),
+        ("prompts.magic=[warm]", "prompts.magic: the template 'warm' lacks {prompt}"),
+        ("evaluation.prompts.max_prompt_tokens=1", "Nothing is left"),
         ("loop.patience=2 evaluation.every_round=0", "stopping needs a held-out reward"),
         ("model.base=./nowhere", "there is no folder or file './nowhere'"),
         ("model.template=chat", "has no chat template; use plain or alpaca"),
@@ -270,6 +273,7 @@ def test_mistakes_get_a_sentence(change: str, sentence: str, recipe: Path, capsy
     status, _, err = said(capsys, "train", recipe, "--out", "run", *_overrides(change))
     assert status == 2
     assert sentence in err
+    assert not Path("run").exists()
 
 
 def _overrides(text: str) -> list[str]:

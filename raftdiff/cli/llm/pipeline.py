@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from raftdiff.cli.either import loop, prepared
+from raftdiff.cli.either import at_work, loop
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models
 from raftdiff.llm.assembly import TextAssembly
@@ -18,6 +18,7 @@ from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
 from raftdiff.recipes.files import locate
+from raftdiff.records import changes
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run, load_round
 
@@ -96,9 +97,8 @@ def _tuned(stage: Stage) -> Outcome:
     """A policy, tuned as far as it is not, measured, and written out where a later stage begins with it."""
     recipe = stage.recipe()
     assert isinstance(recipe, TextRecipe)
-    run = Run.create(stage.path, recipe, seed=recipe.loop.seed)
-    with run.locked(recipe):
-        assembly = prepared(run, recipe)
+    run = Run.at(stage.path, recipe)
+    with at_work(run, recipe) as assembly:
         assert isinstance(assembly, TextAssembly)
         loop(run, assembly)
         load_round(run, assembly.finetuner, None)
@@ -127,9 +127,8 @@ def _reward_model(stage: Stage) -> Outcome:
     """A reward model, trained as far as it is not."""
     recipe = stage.recipe()
     assert isinstance(recipe, RewardRecipe)
-    run = Run.create(stage.path, recipe, seed=recipe.loop.seed)
-    with run.locked(recipe):
-        run.bind(reward_weights(recipe))
-        reward_models.loop(run, assemble_reward(recipe))
+    run = Run.at(stage.path, recipe)
+    with changes.at_work(run, recipe, reward_weights, assemble_reward) as parts:
+        reward_models.loop(run, parts)
     held_out = run.metrics()[-1].get("held_out_pairs")
     return Outcome(stage.id, held_out["accuracy"], held_out["ci95"]) if held_out else Outcome(stage.id)

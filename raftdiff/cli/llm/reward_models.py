@@ -28,6 +28,7 @@ from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, readable_pairs, train
 from raftdiff.recipes.files import locate
 from raftdiff.recipes.needs import ready
+from raftdiff.records.changes import at_work
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
@@ -47,9 +48,8 @@ ROWS = 64
 def train_model(args: argparse.Namespace) -> None:
     """Run what is missing of a reward model's training, and write the model."""
     run, recipe = opening.open_run(args, KIND)
-    with run.locked(recipe):
-        run.bind(weights(recipe))
-        loop(run, assemble_reward(recipe))
+    with at_work(run, recipe, weights, assemble_reward) as parts:
+        loop(run, parts)
     model = run.path / MODEL
     print(f"\n{model}\nnext: {command('llm', 'rm', 'eval', run.path)}")
     print(f"as a reward: {{type: reward_model, model: {run.path}}}")

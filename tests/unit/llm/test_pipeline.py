@@ -105,6 +105,7 @@ def test_a_folder_may_be_called_anything(folder: str, tmp_path: Path) -> None:
         ("id: rm2", "id: rm", "again.yaml:11: stages.2.id: two stages are called 'rm'"),
         ("id: rm2", "id: prompt", "'prompt' means something else already"),
         ("id: rm2", "id: ../rm", "again.yaml:11: stages.2.id"),
+        ("{prompt} well", "well", "the stage 'policy': prompts.magic: the template 'well' lacks {prompt}"),
         ("recipe: policy", "recipe: polcy", "the stage 'policy': There is no recipe file 'polcy.yaml'"),
         ("recipe: policy.yaml", "recipe: demo", "demo.yaml is neither for texts nor of a reward model"),
         ("media: pipeline", "media: text", "this is a recipe for texts, and this command runs a pipeline"),

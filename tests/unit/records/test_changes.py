@@ -1,5 +1,6 @@
 """A run whose recipe changes between two rounds."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -7,13 +8,14 @@ import pytest
 from raftdiff.errors import UserError
 from raftdiff.raft import stalled
 from raftdiff.recipes.config import Config
-from raftdiff.records.changes import alike, go_on_with
+from raftdiff.records.changes import alike, at_work, go_on_with
 from raftdiff.records.run import Run, fork
 
 
 class Loop(Config):
     rounds: int = 2
     candidates: int = 4
+    seed: int = 3
 
 
 class Tuner(Config):
@@ -46,7 +48,7 @@ def test_more_rounds_and_another_reward_are_on_record_beside_what_was(run: Run) 
     before = (run.path / "recipe.yaml").read_text()
     assert go_on_with(run, Toy(loop=Loop(rounds=4))) == ["loop.rounds"]
     assert go_on_with(run, Toy(loop=Loop(rounds=4), ranker="aesthetic")) == ["ranker"]
-    assert run.recipe() == {**Toy(ranker="aesthetic").model_dump(), "loop": {"rounds": 4, "candidates": 4}}
+    assert run.recipe() == {**Toy(ranker="aesthetic").model_dump(), "loop": {"rounds": 4, "candidates": 4, "seed": 3}}
     assert [path.name for path in run.kept_recipes()] == ["before-002.yaml"]
     assert run.kept_recipes()[0].read_text() == before
     assert run.changes() == {2: ["loop.rounds", "ranker"]}
@@ -54,6 +56,50 @@ def test_more_rounds_and_another_reward_are_on_record_beside_what_was(run: Run) 
     assert [it.get("changed") for it in run.metrics()] == [None, None, ["loop.rounds", "ranker"]]
     assert [it["round"] for it in alike(run.metrics())] == [2]
     assert go_on_with(run, Toy(loop=Loop(rounds=4), ranker="aesthetic")) == []
+
+
+def refuse(recipe: Toy) -> str:
+    raise UserError("there is no prompt")
+
+
+def marks(recipe: Toy) -> dict[str, str]:
+    return {recipe.ranker: "weights"}
+
+
+def test_a_run_begins_when_its_parts_are_there(tmp_path: Path) -> None:
+    new = Run.at(tmp_path / "runs" / "new", Toy())
+    with pytest.raises(UserError, match="there is no prompt"), at_work(new, Toy(), marks, refuse):
+        raise AssertionError
+    assert [*tmp_path.iterdir()] == []
+    with at_work(new, Toy(), marks, lambda recipe: recipe.name) as parts:
+        assert (parts, new.recipe(), new.info()["weights"]) == ("toy", Toy().model_dump(), {"clip": "weights"})
+        with pytest.raises(UserError, match="another raftdiff process"), at_work(new, Toy(), marks, refuse):
+            raise AssertionError
+    with at_work(Run.at(new.path, Toy(name="other")), Toy(name="other"), marks, lambda recipe: recipe.name):
+        assert new.recipe()["name"] == "other", "nothing was made by the first"
+
+
+def test_a_run_that_is_there_is_held_before_its_parts_are_made(run: Run) -> None:
+    with at_work(run, Toy(), marks, lambda recipe: recipe.name):
+        pass
+    with (
+        pytest.raises(UserError, match="begun with other weights"),
+        at_work(run, Toy(), lambda _: {"clip": "others"}, refuse),
+    ):
+        raise AssertionError
+    with pytest.raises(UserError, match="begun with another recipe"):
+        Run.at(run.path, Toy(name="other"))
+
+
+@pytest.mark.parametrize(("place", "error"), [("file/run", NotADirectoryError), ("shut/a/run", PermissionError)])
+def test_a_place_that_no_run_can_begin_in_is_told_before_its_parts_are_made(
+    place: str, error: type[OSError], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    (tmp_path / "shut").mkdir()
+    monkeypatch.setattr(os, "access", lambda path, mode: path != tmp_path / "shut")  # root may write anywhere
+    with pytest.raises(error, match=place.split("/", maxsplit=1)[0]):
+        Run.at(tmp_path / place, Toy())
 
 
 def test_patience_does_not_compare_two_rewards(run: Run) -> None:
