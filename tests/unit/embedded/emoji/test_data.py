@@ -7,11 +7,17 @@ import pytest
 import torch
 
 from raftdiff import embedded
-from raftdiff.embedded.emoji import train_unet
+from raftdiff.embedded.emoji import data, train_unet
 from raftdiff.embedded.emoji.art import SHEET, art_sheet
 from raftdiff.embedded.emoji.data import REMARKS, World, concepts, indices, training_indices
 from raftdiff.embedded.emoji.world import BACKGROUNDS, all_concepts, training_concepts
 from raftdiff.embedded.training import Average
+
+
+@pytest.fixture(autouse=True)
+def one_turned(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All art is turned once, where what ships learned from four such views: each takes a second."""
+    monkeypatch.setattr(data, "VARIANTS", 3)
 
 
 @pytest.fixture(scope="module")
