@@ -9,7 +9,7 @@ from raftdiff.cli.main import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
-SHORT = ("loop.rounds=1", "loop.candidates=2", "loop.prompts_per_round=4", "sampler.steps=4", "finetuner.steps=2")
+SHORT = ("loop.rounds=1", "loop.candidates=2", "loop.prompts_per_round=4", "sampler.steps=2", "finetuner.steps=2")
 
 
 def test_the_demo_ends_with_a_table_a_report_and_the_next_command(

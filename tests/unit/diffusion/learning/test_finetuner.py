@@ -80,7 +80,8 @@ KINDS = [
 @pytest.mark.parametrize("loss_on", ["conditional", "guided"])
 def test_it_learns_the_selected_pictures(models, kind, loss_on):
     samples = pictures(std=0.1)
-    learner = tuner(models[kind], steps=20, exposures=None, loss_on=loss_on, max_grad_norm=None, batch_size=6)
+    fast = {"steps": 8, "learning_rate": 2e-2, "batch_size": 6, "exposures": None, "max_grad_norm": None}
+    learner = tuner(models[kind], loss_on=loss_on, **fast)
     first = learner.fit(selection(samples), samples, seed=0, report=silent)["loss"]
     last = learner.fit(selection(samples), samples, seed=1, report=silent)["loss"]
     assert last < 0.95 * first
@@ -226,9 +227,9 @@ def test_the_learning_rate_spans_the_rounds(models):
 @pytest.mark.parametrize("precision", [None, "float32", "bfloat16"])
 @pytest.mark.parametrize("adapter", ["lora", "full"])
 def test_bfloat16_models_train_float32_weights(models, precision, adapter):
-    samples = pictures()
+    samples = pictures(count=3)
     learner = tuner(
-        models["sd21"], dtype="bfloat16", precision=precision, adapter=adapter, steps=2, anchor=0.1, loss_on="guided"
+        models["sd21"], dtype="bfloat16", precision=precision, adapter=adapter, steps=1, anchor=0.1, loss_on="guided"
     )
     figures = learner.fit(selection(samples), samples, seed=1, report=silent)
     assert math.isfinite(figures["loss"])
