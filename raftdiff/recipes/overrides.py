@@ -86,6 +86,9 @@ def _index(node: Any, key: str, override: str) -> str | int:
         return key
     if isinstance(node, list) and key.isdigit() and int(key) < len(node):
         return int(key)
-    held = f"a list of {len(node)}, whose items are named 0 to {len(node) - 1}" if isinstance(node, list) else "a value"
-    held = held if node != [] else "no item of this list; give the whole list"
+    held = "a value"
+    if isinstance(node, list):
+        last = len(node) - 1
+        several = f"a list of {len(node)}, whose items are named 0 to {last}" if last > 0 else "a list of one, item 0"
+        held = several if node else "no item of this list; give the whole list"
     raise UserError(f"'{override}': nothing is called '{key}' there: the recipe holds {held}.")

@@ -18,6 +18,8 @@ from raftdiff.recipes.encoding import decode
 
 CELLS = {".csv": ",", ".tsv": "\t"}
 """What stands between the cells of a row, by suffix."""
+SHORT, MOST_NAMES = 60, 8
+"""Letters of a column's name, and names, that are shown."""
 SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 """What programs put between cells, as sentences say it."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
@@ -84,9 +86,14 @@ def heading(path: Path, columns: Iterable[str]) -> str:
     if kind(path) not in CELLS:
         return ""
     return (
-        f" The first line of {path} was read as the names of the columns ({', '.join(map(repr, columns))}). If it is a "
+        f" The first line of {path} was read as the names of the columns ({_listed(columns)}). If it is a "
         "row like the others, put a line of names above it, such as 'prompt'; with a prompt a line, name the file .txt."
     )
+
+
+def _listed(names: Iterable[str]) -> str:
+    shown = [repr(name if len(name) <= SHORT else f"{name[:SHORT]}...") for name in names]
+    return ", ".join(shown[:MOST_NAMES]) + (", ..." if len(shown) > MOST_NAMES else "")
 
 
 def _text(path: Path) -> str:
@@ -174,12 +181,15 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
     names = [name.strip() for name in rows[0][1]]
     _refuse_separator(f"{path}:{rows[0][0]}", names, delimiter)
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"{path}:{rows[0][0]}: two columns are called '{twice[0]}'.")
+        said = f"are called '{twice[0]}'" if twice[0] else "have no name; take away those that are empty"
+        raise UserError(f"{path}:{rows[0][0]}: two columns {said}.{heading(path, names)}")
+    if len(rows) == 1:
+        raise UserError(f"{path}: this file has no rows.{heading(path, names)}")
     for number, cells in rows[1:]:
         if len(cells) != len(names):
             has, are = f"{len(cells)} cell{'s' * (len(cells) != 1)}", f"{len(names)} column{'s' * (len(names) != 1)}"
             raise UserError(
-                f"{path}:{number}: this row has {has}, and the first line names {are}: {', '.join(map(repr, names))}. "
+                f"{path}:{number}: this row has {has}, and the first line names {are}: {_listed(names)}. "
                 f"A text with {SEPARATORS[delimiter]} in it stands in double quotes."
             )
     return [Row(f"{path}:{number}", dict(zip(names, cells, strict=True))) for number, cells in rows[1:]]
@@ -195,7 +205,7 @@ def _refuse_separator(where: str, names: Sequence[str], delimiter: str) -> None:
         return
     suffix = next(suffix for suffix, mark in CELLS.items() if mark == delimiter)
     raise UserError(
-        f"{where}: the first line, {names[0][:60]!r}, was read as the name of a single column: a {suffix} file has "
+        f"{where}: the first line, {names[0][:SHORT]!r}, was read as the name of a single column: a {suffix} file has "
         f"{SEPARATORS[delimiter]} between the cells, and here are {SEPARATORS[other]}. Save it with "
         f"{SEPARATORS[delimiter]}; if a cell has {SEPARATORS[other]} in it and there is no line of names, put one "
         "above, such as 'prompt'."
