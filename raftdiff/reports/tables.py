@@ -10,6 +10,7 @@ import numpy as np
 
 from raftdiff.errors import UserError
 from raftdiff.measures.statistics import t_interval
+from raftdiff.reports.words import counted
 
 
 class Row(NamedTuple):
@@ -109,7 +110,8 @@ def table(evaluation: Mapping[str, Any]) -> str:
         )
     widths = [max(len(line[column]) for line in lines) for column in range(6)]
     body = ("  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines)
-    pictures = f"{evaluation['prompts']} prompts x {evaluation['samples_per_prompt']} samples"
+    asked, drawn = counted(evaluation["prompts"], "prompt"), counted(evaluation["samples_per_prompt"], "sample")
+    pictures = f"{asked} x {drawn}"
     return "\n".join([*body, "", f"{pictures}, the same prompts and seeds before and after."])
 
 
