@@ -53,6 +53,8 @@ def unsealed(run):
     facts = json.loads((run.path / "run.json").read_text())
     del facts["rounds"]
     (run.path / "run.json").write_text(json.dumps(facts))
+    for sums in run.path.glob("rounds/*/SHA256SUMS"):
+        sums.unlink()
 
 
 # From data
