@@ -19,7 +19,7 @@ from raftdiff.llm.model.rows import fits
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
 from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, mixed
-from raftdiff.llm.sampling.generation import DecodingConfig, Ending
+from raftdiff.llm.sampling.generation import DecodingConfig, Ending, check_room
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
 from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
@@ -227,8 +227,8 @@ def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits) -> 
             return config.build(lm)
         case TeacherSamplerConfig():
             teacher = config.build(resolve)
-            for prompt in prompts:
-                teacher.lm.prompt_ids(prompt, prompt.sampling)  # too long is found now, not in the middle
+            for prompt in prompts:  # too long is found now, not in the middle
+                check_room(teacher.lm, len(teacher.lm.prompt_ids(prompt, prompt.sampling)), teacher.decoding)
             return teacher
         case MixSamplerConfig():
             return config.build([_sampler(part, lm, prompts, limits) for part in mixed(config)])

@@ -162,6 +162,18 @@ def search(lm: LM, prompt: Sequence[int], decoding: DecodingConfig, *, count: in
     return [row[: ending.length(row)] for row in answers]
 
 
+def check_room(lm: LM, prompt: int, decoding: DecodingConfig) -> None:
+    """
+    Raises:
+        UserError: after a prompt of so many tokens the model has no room for the longest answer.
+    """
+    if lm.positions is not None and prompt + decoding.max_new_tokens > lm.positions:
+        raise UserError(
+            f"decoding.max_new_tokens: a prompt of {prompt} tokens and {decoding.max_new_tokens} new ones are more "
+            f"than the {lm.positions} that '{lm.name}' is made for; ask for fewer, or shorten the prompt."
+        )
+
+
 def _answers(
     lm: LM,
     ids: Tensor,
@@ -175,11 +187,7 @@ def _answers(
 ) -> list[list[int]]:
     from transformers import GenerationConfig, LogitsProcessorList, StoppingCriteriaList
 
-    if lm.positions is not None and ids.shape[1] + decoding.max_new_tokens > lm.positions:
-        raise UserError(
-            f"decoding.max_new_tokens: a prompt of {ids.shape[1]} tokens and {decoding.max_new_tokens} new ones are "
-            f"more than the {lm.positions} that '{lm.name}' is made for; ask for fewer, or shorten the prompt."
-        )
+    check_room(lm, ids.shape[1], decoding)
     config = GenerationConfig(
         do_sample=False,
         max_new_tokens=decoding.max_new_tokens,

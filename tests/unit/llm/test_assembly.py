@@ -110,6 +110,14 @@ def test_collected_answers_that_are_too_long_are_told_too(recipe: Path, tmp_path
     assert [sample.media for sample in found] == ["good"]
 
 
+def test_a_teacher_without_room_for_its_answers_is_told_before_anything_is_sampled(
+    recipe: Path, lm_folder: Path
+) -> None:
+    teacher = f"sampler={{type: teacher, model: {{base: {lm_folder}}}, decoding: {{max_new_tokens: 1022}}}}"
+    with pytest.raises(UserError, match="a prompt of 3 tokens and 1022 new ones are more than the 1024 that"):
+        assemble_text(of(recipe, teacher))
+
+
 @final
 class Said:
     """Whoever it is that answers the film first at too great a length, then in a word."""
