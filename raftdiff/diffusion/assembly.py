@@ -12,7 +12,7 @@ from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.wording import Reading, limits, signs
-from raftdiff.embedded.emoji.world import parse
+from raftdiff.embedded.worlds import open_judge, understands
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
@@ -59,17 +59,13 @@ class Assembly:
 
     def strange(self, captions: Sequence[str]) -> list[str]:
         """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""
-        if self.recipe.evaluation.judge is None:
-            return []
-        return [caption for caption in captions if parse(caption) is None]
+        name = self.recipe.evaluation.judge
+        return [caption for caption in captions if not understands(name, caption)] if name else []
 
     def judge(self, captions: Sequence[str]) -> Judge | None:
         """The held-out judge that the recipe names, if there is one and it understands all of these captions."""
-        if self.recipe.evaluation.judge is None or self.strange(captions):
-            return None
-        from raftdiff.embedded.emoji.judge import EmojiJudge
-
-        return EmojiJudge(embedded.folder(self.recipe.evaluation.judge)).judge
+        name = self.recipe.evaluation.judge
+        return open_judge(name) if name and not self.strange(captions) else None
 
 
 def assemble(recipe: Recipe) -> Assembly:

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, final
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.comparison import Drawn, judged
 from raftdiff.diffusion.recipe import Recipe, recipe_of
-from raftdiff.embedded.emoji.world import BACKGROUNDS, OBJECTS, STYLES
+from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
 from raftdiff.recipes.prompts import PromptsConfig, build
@@ -130,14 +130,8 @@ class Bench:
 
     @property
     def world(self) -> str | None:
-        """What the first run's model knows, in a sentence, where it is the small one that ships."""
-        if self.recipes[0].model.base != "emoji-sd":
-            return None
-        return (
-            f"This small model knows {len(OBJECTS)} objects, {len(STYLES)} styles and {len(BACKGROUNDS)} backgrounds, "
-            f"and draws “a STYLE of an OBJECT on a BACKGROUND background” alone. Styles: {', '.join(STYLES)}. "
-            f"Backgrounds: {', '.join(BACKGROUNDS)}. Objects: {', '.join(OBJECTS)}."
-        )
+        """What the first run's model knows, in a few sentences, where it is a small one that ships."""
+        return about(self.recipes[0].model.base)
 
     def draw(
         self,

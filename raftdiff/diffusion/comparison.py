@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
+import numpy as np
 import torch
 from PIL.Image import Image
 
@@ -153,7 +154,7 @@ def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
         Drawn(
             sample,
             {name: float(values[row]) for name, values in raw.items()},
-            {name: bool(values[row]) for name, values in verdicts.items()},
+            {name: bool(values[row]) for name, values in verdicts.items() if not np.isnan(values[row])},
         )
         for row, sample in enumerate(samples)
     ]

@@ -1,7 +1,7 @@
 """Recipes for pictures: read, checked against themselves; ``assembly`` makes parts of them."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from pydantic import Field
 
@@ -9,6 +9,7 @@ from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
 from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, Named, check, plain, read
@@ -53,8 +54,8 @@ class EvaluationConfig(Config):
     guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
-    judge: Literal["emoji-judge"] | None = None
-    """An embedded judge that never was a reward, e.g. "emoji-judge"; none by default."""
+    judge: JudgeName | None = None
+    """A judge that ships and never was a reward, emoji-judge or scene-judge; none by default."""
     seed: int = 1000
     """Apart from the loop's seed, so that three training seeds are evaluated on the same pictures."""
 

@@ -8,14 +8,14 @@ from pathlib import Path
 from raftdiff.errors import UserError, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "scene-sd", "review-lm")
+_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "scene-sd", "scene-clip", "scene-judge", "review-lm")
 
 
 def names() -> tuple[str, ...]:
     """The names that ship.
 
     Pictures: ``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge).
-    Scenes of one to four of them: ``scene-sd`` (the model to align; it has no reward and no judge yet).
+    Scenes of one to four of them: ``scene-sd``, ``scene-clip``, ``scene-judge``, likewise.
     Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`).
     """
     return _NAMES

@@ -41,10 +41,15 @@ class Row(NamedTuple):
 
 JUDGE_LABELS = {
     "object": "object right",
+    "count": "count right",
+    "relation": "relation right",
+    "size": "size right",
     "style": "style right",
+    "colour": "colour right",
+    "ground": "background right",
     "background": "background right",
     "background_pixel": "background right (pixels)",
-    "exact": "all three right",
+    "exact": "everything right",
     "fluent": "fluent",
     "positive": "positive",
 }

@@ -128,15 +128,16 @@ class SceneJudge:
         self._network.to(device).eval().requires_grad_(False)
 
     def judge(self, images: Sequence[Image.Image], captions: Sequence[str]) -> Verdicts:
-        """Whether each picture shows what its caption asks for, by factor."""
+        """Whether each picture shows what its caption asks for, by factor; without those of which no caption speaks."""
         scenes = [_scene(caption) for caption in captions]
         found = self.find(images)
         grounds = [ground_by_pixel(image) for image in images]
         rows = [verdicts(*triple) for triple in zip(scenes, found, grounds, strict=True)]
-        return {
+        said = {
             name: np.array([np.nan if row[name] is None else float(bool(row[name])) for row in rows])
             for name in (*FACTORS, "exact")
         }
+        return {name: values for name, values in said.items() if not np.isnan(values).all()}
 
     @torch.no_grad()
     def find(self, images: Sequence[Image.Image]) -> list[list[Found]]:
@@ -186,9 +187,7 @@ def ground_by_pixel(image: Image.Image) -> str | None:
 
 def right_of(verdicts: Verdicts) -> dict[str, float]:
     """Each factor's share of right pictures, among those whose captions ask for it."""
-    return {
-        name: round(float(np.nanmean(values)), 4) for name, values in verdicts.items() if not np.isnan(values).all()
-    }
+    return {name: round(float(np.nanmean(values)), 4) for name, values in verdicts.items()}
 
 
 def _scene(caption: str) -> Scene:

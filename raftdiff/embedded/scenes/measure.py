@@ -120,9 +120,9 @@ def chosen(verdicts: Verdicts, seen: Seen, count: int = CANDIDATES) -> dict[str,
 
 
 def by_kind(verdicts: Verdicts, scenes: Sequence[Scene], count: int = CANDIDATES) -> dict[str, float]:
-    """``exact`` for each kind of caption."""
+    """``exact`` for each kind of caption: ``singles``, ``counts``, ``relations``, ``pairs``."""
     exact, kinds = verdicts["exact"].reshape(-1, count), np.array([scene.kind for scene in scenes])
-    return {kind: round(float(exact[kinds == kind].mean()), 4) for kind in KINDS if (kinds == kind).any()}
+    return {f"{kind}s": round(float(exact[kinds == kind].mean()), 4) for kind in KINDS if (kinds == kind).any()}
 
 
 def model(

@@ -213,7 +213,7 @@ def test_table_is_aligned_and_narrow(evaluation):
     assert all(len(line) <= 100 for line in lines)
     assert lines[0].split() == ["before", "after", "difference", "95%", "interval", "win", "rate"]
     assert lines[1].split()[:5] == ["↑", "value", "1.33", "1.83", "+0.50"]
-    assert any(line.startswith("↑ all three right") and "33.3%" in line for line in lines)
+    assert any(line.startswith("↑ everything right") and "33.3%" in line for line in lines)
     assert any(line.startswith("↓ drift from base (picture)") for line in lines)
     assert "3 prompts x 2 samples" in lines[-1]
 

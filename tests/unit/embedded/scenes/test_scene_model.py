@@ -2,13 +2,15 @@
 
 import numpy as np
 import torch
+from PIL import Image
 
 from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.embedded.scenes.judge import ground_by_pixel
 from raftdiff.embedded.scenes.layout import SIZE
-from raftdiff.types import Prompt
+from raftdiff.rewards.clip import ClipConfig
+from raftdiff.types import Prompt, Sample
 
 CAPTIONS = ("a sunflower on a purple background", "two cherries on a white background")
 
@@ -44,7 +46,26 @@ def test_its_files_are_small_and_of_half_precision() -> None:
     assert {tensor.dtype for path in weights for tensor in load_file(path).values()} == {torch.float16}
 
 
-def test_its_card_says_what_is_not_known() -> None:
-    card = (embedded.folder("scene-sd") / "README.md").read_text(encoding="utf-8")
-    assert card.startswith("---\n")
-    assert all(word in card for word in ("No judge has measured it yet", "Apache-2.0", "MIT", "seed", "H100"))
+def test_the_cards_say_whose_art_it_was_and_how_they_were_trained() -> None:
+    for name in ("scene-sd", "scene-judge", "scene-clip"):
+        card = (embedded.folder(name) / "README.md").read_text(encoding="utf-8")
+        assert card.startswith("---\n")
+        assert all(word in card for word in ("Apache-2.0", "MIT", "seed", "H200", "fc992a0"))
+
+
+def test_the_reward_prefers_its_own_caption() -> None:
+    reward = ClipConfig(model="scene-clip").build(resolve=embedded.resolve)
+    sheet = Image.open(embedded.folder("scene-judge") / "looked_at.png")
+    picture = sheet.crop((2, 2, 2 + SIZE, 2 + SIZE))  # a small gift on purple
+    captions = (
+        "a small gift on a purple background",
+        "a large gift on a purple background",
+        "two gifts on a purple background",
+        "a small crown on a purple background",
+        "a small gift on a blue background",
+    )
+    samples = [
+        Sample(0, Prompt("p", text, text, text), index, 0, "policy", picture) for index, text in enumerate(captions)
+    ]
+    scores = reward.score(samples)
+    assert int(scores.argmax()) == 0
