@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, dump, plain
-from raftdiff.records.disk import write_text
 from raftdiff.records.run import FORKED, STATE_SHAPE, Run
 
 Recipe = TypeVar("Recipe", bound=Config)
@@ -75,7 +74,7 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
         return []
     # of several changes before one round the first recipe made the rounds before it
     run.keep_recipe(done, (run.path / "recipe.yaml").read_text(encoding="utf-8"))
-    write_text(run.path / "recipe.yaml", dump(recipe))
+    run.put_recipe(dump(recipe))
     run.log("recipe", round=done, changed=changed)
     return changed
 

@@ -102,9 +102,8 @@ def naming(path: Path, aside: Path | None = None) -> Iterator[None]:
             raise OSError(int(told[1]), os.strerror(int(told[1])), str(path)) from error
         raise
     except OSError as error:
-        ours = str(error.filename).startswith(str(aside or path)) or (
-            error.filename is None and error.errno in OF_DISKS
-        )
+        place = error.filename2 or error.filename  # of a copy, where it goes
+        ours = str(place).startswith(str(aside or path)) if place is not None else error.errno in OF_DISKS
         if error.errno is None or not ours:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
@@ -152,15 +151,25 @@ def fresh(path: Path) -> Path:
     return path
 
 
-def write_text(path: Path, text: str) -> None:
-    """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one."""
+@contextlib.contextmanager
+def _aside(path: Path) -> Iterator[Path]:
+    """A file to write instead of ``path``, whose place it takes then; nothing stays of one that was not finished."""
     with naming(path):
         aside = fresh(path.with_name(path.name + ".tmp"))
-        with aside.open("w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        try:
+            yield aside
+            aside.replace(path)
+        finally:
+            with contextlib.suppress(OSError):
+                aside.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one."""
+    with _aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
 
 
 @contextlib.contextmanager
@@ -284,16 +293,19 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    with naming(path):
-        aside = fresh(path.with_name(path.name + ".tmp"))
-        try:
-            save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
-        except SafetensorError:
-            aside.unlink(missing_ok=True)
-            raise
+    with _aside(path) as aside:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
-        aside.replace(path)
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """All files of a folder into a new one. What the disk refuses is one error, of the file that it is about, where
+    ``shutil.copytree`` goes on and raises a list of texts."""
+    for file in sorted(path for path in source.rglob("*") if path.is_file()):
+        place = target / file.relative_to(source)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(file, place)
 
 
 def sync_all(folder: Path) -> None:

@@ -6,7 +6,7 @@ import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, command
 from raftdiff.records.disk import append, write_text
 
 SUMS = "SHA256SUMS"
@@ -87,6 +87,22 @@ def demand(folder: Path, mark: str | None, parts: Collection[str] | None = None)
     if mark is not None and (found := damage(folder, mark, parts)):
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
         raise UserError(f"{folder}: {'; '.join(found[:SHOWN])}{more}. {ADVICE}")
+
+
+def demand_recipe(run: Path, known: Collection[str]) -> None:
+    """Nothing, where recipe.yaml is one that raftdiff wrote; ``known`` are their checksums, of a run that an earlier
+    version began none.
+
+    Raises:
+        UserError: it was changed by hand.
+    """
+    file = run / "recipe.yaml"
+    if known and file.is_file() and digest(file) not in known:
+        raise UserError(
+            f"{file}: this is not what raftdiff wrote, and nothing would say what made the rounds before. Put that "
+            f"back, and say changes on the command line: {command('train', run, 'KEY=VALUE')}. To take the recipe as "
+            "it stands, remove 'recipes' from run.json."
+        )
 
 
 def refuse_links(folder: Path) -> None:

@@ -5,6 +5,7 @@ samples are committed as they come, so a killed run resumes in the middle of sam
 """
 
 import contextlib
+import hashlib
 import itertools
 import json
 import shutil
@@ -22,7 +23,16 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
-from raftdiff.records.disk import append, damaged, demand_place, read_json, read_yaml, write_text
+from raftdiff.records.disk import (
+    append,
+    copy_files,
+    damaged,
+    demand_place,
+    naming,
+    read_json,
+    read_yaml,
+    write_text,
+)
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
@@ -64,7 +74,8 @@ class Run:
         """An existing run.
 
         Raises:
-            UserError: no run is there, one of a newer format, or one with a link that leads out of it.
+            UserError: no run is there, one of a newer format, one with a link that leads out of it, or with a recipe
+                that was changed by hand.
         """
         if not (path / "run.json").is_file():
             raise UserError(f"{path}: this is not a run directory (it has no run.json). {runs_near(path)}".rstrip())
@@ -72,6 +83,7 @@ class Run:
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:
             raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
+        integrity.demand_recipe(path, run.info().get("recipes", ()))
         return run
 
     @staticmethod
@@ -106,7 +118,16 @@ class Run:
         facts |= provenance()
         (self.path / "rounds").mkdir(exist_ok=True)
         write_text(self.path / "recipe.yaml", dump(recipe))
+        facts["recipes"] = [integrity.digest(self.path / "recipe.yaml")]
         write_text(self.path / "run.json", json.dumps(facts, indent=2))
+
+    def put_recipe(self, text: str) -> None:
+        """Another recipe.yaml; run.json knows it first, so that a kill in between leaves one that is known."""
+        facts, file = self.info(), self.path / "recipe.yaml"
+        known = facts.get("recipes") or [integrity.digest(file)]
+        facts["recipes"] = [*known, hashlib.sha256(text.encode()).hexdigest()]
+        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+        write_text(file, text)
 
     def _check_recipe(self, recipe: Config) -> None:
         if keys := self.differing(plain(recipe)):
@@ -144,8 +165,8 @@ class Run:
                 weights |= marks_at(now, key, now, flat(plain(recipe)))
             sys.stderr.write(f"raftdiff: {self.path}: {key}: '{was}' lies in '{now}' now; it is the same.\n")
         # the recipe first: a run that is killed here goes on as it stands, and ``bind`` takes up the mark
-        write_text(self.path / "recipe.yaml", yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
-        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+        self.put_recipe(yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
+        write_text(self.path / "run.json", json.dumps({**facts, "recipes": self.info()["recipes"]}, indent=2))
 
     def told(self, keys: Sequence[str], recipe: Config) -> str:
         """Keys at which ``recipe`` differs, with the fingerprints of models that are others."""
@@ -335,11 +356,12 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
         aside = Path(scratch) / "run"
-        run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
-        _fork_into(run, parent, source)
-        if moved := parent.info().get("moved", {}) | dict(parent.moves(plain(recipe)).values()):
-            write_text(run.path / "run.json", json.dumps({**run.info(), "moved": moved}, indent=2))
-        aside.rename(path)
+        with naming(path, aside):
+            run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
+            _fork_into(run, parent, source)
+            if moved := parent.info().get("moved", {}) | dict(parent.moves(plain(recipe)).values()):
+                write_text(run.path / "run.json", json.dumps({**run.info(), "moved": moved}, indent=2))
+            aside.rename(path)
     return Run(path)
 
 
@@ -352,7 +374,7 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
             run.keep_recipe(t, path.read_text(encoding="utf-8"))
     for t in range(source.index):
         integrity.demand(parent.round_path(t), parent.round(t).mark)
-        shutil.copytree(parent.round_path(t), run.round_path(t))
+        copy_files(parent.round_path(t), run.round_path(t))
         mark = parent.round(t).mark
         run._hold(t, integrity.seal(run.round_path(t)) if mark is None else mark)
     integrity.demand(source.path, source.mark)

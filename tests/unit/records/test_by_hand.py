@@ -3,6 +3,7 @@
 import json
 import os
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,8 @@ from PIL import Image
 from raftdiff.cli.main import main
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
+from raftdiff.records import run as records
+from raftdiff.records.changes import go_on_with
 from raftdiff.records.disk import append, read_appended, read_json_lines
 from raftdiff.records.entries import of_evaluation
 from raftdiff.records.labels import Ballot, Pair, tally
@@ -19,8 +22,13 @@ from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Sample, Scores, Selection
 
 
+class Loop(Config):
+    rounds: int = 2
+
+
 class Toy(Config):
     name: str = "toy"
+    loop: Loop = Loop()
 
 
 def draw(run: Run, round: int) -> None:
@@ -95,6 +103,16 @@ CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]
         lambda at: Run(at).keep_recipe(1, "- a"),
         lambda run: run.metrics(),
     ),
+    "the recipe": (
+        r"recipe.yaml: this is not what raftdiff wrote, .* command line: raftdiff train .*run KEY=VALUE",
+        lambda at: put(at / "recipe.yaml", "toy", "other"),
+        lambda run: Run.open(run.path),
+    ),
+    "the recipe of an earlier version": (
+        r"recipe.yaml: this file is damaged \(it holds list",
+        lambda at: (put(at / "run.json", '"recipes"', '"others"'), (at / "recipe.yaml").write_text("- a")),
+        lambda run: Run.open(run.path).recipe(),
+    ),
     "an act": (
         r"ada.jsonl: this file is damaged \(a line that is no choice, veto or undo",
         lambda at: Ballot(Run(at), "ada").choose(Pair("c", "x", "y"), "both"),  # type: ignore[arg-type]
@@ -114,6 +132,22 @@ def test_what_was_changed_by_hand_is_a_sentence_for_whoever_reads_it(run: Run, w
     change(run.path)
     with pytest.raises(UserError, match=sentence):
         read(run)
+
+
+def test_a_recipe_that_a_kill_came_upon_is_one_of_two(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    (run.path / "rounds/001.partial").rename(run.path / "aside")
+    write = records.write_text
+    for kills_before in ("run.json", "recipe.yaml", "nothing"):
+
+        def dying(path: Path, text: str, at: str = kills_before) -> None:
+            if path.name == at:
+                raise KeyboardInterrupt
+            write(path, text)
+
+        monkeypatch.setattr(records, "write_text", dying)
+        with pytest.raises(KeyboardInterrupt) if kills_before != "nothing" else nullcontext():
+            go_on_with(Run.open(run.path), Toy(name="other"))
+        assert Run.open(run.path).recipe()["name"] == ("other" if kills_before == "nothing" else "toy")
 
 
 @pytest.mark.parametrize(

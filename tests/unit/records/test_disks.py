@@ -2,6 +2,7 @@
 
 import errno
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -14,10 +15,16 @@ from safetensors import SafetensorError
 from raftdiff import console
 from raftdiff.cli import main as door
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config
 from raftdiff.records import disk
 from raftdiff.records.disk import append, save_tensors, together, write_text, written
 from raftdiff.records.media import store
+from raftdiff.records.run import Run, fork
 from raftdiff.types import Prompt, Sample
+
+
+class Toy(Config):
+    name: str = "toy"
 
 
 def full(*_: object, **__: object) -> NoReturn:
@@ -64,6 +71,26 @@ def test_a_full_disk_names_what_was_asked_for(name: str, tmp_path: Path, monkeyp
     with pytest.raises(OSError, match="No space left") as told:
         write(tmp_path / name)
     assert (told.value.errno, told.value.filename) == (errno.ENOSPC, str(tmp_path / name))
+    assert not list(tmp_path.rglob("*.tmp"))
+
+
+def test_a_fork_on_a_full_disk_names_the_new_run_and_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run.create(tmp_path / "run", Toy(), seed=0)
+    for t in range(2):
+        draft = run.draft(t)
+        draft.note(mean=1.0)
+        draft.commit({})
+
+    def copy(source: Path, target: Path) -> NoReturn:
+        raise OSError(errno.ENOSPC, "No space left on device", str(source), None, str(target))
+
+    monkeypatch.setattr(shutil, "copy2", copy)
+    with pytest.raises(OSError, match="No space left") as told:
+        fork(run, Toy(), tmp_path / "new", round=1, seed=0)
+    assert told.value.filename == str(tmp_path / "new")
+    assert [path.name for path in tmp_path.iterdir()] == ["run"]
 
 
 def test_what_is_not_of_the_disk_keeps_its_own_words(tmp_path: Path) -> None:
