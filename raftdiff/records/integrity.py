@@ -5,9 +5,10 @@ import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from raftdiff.errors import UserError, command
-from raftdiff.records.disk import append, write_text
+from raftdiff.records.disk import append, damaged, read_json, write_text
 
 SUMS = "SHA256SUMS"
 """In each round's folder: a line a file, as ``sha256sum --check`` reads them. The run's run.json holds its own sum."""
@@ -16,6 +17,22 @@ ADVICE = (
     "again."
 )
 SHOWN = 5
+TABLES = ("weights", "moved", "rounds")
+"""Of run.json: what is found there by name."""
+
+
+def facts(path: Path) -> dict[str, Any]:
+    """What run.json holds.
+
+    Raises:
+        UserError: it is damaged.
+    """
+    found = read_json(path)
+    if wrong := [name for name in TABLES if not isinstance(found.get(name, {}), dict)]:
+        raise damaged(path, f"'{wrong[0]}' is no table of names")
+    if not isinstance(found.get("recipes", []), list):
+        raise damaged(path, "'recipes' is no list of checksums")
+    return found
 
 
 def digest(path: Path) -> str:

@@ -23,16 +23,7 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
-from raftdiff.records.disk import (
-    append,
-    copy_files,
-    damaged,
-    demand_place,
-    naming,
-    read_json,
-    read_yaml,
-    write_text,
-)
+from raftdiff.records.disk import append, copy_files, demand_place, naming, read_yaml, write_text
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
@@ -54,8 +45,6 @@ or the checksum that the recipe holds beside their names."""
 EMPTY_RUN = {"recipes", "rounds", "logs", "log.jsonl", ".lock"}
 EMPTY_RUN |= {name + end for name in ("recipe.yaml", "run.json") for end in ("", ".tmp")}
 """What a run that made nothing yet may hold."""
-TABLES = ("weights", "moved", "rounds")
-"""Of run.json: what is found there by name."""
 STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
 """Recipe keys that decide what a finished round's state holds."""
 FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
@@ -211,14 +200,7 @@ class Run:
         return read_yaml(self.path / "recipe.yaml")
 
     def info(self) -> dict[str, Any]:
-        """
-        Raises:
-            UserError: run.json is damaged.
-        """
-        found = read_json(self.path / "run.json")
-        if wrong := [name for name in TABLES if not isinstance(found.get(name, {}), dict)]:
-            raise damaged(self.path / "run.json", f"'{wrong[0]}' is no table of names")
-        return found
+        return integrity.facts(self.path / "run.json")
 
     def rounds_done(self) -> int:
         """How many rounds are complete; they are 0, 1, ... without a gap."""
