@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
+from raftdiff.embedded.emoji.world import draw, held_out_concepts
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -30,6 +31,9 @@ SHORT = (
     "logging.tracker=null",
 )
 
+HELD_OUT = 10
+"""Captions of the evaluation."""
+
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if CHROMIUM is None:
@@ -42,7 +46,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rounds and an evaluation; not to be written to."""
     run = tmp_path_factory.mktemp("browser") / "run"
-    assert main(["train", "demo", "--out", str(run), *SHORT]) == 0
+    captions = ", ".join(concept.caption for concept in draw(held_out_concepts(), HELD_OUT, seed=0))
+    held_out = ("evaluation.prompts.file=null", f"evaluation.prompts.captions=[{captions}]")
+    assert main(["train", "demo", "--out", str(run), *SHORT, *held_out]) == 0
     assert main(["eval", str(run)]) == 0
     return run
 

@@ -296,7 +296,7 @@ def test_a_size_that_would_block_the_page_is_refused(comparing: str, visit: Visi
 
 def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(comparing: str, visit: Visit) -> None:
     tab = visit(comparing)
-    tab.get_by_text("From the run's evaluation: 8 of its 24 pairs").wait_for()
+    tab.get_by_text("From the run's evaluation: 5 of its 10 pairs").wait_for()
     seam = tab.locator(".seam").first
     left, right = (seam.locator("img").nth(place) for place in (0, 1))
     assert left.bounding_box() == right.bounding_box()
