@@ -14,10 +14,13 @@ from raftdiff.measures.diversity import PictureFigures
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker, Unfit
 from raftdiff.recipes.config import Config
+from raftdiff.records import integrity, rounds
+from raftdiff.records.checking import check
+from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfK, Random
 from raftdiff.stages import LoopConfig, Parts, asked
-from raftdiff.testing.toy import toy_features, toy_prompts, toy_world
+from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
 
 
@@ -230,3 +233,47 @@ def test_best_of_k_follows_the_order_statistic(tmp_path: Path) -> None:
     metrics = finish(tmp_path / "run", wide)[0].metrics
     deviation = np.sqrt(1.5) * 0.08
     assert metrics["best_of_k"] == pytest.approx(1.4236 * deviation, abs=4 * 0.6 * deviation / np.sqrt(300))
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("place", "name", "count"),
+    [
+        (ToyFineTuner, "fit", 2),
+        (rounds, "save_tensors", 3),
+        (rounds, "sync_all", 2),
+        (integrity, "seal", 2),
+        (Run, "_hold", 2),
+        (Draft, "keep", 3),
+        (Draft, "commit", 1),
+        (Draft, "commit", 2),
+    ],
+)
+def test_a_run_killed_while_it_tunes_or_commits_ends_in_the_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, place: Any, name: str, count: int, when: str
+) -> None:
+    """What it was doing is done again; nothing that was half written is taken for whole."""
+    whole = finish(tmp_path / "whole", toy_parts(rounds=2, candidates=4))
+    do, calls = getattr(place, name), []
+
+    def dying(*words: Any, **named: Any) -> Any:
+        calls.append(name)
+        if when == "before" and len(calls) == count:
+            raise KilledError
+        done = do(*words, **named)
+        if when == "after" and len(calls) == count:
+            raise KilledError
+        return done
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, name, dying)
+        with pytest.raises(KilledError):
+            finish(tmp_path / "killed", toy_parts(rounds=2, candidates=4))
+    finish(tmp_path / "killed", toy_parts(rounds=2, candidates=4))
+    one, other = states(tmp_path / "whole"), states(tmp_path / "killed")
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[key], other[key]) for key in one)
+    run = Run.open(tmp_path / "killed")
+    assert [it["held_out"] for it in run.metrics()] == [finished.metrics["held_out"] for finished in whole]
+    assert [found.damage for found in check(run)] == [[], []]
+    assert not list(run.path.rglob("*.tmp"))
