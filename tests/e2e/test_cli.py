@@ -243,7 +243,7 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["evaluation.prompts.magic=[high quality]"], "evaluation.prompts"),
         (["loop.prompts_per_round=9"], "9 prompts a round, but there are only 3 prompts"),
         (["ranker.rewards.0.weight=0"], "every weight is 0"),
-        (["evaluation.judge=emoji-juge"], "evaluation.judge: this should be 'emoji-judge' or null"),
+        (["evaluation.judge=emoji-juge"], "evaluation.judge: this should be 'emoji-judge', 'scene-judge' or null"),
         (["ranker.selector.keep=4"], "4 of only 3 candidates"),
         (["loop.patience=2", "evaluation.every_round=0"], "stopping needs a held-out reward"),
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),

@@ -100,6 +100,8 @@ def figures(given: argparse.Namespace) -> Figures:
     if given.measure:
         yield from conclude(given, size)
         return
+    for name in (VAE, UNET, TEXT, WEIGHTS, CLIP):  # what an earlier step left must not pass for this one's
+        (given.out / name).unlink(missing_ok=True)
     if not given.fresh:
         take_apart(folder("scene-sd"), given.out)
     with tempfile.TemporaryDirectory() as scratch, (given.out / LOG).open("a") as log, quietly():
@@ -108,6 +110,7 @@ def figures(given: argparse.Namespace) -> Figures:
             yield from follow(given, size, crew)
         finally:
             crew.end()
+        yield from crew.failed()
         yield from conclude(given, size)
 
 
@@ -121,6 +124,7 @@ class Crew:
         self.unet_until = given.deadline - size.unet_until
         self._waited: float | None = None
         self._again = False
+        self._late: list[str] = []
         self.vae = self._start_vae(self.vae_until)
         self.judge = self._start("judge", began + size.judge_until * given.seconds, size.judge)
         self.clip = self._start("clip", began + size.clip_until * given.seconds, size.clip)
@@ -148,9 +152,9 @@ class Crew:
     def tend(self) -> str | None:
         """Mend what went wrong; a sentence when something did."""
         if self.vae.poll() is not None and not finished(self._given.out / VAE) and not self._again:
-            self._again = True
+            self._again, code = True, self.vae.returncode
             self.vae = self._start_vae(max(time.time() + 60, self.vae_until))
-            return f"the autoencoder's training ended with {self.vae.returncode}; begun again."
+            return f"the autoencoder's training ended with {code}; begun again."
         alone = self.vae.poll() is not None and finished(self._given.out / VAE)
         if alone and not self._ready.exists() and self.unet.poll() is None:
             self._waited = self._waited or time.time()
@@ -172,10 +176,22 @@ class Crew:
         return not late and any(process.poll() is None for process in (self.unet, self.judge, self.clip))
 
     def end(self) -> None:
-        for process in (self.vae, self.judge, self.clip, self.unet):
+        """Kill what still runs."""
+        for name, process in self._members().items():
             if process.poll() is None:
+                self._late.append(name)
                 process.kill()
                 process.wait()
+
+    def failed(self) -> Figures:
+        """A line for each training that ended badly or not in time: its weights are not what was asked for."""
+        for name, process in self._members().items():
+            if process.returncode:
+                why = "was not done in time" if name in self._late else f"ended with {process.returncode}"
+                yield {"name": f"training of {name}", "failed": f"it {why}; see {LOG}."}
+
+    def _members(self) -> dict[str, Any]:
+        return {"vae": self.vae, "judge": self.judge, "clip": self.clip, "unet": self.unet}
 
 
 def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:

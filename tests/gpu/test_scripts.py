@@ -338,3 +338,33 @@ def test_the_best_is_chosen_on_other_captions_than_it_is_measured_on() -> None:
     assert not set(chosen) & set(reported)
     assert set(chosen) <= set(train.SOURCES["training"])
     assert not set(size.choosing_seeds) & set(size.reported_seeds)
+
+
+def test_a_training_of_scenes_that_fails_is_told_however_whole_the_weights_are_that_lie_there(
+    tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    scenes, step = load("scenes"), load("step")
+    begun: list[str] = []
+
+    class Ended:
+        """A process that ended at once; the U-Net's badly, each time."""
+
+        def __init__(self, command: list[str], **how: Any) -> None:
+            begun.append(command[2].rsplit(".", 1)[-1])
+            self.returncode = 3 if begun[-1] in ("unet", "judge") else 0
+
+        def poll(self) -> int:
+            return self.returncode
+
+    monkeypatch.setattr(scenes.subprocess, "Popen", Ended)
+    monkeypatch.setattr(scenes, "conclude", lambda *_: iter([]))
+    stale = tmp_path / "scene-judge.safetensors"
+    stale.touch()
+    given = step.options(["scenes", "--small", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)])
+    told = list(scenes.figures(given))
+    assert begun == ["vae", "judge", "clip", "unet"]
+    assert [figure["name"] for figure in told if "failed" in figure] == ["training of judge", "training of unet"]
+    assert all("ended with 3" in figure["failed"] for figure in told if "failed" in figure)
+    assert (tmp_path / "scene-sd.vae.safetensors").is_file()
+    assert not stale.exists()

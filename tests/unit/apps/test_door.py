@@ -6,7 +6,8 @@ import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Coroutine, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -21,13 +22,19 @@ from raftdiff.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Gradio's own making
 
 
+def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
+    """Its result, from a loop in a thread of its own: a browser that other tests keep open has one in this thread."""
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(asyncio.run, coroutine).result()
+
+
 def one_word() -> Any:
     async def built() -> Any:  # in an event loop, or Gradio makes some and leaves them open
         with page.blocks("a page") as blocks:
             page.gradio().HTML("here")
         return blocks
 
-    return asyncio.run(built())
+    return run(built())
 
 
 @pytest.fixture
@@ -214,7 +221,7 @@ def asking_word() -> Any:
             field.change(page.told(page.words), field, [shown, page.mistake()], **page.ASKED)
         return blocks
 
-    return asyncio.run(built())
+    return run(built())
 
 
 def posted(address: str, body: Any) -> tuple[int, str]:

@@ -9,6 +9,7 @@ import pytest
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.recipe import Recipe, load_recipe
+from raftdiff.embedded.scenes.world import is_held_out, parse
 from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.pipeline import check, load_pipeline
@@ -162,3 +163,12 @@ def test_recipes_are_listed_by_what_they_are_for(capsys: pytest.CaptureFixture[s
     assert sorted(line.split()[0] for group in groups for line in group[1:]) == sorted(recipes())
     starts = {len(line) - len(line[2:].lstrip().partition(" ")[2].lstrip()) for group in groups for line in group[1:]}
     assert len(starts) == 1, "the descriptions stand under each other"
+
+
+def test_the_scenes_to_align_are_ones_that_the_model_never_saw_and_no_two_are_the_same() -> None:
+    recipe = load_recipe("scene_align")
+    learnt, held_out = build(recipe.prompts), build(recipe.evaluation.prompts)
+    captions = [prompt.caption for prompt in (*learnt, *held_out)]
+    assert len(set(captions)) == len(captions) == 128
+    scenes = [parse(caption) for caption in captions]
+    assert all(scene is not None and is_held_out(scene) for scene in scenes)
