@@ -215,8 +215,8 @@ def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: st
     def side(which: str, method: str, kl: float, **cost: Any) -> Outcome:
         values = {column: text[column][which] for column in ("distinct_2", "length")}
         others = {name: means[which]["mean"] for name, means in rewards.items() if name != reward}
-        mean, (low, high) = rewards[reward][which]["mean"], rewards[reward][which]["ci95"]
-        told = {"others": others, "interval": (high - low) / 2, "perplexity_of": _teller(assembly)}
+        mean, (low, high) = rewards[reward][which]["mean"], rewards[reward][which]["ci95"] or (0.0, 0.0)
+        told: dict[str, Any] = {"others": others, "interval": (high - low) / 2, "perplexity_of": _teller(assembly)}
         return Outcome(method, seed, mean, text[truth][which], kl=kl, **values, **cost, **told)
 
     free = {"tokens": 0, "steps": 0, "seconds": 0.0}

@@ -46,10 +46,10 @@ def accuracy(d: Pairs) -> Estimate:
     right = _right(d[~np.isnan(d)])
     n = len(right)
     if not n:
-        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0)
+        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0, 0)
     p = float(right.mean())
     std = float(right.std(ddof=1)) if n > 1 else 0.0
-    return Estimate(p, std, wilson(p, float(n)), n)
+    return Estimate(p, std, wilson(p, float(n)), n, n)
 
 
 def reliability(d: Pairs, bins: int = 10) -> list[Bin]:

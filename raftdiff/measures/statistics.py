@@ -24,7 +24,7 @@ Features = Float[np.ndarray, "samples features"]
 class Estimate(NamedTuple):
     """A mean and how sure it is. Everything is in the unit of the values.
 
-    Example: ``Estimate(mean=27.3, std=1.4, ci95=(26.9, 27.7), n=96)``.
+    Example: ``Estimate(mean=27.3, std=1.4, ci95=(26.9, 27.7), n=96, prompts=24)``.
     """
 
     mean: float
@@ -32,9 +32,11 @@ class Estimate(NamedTuple):
     std: float
     """Of the single values about their mean (n - 1 in the denominator), 0 for one value."""
     ci95: tuple[float, float]
-    """The interval for the mean, lower end first."""
+    """The interval for the mean, lower end first; NaNs where there is none."""
     n: int
     """How many values were valid."""
+    prompts: int
+    """How many prompts had one; of a vector, whose values are independent, as ``n``."""
 
 
 def mean_std_ci(values: Table | Values, seed: int = 0, *, resamples: int = RESAMPLES) -> Estimate:
@@ -42,22 +44,27 @@ def mean_std_ci(values: Table | Values, seed: int = 0, *, resamples: int = RESAM
 
     Samples of one prompt resemble each other, so a (prompts, samples) table is resampled by whole prompts: a cluster
     bootstrap. A vector is resampled by its values, and so is a table of one prompt, whose interval then speaks of that
-    prompt alone. With few prompts (under ten or so) the percentile interval is somewhat too narrow.
-    The same ``seed`` draws the same prompts, so that figures from tables of one shape can be compared.
+    prompt alone. Prompts without a valid value are no part of it; where one is left of several, or one value, there is
+    no interval, for every resample would be alike. With few prompts (under ten or so) the percentile interval is
+    somewhat too narrow. The same ``seed`` draws the same prompts, so that figures from tables that have values of the
+    same prompts can be compared.
     """
-    rows = values[:, None] if values.ndim == 1 else values.T if values.shape[0] == 1 else values
+    table = values[:, None] if values.ndim == 1 else values
+    prompts = int((~np.isnan(table)).any(axis=1).sum())
+    rows = table.T if table.shape[0] == 1 else table
+    rows = rows[~np.isnan(rows).all(axis=1)]
+    if not len(rows):
+        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0, 0)
     valid = ~np.isnan(rows)
     sums, counts = np.where(valid, rows, 0.0).sum(axis=1, dtype=np.float64), valid.sum(axis=1)
-    if not counts.sum():
-        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0)
     mean = sums.sum() / counts.sum()
     squares = np.where(valid, rows - mean, 0.0) ** 2
-    draws = np.random.default_rng(fold(seed, "bootstrap")).integers(len(rows), size=(resamples, len(rows)))
-    drawn = counts[draws].sum(axis=1)
-    means = sums[draws].sum(axis=1)[drawn > 0] / drawn[drawn > 0]
-    low, high = np.percentile(means, [2.5, 97.5])
     std = np.sqrt(squares.sum() / max(1, counts.sum() - 1))
-    return Estimate(float(mean), float(std), (float(low), float(high)), int(counts.sum()))
+    low, high = np.nan, np.nan
+    if len(rows) > 1:
+        draws = np.random.default_rng(fold(seed, "bootstrap")).integers(len(rows), size=(resamples, len(rows)))
+        low, high = np.percentile(sums[draws].sum(axis=1) / counts[draws].sum(axis=1), [2.5, 97.5])
+    return Estimate(float(mean), float(std), (float(low), float(high)), int(counts.sum()), prompts)
 
 
 def share(values: Table) -> Estimate:
@@ -73,13 +80,13 @@ def share(values: Table) -> Estimate:
     sums, counts = np.where(valid, values, 0.0).sum(axis=1, dtype=np.float64), valid.sum(axis=1)
     n, prompts = int(counts.sum()), int((counts > 0).sum())
     if not n:
-        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0)
+        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0, 0)
     p = float(sums.sum() / n)
-    variance = prompts / max(1, prompts - 1) * float(np.square(sums - p * counts).sum()) / n**2
+    variance = float(np.square(sums - p * counts).sum()) / n**2  # of one answer a prompt p (1 - p) / n, as Wilson's
     unknown = prompts == 1 or p in (0.0, 1.0)
     effective = float(prompts) if unknown else min(float(n), p * (1 - p) / max(variance, TINY))
     std = float(np.sqrt(np.square(np.where(valid, values - p, 0.0)).sum() / max(1, n - 1)))
-    return Estimate(p, std, wilson(p, effective), n)
+    return Estimate(p, std, wilson(p, effective), n, prompts)
 
 
 def wilson(p: float, n: float) -> tuple[float, float]:

@@ -246,11 +246,11 @@ def _arrow(row: Row | Across) -> str:
 def _row(
     key: str, label: str, before: float, after: float, difference: Mapping[str, Any] | None = None, **other: Any
 ) -> Row:
-    """A row in percent for ``unit="%"``; without a paired difference, or with that of one pair, it has no interval."""
+    """A row in percent for ``unit="%"``; without a paired difference it has no interval, nor where that has none."""
     unit: str = other.get("unit", "")
     scale = 100.0 if unit == "%" else 1.0
-    known = difference is not None and difference.get("n", 2) > 1  # one pair tells nothing of others
-    ci95 = (scale * difference["ci95"][0], scale * difference["ci95"][1]) if difference and known else None
+    known = difference["ci95"] if difference and difference.get("n", 2) > 1 else None  # earlier versions' of one pair
+    ci95 = (scale * known[0], scale * known[1]) if known else None
     change = difference["mean"] if difference else after - before
     win_rate, better = other.get("win_rate"), other.get("better", 1)
     return Row(key, label, scale * before, scale * after, scale * change, ci95, win_rate, better, unit)

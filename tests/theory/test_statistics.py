@@ -67,8 +67,9 @@ def test_the_interval_is_deterministic_and_follows_scale_and_shift(rng):
 
 def test_one_prompt_is_resampled_by_its_samples(rng):
     values = rng.normal(size=(1, 30))
-    assert mean_std_ci(values) == mean_std_ci(values[0])
+    assert mean_std_ci(values)[:4] == mean_std_ci(values[0])[:4]
     assert mean_std_ci(values).ci95[0] < mean_std_ci(values).ci95[1]
+    assert (mean_std_ci(values).prompts, mean_std_ci(values[0]).prompts) == (1, 30)
 
 
 def test_nan_is_left_out(rng):
@@ -76,10 +77,24 @@ def test_nan_is_left_out(rng):
     holed = np.concatenate([values, np.full((6, 1), NAN)], axis=1)
     for same, estimate in zip(mean_std_ci(holed), mean_std_ci(values), strict=True):
         assert same == pytest.approx(estimate)
-    assert mean_std_ci(np.array([2.0, NAN])) == (2.0, 0.0, (2.0, 2.0), 1)
     nothing = mean_std_ci(np.full((2, 2), NAN))
-    assert nothing.n == 0
+    assert (nothing.n, nothing.prompts) == (0, 0)
     assert np.isnan([nothing.mean, nothing.std, *nothing.ci95]).all()
+
+
+def test_prompts_without_a_value_change_nothing(rng):
+    values = rng.normal(size=(6, 3))
+    empty = np.full((1, 3), NAN)
+    assert mean_std_ci(np.concatenate([empty, values[:4], empty, values[4:]])) == mean_std_ci(values)
+
+
+@pytest.mark.parametrize("values", [np.array([[1.0, 0.0], [NAN, NAN], [NAN, NAN]]), np.array([[2.0, NAN]])])
+def test_one_prompt_of_several_has_a_mean_and_no_interval(values):
+    """Resampling prompts would give the same one again and again: an interval of no width."""
+    for found in (mean_std_ci(values), paired_difference(np.zeros_like(values), values)):
+        assert found.mean == np.nanmean(values)
+        assert found.prompts == 1
+        assert np.isnan(found.ci95).all()
 
 
 def test_pairing_sees_a_change_far_smaller_than_the_spread(rng):
@@ -186,8 +201,18 @@ def test_a_share_of_independent_answers_is_wilsons_and_of_answers_all_alike_that
     mixed = np.array([[1.0], [0.0], [1.0], [1.0], [0.5], [NAN]])
     assert share(mixed).mean == pytest.approx(0.7)
     assert share(mixed).ci95 == pytest.approx(wilson(0.7, 5.0))
+    assert share(np.array([[1.0], [0.0]])).ci95 == pytest.approx((0.0945, 0.9055), abs=1e-4), "as tabled for 1 of 2"
+    for n in (3, 10):  # one answer a prompt: in closed form, from the middle to each end
+        p, z = 1 - 1 / n, 1.959964
+        middle, half = (p + z**2 / (2 * n)) / (1 + z**2 / n), z * np.sqrt(p * (1 - p) / n + (z / (2 * n)) ** 2)
+        ends = (middle - half / (1 + z**2 / n), middle + half / (1 + z**2 / n))
+        assert share(np.array([[1.0]] * (n - 1) + [[0.0]])).ci95 == pytest.approx(ends)
+    assert share(np.array([[1.0, 1.0], [0.0, 0.0]])).ci95 == pytest.approx(wilson(0.5, 2.0)), (
+        "alike: as one answer each"
+    )
     assert share(np.ones((3, 7))).ci95 == wilson(1.0, 3.0)
     assert share(np.array([[1.0, 0.0, 1.0]])).ci95 == wilson(2 / 3, 1.0), "one prompt tells nothing of others"
     assert share(np.array([[1.0, 1.0], [0.0, 0.0]] * 4)).n == 16
     assert np.isnan(share(np.full((2, 2), NAN)).ci95).all()
     assert share(np.zeros((0, 1))).n == 0
+    assert share(mixed).prompts == 5
