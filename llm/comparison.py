@@ -17,7 +17,7 @@ from raftdiff.llm.assembly import TextAssembly, evaluated
 from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
-from raftdiff.measures.evaluation import draw_both, evaluate
+from raftdiff.measures.evaluation import draw_both, evaluate, finite
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter
@@ -188,20 +188,15 @@ def write(
         folder,
         run,
         name=assembly.recipe.name,
-        evaluation={**compared.evaluation, "text": _finite(compared.evaluation["text"])},
+        evaluation={
+            **compared.evaluation,
+            "text": {name: finite(pair) for name, pair in compared.evaluation["text"].items()},
+        },
         media=lambda aside: write_text(aside / "answers.jsonl", told),
         pairs=[pair for pair in first if pair.caption in shown],
         trained_on=trained_on,
         training=training,
     )
-
-
-def _finite(figures: Mapping[str, Mapping[str, float | None]]) -> dict[str, dict[str, float | None]]:
-    """JSON has no word for an infinite perplexity."""
-    return {
-        name: {side: None if value is None or not math.isfinite(value) else value for side, value in pair.items()}
-        for name, pair in figures.items()
-    }
 
 
 def _pairs(compared: TextCompared) -> list[BeforeAfter]:

@@ -5,6 +5,7 @@ Both sides draw the same prompts with the same seeds, so every difference is pai
 """
 
 import json
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -17,6 +18,7 @@ from jaxtyping import Float
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
 from raftdiff.ranking import Features, scores
+from raftdiff.recipes.config import flat
 from raftdiff.scoring import numbers
 from raftdiff.seeds import fold
 from raftdiff.types import Media, Prompt, Report, Reward, Sample, Sampler, silent
@@ -34,10 +36,13 @@ class Figure(TypedDict):
     mean: float
     std: float
     """Of the single samples."""
-    ci95: list[float]
-    """[low, high] of the mean: bootstrap over prompts, percentile method."""
+    ci95: list[float] | None
+    """[low, high] of the mean: bootstrap over prompts, percentile method. None where one prompt of several has values,
+    which tells nothing of the others, or one sample."""
     n: int
     """Samples with a valid value (NaN means discarded)."""
+    prompts: int
+    """Prompts with one; an earlier version wrote no such number."""
 
 
 class Change(TypedDict):
@@ -56,8 +61,8 @@ class Verdict(TypedDict):
 
     before: float
     after: float
-    before_ci95: list[float]
-    after_ci95: list[float]
+    before_ci95: list[float] | None
+    after_ci95: list[float] | None
     difference: Figure
 
 
@@ -164,7 +169,7 @@ def evaluate(
     **Other arguments:**
 
     - `prediction_drift`, `seconds`, `network_evaluations`: what the caller measured, passed through.
-    - `seed`: of the bootstrap. The intervals of one evaluation all draw the same prompts.
+    - `seed`: of the bootstrap. The intervals of one evaluation draw the same prompts where all have values.
 
     Raises:
         UserError: nothing to compare, the two sides do not match, or a reward, judge or feature returns a wrong shape,
@@ -197,15 +202,23 @@ def to_json(evaluation: Mapping[str, Any]) -> str:
     """The text of ``eval/eval.json``.
 
     Raises:
-        UserError: a figure is no number, which JSON has no word for.
+        UserError: a figure is no number, which JSON has no word for; with its key.
     """
     try:
         return json.dumps(evaluation, indent=2, allow_nan=False, ensure_ascii=False) + "\n"
     except ValueError:
-        raise UserError(
-            "A figure of this evaluation is no number: the tuned model computes NaN or infinity. Look at an earlier "
-            "round with --round."
-        ) from None
+        found = flat(evaluation)
+    odd = {key: it for key, it in found.items() if isinstance(it, float) and not math.isfinite(it)}
+    told = ", ".join(f"{key} ({it})" for key, it in odd.items())
+    raise UserError(
+        f"This evaluation has a figure that is no number: {told}. A figure named 'before' is of the base, 'after' or "
+        "'drift' of the tuned model; of that, an earlier round may do, with --round."
+    )
+
+
+def finite(figures: Mapping[str, float | None]) -> dict[str, float | None]:
+    """The same, with None for what is infinite or NaN, which JSON has no word for."""
+    return {name: None if value is None or not math.isfinite(value) else value for name, value in figures.items()}
 
 
 def _grid(prompts: Sequence[Prompt], before: Sequence[Sample[Any]], after: Sequence[Sample[Any]]) -> np.ndarray:
@@ -287,14 +300,20 @@ def _verdict(before: Table, after: Table, seed: int) -> Verdict:
     return Verdict(
         before=one.mean,
         after=other.mean,
-        before_ci95=list(one.ci95),
-        after_ci95=list(other.ci95),
+        before_ci95=_interval(one),
+        after_ci95=_interval(other),
         difference=_figure(statistics.paired_difference(before, after, seed)),
     )
 
 
 def _figure(estimate: statistics.Estimate) -> Figure:
-    return Figure(mean=estimate.mean, std=estimate.std, ci95=list(estimate.ci95), n=estimate.n)
+    return Figure(
+        mean=estimate.mean, std=estimate.std, ci95=_interval(estimate), n=estimate.n, prompts=estimate.prompts
+    )
+
+
+def _interval(estimate: statistics.Estimate) -> list[float] | None:
+    return None if np.isnan(estimate.ci95).any() else list(estimate.ci95)
 
 
 def _diversity(before: np.ndarray, after: np.ndarray) -> Diversity:

@@ -1,10 +1,11 @@
 """An evaluation as a folder: its figures, what was drawn on both sides, and the page, all of it or nothing."""
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from raftdiff.measures.evaluation import to_json
+from raftdiff.measures.evaluation import finite, to_json
 from raftdiff.records.disk import together, write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter, write_report
@@ -27,9 +28,20 @@ def write_comparison(
     ``name`` is the recipe's, and ``pairs`` are what the page shows. ``trained_on`` says that the prompts are those of
     the training, so that the page does not call them held out; ``training`` is the evaluation of those beside this one.
 
+    A drift that is no number is written as null, with a warning: what was drawn is worth keeping without it.
+
     Raises:
-        UserError: a figure is no number.
+        UserError: another figure is no number.
     """
+    drift: Mapping[str, float | None] = evaluation["drift"]
+    evaluation = {**evaluation, "drift": finite(drift)}
+    for figure, value in drift.items():
+        if value is not None and evaluation["drift"][figure] is None:
+            warnings.warn(
+                f"drift.{figure} is {value}, which is no number, and is written as null: the tuned model gives odds or "
+                "predictions beyond all bounds. Look at an earlier round too, with --round.",
+                stacklevel=2,
+            )
     with together(folder) as aside:
         media(aside)
         write_text(aside / "eval.json", to_json(evaluation))

@@ -82,6 +82,25 @@ def test_judge_gives_rates(evaluation):
     assert 0 <= low <= 2 / 6 <= high <= 1
 
 
+def relation(media, captions):
+    """Asked by the cat's caption alone; each caption asks for an object."""
+    asked = np.array(["cat" in caption for caption in captions])
+    return {"object": np.array(media) > 1, "relation": np.where(asked, np.array(media) > 0.5, np.nan)}
+
+
+def test_what_one_prompt_of_several_asks_has_neither_interval_nor_verdict():
+    told = evaluate(PROMPTS, BEFORE, side([[1.0, 1.0]] * 3), rewards=[Value()], judge=relation)
+    asked = told["judge"]["relation"]
+    assert (asked["before"], asked["after"], asked["difference"]["mean"]) == (0.5, 1.0, 0.5)
+    assert (asked["difference"]["n"], asked["difference"]["prompts"], asked["difference"]["ci95"]) == (2, 1, None)
+    assert asked["before_ci95"] is asked["after_ci95"] is None
+    assert told["judge"]["object"]["difference"]["prompts"] == 3
+    by_key = {row.key: row for row in rows(json.loads(to_json(told)))}
+    assert (by_key["judge.relation"].ci95, by_key["judge.relation"].verdict) == (None, "")
+    assert by_key["judge.object"].verdict
+    assert "+50.0 pt" in table(told)
+
+
 def test_diversity_and_drift(evaluation):
     distance = evaluation["diversity"]["pairwise_distance"]
     assert distance["before"] == pytest.approx((1 - np.cos(1) + 1 - np.cos(1) + 0) / 3, abs=1e-6)
@@ -260,8 +279,13 @@ def test_aggregate_over_seeds(evaluation):
 
 def test_a_figure_that_is_no_number_is_a_sentence(evaluation):
     for value in (math.nan, math.inf):
-        with pytest.raises(UserError, match="A figure of this evaluation is no number"):
+        with pytest.raises(UserError, match=rf"no number: drift\.kl \({value}\)\. .* 'drift' of the tuned model"):
             to_json({**evaluation, "drift": {"kl": value}})
+    evaluation["rewards"]["value"]["before"]["mean"] = math.inf
+    with pytest.raises(
+        UserError, match=r"no number: rewards\.value\.before\.mean \(inf\)\. A figure named 'before' is"
+    ):
+        to_json(evaluation)
 
 
 def test_one_seed_has_no_interval(evaluation):

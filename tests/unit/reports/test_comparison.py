@@ -1,0 +1,46 @@
+"""An evaluation as a folder: what was drawn is kept though a figure of it is no number."""
+
+import json
+import math
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from raftdiff.errors import UserError
+from raftdiff.records.disk import write_text
+from raftdiff.reports import comparison
+
+
+@pytest.fixture
+def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.setattr(comparison, "candidates", lambda run: [])
+    monkeypatch.setattr(comparison, "write_report", lambda path, **_: write_text(path, "") or path)
+    (tmp_path / "recipe.yaml").write_text("name: toy\n")
+    run: Any = SimpleNamespace(path=tmp_path, metrics=lambda: [])
+
+    def written(**figures: Any) -> Path:
+        def media(aside: Path) -> None:
+            write_text(aside / "answers.jsonl", "{}\n")
+
+        comparison.write_comparison(
+            tmp_path / "eval", run, name="toy", evaluation={"drift": {}, **figures}, media=media, pairs=[]
+        )
+        return tmp_path / "eval"
+
+    return written
+
+
+@pytest.mark.parametrize("value", [math.inf, math.nan])
+def test_a_drift_beyond_all_bounds_is_null_and_told(write: Any, value: float) -> None:
+    with pytest.warns(UserWarning, match=rf"^drift\.kl is {value}, .* written as null.*--round"):
+        folder = write(drift={"kl": value, "picture": None, "prediction": 0.5})
+    told = json.loads((folder / "eval.json").read_text())
+    assert told["drift"] == {"kl": None, "picture": None, "prediction": 0.5}
+    assert (folder / "answers.jsonl").is_file()
+
+
+def test_another_figure_that_is_no_number_is_named(write: Any) -> None:
+    with pytest.raises(UserError, match=r"no number: text\.length\.before \(nan\)"):
+        write(text={"length": {"before": math.nan}})
