@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Annotated, Any, TypeAlias, TypeVar
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
+from pydantic_core import CoreSchema
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.encoding import decode
@@ -33,8 +34,22 @@ class Config(BaseModel):
             return data
         return {key: value for key, value in data.items() if value is not None or not _may_lack(cls, key)}
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """With null for what is left out so, lest editors call it wrong."""
+        found = handler(core_schema)
+        properties = handler.resolve_ref_schema(found).get("properties", {})
+        for key, said in properties.items():
+            if _may_lack(cls, key):
+                about = {name: said[name] for name in ABOUT if name in said}
+                kinds = {name: value for name, value in said.items() if name not in ABOUT}
+                properties[key] = {"anyOf": [kinds, {"type": "null"}], **about}
+        return found
+
 
 C = TypeVar("C", bound=Config)
+ABOUT = ("default", "description", "title")
+"""Of a field in a schema: not what it takes."""
 Named: TypeAlias = Annotated[str, Field(pattern=NAME)]
 """A part of a folder's name."""
 Said: TypeAlias = Annotated[str, Field(min_length=1)]
@@ -156,7 +171,8 @@ def _may_lack(model: type[BaseModel], key: Any) -> bool:
     field = model.model_fields.get(key)
     if field is None or type(None) in alternatives(field.annotation):
         return False
-    return isinstance(field.get_default(call_default_factory=True, validated_data={}), list | dict)
+    default = field.get_default(call_default_factory=True, validated_data={})
+    return isinstance(default, list | tuple | dict | Config)
 
 
 def _under(key: str, ancestor: str) -> bool:

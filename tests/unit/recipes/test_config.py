@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, differing, digest, dump, flat, options, plain, read
+from raftdiff.recipes.config import Config, check, differing, digest, dump, flat, options, plain, read
 from raftdiff.recipes.prompts import Asked
 
 
@@ -137,6 +137,21 @@ def test_the_digest_covers_every_value_but_the_excluded_ones() -> None:
     assert digest(one, ["tuner"]) == digest(other, ["tuner"])
     assert differing(one, other) == ["tuner.rank"]
     assert differing(one, other, ["tuner"]) == []
+
+
+def test_whatever_holds_others_and_may_be_left_out_may_be_null(recipe: Path) -> None:
+    """A config, a choice of configs, a list, a tuple and a mapping; what has to be there may not."""
+    left_out = ["tuner=null", "objective=null", "rewards=null", "texts.captions=null", "texts.extra=null"]
+    assert read(Toy, recipe, [*left_out, "texts.betas=null"]) == Toy(name="toy")
+    assert read(Toy, recipe, ["tuner=null", "tuner.rank=5"]).tuner == Tuner(rank=5)
+    with pytest.raises(UserError, match="name: this should be a text"):
+        check(Toy, {"name": None})
+    said = Toy.model_json_schema()
+    for model, keys in (("Toy", ["tuner", "objective", "rewards", "texts"]), ("Texts", ["betas", "captions", "extra"])):
+        properties = (said if model == "Toy" else said["$defs"][model])["properties"]
+        nullable = [key for key, field in properties.items() if {"type": "null"} in field.get("anyOf", [])]
+        assert sorted(nullable) == sorted([*keys, *(["file"] if model == "Texts" else [])])
+    assert said["properties"]["tuner"]["default"] == {"learning_rate": 1e-4, "rank": 4}
 
 
 def test_a_first_list_entry_is_a_difference() -> None:
