@@ -1,7 +1,7 @@
 """Recipe files: those that ship, the one that a word means, and what kind of run each is for."""
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from importlib.resources import files
 from pathlib import Path
 
@@ -40,17 +40,27 @@ def locate(name: str) -> Path:
     known = recipes()
     if name in known:
         return known[name]
+    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
+    hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
     recipe = path.suffix.lower() in (".yaml", ".yml")
     if path.is_dir() or (not recipe and path.parent != Path()):
         said = f"'{name}' is a folder without a run in it" if path.is_dir() else f"There is no run '{name}'"
-        raise UserError(f"{said} (no run.json). {runs_near(path)}".rstrip())
-    close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
-    hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
+        meant = _meant(path, known) or f"If you meant a recipe, its file ends in .yaml. {hint}"
+        raise UserError(f"{said} (no run.json). {meant}")
     if recipe:
         raise UserError(" ".join(filter(None, [f"There is no recipe file '{name}'.", near(name), hint])))
     run = Path("runs") / name
-    meant = f" Did you mean the run '{run}'?" if (run / "run.json").is_file() else ""
-    raise UserError(f"'{name}' is no file and not a recipe that ships.{meant} {hint}")
+    begun = f" Did you mean the run '{run}'?" if (run / "run.json").is_file() else ""
+    raise UserError(f"'{name}' is no file and not a recipe that ships.{begun} {hint}")
+
+
+def _meant(path: Path, known: Collection[str]) -> str:
+    """What may have been meant by a path that is neither a run nor a recipe; nothing where nothing is near."""
+    beside = [path.parent / f"{stem}.yaml" for stem in (path.name, path.stem)]
+    if there := next((file for file in beside if file.is_file()), None):
+        return f"Did you mean the recipe '{there}'?"
+    ships = f"The recipe '{path.stem}' that ships is named without a folder." if path.stem in known else ""
+    return " ".join(filter(None, [runs_near(path), ships]))
 
 
 def medium_of(path: Path) -> str:

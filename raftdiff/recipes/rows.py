@@ -180,9 +180,8 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
         return []
     names = [name.strip() for name in rows[0][1]]
     _refuse_separator(f"{path}:{rows[0][0]}", names, delimiter)
-    if twice := [name for name in names if names.count(name) > 1]:
-        said = f"are called '{twice[0]}'" if twice[0] else "have no name; take away those that are empty"
-        raise UserError(f"{path}:{rows[0][0]}: two columns {said}.{heading(path, names)}")
+    if twice := [name for name in names if name and names.count(name) > 1]:
+        raise UserError(f"{path}:{rows[0][0]}: two columns are called '{twice[0]}'.{heading(path, names)}")
     if len(rows) == 1:
         raise UserError(f"{path}: this file has no rows.{heading(path, names)}")
     for number, cells in rows[1:]:
@@ -192,7 +191,16 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
                 f"{path}:{number}: this row has {has}, and the first line names {are}: {_listed(names)}. "
                 f"A text with {SEPARATORS[delimiter]} in it stands in double quotes."
             )
-    return [Row(f"{path}:{number}", dict(zip(names, cells, strict=True))) for number, cells in rows[1:]]
+    for place in (place for place, name in enumerate(names) if not name):
+        if full := next((number for number, cells in rows[1:] if cells[place].strip()), None):
+            raise UserError(
+                f"{path}:{rows[0][0]}: column {place + 1} has no name, and line {full} has something in it. Give it a "
+                f"name, or take it away (pandas writes one with index=True).{heading(path, names)}"
+            )
+    if not any(names):
+        raise UserError(f"{path}:{rows[0][0]}: this line names no columns.{heading(path, names)}")
+    named = [(place, name) for place, name in enumerate(names) if name]
+    return [Row(f"{path}:{number}", {name: cells[place] for place, name in named}) for number, cells in rows[1:]]
 
 
 def _refuse_separator(where: str, names: Sequence[str], delimiter: str) -> None:

@@ -89,6 +89,7 @@ CELLS = 'id,caption,negative\n,"a cat, red",\ntom,a dog,frame\n'
     ("name", "text", "captions"),
     [
         ("p.tsv", PARTI, [{"caption": "a cat", "Category": "Animals"}]),
+        ("p.csv", "caption,,\na cat,,\na dog, ,\n", [{"caption": "a cat"}, {"caption": "a dog"}]),
         ("p.csv", CELLS, [{"caption": "a cat, red"}, {"id": "tom", "caption": "a dog", "negative": "frame"}]),
         ("p.json", '[\n"a cat",\n"a dog"\n]\n', [{"caption": "a cat"}, {"caption": "a dog"}]),
         ("p.json", '[{"prompt": "a cat", "negative_prompt": "dog"}]', [{"caption": "a cat", "negative": "dog"}]),
@@ -151,7 +152,13 @@ def test_parquet_is_read(tmp_path: Path) -> None:
         ),
         ("p.csv", b"cat " * 99, r"\('(cat ){15}\.\.\.'\)"),
         ("p.csv", b"a cat,a cat\n", r"p\.csv:1: two columns are called 'a cat'. The first line of .* was read as"),
-        ("p.csv", b"caption,,\na cat,,\n", r"p\.csv:1: two columns have no name; take away those that are empty"),
+        (
+            "p.csv",
+            b",caption\n0,a cat\n",
+            r"p\.csv:1: column 1 has no name, and line 2 has something in it\. Give it a",
+        ),
+        ("p.csv", b"caption,,\na cat,,\na dog,,x\n", r"p\.csv:1: column 3 has no name, and line 3 has something in it"),
+        ("p.csv", b",\n,\n", r"p\.csv:1: this line names no columns"),
         ("p.csv", b"caption,id\n,tom\n", r"p\.csv:2 has no caption \(its keys: id\)"),
         ("p.jsonl", b'{"caption": "a"}\n{"tag": 1}\n', r"p\.jsonl:2 has no caption \(its keys: tag\); write it as"),
         ("p.jsonl", b'{"caption": 1984}\n', r"p\.jsonl:1: 'caption' is not a text but 1984"),

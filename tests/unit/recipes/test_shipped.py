@@ -136,7 +136,9 @@ def test_an_unknown_recipe_gets_the_three_nearest_names() -> None:
 
 def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(UserError, match=r"^There is no run 'runs/nope' \(no run.json\).$"):
+    with pytest.raises(
+        UserError, match=r"^There is no run 'runs/nope' \(no run.json\). If you meant a recipe, its file"
+    ):
         locate("runs/nope")
     for age, name in enumerate(("cats", "dogs", "owls", "a", "b", "c")):
         (tmp_path / "runs" / name).mkdir(parents=True)
@@ -154,6 +156,22 @@ def test_a_run_that_is_not_there_is_told_with_those_that_are(tmp_path: Path, mon
         locate("runs/owl")
     with pytest.raises(UserError, match=r"'owls' is no file and not a recipe .* Did you mean the run 'runs/owls'"):
         locate("owls")
+
+
+def test_a_recipe_that_is_not_called_by_its_name_is_told_how(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my").mkdir()
+    (tmp_path / "my" / "cats.yaml").write_text("name: cats\n")
+    for name in ("my/cats", "my/cats.json"):
+        with pytest.raises(
+            UserError, match=rf"^There is no run '{name}' .*\. Did you mean the recipe 'my/cats.yaml'\?$"
+        ):
+            locate(name)
+    with pytest.raises(UserError, match=r"The recipe 'demo' that ships is named without a folder\.$"):
+        locate("configs/demo")
+    for name in ("my/recipe.json", "my", "elsewhere/emoji_alin"):
+        with pytest.raises(UserError, match=r"its file ends in \.yaml\. The nearest that ship: .* raftdiff recipes"):
+            locate(name)
 
 
 def test_recipes_are_listed_by_what_they_are_for(capsys: pytest.CaptureFixture[str]) -> None:
