@@ -13,6 +13,10 @@ from raftdiff.errors import UserError
 PAPER = (255, 255, 255)
 NIGHT = 16
 """Of 255: a grey picture that is darker everywhere is black to whoever looks at it, as one of 12 bits in 16 is."""
+DAY = 1.5
+"""A grey picture of floats whose lightest is below this has 1 for white; with 255 for white all would be black."""
+OVERSHOOT = 0.05
+"""Of the range: how far floats may lie beyond black and white, as bicubic resizing leaves them; they are clipped."""
 
 
 def whole(path: Path) -> Image.Image:
@@ -53,7 +57,7 @@ def opened(path: Path) -> Image.Image:
 
 def on_paper(image: Image.Image) -> Image.Image:
     """As RGB, transparent parts over white. Grey of 16 bits is scaled to 8, that of floats from 0..1, or from 0..255
-    where any lies above 1.
+    where any lies well above 1; floats that overshoot a little, as after resizing, are clipped.
 
     Raises:
         UserError: greys of more than 8 bits lie outside of that, or would all be black, as 0..255 in 16 bits are.
@@ -71,10 +75,12 @@ def _grey(image: Image.Image) -> Image.Image:
     """8 bits of grey of 16, of 32 that hold 16, and of floats; ``convert`` would make white of nearly all of them."""
     values = np.nan_to_num(np.asarray(image, dtype=np.float64))
     darkest, lightest = values.min(initial=0.0), values.max(initial=0.0)
-    largest = 65535.0 if image.mode != "F" else 1.0 if lightest <= 1 else 255.0
+    floats = image.mode == "F"
+    largest = 65535.0 if not floats else 1.0 if lightest < DAY else 255.0
     greys = values / largest * 255
+    slack = 255 * OVERSHOOT if floats else 0.5
     said = f"the greys of this picture of mode '{image.mode}' reach from {darkest:g} to {lightest:g}, and"
-    if greys.min(initial=0.0) < -0.5 or greys.max(initial=0.0) > 255.5:
+    if greys.min(initial=0.0) < -slack or greys.max(initial=0.0) > 255 + slack:
         raise UserError(f"{said} 0 to {largest:g} can be shown. Save it with 8 bits, 0 for black and 255 for white.")
     if 0 < greys.max(initial=0.0) < NIGHT:
         raise UserError(

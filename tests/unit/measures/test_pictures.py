@@ -73,8 +73,19 @@ def test_grey_of_16_bits_keeps_its_greys(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("darkest", "lightest", "white"), [(0, 1.02, 1), (-0.01, 1, 1), (-0.04, 1.04, 1), (-3, 262, 255)]
+)
+def test_floats_that_overshoot_a_little_are_clipped(darkest: float, lightest: float, white: float) -> None:
+    held = np.linspace(darkest, lightest, 256, dtype=np.float32).reshape(16, 16)
+    found = np.asarray(on_paper(Image.fromarray(held)))[..., 0]
+    np.testing.assert_allclose(found, (held / white).clip(0, 1) * 255, atol=0.51)
+
+
+@pytest.mark.parametrize(
     ("greys", "said"),
     [
+        (np.linspace(-0.1, 1, 256, dtype=np.float32), "reach from -0.1 to 1, and 0 to 1 can be shown"),
+        (np.linspace(0, 1.3, 256, dtype=np.float32), "reach from 0 to 1.3, and 0 to 1 can be shown"),
         (np.arange(0, 256, dtype=np.int32), "mode 'I' reach from 0 to 255, and with 65535 for white all of it"),
         (np.arange(0, 256, dtype=np.uint16), "mode 'I;16' reach from 0 to 255, and with 65535 for white"),
         (np.arange(0, 4096, 16, dtype=np.uint16), "reach from 0 to 4080, and with 65535 for white"),
