@@ -90,7 +90,8 @@ def measure(
             answers = compare_texts(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
             return write_texts(folder, run, assembly, answers, trained_on=trained_on, training=training)
         where = "evaluation.prompts" if evaluation.prompts.captions else "prompts"
-        tell_once(run, assembly.notes("prompts" if prompts == "training" else prompts or where, asked))
+        what = "prompts" if prompts == "training" else prompts or where
+        tell_once(run, [*assembly.notes(what, asked), *assembly.unjudged(what, asked)])
         pictures = compare(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
         return write(folder, run, assembly, pictures, trained_on=trained_on, training=training)
     finally:

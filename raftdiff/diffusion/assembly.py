@@ -11,8 +11,8 @@ from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
-from raftdiff.diffusion.wording import Reading, limits, signs
-from raftdiff.embedded.worlds import open_judge, understands
+from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
+from raftdiff.embedded.worlds import judges_of, open_judge, understands
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
@@ -55,7 +55,19 @@ class Assembly:
         """``notes`` of the recipe's own prompts, for whoever begins with them."""
         held_out = self.recipe.evaluation.prompts
         known = build(held_out) if held_out.captions else []
-        return [*self.notes("prompts", self.parts.prompts, learnt=True), *self.notes("evaluation.prompts", known)]
+        asked = self.unjudged("evaluation.prompts", known) if known else self.unjudged("prompts", self.parts.prompts)
+        own = self.notes("prompts", self.parts.prompts, learnt=True)
+        return [*own, *self.notes("evaluation.prompts", known), *asked]
+
+    def unjudged(self, what: str, prompts: Sequence[Prompt]) -> list[str]:
+        """A note where the recipe names a judge that understands none of the prompts to be evaluated on, and is left
+        out: see ``judge``."""
+        name, captions = self.recipe.evaluation.judge, [prompt.caption for prompt in prompts]
+        if not name or not captions or len(self.strange(captions)) < len(captions):
+            return []
+        head = f"{what}: the judge {name} understands none of these captions, and the evaluation goes without it."
+        others = [f"{other} understands all of them: evaluation.judge={other}" for other in judges_of(captions)]
+        return [NEXT.join([head, f"such as '{captions[0]}'; {others[0] if others else 'none that ships does'}"])]
 
     def strange(self, captions: Sequence[str]) -> list[str]:
         """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""

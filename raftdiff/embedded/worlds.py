@@ -22,6 +22,11 @@ def understands(name: JudgeName, caption: str) -> bool:
     return _PARSE[name](caption) is not None
 
 
+def judges_of(captions: Sequence[str]) -> list[JudgeName]:
+    """The judges that understand all of these captions."""
+    return [name for name in _PARSE if all(understands(name, caption) for caption in captions)]
+
+
 def open_judge(name: JudgeName) -> PictureJudge:
     """The judge, loaded.
 
