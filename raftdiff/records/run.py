@@ -8,9 +8,7 @@ import contextlib
 import hashlib
 import itertools
 import json
-import shutil
 import sys
-import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,8 +21,7 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
-from raftdiff.records.disk import append, copy_files, demand_place, naming, read_yaml, write_text
-from raftdiff.records.media import TENSOR_FILES
+from raftdiff.records.disk import append, demand_place, read_yaml, write_text
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.types import FineTuner, Selection, State
@@ -313,66 +310,6 @@ class Run:
                 self._check_recipe(recipe)
                 self.settle(recipe)
             yield
-
-
-def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> Run:
-    """A new run that keeps the parent's rounds before ``round``, and of ``round`` the samples but not their scores.
-
-    So a finished round can be scored, selected and learnt from again without sampling again.
-
-    Raises:
-        UserError: the folder exists, the parent has no such round, or the recipe would have made other samples.
-    """
-    source = parent.round(round)
-    if path.exists():
-        raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
-    if keys := parent.differing(plain(recipe), FORKED):
-        others = parent.told(keys, recipe)
-        raise UserError(f"{parent.path}: with another {others} the samples would be others; begin a new run.")
-    changed = parent.differing(plain(recipe))
-    if source.index and (shaped := sorted(set(changed) & STATE_SHAPE)):
-        raise UserError(
-            f"{parent.path}: round {source.index - 1} left weights of another {', '.join(shaped)}, which the new run "
-            "would go on from; change these only in a fork of round 0."
-        )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=f".{path.name}.", dir=path.parent) as scratch:
-        aside = Path(scratch) / "run"
-        with naming(path, aside):
-            run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
-            _fork_into(run, parent, source)
-            if moved := parent.info().get("moved", {}) | dict(parent.moves(plain(recipe)).values()):
-                write_text(run.path / "run.json", json.dumps({**run.info(), "moved": moved}, indent=2))
-            aside.rename(path)
-    return Run(path)
-
-
-def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
-    if source.index:
-        kept = {int(path.stem.removeprefix("before-")): path for path in parent.kept_recipes()}
-        made = next((path for t, path in kept.items() if t >= source.index), parent.path / "recipe.yaml")
-        earlier = {t: path for t, path in kept.items() if t < source.index}
-        for t, path in {**earlier, source.index: made}.items():
-            run.keep_recipe(t, path.read_text(encoding="utf-8"))
-    for t in range(source.index):
-        integrity.demand(parent.round_path(t), parent.round(t).mark)
-        copy_files(parent.round_path(t), run.round_path(t))
-        mark = parent.round(t).mark
-        run._hold(t, integrity.seal(run.round_path(t)) if mark is None else mark)
-    integrity.demand(source.path, source.mark)
-    draft = run.draft(source.index)
-    rows = source.rows()
-    for row in rows:
-        if "file_name" in row:
-            shutil.copy2(source.path / "samples" / row["file_name"], draft.path / "samples" / row["file_name"])
-    for stem in TENSOR_FILES:
-        if (source.path / f"{stem}.safetensors").is_file():
-            (draft.path / stem).mkdir()
-            shutil.copy2(source.path / f"{stem}.safetensors", draft.path / stem / "00000.safetensors")
-    scored = ("total", "selected")
-    unscored = [{k: v for k, v in row.items() if k not in scored and not k.startswith("reward_")} for row in rows]
-    draft.write_rows(unscored)
-    draft.note(candidates=len(rows))
 
 
 def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:

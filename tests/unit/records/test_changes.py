@@ -9,7 +9,8 @@ from raftdiff.errors import UserError
 from raftdiff.raft import stalled
 from raftdiff.recipes.config import Config
 from raftdiff.records.changes import alike, at_work, go_on_with
-from raftdiff.records.run import Run, fork
+from raftdiff.records.forking import fork
+from raftdiff.records.run import Run
 
 
 class Loop(Config):

@@ -18,8 +18,9 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import disk
 from raftdiff.records.disk import append, save_tensors, together, write_text, written
+from raftdiff.records.forking import fork
 from raftdiff.records.media import store
-from raftdiff.records.run import Run, fork
+from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Sample
 
 

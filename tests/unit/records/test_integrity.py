@@ -18,7 +18,8 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import integrity
 from raftdiff.records.checking import check
-from raftdiff.records.run import Run, fork
+from raftdiff.records.forking import fork
+from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 
 

@@ -11,8 +11,9 @@ from raftdiff.cli import opening
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.records.changes import go_on_with
+from raftdiff.records.forking import fork
 from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, run_mark
-from raftdiff.records.run import Run, fork
+from raftdiff.records.run import Run
 
 
 class Model(Config):
