@@ -221,17 +221,23 @@ def _held(
     return found
 
 
-def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits) -> Sampler[str]:
+def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: str = "sampler") -> Sampler[str]:
     match config:
         case PolicySamplerConfig():
             return config.build(lm)
         case TeacherSamplerConfig():
             teacher = config.build(resolve)
             for prompt in prompts:  # too long is found now, not in the middle
-                check_room(teacher.lm, len(teacher.lm.prompt_ids(prompt, prompt.sampling)), teacher.decoding)
+                tokens = len(teacher.lm.prompt_ids(prompt, prompt.sampling))
+                check_room(teacher.lm, tokens, teacher.decoding, f"{key}.decoding")
             return teacher
         case MixSamplerConfig():
-            return config.build([_sampler(part, lm, prompts, limits) for part in mixed(config)])
+            return config.build(
+                [
+                    _sampler(part, lm, prompts, limits, f"{key}.parts.{place}.sampler")
+                    for place, part in enumerate(mixed(config))
+                ]
+            )
         case VllmSamplerConfig():
             ends = Ending(lm, config.decoding.stop).ids
             render = lambda one: lm.prompt_ids(one, one.sampling)  # noqa: E731

@@ -1,6 +1,7 @@
 """What the place that a command is started from brings and takes: words that may be no text, letters that it cannot
 show, warnings for people, what a launcher left."""
 
+import errno
 import io
 import os
 import shutil
@@ -10,6 +11,9 @@ from pathlib import Path
 
 from raftdiff.errors import UserError
 
+PLENTY = 1000
+"""MB: with more than this free, that a disk is full wants a reason."""
+
 
 def show_all() -> None:
     """What a terminal's encoding lacks is shown as its number: a prompt in Chinese ends no command in a console."""
@@ -18,13 +22,28 @@ def show_all() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
-def full(place: str | None) -> str:
-    """That a disk is full, and which: of several on a machine it is seldom the one that a person thinks of."""
+def full(place: str | None, number: int = errno.ENOSPC) -> str:
+    """That a disk is full, and which: of several on a machine it is seldom the one that a person thinks of. ``number``
+    is the error's: a quota that is used up, or a disk with room for bytes and not for more files, is said as such."""
+    quota = number == errno.EDQUOT
     if place is None:
-        return "the disk is full."
+        return "your quota of the disk is used up." if quota else "the disk is full."
     at = next(one for one in (Path(place).absolute(), *Path(place).absolute().parents) if one.exists())
     disk = next(one for one in (at, *at.parents) if os.path.ismount(one) or one == one.parent)
-    return f"{place}: the disk is full ({disk}: {shutil.disk_usage(disk).free / 1e6:.1f} MB are free)."
+    if quota:
+        return f"{place}: your quota on this disk ({disk}) is used up, whatever else is free on it."
+    free = shutil.disk_usage(disk).free / 1e6
+    if _takes_no_files(disk):
+        return f"{place}: the disk takes no more files ({disk}: its inodes are used up; {free:.1f} MB are free)."
+    why = "; what did not fit is removed again, or a quota of this folder is used up" if free > PLENTY else ""
+    return f"{place}: the disk is full ({disk}: {free:.1f} MB are free{why})."
+
+
+def _takes_no_files(disk: Path) -> bool:
+    if not hasattr(os, "statvfs"):  # Windows
+        return False
+    told = os.statvfs(disk)
+    return told.f_files > 0 and told.f_favail == 0  # some file systems make inodes as they need them, and say 0 of both
 
 
 def decoded(words: Sequence[str]) -> list[str]:

@@ -70,6 +70,7 @@ def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfi
         return load(pool.model, resolve), read_prompts(pool.prompts, Path()), pool.decoding or DecodingConfig()
     assert pool.run is not None
     run = Run.open(Path(pool.run))
+    run.demand_recipe()  # it says what answers
     recipe = text_recipe_of(run)
     decoding = decoding_of(recipe)
     lm = load(recipe.model, resolve)

@@ -162,14 +162,15 @@ def search(lm: LM, prompt: Sequence[int], decoding: DecodingConfig, *, count: in
     return [row[: ending.length(row)] for row in answers]
 
 
-def check_room(lm: LM, prompt: int, decoding: DecodingConfig) -> None:
-    """
+def check_room(lm: LM, prompt: int, decoding: DecodingConfig, key: str = "decoding") -> None:
+    """``key`` is where the recipe says how is decoded.
+
     Raises:
         UserError: after a prompt of so many tokens the model has no room for the longest answer.
     """
     if lm.positions is not None and prompt + decoding.max_new_tokens > lm.positions:
         raise UserError(
-            f"decoding.max_new_tokens: a prompt of {prompt} tokens and {decoding.max_new_tokens} new ones are more "
+            f"{key}.max_new_tokens: a prompt of {prompt} tokens and {decoding.max_new_tokens} new ones are more "
             f"than the {lm.positions} that '{lm.name}' is made for; ask for fewer, or shorten the prompt."
         )
 

@@ -110,7 +110,7 @@ def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:
     Raises:
         UserError: there is no such run or round, or it is one on pictures.
     """
-    run = Run.open(path)
+    run = opening.to_read(path)
     recipe = text_recipe_of(run)
     assembly = prepared(run, recipe)
     assert isinstance(assembly, TextAssembly)
@@ -133,9 +133,15 @@ def going_on(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
     return run, recipe
 
 
-def existing_run(args: argparse.Namespace, *, free: Sequence[str] = ()) -> tuple[Run, AnyRecipe]:
+def existing_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
     """A run and its recipe, as ``opening.existing_run``, of pictures or of texts."""
-    run, recipe = opening.existing_run(args, KIND, free=free)
+    run, recipe = opening.existing_run(args, KIND)
+    return run, recipe
+
+
+def run_to_read(args: argparse.Namespace, *, free: Sequence[str]) -> tuple[Run, AnyRecipe]:
+    """A run and its recipe, as ``opening.run_to_read``, of pictures or of texts."""
+    run, recipe = opening.run_to_read(args, KIND, free=free)
     return run, recipe
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from raftdiff.chat.dialogue import whole
-from raftdiff.cli.either import AnyAssembly, existing_run, prepared, tell_once
+from raftdiff.cli.either import AnyAssembly, prepared, run_to_read, tell_once
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
@@ -42,7 +42,7 @@ FREE = (
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    run, recipe = existing_run(args, free=FREE)
+    run, recipe = run_to_read(args, free=FREE)
     if args.name in ("before", "after"):
         raise UserError(f"--name {args.name}: eval/{args.name} holds pictures already; choose another name.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):

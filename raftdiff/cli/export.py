@@ -2,7 +2,7 @@
 
 import argparse
 
-from raftdiff.cli.either import existing_run, prepared
+from raftdiff.cli.either import prepared, run_to_read
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.recipe import TextRecipe
@@ -21,7 +21,7 @@ FREE = ("model.dtype", "model.attention", "finetuner.precision")
 
 
 def export(args: argparse.Namespace) -> None:
-    run, recipe = existing_run(args, free=FREE)
+    run, recipe = run_to_read(args, free=FREE)
     text = isinstance(recipe, TextRecipe)
     if text and args.format not in (None, "peft", "merged"):
         raise UserError(f"--format {args.format}: a language model is exported as peft or merged.")

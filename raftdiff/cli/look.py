@@ -5,6 +5,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
+from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.files import medium_of
@@ -21,7 +22,7 @@ def show(args: argparse.Namespace) -> None:
     if medium_of(Path(args.recipe) / "recipe.yaml") == "preferences":
         from raftdiff.cli.llm.reward_models import show_training
 
-        show_training(Run.open(Path(args.recipe)))
+        show_training(to_read(Path(args.recipe)))
         return
     now = snapshot(Run(Path(args.recipe)))
     print(f"{now.name}: {len(now.metrics)} of {counted(now.rounds_planned, 'round')} done")
@@ -43,17 +44,22 @@ def check(args: argparse.Namespace) -> None:
     """Whether a run, or every run in a folder, still is what was written.
 
     Raises:
-        UserError: it is not, round by round.
+        UserError: one is not, run by run and round by round.
     """
     root = Path(args.recipe)
     places = [root] if (root / "run.json").is_file() else sorted(file.parent for file in root.rglob("run.json"))
-    damaged = []
-    for place in places or [root]:
-        for finding in checking.check(Run.open(place)):
+    if not places:
+        Run.open(root)  # says what is there, and where runs are
+    damaged, advice = [], []
+    for place in places:
+        for finding in checking.look(place):
             print(f"{finding.place}: {'DAMAGED' if finding.damage else finding.note}", flush=True)
-            damaged += [f"{finding.place}: {said}" for said in finding.damage]
+            named = f"{finding.place}: "
+            damaged += [said if said.startswith(f"{place}/") else named + said for said in finding.damage]
+            if finding.damage and finding.place != place:
+                advice = [integrity.ADVICE]
     if damaged:
-        raise UserError("\n".join(["this is not what was written:", *damaged, integrity.ADVICE]))
+        raise UserError("\n".join(["this is not what was written:", *damaged, *advice]))
 
 
 def draw(args: argparse.Namespace) -> None:
@@ -62,7 +68,7 @@ def draw(args: argparse.Namespace) -> None:
     from raftdiff.diffusion.bench import Bench, Checkpoint, export
     from raftdiff.measures.pictures import is_flat
 
-    bench = Bench([Run(Path(args.recipe))], device=args.device)
+    bench = Bench([to_read(Path(args.recipe))], device=args.device)
     run = bench.runs[0]
     chosen = run.rounds_done() - 1 if args.round is None else args.round
     run.round(chosen)  # says so where there is none
@@ -94,7 +100,7 @@ def draw(args: argparse.Namespace) -> None:
 
 def labels(args: argparse.Namespace) -> None:
     """What every rater said, all of them together, and by choice the preferences as a file."""
-    run = Run.open(Path(args.recipe))
+    run = to_read(Path(args.recipe))
     held = ballots(run)
     if not held:
         raise UserError(f"{run.path}: nobody has labelled anything yet; run: {command('label', run.path)}")

@@ -311,7 +311,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         place = error.filename2 or error.filename  # of a copy, where it goes
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            sentence = f"{console.full(place)} What was finished is kept; make room, and the same command continues."
+            told = console.full(place, error.errno)
+            sentence = f"{told} What was finished is kept; make room, and the same command continues."
         elif place is not None:
             sentence = f"{place}: {error.strerror}."
         else:

@@ -65,13 +65,39 @@ def _at_hand(run: Run, recipe: Any, kind: Kind) -> Any:
         ) from None
 
 
-def existing_run(args: argparse.Namespace, kind: Kind, *, free: Sequence[str] = ()) -> tuple[Run, Any]:
-    """A run and its recipe, in which the overrides may change where it runs, and the keys in ``free``.
+def to_read(path: Path) -> Run:
+    """A run that is looked at; that its recipe was changed by hand is told, and is no reason not to.
+
+    Raises:
+        UserError: there is no such run.
+    """
+    run = Run.open(path)
+    if edited := run.edited():
+        print(f"raftdiff: {edited}", file=sys.stderr)
+    return run
+
+
+def run_to_read(args: argparse.Namespace, kind: Kind, *, free: Sequence[str]) -> tuple[Run, Any]:
+    """A run to look at, and its recipe, in which the overrides may change where it runs, and the keys in ``free``.
 
     Raises:
         UserError: there is no such run, or the overrides change what the run is.
     """
+    return _with_overrides(to_read(Path(args.recipe)), args, kind, free)
+
+
+def existing_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
+    """A run that goes on, and its recipe, in which the overrides may change where it runs.
+
+    Raises:
+        UserError: there is no such run, its recipe was changed by hand, or the overrides change what the run is.
+    """
     run = Run.open(Path(args.recipe))
+    run.demand_recipe()
+    return _with_overrides(run, args, kind, ())
+
+
+def _with_overrides(run: Run, args: argparse.Namespace, kind: Kind, free: Sequence[str]) -> tuple[Run, Any]:
     recipe = kind.of(run)
     if not args.overrides:
         return run, recipe
@@ -97,6 +123,7 @@ def going_on(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
     if not (path / "run.json").is_file() or not args.overrides or args.out is not None:
         return open_run(args, kind)
     run = Run.open(path)
+    run.demand_recipe()
     recipe = checked(kind.read(str(path / "recipe.yaml"), args.overrides), kind)
     with run.locked():
         changed = go_on_with(run, recipe)
@@ -139,7 +166,8 @@ def tell_last(run: Run, tracker: Tracker, event: str) -> None:
 
 
 def untold(run: Run, event: str) -> bool:
-    """Whether the log does not name the last finished round."""
+    """Whether the log does not name the last finished round, as one of this run or of the one that it was forked
+    from."""
     last = run.rounds_done() - 1
     told = read_appended(run.path / "log.jsonl")
-    return last >= 0 and not any(line.get("event") == event and line.get("round") == last for line in told)
+    return last >= 0 and not any(line.get("event") in (event, "forked") and line.get("round") == last for line in told)

@@ -8,6 +8,7 @@ from typing import Any
 
 from raftdiff.apps import page
 from raftdiff.apps.door import Door, serve
+from raftdiff.cli.opening import to_read
 from raftdiff.diffusion.recipe import refuse_other
 from raftdiff.errors import UserError
 from raftdiff.recipes.files import refuse_preferences
@@ -22,7 +23,7 @@ def compare(args: argparse.Namespace) -> None:
     door = _door(args)
     with door.listen() as listening:  # mistakes in flags are told before anything loads
         page.gradio()
-        runs = [Run(Path(args.recipe)), *([Run(args.other)] if args.other else [])]
+        runs = [to_read(path) for path in (Path(args.recipe), args.other) if path]
         for run in runs:
             refuse_other(run)
         from raftdiff.diffusion.bench import Bench
@@ -65,7 +66,7 @@ def _samples(args: argparse.Namespace) -> Run:
     Raises:
         UserError: there is no such run, or it is one of a reward model, which draws nothing.
     """
-    run = Run.open(Path(args.recipe))
+    run = to_read(Path(args.recipe))
     refuse_preferences(run.path / "recipe.yaml", run.path)
     return run
 

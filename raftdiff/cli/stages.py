@@ -138,6 +138,7 @@ def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[P
     if args.out is None:
         raise UserError("A finished round is never changed: name a folder for the new run with --out.")
     parent = Run.open(Path(args.recipe))
+    parent.demand_recipe()
     recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
     before = parent.round(args.round - 1).state() if args.round else None
     ranker, prompts = ranker_of(recipe, before)

@@ -125,7 +125,7 @@ def dump(config: Config) -> str:
 def digest(data: Mapping[str, Any], exclude: Sequence[str] = ()) -> str:
     """Eight hex digits that name what ``data`` says, all of it but the ``exclude``d dotted paths."""
     kept = {key: value for key, value in flat(data).items() if not any(_under(key, out) for out in exclude)}
-    return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:8]
+    return hashlib.sha256(json.dumps(kept, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
 def differing(one: Mapping[str, Any], other: Mapping[str, Any], exclude: Sequence[str] = ()) -> list[str]:

@@ -13,7 +13,7 @@ from raftdiff.records.run import Run
 
 
 class Finding(NamedTuple):
-    """What was found of one round."""
+    """What was found of one round, or of what stands beside them."""
 
     place: Path
     damage: list[str]
@@ -22,13 +22,29 @@ class Finding(NamedTuple):
     """What it was compared with."""
 
 
+def look(path: Path) -> Iterator[Finding]:
+    """As ``check``, of a run that may be damaged in every way, so that others are looked at after it."""
+    try:
+        yield from check(Run.open(path))
+    except UserError as error:
+        yield _damaged(path, error)
+    except OSError as error:
+        yield Finding(path, [f"{error.filename or path}: {error.strerror or error}"], "")
+
+
 def check(run: Run) -> Iterator[Finding]:
-    """Round by round, the unfinished one last.
+    """What stands in recipe.yaml and those of earlier rounds, where that is not what was written; then round by round,
+    the unfinished one last.
 
     Raises:
-        UserError: recipe.yaml or run.json cannot be read, or a link leads out of the run.
+        UserError: run.json cannot be read, or a link leads out of the run.
     """
-    run.recipe()
+    try:
+        run.demand_recipe()
+        run.recipe()
+        run.changes()
+    except UserError as error:
+        yield _damaged(run.path, error)
     done = run.rounds_done()
     for index in range(done):
         folder = run.round(index)
@@ -44,6 +60,10 @@ def check(run: Run) -> Iterator[Finding]:
         yield Finding(run.path / "rounds", lost, "")
     if (making := run.unfinished(done)).path.is_dir():
         yield Finding(making.path, _unreadable(making), "unfinished; what is damaged in it is made again")
+
+
+def _damaged(path: Path, error: UserError) -> Finding:
+    return Finding(path, [str(error).removeprefix(f"{path}: ")], "")
 
 
 def _unreadable(folder: RoundFolder) -> list[str]:

@@ -51,9 +51,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     """
     try:
         data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        json.dumps(data, default=str)  # a part that holds itself, which YAML can write, is read by nobody
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, TypeError, RecursionError) as error:
         raise damaged(path, error) from None
     if not isinstance(data, dict):
         raise damaged(path, f"it holds {type(data).__name__}, not keys and values")
@@ -103,10 +104,15 @@ def naming(path: Path, aside: Path | None = None) -> Iterator[None]:
         raise
     except OSError as error:
         place = error.filename2 or error.filename  # of a copy, where it goes
-        ours = str(place).startswith(str(aside or path)) if place is not None else error.errno in OF_DISKS
+        ours = _within(Path(os.fsdecode(place)), aside or path) if place is not None else error.errno in OF_DISKS
         if error.errno is None or not ours:
             raise
         raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _within(place: Path, path: Path) -> bool:
+    """Whether this is the file or folder itself, what it is written to first, or in it."""
+    return place == path.with_name(path.name + ".tmp") or place.is_relative_to(path)
 
 
 @contextlib.contextmanager
@@ -127,7 +133,11 @@ def written(what: str, path: Path) -> Iterator[None]:
 
 def append(path: Path, lines: Iterable[str]) -> None:
     """Lines at the end of a file, on the disk when it returns. One that a kill or a full disk cut short is ended first,
-    so that it spoils none that follow."""
+    so that it spoils none that follow.
+
+    Raises:
+        OSError: the disk refuses, with ``path`` as its file name.
+    """
     with naming(path), path.open("ab+") as file:
         if file.tell():
             file.seek(-1, os.SEEK_END)
@@ -165,7 +175,11 @@ def _aside(path: Path) -> Iterator[Path]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one."""
+    """Aside, flushed, renamed: a reader sees the old file or the new one, never half of one.
+
+    Raises:
+        OSError: the disk refuses, with ``path`` as its file name.
+    """
     with _aside(path) as aside, aside.open("w", encoding="utf-8", newline="\n") as file:
         file.write(text)
         file.flush()
@@ -293,6 +307,11 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """A safetensors file, as ``write_text`` writes.
+
+    Raises:
+        OSError: the disk refuses, with ``path`` as its file name.
+    """
     with _aside(path) as aside:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
         with aside.open("rb") as file:
@@ -300,8 +319,12 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
 
 
 def copy_files(source: Path, target: Path) -> None:
-    """All files of a folder into a new one. What the disk refuses is one error, of the file that it is about, where
-    ``shutil.copytree`` goes on and raises a list of texts."""
+    """All files of a folder into a new one.
+
+    Raises:
+        OSError: what the disk refuses, of the file that it is about; ``shutil.copytree`` goes on and raises a list of
+            texts.
+    """
     for file in sorted(path for path in source.rglob("*") if path.is_file()):
         place = target / file.relative_to(source)
         place.parent.mkdir(parents=True, exist_ok=True)

@@ -70,9 +70,17 @@ def of_evaluation(run: Run, folder: str) -> list[tuple[Entry, Entry]]:
 
 
 def found(run: Run, names: Collection[str]) -> dict[str, Entry]:
-    """Those of these names that the run has. The names lead to no file: they are looked up among the run's own."""
-    rounds = [t for t in range(run.rounds_done()) if any(name.startswith(f"rounds/{t:03d}/") for name in names)]
-    entries = [entry for t in rounds for entry in of_round(run.round(t))]
+    """Those of these names that the run has. The names lead to no file: they are looked up among the run's own.
+
+    Raises:
+        UserError: a round's line or picture among them is not as it was, or an evaluation was changed.
+    """
+    entries: list[Entry] = []
+    for t in range(run.rounds_done()):
+        if any(name.startswith(f"rounds/{t:03d}/") for name in names):
+            folder = run.round(t)
+            entries += (named := [entry for entry in of_round(folder) if entry.name in names])
+            folder.demand_pictures([entry.media for entry in named if isinstance(entry.media, Path)])
     for folder in _evaluations(run):
         if any(name.rsplit("/", 2)[0] == folder for name in names):
             entries += [entry for both in of_evaluation(run, folder) for entry in both]

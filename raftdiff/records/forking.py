@@ -1,6 +1,5 @@
 """A run of its own that goes on from another's round: it keeps the rounds before, and that round's samples."""
 
-import json
 import shutil
 import tempfile
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, plain
 from raftdiff.records import integrity
-from raftdiff.records.disk import copy_files, naming, write_text
+from raftdiff.records.disk import copy_files, naming
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import FORKED, STATE_SHAPE, Run
@@ -20,8 +19,11 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     So a finished round can be scored, selected and learnt from again without sampling again.
 
     Raises:
-        UserError: the folder exists, the parent has no such round, or the recipe would have made other samples.
+        UserError: the folder exists, the parent has no such round, its recipe.yaml was changed by hand, or the recipe
+            would have made other samples.
+        OSError: the disk refuses; nothing of the new run stays then.
     """
+    parent.demand_recipe()
     source = parent.round(round)
     if path.exists():
         raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
@@ -41,7 +43,7 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
             run = Run.create(aside, recipe, seed=seed, parent=parent.path.resolve().name)
             _fork_into(run, parent, source)
             if moved := parent.info().get("moved", {}) | dict(parent.moves(plain(recipe)).values()):
-                write_text(run.path / "run.json", json.dumps({**run.info(), "moved": moved}, indent=2))
+                run.know(moved=moved)
             aside.rename(path)
     return Run(path)
 
@@ -58,6 +60,7 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
         copy_files(parent.round_path(t), run.round_path(t))
         mark = parent.round(t).mark
         run._hold(t, integrity.seal(run.round_path(t)) if mark is None else mark)
+        run.log("forked", round=t)
     integrity.demand(source.path, source.mark)
     draft = run.draft(source.index)
     rows = source.rows()

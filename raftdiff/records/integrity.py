@@ -1,13 +1,15 @@
 """Whether a run is what it was when it was written: checksums of finished rounds, and no link that leads out of it."""
 
+import contextlib
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError
 from raftdiff.records.disk import append, damaged, read_json, write_text
 
 SUMS = "SHA256SUMS"
@@ -17,6 +19,7 @@ ADVICE = (
     "again."
 )
 SHOWN = 5
+UNHELD = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
 TABLES = ("weights", "moved", "rounds")
 """Of run.json: what is found there by name."""
 
@@ -30,8 +33,8 @@ def facts(path: Path) -> dict[str, Any]:
     found = read_json(path)
     if wrong := [name for name in TABLES if not isinstance(found.get(name, {}), dict)]:
         raise damaged(path, f"'{wrong[0]}' is no table of names")
-    if not isinstance(found.get("recipes", []), list):
-        raise damaged(path, "'recipes' is no list of checksums")
+    if not isinstance(found.get("recipe", []), list):
+        raise damaged(path, "'recipe' is no list of checksums")
     return found
 
 
@@ -106,45 +109,33 @@ def demand(folder: Path, mark: str | None, parts: Collection[str] | None = None)
         raise UserError(f"{folder}: {'; '.join(found[:SHOWN])}{more}. {ADVICE}")
 
 
-def demand_recipe(run: Path, known: Collection[str]) -> None:
-    """Nothing, where recipe.yaml is one that raftdiff wrote; ``known`` are their checksums, of a run that an earlier
-    version began none.
-
-    Raises:
-        UserError: it was changed by hand.
-    """
-    file = run / "recipe.yaml"
-    if known and file.is_file() and digest(file) not in known:
-        raise UserError(
-            f"{file}: this is not what raftdiff wrote, and nothing would say what made the rounds before. Put that "
-            f"back, and say changes on the command line: {command('train', run, 'KEY=VALUE')}. To take the recipe as "
-            "it stands, remove 'recipes' from run.json."
-        )
-
-
 def refuse_links(folder: Path) -> None:
     """Nothing, where every link in ``folder`` stays within it. Runs come from other people, and what is written through
-    a link changes a file elsewhere; what is read from a pipe never comes.
+    a link changes a file elsewhere; what is read from a pipe never comes. What is gone by the time it is looked at, as
+    a file that another process puts in its place, is nothing.
 
     Raises:
-        UserError: one leads out, or something is neither file nor folder.
+        UserError: one leads out, or something is a pipe, a socket or a device.
     """
     home, places = folder.resolve(), [str(folder)]
     while places:
-        try:
-            with os.scandir(places.pop()) as entries:
-                for entry in entries:
-                    if entry.is_symlink():
-                        _refuse(Path(entry.path), home)
-                    elif entry.is_dir(follow_symlinks=False):
-                        places.append(entry.path)
-                    elif not entry.is_file(follow_symlinks=False):
-                        raise UserError(
-                            f"{entry.path}: this is neither a file nor a folder but a pipe, a socket or a device, "
-                            "which no run holds. Remove it."
-                        )
-        except FileNotFoundError:  # a round is renamed in the moment that it is finished
-            continue
+        with contextlib.suppress(FileNotFoundError), os.scandir(places.pop()) as entries:
+            for entry in entries:
+                with contextlib.suppress(FileNotFoundError):
+                    places += _looked_at(entry, home)
+
+
+def _looked_at(entry: os.DirEntry[str], home: Path) -> list[str]:
+    """The folder that this is, to be looked into; none where it is none."""
+    kind = stat.S_IFMT(entry.stat(follow_symlinks=False).st_mode)
+    if kind == stat.S_IFLNK:
+        _refuse(Path(entry.path), home)
+    elif kind in UNHELD:
+        raise UserError(
+            f"{entry.path}: this is neither a file nor a folder but a pipe, a socket or a device, which no run holds. "
+            "Remove it."
+        )
+    return [entry.path] if kind == stat.S_IFDIR else []
 
 
 def _refuse(link: Path, home: Path) -> None:

@@ -80,8 +80,23 @@ class RoundFolder:
         return found
 
     def held_out(self, name: str = "held_out") -> dict[str, Path | str]:
-        """What was made of the held-out prompts after the round (``held_out_base``: before the first), by name."""
-        return kept(self.path / name)
+        """What was made of the held-out prompts after the round (``held_out_base``: before the first), by name.
+
+        Raises:
+            UserError: it is not as it was.
+        """
+        found = kept(self.path / name)
+        pictures = {f"{name}/{file}" for file, media in found.items() if isinstance(media, Path)}
+        integrity.demand(self.path, self.mark, {name, f"{name}/texts.jsonl", *pictures})
+        return found
+
+    def demand_pictures(self, pictures: Sequence[Path]) -> None:
+        """Before they are shown to somebody who says which is better.
+
+        Raises:
+            UserError: one of a finished round is not as it was.
+        """
+        integrity.demand(self.path, self.mark, {file.relative_to(self.path).as_posix() for file in pictures})
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates.
@@ -108,20 +123,32 @@ class RoundFolder:
         """The score table as ``write_scores`` left it, to the bit.
 
         Raises:
-            UserError: the round has not been scored.
+            UserError: a candidate has not been scored, or the rows are not as they were.
         """
         rows = self.rows()
-        if not rows or "total" not in rows[0]:
+        named = {name for row in rows for name in row if name == "total" or name.startswith("reward_")} | {"total"}
+        bare = [f"{row['prompt_id']}-{row['index']:03d}" for row in rows if not named <= row.keys()]
+        if not rows or len(bare) == len(rows):
             raise UserError(f"{self.path}: this round has no scores yet; run 'raftdiff score' first.")
+        if bare:
+            raise UserError(
+                f"{self.path}: {len(bare)} of {len(rows)} candidates have no scores yet, such as {bare[0]}, as where "
+                "some were drawn again; run 'raftdiff score' first."
+            )
         prompts = tuple(dict.fromkeys(row["prompt_id"] for row in rows))
         at = {prompt: place for place, prompt in enumerate(prompts)}
         shape = (len(prompts), 1 + max(row["index"] for row in rows))
-        tables = {name: np.full(shape, np.nan) for name in rows[0] if name == "total" or name.startswith("reward_")}
+        tables = {name: np.full(shape, np.nan) for name in rows[0] if name in named}
         for row in rows:
             for name, table in tables.items():
-                table[at[row["prompt_id"]], row["index"]] = np.nan if row[name] is None else row[name]
+                table[at[row["prompt_id"]], row["index"]] = self._score(row[name])
         total = tables.pop("total")
         return Scores(self.index, prompts, total, {name.removeprefix("reward_"): t for name, t in tables.items()})
+
+    def _score(self, told: Any) -> float:
+        if told is not None and not isinstance(told, int | float):
+            raise damaged(self.path / "samples" / "metadata.jsonl", f"a score that is no number: {str(told)[:40]}")
+        return np.nan if told is None else told
 
     def selection(self) -> Selection:
         """What ``write_selection`` left.

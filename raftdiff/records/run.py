@@ -5,7 +5,6 @@ samples are committed as they come, so a killed run resumes in the middle of sam
 """
 
 import contextlib
-import hashlib
 import itertools
 import json
 import sys
@@ -60,8 +59,7 @@ class Run:
         """An existing run.
 
         Raises:
-            UserError: no run is there, one of a newer format, one with a link that leads out of it, or with a recipe
-                that was changed by hand.
+            UserError: no run is there, one of a newer format, or one with a link that leads out of it.
         """
         if not (path / "run.json").is_file():
             raise UserError(f"{path}: this is not a run directory (it has no run.json). {runs_near(path)}".rstrip())
@@ -69,7 +67,6 @@ class Run:
         run = Run(path)
         if (found := run.info().get("format")) != FORMAT:
             raise UserError(f"{path}: this run has format {found}; this raftdiff reads format {FORMAT}.")
-        integrity.demand_recipe(path, run.info().get("recipes", ()))
         return run
 
     @staticmethod
@@ -77,12 +74,14 @@ class Run:
         """The run at ``path`` that the same recipe began, or one that may begin there; nothing is written yet.
 
         Raises:
-            UserError: the folder holds a run of another recipe (the keys that differ are named), or other files.
+            UserError: the folder holds a run of another recipe (the keys that differ are named), one whose recipe.yaml
+                was changed by hand, or other files.
             OSError: nothing can be written there.
         """
         run = Run(path)
         if run._begun():
             Run.open(path)
+            run.demand_recipe()
             run._check_recipe(recipe)
         elif path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
             raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
@@ -103,17 +102,60 @@ class Run:
         facts = {"format": FORMAT, "digest": digest(plain(recipe), NOT_IDENTITY), "seed": seed, "parent": parent}
         facts |= provenance()
         (self.path / "rounds").mkdir(exist_ok=True)
+        (self.path / "run.json").unlink(missing_ok=True)  # of a start that failed; it knows another recipe
         write_text(self.path / "recipe.yaml", dump(recipe))
-        facts["recipes"] = [integrity.digest(self.path / "recipe.yaml")]
+        facts["recipe"] = [digest(self.recipe(), NOT_IDENTITY)]
         write_text(self.path / "run.json", json.dumps(facts, indent=2))
 
-    def put_recipe(self, text: str) -> None:
-        """Another recipe.yaml; run.json knows it first, so that a kill in between leaves one that is known."""
-        facts, file = self.info(), self.path / "recipe.yaml"
-        known = facts.get("recipes") or [integrity.digest(file)]
-        facts["recipes"] = [*known, hashlib.sha256(text.encode()).hexdigest()]
-        write_text(self.path / "run.json", json.dumps(facts, indent=2))
-        write_text(file, text)
+    def put_recipe(self, text: str, **facts: Any) -> None:
+        """Another recipe.yaml, and ``facts`` of run.json that go with it. While it changes run.json knows both recipes,
+        so that a kill in between leaves one that is known; then the new one alone.
+
+        Raises:
+            UserError: run.json or recipe.yaml is damaged.
+            OSError: one cannot be written.
+        """
+        was, now = (digest(recipe, NOT_IDENTITY) for recipe in (self.recipe(), yaml.safe_load(text)))
+        self.know(recipe=[was, now])
+        write_text(self.path / "recipe.yaml", text)
+        self.know(recipe=[now], **facts)
+
+    def edited(self, recipe: Mapping[str, Any] | None = None) -> str | None:
+        """What is to be said where recipe.yaml says something else than what raftdiff wrote there last; None where it
+        says the same, in whatever words, and of a run that an earlier version began.
+
+        ``recipe`` is what the file says, where it was read already.
+
+        Raises:
+            UserError: run.json or recipe.yaml is damaged.
+        """
+        known = self.info().get("recipe", ()) if (self.path / "run.json").is_file() else ()
+        if not known or digest(recipe or self.recipe(), NOT_IDENTITY) in known:
+            return None
+        file = self.path / "recipe.yaml"
+        return (
+            f"{file}: this is not the recipe that raftdiff wrote here last, and may not be what made the rounds. Put "
+            f"that one back, and say changes on the command line: {command('train', self.path, 'KEY=VALUE')}. For a "
+            f"new run of the recipe as it stands: {command('train', file)}"
+        )
+
+    def demand_recipe(self) -> None:
+        """Before rounds are made, or taken over.
+
+        Raises:
+            UserError: recipe.yaml was changed by hand, as ``edited`` tells, or is damaged.
+        """
+        if edited := self.edited():
+            raise UserError(edited)
+
+    def know(self, **facts: Any) -> None:
+        """Set facts of run.json.
+
+        Raises:
+            UserError: it is damaged.
+            OSError: it cannot be written.
+        """
+        write_text(self.path / "run.json", json.dumps({**self.info(), **facts}, indent=2))
 
     def _check_recipe(self, recipe: Config) -> None:
         if keys := self.differing(plain(recipe)):
@@ -151,8 +193,8 @@ class Run:
                 weights |= marks_at(now, key, now, flat(plain(recipe)))
             sys.stderr.write(f"raftdiff: {self.path}: {key}: '{was}' lies in '{now}' now; it is the same.\n")
         # the recipe first: a run that is killed here goes on as it stands, and ``bind`` takes up the mark
-        self.put_recipe(yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100))
-        write_text(self.path / "run.json", json.dumps({**facts, "recipes": self.info()["recipes"]}, indent=2))
+        placed = {name: facts[name] for name in ("moved", "weights") if name in facts}
+        self.put_recipe(yaml.safe_dump(own, sort_keys=False, allow_unicode=True, width=100), **placed)
 
     def told(self, keys: Sequence[str], recipe: Config) -> str:
         """Keys at which ``recipe`` differs, with the fingerprints of models that are others."""
@@ -166,7 +208,7 @@ class Run:
         """
         facts = self.info()
         if "weights" not in facts:
-            write_text(self.path / "run.json", json.dumps({**facts, "weights": dict(weights)}, indent=2))
+            self.know(weights=dict(weights))
         elif changed := sorted(
             name for name, mark in weights.items() if facts["weights"].get(name, mark) not in (mark, NOTHING)
         ):
@@ -175,7 +217,7 @@ class Run:
                 "them back, or begin a new run with --out."
             )
         elif new := {name: mark for name, mark in weights.items() if facts["weights"].get(name, NOTHING) == NOTHING}:
-            write_text(self.path / "run.json", json.dumps({**facts, "weights": {**facts["weights"], **new}}, indent=2))
+            self.know(weights={**facts["weights"], **new})
 
     def _begun(self) -> bool:
         """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
@@ -197,6 +239,11 @@ class Run:
         return read_yaml(self.path / "recipe.yaml")
 
     def info(self) -> dict[str, Any]:
+        """What run.json holds.
+
+        Raises:
+            UserError: it is damaged.
+        """
         return integrity.facts(self.path / "run.json")
 
     def rounds_done(self) -> int:
@@ -210,7 +257,11 @@ class Run:
         return self.path / "rounds" / f"{round:03d}"
 
     def metrics(self) -> list[dict[str, Any]]:
-        """``metrics.json`` of each finished round; ``changed`` names the recipe keys that are others from it on."""
+        """``metrics.json`` of each finished round; ``changed`` names the recipe keys that are others from it on.
+
+        Raises:
+            UserError: one is not as it was, or a recipe or run.json is damaged.
+        """
         changed = {t: {"changed": keys} for t, keys in self.changes().items()}
         found = (self.round(t).metrics() for t in range(self.rounds_done()))
         return [{**metrics, **changed.get(t, {})} for t, metrics in enumerate(found)]
@@ -256,8 +307,7 @@ class Run:
         return marks
 
     def _hold(self, round: int, mark: str) -> None:
-        facts = {**self.info(), "rounds": {**self._marks(), f"{round:03d}": mark}}
-        write_text(self.path / "run.json", json.dumps(facts, indent=2))
+        self.know(rounds={**self._marks(), f"{round:03d}": mark})
 
     def unfinished(self, round: int) -> "RoundFolder":
         """The round that is being made, to read; it may not be there yet."""
@@ -289,6 +339,9 @@ class Run:
         """Hold the run for writing; a second process gets a sentence instead of a mixed-up folder.
 
         ``recipe`` is what this process takes the run's to be: another that began it in between is an error.
+
+        Raises:
+            UserError: another process holds it, or its recipe is another than that, or was changed by hand.
         """
         try:
             import fcntl  # noqa: PLC0415  (not on Windows, where runs are not locked)
@@ -306,6 +359,7 @@ class Run:
                     f"raftdiff: {self.path}: this file system locks no files ({error.strerror}); see to it that no "
                     "second process works on this run.\n"
                 )
+            self.demand_recipe()
             if recipe is not None:
                 self._check_recipe(recipe)
                 self.settle(recipe)

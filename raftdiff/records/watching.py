@@ -84,7 +84,7 @@ def snapshot(run: Run) -> Snapshot:
         making=making,
         seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
         network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
-        warnings=tuple(warnings(metrics)),
+        warnings=tuple(it for it in (run.edited(recipe), *warnings(metrics)) if it),
     )
 
 

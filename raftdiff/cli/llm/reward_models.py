@@ -159,7 +159,7 @@ def evaluate(args: argparse.Namespace) -> None:
 
 def pairs(args: argparse.Namespace) -> None:
     """Write what a run preferred, or people in it, as a file of pairs."""
-    run = Run.open(args.recipe)
+    run = opening.to_read(args.recipe)
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
     every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
@@ -200,7 +200,7 @@ def _looked(path: Path, name: str, pairs: list[Comparison], limits: Limits) -> S
     """A model's view of the pairs; a run's is held as in its training, and reads as much at once."""
     folder, config, rows = str(reward_folder(path)), LMConfig(base=""), ROWS
     if (path / "run.json").is_file():
-        recipe = reward_recipe_of(Run.open(path))
+        recipe = reward_recipe_of(opening.to_read(path))
         config, rows = recipe.model, recipe.tuner.rows_per_pass
     held = LMConfig(base=folder, dtype=config.dtype, device=config.device)
     model = load_value_model(held, resolve)

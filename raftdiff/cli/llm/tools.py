@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from raftdiff.cli.either import taken_up
+from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world
@@ -18,7 +19,6 @@ from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
 from raftdiff.records.disk import write_text
-from raftdiff.records.run import Run
 from raftdiff.reports.words import counted
 from raftdiff.types import KeepsReplies, Sample
 
@@ -93,7 +93,7 @@ def _warn_of_strange(prompts: Sequence[str]) -> None:
 
 def judge(args: argparse.Namespace) -> None:
     """Win, lose and tie of the tuned model against the base on an evaluation's answers, asked in both orders."""
-    run = Run.open(args.recipe)
+    run = to_read(args.recipe)
     text_recipe_of(run)
     folder = f"eval/{args.name}" if args.name else "eval"
     prompts, before, after = answers_of(run, folder)

@@ -9,6 +9,7 @@ import pytest
 
 from raftdiff.cli import opening
 from raftdiff.recipes.config import Config
+from raftdiff.records.forking import fork
 from raftdiff.records.run import Run
 from raftdiff.tracking import LoggingConfig
 from raftdiff.types import Round
@@ -59,3 +60,17 @@ def test_a_round_that_was_finished_and_not_told_of_is_told_of_by_the_next_proces
     lines = [json.loads(line) for line in (run.path / "log.jsonl").read_text().splitlines()]
     assert [(line["event"], line["round"]) for line in lines] == [("round", t) for t in range(3)]
     assert not opening.untold(run, "round")
+
+
+def test_a_forked_run_does_not_tell_of_the_rounds_that_it_did_not_make(tmp_path: Path) -> None:
+    parent = Run.create(tmp_path / "run", Toy(), seed=0)
+    for t in range(2):
+        draft = parent.draft(t)
+        draft.note(mean=1.0)
+        draft.commit({})
+    child = fork(parent, Toy(), tmp_path / "new", round=1, seed=0)
+    assert not opening.untold(child, "round")
+    draft = child.draft(1)
+    draft.note(mean=1.0)
+    draft.commit({})
+    assert opening.untold(child, "round")

@@ -114,8 +114,14 @@ def test_a_teacher_without_room_for_its_answers_is_told_before_anything_is_sampl
     recipe: Path, lm_folder: Path
 ) -> None:
     teacher = f"sampler={{type: teacher, model: {{base: {lm_folder}}}, decoding: {{max_new_tokens: 1022}}}}"
-    with pytest.raises(UserError, match="a prompt of 3 tokens and 1022 new ones are more than the 1024 that"):
+    with pytest.raises(
+        UserError,
+        match=r"^sampler.decoding.max_new_tokens: .* 3 tokens and 1022 new ones are more than the 1024",
+    ):
         assemble_text(of(recipe, teacher))
+    mixture = teacher.replace("sampler=", "sampler={type: mix, parts: [{share: 2, sampler: ") + "}]}"
+    with pytest.raises(UserError, match=r"^sampler.parts.0.sampler.decoding.max_new_tokens: a prompt"):
+        assemble_text(of(recipe, mixture))
 
 
 @final

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Callable
+import re
+import shutil
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -11,29 +13,39 @@ import pytest
 from PIL import Image
 
 from raftdiff.cli.main import main
+from raftdiff.cli.opening import to_read
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import run as records
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.disk import append, read_appended, read_json_lines
-from raftdiff.records.entries import of_evaluation
+from raftdiff.records.entries import found, of_evaluation
+from raftdiff.records.forking import fork
 from raftdiff.records.labels import Ballot, Pair, tally
 from raftdiff.records.run import Run
+from raftdiff.records.watching import snapshot
 from raftdiff.types import Prompt, Sample, Scores, Selection
 
 
 class Loop(Config):
     rounds: int = 2
+    candidates: int = 2
+    prompts_per_round: int | None = None
+
+
+class Asked(Config):
+    captions: tuple[str, ...] = ("a cat",)
 
 
 class Toy(Config):
     name: str = "toy"
     loop: Loop = Loop()
+    prompts: Asked = Asked()
 
 
-def draw(run: Run, round: int) -> None:
+def draw(run: Run, round: int, indices: Sequence[int] = (0, 1)) -> None:
     draft = run.draft(round)
-    for index in range(2):
+    for index in indices:
         picture = Image.new("RGB", (8, 8), (9, index, round))
         draft.add(Sample(round, Prompt("a", "a cat", "a cat", "a cat"), index, 7, "policy", picture, {}))
     draft.flush()
@@ -57,6 +69,34 @@ def put(path: Path, was: str, now: str) -> None:
     text = path.read_text()
     assert was in text
     path.write_text(text.replace(was, now))
+
+
+def scored(run: Run) -> Path:
+    draft, total = run.draft(1), np.array([[1.0, 2.0]])
+    draft.write_scores(Scores(1, ("a",), total, {"clip": total}))
+    return draft.path
+
+
+def drawn_again(run: Run) -> None:
+    """A picture of a scored round was cut short, and sampling makes another."""
+    os.truncate(scored(run) / "samples/a-001.png", 20)
+    assert run.draft(1).sampled() == {("a", 0)}
+    draw(run, 1, [1])
+
+
+def finished(run: Run) -> Path:
+    draft = run.draft(1)
+    draft.keep("held_out", [Sample(1, Prompt("b", "b", "b", "b"), 0, 7, "policy", "a fine film")])
+    draft.note(mean=1.0)
+    return draft.commit({})
+
+
+def earlier_recipe(run: Run) -> None:
+    (run.path / "rounds/001.partial").rename(run.path / "aside")
+    first = (run.path / "recipe.yaml").read_text()
+    for name in ("second", "third"):
+        go_on_with(run, Toy(name=name))
+    (run.path / "recipe.yaml").write_text(first)
 
 
 CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]] = {
@@ -104,19 +144,54 @@ CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]
         lambda run: run.metrics(),
     ),
     "the recipe": (
-        r"recipe.yaml: this is not what raftdiff wrote, .* command line: raftdiff train .*run KEY=VALUE",
+        r"recipe.yaml: this is not the recipe that raftdiff wrote here last.* line: raftdiff train .*run KEY=VALUE\. ",
         lambda at: put(at / "recipe.yaml", "toy", "other"),
-        lambda run: Run.open(run.path),
+        lambda run: run.locked().__enter__(),
+    ),
+    "an earlier recipe over a later one": (
+        r"recipe.yaml: this is not the recipe that raftdiff wrote here last",
+        lambda at: earlier_recipe(Run(at)),
+        lambda run: Run.at(run.path, Toy(name="third")),
+    ),
+    "a recipe that holds itself": (
+        r"recipe.yaml: this file is damaged \(Circular reference",
+        lambda at: (at / "recipe.yaml").write_text("a: &a [*a]"),
+        lambda run: run.demand_recipe(),
     ),
     "the recipe of an earlier version": (
         r"recipe.yaml: this file is damaged \(it holds list",
-        lambda at: (put(at / "run.json", '"recipes"', '"others"'), (at / "recipe.yaml").write_text("- a")),
+        lambda at: (put(at / "run.json", '"recipe"', '"others"'), (at / "recipe.yaml").write_text("- a")),
         lambda run: Run.open(run.path).recipe(),
     ),
     "an act": (
         r"ada.jsonl: this file is damaged \(a line that is no choice, veto or undo",
         lambda at: Ballot(Run(at), "ada").choose(Pair("c", "x", "y"), "both"),  # type: ignore[arg-type]
         lambda run: tally(run, [Ballot(run, "ada")]),
+    ),
+    "a score of one that was drawn again": (
+        r"1 of 2 candidates have no scores yet, such as a-001, .* run 'raftdiff score' first",
+        lambda at: drawn_again(Run(at)),
+        lambda run: run.draft(1).folder.scores(),
+    ),
+    "a score that is none": (
+        r"metadata.jsonl: this file is damaged \(a score that is no number: high",
+        lambda at: put(scored(Run(at)) / "samples/metadata.jsonl", '"total": 2.0', '"total": "high"'),
+        lambda run: run.draft(1).folder.scores(),
+    ),
+    "a held-out text": (
+        r"held_out/texts.jsonl was changed",
+        lambda at: put(finished(Run(at)) / "held_out/texts.jsonl", "fine", "poor"),
+        lambda run: run.round(1).held_out(),
+    ),
+    "a held-out picture": (
+        r"held_out/b-000.png was not there when the round was finished",
+        lambda at: Image.new("RGB", (8, 8)).save(finished(Run(at)) / "held_out/b-000.png"),
+        lambda run: run.round(1).held_out(),
+    ),
+    "a picture that people compare": (
+        r"samples/a-001.png was changed",
+        lambda at: Image.new("RGB", (8, 8)).save(at / "rounds/000/samples/a-001.png"),
+        lambda run: found(run, {"rounds/000/samples/a-001.png"}),
     ),
     "a text": (
         r"texts.jsonl: this file is damaged \(line 1: ",
@@ -148,6 +223,43 @@ def test_a_recipe_that_a_kill_came_upon_is_one_of_two(run: Run, monkeypatch: pyt
         with pytest.raises(KeyboardInterrupt) if kills_before != "nothing" else nullcontext():
             go_on_with(Run.open(run.path), Toy(name="other"))
         assert Run.open(run.path).recipe()["name"] == ("other" if kills_before == "nothing" else "toy")
+
+
+def test_a_recipe_in_other_words_is_the_same(run: Run) -> None:
+    file = run.path / "recipe.yaml"
+    file.write_text(f"# mine\n{file.read_text()}\n")
+    with run.locked(Toy()):
+        assert run.edited() is None
+
+
+def test_a_recipe_that_was_changed_does_not_keep_anybody_from_looking(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told = f"{run.path / 'recipe.yaml'}: this is not the recipe that raftdiff wrote here last"
+    put(run.path / "recipe.yaml", "toy", "other")
+    assert told in snapshot(run).warnings[0]
+    assert to_read(run.path).rounds_done() == 1
+    assert capsys.readouterr().err.startswith(f"raftdiff: {told}")
+    with pytest.raises(UserError, match=re.escape(told)):
+        fork(run, Toy(name="other"), run.path.parent / "new", round=0, seed=3)
+
+
+def test_every_run_in_a_folder_is_checked_whatever_one_of_them_holds(
+    run: Run, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = run.path.parent
+    for name in ("a", "b", "c"):
+        shutil.copytree(run.path, folder / name)
+    put(folder / "a/recipe.yaml", "toy", "other")
+    put(folder / "a/rounds/000/metrics.json", '"mean": 2.0', '"mean": 3.0')
+    (folder / "b/run.json").write_text("[]")
+    assert main(["check", str(folder)]) == 2
+    out, err = capsys.readouterr()
+    assert f"{folder / 'c/rounds/000'}: 5 files as they were written" in out
+    assert f"{folder / 'run/rounds/000'}: 5 files as they were written" in out
+    assert f"\n{folder / 'a/recipe.yaml'}: this is not the recipe that raftdiff wrote here last" in err
+    assert f"\n{folder / 'a/rounds/000'}: metrics.json was changed" in err
+    assert f"\n{folder / 'b/run.json'}: this file is damaged" in err
 
 
 @pytest.mark.parametrize(

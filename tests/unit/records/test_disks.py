@@ -5,6 +5,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NoReturn
 
 import pytest
@@ -17,7 +18,7 @@ from raftdiff.cli import main as door
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import disk
-from raftdiff.records.disk import append, save_tensors, together, write_text, written
+from raftdiff.records.disk import append, naming, save_tensors, together, write_text, written
 from raftdiff.records.forking import fork
 from raftdiff.records.media import store
 from raftdiff.records.run import Run
@@ -113,9 +114,10 @@ def test_the_sentence_says_which_disk_and_how_much_of_it_is_free(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     place = tmp_path / "run" / "rounds" / "000" / "a.png"  # none of it need be there
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=3e6))
     at = console.full(str(place))
     assert at.startswith(f"{place}: the disk is full (/")
-    assert at.endswith(" MB are free).")
+    assert at.endswith(": 3.0 MB are free).")
     assert console.full(None) == "the disk is full."
 
     def copy(*_: object) -> NoReturn:
@@ -124,3 +126,19 @@ def test_the_sentence_says_which_disk_and_how_much_of_it_is_free(
     monkeypatch.setattr(door, "_run", copy)
     assert door.main(["recipes"]) == 3
     assert f"raftdiff: {place}: the disk is full (" in capsys.readouterr().err, "of a copy, where it goes"
+
+
+def test_a_quota_or_inodes_that_are_used_up_are_no_full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=27180.2e6))
+    assert "a: your quota on this disk (/" in console.full("a", errno.EDQUOT)
+    assert console.full(None, errno.EDQUOT) == "your quota of the disk is used up."
+    for files, told in ((9, "takes no more files"), (0, "27180.2 MB are free; what did not fit is removed again, or")):
+        monkeypatch.setattr(os, "statvfs", lambda _, files=files: SimpleNamespace(f_files=files, f_favail=0))
+        assert told in console.full("a", errno.ENOSPC)
+
+
+def test_what_the_disk_says_of_a_file_beside_is_not_told_of_this_one(tmp_path: Path) -> None:
+    for beside, named in (("eval-prompts.txt", "eval-prompts.txt"), ("eval.tmp", "eval"), ("eval/a.png", "eval")):
+        with pytest.raises(FileNotFoundError) as told, naming(tmp_path / "eval"):
+            (tmp_path / beside).read_text()
+        assert told.value.filename == str(tmp_path / named)

@@ -188,7 +188,7 @@ def test_what_is_damaged_in_an_unfinished_round_is_made_again(run: Run, other: R
     [
         ("run.json", b"[]", r"run.json: this file is damaged \(it holds list, not an object\)"),
         ("run.json", b'{"format": 1, "dig', r"run.json: this file is damaged \("),
-        ("recipe.yaml", b"\xff\xfe\x00", r"recipe.yaml: this is not what raftdiff wrote"),
+        ("recipe.yaml", b"\xff\xfe\x00", r"recipe.yaml: this file is damaged \("),
         ("rounds/001/metrics.json", b'{"a":', r"rounds/001/metrics.json: this file is damaged \("),
         (
             "rounds/001/samples/metadata.jsonl",
@@ -271,6 +271,18 @@ def test_a_link_within_a_run_is_replaced_and_not_written_through(run: Run) -> No
         finish(run, 2)
     assert hashlib.sha256((run.path / "recipe.yaml").read_bytes()).hexdigest() == kept
     assert not (run.round_path(2) / "samples/a-000.png").is_symlink()
+
+
+def test_a_file_that_is_gone_by_the_time_it_is_looked_at_is_no_pipe(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    look = integrity._looked_at
+
+    def gone(entry: os.DirEntry[str], home: Path) -> list[str]:
+        Path(entry.path).unlink() if entry.name == "run.json.tmp" else None
+        return look(entry, home)
+
+    (run.path / "run.json.tmp").write_text("{}")
+    monkeypatch.setattr(integrity, "_looked_at", gone)
+    integrity.refuse_links(run.path)
 
 
 def test_the_lock_is_not_emptied(run: Run) -> None:
