@@ -78,9 +78,9 @@ def found(run: Run, names: Collection[str]) -> dict[str, Entry]:
     entries: list[Entry] = []
     for t in range(run.rounds_done()):
         if any(name.startswith(f"rounds/{t:03d}/") for name in names):
-            folder = run.round(t)
-            entries += (named := [entry for entry in of_round(folder) if entry.name in names])
-            folder.demand_pictures([entry.media for entry in named if isinstance(entry.media, Path)])
+            done = run.round(t)
+            entries += (named := [entry for entry in of_round(done) if entry.name in names])
+            done.demand_pictures([entry.media for entry in named if isinstance(entry.media, Path)])
     for folder in _evaluations(run):
         if any(name.rsplit("/", 2)[0] == folder for name in names):
             entries += [entry for both in of_evaluation(run, folder) for entry in both]

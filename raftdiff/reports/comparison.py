@@ -31,7 +31,8 @@ def write_comparison(
     A drift that is no number is written as null, with a warning: what was drawn is worth keeping without it.
 
     Raises:
-        UserError: another figure is no number.
+        UserError: another figure is no number, or a round is not as it was.
+        OSError: the disk refuses; what lay in ``folder`` stays as it was then.
     """
     drift: Mapping[str, float | None] = evaluation["drift"]
     evaluation = {**evaluation, "drift": finite(drift)}
