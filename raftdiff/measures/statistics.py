@@ -72,9 +72,10 @@ def share(values: Table) -> Estimate:
 
     Wilson's (1927), so that one answer leaves nearly all open, and many that are alike still some: resampling them
     would leave nothing. Answers to one prompt resemble each other, so it is taken for as many independent answers as
-    the spread from prompt to prompt tells (the effective sample size of Korn & Graubard 1998): as many as there are
-    prompts where it tells nothing, because all answers are alike or one prompt was asked about. Ties make the interval
-    somewhat too wide.
+    the spread from prompt to prompt tells (the effective sample size of Korn & Graubard 1998), but no fewer than if
+    those to a prompt were copies of one, so one answer a prompt has Wilson's interval itself. It is as many as there
+    are prompts where the spread tells nothing, because all answers are alike or one prompt was asked about. Ties make
+    the interval somewhat too wide.
     """
     valid = ~np.isnan(values)
     sums, counts = np.where(valid, values, 0.0).sum(axis=1, dtype=np.float64), valid.sum(axis=1)
@@ -82,9 +83,10 @@ def share(values: Table) -> Estimate:
     if not n:
         return Estimate(np.nan, np.nan, (np.nan, np.nan), 0, 0)
     p = float(sums.sum() / n)
-    variance = float(np.square(sums - p * counts).sum()) / n**2  # of one answer a prompt p (1 - p) / n, as Wilson's
+    variance = prompts / max(1, prompts - 1) * float(np.square(sums - p * counts).sum()) / n**2
+    alike = n**2 / float(np.square(counts).sum())  # where those to a prompt are copies; with one a prompt this is n
     unknown = prompts == 1 or p in (0.0, 1.0)
-    effective = float(prompts) if unknown else min(float(n), p * (1 - p) / max(variance, TINY))
+    effective = float(prompts) if unknown else float(np.clip(p * (1 - p) / max(variance, TINY), alike, n))
     std = float(np.sqrt(np.square(np.where(valid, values - p, 0.0)).sum() / max(1, n - 1)))
     return Estimate(p, std, wilson(p, effective), n, prompts)
 
