@@ -8,8 +8,9 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
+from raftdiff.errors import UserError
 from raftdiff.records.changes import alike
-from raftdiff.records.disk import read_json
+from raftdiff.records.disk import damaged, read_json
 from raftdiff.records.run import Run
 
 Metrics = Mapping[str, Any]
@@ -72,19 +73,23 @@ def snapshot(run: Run) -> Snapshot:
     """Read a run that another process may be writing.
 
     Raises:
-        UserError: no run is there.
+        UserError: no run is there, or its recipe was changed by hand and is none.
     """
     recipe = Run.open(run.path).recipe()
-    metrics = steadily(run.metrics)
-    making = steadily(lambda: _making(run, recipe, len(metrics)))
+    metrics, edited = steadily(run.metrics), run.edited(recipe)
+    try:
+        name, planned = str(recipe["name"]), int(recipe["loop"]["rounds"])
+        making = steadily(lambda: _making(run, recipe, len(metrics)))
+    except (KeyError, TypeError, ValueError):
+        raise (UserError(edited) if edited else damaged(run.path / "recipe.yaml", "it is no recipe")) from None
     return Snapshot(
-        name=recipe["name"],
-        rounds_planned=recipe["loop"]["rounds"],
+        name=name,
+        rounds_planned=planned,
         metrics=tuple(metrics),
         making=making,
         seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
         network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
-        warnings=tuple(it for it in (run.edited(recipe), *warnings(metrics)) if it),
+        warnings=tuple(it for it in (edited, *warnings(metrics)) if it),
     )
 
 

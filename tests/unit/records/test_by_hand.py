@@ -148,6 +148,11 @@ CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]
         lambda at: put(at / "recipe.yaml", "toy", "other"),
         lambda run: run.locked().__enter__(),
     ),
+    "a recipe that is none, to who only looks": (
+        r"recipe.yaml: this is not the recipe that raftdiff wrote here last",
+        lambda at: (at / "recipe.yaml").write_text("name: 2026-01-01"),
+        snapshot,
+    ),
     "an earlier recipe over a later one": (
         r"recipe.yaml: this is not the recipe that raftdiff wrote here last",
         lambda at: earlier_recipe(Run(at)),
