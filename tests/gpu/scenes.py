@@ -128,7 +128,8 @@ class Crew:
         self.vae = self._start_vae(self.vae_until)
         self.judge = self._start("judge", began + size.judge_until * given.seconds, size.judge)
         self.clip = self._start("clip", began + size.clip_until * given.seconds, size.clip)
-        self.unet = self._start_unet(compiled=size.compiled)
+        # from scratch it compiles while it waits for the autoencoder; else it would wait for that alone
+        self.unet = self._start_unet(compiled=size.compiled and given.fresh)
 
     def _start_vae(self, until: float) -> Any:
         return self._start("vae", until, [*self._size.vae, *([] if self._given.fresh else ["--decoder"])])
