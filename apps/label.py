@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeAlias
 from raftdiff.apps import page
 from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
-from raftdiff.records.entries import Entry, found
+from raftdiff.records.entries import Entry, changed, found
 from raftdiff.records.labels import Ballot, Pair, Side, tally, unanswered
 from raftdiff.records.run import Run
 
@@ -129,13 +129,21 @@ def question(run: Run, pairs: Sequence[Pair], ballot: Ballot) -> str:
     entries = found(run, pair.names)
     if pair.names - entries.keys():
         raise UserError("What this page asks about is gone: was the evaluation made again? Start raftdiff label anew.")
-    return asked(entries[pair.left], entries[pair.right], at=len(pairs) - len(left), of=len(pairs))
+    return asked(run, entries[pair.left], entries[pair.right], at=len(pairs) - len(left), of=len(pairs))
 
 
-def asked(left: Entry, right: Entry, *, at: int, of: int) -> str:
+def asked(run: Run, left: Entry, right: Entry, *, at: int, of: int) -> str:
     """Two pictures of a caption, or a conversation and two answers to it."""
     prompt = left.prompt
     if isinstance(left.media, str):
         return page.view("answers", turns=messages(prompt), left=left.media, right=right.media, at=at, of=of)
-    pictures = {"left": page.picture(left.media), "right": page.picture(Path(right.media))}
+    pictures = {"left": _picture(run, left), "right": _picture(run, right)}
     return page.view("question", caption=prompt.caption, **pictures, at=at, of=of)
+
+
+def _picture(run: Run, entry: Entry) -> page.Shown:
+    """The picture, or a word where it cannot be shown or is another than the run drew: that choice would teach."""
+    shown = page.picture(file := Path(entry.media))
+    if shown.uri and changed(run, entry):
+        return page.Shown("", f"{file.name}: this picture is not what it was when its round was finished.")
+    return shown

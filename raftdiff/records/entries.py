@@ -73,18 +73,21 @@ def found(run: Run, names: Collection[str]) -> dict[str, Entry]:
     """Those of these names that the run has. The names lead to no file: they are looked up among the run's own.
 
     Raises:
-        UserError: a round's line or picture among them is not as it was, or an evaluation was changed.
+        UserError: a round's lines are not as they were, or an evaluation was changed.
     """
-    entries: list[Entry] = []
-    for t in range(run.rounds_done()):
-        if any(name.startswith(f"rounds/{t:03d}/") for name in names):
-            done = run.round(t)
-            entries += (named := [entry for entry in of_round(done) if entry.name in names])
-            done.demand_pictures([entry.media for entry in named if isinstance(entry.media, Path)])
+    rounds = [t for t in range(run.rounds_done()) if any(name.startswith(f"rounds/{t:03d}/") for name in names)]
+    entries = [entry for t in rounds for entry in of_round(run.round(t))]
     for folder in _evaluations(run):
         if any(name.rsplit("/", 2)[0] == folder for name in names):
             entries += [entry for both in of_evaluation(run, folder) for entry in both]
     return {entry.name: entry for entry in entries if entry.name in names}
+
+
+def changed(run: Run, entry: Entry) -> bool:
+    """Whether this is a picture of a finished round that is not what it was when the round was finished."""
+    if isinstance(entry.media, str) or not entry.name.startswith("rounds/"):
+        return False
+    return run.round(int(entry.name.split("/")[1])).changed(entry.media)
 
 
 def _evaluations(run: Run) -> list[str]:

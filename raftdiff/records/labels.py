@@ -25,7 +25,8 @@ from raftdiff.chat.dialogue import context
 from raftdiff.errors import UserError
 from raftdiff.measures import statistics
 from raftdiff.records.disk import append, damaged, read_appended
-from raftdiff.records.entries import Entry, found, of_evaluation, of_round
+from raftdiff.records.entries import Entry, changed, found, of_evaluation, of_round
+from raftdiff.records.integrity import ADVICE
 from raftdiff.records.media import prompt_of
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
@@ -202,6 +203,8 @@ def preferences(run: Run) -> list[dict[str, Any]]:
         if choice.better is not None and choice.worse is not None
     ]
     held = found(run, {name for _, *names in decided for name in names})
+    if altered := [name for name, entry in held.items() if changed(run, entry)]:
+        raise UserError(f"{run.path / altered[0]}: this picture is not what people chose. {ADVICE}")
     there = [(rater, held[one], held[other]) for rater, one, other in decided if {one, other} <= held.keys()]
     return [
         _preference(rater, better, worse)

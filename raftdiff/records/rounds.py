@@ -90,13 +90,11 @@ class RoundFolder:
         integrity.demand(self.path, self.mark, {name, f"{name}/texts.jsonl", *pictures})
         return found
 
-    def demand_pictures(self, pictures: Sequence[Path]) -> None:
-        """Before they are shown to somebody who says which is better.
-
-        Raises:
-            UserError: one of a finished round is not as it was.
-        """
-        integrity.demand(self.path, self.mark, {file.relative_to(self.path).as_posix() for file in pictures})
+    def changed(self, file: Path) -> bool:
+        """Whether a file is not what it was when the round was finished; False of a round without checksums."""
+        return self.mark is not None and bool(
+            integrity.damage(self.path, self.mark, {file.relative_to(self.path).as_posix()})
+        )
 
     def samples(self, keys: Sequence[Key] | None = None) -> list[Sample[Any]]:
         """The named samples, or all of them, with media and aux, in the order of the prompts and their candidates.

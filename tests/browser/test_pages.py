@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from raftdiff.apps import compare, desk, door, label, watch
 from raftdiff.diffusion.bench import Bench
@@ -183,7 +184,11 @@ def test_a_picture_that_was_cut_short_is_a_word_in_its_place(copy: Path, serve: 
     tab.locator("#candidates").get_by_text("this picture cannot be read").first.wait_for()
     run = Run(copy)
     other = visit(serve(label.build(run, candidate_pairs(run, 0, per_prompt=1, seed=0), rater="ada")))
-    other.locator("#asked").get_by_text("Veto it to go on").first.wait_for()
+    other.locator("#asked").get_by_text("cannot be read; was it cut short? Veto it to go on").first.wait_for()
+    for picture in (copy / "rounds/000/samples").glob("*.png"):
+        Image.new("RGB", (64, 64)).save(picture)
+    other.reload()
+    other.locator("#asked").get_by_text("is not what it was when its round was finished").first.wait_for()
 
 
 def test_watch_follows_a_run_that_goes_on(copy: Path, serve: Serve, visit: Visit) -> None:

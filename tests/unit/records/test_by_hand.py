@@ -19,7 +19,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.records import run as records
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.disk import append, read_appended, read_json_lines
-from raftdiff.records.entries import found, of_evaluation
+from raftdiff.records.entries import of_evaluation
 from raftdiff.records.forking import fork
 from raftdiff.records.labels import Ballot, Pair, tally
 from raftdiff.records.run import Run
@@ -192,11 +192,6 @@ CHANGED: dict[str, tuple[str, Callable[[Path], object], Callable[[Run], object]]
         r"held_out/b-000.png was not there when the round was finished",
         lambda at: Image.new("RGB", (8, 8)).save(finished(Run(at)) / "held_out/b-000.png"),
         lambda run: run.round(1).held_out(),
-    ),
-    "a picture that people compare": (
-        r"samples/a-001.png was changed",
-        lambda at: Image.new("RGB", (8, 8)).save(at / "rounds/000/samples/a-001.png"),
-        lambda run: found(run, {"rounds/000/samples/a-001.png"}),
     ),
     "a text": (
         r"texts.jsonl: this file is damaged \(line 1: ",

@@ -216,6 +216,13 @@ def test_preferences_name_caption_winner_and_loser_and_leave_ties_out(run: Run) 
     ], "no path is called an answer, which a trainer of language models would learn"
 
 
+def test_preferences_of_a_picture_that_is_another_now_are_refused(run: Run) -> None:
+    Ballot(run, "ada").choose(pair("cat", 2, 1), "right")
+    Image.new("RGB", (8, 8), "red").save(run.path / picture("cat", 1))
+    with pytest.raises(UserError, match=r"cat-001.png: this picture is not what people chose"):
+        preferences(run)
+
+
 def test_the_win_rate_of_after_counts_a_tie_half_whatever_the_side(run: Run) -> None:
     ballot = Ballot(run, "ada")
     ballot.choose(Pair("a cat", "eval/before/cat-000.png", "eval/after/cat-000.png"), "right")
