@@ -17,7 +17,7 @@ from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.tables import Row, rows, shown
 from raftdiff.reports.words import figure, said
 
-EXACT = "the share of pictures right in object, style and background"
+EXACT = "the share of pictures right in everything"
 STAGES = {
     "sample": "Sampling candidates",
     "score": "Scoring",

@@ -218,7 +218,7 @@ def test_a_page_that_cannot_be_written(tmp_path, write):
 
 def test_headline_of_a_gain():
     assert headline(EVALUATION) == (
-        "The share of pictures right in object, style and background rose from 24.0% to 42.0% (+18.0\N{NO-BREAK SPACE}"
+        "The share of pictures right in everything rose from 24.0% to 42.0% (+18.0\N{NO-BREAK SPACE}"
         "pt), and the reward clip rose from 24.00 to 27.00 (+3.00)."
     )
 
