@@ -190,3 +190,10 @@ def test_the_scenes_to_align_are_ones_that_the_model_never_saw_and_no_two_are_th
     assert len(set(captions)) == len(captions) == 128
     scenes = [parse(caption) for caption in captions]
     assert all(scene is not None and is_held_out(scene) for scene in scenes)
+    demo = load_recipe("scene_demo")
+    seen, other = (
+        [parse(prompt.caption) for prompt in build(part)] for part in (demo.prompts, demo.evaluation.prompts)
+    )
+    assert None not in [*seen, *other]
+    assert not set(seen) & set(other)
+    assert [sum(is_held_out(scene) for scene in part if scene) for part in (seen, other)] == [0, 12]
