@@ -313,6 +313,7 @@ def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(compar
 
 def test_unlocking_the_right_side_keeps_the_seed(comparing: str, visit: Visit) -> None:
     tab = visit(comparing)
+    tab.wait_for_load_state("networkidle")  # what the page asks as it opens is answered, and overwrites nothing typed
     tab.get_by_text("Seeds, steps, guidance, size").click()
     tab.locator("#seed input").fill("7")
     tab.keyboard.press("Tab")
