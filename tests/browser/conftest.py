@@ -59,8 +59,9 @@ def copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
+    """A browser for the tests of a file: it keeps an event loop running in this thread, where others want their own."""
     from playwright.sync_api import sync_playwright
 
     with sync_playwright() as playwright:

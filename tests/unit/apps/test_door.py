@@ -6,8 +6,7 @@ import json
 import socket
 import urllib.error
 import urllib.request
-from collections.abc import Coroutine, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,19 +21,13 @@ from raftdiff.errors import UserError
 pytestmark = pytest.mark.filterwarnings("ignore")  # of Gradio's own making
 
 
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Its result, from a loop in a thread of its own: a browser that other tests keep open has one in this thread."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
-
-
 def one_word() -> Any:
     async def built() -> Any:  # in an event loop, or Gradio makes some and leaves them open
         with page.blocks("a page") as blocks:
             page.gradio().HTML("here")
         return blocks
 
-    return run(built())
+    return asyncio.run(built())
 
 
 @pytest.fixture
@@ -221,7 +214,7 @@ def asking_word() -> Any:
             field.change(page.told(page.words), field, [shown, page.mistake()], **page.ASKED)
         return blocks
 
-    return run(built())
+    return asyncio.run(built())
 
 
 def posted(address: str, body: Any) -> tuple[int, str]:

@@ -1,8 +1,7 @@
 """What reaches a page: by which name, from which site, of which kind; and how fast passwords are tried."""
 
 import asyncio
-from collections.abc import Coroutine, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping
 from typing import Any
 
 import pytest
@@ -15,12 +14,6 @@ async def open_app(scope: Any, receive: Any, send: Any) -> None:
     wrong = scope["path"] == "/login" and scope.get("password") != "right"
     await send({"type": "http.response.start", "status": 400 if wrong else 200, "headers": []})
     await send({"type": "http.response.body", "body": b""})
-
-
-def run(coroutine: Coroutine[Any, Any, Any]) -> Any:
-    """Its result, from a loop in a thread of its own: a browser that other tests keep open has one in this thread."""
-    with ThreadPoolExecutor(1) as pool:
-        return pool.submit(asyncio.run, coroutine).result()
 
 
 def request(path: str, method: str = "GET", **headers: str) -> dict[str, Any]:
@@ -44,7 +37,7 @@ async def asked(guard: Guard, scope: Mapping[str, Any]) -> int:
 
 
 def status(scope: Mapping[str, Any], **options: Any) -> int:
-    return run(asked(Guard(open_app, **options), scope))
+    return asyncio.run(asked(Guard(open_app, **options), scope))
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1:7860", "localhost:7860", "LOCALHOST", "[::1]:7860", "127.8.8.8"])
@@ -103,9 +96,9 @@ def test_a_wrong_password_costs_time_and_a_right_one_none() -> None:
         paused.append(seconds)
 
     guard = Guard(open_app, pause=pause)
-    assert run(asked(guard, {**request("/login", "POST"), "password": "right"})) == 200
+    assert asyncio.run(asked(guard, {**request("/login", "POST"), "password": "right"})) == 200
     assert not paused
-    assert run(asked(guard, request("/login", "POST"))) == 400
+    assert asyncio.run(asked(guard, request("/login", "POST"))) == 400
     assert paused == [1.0]
 
 
@@ -129,7 +122,7 @@ def test_a_visitor_tries_one_password_at_a_time_and_others_do_not_wait() -> None
         held.set()
         return await asyncio.gather(*tries), most, entered
 
-    answers, most, entered = run(many())
+    answers, most, entered = asyncio.run(many())
     assert entered == 200
     assert most == 1
     assert sorted(answers) == [400] * TRIES + [429] * 3
@@ -142,5 +135,5 @@ def test_what_breaks_on_its_way_is_a_line(begun: bool, caplog: pytest.LogCapture
             await send({"type": "http.response.start", "status": 418, "headers": []})
         raise KeyError(999)
 
-    assert run(asked(Guard(broken), request("/gradio_api/run/x", "POST"))) == (418 if begun else 500)
+    assert asyncio.run(asked(Guard(broken), request("/gradio_api/run/x", "POST"))) == (418 if begun else 500)
     assert "POST /gradio_api/run/x: KeyError: 999" in caplog.text
