@@ -23,6 +23,14 @@ pytestmark = [
 ]
 
 Serve, Visit = Callable[[Any], str], Callable[..., Any]
+FRAMES = "() => new Promise(done => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+def type_into(tab: Any, field: str, text: str) -> None:
+    """As a person types, who sees the field first: Gradio shows one a moment before it heeds it, and would put what it
+    held in the place of what was typed."""
+    tab.locator(field).evaluate(FRAMES)
+    tab.locator(field).fill(text)
 
 
 @pytest.fixture(scope="module")
@@ -57,7 +65,7 @@ def test_all_scores_on_the_page_are_those_of_the_evaluation(finished: Path, comp
     """Every held-out prompt at the evaluation's settings: the means on the page are eval.json's, to a rounding."""
     tab = visit(comparing)
     captions = list(json.loads((finished / "eval/pictures.json").read_text()).values())
-    tab.fill("#prompts textarea", "\n".join(captions))
+    type_into(tab, "#prompts textarea", "\n".join(captions))
     tab.click("#draw")
     tab.locator(".means").wait_for()
     told = json.loads((finished / "eval/eval.json").read_text())["rewards"]["clip"]
@@ -103,7 +111,7 @@ def test_both_sides_share_their_settings_until_the_lock_is_taken_off(comparing: 
     assert left == right
     tab.get_by_text("Seeds, steps, guidance, size").click()
     tab.locator("#lock input").uncheck()
-    tab.locator("#right-seed input").fill("7")
+    type_into(tab, "#right-seed input", "7")
     tab.click("#draw")
     tab.wait_for_function("before => document.querySelectorAll('.seam img')[1].src !== before", arg=right)
     assert sides()[0] == left
@@ -112,7 +120,7 @@ def test_both_sides_share_their_settings_until_the_lock_is_taken_off(comparing: 
 def test_what_users_type_is_never_html(comparing: str, visit: Visit) -> None:
     tab = visit(comparing)
     evil = '<img src=x onerror="document.title=1"> {{constructor}} ${alert(1)}'
-    tab.fill("#prompts textarea", evil)
+    type_into(tab, "#prompts textarea", evil)
     tab.click("#draw")
     tab.locator(".means").wait_for()
     assert tab.locator(".card h3").inner_text() == evil
@@ -122,14 +130,14 @@ def test_what_users_type_is_never_html(comparing: str, visit: Visit) -> None:
 
 def test_mistakes_are_sentences(copy: Path, serve: Serve, visit: Visit) -> None:
     tab = visit(serve(compare.build(Bench([Run(copy)]))))
-    tab.fill("#prompts textarea", "   ")
+    type_into(tab, "#prompts textarea", "   ")
     tab.click("#draw")
     tab.get_by_text("There is no prompt; type one").wait_for()
-    tab.fill("#prompts textarea", "x" * 1001)
+    type_into(tab, "#prompts textarea", "x" * 1001)
     tab.click("#draw")
     tab.get_by_text("This prompt has 1001 characters; 1000 are the most.").wait_for()
     shutil.rmtree(copy)
-    tab.fill("#prompts textarea", "a cat")
+    type_into(tab, "#prompts textarea", "a cat")
     tab.click("#draw")
     tab.get_by_text("not a").first.wait_for()
 
@@ -290,11 +298,11 @@ def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(finished: Pa
 def test_a_size_that_would_block_the_page_is_refused(comparing: str, visit: Visit) -> None:
     tab = visit(comparing)
     tab.get_by_text("Seeds, steps, guidance, size").click()
-    tab.locator("#width input").fill("100000")
+    type_into(tab, "#width input", "100000")
     tab.click("#draw")
     tab.get_by_text("A picture of 100000 pixels a side is too large").wait_for()
     assert tab.locator("#draw").is_enabled()
-    tab.locator("#width input").fill("")
+    type_into(tab, "#width input", "")
     tab.click("#draw")
     tab.get_by_text("Width is empty; give it a number.").first.wait_for()
 
@@ -313,9 +321,8 @@ def test_compare_opens_with_the_evaluations_pictures_and_shows_them_whole(compar
 
 def test_unlocking_the_right_side_keeps_the_seed(comparing: str, visit: Visit) -> None:
     tab = visit(comparing)
-    tab.wait_for_load_state("networkidle")  # what the page asks as it opens is answered, and overwrites nothing typed
     tab.get_by_text("Seeds, steps, guidance, size").click()
-    tab.locator("#seed input").fill("7")
+    type_into(tab, "#seed input", "7")
     tab.keyboard.press("Tab")
     tab.locator("#lock input").uncheck()
     tab.wait_for_function("document.querySelector('#right-seed input')?.value === '7'")
