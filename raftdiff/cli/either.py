@@ -2,7 +2,7 @@
 
 import argparse
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -13,6 +13,7 @@ from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_b
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
+from raftdiff.errors import counted
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
@@ -25,7 +26,6 @@ from raftdiff.records import changes
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
-from raftdiff.reports.words import counted
 from raftdiff.stages import Parts
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, State
@@ -154,17 +154,18 @@ def tell(notes: Iterable[str]) -> None:
 def tell_once(run: Run, notes: Iterable[str]) -> None:
     """As ``tell``, each line of a note once a run: its log keeps what was told, by whichever command."""
     logged = read_appended(run.path / "log.jsonl")
-    told = set(_parts(str(line["note"]) for line in logged if "note" in line))
-    for head, *lines in (note.split(NEXT) for note in notes):
-        if fresh := [line for line in lines if (head, line) not in told]:
-            note = NEXT.join([head, *fresh])
-            tell([note])
-            run.log("note", note=note)
+    told = {part for line in logged if "note" in line for part in _parts(str(line["note"]))}
+    for note in notes:
+        if fresh := [part for part in _parts(note) if part not in told]:
+            said = NEXT.join([fresh[0][0], *(line for _, line in fresh if line)])
+            tell([said])
+            run.log("note", note=said)
 
 
-def _parts(notes: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for head, *lines in (note.split(NEXT) for note in notes):
-        yield from ((head, line) for line in lines)
+def _parts(note: str) -> list[tuple[str, str]]:
+    """Each line of a note with its head; a note of one line is its head alone."""
+    head, *lines = note.split(NEXT)
+    return [(head, line) for line in lines or [""]]
 
 
 def begin(run: Run, assembly: AnyAssembly) -> None:

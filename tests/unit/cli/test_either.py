@@ -34,3 +34,9 @@ def test_a_line_of_the_log_that_was_cut_short_is_no_reason_to_stop(tmp_path: Pat
     (run.path / "log.jsonl").write_text('{"event": "note", "no')
     assert told(run, LONG) == [LONG]
     assert told(run, LONG) == []
+
+
+def test_a_note_of_one_line_is_told_too_and_once(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Config(), seed=0)
+    assert told(run, "prompts: none is read") == ["prompts: none is read"]
+    assert told(run, "prompts: none is read") == []
