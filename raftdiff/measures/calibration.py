@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from raftdiff.measures.statistics import Estimate, unit_length, wilson
+from raftdiff.measures.statistics import Estimate, share, unit_length
 
 ROWS = 1024
 """Of the similarity matrix at once."""
@@ -43,13 +43,7 @@ def accuracy(d: Pairs) -> Estimate:
     The interval is Wilson's (1927), which stays an interval where every pair, of few, is right. It takes pairs for
     independent: with several of one prompt it is somewhat too narrow.
     """
-    right = _right(d[~np.isnan(d)])
-    n = len(right)
-    if not n:
-        return Estimate(np.nan, np.nan, (np.nan, np.nan), 0, 0)
-    p = float(right.mean())
-    std = float(right.std(ddof=1)) if n > 1 else 0.0
-    return Estimate(p, std, wilson(p, float(n)), n, n)
+    return share(_right(d[~np.isnan(d)])[:, None])
 
 
 def reliability(d: Pairs, bins: int = 10) -> list[Bin]:
