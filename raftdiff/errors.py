@@ -23,6 +23,15 @@ class Need(NamedTuple):
     """Whether it will be fetched from a hub when the recipe runs."""
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things, in the singular where it is one.
+
+    >>> counted(1, "round"), counted(1200, "pair"), counted(0, "loss")
+    ('1 round', '1,200 pairs', '0 losses')
+    """
+    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"
+
+
 def command(*words: object) -> str:
     """A command line of ours that a person can paste into a shell of this platform.
 

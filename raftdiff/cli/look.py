@@ -7,14 +7,14 @@ from pathlib import Path
 
 from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError, command, counted
 from raftdiff.recipes.files import medium_of
 from raftdiff.records import checking, integrity
 from raftdiff.records.disk import demand_writable, write_text
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
-from raftdiff.reports.words import counted, duration
+from raftdiff.reports.words import duration
 
 
 def show(args: argparse.Namespace) -> None:

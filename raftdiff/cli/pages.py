@@ -10,11 +10,10 @@ from raftdiff.apps import page
 from raftdiff.apps.door import Door, serve
 from raftdiff.cli.opening import to_read
 from raftdiff.diffusion.recipe import refuse_other
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.recipes.files import refuse_preferences
 from raftdiff.records.labels import RATER, candidate_pairs, evaluation_pairs
 from raftdiff.records.run import Run
-from raftdiff.reports.words import counted
 
 
 def compare(args: argparse.Namespace) -> None:

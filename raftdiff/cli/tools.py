@@ -80,9 +80,9 @@ def _group(texts: bool) -> registry.Group:
 
 def _pictures(place: Path | None) -> dict[str, Image.Image]:
     """The first pictures of a folder, or the one of a file, by name; it is said what was left out."""
+    from raftdiff.errors import counted
     from raftdiff.measures.pictures import is_flat, opened
     from raftdiff.recipes.needs import near
-    from raftdiff.reports.words import counted
 
     if place is None:
         return {}

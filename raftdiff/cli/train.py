@@ -8,12 +8,12 @@ from raftdiff.cli import either
 from raftdiff.cli.either import at_work, going_on, loop, open_run, weights_of
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.cli.opening import tell_last, untold
-from raftdiff.errors import command
+from raftdiff.errors import command, counted
 from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.disk import read_json
 from raftdiff.records.run import load_round
-from raftdiff.reports.words import counted, duration
+from raftdiff.reports.words import duration
 from raftdiff.tracking import Tracker
 
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from typing import NamedTuple
 
-from raftdiff.reports.words import counted
+from raftdiff.errors import counted
 from raftdiff.types import Prompt, Reader
 
 SHORT = 60

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.recipes.encoding import decode
 
 CELLS = {".csv": ",", ".tsv": "\t"}
@@ -186,7 +186,7 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
         raise UserError(f"{path}: this file has no rows.{heading(path, names)}")
     for number, cells in rows[1:]:
         if len(cells) != len(names):
-            has, are = f"{len(cells)} cell{'s' * (len(cells) != 1)}", f"{len(names)} column{'s' * (len(names) != 1)}"
+            has, are = counted(len(cells), "cell"), counted(len(names), "column")
             raise UserError(
                 f"{path}:{number}: this row has {has}, and the first line names {are}: {_listed(names)}. "
                 f"A text with {SEPARATORS[delimiter]} in it stands in double quotes."

@@ -22,7 +22,7 @@ from typing import Any, Literal, NamedTuple, final, get_args
 import numpy as np
 
 from raftdiff.chat.dialogue import context
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.measures import statistics
 from raftdiff.records.disk import append, damaged, read_appended
 from raftdiff.records.entries import Entry, changed, found, of_evaluation, of_round
@@ -228,11 +228,11 @@ class Tally(NamedTuple):
     @property
     def lines(self) -> list[str]:
         """The same in sentences."""
-        said = [f"{_several(self.choices, 'choice')}, of them {_several(self.ties, 'tie')}; {self.vetoes} vetoed."]
+        said = [f"{counted(self.choices, 'choice')}, of them {counted(self.ties, 'tie')}; {self.vetoes} vetoed."]
         if (wins := self.after_wins) is not None:
-            said.append(f"After beats before in {_share(wins)} of {_several(wins.n, 'pair')}.")
+            said.append(f"After beats before in {_share(wins)} of {counted(wins.n, 'pair')}.")
         if (agreed := self.agreement) is not None:
-            said.append(f"The reward agrees with people in {_share(agreed)} of {_several(agreed.n, 'choice')}.")
+            said.append(f"The reward agrees with people in {_share(agreed)} of {counted(agreed.n, 'choice')}.")
         return said
 
 
@@ -288,10 +288,6 @@ def _preference(rater: str, better: Entry, worse: Entry) -> dict[str, Any]:
         "chosen_file_name": better.name,
         "rejected_file_name": worse.name,
     }
-
-
-def _several(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _share(found: statistics.Estimate) -> str:

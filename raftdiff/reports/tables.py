@@ -8,9 +8,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.measures.statistics import t_interval
-from raftdiff.reports.words import counted
 
 
 class Row(NamedTuple):

@@ -36,12 +36,3 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def counted(number: int, what: str) -> str:
-    """A number of things, in the singular where it is one.
-
-    >>> counted(1, "round"), counted(1200, "pair"), counted(0, "loss")
-    ('1 round', '1,200 pairs', '0 losses')
-    """
-    return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"

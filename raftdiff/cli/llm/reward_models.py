@@ -11,7 +11,7 @@ from raftdiff.chat.dialogue import whole
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
 from raftdiff.llm.data.prompts import DataConfig
@@ -32,7 +32,7 @@ from raftdiff.records.changes import at_work
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
-from raftdiff.reports.words import counted, duration
+from raftdiff.reports.words import duration
 from raftdiff.types import Round
 
 KIND = opening.Kind(

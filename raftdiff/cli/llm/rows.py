@@ -7,7 +7,7 @@ from typing import Any
 
 from raftdiff.cli.either import recipe_file
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.llm.assembly import data_rows
 from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.model.rows import row_of
@@ -17,7 +17,6 @@ from raftdiff.llm.reward_runs.recipe import divided, load_reward_recipe
 from raftdiff.llm.reward_runs.training import readable_pairs
 from raftdiff.recipes.files import medium_of, spoken
 from raftdiff.recipes.needs import ready
-from raftdiff.reports.words import counted
 from raftdiff.types import Prompt, Sample
 
 SHOWN = 24

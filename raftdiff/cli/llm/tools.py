@@ -11,7 +11,7 @@ from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.assembly import check_known
 from raftdiff.llm.data.prompts import asked
 from raftdiff.llm.judging import Compare, RewardCompare, ServerCompareConfig, answers_of, win_lose_tie
@@ -19,7 +19,6 @@ from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
 from raftdiff.records.disk import write_text
-from raftdiff.reports.words import counted
 from raftdiff.types import KeepsReplies, Sample
 
 
