@@ -1,17 +1,17 @@
-"""What the training scripts of scenes share: their options, and a clock that ends them on time."""
+"""What the training scripts of scenes share: their options, a clock that ends them on time, and how they learn."""
 
 import argparse
 import math
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import final
 
 import torch
 from torch import Tensor, nn
 
-from raftdiff.embedded.training import Average, arguments
+from raftdiff.embedded.training import Average, arguments, update
 
 
 def options(description: str | None, *, minutes: float, batch: int, rate: float) -> argparse.ArgumentParser:
@@ -93,15 +93,76 @@ class Guard:
         return False
 
 
-def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-def adamw(weights: list[nn.Parameter], rate: float, decay: float, device: str) -> torch.optim.Optimizer:
-    """AdamW, on a GPU as one kernel."""
-    return torch.optim.AdamW(weights, rate, betas=(0.9, 0.99), weight_decay=decay, fused=device == "cuda")
-
-
 def fall(progress: float, step: int, *, warmup: int) -> float:
     """Share of the peak rate: linear warm-up, then half a cosine to zero."""
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+
+
+@final
+class Course:
+    """How some modules learn: AdamW at a rate that rises, falls, and is halved where the loss is no number any more;
+    and the average of their weights, which is what ships."""
+
+    def __init__(
+        self,
+        modules: Mapping[str, nn.Module],
+        weights: Iterable[nn.Parameter],
+        clock: Clock,
+        *,
+        peak: float,
+        weight_decay: float,
+        averaged: float,
+        warmup: int,
+        device: str,
+    ) -> None:
+        """``weights`` are those that learn; ``averaged`` is the share of the average that a step keeps, ``warmup``
+        counts steps."""
+        self.average = Average(modules, decay=averaged)
+        self._guard = Guard(modules, self.average)
+        self._weights, self._clock, self._peak, self._warmup = list(weights), clock, peak, warmup
+        self._weight_decay, self._device = weight_decay, device
+        self._optimizer = self._begun()
+        self._saved = time.time()
+        self._step, self._progress = 0, 0.0
+
+    def steps(self) -> Iterator[int]:
+        """Until the clock says stop."""
+        for step, progress in self._clock.steps():
+            self._step, self._progress = step, progress
+            yield step
+
+    def learn(self, loss: Tensor) -> None:
+        """One step; what bounds the weights comes between it and ``average.update``."""
+        rate = self._peak * fall(self._progress, self._step, warmup=self._warmup)
+        update(self._optimizer, loss, rate, self._weights)
+
+    @property
+    def tells(self) -> bool:
+        """Whether it is time for a line in the log."""
+        return self._step % self._clock.tell_every == 0
+
+    def tell(self, name: str, loss: Tensor, more: str = "") -> bool:
+        """A line in the log; False where the modules were taken back to when the loss last was a number."""
+        value = loss.item()
+        print(f"{name}: step {self._step}, loss {value:.4f}{more}, {self._clock.spent():.0f} s", flush=True)
+        if self._guard.well(value):
+            return True
+        self._peak /= 2
+        self._optimizer = self._begun()
+        return False
+
+    def saves(self, seconds: float) -> bool:
+        """Whether so long has passed since it last was time to save."""
+        if time.time() - self._saved <= seconds:
+            return False
+        self._saved = time.time()
+        return True
+
+    def _begun(self) -> torch.optim.Optimizer:
+        """AdamW, on a GPU as one kernel."""
+        decay, fused = self._weight_decay, self._device == "cuda"
+        return torch.optim.AdamW(self._weights, self._peak, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+
+
+def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in weights.items()}

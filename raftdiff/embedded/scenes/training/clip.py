@@ -9,7 +9,6 @@ scenes than the judge's.
 
 import logging
 import random
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -28,8 +27,8 @@ from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
 from raftdiff.embedded.scenes.training.judge import rebuild
 from raftdiff.embedded.scenes.training.neighbours import GROUP, group
 from raftdiff.embedded.scenes.world import GROUNDS, MOST, OBJECTS, random_scene
-from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
-from raftdiff.embedded.training import Average, prepare, update
+from raftdiff.embedded.timing import Clock, Course, options
+from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 1e-3
 NAMING_WEIGHT = 0.5
@@ -145,11 +144,11 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
     painter = Painter(art_sheet(cache), seed=seed, device=device, held_out=True)
     model, naming = build_clip(len(tokenizer)).to(device, memory_format=torch.channels_last), Naming().to(device)
     weights = [*model.parameters(), *naming.parameters()]
-    average = Average({"clip": model}, decay=0.998)
-    optimizer, guard = adamw(weights, peak, 0.05, device), Guard({"clip": model}, average)
-    newest, vae, looked = Newest(out / VAE, device), None, time.time()
+    how: dict[str, Any] = {"peak": peak, "weight_decay": 0.05, "averaged": 0.998, "warmup": 200}
+    course = Course({"clip": model}, weights, clock, **how, device=device)
+    newest, vae = Newest(out / VAE, device), None
     clock.restart()
-    for step, progress in clock.steps():
+    for step in course.steps():
         if step % 50 == 0:
             vae = newest.look()
         rows, tokens = drawn.draw(batch)
@@ -159,21 +158,16 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
             texts = model.encode_text(tokens, normalize=True).float()
         scale = model.logit_scale.exp()
         found = contrast(images, texts, scale, fits) + NAMING_WEIGHT * naming.loss(16 * images[: len(rows)], shown)
-        update(optimizer, found, peak * fall(progress, step, warmup=200), weights)
+        course.learn(found)
         with torch.no_grad():
             model.logit_scale.clamp_(max=MOST_SCALE)
-        average.update()
-        if step % clock.tell_every == 0:
-            value, first = found.item(), among_neighbours(images[: len(rows)], texts)
-            told = f"clip: step {step}, loss {value:.4f}, first among {GROUP} {first:.3f}, scale {scale.item():.1f}"
-            print(f"{told}, {clock.spent():.0f} s", flush=True)
-            if not guard.well(value):
-                peak /= 2
-                optimizer = adamw(weights, peak, 0.05, device)
-        if time.time() - looked > 30:
-            looked = time.time()
-            write(out / WEIGHTS, _weights(average), finished="no")
-    write(out / WEIGHTS, _weights(average), finished="yes")
+        course.average.update()
+        if course.tells:
+            first = among_neighbours(images[: len(rows)], texts)
+            course.tell("clip", found, f", first among {GROUP} {first:.3f}, scale {scale.item():.1f}")
+        if course.saves(30):
+            write(out / WEIGHTS, _weights(course.average), finished="no")
+    write(out / WEIGHTS, _weights(course.average), finished="yes")
 
 
 def among_neighbours(images: Float[Tensor, "batch width"], texts: Float[Tensor, "batch width"]) -> float:

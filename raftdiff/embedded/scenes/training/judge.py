@@ -7,7 +7,6 @@ without the autoencoder, and takes up its pictures as soon as its file is finish
 """
 
 import json
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +21,8 @@ from raftdiff.embedded.scenes.networks import VAE, Newest, write
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.rules import verdicts
 from raftdiff.embedded.scenes.world import parse
-from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
-from raftdiff.embedded.training import Average, prepare, update
+from raftdiff.embedded.timing import Clock, Course, options
+from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 2e-3
 SHARES = (0.45, 0.15, 0.1)
@@ -67,32 +66,26 @@ def train(cache: Path, out: Path, clock: Clock, *, batch: int, peak: float, seed
     painter = Painter(art_sheet(cache), seed=seed, device=device, held_out=True)
     rows = random_rows(40_000 if device == "cuda" else 4000, seed=seed)[0].to(device)
     network = Network().to(device).to(memory_format=torch.channels_last)
-    weights = list(network.parameters())
-    average = Average({"judge": network}, decay=0.998)
-    optimizer, guard = adamw(weights, peak, 0.02, device), Guard({"judge": network}, average)
-    newest, vae, looked = Newest(out / VAE, device), None, time.time()
+    how: dict[str, Any] = {"peak": peak, "weight_decay": 0.02, "averaged": 0.998, "warmup": 200}
+    course = Course({"judge": network}, network.parameters(), clock, **how, device=device)
+    newest, vae = Newest(out / VAE, device), None
     clock.restart()
-    for step, progress in clock.steps():
+    for step in course.steps():
         if step % 50 == 0:
             vae = newest.look()
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             shown, pictures, coloured = lesson(painter, vae, rows[torch.randint(len(rows), (batch,), device=device)])
             found = loss(network, shown, pictures.contiguous(memory_format=torch.channels_last), coloured)
-        update(optimizer, found, peak * fall(progress, step, warmup=200), weights)
-        average.update()
-        if step % clock.tell_every == 0:
-            value = found.item()
-            print(f"judge: step {step}, loss {value:.4f}, {clock.spent():.0f} s", flush=True)
-            if not guard.well(value):
-                peak /= 2
-                optimizer = adamw(weights, peak, 0.02, device)
-        if time.time() - looked > 30:
-            looked = time.time()
-            write(out / WEIGHTS, _weights(average), finished="no", least="0.4")
+        course.learn(found)
+        course.average.update()
+        if course.tells:
+            course.tell("judge", found)
+        if course.saves(30):
+            write(out / WEIGHTS, _weights(course.average), finished="no", least="0.4")
     network.eval()
-    average.copy_to({"judge": network})
+    course.average.copy_to({"judge": network})
     least = choose(network, painter, vae, 1024 if device == "cuda" else 128)
-    write(out / WEIGHTS, _weights(average), finished="yes", least=json.dumps(least))
+    write(out / WEIGHTS, _weights(course.average), finished="yes", least=json.dumps(least))
 
 
 @torch.no_grad()

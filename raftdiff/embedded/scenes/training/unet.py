@@ -34,8 +34,8 @@ from raftdiff.embedded.scenes.networks import (
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise, tokenise_captions
 from raftdiff.embedded.scenes.world import HIGH_QUALITY, LOW_QUALITY
-from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
-from raftdiff.embedded.training import Average, prepare, update
+from raftdiff.embedded.timing import Clock, Course, options
+from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 1e-3
 CAPTION_DROPOUT = 0.1
@@ -172,12 +172,13 @@ def train(given: Any, clock: Clock) -> None:
 
 
 def learn(given: Any, clock: Clock, modules: dict[str, Any], *, pool: Pool, empty: Tensor, abar: Tensor) -> None:
-    device, batch, peak = given.device, given.batch, given.rate
+    device, batch = given.device, given.batch
     weights = [*modules["unet"].parameters(), *modules["text"].parameters()]
-    average = Average(modules, decay=0.999 if device == "cuda" else 0.995)
-    optimizer, guard = adamw(weights, peak, 0.01, device), Guard(modules, average)
-    saved, step, mean = time.time(), 0, torch.zeros((), device=device)
-    for step, progress in clock.steps():
+    averaged = 0.999 if device == "cuda" else 0.995
+    how: dict[str, Any] = {"peak": given.rate, "weight_decay": 0.01, "averaged": averaged, "warmup": 200}
+    course = Course(modules, weights, clock, **how, device=device)
+    step, mean = 0, torch.zeros((), device=device)
+    for step in course.steps():
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             pool.renew(max(1, int(RENEWED * batch)))
             x0, tokens = pool.draw(batch)
@@ -185,20 +186,14 @@ def learn(given: Any, clock: Clock, modules: dict[str, Any], *, pool: Pool, empt
             tokens = torch.where(dropped[:, None], empty, tokens)
             context = modules["text"](tokens).last_hidden_state
             found = loss(modules["unet"], context, x0, abar)
-        update(optimizer, found, peak * fall(progress, step, warmup=200), weights)
-        average.update()
+        course.learn(found)
+        course.average.update()
         mean = torch.lerp(mean, found.detach(), 0.02 if step else 1.0)
-        if step % clock.tell_every == 0:
-            value = mean.item()
-            told = f"unet: step {step}, {step * batch} pictures, loss {value:.4f}, {clock.spent():.0f} s"
-            print(told, flush=True)
-            if not guard.well(value):
-                peak /= 2
-                optimizer, mean = adamw(weights, peak, 0.01, device), torch.zeros((), device=device)
-        if time.time() - saved > given.save_every:
-            saved = time.time()
-            save(given.out, average, finished="no", step=str(step))
-    save(given.out, average, finished="yes", step=str(step))
+        if course.tells and not course.tell("unet", mean, f", {step * batch} pictures"):
+            mean = torch.zeros((), device=device)
+        if course.saves(given.save_every):
+            save(given.out, course.average, finished="no", step=str(step))
+    save(given.out, course.average, finished="yes", step=str(step))
 
 
 def save(out: Path, average: Average, **metadata: str) -> None:

@@ -9,7 +9,6 @@ With ``--decoder`` only the decoder learns, from the weights that are there: the
 them all that other networks learnt of them.
 """
 
-import time
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +19,8 @@ from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.networks import VAE, build_vae, read, write
 from raftdiff.embedded.scenes.rows import random_rows
-from raftdiff.embedded.timing import Clock, Guard, adamw, fall, options
-from raftdiff.embedded.training import Average, prepare, update
+from raftdiff.embedded.timing import Clock, Course, options
+from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 2e-3
 EDGE_WEIGHT = 0.5
@@ -67,11 +66,10 @@ def train(
         vae.encoder.requires_grad_(False)
         vae.quant_conv.requires_grad_(False)
     weights = [weight for weight in vae.parameters() if weight.requires_grad]
-    average = Average({"vae": vae}, decay=0.998)
-    optimizer, guard = adamw(weights, peak, 1e-4, device), Guard({"vae": vae}, average)
-    looked = time.time()
+    how: dict[str, Any] = {"peak": peak, "weight_decay": 1e-4, "averaged": 0.998, "warmup": 100}
+    course = Course({"vae": vae}, weights, clock, **how, device=device)
     clock.restart()
-    for step, progress in clock.steps():
+    for step in course.steps():
         chosen = rows[torch.randint(len(rows), (batch,), device=device)]
         pictures = painter.paint(chosen).pictures
         spoilt = (torch.rand(batch, device=device) < SPOILT).nonzero()[:, 0]
@@ -80,18 +78,13 @@ def train(
         pictures = pictures.contiguous(memory_format=torch.channels_last)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             found = loss(vae, pictures)
-        update(optimizer, found, peak * fall(progress, step, warmup=100), weights)
-        average.update()
-        if step % clock.tell_every == 0:
-            value = found.item()
-            print(f"vae: step {step}, {step * batch} pictures, loss {value:.4f}, {clock.spent():.0f} s", flush=True)
-            if not guard.well(value):
-                peak /= 2
-                optimizer = adamw(weights, peak, 1e-4, device)
-        if time.time() - looked > 25:
-            looked = time.time()
-            save(out, average, painter, rows, finished=decoder, factor=factor)
-    return save(out, average, painter, rows, finished=True, factor=factor)
+        course.learn(found)
+        course.average.update()
+        if course.tells:
+            course.tell("vae", found, f", {step * batch} pictures")
+        if course.saves(25):
+            save(out, course.average, painter, rows, finished=decoder, factor=factor)
+    return save(out, course.average, painter, rows, finished=True, factor=factor)
 
 
 def save(

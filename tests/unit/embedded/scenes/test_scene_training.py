@@ -16,8 +16,8 @@ from raftdiff.embedded.scenes.judge import WEIGHTS as JUDGE
 from raftdiff.embedded.scenes.judge import SceneJudge
 from raftdiff.embedded.scenes.layout import SIZE
 from raftdiff.embedded.scenes.measure import Reward
-from raftdiff.embedded.scenes.networks import VAE, finished, take_apart
-from raftdiff.embedded.scenes.training import clip, judge, vae
+from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, take_apart
+from raftdiff.embedded.scenes.training import clip, judge, unet, vae
 from raftdiff.embedded.timing import Clock, options
 
 
@@ -56,3 +56,19 @@ def test_a_judge_and_a_reward_are_there_after_a_step(cache: Path, tmp_path: Path
     assert seen.features.shape[0] == 2
     np.testing.assert_allclose(np.linalg.norm(seen.features, axis=1), 1, rtol=1e-5)
     assert (np.abs(seen.scores) <= 1).all()
+
+
+def test_the_network_is_trained_on_from_its_weights(
+    cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_apart(folder("scene-sd"), tmp_path)
+    before = {name: load_file(tmp_path / name) for name in (UNET, TEXT, VAE)}
+    asked = f"unet --device cpu --most 1 --batch 2 --pool 4 --scenes 4 --resume --cache {cache} --out {tmp_path}"
+    monkeypatch.setattr("sys.argv", asked.split())
+    unet.main()
+    for name in (UNET, TEXT):
+        after = load_file(tmp_path / name)
+        most = max(float((after[key] - old).abs().max()) for key, old in before[name].items())
+        assert 0 < most < 0.01
+        assert finished(tmp_path / name)
+    assert all(torch.equal(tensor, before[VAE][key]) for key, tensor in load_file(tmp_path / VAE).items())
