@@ -1,8 +1,9 @@
 """scene-sd, its judge and its reward in one go: each part learns in a process of its own on the one GPU.
 
-From the weights that ship: the decoder, the U-Net and the text encoder are trained on. With ``--fresh`` from scratch:
-the autoencoder comes first; meanwhile the judge and the reward begin, at a fraction of the device, and the U-Net's
-process compiles itself; when the autoencoder is finished all take it up. Judge and reward always begin from scratch.
+The decoder, the U-Net, the text encoder and the reward are trained on from the weights that ship; the judge begins from
+scratch. With ``--fresh`` all does: the autoencoder comes first; meanwhile the judge and the reward begin, at a fraction
+of the device, and the U-Net's process compiles itself; when the autoencoder is finished all take it up. ``--parts``
+names those that learn, the others stay as they ship.
 The weights lie in the folder of results whole at any time, renewed every so often, so that a killed step loses little.
 Whenever the U-Net's are renewed a contact sheet of 64 captions is drawn and judged; at the end everything is measured.
 With ``--measure`` nothing is trained, and what lies in the folder of results is measured.
@@ -10,12 +11,14 @@ With ``--measure`` nothing is trained, and what lies in the folder of results is
 
 import argparse
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +29,9 @@ from raftdiff.embedded import folder
 from raftdiff.embedded.emoji.art import SHEET
 from raftdiff.embedded.emoji.measure import sample
 from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
+from raftdiff.embedded.scenes.clip import take_apart as take_clip_apart
 from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
-from raftdiff.embedded.scenes.measure import Reward, art, contact_sheet, model, open_pipeline
+from raftdiff.embedded.scenes.measure import Reward, art, contact_sheet, model, open_pipeline, sheet_of
 from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, take_apart
 from raftdiff.embedded.scenes.world import draw
 from raftdiff.errors import UserError
@@ -44,16 +48,18 @@ class Size:
 
     vae_until: float = 0.29
     """Share of the whole time; where only the decoder learns, a share of 0.17."""
-    unet_until: float = 40.0
+    unet_until: float = 75.0
     """Seconds before the end."""
     judge_until: float = 0.55
     """Share of the whole time."""
-    clip_until: float = 0.7
+    reader_until: float = 0.22
+    """Share of the whole time; the reward awaits the detector that finds its pairs."""
     grace: float = 25.0
     """Seconds that the U-Net may go on compiling when the autoencoder is finished."""
     vae: tuple[str, ...] = ("--batch=96",)
     judge: tuple[str, ...] = ("--batch=256", "--duty=0.4", "--seed=7")
-    clip: tuple[str, ...] = ("--batch=512", "--duty=0.4", "--seed=3")
+    clip: tuple[str, ...] = ("--batch=512", "--seed=3")
+    reader: tuple[str, ...] = ("--batch=256", "--seed=11")
     unet: tuple[str, ...] = ("--batch=512", "--pool=131072", "--scenes=300000", "--save-every=35")
     compiled: bool = True
     prompts: int = 96
@@ -70,7 +76,8 @@ class Size:
 SMALL = Size(
     vae=("--batch=2", "--most=2"),
     judge=("--batch=4", "--most=2", "--seed=7"),
-    clip=("--batch=8", "--most=2", "--seed=3"),
+    clip=("--batch=16", "--most=2", "--seed=3"),
+    reader=("--batch=4", "--most=2", "--seed=11"),
     unet=("--batch=4", "--pool=8", "--scenes=40", "--most=2"),
     compiled=False,
     prompts=2,
@@ -84,7 +91,9 @@ SMALL = Size(
 )
 DECODER_UNTIL = 0.17
 RATE_AGAIN = 7e-4
-"""Peak learning rate of a U-Net that has learnt already."""
+"""Peak learning rate of a part that has learnt already."""
+FILES = {"vae": [VAE], "judge": [WEIGHTS], "clip": [CLIP], "unet": [UNET, TEXT]}
+"""Of each part."""
 
 
 def figures(given: argparse.Namespace) -> Figures:
@@ -100,12 +109,9 @@ def figures(given: argparse.Namespace) -> Figures:
     if given.measure:
         yield from conclude(given, size)
         return
-    for name in (VAE, UNET, TEXT, WEIGHTS, CLIP):  # what an earlier step left must not pass for this one's
-        (given.out / name).unlink(missing_ok=True)
-    if not given.fresh:
-        take_apart(folder("scene-sd"), given.out)
+    prepare(given)
     with tempfile.TemporaryDirectory() as scratch, (given.out / LOG).open("a") as log, quietly():
-        crew = Crew(given, size, Path(scratch) / "ready", log)
+        crew = Crew(given, size, Path(scratch), log)
         try:
             yield from follow(given, size, crew)
         finally:
@@ -114,71 +120,96 @@ def figures(given: argparse.Namespace) -> Figures:
         yield from conclude(given, size)
 
 
+def prepare(given: argparse.Namespace) -> None:
+    """The weights that ship, but of what begins from scratch: what an earlier step left must not pass for its."""
+    take_apart(folder("scene-sd"), given.out)
+    take_clip_apart(folder("scene-clip"), given.out)
+    shutil.copy(folder("scene-judge") / WEIGHTS, given.out / WEIGHTS)
+    for part in given.parts if given.fresh else {"judge"}.intersection(given.parts):
+        for name in FILES[part]:
+            (given.out / name).unlink()
+
+
 class Crew:
     """The processes that learn."""
 
-    def __init__(self, given: argparse.Namespace, size: Size, ready: Path, log: Any) -> None:
-        self._given, self._size, self._ready, self._log = given, size, ready, log
+    def __init__(self, given: argparse.Namespace, size: Size, scratch: Path, log: Any) -> None:
+        self._given, self._size, self._log = given, size, log
+        self._ready, self._reader = scratch / "ready", scratch / "reader"
+        if not given.fresh:  # what it learns from is rebuilt by the autoencoder that ships
+            self._reader.mkdir()
+            shutil.copy(given.out / VAE, self._reader)
         began = given.deadline - given.seconds
         self.vae_until = began + (size.vae_until if given.fresh else DECODER_UNTIL) * given.seconds
         self.unet_until = given.deadline - size.unet_until
         self._waited: float | None = None
         self._again = False
         self._late: list[str] = []
-        self.vae = self._start_vae(self.vae_until)
-        self.judge = self._start("judge", began + size.judge_until * given.seconds, size.judge)
-        self.clip = self._start("clip", began + size.clip_until * given.seconds, size.clip)
-        # from scratch it compiles while it waits for the autoencoder; else it would wait for that alone
-        self.unet = self._start_unet(compiled=size.compiled and given.fresh)
+        self._reader_until = began + size.reader_until * given.seconds
+        self._judge_until = began + size.judge_until * given.seconds
+        self._members: dict[str, Any] = {}
+        for part in given.parts:
+            # from scratch the U-Net compiles while it waits for the autoencoder; else it would wait for that alone
+            self._start(part, compiled=size.compiled and given.fresh)
 
-    def _start_vae(self, until: float) -> Any:
-        return self._start("vae", until, [*self._size.vae, *([] if self._given.fresh else ["--decoder"])])
+    def _start(self, part: str, *, compiled: bool = False, later: float = 0.0) -> None:
+        again, fresh = [] if self._given.fresh else ["--resume", f"--rate={RATE_AGAIN}"], self._given.fresh
+        if part == "vae":
+            until, options = max(later, self.vae_until), [*self._size.vae, *([] if fresh else ["--decoder"])]
+        elif part == "judge":
+            until, options = self._judge_until, [*self._size.judge]
+        elif part == "clip":
+            until, options = self.unet_until, [*self._size.clip, *again]
+            if not fresh:
+                options = [*options, f"--reader={self._reader}"]
+                self._begin("judge", self._reader, self._reader_until, self._size.reader, name="reader")
+        else:
+            rate = [*again, f"--rate={self._given.rate}"] if self._given.rate else again
+            batch = [f"--batch={self._given.batch}"] if self._given.batch else []
+            how = ["--compile"] if compiled else []
+            until, options = self.unet_until, [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"]
+        self._begin(part, self._given.out, until, options)
 
-    def _start_unet(self, *, compiled: bool) -> Any:
-        again = [] if self._given.fresh else ["--resume", f"--rate={RATE_AGAIN}"]
-        rate = [*again, f"--rate={self._given.rate}"] if self._given.rate else again
-        batch = [f"--batch={self._given.batch}"] if self._given.batch else []
-        how = ["--compile"] if compiled else []
-        options = [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"]
-        return self._start("unet", self.unet_until, options)
-
-    def _start(self, script: str, until: float, options: Any) -> Any:
-        folders = [f"--cache={self._given.pack}", f"--out={self._given.out}", f"--device={DEVICE}"]
+    def _begin(self, script: str, out: Path, until: float, options: Sequence[str], *, name: str = "") -> None:
+        folders = [f"--cache={self._given.pack}", f"--out={out}", f"--device={DEVICE}"]
         command = [sys.executable, "-m", f"{CODE}.{script}", *folders, f"--until={until}", "--attached", *options]
         threads = "1" if self._given.small else "4"
-        return subprocess.Popen(
+        self._members[name or script] = subprocess.Popen(
             command, stdout=self._log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": threads}
         )
 
+    def _over(self, part: str) -> bool:
+        return part not in self._members or self._members[part].poll() is not None
+
     def tend(self) -> str | None:
         """Mend what went wrong; a sentence when something did."""
-        if self.vae.poll() is not None and not finished(self._given.out / VAE) and not self._again:
-            self._again, code = True, self.vae.returncode
-            self.vae = self._start_vae(max(time.time() + 60, self.vae_until))
+        done = finished(self._given.out / VAE)
+        if self._over("vae") and not done and not self._again:
+            self._again, code = True, self._members["vae"].returncode
+            self._start("vae", later=time.time() + 60)
             return f"the autoencoder's training ended with {code}; begun again."
-        alone = self.vae.poll() is not None and finished(self._given.out / VAE)
-        if alone and not self._ready.exists() and self.unet.poll() is None:
+        if self._over("vae") and done and not self._ready.exists() and not self._over("unet"):
             self._waited = self._waited or time.time()
             if time.time() - self._waited > self._size.grace:
                 self._waited = time.time() + 1e9
-                self.unet.kill()
-                self.unet.wait()
-                self.unet = self._start_unet(compiled=False)
+                self._members["unet"].kill()
+                self._members["unet"].wait()
+                self._start("unet")
                 return "the U-Net was still compiling when its turn came; begun again without."
-        if self.unet.poll() not in (None, 0) and time.time() < self.unet_until - 60 and self._waited != -1:
-            self._waited = -1
-            code = self.unet.returncode
-            self.unet = self._start_unet(compiled=False)
+        unet = self._members.get("unet")
+        if unet and unet.poll() not in (None, 0) and time.time() < self.unet_until - 60 and self._waited != -1:
+            self._waited, code = -1, unet.returncode
+            self._start("unet")
             return f"the U-Net's training ended with {code}; begun again without compiling."
         return None
 
     def busy(self) -> bool:
         late = time.time() > self.unet_until + 9
-        return not late and any(process.poll() is None for process in (self.unet, self.judge, self.clip))
+        return not late and not all(self._over(part) for part in ("unet", "judge", "clip"))
 
     def end(self) -> None:
         """Kill what still runs."""
-        for name, process in self._members().items():
+        for name, process in self._members.items():
             if process.poll() is None:
                 self._late.append(name)
                 process.kill()
@@ -186,13 +217,10 @@ class Crew:
 
     def failed(self) -> Figures:
         """A line for each training that ended badly or not in time: its weights are not what was asked for."""
-        for name, process in self._members().items():
+        for name, process in self._members.items():
             if process.returncode:
                 why = "was not done in time" if name in self._late else f"ended with {process.returncode}"
                 yield {"name": f"training of {name}", "failed": f"it {why}; see {LOG}."}
-
-    def _members(self) -> dict[str, Any]:
-        return {"vae": self.vae, "judge": self.judge, "clip": self.clip, "unet": self.unet}
 
 
 def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:
@@ -226,16 +254,14 @@ def look(given: argparse.Namespace, size: Size) -> Figures:
 
 def conclude(given: argparse.Namespace, size: Size) -> Figures:
     """Everything measured, for as long as there is time."""
-    for name in (VAE, UNET, TEXT, WEIGHTS, CLIP):
+    for name in chain.from_iterable(FILES.values()):
         if not finished(given.out / name):
             yield {"name": name, "failed": f"{name} was not finished in time; see {LOG}."}
     if not all((given.out / name).is_file() for name in (VAE, UNET, TEXT)):
         return
     pipeline = open_pipeline(given.out, DEVICE, torch.float32)
-    scenes = [*draw(size.sheet * 3 // 4, seed=40), *draw(size.sheet // 4, seed=40, held_out=True)]
-    captions = [scene.caption for scene in scenes]
-    images = sample(pipeline, captions, steps=size.steps, guidance=4.0, seed=1, at_once=size.at_once)
-    contact_sheet(images, captions).save(given.out / "contact.png")
+    sheet = sheet_of(pipeline, count=size.sheet, steps=size.steps, guidance=4.0, at_once=size.at_once)
+    sheet.save(given.out / "contact.png")
     if not (given.out / WEIGHTS).is_file():
         return
     judge = SceneJudge(given.out, DEVICE)

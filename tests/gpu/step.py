@@ -18,6 +18,7 @@ from typing import Any
 
 STARTED = time.time()
 """The seconds of a step count from here: what takes long is imported later."""
+PARTS = ("vae", "judge", "clip", "unet")
 FILES, FILE_BYTES = 8, 16 * 2**20
 """What the folder of results may hold: so many files, each of at most so many bytes."""
 
@@ -32,6 +33,7 @@ def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="train, scenes: pictures a step")
     parser.add_argument("--rate", type=float, help="train, scenes: peak learning rate")
     parser.add_argument("--fresh", action="store_true", help="scenes: from scratch, not from the weights that ship")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="scenes: which learn (default: all)")
     parser.add_argument("--measure", action="store_true", help="scenes: measure the weights in the folder of results")
     given = parser.parse_args(argv)
     given.deadline = STARTED + given.seconds

@@ -368,3 +368,10 @@ def test_a_training_of_scenes_that_fails_is_told_however_whole_the_weights_are_t
     assert all("ended with 3" in figure["failed"] for figure in told if "failed" in figure)
     assert (tmp_path / "scene-sd.vae.safetensors").is_file()
     assert not stale.exists()
+    begun.clear()
+    given = step.options(
+        ["scenes", "--small", "--parts", "clip", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)]
+    )
+    assert [figure for figure in scenes.figures(given) if "failed" in figure] == []
+    assert begun == ["clip"]
+    assert stale.is_file()

@@ -6,6 +6,7 @@ from typing import Any
 
 from safetensors.torch import load_file, save_file
 
+from raftdiff.embedded.scenes.networks import write
 from raftdiff.embedded.scenes.tokens import LENGTH, build_tokenizer
 from raftdiff.errors import UserError
 
@@ -37,6 +38,11 @@ def build_clip(vocabulary: int) -> Any:
     import open_clip
 
     return open_clip.CLIP(**model_config(vocabulary))
+
+
+def take_apart(folder: Path, results: Path) -> None:
+    """The weights of such a folder as the file that the training script goes on from; `assemble` turned back."""
+    write(results / WEIGHTS, load_file(folder / "open_clip_model.safetensors"), finished="yes")
 
 
 def assemble(results: Path, folder: Path) -> Path:

@@ -20,8 +20,8 @@ from raftdiff.embedded.scenes.judge import WEIGHTS, Network, loss, peaks
 from raftdiff.embedded.scenes.networks import VAE, Newest, write
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.rules import verdicts
+from raftdiff.embedded.scenes.training.timing import Clock, Course, options
 from raftdiff.embedded.scenes.world import parse
-from raftdiff.embedded.timing import Clock, Course, options
 from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 2e-3

@@ -26,15 +26,14 @@ from raftdiff.embedded.scenes.networks import (
     VAE,
     build_text_encoder,
     build_unet,
-    finished,
     load_vae,
     read,
     write,
 )
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise, tokenise_captions
+from raftdiff.embedded.scenes.training.timing import Clock, Course, options
 from raftdiff.embedded.scenes.world import HIGH_QUALITY, LOW_QUALITY
-from raftdiff.embedded.timing import Clock, Course, options
 from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 1e-3
@@ -160,11 +159,7 @@ def train(given: Any, clock: Clock) -> None:
     if given.ready:
         given.ready.touch()
     pool = Pool(painter, given.pool, given.scenes, given.seed, at_once=min(1024, given.pool))
-    while not finished(out / VAE):
-        clock.check()
-        if time.time() > clock.until:
-            raise SystemExit("unet: no autoencoder was finished in time")
-        time.sleep(0.5)
+    clock.wait_for(out / VAE)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         pool.take(load_vae(out / VAE, device))
     clock.restart()

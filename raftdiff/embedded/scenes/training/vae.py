@@ -19,7 +19,7 @@ from raftdiff.embedded.emoji.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.networks import VAE, build_vae, read, write
 from raftdiff.embedded.scenes.rows import random_rows
-from raftdiff.embedded.timing import Clock, Course, options
+from raftdiff.embedded.scenes.training.timing import Clock, Course, options
 from raftdiff.embedded.training import Average, prepare
 
 PEAK_RATE = 2e-3

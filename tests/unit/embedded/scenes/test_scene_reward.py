@@ -14,9 +14,10 @@ from raftdiff.embedded.scenes.measure import Seen, chosen
 from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, load_vae, take_apart
 from raftdiff.embedded.scenes.rows import LOOKS, to_rows
 from raftdiff.embedded.scenes.rules import Found, verdicts
-from raftdiff.embedded.scenes.tokens import build_tokenizer
-from raftdiff.embedded.scenes.training.clip import contrast, groups, lesson
+from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
+from raftdiff.embedded.scenes.training.clip import Lessons, contrast, groups
 from raftdiff.embedded.scenes.training.neighbours import GROUP, group
+from raftdiff.embedded.scenes.training.redraw import Pool, Redrawer
 from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
 
 
@@ -85,15 +86,44 @@ def test_mush_is_one_more_negative_of_every_text_and_what_is_whole_is_none() -> 
 def test_a_lesson_holds_whole_groups_and_says_which_pictures_are_spoilt(art: np.ndarray) -> None:
     torch.manual_seed(0)
     drawn = groups(build_tokenizer(), 10, seed=0, device="cpu")
-    rows, tokens = drawn.draw(32)
-    assert (rows.shape, tokens.shape[0]) == ((32, 12), 32)
-    known = drawn.rows.view(-1, GROUP, 12)
-    assert all(any(torch.equal(part, one) for one in known) for part in rows.view(-1, GROUP, 12))
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        shown, pictures, fits = lesson(Painter(art, seed=0, held_out=True), None, rows)
-    assert (len(shown.pictures), len(pictures), pictures.dtype) == (32, 40, torch.float32)
-    assert fits[:32].all()
-    assert not fits[32:].all()
+        lesson = Lessons(drawn, Painter(art, seed=0, held_out=True), None, batch=32).draw()
+    assert (lesson.tokens.shape[0], lesson.painted) == (32, slice(0, 32))
+    known = drawn.tokens.view(10, -1)
+    assert all((part.flatten() == known).all(dim=1).any() for part in lesson.tokens.view(8, GROUP, -1))
+    assert (len(lesson.shown.pictures), len(lesson.pictures), lesson.pictures.dtype) == (32, 40, torch.float32)
+    assert lesson.fits[:32].all()
+    assert not lesson.fits[32:].all()
+
+
+@pytest.fixture(scope="module")
+def redrawer(tmp_path_factory: pytest.TempPathFactory) -> Redrawer:
+    results = tmp_path_factory.mktemp("results")
+    take_apart(folder("scene-sd"), results)
+    return Redrawer(results, build_tokenizer(), "cpu")
+
+
+def test_what_is_drawn_over_stands_where_it_stood_and_looks_otherwise(art: np.ndarray, redrawer: Redrawer) -> None:
+    torch.manual_seed(0)
+    scenes = draw(24, seed=77)
+    painted = Painter(art, seed=5).paint(to_rows(scenes)).pictures
+    drawn = redrawer.redraw(painted, tokenise_captions(build_tokenizer(), [scene.caption for scene in scenes]))
+    away = (drawn[:, None] - painted).flatten(2).norm(dim=2)
+    assert (away.argmin(dim=1) == torch.arange(24)).float().mean() > 0.8
+    assert 5 < (drawn - painted).abs().mean() * 127.5 < 60
+
+
+def test_half_of_a_lesson_is_drawn_over_where_there_is_a_model(art: np.ndarray, redrawer: Redrawer) -> None:
+    torch.manual_seed(0)
+    drawn, painter = groups(build_tokenizer(), 6, seed=0, device="cpu"), Painter(art, seed=0, held_out=True)
+    pool = Pool(redrawer, painter, drawn.rows, drawn.tokens, group=GROUP, size=3, at_once=2)
+    before, oldest = pool.draw(64)
+    assert all(part[0] % GROUP == 0 and (part.diff() == 1).all() for part in before.view(-1, GROUP))
+    lesson = Lessons(drawn, painter, pool, batch=16).draw()
+    assert (lesson.painted, len(lesson.pictures), len(lesson.shown.pictures)) == (slice(8, 16), 18, 8)
+    assert lesson.fits[:16].all()
+    pool.renew()
+    assert not torch.equal(torch.unique(pool.draw(64)[1].flatten(1), dim=0), torch.unique(oldest.flatten(1), dim=0))
 
 
 def test_the_best_and_the_worst_are_the_rewards_choice() -> None:

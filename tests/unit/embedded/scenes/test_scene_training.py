@@ -18,7 +18,7 @@ from raftdiff.embedded.scenes.layout import SIZE
 from raftdiff.embedded.scenes.measure import Reward
 from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, take_apart
 from raftdiff.embedded.scenes.training import clip, judge, unet, vae
-from raftdiff.embedded.timing import Clock, options
+from raftdiff.embedded.scenes.training.timing import Clock, options
 
 
 @pytest.fixture(scope="module")

@@ -11,6 +11,7 @@ from typing import final
 import torch
 from torch import Tensor, nn
 
+from raftdiff.embedded.scenes.networks import finished
 from raftdiff.embedded.training import Average, arguments, update
 
 
@@ -52,6 +53,18 @@ class Clock:
     def restart(self) -> None:
         """Training begins only now; its end stays, if it was given as a moment."""
         self.began = time.time()
+
+    def wait_for(self, path: Path) -> None:
+        """Until another training has finished this file.
+
+        Raises:
+            SystemExit: the time is over.
+        """
+        while not finished(path):
+            self.check()
+            if time.time() > self.until:
+                raise SystemExit(f"no {path.name} was finished in time")
+            time.sleep(0.5)
 
     def check(self) -> None:
         """End this process if it is attached to one that has ended."""
