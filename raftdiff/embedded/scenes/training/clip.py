@@ -111,7 +111,7 @@ def sought(drawer: Drawer, reader: SceneJudge, tokenizer: Any, *, seed: int, dev
     rng, large = random.Random(f"{seed} pairs"), device == "cuda"
     captions = [random_scene(rng).caption for _ in range(20_000 if large else 200)]
     tokens = tokenise_captions(tokenizer, captions).to(device)
-    return Pairs(drawer, reader, captions, tokens, size=16384 if large else 16, at_once=256 if large else 4)
+    return Pairs(drawer, reader.judge, captions, tokens, size=16384 if large else 16, at_once=256 if large else 4)
 
 
 def contrast(
@@ -191,7 +191,7 @@ class Lessons:
             if pool is not None:
                 pool.renew()
 
-    def _paint(self, rows: Rows) -> tuple[Batch, Pictures, Pictures, Bool[Tensor, " mush"]]:
+    def _paint(self, rows: Rows) -> tuple[Batch, Pictures, Float[Tensor, "mush 3 80 80"], Bool[Tensor, " mush"]]:
         """Pictures of the rows, those of each group's first row with mush in it, and which of the latter show their row
         all the same."""
         shown, spoilt = self._painter.paint(rows), self._painter.paint(rows[::GROUP], mush=MUSH)

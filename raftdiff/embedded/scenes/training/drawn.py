@@ -7,16 +7,17 @@ Pairs: of some pictures drawn of one caption one that shows it and one that does
 is ever judged by. It stands for the people whose choices a preference model learns.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, final
 
 import torch
 from jaxtyping import Float, Int64
+from PIL.Image import Image
 from torch import Tensor
 
 from raftdiff.embedded.scenes.data import Painter, Pictures
-from raftdiff.embedded.scenes.judge import SceneJudge
+from raftdiff.embedded.scenes.judge import Verdicts
 from raftdiff.embedded.scenes.layout import SIZE
 from raftdiff.embedded.scenes.measure import to_images
 from raftdiff.embedded.scenes.networks import (
@@ -35,6 +36,8 @@ from raftdiff.embedded.scenes.rows import Rows
 from raftdiff.embedded.scenes.tokens import tokenise
 
 Tokens = Int64[Tensor, "batch tokens"]
+Reads = Callable[[Sequence[Image], Sequence[str]], Verdicts]
+"""A detector's verdicts on pictures and their captions."""
 STRENGTH = (0.25, 0.65)
 """Of the schedule; drawn over from 0.65, seven pictures of eight still show what their captions say, by the judge."""
 GUIDANCE = (1.0, 3.5)
@@ -169,13 +172,13 @@ class Pairs:
     sought at a time."""
 
     def __init__(
-        self, drawer: Drawer, reader: SceneJudge, captions: Sequence[str], tokens: Tensor, *, size: int, at_once: int
+        self, drawer: Drawer, reads: Reads, captions: Sequence[str], tokens: Tensor, *, size: int, at_once: int
     ) -> None:
-        self._drawer, self._reader, self._captions, self._tokens = drawer, reader, captions, tokens
+        self._drawer, self._reads, self._captions, self._tokens = drawer, reads, captions, tokens
         self._at_once = at_once
         picture = torch.zeros(3, SIZE, SIZE, device=tokens.device, dtype=torch.float16)
         self._ring = Ring(size, tokens=tokens[0], right=picture, wrong=picture)
-        for _ in range(size // at_once):  # a detector that knows nothing finds none
+        for _ in range(size // max(1, at_once)):  # a detector that knows nothing finds none
             if len(self) < size // 8:
                 self.renew()
 
@@ -188,7 +191,7 @@ class Pairs:
         # of one caption all with one guidance, or the reward would learn to tell guidances apart
         guidance = uniform(self._at_once, *GUIDANCE, tokens.device).repeat_interleave(CANDIDATES)
         pictures = self._drawer.new(tokens, guidance)
-        verdicts = self._reader.judge(to_images(pictures), [self._captions[row] for row in chosen.tolist()])
+        verdicts = self._reads(to_images(pictures), [self._captions[row] for row in chosen.tolist()])
         right = torch.from_numpy(verdicts["exact"]).to(pictures).view(-1, CANDIDATES)
         mixed = (right.amax(dim=1) > right.amin(dim=1)).nonzero()[:, 0]
         best, worst = (CANDIDATES * mixed + found[mixed] for found in (right.argmax(dim=1), right.argmin(dim=1)))

@@ -1,6 +1,7 @@
 """The reward of scenes learns from neighbours that no picture shows together, and from mush that fits no caption."""
 
 import random
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -10,14 +11,15 @@ from safetensors.torch import load_file
 
 from raftdiff.embedded import folder
 from raftdiff.embedded.scenes.data import Painter
-from raftdiff.embedded.scenes.measure import Seen, chosen
+from raftdiff.embedded.scenes.judge import SceneJudge
+from raftdiff.embedded.scenes.measure import Seen, chosen, to_images
 from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, load_vae, take_apart
 from raftdiff.embedded.scenes.rows import LOOKS, to_rows
 from raftdiff.embedded.scenes.rules import Found, verdicts
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
 from raftdiff.embedded.scenes.training.clip import Lessons, contrast, groups
+from raftdiff.embedded.scenes.training.drawn import Drawer, Over, Pairs, Ring
 from raftdiff.embedded.scenes.training.neighbours import GROUP, group
-from raftdiff.embedded.scenes.training.redraw import Pool, Redrawer
 from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
 
 
@@ -97,33 +99,75 @@ def test_a_lesson_holds_whole_groups_and_says_which_pictures_are_spoilt(art: np.
 
 
 @pytest.fixture(scope="module")
-def redrawer(tmp_path_factory: pytest.TempPathFactory) -> Redrawer:
+def drawer(tmp_path_factory: pytest.TempPathFactory) -> Drawer:
     results = tmp_path_factory.mktemp("results")
     take_apart(folder("scene-sd"), results)
-    return Redrawer(results, build_tokenizer(), "cpu")
+    return Drawer(results, build_tokenizer(), "cpu")
 
 
-def test_what_is_drawn_over_stands_where_it_stood_and_looks_otherwise(art: np.ndarray, redrawer: Redrawer) -> None:
+def test_what_is_drawn_over_stands_where_it_stood_and_looks_otherwise(art: np.ndarray, drawer: Drawer) -> None:
     torch.manual_seed(0)
     scenes = draw(24, seed=77)
     painted = Painter(art, seed=5).paint(to_rows(scenes)).pictures
-    drawn = redrawer.redraw(painted, tokenise_captions(build_tokenizer(), [scene.caption for scene in scenes]))
+    drawn = drawer.over(painted, tokenise_captions(build_tokenizer(), [scene.caption for scene in scenes]))
     away = (drawn[:, None] - painted).flatten(2).norm(dim=2)
     assert (away.argmin(dim=1) == torch.arange(24)).float().mean() > 0.8
     assert 5 < (drawn - painted).abs().mean() * 127.5 < 60
 
 
-def test_half_of_a_lesson_is_drawn_over_where_there_is_a_model(art: np.ndarray, redrawer: Redrawer) -> None:
+def test_a_pair_is_of_one_caption_its_right_picture_first(drawer: Drawer) -> None:
+    torch.manual_seed(0)
+    scenes = draw(12, seed=0)
+    captions = [scene.caption for scene in scenes]
+    judge, tokens = SceneJudge(folder("scene-judge")).judge, tokenise_captions(build_tokenizer(), captions)
+    pairs = Pairs(drawer, judge, captions, tokens, size=8, at_once=4)
+    assert len(pairs)
+    found, right, wrong = pairs.draw(12)
+    said = [captions[int((tokens == row).all(dim=1).nonzero()[0, 0])] for row in found]
+    assert judge(to_images(right), said)["exact"].all()
+    assert not judge(to_images(wrong), said)["exact"].any()
+
+
+def test_a_detector_that_finds_nothing_gives_no_pairs(drawer: Drawer) -> None:
+    def blind(images: object, captions: Sequence[str]) -> dict[str, np.ndarray]:
+        return {"exact": np.zeros(len(captions))}
+
+    tokens = tokenise_captions(build_tokenizer(), ["a cat"])
+    assert len(Pairs(drawer, blind, ["a cat"], tokens, size=2, at_once=2)) == 0
+
+
+def test_a_ring_keeps_the_newest() -> None:
+    ring = Ring(3, number=torch.tensor(0))
+    for first in (0, 2, 4):
+        ring.put(number=torch.arange(first, first + 2))
+    assert len(ring) == 3
+    assert set(ring.draw(64)[0].tolist()) == {3, 4, 5}
+
+
+def test_a_part_of_a_lesson_is_drawn_over_and_a_part_are_pairs(art: np.ndarray, drawer: Drawer) -> None:
     torch.manual_seed(0)
     drawn, painter = groups(build_tokenizer(), 6, seed=0, device="cpu"), Painter(art, seed=0, held_out=True)
-    pool = Pool(redrawer, painter, drawn.rows, drawn.tokens, group=GROUP, size=3, at_once=2)
-    before, oldest = pool.draw(64)
-    assert all(part[0] % GROUP == 0 and (part.diff() == 1).all() for part in before.view(-1, GROUP))
-    lesson = Lessons(drawn, painter, pool, batch=16).draw()
+    over = Over(drawer, painter, drawn.rows, drawn.tokens, group=GROUP, size=3, at_once=2)
+    rows, oldest = over.draw(64)
+    assert all(part[0] % GROUP == 0 and (part.diff() == 1).all() for part in rows.view(-1, GROUP))
+    lessons = Lessons(drawn, painter, over, batch=16)
+    lesson = lessons.draw()
     assert (lesson.painted, len(lesson.pictures), len(lesson.shown.pictures)) == (slice(8, 16), 18, 8)
     assert lesson.fits[:16].all()
-    pool.renew()
-    assert not torch.equal(torch.unique(pool.draw(64)[1].flatten(1), dim=0), torch.unique(oldest.flatten(1), dim=0))
+    lessons.renew()
+    assert not torch.equal(torch.unique(over.draw(64)[1].flatten(1), dim=0), torch.unique(oldest.flatten(1), dim=0))
+    lessons.pairs = Pairs(
+        drawer, SceneJudge(folder("scene-judge")).judge, ["a cat"], drawn.tokens[:1], size=2, at_once=0
+    )
+    assert lessons.draw().pairs == 0  # there are none yet
+    picture = torch.zeros(1, 3, 80, 80)
+    lessons.pairs._ring.put(tokens=drawn.tokens[:1], right=picture + 1, wrong=picture - 1)
+    lesson = lessons.draw()
+    assert (lesson.painted, lesson.pairs, len(lesson.tokens)) == (slice(4, 8), 8, 16)
+    assert lesson.fits.tolist()[:16] == [True] * 16
+    assert (lesson.pictures[8:16] == 1).all()
+    assert (lesson.pictures[-8:] == -1).all()
+    assert not lesson.fits[-8:].any()
 
 
 def test_the_best_and_the_worst_are_the_rewards_choice() -> None:
