@@ -66,10 +66,11 @@ def count(
     8000
     """
     images = prompts * per_prompt
-    rows_a_step = tuner.batch_size * tuner.gradient_accumulation
+    pictures = tuner.pictures_an_item
+    rows_a_step = tuner.items_at_once * pictures * tuner.gradient_accumulation
     rows = tuner.steps * rows_a_step if selected else 0
     if selected and tuner.exposures is not None:
-        rows = min(rows, max(1, int(tuner.exposures * selected)))
+        rows = min(rows, pictures * max(1, int(tuner.exposures * selected)))
     return Counts(
         images=images,
         sampling_evaluations=images * sampler.steps * (2 if sampler.guidance != 1 else 1),
@@ -81,9 +82,10 @@ def count(
 
 
 def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float) -> int:
-    """Rows through the U-Net for each picture shown: its own, the guided loss's second, the anchor's."""
+    """Rows through the U-Net for each picture shown: its own, the guided loss's second, those of base and old."""
     guided = tuner.loss_on == "guided" and (tuner.guidance or guidance) != 1
-    return 1 + int(guided) + int(tuner.anchor > 0)
+    fixed = {tuner.learning.build().reference, "base" if tuner.anchor > 0 else "none"} - {"none"}
+    return 1 + int(guided) + len(fixed)
 
 
 def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
@@ -131,7 +133,8 @@ def model_parameters(tuner: DiffusionFineTuner) -> int:
 def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor) -> tuple[float, int]:
     """Seconds of one optimizer step, and its rows; the state is put back afterwards."""
     before = tuner.state_dict()
-    rows = tuner.config.batch_size * tuner.config.gradient_accumulation
+    pictures = tuner.config.pictures_an_item
+    rows = tuner.config.items_at_once * pictures * tuner.config.gradient_accumulation
     prompt = Prompt("probe", "a picture", "a picture", "a picture")
     samples = {
         sample.key: sample
@@ -140,7 +143,9 @@ def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor) -> tuple[float, in
             for row in range(rows)
         )
     }
-    selection = Selection("weighted", tuple(Item((key,)) for key in samples))
+    keys = list(samples)
+    items = tuple(Item(tuple(keys[first : first + pictures])) for first in range(0, rows, pictures))
+    selection = Selection(tuner.requires.kinds[0], items)
     config, ticks = tuner.config, [0.0]
     tuner.config = config.model_copy(update={"steps": 2, "exposures": None})
     try:

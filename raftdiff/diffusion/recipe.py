@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import Field
 
 from raftdiff import embedded
-from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.embedded.worlds import JudgeName
@@ -119,10 +118,10 @@ def _check(recipe: Recipe) -> None:
     if count is not None and count > len(ids):
         raise UserError(f"loop.prompts_per_round: {count} prompts a round, but there are only {len(ids)} prompts.")
     check_alike(recipe, held_out=bool(recipe.evaluation.prompts.captions))
-    needs, gives = DiffusionFineTuner.requires, DiffusionSampler.provides
+    needs, gives = recipe.finetuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
-    check_kind(recipe, "this fine-tuner", needs)
+    check_kind(recipe, f"learning: {recipe.finetuner.learning.type}", needs)
 
 
 def _held_out(config: PromptsConfig) -> None:

@@ -171,6 +171,17 @@ class Trainable:
         finally:
             self.enable(True)
 
+    @contextmanager
+    def holding(self, weights: Mapping[str, Tensor]) -> Iterator[None]:
+        """While training, other weights for a moment, of the same names and shapes."""
+        for name, parameter in self.parameters.items():
+            parameter.data = weights[name]
+        try:
+            yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = self.live[name]
+
     def enable(self, on: bool) -> None:
         """While training, switch between what is trained and the base: a LoRA is passed by, other weights swapped."""
         self._pass_by(not on)

@@ -7,11 +7,12 @@ from typing import Any, Literal, final
 
 import torch
 from PIL.Image import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.learning import losses, schedule
 from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.learning.rules import RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
@@ -33,6 +34,8 @@ class DiffusionFineTunerConfig(Config):
     """What is learned from the selected pictures, and how."""
 
     type: Literal["diffusion"] = "diffusion"
+    learning: RuleConfig = Field(default_factory=SftConfig)
+    """What is learned from what was selected: sft imitates it; advantage, nft, dpo and kto learn from differences."""
     adapter: Literal["lora", "full"] = "lora"
     """Low-rank updates (arXiv:2106.09685), or every weight of the U-Net."""
     rank: int = Field(default=8, ge=1)
@@ -86,6 +89,31 @@ class DiffusionFineTunerConfig(Config):
     channels_last: bool = False
     """Hold the convolutions in channels-last order while training."""
 
+    @model_validator(mode="after")
+    def _imitates(self) -> "DiffusionFineTunerConfig":
+        if not isinstance(self.learning, SftConfig):
+            if self.loss_on == "guided":
+                raise ValueError(f"loss_on: guided is for learning: sft alone; {self.learning.type} has no need of it")
+            if self.min_snr_gamma is not None:
+                raise ValueError(f"min_snr_gamma is for learning: sft alone, not for {self.learning.type}")
+        return self
+
+    @property
+    def requires(self) -> Requires:
+        """What its rule learns from."""
+        rule = self.learning.build()
+        return Requires(kinds=(rule.kind,), aux=("latent",), reference_model=rule.reference == "base")
+
+    @property
+    def pictures_an_item(self) -> int:
+        """Two of a pair, else one."""
+        return 2 if self.learning.build().kind == "pairs" else 1
+
+    @property
+    def items_at_once(self) -> int:
+        """Items whose pictures make up a batch."""
+        return max(1, self.batch_size // self.pictures_an_item)
+
     def build(self, parts: Parts, *, total_rounds: int, guidance: float, seed: int) -> "DiffusionFineTuner":
         """The fine-tuner, its weights attached to ``parts`` in place.
 
@@ -99,19 +127,18 @@ class DiffusionFineTunerConfig(Config):
 
 @final
 class DiffusionFineTuner:
-    """RAFT's last verb for pictures: supervised fine-tuning on what was selected; ``losses`` says what is minimised.
+    """RAFT's last verb for pictures: fine-tuning on what was selected; ``losses`` and ``rules`` say what is minimised.
 
     Departures from the reference implementations of arXiv:2304.06767: it learns from the sampler's own latents, not
     from pictures encoded again; steps are limited by how often each picture is seen; the loss can be on the guided
     prediction that the sampler follows; weights can be averaged, and anchored to the base.
     """
 
-    requires = Requires(kinds=("weighted",), aux=("latent",))
-
     def __init__(
         self, config: DiffusionFineTunerConfig, parts: Parts, *, total_rounds: int, guidance: float, seed: int
     ) -> None:
         self.config = config
+        self.requires = config.requires
         self.parts = parts
         self.abar = schedule.of_scheduler(parts.scheduler)
         self.objective = _objective(config, parts, self.abar, guidance)
@@ -131,30 +158,33 @@ class DiffusionFineTuner:
         by = optimizer.adamw(self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay)
         self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
         self.average = {name: w.clone() for name, w in self.trainable.live.items()} if config.ema is not None else None
+        self._old: dict[str, Tensor] = {}
         self.scaler = torch.amp.GradScaler(parts.device.type, enabled=self.precision == torch.float16)
 
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[Image]], *, seed: int, report: Report
     ) -> Mapping[str, float]:
-        """Learn from the selected samples, each weighted by its item's weight.
+        """Learn from the selected samples by the rule.
 
         Several processes (accelerate launch) must be given the same selection; each takes its share of every step.
 
         Raises:
             UserError: a sample has no latent, latents differ in shape, or the loss is no longer a number.
         """
-        chosen = [samples[item.keys[0]] for item in selection.items]
+        pictures = self.config.pictures_an_item
+        chosen = [samples[key] for item in selection.items for key in item.keys]
         latents, captions = _latents(chosen), [sample.prompt.learning for sample in chosen]
-        weights = torch.tensor([item.weight for item in selection.items], dtype=torch.float32)
-        rows_a_step = self.config.batch_size * self.config.gradient_accumulation
-        plan = optimizer.exposure_plan(len(chosen), self.config.steps, rows_a_step, self.config.exposures, seed)
+        weights = torch.tensor([item.weight for item in selection.items for _ in item.keys], dtype=torch.float32)
+        items_a_step = self.config.items_at_once * self.config.gradient_accumulation
+        plan = optimizer.exposure_plan(
+            len(selection.items), self.config.steps, items_a_step, self.config.exposures, seed
+        )
         tally = Tally()
         with self._training():
-            for index, rows in enumerate(plan):
-                draws, rate = (
-                    self._draws(latents[rows], seed, index),
-                    self.course.rate(self.course.progress(index / len(plan))),
-                )
+            for index, items in enumerate(plan):
+                rows = (torch.as_tensor(items)[:, None] * pictures + torch.arange(pictures)).flatten()
+                draws = self._draws(latents[rows[::pictures]], seed, index)
+                rate = self.course.rate(self.course.progress(index / len(plan)))
                 texts = [captions[row] for row in rows]
                 self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
                 report(index + 1, len(plan))
@@ -166,7 +196,7 @@ class DiffusionFineTuner:
             captions[:DRIFT_ROWS],
             batch_size=self.config.batch_size,
         )
-        return _figures(tally, latents) | {"prediction_drift": moved}
+        return _figures(tally, latents, pictures) | {"prediction_drift": moved}
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
@@ -198,7 +228,8 @@ class DiffusionFineTuner:
         return self.trainable.count()
 
     def _draws(self, x0: Tensor, seed: int, index: int) -> losses.Draws:
-        """The random numbers of the round's step ``index``; the same however it is cut into batches and processes."""
+        """The random numbers of the round's step ``index``, of each item one; the same however the step is cut into
+        batches and processes."""
         return losses.draw(
             (x0.shape[0], x0.shape[1], x0.shape[2], x0.shape[3]),
             len(self.abar),
@@ -211,17 +242,24 @@ class DiffusionFineTuner:
     def _step(
         self, x0: Tensor, captions: list[str], weights: Tensor, *, draws: losses.Draws, rate: float, tally: Tally
     ) -> None:
-        """One optimizer step on the rows given, this process taking every so-manieth of them."""
-        world = _accelerator()
-        mine = range(world.process_index, len(x0), world.num_processes)
-        for start in range(0, len(mine), self.config.batch_size):
-            rows = torch.tensor(mine[start : start + self.config.batch_size])
-            terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], draws.rows(rows))
-            world.backward(self.scaler.scale((terms.loss + terms.anchor) / len(x0)))
+        """One optimizer step on the items whose rows are given, this process taking every so-manieth of them."""
+        world, pictures = _accelerator(), self.config.pictures_an_item
+        count = len(x0) // pictures
+        mine, at_once = (
+            range(world.process_index, count, world.num_processes),
+            max(1, self.config.batch_size // pictures),
+        )
+        for start in range(0, len(mine), at_once):
+            items = torch.tensor(mine[start : start + at_once])
+            rows = (items[:, None] * pictures + torch.arange(pictures)).flatten()
+            shared = draws.rows(items.repeat_interleave(pictures))
+            terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], shared)
+            anchor = terms.anchor / pictures
+            world.backward(self.scaler.scale((terms.loss + anchor) / count))
             tally.sums["loss"] += float(terms.loss.detach())
-            tally.sums["anchor"] += float(terms.anchor.detach())
+            tally.sums["anchor"] += float(anchor.detach())
             tally.evaluations += terms.evaluations
-        tally.took(len(x0), norm=self._update(world, rate), rate=rate)
+        tally.took(count, norm=self._update(world, rate), rate=rate)
 
     def _terms(self, x0: Tensor, captions: list[str], weights: Tensor, draws: losses.Draws) -> losses.Terms:
         """The loss terms of one batch, on the model's device."""
@@ -230,7 +268,8 @@ class DiffusionFineTuner:
         with torch.no_grad():
             empty = self._embed([""]).expand_as(embeddings)
         batch = losses.Batch(x0.to(device), embeddings, empty, weights.to(device), draws.to(device))
-        return losses.step_loss(batch, self.abar.to(device), self.objective, self._predict, self._predict_base)
+        networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
+        return losses.step_loss(batch, self.abar.to(device), self.objective, networks)
 
     def _update(self, world: Any, rate: float) -> float:
         """Let the gradients act: summed over processes, clipped, stepped. Returns their norm before clipping."""
@@ -269,12 +308,20 @@ class DiffusionFineTuner:
         with self.trainable.passed_by():
             return self._predict(xt, timesteps, embeddings)
 
+    def _predict_old(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+        """What the policy said before this round's tuning."""
+        with self.trainable.holding(self._old):
+            return self._predict(xt, timesteps, embeddings)
+
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Within, the network holds the live weights, in training precision and layout; afterwards the policy again."""
         unet = self.parts.unet
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
+        if self.objective.rule.reference == "old":
+            policy = self.trainable.live if self.average is None else self.average
+            self._old = {name: weight.clone() for name, weight in policy.items()}
         if self.config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         try:
@@ -282,6 +329,7 @@ class DiffusionFineTuner:
         finally:
             if self.config.gradient_checkpointing:
                 unet.disable_gradient_checkpointing()
+            self._old = {}
             self.trainable.rest(self.average)
 
 
@@ -298,6 +346,7 @@ def _objective(
         min_snr_gamma=config.min_snr_gamma,
         pure_noise_steps=config.pure_noise_steps,
         anchor=config.anchor,
+        rule=config.learning.build(),
     )
 
 
@@ -319,11 +368,11 @@ def _latents(samples: Sequence[Sample[Image]]) -> Tensor:
     return torch.stack(found) if found else torch.zeros(0, 1, 1, 1)
 
 
-def _figures(tally: Tally, latents: Tensor) -> dict[str, float]:
+def _figures(tally: Tally, latents: Tensor, pictures: int) -> dict[str, float]:
     found = {"loss": 0.0, "anchor": 0.0, **tally.figures()}
     return {
         **found,
-        "exposures_mean": tally.items / max(1, len(latents)),
+        "exposures_mean": tally.items * pictures / max(1, len(latents)),
         "network_evaluations": found["network_evaluations"] + 2 * min(DRIFT_ROWS, len(latents)),
         "latent_std": float(latents.std()) if len(latents) else 0.0,
     }

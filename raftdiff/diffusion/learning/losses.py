@@ -3,9 +3,9 @@
     x0, noise, t  ->  xt = sqrt(abar) x0 + sqrt(1 - abar) noise              schedule.add_noise
     c = network(xt, t, caption)                                              with gradient
     p = c,  or  u + w (c - u)  with  u = network(xt, t, "") held fixed       loss_on: conditional | guided
-    row loss  =  mean (p - target)^2  *  min-SNR weight  *  the item's own weight
-    anchor    =  lambda * mean (c - c_base)^2
-    loss      =  sum over rows of (row loss + anchor) / rows of the whole step
+    item loss =  the rule's, of p and of what its reference says             rules; sft: weight * mean (p - target)^2
+    anchor    =  lambda * mean (c - c_base)^2                                a row
+    loss      =  sum of the items' losses / items of the whole step, and the mean anchor of its rows
 
 **The guided loss.** Selected pictures were sampled *with* guidance w. If c alone learns them, guiding again by w
 sharpens a second time, and spread and saturation compound over the rounds. So the guided prediction, which is what the
@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from raftdiff.diffusion.learning import schedule
-from raftdiff.diffusion.learning.schedule import Latents, PerRow
+from raftdiff.diffusion.learning.rules import Rows, Rule, row_mean
 
 Predict = Callable[
     [Float[Tensor, "batch channels height width"], Int[Tensor, " batch"], Float[Tensor, "batch tokens embedding"]],
@@ -60,7 +60,7 @@ class Batch:
     empty: Float[Tensor, "batch tokens embedding"]
     """The empty caption's embedding, one per row."""
     weights: Float[Tensor, " batch"]
-    """The items' own."""
+    """The items' own; rows of one item stand together."""
     draws: Draws
 
 
@@ -76,6 +76,16 @@ class Objective:
     """At this many of the last timesteps the network sees pure noise."""
     anchor: float
     """lambda."""
+    rule: Rule
+
+
+@dataclass(frozen=True, slots=True)
+class Networks:
+    """The model as it is tuned, as it was before any tuning, and as it was before this round's."""
+
+    policy: Predict
+    base: Predict
+    old: Predict
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,14 +98,8 @@ class Terms:
     """Rows through the network, with gradient or without."""
 
 
-def step_loss(
-    batch: Batch,
-    abar: schedule.Schedule,
-    objective: Objective,
-    predict: Predict,
-    predict_base: Predict,
-) -> Terms:
-    """The loss of some rows of a step."""
+def step_loss(batch: Batch, abar: schedule.Schedule, objective: Objective, networks: Networks) -> Terms:
+    """The loss of some rows of a step, whole items."""
     x0, draws, empty = batch.x0, batch.draws, batch.empty
     count, last = len(x0), len(abar) - objective.pure_noise_steps
     level = abar[draws.timesteps]
@@ -106,25 +110,29 @@ def step_loss(
     evaluations = count
     scale = torch.where(draws.dropped, 1.0, objective.guidance)
 
-    # the base first: switching an adapter off and on again must not fall between a forward and its backward
-    base = None
-    if objective.anchor > 0:
-        with torch.no_grad():
-            base = predict_base(xt, draws.timesteps, shown)
-        evaluations += count
-    prediction = conditional = predict(xt, draws.timesteps, shown)
+    # what is held fixed first: switching weights off and on again must not fall between a forward and its backward
+    wanted = {"base" if objective.anchor > 0 else "none", objective.rule.reference}
+    fixed = {}
+    for name, network in (("base", networks.base), ("old", networks.old)):
+        if name in wanted:
+            with torch.no_grad():
+                fixed[name] = network(xt, draws.timesteps, shown)
+            evaluations += count
+    prediction = conditional = networks.policy(xt, draws.timesteps, shown)
     if objective.guidance != 1.0:
         with torch.no_grad():
-            unconditional = predict(xt, draws.timesteps, empty)
+            unconditional = networks.policy(xt, draws.timesteps, empty)
         prediction = schedule.guided(unconditional, conditional, scale)
         evaluations += count
 
-    loss = _row_mean((prediction - target) ** 2) * batch.weights
+    weight = batch.weights
     if objective.min_snr_gamma is not None:
-        loss = loss * schedule.min_snr_weight(objective.prediction_type, level, objective.min_snr_gamma)
+        weight = weight * schedule.min_snr_weight(objective.prediction_type, level, objective.min_snr_gamma)
+    reference = fixed.get(objective.rule.reference)
+    loss = objective.rule.loss(Rows(prediction, reference, target, x0, xt, level, objective.prediction_type, weight))
     anchor = torch.zeros((), device=x0.device)
-    if base is not None:
-        anchor = objective.anchor * _row_mean((conditional - base) ** 2).sum()
+    if objective.anchor > 0:
+        anchor = objective.anchor * row_mean((conditional - fixed["base"]) ** 2).sum()
     return Terms(loss.sum(), anchor, evaluations)
 
 
@@ -144,7 +152,3 @@ def draw(
     if offset > 0:
         noise = schedule.offset_noise(noise, torch.randn(count, channels, generator=generator), offset)
     return Draws(noise, drawn, torch.rand(count, generator=generator) < dropout)
-
-
-def _row_mean(values: Latents) -> PerRow:
-    return values.flatten(1).mean(dim=1)

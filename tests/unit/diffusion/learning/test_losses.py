@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning import losses, rules, schedule
 
 ABAR = schedule.alphas_cumprod(schedule.betas(0.00085, 0.012, 1000, "scaled_linear"))
 
@@ -15,6 +15,7 @@ def objective(**changes) -> losses.Objective:
         "min_snr_gamma": None,
         "pure_noise_steps": 0,
         "anchor": 0.0,
+        "rule": rules.Sft(),
     }
     return losses.Objective(**{**plain, **changes})
 
@@ -48,9 +49,14 @@ def never(*_):
     raise AssertionError("the base model was asked without an anchor")
 
 
+def step(made, abar, chosen, predict, *networks):
+    base, old = (*networks, never, never)[:2]
+    return losses.step_loss(made, abar, chosen, losses.Networks(predict, base, old))
+
+
 def test_plain_loss_is_the_mean_squared_error_to_the_noise():
     made = batch()
-    terms = losses.step_loss(made, ABAR, objective(), constant(0.0, 9.0), never)
+    terms = step(made, ABAR, objective(), constant(0.0, 9.0), never)
     torch.testing.assert_close(terms.loss, (made.draws.noise**2).mean() * 4)
     assert terms.evaluations == 4
     assert terms.anchor == 0
@@ -60,19 +66,19 @@ def test_a_perfect_network_has_no_loss():
     made = batch()
     level = ABAR[made.draws.timesteps]
     velocity = schedule.velocity(made.x0, made.draws.noise, level)
-    terms = losses.step_loss(made, ABAR, objective(prediction_type="v_prediction"), lambda *_: velocity, never)
+    terms = step(made, ABAR, objective(prediction_type="v_prediction"), lambda *_: velocity, never)
     torch.testing.assert_close(terms.loss, torch.tensor(0.0))
 
 
 def test_weights_multiply_rows():
-    whole = losses.step_loss(batch(), ABAR, objective(), constant(0.0, 0.0), never).loss
-    halved = losses.step_loss(batch(weights=torch.full((4,), 0.5)), ABAR, objective(), constant(0.0, 0.0), never).loss
+    whole = step(batch(), ABAR, objective(), constant(0.0, 0.0), never).loss
+    halved = step(batch(weights=torch.full((4,), 0.5)), ABAR, objective(), constant(0.0, 0.0), never).loss
     torch.testing.assert_close(halved, whole / 2)
 
 
 def test_guided_loss_is_on_the_guided_prediction():
     made = batch()
-    terms = losses.step_loss(made, ABAR, objective(guidance=3.0), constant(0.5, 0.2), never)
+    terms = step(made, ABAR, objective(guidance=3.0), constant(0.5, 0.2), never)
     expected = ((0.2 + 3.0 * (0.5 - 0.2) - made.draws.noise) ** 2).mean() * 4
     torch.testing.assert_close(terms.loss, expected)
     assert terms.evaluations == 8
@@ -86,7 +92,7 @@ def test_guided_gradient_goes_through_the_conditional_alone():
         return parameter.expand_as(xt)
 
     made = batch()
-    losses.step_loss(made, ABAR, objective(guidance=3.0), predict, never).loss.backward()
+    step(made, ABAR, objective(guidance=3.0), predict, never).loss.backward()
     # u = c = p, so the guided prediction is p; its derivative is w, not w + (1 - w)
     expected = 3.0 * 2 * (0.5 - made.draws.noise).mean() * 4
     torch.testing.assert_close(parameter.grad, expected)
@@ -94,13 +100,13 @@ def test_guided_gradient_goes_through_the_conditional_alone():
 
 def test_dropped_rows_learn_the_empty_caption_unguided():
     made = batch(dropped=True)
-    terms = losses.step_loss(made, ABAR, objective(guidance=3.0), constant(9.0, 0.2), never)
+    terms = step(made, ABAR, objective(guidance=3.0), constant(9.0, 0.2), never)
     torch.testing.assert_close(terms.loss, ((0.2 - made.draws.noise) ** 2).mean() * 4)
 
 
 def test_anchor_is_the_distance_to_the_base():
     made = batch()
-    terms = losses.step_loss(made, ABAR, objective(anchor=0.1), constant(0.5, 0.0), constant(0.3, 0.0))
+    terms = step(made, ABAR, objective(anchor=0.1), constant(0.5, 0.0), constant(0.3, 0.0))
     torch.testing.assert_close(terms.anchor, torch.tensor(0.1 * 0.2**2 * 4))
     assert terms.evaluations == 8
 
@@ -109,7 +115,7 @@ def test_min_snr_weighs_rows_by_their_timestep():
     made = batch()
     rows = ((made.draws.noise) ** 2).flatten(1).mean(1)
     weight = schedule.min_snr_weight("epsilon", ABAR[made.draws.timesteps], 5.0)
-    terms = losses.step_loss(made, ABAR, objective(min_snr_gamma=5.0), constant(0.0, 0.0), never)
+    terms = step(made, ABAR, objective(min_snr_gamma=5.0), constant(0.0, 0.0), never)
     torch.testing.assert_close(terms.loss, (rows * weight).sum())
 
 
@@ -121,7 +127,7 @@ def test_at_the_last_steps_the_network_sees_pure_noise():
         seen.append(xt)
         return xt
 
-    losses.step_loss(made, ABAR, objective(pure_noise_steps=100), predict, never)
+    step(made, ABAR, objective(pure_noise_steps=100), predict, never)
     torch.testing.assert_close(seen[0][-1], made.draws.noise[-1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(seen[0][0], made.draws.noise[0], atol=1e-2)
 

@@ -1,0 +1,229 @@
+"""What is learned from a selection: each rule is a config, and a loss of predictions, one value an item.
+
+    e(net) = mean (net(xt, t, c) - target)^2 of one picture
+    old    the policy as it was when the round's tuning began, which drew the candidates
+    base   the model before any tuning
+
+``sft`` imitates: it pulls the model to the selected pictures, guidance that they were drawn with and all, and sampling
+guides again. The others learn from the difference between better and worse pictures, both drawn with one guidance, so
+that what they share cancels.
+"""
+
+from dataclasses import dataclass
+from typing import Annotated, Literal, Protocol, TypeAlias, final, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from pydantic import Field
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from raftdiff.diffusion.learning import schedule
+from raftdiff.diffusion.learning.schedule import Latents, PerRow
+from raftdiff.recipes.config import Config
+from raftdiff.types import SelectionKind
+
+Reference = Literal["none", "old", "base"]
+PerItem = Float[Tensor, " items"]
+LEAST_WIDTH = 1e-5
+"""Below it an x0 error is not divided by."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Pictures of whole items, side by side, with what networks say of them. Float32."""
+
+    prediction: Latents
+    """With gradient."""
+    reference: Latents | None
+    """What the rule's reference says of the same xt, held fixed."""
+    target: Latents
+    x0: Latents
+    xt: Latents
+    abar: PerRow
+    prediction_type: str
+    weight: PerRow
+    """The item's weight, label (1 good, -1 bad) or advantage."""
+
+    def error(self) -> PerRow:
+        """e(theta)."""
+        return row_mean((self.prediction - self.target) ** 2)
+
+    def reference_error(self) -> PerRow:
+        """e of the reference."""
+        assert self.reference is not None
+        return row_mean((self.reference - self.target) ** 2)
+
+
+@runtime_checkable
+class Rule(Protocol):
+    """``loss`` has a value for each item, lower is better, to be averaged over the items of a step."""
+
+    @property
+    def kind(self) -> SelectionKind: ...
+
+    @property
+    def reference(self) -> Reference: ...
+
+    def loss(self, rows: Rows) -> PerItem: ...
+
+
+class SftConfig(Config):
+    """Imitation of the selected pictures, each by its weight: RAFT, and with softmax weights reward-weighted
+    regression."""
+
+    type: Literal["sft"] = "sft"
+
+    def build(self) -> "Sft":
+        return Sft()
+
+
+class AdvantageConfig(Config):
+    """Advantage-weighted matching: toward what is better than its prompt's mean, away from what is worse."""
+
+    type: Literal["advantage"] = "advantage"
+    clip: float = Field(default=0.01, gt=0)
+    """How far the ratio exp(e(old) - e(theta)) may leave 1 before a picture teaches no more, in units of e."""
+
+    def build(self) -> "Advantage":
+        return Advantage(self.clip)
+
+
+class NftConfig(Config):
+    """Negative-aware fine-tuning: better pictures are learnt by the model, worse ones by its mirror image in old."""
+
+    type: Literal["nft"] = "nft"
+    beta: float = Field(default=1.0, gt=0)
+    """How far the two stand from old; 1 in the paper for most rewards, smaller is stronger."""
+    most: float = Field(default=5.0, gt=0)
+    """Advantages are cut to it, on both sides."""
+
+    def build(self) -> "Nft":
+        return Nft(self.beta, self.most)
+
+
+class DpoConfig(Config):
+    """Diffusion-DPO: of each pair the better picture is to become likelier than under the base, the worse less."""
+
+    type: Literal["dpo"] = "dpo"
+    beta: float = Field(default=2000.0, gt=0)
+    """Strength of the pull back to the base, per unit of mean squared error: 2000 to 5000 in the paper."""
+    loss: Literal["sigmoid", "ipo"] = "sigmoid"
+    """The paper's, or the square of IPO, which does not drive pairs apart for ever."""
+
+    def build(self) -> "Dpo":
+        return Dpo(self.beta, self.loss)
+
+
+class KtoConfig(Config):
+    """Diffusion-KTO: pictures labelled good or bad, no pairs."""
+
+    type: Literal["kto"] = "kto"
+    beta: float = Field(default=2000.0, gt=0)
+    """Strength of the pull back to the base, per unit of mean squared error."""
+
+    def build(self) -> "Kto":
+        return Kto(self.beta)
+
+
+RuleConfig: TypeAlias = Annotated[
+    SftConfig | AdvantageConfig | NftConfig | DpoConfig | KtoConfig, Field(discriminator="type")
+]
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Sft:
+    kind: SelectionKind = "weighted"
+    reference: Reference = "none"
+
+    def loss(self, rows: Rows) -> PerItem:
+        """w e(theta). Source: RAFT, arXiv:2304.06767, Algorithm 1."""
+        return rows.weight * rows.error()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Advantage:
+    clip: float
+    kind: SelectionKind = "advantages"
+    reference: Reference = "old"
+
+    def loss(self, rows: Rows) -> PerItem:
+        """-min(A rho, A clip(rho, 1 - c, 1 + c)), rho = exp(e(old) - e(theta)). At theta = old it is -A, with the
+        gradient of A e(theta).
+
+        Source: advantage-weighted matching, arXiv:2509.25050, with PPO's clipping, without which a negative advantage
+        would have no end.
+        """
+        ratio = (rows.reference_error() - rows.error()).exp()
+        return -torch.minimum(rows.weight * ratio, rows.weight * ratio.clamp(1 - self.clip, 1 + self.clip))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Nft:
+    beta: float
+    most: float
+    kind: SelectionKind = "advantages"
+    reference: Reference = "old"
+
+    def loss(self, rows: Rows) -> PerItem:
+        """(r |x0(p+) - x0|^2 / w+  +  (1 - r) |x0(p-) - x0|^2 / w-) / beta, means over the picture, with
+
+            p+ = beta p + (1 - beta) p_old,   p- = (1 + beta) p_old - beta p,   r = 1/2 + A / (2 most)
+            w+- = mean |x0(p+-) - x0|, held fixed
+
+        At theta = old the gradient is proportional to 2r - 1. Source: DiffusionNFT, arXiv:2509.16117, and its authors'
+        code; their old policy follows slowly, ours is the one that drew the candidates.
+        """
+        assert rows.reference is not None
+        p, old, beta = rows.prediction, rows.reference, self.beta
+        r = 0.5 + rows.weight.clamp(-self.most, self.most) / (2 * self.most)
+        better, worse = self._error(rows, beta * p + (1 - beta) * old), self._error(rows, (1 + beta) * old - beta * p)
+        loss: PerItem = (r * better + (1 - r) * worse) / beta
+        return loss
+
+    @staticmethod
+    def _error(rows: Rows, prediction: Latents) -> PerRow:
+        away = schedule.to_x0(rows.prediction_type, prediction, rows.xt, rows.abar) - rows.x0
+        return row_mean(away**2) / row_mean(away.detach().abs()).clamp(min=LEAST_WIDTH)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Dpo:
+    beta: float
+    shape: Literal["sigmoid", "ipo"] = "sigmoid"
+    kind: SelectionKind = "pairs"
+    reference: Reference = "base"
+
+    def loss(self, rows: Rows) -> PerItem:
+        """-log sigmoid(beta h / 2), or (beta h / 2 - 1/2)^2; h = (e(base) - e) of the better less that of the worse.
+
+        Both pictures of a pair have one noise and one timestep. At the base: log 2, or 1/4. Source: Diffusion-DPO,
+        arXiv:2311.12908, equation 14; IPO: arXiv:2310.12036.
+        """
+        better, worse = (rows.reference_error() - rows.error()).view(-1, 2).unbind(dim=1)
+        margin = self.beta / 2 * (better - worse)
+        return -logsigmoid(margin) if self.shape == "sigmoid" else (margin - 0.5) ** 2
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Kto:
+    beta: float
+    kind: SelectionKind = "labelled"
+    reference: Reference = "base"
+
+    def loss(self, rows: Rows) -> PerItem:
+        """1 - sigmoid(y beta (e(base) - e(theta))), y = 1 good, -1 bad; 1/2 at the base.
+
+        Source: Diffusion-KTO, arXiv:2404.04465, equation 9 with its sigmoid utility; the reference point is 0.
+        """
+        return 1 - (rows.weight * self.beta * (rows.reference_error() - rows.error())).sigmoid()
+
+
+def row_mean(values: Latents) -> PerRow:
+    return values.flatten(1).mean(dim=1)
