@@ -1,10 +1,20 @@
 """What can be wrong in the same way in recipes of both media, found before a model is loaded."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftdiff.errors import UserError
-from raftdiff.types import Requires
+from raftdiff.types import Requires, SelectionKind
+
+SELECTORS: Mapping[SelectionKind, str] = {
+    "weighted": "best_of_k, top_fraction, softmax or random",
+    "pairs": "best_worst",
+    "ranked": "ranked",
+    "labelled": "threshold",
+    "advantages": "advantage",
+    "all": "all",
+}
+"""What gives each kind of selection."""
 
 
 def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
@@ -41,4 +51,5 @@ def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
     """
     kind = recipe.ranker.selector.build(seed=0).kind
     if kind not in needs.kinds:
-        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {', '.join(needs.kinds)}.")
+        wanted, fitting = ", ".join(needs.kinds), " or ".join(SELECTORS[one] for one in needs.kinds)
+        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {wanted}; use type: {fitting}.")

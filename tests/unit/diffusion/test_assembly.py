@@ -71,3 +71,18 @@ def test_an_evaluation_says_once_that_it_goes_without_its_judge(
     with pytest.raises(UserError, match="far enough"):
         evaluate.measure(run, bare("evaluation.judge=emoji-judge"))
     assert [str(one.message) for one in recwarn] == logged == [ALIEN]
+
+
+@pytest.mark.parametrize(
+    ("rule", "wanted"),
+    [
+        ("dpo", "pairs; use type: best_worst"),
+        ("nft", "advantages; use type: advantage"),
+        ("kto", "labelled; use type: threshold"),
+    ],
+)
+def test_a_rule_names_the_selector_that_it_learns_from(rule, wanted):
+    with pytest.raises(UserError, match=f"it selects 'weighted', and learning: {rule} learns from {wanted}."):
+        load_recipe("demo", [f"finetuner.learning={{type: {rule}}}"])
+    selector = wanted.rpartition(" ")[2]
+    load_recipe("demo", [f"finetuner.learning={{type: {rule}}}", f"ranker.selector={{type: {selector}}}"])

@@ -6,6 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
+from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models.loading import ModelConfig, load
@@ -30,6 +31,36 @@ def pictures(count=6, std=0.5, scale=1.0):
 
 def selection(samples, weight=1.0):
     return Selection("weighted", tuple(Item((key,), weight) for key in samples))
+
+
+def better_and_worse(count=6):
+    """Samples of two patterns, and selections of each kind that say which of the two is better."""
+    generator = torch.Generator().manual_seed(2)
+    patterns = torch.randn(2, 4, 8, 8, generator=generator)
+    samples = {}
+    for index in range(2 * count):
+        latent = patterns[index % 2] + 0.1 * torch.randn(4, 8, 8, generator=generator)
+        sample = Sample(
+            0, Prompt("p", "x", "x", "x"), index, index, "policy", Image.new("RGB", (16, 16)), {"latent": latent}
+        )
+        samples[sample.key] = sample
+    keys = list(samples)
+    signed = tuple(Item((key,), weight=-1.0 if row % 2 else 1.0) for row, key in enumerate(keys))
+    pairs = tuple(Item((keys[row], keys[row + 1])) for row in range(0, 2 * count, 2))
+    return samples, {"advantages": signed, "labelled": signed, "pairs": pairs}
+
+
+def errors(learner, samples):
+    """Mean squared error of the policy's prediction on the better and on the worse pictures, at one noise."""
+    latents = torch.stack([sample.aux["latent"] for sample in samples.values()])
+    timesteps, noise = torch.full((len(latents),), 500), torch.randn(latents[:1].shape, generator=torch.Generator())
+    level = learner.abar[timesteps]
+    xt = schedule.add_noise(latents, noise.expand_as(latents), level)
+    target = schedule.target(learner.parts.prediction_type, latents, noise.expand_as(latents), level)
+    with torch.no_grad():
+        said = learner.parts.predict(xt, timesteps, learner.parts.prompts(["x"] * len(latents)))
+    each = ((said - target) ** 2).mean(dim=(1, 2, 3))
+    return each[::2].mean(), each[1::2].mean()
 
 
 def tuner(folder, *, dtype="float32", rounds=2, guidance=3.0, **changes):
@@ -146,6 +177,94 @@ def test_a_change_too_small_for_half_precision_still_changes_the_pictures(models
     assert not torch.equal(predictions(learner.parts), untouched)
     with learner.base_weights():
         assert torch.equal(predictions(learner.parts), untouched)
+
+
+RULES = [
+    pytest.param({"type": "advantage", "clip": 1.0}, id="advantage"),
+    pytest.param({"type": "nft", "most": 1.0}, id="nft"),
+    pytest.param({"type": "dpo", "beta": 20.0}, id="dpo"),
+    pytest.param({"type": "dpo", "beta": 20.0, "loss": "ipo"}, id="ipo"),
+    pytest.param({"type": "kto", "beta": 20.0}, id="kto"),
+]
+
+
+def lesson(learner, items):
+    kind = learner.requires.kinds[0]
+    return Selection(kind, items[kind])
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_of_difference_prefer_the_better_pictures(models, rule):
+    samples, items = better_and_worse()
+    learner = tuner(models["sd21"], learning=rule, steps=6, exposures=None, batch_size=6)
+    before = errors(learner, samples)
+    learner.fit(lesson(learner, items), samples, seed=0, report=silent)
+    after = errors(learner, samples)
+    assert after[1] - after[0] > before[1] - before[0] + 0.002
+
+
+@pytest.mark.parametrize("rule", RULES[1:3])
+def test_rules_of_difference_resume_to_the_bit(models, rule):
+    samples, items = better_and_worse(3)
+    straight = tuner(models["sd21"], learning=rule, steps=2, ema=0.5)
+    straight.fit(lesson(straight, items), samples, seed=1, report=silent)
+    saved = straight.state_dict()
+    straight.fit(lesson(straight, items), samples, seed=2, report=silent)
+    resumed = tuner(models["sd21"], learning=rule, steps=2, ema=0.5)
+    resumed.load_state_dict(saved)
+    resumed.fit(lesson(resumed, items), samples, seed=2, report=silent)
+    assert same(resumed.state_dict(), straight.state_dict())
+
+
+@pytest.mark.parametrize("rule", RULES[1:3])
+def test_a_step_of_whole_items_is_the_same_however_it_is_cut(models, rule):
+    samples, items = better_and_worse(3)
+    states = []
+    for batch, accumulation in ((6, 1), (2, 3)):
+        learner = tuner(
+            models["sd15"],
+            learning=rule,
+            batch_size=batch,
+            gradient_accumulation=accumulation,
+            steps=1,
+            max_grad_norm=None,
+        )
+        figures = learner.fit(lesson(learner, items), samples, seed=1, report=silent)
+        assert figures["network_evaluations"] == 2 * 6 + 2 * min(len(samples), 16)  # a reference's beside its own
+        states.append(learner.state_dict()["optimizer"])
+    moments = [torch.cat([w.flatten() for n, w in state.items() if n.endswith("exp_avg")]) for state in states]
+    torch.testing.assert_close(moments[0], moments[1], atol=1e-5, rtol=1e-2)
+
+
+def test_old_is_the_policy_that_the_round_began_with_and_base_the_one_before_all(models):
+    """At the first step of a round nothing has moved away from old, so the loss is minus the mean advantage."""
+    samples, items = better_and_worse(3)
+    plenty = Selection("advantages", tuple(Item(item.keys, weight=2.0) for item in items["advantages"]))
+    learner = tuner(models["sd15"], learning={"type": "advantage"}, steps=1, batch_size=6)
+    losses = [learner.fit(plenty, samples, seed=seed, report=silent)["loss"] for seed in (1, 2)]
+    assert losses == pytest.approx([-2.0, -2.0], abs=1e-5)
+    learner = tuner(models["sd15"], learning={"type": "dpo"}, steps=1, batch_size=6)
+    losses = [learner.fit(lesson(learner, items), samples, seed=seed, report=silent)["loss"] for seed in (1, 2)]
+    assert losses[0] == pytest.approx(math.log(2), abs=1e-5)
+    assert abs(losses[1] - math.log(2)) > 1e-3
+
+
+def test_the_anchor_shares_the_base_that_a_rule_asks_for(models):
+    samples, items = better_and_worse(3)
+    learner = tuner(models["sd15"], learning={"type": "dpo"}, steps=1, batch_size=6, anchor=0.1)
+    assert learner.fit(lesson(learner, items), samples, seed=1, report=silent)["network_evaluations"] == 2 * 6 + 2 * 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"loss_on": "guided"}, "loss_on: guided is for learning: sft alone; nft has no need of it"),
+        ({"min_snr_gamma": 5.0}, "min_snr_gamma is for learning: sft alone, not for nft"),
+    ],
+)
+def test_what_is_for_imitation_alone_is_refused_elsewhere(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        check(DiffusionFineTunerConfig, {"learning": {"type": "nft"}, **changes}, "recipe.yaml")
 
 
 def test_figures_of_a_round(models):
