@@ -52,4 +52,5 @@ def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
     kind = recipe.ranker.selector.build(seed=0).kind
     if kind not in needs.kinds:
         wanted, fitting = ", ".join(needs.kinds), " or ".join(SELECTORS[one] for one in needs.kinds)
-        raise UserError(f"ranker.selector: it selects '{kind}', and {learner} learns from {wanted}; use type: {fitting}.")
+        told = f"it selects '{kind}', and {learner} learns from {wanted}; use type: {fitting}."
+        raise UserError(f"ranker.selector: {told}")
