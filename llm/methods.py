@@ -23,7 +23,7 @@ from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import scores
 from raftdiff.recipes.files import locate
-from raftdiff.records.changes import at_work
+from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import Run, load_round
 from raftdiff.seeds import fold

@@ -24,7 +24,7 @@ from raftdiff.llm.reward_runs.recipe import RewardRecipe, weights
 from raftdiff.llm.reward_runs.training import asked, assemble_reward, rounds
 from raftdiff.progress import Progress
 from raftdiff.recipes.config import check, differing, dump, plain
-from raftdiff.records.changes import at_work
+from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import NOT_IDENTITY, Run
 

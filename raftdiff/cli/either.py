@@ -22,7 +22,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import build
-from raftdiff.records import changes
+from raftdiff.records import beginning
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
@@ -100,8 +100,8 @@ def assembled(recipe: AnyRecipe) -> AnyAssembly:
 
 
 def at_work(run: Run, recipe: AnyRecipe) -> AbstractContextManager[AnyAssembly]:
-    """As ``changes.at_work``, of pictures or of texts."""
-    return changes.at_work(run, recipe, weights_of, assembled)
+    """As ``beginning.at_work``, of pictures or of texts."""
+    return beginning.at_work(run, recipe, weights_of, assembled)
 
 
 def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:

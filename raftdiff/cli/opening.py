@@ -39,7 +39,7 @@ def checked(recipe: Any, kind: Kind) -> Any:
 
 def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
     """The run that the arguments name: one to continue, or a recipe's, which begins when its parts are there
-    (``changes.at_work``) and not before.
+    (``beginning.at_work``) and not before.
 
     Raises:
         UserError: a run is continued with another recipe, or nothing is there.

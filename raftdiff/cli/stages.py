@@ -25,7 +25,7 @@ from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
-from raftdiff.records.forking import fork
+from raftdiff.records.beginning import fork
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import unfit_told

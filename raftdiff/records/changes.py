@@ -1,48 +1,20 @@
-"""A run begins when all parts of its recipe are there. Where its recipe changes between two rounds, what made the
-rounds that are done stays on record.
+"""Where a run's recipe changes between two rounds, what made the rounds that are done stays on record.
 
 ``recipe.yaml`` is the recipe of the rounds to come. Before it changes, it is kept as ``recipes/before-003.yaml``, where
 round 3 is the first that the new one makes.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, dump, plain
 from raftdiff.records.run import FORKED, STATE_SHAPE, Run
 
-Recipe = TypeVar("Recipe", bound=Config)
-Parts = TypeVar("Parts")
 SCALE = ("ranker", "evaluation")
 """Recipe keys that decide what a reward means: rounds before and after a change of these are not compared."""
 HARMLESS = ("loop.rounds", "loop.patience", "name")
 """What may change while a round is half made: it does not enter into it."""
-
-
-@contextmanager
-def at_work(
-    run: Run, recipe: Recipe, weights: Callable[[Recipe], Mapping[str, str]], assemble: Callable[[Recipe], Parts]
-) -> Iterator[Parts]:
-    """The parts of a run's recipe, and the run, held for writing. One that is yet to begin (``Run.at``) begins when
-    they are there, so that what is refused on the way leaves no folder.
-
-    Args:
-        weights: fingerprints of the models that a recipe names.
-
-    Raises:
-        UserError: whatever ``assemble`` refuses; the run was begun with other weights or another recipe.
-    """
-    if (run.path / "run.json").is_file() and not Run.open(run.path).differing(plain(recipe)):
-        with run.locked(recipe):
-            run.bind(weights(recipe))
-            yield assemble(recipe)
-        return
-    marks, parts = weights(recipe), assemble(recipe)
-    with Run.create(run.path, recipe, seed=plain(recipe)["loop"]["seed"]).locked(recipe):
-        run.bind(marks)
-        yield parts
 
 
 def go_on_with(run: Run, recipe: Config) -> list[str]:

@@ -18,7 +18,7 @@ from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
 from raftdiff.recipes.files import locate
-from raftdiff.records import changes
+from raftdiff.records import beginning
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run, load_round
 
@@ -128,7 +128,7 @@ def _reward_model(stage: Stage) -> Outcome:
     recipe = stage.recipe()
     assert isinstance(recipe, RewardRecipe)
     run = Run.at(stage.path, recipe)
-    with changes.at_work(run, recipe, reward_weights, assemble_reward) as parts:
+    with beginning.at_work(run, recipe, reward_weights, assemble_reward) as parts:
         reward_models.loop(run, parts)
     held_out = run.metrics()[-1].get("held_out_pairs")
     return Outcome(stage.id, held_out["accuracy"], held_out["ci95"]) if held_out else Outcome(stage.id)

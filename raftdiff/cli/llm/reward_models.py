@@ -28,7 +28,7 @@ from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, readable_pairs, train
 from raftdiff.recipes.files import locate
 from raftdiff.recipes.needs import ready
-from raftdiff.records.changes import at_work
+from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run

@@ -9,7 +9,7 @@ import pytest
 
 from raftdiff.cli import opening
 from raftdiff.recipes.config import Config
-from raftdiff.records.forking import fork
+from raftdiff.records.beginning import fork
 from raftdiff.records.run import Run
 from raftdiff.tracking import LoggingConfig
 from raftdiff.types import Round

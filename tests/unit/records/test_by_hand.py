@@ -17,10 +17,10 @@ from raftdiff.cli.opening import to_read
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import run as records
+from raftdiff.records.beginning import fork
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.disk import append, read_appended, read_json_lines
 from raftdiff.records.entries import of_evaluation
-from raftdiff.records.forking import fork
 from raftdiff.records.labels import Ballot, Pair, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot

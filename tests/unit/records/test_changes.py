@@ -8,8 +8,8 @@ import pytest
 from raftdiff.errors import UserError
 from raftdiff.raft import stalled
 from raftdiff.recipes.config import Config
-from raftdiff.records.changes import alike, at_work, go_on_with
-from raftdiff.records.forking import fork
+from raftdiff.records.beginning import at_work, fork
+from raftdiff.records.changes import alike, go_on_with
 from raftdiff.records.run import Run
 
 

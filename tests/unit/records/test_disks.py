@@ -18,8 +18,8 @@ from raftdiff.cli import main as door
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import disk
+from raftdiff.records.beginning import fork
 from raftdiff.records.disk import append, naming, save_tensors, together, write_text, written
-from raftdiff.records.forking import fork
 from raftdiff.records.media import store
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt, Sample

@@ -17,8 +17,8 @@ from raftdiff.cli.main import main
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records import integrity
+from raftdiff.records.beginning import fork
 from raftdiff.records.checking import check
-from raftdiff.records.forking import fork
 from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.records.forking import fork
+from raftdiff.records.beginning import fork
 from raftdiff.records.media import file_name, is_whole, keep, kept, opened, prompt_of, store, tensor_file
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run

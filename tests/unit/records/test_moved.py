@@ -10,8 +10,8 @@ from pydantic import Field
 from raftdiff.cli import opening
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
+from raftdiff.records.beginning import fork
 from raftdiff.records.changes import go_on_with
-from raftdiff.records.forking import fork
 from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, run_mark
 from raftdiff.records.run import Run
 

@@ -14,8 +14,8 @@ from safetensors.torch import load_file
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
+from raftdiff.records.beginning import fork
 from raftdiff.records.disk import save_tensors
-from raftdiff.records.forking import fork
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection

@@ -1,8 +1,13 @@
-"""A run of its own that goes on from another's round: it keeps the rounds before, and that round's samples."""
+"""How a run begins: when all parts of its recipe are there, or as a fork, which keeps the rounds of another and goes on
+from the samples of its next.
+"""
 
 import shutil
 import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, plain
@@ -11,6 +16,33 @@ from raftdiff.records.disk import copy_files, naming
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import FORKED, STATE_SHAPE, Run
+
+Recipe = TypeVar("Recipe", bound=Config)
+Parts = TypeVar("Parts")
+
+
+@contextmanager
+def at_work(
+    run: Run, recipe: Recipe, weights: Callable[[Recipe], Mapping[str, str]], assemble: Callable[[Recipe], Parts]
+) -> Iterator[Parts]:
+    """The parts of a run's recipe, and the run, held for writing. One that is yet to begin (``Run.at``) begins when
+    they are there, so that what is refused on the way leaves no folder.
+
+    Args:
+        weights: fingerprints of the models that a recipe names.
+
+    Raises:
+        UserError: whatever ``assemble`` refuses; the run was begun with other weights or another recipe.
+    """
+    if (run.path / "run.json").is_file() and not Run.open(run.path).differing(plain(recipe)):
+        with run.locked(recipe):
+            run.bind(weights(recipe))
+            yield assemble(recipe)
+        return
+    marks, parts = weights(recipe), assemble(recipe)
+    with Run.create(run.path, recipe, seed=plain(recipe)["loop"]["seed"]).locked(recipe):
+        run.bind(marks)
+        yield parts
 
 
 def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> Run:
