@@ -2,16 +2,17 @@
 
 import argparse
 import json
+import math
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, prepared, run_to_read, tell_once
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.comparison import compare, evaluation_prompts, write
+from raftdiff.diffusion.comparison import compare, compare_over, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
@@ -21,7 +22,7 @@ from raftdiff.llm.comparison import write as write_texts
 from raftdiff.recipes.config import check, plain
 from raftdiff.records.disk import demand_writable, read_json_lines
 from raftdiff.records.run import Run, finished, load_round
-from raftdiff.reports.tables import side_by_side, table
+from raftdiff.reports.tables import guidance_table, side_by_side, table
 from raftdiff.types import Prompt
 
 ANSWERS = 4
@@ -49,19 +50,36 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
     if args.steps is not None and not isinstance(recipe, Recipe):
         raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
+    strengths = _strengths(args.guidance)
+    if strengths and not isinstance(recipe, Recipe):
+        raise UserError("--guidance is for pictures; answers have none.")
     if args.steps is not None and isinstance(recipe, Recipe):
         evaluation = check(EvaluationConfig, {**plain(recipe.evaluation), "steps": args.steps}, "on the command line")
         recipe = recipe.model_copy(update={"evaluation": evaluation})
     finished(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
-    report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name)
+    report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name, guidance=strengths)
     result = report.with_name("eval.json")
     if args.json:
         print(result.read_text(encoding="utf-8"), end="")
     else:
         show(result)
         print(f"\nreport: {report}")
+
+
+def _strengths(text: str | None) -> tuple[float, ...]:
+    """
+    Raises:
+        UserError: they are no numbers from 0 on with commas between.
+    """
+    try:
+        found = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        found = (-1.0,)
+    if not all(0 <= strength < math.inf for strength in found):
+        raise UserError(f"--guidance {text}: give strengths from 0 on with commas between, such as --guidance 1,2,3.")
+    return found
 
 
 def measure(
@@ -71,10 +89,12 @@ def measure(
     prompts: str | None = None,
     samples: int | None = None,
     name: str | None = None,
+    guidance: Sequence[float] = (),
     training: Mapping[str, Any] | None = None,
 ) -> Path:
     """Compare the base with the policy as it stands, and write it all down; returns the page's path.
 
+    ``guidance`` names strengths at which both sides are drawn, each to be compared at its best.
     ``training`` is what an earlier call found on the training prompts; the page then speaks of both.
     """
     evaluation = assembly.recipe.evaluation
@@ -92,7 +112,8 @@ def measure(
         where = "evaluation.prompts" if evaluation.prompts.captions else "prompts"
         what = "prompts" if prompts == "training" else prompts or where
         tell_once(run, [*assembly.notes(what, asked), *assembly.unjudged(what, asked)])
-        pictures = compare(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
+        how: dict[str, Any] = {"per_prompt": count, "seed": evaluation.seed, "report": report}
+        pictures = compare_over(assembly, asked, guidance, **how) if guidance else compare(assembly, asked, **how)
         return write(folder, run, assembly, pictures, trained_on=trained_on, training=training)
     finally:
         bars.close()
@@ -110,4 +131,7 @@ def show(result: Path) -> None:
     width = shutil.get_terminal_size((100, 24)).columns
     for pair in pairs[:: max(1, len(pairs) // ANSWERS)][:ANSWERS]:
         print(f"\n{side_by_side(pair['prompt'], pair['before'], pair['after'], width)}")
-    print(f"\n{table(json.loads(result.read_text(encoding='utf-8')))}")
+    evaluation = json.loads(result.read_text(encoding="utf-8"))
+    if over := guidance_table(evaluation):
+        print(f"\n{over}")
+    print(f"\n{table(evaluation)}")

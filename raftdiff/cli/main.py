@@ -88,6 +88,7 @@ def _results(commands: Commands) -> None:
     )
     evaluate.add_argument("--samples", type=_positive, metavar="N", help="pictures per prompt; the recipe's by default")
     evaluate.add_argument("--steps", type=_positive, metavar="N", help="sampling steps; the recipe's by default")
+    evaluate.add_argument("--guidance", metavar="W,W", help="draw with each, such as 1,2,3: each model at its best")
     evaluate.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
     evaluate.add_argument("--name", metavar="NAME", help="write to eval/NAME/ instead of eval/")
     evaluate.add_argument("--json", action="store_true", help="print eval.json instead of the table")

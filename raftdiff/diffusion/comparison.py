@@ -3,9 +3,9 @@
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, final
+from typing import Any, Literal, final
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from PIL.Image import Image
 from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.errors import UserError
-from raftdiff.measures.evaluation import Evaluation, draw_both, evaluate
+from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw_both, evaluate
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
@@ -90,16 +90,87 @@ def compare(
     captions = [sample.prompt.caption for sample in before]
     rows = assembly.recipe.sampler.batch_size
     moved = drift(assembly.model, base_weights, latents, captions, batch_size=rows)
+    seconds, evaluations = time.perf_counter() - began, assembly.evaluator.network_evaluations() - spent
+    return _measured(assembly, prompts, before, after, moved=moved, seconds=seconds, evaluations=evaluations)
+
+
+def compare_over(
+    assembly: Assembly,
+    prompts: Sequence[Prompt],
+    strengths: Sequence[float],
+    *,
+    per_prompt: int,
+    seed: int,
+    report: Report = silent,
+) -> Compared:
+    """``compare`` with each of some strengths of guidance: the base at its best one against the policy at its own.
+
+    Raises:
+        UserError: as ``compare``.
+    """
+    strengths = sorted(set(strengths))
+    found = []
+    for place, strength in enumerate(strengths):
+        evaluator = assembly.evaluator.config.model_copy(update={"guidance": strength}).build(assembly.model)
+
+        def told(done: int, total: int, place: int = place) -> None:
+            report(place * total + done, len(strengths) * total)
+
+        there = replace(assembly, evaluator=evaluator)
+        found.append(compare(there, prompts, per_prompt=per_prompt, seed=seed, report=told))
+    steps = assembly.evaluator.config.steps
+    curve = [_strength(*point, steps) for point in zip(strengths, found, strict=True)]
+    base, tuned = _best(curve, "before"), _best(curve, "after")
+    compared = _measured(
+        assembly,
+        prompts,
+        found[base].before,
+        found[tuned].after,
+        moved=found[tuned].evaluation["drift"]["prediction"],
+        seconds=sum(it.evaluation["seconds"] for it in found),
+        evaluations=sum(it.evaluation["network_evaluations"] for it in found),
+    )
+    compared.evaluation["guidance"] = Guidance(curve=curve, best=Pair(before=strengths[base], after=strengths[tuned]))
+    return compared
+
+
+def _strength(guidance: float, compared: Compared, steps: int) -> Strength:
+    evaluation, figures = compared.evaluation, {}
+    if judged := evaluation["judge"].get("exact"):
+        figures["judge.exact"] = Pair(before=judged["before"], after=judged["after"])
+    for name, it in evaluation["rewards"].items():
+        figures[f"reward.{name}"] = Pair(before=it["before"]["mean"], after=it["after"]["mean"])
+    if diversity := evaluation["diversity"]:
+        figures["diversity.vendi_within"] = diversity["vendi_within"]
+    return Strength(guidance=guidance, evaluations=steps * (1 if guidance == 1 else 2), figures=figures)
+
+
+def _best(curve: Sequence[Strength], side: Literal["before", "after"]) -> int:
+    """The first of the places at which the first figure is highest."""
+    decisive = next(iter(curve[0]["figures"]))
+    return max(range(len(curve)), key=lambda place: curve[place]["figures"][decisive][side] or 0.0)
+
+
+def _measured(
+    assembly: Assembly,
+    prompts: Sequence[Prompt],
+    before: Sequence[Sample[Image]],
+    after: Sequence[Sample[Image]],
+    *,
+    moved: float | None,
+    seconds: float,
+    evaluations: int,
+) -> Compared:
     evaluation = evaluate(
         prompts,
         before,
         after,
         rewards=[reward for reward, _ in assembly.ranker.rewards],
         features=features(assembly.ranker.rewards),
-        judge=assembly.judge(captions),
+        judge=assembly.judge([sample.prompt.caption for sample in before]),
         prediction_drift=moved,
-        seconds=time.perf_counter() - began,
-        network_evaluations=assembly.evaluator.network_evaluations() - spent,
+        seconds=seconds,
+        network_evaluations=evaluations,
     )
     return Compared(prompts, before, after, evaluation)
 

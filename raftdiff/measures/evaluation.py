@@ -10,7 +10,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import numpy as np
 from jaxtyping import Float
@@ -95,6 +95,26 @@ class Drift(TypedDict):
     """Mean squared difference of the two models' predictions on the same noised input, measured by the caller."""
 
 
+class Strength(TypedDict):
+    """Both sides drawn with one strength of guidance."""
+
+    guidance: float
+    evaluations: int
+    """Of the network, for a picture."""
+    figures: dict[str, Pair]
+    """``judge.exact`` where there is a judge, each reward's mean (``reward.clip``), ``diversity.vendi_within``;
+    higher is better."""
+
+
+class Guidance(TypedDict):
+    """Before and after over guidance. The evaluation that holds it compares each side at its own best strength."""
+
+    curve: list[Strength]
+    best: Pair
+    """The strength at which each side is best by the first of the figures, the lower of equals. It is chosen on the
+    prompts that are told of, for both sides alike."""
+
+
 class Evaluation(TypedDict):
     """Everything that ``eval/eval.json`` carries."""
 
@@ -107,7 +127,9 @@ class Evaluation(TypedDict):
     seconds: float
     """Sampling, as the caller measured it, and scoring."""
     network_evaluations: int
-    """Rows through the denoiser, for both sides and the drift together."""
+    """Rows through the denoiser while both sides were drawn."""
+    guidance: NotRequired[Guidance]
+    """Where several strengths were asked for."""
 
 
 def draw(

@@ -14,7 +14,8 @@ from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
 from raftdiff.reports.page import picture_uri, template, write_html
-from raftdiff.reports.tables import Row, rows, shown
+from raftdiff.reports.plots import over
+from raftdiff.reports.tables import Row, best_told, rows, shown
 from raftdiff.reports.words import figure, said
 
 EXACT = "the share of pictures right in everything"
@@ -109,6 +110,7 @@ def write_report(
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
         warnings=warnings(rounds),
         curve=Markup(curve_svg(rounds)),
+        guidance=Markup(_over_guidance(evaluation)),
         rounds=[_round(index, it) for index, it in enumerate(rounds)],
         selected=_selected(selected),
         times=_times(evaluation, rounds),
@@ -119,6 +121,20 @@ def write_report(
         ticks=any(pair.after_scores.get("exact") is not None for pair in pairs),
     )
     return write_html(path, page)
+
+
+def _over_guidance(evaluation: Mapping[str, Any]) -> str:
+    """A plot of what decides which strength is best; empty where one was drawn."""
+    if not (told := evaluation.get("guidance")):
+        return ""
+    curve = told["curve"]
+    decisive, *_ = curve[0]["figures"]
+    judged = decisive.startswith("judge.")
+    lines = {
+        called: [(it["guidance"], (100 if judged else 1) * it["figures"][decisive][side]) for it in curve]
+        for side, called in (("before", "base"), ("after", "tuned"))
+    }
+    return over(lines, x="guidance", y="right in everything, %" if judged else decisive.partition(".")[2])
 
 
 def headline(evaluation: Mapping[str, Any]) -> str:
@@ -149,6 +165,8 @@ def remarks(evaluation: Mapping[str, Any]) -> list[str]:
         pair = evaluation["text"]["distinct_2"]
         said.append(f"Two-word phrases: {pair['before']:.0%} different before, {pair['after']:.0%} after.")
     ratio = (evaluation["diversity"] or {}).get("ratio", {})
+    if told := best_told(evaluation):
+        said.append(told)
     share = ratio.get("pairwise_distance") or ratio.get("vendi")
     if share is not None:
         what = "Pictures of one prompt differ" if ratio.get("pairwise_distance") else "Pictures differ"

@@ -32,7 +32,7 @@ STYLE = """
 .plot .a{fill:var(--a)}.plot .b{fill:var(--b)}.plot text.a,.plot text.b{font-weight:600}
 .plot .area{fill-opacity:.3;stroke-width:1.75}.plot .area.a{stroke:var(--a)}.plot .area.b{stroke:var(--b)}
 .plot circle{fill-opacity:.55}.plot rect{fill-opacity:.6}.plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round}
-.plot .line.a{stroke:var(--a)}.plot .whisker{stroke:var(--ink)}
+.plot .line.a{stroke:var(--a)}.plot .line.b{stroke:var(--b)}.plot .whisker{stroke:var(--ink)}
 """
 
 Values = Float[np.ndarray, " values"]
@@ -105,6 +105,29 @@ def bars(found: Sequence[Bar], *, x: str, y: str, level: float | None = None, to
         body.append(f'<path class="mark" d="M{left:.1f} {y_level:.1f}H{RIGHT:.1f}"/>')
     told = "; ".join(f"{' '.join(bar.label.split())}: {bar.height:.3g}" for bar in known)
     return _svg(f"{y} by {x}. {told}.", body)
+
+
+def over(groups: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str) -> str:
+    """A line a group through its points, of which each says its value. Empty without a point."""
+    every = [point for points in groups.values() for point in points]
+    if not every:
+        return ""
+    across, up = zip(*every, strict=True)
+    ticks, decimals = round_ticks(min(up), max(up))
+    room = 0.05 * (max(across) - min(across)) or 0.5
+    frame = Frame((min(across) - room, max(across) + room), (ticks[0], ticks[-1]))
+    body = [_grid(frame, ticks, decimals), _side(y), _text((LEFT + RIGHT) / 2, HEIGHT - 10, x, "middle")]
+    for place in sorted(set(across)):
+        body.append(_text(frame.at(place, ticks[0])[0], BOTTOM + 17, f"{place:g}", "middle"))
+    for number, (name, points) in enumerate(groups.items()):
+        kind, places = "ab"[number], [frame.at(*point) for point in points]
+        body.append(f'<path class="line {kind}" d="M' + "L".join(f"{a:.1f} {b:.1f}" for a, b in places) + '"/>')
+        for (a, b), (place, height) in zip(places, points, strict=True):
+            told = f"<title>{name} at {place:g}: {height:.3g}</title>"
+            body.append(f'<circle class="{kind}" cx="{a:.1f}" cy="{b:.1f}" r="4">{told}</circle>')
+        body.append(_legend(number, len(groups), name))
+    told = "; ".join(f"{name}: " + ", ".join(f"{h:.3g} at {a:g}" for a, h in points) for name, points in groups.items())
+    return _svg(f"{y} over {x}. {told}.", body)
 
 
 def reliability(bins: Sequence[Bin]) -> str:

@@ -119,6 +119,46 @@ def table(evaluation: Mapping[str, Any]) -> str:
     return "\n".join([*body, "", f"{pictures}, the same prompts and seeds before and after."])
 
 
+def guidance_table(evaluation: Mapping[str, Any]) -> str:
+    """Before and after over guidance, for a terminal; empty where one strength was drawn. A star marks the best."""
+    if not (over := evaluation.get("guidance")):
+        return ""
+    curve, best = over["curve"], over["best"]
+    decisive, *_ = names = list(curve[0]["figures"])
+    lines = [["guidance", "evaluations", *(f"{_named(name)}, {side}" for name in names for side in best)]]
+    for it in curve:
+        cells = [
+            ("*" if name == decisive and it["guidance"] == best[side] else "") + _told(name, it["figures"][name][side])
+            for name in names
+            for side in best
+        ]
+        lines.append([f"{it['guidance']:g}", str(it["evaluations"]), *cells])
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join(["  ".join(map(str.rjust, line, widths)) for line in lines] + ["", best_told(evaluation)])
+
+
+def _named(key: str) -> str:
+    kind, _, name = key.partition(".")
+    return {"judge": "right", "diversity": "Vendi"}.get(kind, name)
+
+
+def _told(key: str, value: float | None) -> str:
+    return "" if value is None else f"{value:.1%}" if key.startswith("judge.") else f"{value:.2f}"
+
+
+def best_told(evaluation: Mapping[str, Any]) -> str:
+    """At what guidance each side was drawn, where that was chosen for each; else empty."""
+    if not (over := evaluation.get("guidance")):
+        return ""
+    best = over["best"]
+    cost = {it["guidance"]: it["evaluations"] for it in over["curve"]}
+    return (
+        f"Each model is shown at the guidance at which it is best: the base at {best['before']:g} "
+        f"({cost[best['before']]} network evaluations a picture), the tuned model at {best['after']:g} "
+        f"({cost[best['after']]})."
+    )
+
+
 def side_by_side(prompt: str, before: str, after: str, width: int = 100) -> str:
     """Two answers to a prompt in two columns, for a terminal of ``width`` columns.
 

@@ -192,6 +192,30 @@ def test_eval_on_a_file_and_on_the_training_prompts(finished: Path, tmp_path: Pa
     assert json.loads((finished / "eval/training/eval.json").read_text())["prompts"] == 3
 
 
+def test_eval_over_guidance_compares_each_model_at_its_best(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    status, out, _ = said(capsys, "eval", finished, "--guidance", "2,1,3", "--name", "over")
+    assert status == 0
+    found = json.loads((finished / "eval/over/eval.json").read_text())
+    curve, best = found["guidance"]["curve"], found["guidance"]["best"]
+    assert [(it["guidance"], it["evaluations"]) for it in curve] == [(1.0, 2), (2.0, 4), (3.0, 4)]
+    each = {side: {it["guidance"]: it["figures"]["reward.jpeg"][side] for it in curve} for side in best}
+    for side, strength in best.items():
+        assert each[side][strength] == max(each[side].values()) == found["rewards"]["jpeg"][side]["mean"]
+    assert found["network_evaluations"] == sum(2 * 2 * it["evaluations"] for it in curve)
+    assert f"the base at {best['before']:g} (" in out
+    assert "guidance  evaluations  jpeg, before  jpeg, after" in out
+    page = (finished / "eval/over/report.html").read_text()
+    assert "Over guidance" in page
+    assert f"the tuned model at {best['after']:g}" in page
+    status, _, _ = said(capsys, "eval", finished, "evaluation.guidance=2", "--name", "alone")
+    alone = json.loads((finished / "eval/alone/eval.json").read_text())
+    assert alone["rewards"]["jpeg"]["after"]["mean"] == pytest.approx(each["after"][2.0])
+    assert "Over guidance" not in (finished / "eval/alone/report.html").read_text()
+    for wrong in ("1,x", "-1", "nan", ","):
+        status, _, err = said(capsys, "eval", finished, f"--guidance={wrong}")
+        assert (status, "give strengths from 0 on with commas between" in err) == (2, True)
+
+
 @pytest.mark.parametrize("kind", ["diffusers", "kohya", "merged"])
 def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / ("lora.safetensors" if kind == "kohya" else kind)

@@ -54,6 +54,22 @@ def test_a_histogram_with_a_zero_line_shows_the_line() -> None:
     assert plots.histogram({"d": np.array([np.nan])}, x="nothing") == ""
 
 
+def test_lines_over_an_axis_go_through_their_points_and_say_them() -> None:
+    svg = plots.over(
+        {"base": [(1.0, 20.0), (3.0, 40.0)], "tuned": [(1.0, 30.0), (3.0, 10.0)]}, x="guidance", y="right, %"
+    )
+    first, second = (
+        points(e.get("d") or "") for e in parsed(svg).iter(f"{SVG}path") if "line" in (e.get("class") or "")
+    )
+    assert first[0][0] == second[0][0] < first[1][0] == second[1][0]
+    assert [first[0][1] > first[1][1], second[0][1] < second[1][1]] == [True, True], "up is more"
+    assert (first[0][1] - first[1][1]) == pytest.approx(second[1][1] - second[0][1], abs=0.2)
+    assert {"1", "3", "base", "tuned", "guidance", "right, %"} <= set(texts(svg))
+    assert "base: 20 at 1, 40 at 3; tuned: 30 at 1, 10 at 3" in (parsed(svg)[0].text or "")
+    assert plots.over({"base": [(2.0, 1.0)]}, x="guidance", y="clip")
+    assert plots.over({"base": []}, x="guidance", y="clip") == ""
+
+
 def test_bars_stand_at_their_heights_with_their_whiskers() -> None:
     found = [Bar("−1\n0", 0.25), Bar("0\n1", 0.5, 0.4, 0.6), Bar("1\n2", float("nan"))]
     svg = plots.bars(found, x="mu", y="accuracy", level=0.5, top=1.0)
