@@ -18,7 +18,7 @@ Found = TypeVar("Found")
 
 COLLAPSE = 0.7
 """Candidates less diverse than this share of the first round's are a warning."""
-SPREAD = 1.3
+SPREAD = 1.1
 """Selected latents with more than this many times the first round's spread are a warning."""
 DISCARDED = 0.25
 """More discarded candidates than this share are a warning."""
@@ -144,17 +144,23 @@ def unfit_told(last: Metrics) -> str | None:
 
 
 def _overfitting(rounds: Sequence[Metrics]) -> str | None:
-    """The reward of the training prompts rose while that of the held-out ones fell below the base model's, by more
-    than chance."""
+    """The reward of held-out prompts, drawn as the evaluation draws, fell below the base model's by more than chance:
+    while that of the training prompts rose, or surely, though it did not."""
     same = alike(rounds)
     base, held_out = same[0].get("held_out_base"), same[-1].get("held_out")
     first, last = same[0].get("mean"), same[-1].get("mean")
-    if base is None or held_out is None or first is None or last is None or held_out >= base or last <= first:
+    if base is None or held_out is None or first is None or last is None or held_out >= base:
         return None
     high = _least_fall(same[0].get("held_out_base_each"), same[-1].get("held_out_each"))
     if high is not None and high >= 0:
         return None
     surely = "" if high is None else f" (by {-high:.2g} or more, at 95%)"
+    if last <= first:
+        return surely and (
+            f"The held-out reward fell from {base:.4g} to {held_out:.4g}{surely}, and that of the training prompts did "
+            "not rise: this tuning does harm. Use a smaller learning rate, a rule that learns from differences "
+            "(finetuner.learning), or an anchor."
+        )
     return (
         f"The held-out reward fell from {base:.4g} to {held_out:.4g}{surely} while that of the training prompts rose: "
         "the model learns these prompts, or the reward's weaknesses. Use more prompts, fewer exposures, or stop "
@@ -223,7 +229,8 @@ def _spreading(first: Metrics, last: Metrics) -> str | None:
         return None
     return (
         f"The selected latents spread {after / before:.2f} times as far as in the first round: guidance compounds. "
-        "Use a lower sampler.guidance, or loss_on: guided."
+        "Use a lower sampler.guidance, a smaller learning rate, or a rule that learns from differences "
+        "(finetuner.learning)."
     )
 
 

@@ -44,14 +44,16 @@ class TopFractionConfig(Config):
     type: Literal["top_fraction"] = "top_fraction"
     fraction: float = Field(default=0.05, gt=0, le=1)
     """How much of the batch is learnt from; the paper's 1/K."""
+    floor: int = Field(default=0, ge=0)
+    """The best so many of each prompt are among them, so that easy prompts starve no hard ones."""
 
     def count(self, prompts: int, candidates: int) -> int:
         """How many it selects at most."""
-        return max(1, round(self.fraction * prompts * candidates))
+        return max(1, round(self.fraction * prompts * candidates), prompts * min(self.floor, candidates))
 
     def build(self, *, seed: int) -> Selector:
         del seed
-        return TopFraction(self.fraction)
+        return TopFraction(self.fraction, self.floor)
 
 
 class RandomConfig(Config):
@@ -83,11 +85,12 @@ class BestOfK:
 @dataclass(frozen=True, slots=True)
 class TopFraction:
     fraction: float
+    floor: int = 0
     kind: SelectionKind = "weighted"
     compares: ClassVar[Compares] = "batch"
 
     def select(self, scores: Scores) -> Selection:
-        return _chosen(scores, top_fraction(scores.total, self.fraction))
+        return _chosen(scores, top_fraction(scores.total, self.fraction, self.floor))
 
 
 @final
@@ -118,16 +121,19 @@ def best_of_k(total: Table, keep: int = 1) -> Mask:
     return chosen
 
 
-def top_fraction(total: Table, fraction: float) -> Mask:
+def top_fraction(total: Table, fraction: float, floor: int = 0) -> Mask:
     """The highest of the whole table, ``fraction`` of its cells and at least one; ties to the lowest row, then column.
+    Among them are the ``floor`` highest of each row, though these be more.
 
     >>> top_fraction(np.array([[1.0, 3.0], [3.0, np.nan]]), 0.25).astype(int).tolist()
     [[0, 1], [0, 0]]
+    >>> top_fraction(np.array([[1.0, 2.0], [5.0, 9.0]]), 0.5, floor=1).astype(int).tolist()
+    [[0, 1], [0, 1]]
     """
     count = max(1, round(fraction * total.size))
-    order = np.argsort(-total, axis=None, kind="stable")[:count]
-    chosen = np.zeros(total.shape, dtype=bool)
-    chosen.ravel()[order] = True  # a view
+    chosen = best_of_k(total, floor)
+    order = np.argsort(np.where(chosen, -np.inf, -total), axis=None, kind="stable")  # what is chosen already first
+    chosen.ravel()[order[:count]] = True  # a view
     chosen &= ~np.isnan(total)
     return chosen
 

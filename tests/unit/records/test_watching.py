@@ -121,7 +121,7 @@ def test_a_healthy_run_warns_of_nothing() -> None:
     [
         ({"mean": 1.5, "held_out": 0.8}, "The held-out reward fell from 1 to 0.8 while"),
         ({"diversity_all": {"pairwise_distance": 0.2}}, "lie 50% as far apart"),
-        ({"tune": {"latent_std": 1.5}}, "spread 1.50 times as far"),
+        ({"tune": {"latent_std": 1.12}}, "spread 1.12 times as far"),
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
         ({"left_out": ["cat"]}, "1 prompts had no valid candidate in the last round: cat"),
         ({"discard_rate": 0.4, "blank": 4, "candidates": 10}, "4 of 10 pictures in the last round were blank"),
@@ -151,6 +151,17 @@ def test_a_fall_within_chance_is_no_warning_and_one_beyond_it_says_by_how_much()
     (warning,) = warnings([first, surely])
     # the changes are -0.5, -0.55, -0.45: mean -0.5, deviation 0.05, so at most -0.5 + 1.96 * 0.05 / sqrt(3)
     assert "fell from 5 to 4.5 (by 0.44 or more, at 95%)" in warning
+
+
+def test_a_sure_fall_is_a_warning_though_the_training_reward_did_not_rise() -> None:
+    """Of one round alone, and of several."""
+    held_out = {"held_out_base": 5.0, "held_out_base_each": [4.0, 5.0, 6.0]}
+    only = metrics(**held_out, held_out=4.5, held_out_each=[3.5, 4.45, 5.55])
+    (warning,) = warnings([only])
+    assert "fell from 5 to 4.5 (by 0.44 or more, at 95%), and that of the training prompts did not rise" in warning
+    later = metrics(mean=0.5, held_out=4.5, held_out_each=[3.5, 4.45, 5.55])
+    assert len(warnings([metrics(**held_out), later])) == 1
+    assert warnings([metrics(**held_out, held_out=4.9, held_out_each=[3.0, 6.0, 5.7])]) == []
 
 
 def test_rounds_of_another_reward_are_not_compared() -> None:

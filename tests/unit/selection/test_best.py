@@ -50,6 +50,16 @@ def test_top_fraction_ranks_the_whole_batch_so_that_easy_prompts_may_starve_hard
     assert chosen(TopFraction(0.001).select(scores(table))) == [("b", 0)]
 
 
+def test_a_floor_keeps_the_best_of_every_prompt_within_the_same_budget() -> None:
+    table = scores([[1, 2, 0, 0], [9, 8, 7, 6]])
+    assert chosen(TopFraction(0.5, floor=1).select(table)) == [("a", 1), ("b", 0), ("b", 1), ("b", 2)]
+    assert chosen(TopFraction(0.5, floor=2).select(table)) == [("a", 0), ("a", 1), ("b", 0), ("b", 1)]
+    assert chosen(TopFraction(0.125, floor=1).select(table)) == [("a", 1), ("b", 0)], (
+        "a floor may be more than the share"
+    )
+    assert chosen(TopFraction(0.5, floor=1).select(scores([[NAN, NAN], [3, 4]]))) == [("b", 0), ("b", 1)]
+
+
 def test_top_fraction_breaks_ties_to_the_lowest_index_and_never_takes_nan() -> None:
     assert chosen(TopFraction(0.5).select(scores([[3, NAN], [3, 3]]))) == [("a", 0), ("b", 0)]
     assert chosen(TopFraction(1.0).select(scores([[3, NAN], [3, 3]]))) == [("a", 0), ("b", 0), ("b", 1)]
@@ -109,7 +119,15 @@ def test_best_of_k_of_uniform_rewards_has_the_mean_of_the_order_statistic(k: int
     assert mean == pytest.approx(k / (k + 1), abs=5 * 0.24 / 4000**0.5)
 
 
-@pytest.mark.parametrize("config", [BestOfKConfig(keep=2), BestOfKConfig(keep=9), TopFractionConfig(fraction=0.01)])
+@pytest.mark.parametrize(
+    "config",
+    [
+        BestOfKConfig(keep=2),
+        BestOfKConfig(keep=9),
+        TopFractionConfig(fraction=0.01),
+        TopFractionConfig(fraction=0.01, floor=2),
+    ],
+)
 def test_a_plan_counts_what_is_then_selected(config: BestOfKConfig | TopFractionConfig) -> None:
     table = scores(np.random.default_rng(0).normal(size=(3, 4)).tolist())
     assert config.count(3, 4) == len(config.build(seed=0).select(table).items)
