@@ -4,7 +4,7 @@ import difflib
 import os
 import re
 import shlex
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 
@@ -54,6 +54,26 @@ def quoted(word: str, *, windows: bool) -> str:
     if re.fullmatch(r"[\w.:/\\=+-]+", word):
         return word
     return '"' + re.sub(r'(\\*)("|$)', lambda end: end[1] * 2 + ('\\"' if end[2] else ""), word) + '"'
+
+
+GONE: Mapping[str, str] = {
+    "emoji-sd": "scene-sd",
+    "emoji-clip": "scene-clip",
+    "emoji-judge": "scene-judge",
+    "emoji_align": "scene_align",
+    "emoji_small": "scene_small",
+    "scene_demo": "demo",
+}
+"""Names of models and recipes that shipped before 0.1, and what takes their place."""
+
+
+def gone(name: str) -> str:
+    """What became of a model or a recipe that shipped once; empty for any other name.
+
+    >>> gone("emoji-sd")
+    "'emoji-sd' is gone since 0.1; 'scene-sd' takes its place."
+    """
+    return f"'{name}' is gone since 0.1; '{GONE[name]}' takes its place." if name in GONE else ""
 
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:

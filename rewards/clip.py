@@ -21,7 +21,7 @@ class ClipConfig(Config):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     model: str
-    """An open_clip model name (ViT-L-14), a folder, hf-hub:organisation/name, or a shipped model (emoji-clip)."""
+    """An open_clip model name (ViT-L-14), a folder, hf-hub:organisation/name, or a shipped model (scene-clip)."""
     pretrained: str | None = None
     """For an open_clip model name: whose weights, as a tag (openai, laion2b_s32b_b82k) or a checkpoint file."""
     quick_gelu: bool | None = None

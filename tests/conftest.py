@@ -100,8 +100,7 @@ def forked(nursery: Any, tmp_path: Path) -> Iterator[Forked]:
 @pytest.fixture(scope="session")
 def sheet() -> np.ndarray:
     """Stands for the art of the picture world: for each object in each style a disc, of its own colour and size."""
-    from raftdiff.embedded.emoji.art import SIDE
-    from raftdiff.embedded.emoji.world import OBJECTS, STYLES
+    from raftdiff.embedded.scenes.art import OBJECTS, SIDE, STYLES
 
     art = np.zeros((len(OBJECTS), len(STYLES), SIDE, SIDE, 4), dtype=np.uint8)
     away = np.hypot(*(np.mgrid[:SIDE, :SIDE] - SIDE / 2))

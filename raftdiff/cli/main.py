@@ -51,7 +51,7 @@ def _running(commands: Commands) -> None:
     demo = _command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
     _recipe(demo, default="demo")
     demo.set_defaults(
-        then="look at the report, then try a job with combinations the model never saw: raftdiff train emoji_align"
+        then="look at the report, then try a job with scenes of kinds the model never saw: raftdiff train scene_align"
     )
     _where(demo)
 
@@ -275,7 +275,7 @@ def _tools(commands: Commands) -> None:
 
     checked = _command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
     checked.add_argument("reward", metavar="NAME", help="a reward (clip, aesthetic, jpeg, ...) or your module:function")
-    checked.add_argument("overrides", nargs="*", metavar="key=value", help="its options, e.g. model=emoji-clip")
+    checked.add_argument("overrides", nargs="*", metavar="key=value", help="its options, e.g. model=scene-clip")
     checked.add_argument("--text", action="store_true", help="try it on answers: for a module:function on texts")
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 

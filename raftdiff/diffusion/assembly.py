@@ -12,7 +12,7 @@ from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
-from raftdiff.embedded.worlds import judges_of, open_judge, understands
+from raftdiff.embedded.worlds import open_judge, understands
 from raftdiff.measures.diversity import PictureFigures, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
@@ -66,8 +66,7 @@ class Assembly:
         if not name or not captions or len(self.strange(captions)) < len(captions):
             return []
         head = f"{what}: the judge {name} understands none of these captions, and the evaluation goes without it."
-        others = [f"{other} understands all of them: evaluation.judge={other}" for other in judges_of(captions)]
-        return [NEXT.join([head, f"such as '{captions[0]}'; {others[0] if others else 'none that ships does'}"])]
+        return [NEXT.join([head, f"such as '{captions[0]}'; none that ships does"])]
 
     def strange(self, captions: Sequence[str]) -> list[str]:
         """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""

@@ -54,7 +54,7 @@ class EvaluationConfig(Config):
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
     judge: JudgeName | None = None
-    """A judge that ships and never was a reward, emoji-judge or scene-judge; none by default."""
+    """A judge that ships and never was a reward, scene-judge; none by default."""
     seed: int = 1000
     """Apart from the loop's seed, so that three training seeds are evaluated on the same pictures."""
 

@@ -1,21 +1,20 @@
 """The small models that ship with the package, by name. No download, no network.
 
-``emoji``, ``scenes`` and ``reviews`` are the worlds that they know, and how they were trained.
+``scenes`` and ``reviews`` are the worlds that they know, and how they were trained.
 """
 
 from pathlib import Path
 
-from raftdiff.errors import UserError, nearest
+from raftdiff.errors import UserError, gone, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("emoji-sd", "emoji-clip", "emoji-judge", "scene-sd", "scene-clip", "scene-judge", "review-lm")
+_NAMES = ("scene-sd", "scene-clip", "scene-judge", "review-lm")
 
 
 def names() -> tuple[str, ...]:
     """The names that ship.
 
-    Pictures: ``emoji-sd`` (the model to align), ``emoji-clip`` (the reward), ``emoji-judge`` (the held-out judge).
-    Scenes of one to four of them: ``scene-sd``, ``scene-clip``, ``scene-judge``, likewise.
+    Pictures: ``scene-sd`` (the model to align), ``scene-clip`` (the reward), ``scene-judge`` (the held-out judge).
     Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`).
     """
     return _NAMES
@@ -28,7 +27,7 @@ def folder(name: str) -> Path:
         UserError: no model of that name ships, or this installation lacks its files.
     """
     if name not in _NAMES:
-        raise UserError(f"No model called '{name}' ships with raftdiff. {nearest(name, _NAMES)}")
+        raise UserError(gone(name) or f"No model called '{name}' ships with raftdiff. {nearest(name, _NAMES)}")
     found = _FOLDER / name
     if not found.is_dir():
         raise UserError(
@@ -38,5 +37,11 @@ def folder(name: str) -> Path:
 
 
 def resolve(model: str) -> str:
-    """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself."""
+    """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself.
+
+    Raises:
+        UserError: this installation lacks its files; or it shipped once, and nothing of that name lies here.
+    """
+    if gone(model) and not Path(model).exists():
+        raise UserError(gone(model))
     return str(folder(model)) if model in _NAMES else model

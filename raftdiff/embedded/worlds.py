@@ -7,24 +7,18 @@ import numpy as np
 from PIL.Image import Image
 
 from raftdiff.embedded import folder
-from raftdiff.embedded.emoji import world as emoji
 from raftdiff.embedded.scenes import world as scenes
 
-JudgeName = Literal["emoji-judge", "scene-judge"]
+JudgeName = Literal["scene-judge"]
 PictureJudge = Callable[[Sequence[Image], Sequence[str]], Mapping[str, np.ndarray]]
 """Pictures and their captions -> of each aspect 1 right, 0 wrong, NaN where the caption does not ask."""
 
-_PARSE: Mapping[JudgeName, Callable[[str], object]] = {"emoji-judge": emoji.parse, "scene-judge": scenes.parse}
+_PARSE: Mapping[JudgeName, Callable[[str], object]] = {"scene-judge": scenes.parse}
 
 
 def understands(name: JudgeName, caption: str) -> bool:
     """Whether the judge knows what this caption asks for."""
     return _PARSE[name](caption) is not None
-
-
-def judges_of(captions: Sequence[str]) -> list[JudgeName]:
-    """The judges that understand all of these captions."""
-    return [name for name in _PARSE if all(understands(name, caption) for caption in captions)]
 
 
 def open_judge(name: JudgeName) -> PictureJudge:
@@ -33,10 +27,6 @@ def open_judge(name: JudgeName) -> PictureJudge:
     Raises:
         UserError: this installation lacks its files; or (judging) a caption is none of its world.
     """
-    if name == "emoji-judge":
-        from raftdiff.embedded.emoji.judge import EmojiJudge
-
-        return EmojiJudge(folder(name)).judge
     from raftdiff.embedded.scenes.judge import SceneJudge
 
     return SceneJudge(folder(name)).judge
@@ -44,13 +34,6 @@ def open_judge(name: JudgeName) -> PictureJudge:
 
 def about(model: str) -> str | None:
     """What a model that ships can draw, in a few sentences; None for any other."""
-    if model == "emoji-sd":
-        return (
-            f"This small model knows {len(emoji.OBJECTS)} objects, {len(emoji.STYLES)} styles and "
-            f"{len(emoji.BACKGROUNDS)} backgrounds, and draws “a STYLE of an OBJECT on a BACKGROUND background” alone. "
-            f"Styles: {', '.join(emoji.STYLES)}. Backgrounds: {', '.join(emoji.BACKGROUNDS)}. "
-            f"Objects: {', '.join(emoji.OBJECTS)}."
-        )
     if model == "scene-sd":
         return (
             f"This small model draws scenes of one to {scenes.MOST} objects of one or two kinds, such as "

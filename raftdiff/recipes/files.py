@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError, command, gone
 from raftdiff.recipes.needs import near, runs_near
 
 MEDIA: Mapping[str, str] = {
@@ -40,6 +40,8 @@ def locate(name: str) -> Path:
     known = recipes()
     if name in known:
         return known[name]
+    if gone(name):
+        raise UserError(gone(name))
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
     hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
     recipe = path.suffix.lower() in (".yaml", ".yml")

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from pydantic_core.core_schema import ErrorType
 
-from raftdiff.errors import nearest
+from raftdiff.errors import gone, nearest
 from raftdiff.recipes.fields import Meant, Model, alternatives, is_model, is_text, locate, tag
 from raftdiff.recipes.source import Place, Where
 
@@ -159,6 +159,8 @@ def _hint(kinds: Sequence[Any], given: Any) -> str:
     if not isinstance(given, str):
         return ""
     tags = [str(tag(kind)) for kind in kinds if is_model(kind)]
+    if gone(given):
+        return f" {gone(given)}"
     if given in tags:
         return f" Write {{type: {given}}}."
     words = [word for kind in kinds if get_origin(kind) is Literal for word in get_args(kind) if isinstance(word, str)]

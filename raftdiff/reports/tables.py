@@ -46,8 +46,6 @@ JUDGE_LABELS = {
     "style": "style right",
     "colour": "colour right",
     "ground": "background right",
-    "background": "background right",
-    "background_pixel": "background right (pixels)",
     "exact": "everything right",
     "fluent": "fluent",
     "positive": "positive",

@@ -22,7 +22,7 @@ from raftdiff.diffusion.bench import Bench
 from raftdiff.records.labels import candidate_pairs
 from raftdiff.records.run import Run
 
-PROMPT = "a cartoon of a cat on a red background"
+PROMPT = "a cartoon cat left of a fox on a white background"
 
 
 def main() -> None:

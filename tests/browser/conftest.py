@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.embedded.emoji.world import draw, held_out_concepts
+from raftdiff.embedded.scenes.world import draw
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 FLAGS = [
@@ -25,7 +25,9 @@ SHORT = (
     "loop.candidates=3",
     "loop.prompts_per_round=4",
     "sampler.steps=2",
+    "sampler.guidance=1",
     "finetuner.steps=2",
+    "finetuner.batch_size=4",
     "finetuner.learning_rate=3e-3",
     "evaluation.samples_per_prompt=1",
     "logging.tracker=null",
@@ -46,7 +48,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rounds and an evaluation; not to be written to."""
     run = tmp_path_factory.mktemp("browser") / "run"
-    captions = ", ".join(concept.caption for concept in draw(held_out_concepts(), HELD_OUT, seed=0))
+    captions = ", ".join(scene.caption for scene in draw(HELD_OUT, seed=0, held_out=True))
     held_out = ("evaluation.prompts.file=null", f"evaluation.prompts.captions=[{captions}]")
     assert main(["train", "demo", "--out", str(run), *SHORT, *held_out]) == 0
     assert main(["eval", str(run)]) == 0

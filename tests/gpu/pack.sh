@@ -4,7 +4,7 @@
 #     tests/gpu/pack.sh
 #
 # wheels/ holds the packages that run.sh installs there, for Python 3.12 on 64-bit Linux; sheet.npz holds the art that
-# emoji-sd learns from. The machine is taken to have torch, torchvision, transformers, peft, accelerate, timm, pytest
+# scene-sd learns from. The machine is taken to have torch, torchvision, transformers, peft, accelerate, timm, pytest
 # and what those bring.
 #
 # PYTHON names another interpreter, PACK another folder, CACHE another place for the art's packages (115 MB, kept).
@@ -35,7 +35,7 @@ if [ ! -f "$cache/sheet.npz" ]; then # it takes a renderer of SVG to make it
         --target "$scratch" resvg-py
 fi
 PYTHONPATH="$scratch:$PWD" "$python" -c \
-    'import sys; from pathlib import Path; from raftdiff.embedded.emoji.art import art_sheet; art_sheet(Path(sys.argv[1]))' \
+    'import sys; from pathlib import Path; from raftdiff.embedded.scenes.art import art_sheet; art_sheet(Path(sys.argv[1]))' \
     "$cache"
 bytes=$(cat "$fresh"/wheels/* "$cache/sheet.npz" | wc -c)
 if [ "$bytes" -gt "$most" ]; then

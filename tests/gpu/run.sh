@@ -6,23 +6,23 @@
 #
 # check   the GPU tests (150 s)
 # speed   the GPU rows of docs/performance.md (3 minutes)
-# train   emoji-sd trained on from its weights, the best kept by the judge (6 minutes)
-# scenes  scene-sd trained on from its weights, scene-judge and scene-clip from scratch (7 minutes); with
-#         OPTIONS=--fresh all from scratch, with OPTIONS=--measure what lies in $OUT is measured
+# train   scene-sd and scene-clip trained on from their weights, scene-judge from scratch (7 minutes); with
+#         OPTIONS=--fresh all from scratch, with OPTIONS="--parts clip" that part alone, with OPTIONS=--measure what lies
+#         in $OUT is measured
 #
 # A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
 # failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status
 # is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
-# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS and SCENES_SECONDS set other limits; OPTIONS is handed to
-# tests/gpu/step.py, for example OPTIONS="--batch 4096 --rate 2e-3".
+# CHECK_SECONDS, SPEED_SECONDS and TRAIN_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
+# OPTIONS="--batch 1024 --rate 1e-3".
 set -uo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
 if [ $# -eq 0 ]; then
-    echo "Name the steps to run: check, speed, train, scenes." >&2
+    echo "Name the steps to run: check, speed, train." >&2
     exit 2
 fi
 python=${PYTHON:-python3}
@@ -66,13 +66,12 @@ for step in "$@"; do
     case $step in
         check) limit=${CHECK_SECONDS:-150} ;;
         speed) limit=${SPEED_SECONDS:-180} ;;
-        train) limit=${TRAIN_SECONDS:-360} ;;
-        scenes) limit=${SCENES_SECONDS:-420} ;;
+        train) limit=${TRAIN_SECONDS:-420} ;;
         *) limit=unknown ;;
     esac
     began=$SECONDS
     if [ "$limit" = unknown ]; then
-        wrong="there is no such step; known: check, speed, train, scenes"
+        wrong="there is no such step; known: check, speed, train"
     elif ! [[ $limit =~ ^[0-9]*\.?[0-9]+$ && $limit =~ [1-9] ]]; then
         wrong="its limit is no number of seconds above 0"
     else

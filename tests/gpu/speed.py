@@ -1,6 +1,6 @@
 """The GPU rows of docs/performance.md: after a warm-up, and with the GPU's work done when the clock is read.
 
-Sampling and LoRA tuning are medians of several runs; the U-Net's training is one stretch of 12 seconds.
+Sampling and LoRA tuning are medians of several runs; the U-Net's training is one stretch of 220 steps.
 """
 
 import argparse
@@ -14,10 +14,10 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import numpy as np
 import torch
 
 from raftdiff.embedded import folder
-from raftdiff.errors import UserError
 from raftdiff.training.devices import DTYPES, find_device
 from raftdiff.types import Prompt
 
@@ -27,7 +27,7 @@ DEVICE = find_device("auto")
 
 def figures(given: argparse.Namespace) -> Figures:
     """Each group by itself: one that fails is told as such, and the next goes on."""
-    for group in (emoji_sampling, emoji_training, reviews, sd15):
+    for group in (scene_sampling, scene_training, reviews, sd15):
         try:
             yield from group(small=given.small)
         except Exception as error:
@@ -37,17 +37,17 @@ def figures(given: argparse.Namespace) -> Figures:
         torch.cuda.empty_cache()
 
 
-def emoji_sampling(*, small: bool) -> Figures:
-    """emoji-sd from captions to pictures, decoding included."""
+def scene_sampling(*, small: bool) -> Figures:
+    """scene-sd from captions to pictures, decoding included."""
     from raftdiff.diffusion.models.loading import ModelConfig, load
     from raftdiff.diffusion.sampler import DiffusionSamplerConfig
-    from raftdiff.embedded.emoji.world import draw, training_concepts
+    from raftdiff.embedded.scenes.world import draw
 
     count, steps = (2, 2) if small else (512, 10)
-    captions = [concept.caption for concept in draw(training_concepts(), count, seed=0)]
+    captions = [scene.caption for scene in draw(count, seed=0)]
     prompts = [Prompt(text, text, text, text) for text in captions]
     for dtype in ("float32",) if small else ("float32", "bfloat16"):
-        parts = load(ModelConfig(base=str(folder("emoji-sd")), dtype=dtype))
+        parts = load(ModelConfig(base=str(folder("scene-sd")), dtype=dtype))
         sampler = DiffusionSamplerConfig(steps=steps, guidance=3.0, batch_size=count).build(parts)
 
         def evaluations(seed: int, sampler: Any = sampler) -> int:
@@ -56,30 +56,55 @@ def emoji_sampling(*, small: bool) -> Figures:
             return int(sampler.network_evaluations() - before)
 
         value = per_second(evaluations, repeats=1 if small else 5)
-        yield _figure(f"emoji-sd sampling, {dtype}, batches of {count}", value, "network evaluations/s")
+        yield _figure(f"scene-sd sampling, {dtype}, batches of {count}", value, "network evaluations/s")
 
 
-def emoji_training(*, small: bool) -> Figures:
-    """The loop that trained emoji-sd, on latents that are noise: what they show does not matter to the clock."""
-    from raftdiff.embedded.emoji.data import training_indices
-    from raftdiff.embedded.emoji.train_unet import Lessons, Pace, begin, learn
-    from raftdiff.embedded.training import Average
+def scene_training(*, small: bool) -> Figures:
+    """The loop that trains scene-sd, lessons painted and encoded beside it; the art is blank, which does not matter to
+    the clock."""
+    from diffusers import DDPMScheduler
 
-    count, seconds = (2, 2.0) if small else (2048, 3.0)
-    table = training_indices().to(DEVICE)
-    rows = table[torch.arange(2 * count, device=DEVICE) % len(table)]
-    noise = torch.randn(2 * count, 4, 16, 16, device=DEVICE)
-    lessons = Lessons(noise, torch.rand(2 * count, device=DEVICE) < 0.35, rows)
-    for precision in ("bfloat16",) if small else ("float32", "bfloat16"):
-        modules, tokenizer, _ = begin(folder("emoji-sd"), Path(), str(DEVICE))
-        average = Average(modules, decay=0.999)
-        pace = Pace(5 * seconds / 60, count, precision=precision, look_every=seconds / 60)
-        looks = [(_now(), average.updates) for _ in learn(modules, average, lessons, tokenizer, pace)]
-        (begun, before), (ended, after) = looks[0], looks[-1]  # until the first look it warms up
-        if after == before:
-            raise UserError(f"One step took longer than the {5 * seconds:.0f} s that there are for all.")
-        value = count * (after - before) / (ended - begun)
-        yield _figure(f"U-Net training of emoji-sd, {precision}, batches of {count}", value, "pictures/s")
+    from raftdiff.embedded.scenes import networks
+    from raftdiff.embedded.scenes.art import OBJECTS, STYLES
+    from raftdiff.embedded.scenes.data import TEXTURE, Painter
+    from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
+    from raftdiff.embedded.scenes.training.timing import Clock, options
+    from raftdiff.embedded.scenes.training.unet import PEAK_RATE, Pool, learn
+
+    count, scenes, steps, every = (2, 8, 3, 1) if small else (512, 4096, 241, 20)
+    device, tokenizer = DEVICE.type, build_tokenizer()
+    empty = tokenise(tokenizer, [""]).to(DEVICE)
+    abar = DDPMScheduler(**networks.SCHEDULE).alphas_cumprod.to(DEVICE)
+    painter = Painter(np.zeros((len(OBJECTS), len(STYLES), TEXTURE, TEXTURE, 4), dtype=np.uint8), seed=0, device=device)
+    marks: list[float] = []
+    ran = 0
+
+    def mark(*_: Any) -> None:
+        nonlocal ran
+        if ran % every == 0:
+            marks.append(_now())
+        ran += 1
+
+    with tempfile.TemporaryDirectory() as scratch:
+        out = Path(scratch)
+        networks.take_apart(folder("scene-sd"), out)
+        modules = {"unet": networks.build_unet(), "text": networks.build_text_encoder(tokenizer)}
+        for name, file in (("unet", networks.UNET), ("text", networks.TEXT)):
+            networks.read(out / file, modules[name])
+            modules[name].to(DEVICE)
+        modules["unet"].to(memory_format=torch.channels_last)
+        modules["unet"].register_forward_pre_hook(mark)
+        asked = [f"--device={device}", f"--most={steps}", "--minutes=10", f"--out={out}"]
+        given = options("Speed.", minutes=10, batch=count, rate=PEAK_RATE).parse_args(asked)
+        given.save_every = math.inf
+        pool = Pool(painter, 2 * count, scenes, 0, at_once=2 * count)
+        with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
+            pool.take(networks.load_vae(out / networks.VAE, device))
+        learn(given, Clock(given), modules, pool=pool, empty=empty, abar=abar)
+    warm = marks[1:]  # until the second it warms up
+    value = count * every * (len(warm) - 1) / (warm[-1] - warm[0])
+    precision = "bfloat16" if device == "cuda" else "float32"
+    yield _figure(f"U-Net training of scene-sd, {precision}, batches of {count}", value, "pictures/s")
 
 
 def reviews(*, small: bool) -> Figures:

@@ -1,7 +1,6 @@
 """pack.sh and run.sh, cut down on the CPU: so that the first run on a GPU is not the first run."""
 
 import importlib.util
-import itertools
 import json
 import os
 import re
@@ -22,9 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from raftdiff import embedded
-from raftdiff.embedded import training
-from raftdiff.embedded.emoji.art import SHEET
-from raftdiff.embedded.emoji.world import draw
+from raftdiff.embedded.scenes.art import SHEET
+from raftdiff.embedded.scenes.networks import TEXT, UNET
 
 ROOT = Path(__file__).parents[2]
 PACKED = {
@@ -90,17 +88,35 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sheet: np.ndarray) -> Path:
     return folder
 
 
+class Here:
+    """A training as ``train`` begins it, but in this process, which has imported what takes most of its time. The end
+    of the U-Net's is noticed late, so that there is time to look at its weights."""
+
+    returncode = 0
+
+    def __init__(self, command: list[str], **how: Any) -> None:
+        del how
+        _, _, module, *arguments = command
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(sys, "argv", [module, *arguments])
+            importlib.import_module(module).main()
+        self._late = 1 if module.endswith(".unet") else 0
+
+    def poll(self) -> int | None:
+        self._late -= 1
+        return 0 if self._late < 0 else None
+
+
 @pytest.fixture
 def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Iterator[Callable[..., list[Any]]]:
-    """A step as run.sh starts it, but in this process, which has imported what takes most of its time; returns its
-    figures. The clock of the training loop goes on by ``tick`` seconds when it is looked at, which is twice a step, so
-    that a busy machine takes as many steps as an idle one."""
+    """A step as run.sh starts it, but in this process; returns its figures."""
     precision = torch.get_float32_matmul_precision()
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
-    def run(name: str, *arguments: str, tick: float) -> list[Any]:
-        clock = itertools.count(step=tick)
-        monkeypatch.setattr(training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    def run(name: str, *arguments: str) -> list[Any]:
+        if name == "train":
+            beginning = SimpleNamespace(Popen=Here, STDOUT=subprocess.STDOUT)
+            monkeypatch.setattr(importlib.import_module(name), "subprocess", beginning)
         monkeypatch.setattr(sys, "argv", ["step.py", name, "--small", "--seconds", "600", *arguments])
         status, told = load("step").main(), capsys.readouterr()
         assert status == 0, told.out + told.err
@@ -120,32 +136,35 @@ def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here:
     ran = script("run.sh", "check", SMALL="1", PACK=str(pack), OUT=str(out), CHECK_SECONDS="600")
     assert ran.returncode == 0, ran.stdout + ran.stderr
     places = ("--pack", str(pack), "--out", str(out))
-    told = [*lines(ran.stdout), *here("speed", *places, tick=1.0), *here("train", *places, tick=0.25)]
+    # the judge and the reward learn in a test of their own
+    told = [*lines(ran.stdout), *here("speed", *places), *here("train", "--parts", "vae", "unet", *places)]
     assert lines((out / "figures.jsonl").read_text()) == told
     assert all(figure["device"] for figure in told)
     names = {step: [f["name"] for f in told if f["step"] == step] for step in ("check", "speed", "train")}
     assert names["check"] == ["GPU tests passed", "GPU tests failed", "GPU tests skipped"]
     assert sum(figure["value"] for figure in told if figure["step"] == "check") > 15
-    for beginning in ("emoji-sd sampling", "U-Net training", "review-lm sampling", "a random U-Net of SD 1.5's size"):
+    for beginning in ("scene-sd sampling", "U-Net training", "review-lm sampling", "a random U-Net of SD 1.5's size"):
         assert any(name.startswith(beginning) for name in names["speed"])
     assert all(figure["value"] > 0 for figure in told if figure["step"] == "speed")
-    for model in ("shipped", "trained on"):
-        for concepts in ("training", "held-out"):
-            for guidance in (1, 3):
-                assert f"{model}, {concepts} concepts, guidance {guidance}: exact" in names["train"]
+    assert {"seen, guidance 3, seed 0", "held out, guidance 3, seed 0"} <= set(names["train"])
+    assert {"judge on art", "judge on rebuilt"} <= set(names["train"])
+    assert any(re.fullmatch(r"after \d+ s, guidance 4", name) for name in names["train"]), "it was looked at"
 
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= 8
     assert all(path.stat().st_size <= 16 * 2**20 and re.fullmatch(r"[A-Za-z0-9._-]+", path.name) for path in files)
-    for part, file in (("unet", "diffusion_pytorch_model"), ("text_encoder", "model")):
-        shipped = embedded.folder("emoji-sd") / part / f"{file}.safetensors"
-        with safe_open(shipped, "pt") as one, safe_open(out / f"emoji-sd.{part}.safetensors", "pt") as other:
-            assert set(one.keys()) == set(other.keys())
-            tensors = [(one.get_tensor(name), other.get_tensor(name)) for name in one.keys()]  # noqa: SIM118
+    for part, file, kept in (("unet", "diffusion_pytorch_model", UNET), ("text_encoder", "model", TEXT)):
+        shipped = embedded.folder("scene-sd") / part / f"{file}.safetensors"
+        with safe_open(shipped, "pt") as one, safe_open(out / kept, "pt") as other:
+            assert {name.removeprefix("text_model.") for name in one.keys()} == set(other.keys())  # noqa: SIM118
+            tensors = [
+                (one.get_tensor(name), other.get_tensor(name.removeprefix("text_model.")))
+                for name in one.keys()  # noqa: SIM118
+            ]
         assert all(b.dtype == torch.float16 and a.shape == b.shape for a, b in tensors)
         assert any(not torch.equal(a, b) for a, b in tensors)
     with Image.open(out / "contact.png") as contact:
-        assert contact.height == 8 * 64
+        assert contact.height == 200  # a row of eight and their captions
 
 
 def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(tmp_path: Path, pack: Path) -> None:
@@ -156,7 +175,7 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     told = lines(ran.stdout)
     assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
     assert told[0]["failed"].startswith("exit 124 after ")
-    assert told[1]["failed"] == "there is no such step; known: check, speed, train, scenes"
+    assert told[1]["failed"] == "there is no such step; known: check, speed, train"
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
@@ -174,7 +193,7 @@ def test_a_mistake_is_told_as_a_sentence(
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
     ran = script("run.sh", OUT=str(tmp_path))
     assert ran.returncode == 2
-    assert ran.stderr == "Name the steps to run: check, speed, train, scenes.\n"
+    assert ran.stderr == "Name the steps to run: check, speed, train.\n"
 
 
 def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:
@@ -324,54 +343,47 @@ def test_one_speed_that_fails_does_not_lose_the_others(monkeypatch: pytest.Monke
     def well(*, small: bool) -> Any:
         yield {"name": "well", "value": 1.0, "unit": "pictures/s"}
 
-    for name, group in (("emoji_sampling", broken), ("emoji_training", well), ("reviews", broken), ("sd15", well)):
+    for name, group in (("scene_sampling", broken), ("scene_training", well), ("reviews", broken), ("sd15", well)):
         monkeypatch.setattr(speed, name, group)
     told = list(speed.figures(step.options(["speed", "--small"])))
     assert [figure.get("failed") for figure in told] == ["RuntimeError: out of memory", None] * 2
 
 
-def test_the_best_is_chosen_on_other_captions_than_it_is_measured_on() -> None:
-    train = load("train")
-    size = train.Size()
-    chosen, reported = train.choosing(size), draw(train.SOURCES["training"], size.reported, seed=0)
-    assert len(chosen) == size.choosing
-    assert not set(chosen) & set(reported)
-    assert set(chosen) <= set(train.SOURCES["training"])
-    assert not set(size.choosing_seeds) & set(size.reported_seeds)
-
-
-def test_a_training_of_scenes_that_fails_is_told_however_whole_the_weights_are_that_lie_there(
+def test_a_training_that_fails_is_told_however_whole_the_weights_are_that_lie_there(
     tmp_path: Path, pack: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
-    scenes, step = load("scenes"), load("step")
+    train, step = load("train"), load("step")
     begun: list[str] = []
+    failing = {"unet", "judge"}
 
     class Ended:
-        """A process that ended at once; the U-Net's badly, each time."""
+        """A process that ended at once; some badly, each time."""
 
         def __init__(self, command: list[str], **how: Any) -> None:
             begun.append(command[2].rsplit(".", 1)[-1])
-            self.returncode = 3 if begun[-1] in ("unet", "judge") else 0
+            self.returncode = 3 if begun[-1] in failing else 0
 
         def poll(self) -> int:
             return self.returncode
 
-    monkeypatch.setattr(scenes.subprocess, "Popen", Ended)
-    monkeypatch.setattr(scenes, "conclude", lambda *_: iter([]))
+    monkeypatch.setattr(train.subprocess, "Popen", Ended)
+    monkeypatch.setattr(train, "conclude", lambda *_: iter([]))
     stale = tmp_path / "scene-judge.safetensors"
     stale.touch()
-    given = step.options(["scenes", "--small", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)])
-    told = list(scenes.figures(given))
-    assert begun == ["vae", "judge", "clip", "unet"]
-    assert [figure["name"] for figure in told if "failed" in figure] == ["training of judge", "training of unet"]
+    given = step.options(["train", "--small", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)])
+    told = list(train.figures(given))
+    assert begun == ["vae", "judge", "judge", "clip", "unet"]
+    badly = [f"training of {name}" for name in ("judge", "reader", "unet")]
+    assert [figure["name"] for figure in told if "failed" in figure] == badly
     assert all("ended with 3" in figure["failed"] for figure in told if "failed" in figure)
     assert (tmp_path / "scene-sd.vae.safetensors").is_file()
     assert not stale.exists()
     begun.clear()
+    failing.clear()
     given = step.options(
-        ["scenes", "--small", "--parts", "clip", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)]
+        ["train", "--small", "--parts", "clip", "--seconds", "600", "--pack", str(pack), "--out", str(tmp_path)]
     )
-    assert [figure for figure in scenes.figures(given) if "failed" in figure] == []
-    assert begun == ["clip"]
+    assert [figure for figure in train.figures(given) if "failed" in figure] == []
+    assert begun == ["judge", "clip"]
     assert stale.is_file()

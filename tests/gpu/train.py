@@ -1,208 +1,280 @@
-"""emoji-sd trained on from the weights that ship, in large batches and bfloat16, the best kept by emoji-judge.
+"""scene-sd, its judge and its reward in one go: each part learns in a process of its own on the one GPU.
 
-Trained are the U-Net and the text encoder. The others stay as they are: the U-Net has learned this autoencoder's
-latents, a new judge could not be compared with the figures of the cards, and a new reward would change the base of
-every figure that was measured with it.
-
-Every so often the average of the weights is looked at as it would ship: stored in float16, opened as a pipeline, and
-its pictures of training concepts judged, always the same captions from the same seeds. The best of these looks is in
-the folder of results at any time, so that a killed step loses nothing but what came after. At the end the best is
-measured as the card's figures were, beside the weights that ship, measured likewise at the beginning: with captions and
-seeds that chose nothing, training and held-out concepts apart, at guidance 1 and 3.
+The decoder, the U-Net, the text encoder and the reward are trained on from the weights that ship; the judge begins from
+scratch. With ``--fresh`` all does: the autoencoder comes first; meanwhile the judge and the reward begin, at a fraction
+of the device, and the U-Net's process compiles itself; when the autoencoder is finished all take it up. ``--parts``
+names those that learn, the others stay as they ship.
+The weights lie in the folder of results whole at any time, renewed every so often, so that a killed step loses little.
+Whenever the U-Net's are renewed a contact sheet of 64 captions is drawn and judged; at the end everything is measured.
+With ``--measure`` nothing is trained, and what lies in the folder of results is measured.
 """
 
 import argparse
-import math
+import os
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw
 
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.embedded import folder
-from raftdiff.embedded.emoji.art import SHEET, art_sheet
-from raftdiff.embedded.emoji.data import World
-from raftdiff.embedded.emoji.judge import EmojiJudge
-from raftdiff.embedded.emoji.measure import grid, open_pipeline, sample, shares
-from raftdiff.embedded.emoji.train_unet import PEAK_RATE, Pace, begin, encode, export_average, learn
-from raftdiff.embedded.emoji.world import Concept, draw, held_out_concepts, training_concepts
-from raftdiff.embedded.training import Average, prepare
+from raftdiff.embedded.scenes.art import SHEET
+from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
+from raftdiff.embedded.scenes.clip import take_apart as take_clip_apart
+from raftdiff.embedded.scenes.judge import WEIGHTS, SceneJudge, right_of
+from raftdiff.embedded.scenes.measure import Reward, art, contact_sheet, model, open_pipeline, sample, sheet_of
+from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, take_apart
+from raftdiff.embedded.scenes.world import draw
 from raftdiff.errors import UserError
 
 Figures = Iterator[dict[str, Any]]
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-SEED = 3
-"""Of the training; 0 to 2 made the weights that ship."""
-SPARE = 10.0
-"""Seconds left over at the end of the step."""
-KEPT = {
-    "emoji-sd.unet.safetensors": "unet/diffusion_pytorch_model.safetensors",
-    "emoji-sd.text_encoder.safetensors": "text_encoder/model.safetensors",
-}
-"""File of the results -> file of a pipeline's folder."""
+CODE = "raftdiff.embedded.scenes.training"
+LOG = "log.txt"
 
 
 @dataclass(frozen=True, slots=True)
 class Size:
-    """How much of everything."""
+    """How much of everything; seconds count from the beginning of the step, those of the end back from its limit."""
 
-    lessons: int = 262_144
-    at_once: int = 2048
-    """Pictures encoded at once."""
-    batch: int = 2048
-    look_every: float = 25.0
-    """Seconds."""
-    choosing: int = 480
-    """Captions that choose the best."""
-    choosing_seeds: tuple[int, ...] = (10, 11)
-    reported: int = 96
-    """Captions of the card's figures, and its seeds and steps."""
-    reported_seeds: tuple[int, ...] = (0, 1, 2)
-    steps: int = 10
-    sampled_at_once: int = 480
-    columns: int = 16
-    """Pictures in a row of the contact sheet."""
-    sampled_in: torch.dtype = torch.bfloat16
-    """As the card's figures were; some CPUs are slow in it."""
-    longest: float = math.inf
-    """Seconds of training at most, however many are left."""
+    vae_until: float = 0.29
+    """Share of the whole time; where only the decoder learns, a share of 0.17."""
+    unet_until: float = 75.0
+    """Seconds before the end."""
+    judge_until: float = 0.55
+    """Share of the whole time."""
+    reader_until: float = 0.22
+    """Share of the whole time; the reward awaits the detector that finds its pairs."""
+    grace: float = 25.0
+    """Seconds that the U-Net may go on compiling when the autoencoder is finished."""
+    vae: tuple[str, ...] = ("--batch=96",)
+    judge: tuple[str, ...] = ("--batch=256", "--duty=0.4", "--seed=7")
+    clip: tuple[str, ...] = ("--batch=512", "--seed=3")
+    reader: tuple[str, ...] = ("--batch=256", "--seed=11")
+    unet: tuple[str, ...] = ("--batch=512", "--pool=131072", "--scenes=300000", "--save-every=35")
+    compiled: bool = True
+    prompts: int = 96
+    """Captions of a choice that are measured, 8 candidates each."""
+    guidance: tuple[float, ...] = (3.0, 1.0, 5.0, 2.0, 7.5)
+    seeds: tuple[int, ...] = (0, 1, 2)
+    sheet: int = 64
+    art: int = 1024
+    steps: int = 12
+    at_once: int = 1024
+    spare: float = 6.0
 
 
-SMALL = Size(8, 8, 2, 0.5, 1, (10,), 1, (0,), 1, 1, 1, torch.float32, longest=1.5)
-GUIDANCE = (1.0, 3.0)
-SOURCES = {"training": training_concepts(), "held-out": held_out_concepts()}
-
-Judged = dict[tuple[str, float], tuple[dict[str, float], list[Image.Image]]]
-"""(concepts, guidance) -> the judge's shares, and the pictures."""
+SMALL = Size(
+    vae=("--batch=2", "--most=2"),
+    judge=("--batch=4", "--most=2", "--seed=7"),
+    clip=("--batch=16", "--most=2", "--seed=3"),
+    reader=("--batch=4", "--most=2", "--seed=11"),
+    unet=("--batch=4", "--pool=8", "--scenes=40", "--most=2"),
+    compiled=False,
+    prompts=2,
+    guidance=(3.0,),
+    seeds=(0,),
+    sheet=8,
+    art=8,
+    steps=1,
+    at_once=8,
+    grace=200,
+)
+DECODER_UNTIL = 0.17
+RATE_AGAIN = 7e-4
+"""Peak learning rate of a part that has learnt already."""
+FILES = {"vae": [VAE], "judge": [WEIGHTS], "clip": [CLIP], "unet": [UNET, TEXT]}
+"""Of each part."""
 
 
 def figures(given: argparse.Namespace) -> Figures:
-    """What the judge says of the weights that ship, of each look, and of the best; files go to ``given.out``.
+    """What the judge says of the model on the way and at the end; files go to ``given.out``.
 
     Raises:
-        UserError: the art is missing, or the time is too short for any training.
+        UserError: the art is missing.
     """
     if not (given.pack / SHEET).is_file():
         raise UserError(f"{given.pack / SHEET} is missing: run tests/gpu/pack.sh where there is a network.")
     size = SMALL if given.small else Size()
-    prepare(SEED)
-    torch.backends.cudnn.benchmark = True
     torch.set_float32_matmul_precision("high")
-    judge = EmojiJudge(folder("emoji-judge"), DEVICE)
-    began = time.time()
-    with quietly():
-        before = report(folder("emoji-sd"), judge, size)
-    reserved = 1.5 * (time.time() - began) + SPARE * (0.2 if given.small else 1)
-    yield from told("shipped", before, size)
-    with tempfile.TemporaryDirectory() as scratch, quietly():
-        best = Path(scratch) / "best"
-        yield from train(given, size, judge, best, given.deadline - reserved)
-        after = report(best, judge, size)
-    yield from told("trained on", after, size)
-    contact_sheet({"shipped": before, "trained on": after}, size.columns).save(given.out / "contact.png")
+    if given.measure:
+        yield from conclude(given, size)
+        return
+    prepare(given)
+    with tempfile.TemporaryDirectory() as scratch, (given.out / LOG).open("a") as log, quietly():
+        crew = Crew(given, size, Path(scratch), log)
+        try:
+            yield from follow(given, size, crew)
+        finally:
+            crew.end()
+        yield from crew.failed()
+        yield from conclude(given, size)
 
 
-def train(given: argparse.Namespace, size: Size, judge: EmojiJudge, best: Path, deadline: float) -> Figures:
-    """Train until ``deadline``; ``best`` becomes the pipeline's folder of the best look."""
-    chosen = choosing(size)
-    shipped = score(folder("emoji-sd"), chosen, judge, size)
-    yield _figure("shipped, choosing", shipped, _share(chosen, size))
-    modules, tokenizer, vae = begin(folder("emoji-sd"), given.pack, DEVICE)
-    world = World(art_sheet(given.pack), seed=SEED, device=DEVICE)
-    lessons = encode(world, vae, size.lessons, at_once=size.at_once)
-    del world
-    minutes = min(deadline - time.time(), size.longest) / 60
-    if minutes <= 0:
-        raise UserError(f"{given.seconds:.0f} seconds are too short: all went into loading and measuring.")
-    batch, peak = given.batch or size.batch, given.rate or PEAK_RATE
-    pace = Pace(minutes, batch, peak, precision="bfloat16", look_every=size.look_every / 60)
-    average, highest = Average(modules, decay=pace.decay), -1.0
-    latest = best.with_name("latest")
-    for spent in learn(modules, average, lessons, tokenizer, pace):
-        export_average(latest, modules, average, tokenizer, vae)
-        exact = score(latest, chosen, judge, size)
-        name = f"choosing, after {60 * spent:.0f} s and {average.updates} steps of {batch}"
-        yield _figure(name, exact, _share(chosen, size))
-        if exact >= highest:  # of two alike the one that has learned more
-            highest = exact
-            shutil.rmtree(best, ignore_errors=True)
-            latest.rename(best)
-            keep(best, given.out)
-    yield _figure("best, choosing, less shipped", highest - shipped, "to be above 0 before anything is shipped")
-    yield _figure("trained for", 60 * minutes, "s, looks included")
-    yield _figure("pictures learned from", average.updates * batch, "pictures, repeats counted")
+def prepare(given: argparse.Namespace) -> None:
+    """The weights that ship, but of what begins from scratch: what an earlier step left must not pass for its."""
+    take_apart(folder("scene-sd"), given.out)
+    take_clip_apart(folder("scene-clip"), given.out)
+    shutil.copy(folder("scene-judge") / WEIGHTS, given.out / WEIGHTS)
+    for part in given.parts if given.fresh else {"judge"}.intersection(given.parts):
+        for name in FILES[part]:
+            (given.out / name).unlink()
 
 
-def choosing(size: Size) -> tuple[Concept, ...]:
-    """Training concepts that no reported figure is measured on."""
-    reported = set(draw(SOURCES["training"], size.reported, seed=0))
-    return draw([concept for concept in SOURCES["training"] if concept not in reported], size.choosing, seed=1)
+class Crew:
+    """The processes that learn."""
+
+    def __init__(self, given: argparse.Namespace, size: Size, scratch: Path, log: Any) -> None:
+        self._given, self._size, self._log = given, size, log
+        self._ready, self._reader = scratch / "ready", scratch / "reader"
+        if not given.fresh:  # what it learns from is rebuilt by the autoencoder that ships
+            self._reader.mkdir()
+            shutil.copy(given.out / VAE, self._reader)
+        began = given.deadline - given.seconds
+        self.vae_until = began + (size.vae_until if given.fresh else DECODER_UNTIL) * given.seconds
+        self.unet_until = given.deadline - size.unet_until
+        self._waited: float | None = None
+        self._again = False
+        self._late: list[str] = []
+        self._reader_until = began + size.reader_until * given.seconds
+        self._judge_until = began + size.judge_until * given.seconds
+        self._members: dict[str, Any] = {}
+        for part in given.parts:
+            # from scratch the U-Net compiles while it waits for the autoencoder; else it would wait for that alone
+            self._start(part, compiled=size.compiled and given.fresh)
+
+    def _start(self, part: str, *, compiled: bool = False, later: float = 0.0) -> None:
+        again, fresh = [] if self._given.fresh else ["--resume", f"--rate={RATE_AGAIN}"], self._given.fresh
+        if part == "vae":
+            until, options = max(later, self.vae_until), [*self._size.vae, *([] if fresh else ["--decoder"])]
+        elif part == "judge":
+            until, options = self._judge_until, [*self._size.judge]
+        elif part == "clip":
+            until, options = self.unet_until, [*self._size.clip, *again]
+            if not fresh:
+                options = [*options, f"--reader={self._reader}"]
+                self._begin("judge", self._reader, self._reader_until, self._size.reader, name="reader")
+        else:
+            rate = [*again, f"--rate={self._given.rate}"] if self._given.rate else again
+            batch = [f"--batch={self._given.batch}"] if self._given.batch else []
+            how = ["--compile"] if compiled else []
+            until, options = self.unet_until, [*self._size.unet, *how, *rate, *batch, f"--ready={self._ready}"]
+        self._begin(part, self._given.out, until, options)
+
+    def _begin(self, script: str, out: Path, until: float, options: Sequence[str], *, name: str = "") -> None:
+        folders = [f"--cache={self._given.pack}", f"--out={out}", f"--device={DEVICE}"]
+        command = [sys.executable, "-m", f"{CODE}.{script}", *folders, f"--until={until}", "--attached", *options]
+        threads = "1" if self._given.small else "4"
+        self._members[name or script] = subprocess.Popen(
+            command, stdout=self._log, stderr=subprocess.STDOUT, env=os.environ | {"OMP_NUM_THREADS": threads}
+        )
+
+    def _over(self, part: str) -> bool:
+        return part not in self._members or self._members[part].poll() is not None
+
+    def tend(self) -> str | None:
+        """Mend what went wrong; a sentence when something did."""
+        done = finished(self._given.out / VAE)
+        if self._over("vae") and not done and not self._again:
+            self._again, code = True, self._members["vae"].returncode
+            self._start("vae", later=time.time() + 60)
+            return f"the autoencoder's training ended with {code}; begun again."
+        if self._over("vae") and done and not self._ready.exists() and not self._over("unet"):
+            self._waited = self._waited or time.time()
+            if time.time() - self._waited > self._size.grace:
+                self._waited = time.time() + 1e9
+                self._members["unet"].kill()
+                self._members["unet"].wait()
+                self._start("unet")
+                return "the U-Net was still compiling when its turn came; begun again without."
+        unet = self._members.get("unet")
+        if unet and unet.poll() not in (None, 0) and time.time() < self.unet_until - 60 and self._waited != -1:
+            self._waited, code = -1, unet.returncode
+            self._start("unet")
+            return f"the U-Net's training ended with {code}; begun again without compiling."
+        return None
+
+    def busy(self) -> bool:
+        late = time.time() > self.unet_until + 9
+        return not late and not all(self._over(part) for part in ("unet", "judge", "clip"))
+
+    def end(self) -> None:
+        """Kill what still runs."""
+        for name, process in self._members.items():
+            if process.poll() is None:
+                self._late.append(name)
+                process.kill()
+                process.wait()
+
+    def failed(self) -> Figures:
+        """A line for each training that ended badly or not in time: its weights are not what was asked for."""
+        for name, process in self._members.items():
+            if process.returncode:
+                why = "was not done in time" if name in self._late else f"ended with {process.returncode}"
+                yield {"name": f"training of {name}", "failed": f"it {why}; see {LOG}."}
 
 
-def score(model: Path, chosen: Sequence[Concept], judge: EmojiJudge, size: Size) -> float:
-    """Share of pictures, at guidance 3, that show what their caption asks for."""
-    captions = [concept.caption for concept in chosen]
-    images = pictures(open_pipeline(model, DEVICE, size.sampled_in), captions, 3.0, size.choosing_seeds, size)
-    return shares(judge.judge(images, captions * len(size.choosing_seeds)))["exact"]
+def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:
+    """Until the training is over: a look whenever the U-Net has written its weights."""
+    seen = 0.0
+    while crew.busy():
+        time.sleep(0.5)
+        if sentence := crew.tend():
+            yield {"name": "training", "value": sentence, "unit": "note"}
+        written = _written(given.out / UNET)
+        if written > seen and written < crew.unet_until - 15:
+            seen = written
+            try:
+                yield from look(given, size)
+            except Exception as error:  # a look that fails must not end the training
+                yield {"name": "look", "value": f"{type(error).__name__}: {error}"[:300], "unit": "note"}
 
 
-def report(model: Path, judge: EmojiJudge, size: Size) -> Judged:
-    """The figures of the card, for the captions as they are."""
-    pipeline, found = open_pipeline(model, DEVICE, size.sampled_in), {}
-    for name, concepts in SOURCES.items():
-        captions = [concept.caption for concept in draw(concepts, size.reported, seed=0)]
-        for guidance in GUIDANCE:
-            images = pictures(pipeline, captions, guidance, size.reported_seeds, size)
-            found[name, guidance] = (shares(judge.judge(images, captions * len(size.reported_seeds))), images)
-    return found
+def look(given: argparse.Namespace, size: Size) -> Figures:
+    """The contact sheet, and what the judge says of it, if there is one yet."""
+    pipeline = open_pipeline(given.out, DEVICE, torch.float32)
+    scenes = draw(size.sheet, seed=41)
+    captions = [scene.caption for scene in scenes]
+    images = sample(pipeline, captions, steps=size.steps, guidance=4.0, seed=1, at_once=size.at_once)
+    contact_sheet(images, captions).save(given.out / "contact.png")
+    if (given.out / WEIGHTS).is_file():
+        right = right_of(SceneJudge(given.out, DEVICE).judge(images, captions))
+        after = time.time() - given.deadline + given.seconds
+        yield {"name": f"after {after:.0f} s, guidance 4", "value": right["exact"], "unit": "share exact", "all": right}
 
 
-def pictures(
-    pipeline: Any, captions: list[str], guidance: float, seeds: Sequence[int], size: Size
-) -> list[Image.Image]:
-    """A picture for each caption from each seed."""
-    how: dict[str, Any] = {"steps": size.steps, "guidance": guidance, "at_once": size.sampled_at_once}
-    return [image for seed in seeds for image in sample(pipeline, captions, seed=seed, **how)]
+def conclude(given: argparse.Namespace, size: Size) -> Figures:
+    """Everything measured, for as long as there is time."""
+    for name in chain.from_iterable(FILES.values()):
+        if not finished(given.out / name):
+            yield {"name": name, "failed": f"{name} was not finished in time; see {LOG}."}
+    if not all((given.out / name).is_file() for name in (VAE, UNET, TEXT)):
+        return
+    pipeline = open_pipeline(given.out, DEVICE, torch.float32)
+    sheet = sheet_of(pipeline, count=size.sheet, steps=size.steps, guidance=4.0, at_once=size.at_once)
+    sheet.save(given.out / "contact.png")
+    if not (given.out / WEIGHTS).is_file():
+        return
+    judge = SceneJudge(given.out, DEVICE)
+    for record in art(given.pack, given.out, judge, prompts=size.art, device=DEVICE):
+        yield {"name": f"judge on {record['pictures']}", "value": record["exact"], "unit": "share exact", "all": record}
+    reward = Reward(given.out, DEVICE) if (given.out / CLIP).is_file() else None
+    how: dict[str, Any] = {"steps": size.steps, "at_once": size.at_once, "seeds": size.seeds}
+    for record in model(pipeline, judge, reward, prompts=size.prompts, guidance=size.guidance, **how):
+        name = f"{record['captions']}, guidance {record['guidance']:g}, seed {record['seed']}"
+        yield {"name": name, "value": record["exact"], "unit": "share exact", "all": record}
+        if time.time() > given.deadline - size.spare:
+            yield {"name": "measuring", "value": "cut short, the time is over", "unit": "note"}
+            return
 
 
-def told(model: str, judged: Judged, size: Size) -> Figures:
-    """A figure for each of the judge's shares."""
-    unit = f"share of {size.reported * len(size.reported_seeds)} pictures"
-    for (concepts, guidance), (right, _) in judged.items():
-        for verdict, value in right.items():
-            yield _figure(f"{model}, {concepts} concepts, guidance {guidance:g}: {verdict}", value, unit)
-
-
-def keep(model: Path, out: Path) -> None:
-    """The trained weights of a pipeline's folder, as files of ``out``, each whole at any time."""
-    for name, source in KEPT.items():
-        aside = out / f"{name}.part"
-        shutil.copyfile(model / source, aside)
-        aside.replace(out / name)
-
-
-def contact_sheet(models: dict[str, Judged], columns: int) -> Image.Image:
-    """The first pictures of each model, a row for each choice of concepts and guidance, models one above the other."""
-    side, label = 64, 190
-    rows = [(name, key) for key in next(iter(models.values())) for name in models]
-    sheet = Image.new("RGB", (label + columns * side, len(rows) * side), "white")
-    pen = ImageDraw.Draw(sheet)
-    for row, (name, key) in enumerate(rows):
-        images = models[name][key][1][:columns]
-        pen.text((6, row * side + 18), f"{name}\n{key[0]} concepts, guidance {key[1]:g}", fill="black")
-        sheet.paste(grid(images, columns), (label, row * side))
-    return sheet
-
-
-def _share(chosen: Sequence[Concept], size: Size) -> str:
-    return f"share of {len(chosen) * len(size.choosing_seeds)} pictures exact, training concepts, guidance 3"
-
-
-def _figure(name: str, value: float, unit: str) -> dict[str, Any]:
-    return {"name": name, "value": float(f"{value:.4g}"), "unit": unit}
+def _written(path: Path) -> float:
+    return path.stat().st_mtime if path.is_file() else 0.0

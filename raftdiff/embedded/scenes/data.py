@@ -10,8 +10,8 @@ from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor
 from torch.nn import functional
 
-from raftdiff.embedded.emoji.world import OBJECTS as ALL_OBJECTS
-from raftdiff.embedded.emoji.world import STYLES as ALL_STYLES
+from raftdiff.embedded.scenes.art import OBJECTS as ALL_OBJECTS
+from raftdiff.embedded.scenes.art import STYLES as ALL_STYLES
 from raftdiff.embedded.scenes.layout import SIZE, Layout, arrange
 from raftdiff.embedded.scenes.rows import LOOKS, OPEN, Rows, look_shares, parts
 from raftdiff.embedded.scenes.world import COLOURS, GROUNDS, MOST, OBJECTS

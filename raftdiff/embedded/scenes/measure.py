@@ -22,9 +22,7 @@ import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
 
-from raftdiff.embedded.emoji import measure
-from raftdiff.embedded.emoji.art import art_sheet
-from raftdiff.embedded.emoji.measure import sample
+from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
 from raftdiff.embedded.scenes.clip import assemble as assemble_clip
 from raftdiff.embedded.scenes.data import Painter
@@ -34,6 +32,7 @@ from raftdiff.embedded.scenes.networks import VAE, assemble, load_vae
 from raftdiff.embedded.scenes.rows import to_rows
 from raftdiff.embedded.scenes.world import KINDS, Scene, draw
 from raftdiff.measures.statistics import vendi
+from raftdiff.seeds import fold
 
 Record = dict[str, Any]
 CANDIDATES = 8
@@ -43,8 +42,31 @@ SEED = 40
 
 def open_pipeline(results: Path, device: str, dtype: torch.dtype) -> Any:
     """The weights of ``results`` as the pipeline that will ship."""
+    from diffusers import StableDiffusionPipeline
+
     with tempfile.TemporaryDirectory() as scratch:
-        return measure.open_pipeline(assemble(results, Path(scratch) / "scene-sd"), device, dtype)
+        folder = assemble(results, Path(scratch) / "scene-sd")
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def sample(
+    pipeline: Any, captions: Sequence[str], *, steps: int, guidance: float, seed: int, at_once: int
+) -> list[Image.Image]:
+    """One picture for each caption, each from a seed of its own."""
+    images: list[Image.Image] = []
+    for start in range(0, len(captions), at_once):
+        batch = list(captions[start : start + at_once])
+        seeds = [fold(seed, "measure", start + row) for row in range(len(batch))]
+        images += pipeline(
+            prompt=batch,
+            negative_prompt=[""] * len(batch),
+            num_inference_steps=steps,
+            guidance_scale=guidance,
+            generator=[torch.Generator().manual_seed(number) for number in seeds],
+        ).images
+    return images
 
 
 @dataclass(frozen=True, slots=True)

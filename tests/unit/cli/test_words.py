@@ -45,7 +45,7 @@ def test_what_a_console_cannot_show_ends_no_command(monkeypatch: pytest.MonkeyPa
 
 
 def test_a_command_can_be_pasted() -> None:
-    words = ["train", "my runs/a", "ranker.rewards=[{type: clip, model: emoji-clip}]"]
+    words = ["train", "my runs/a", "ranker.rewards=[{type: clip, model: scene-clip}]"]
     assert shlex.split(command(*words)) == ["raftdiff", *words]
 
 

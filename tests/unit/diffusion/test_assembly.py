@@ -16,9 +16,10 @@ from raftdiff.recipes.prompts import build
 from raftdiff.types import Prompt, Sample
 
 EVALUATED = ["evaluation.prompts.file=null", "evaluation.prompts.captions=[a cat on a white background, two stars]"]
+PARIS = "evaluation.prompts.captions=[Paris in spring, Paris at night]"
 ALIEN = (
-    "evaluation.prompts: the judge emoji-judge understands none of these captions, and the evaluation goes without it."
-    "\n  such as 'a cat on a white background'; scene-judge understands all of them: evaluation.judge=scene-judge"
+    "evaluation.prompts: the judge scene-judge understands none of these captions, and the evaluation goes without it."
+    "\n  such as 'Paris in spring'; none that ships does"
 )
 
 
@@ -44,18 +45,17 @@ def test_black_pictures_are_what_a_model_that_computes_nan_draws() -> None:
     assert ranker.score(iter([drawn]), ["cat"], 2).unfit == 1
 
 
-def test_a_judge_that_understands_no_caption_is_told_with_the_one_that_does() -> None:
-    assert bare("evaluation.judge=emoji-judge").first_notes() == [ALIEN]
-    assert bare("evaluation.judge=scene-judge").first_notes() == bare("evaluation.judge=null").first_notes() == []
+def test_a_judge_that_understands_no_caption_is_told() -> None:
+    assert bare(PARIS).first_notes() == [ALIEN]
+    assert bare().first_notes() == bare("evaluation.judge=null", PARIS).first_notes() == []
     half = "evaluation.prompts.captions=[two stars, a flat icon of a pine tree on a yellow background]"
-    assert bare("evaluation.judge=scene-judge", half).first_notes() == [], "of which the evaluation speaks, and stops"
-    (note,) = bare("evaluation.judge=scene-judge", "evaluation.prompts.captions=[Paris in spring]").first_notes()
-    assert note.endswith("such as 'Paris in spring'; none that ships does")
+    assert bare(half).first_notes() == [], "of which the evaluation speaks, and stops"
 
 
 def test_without_held_out_prompts_the_judge_hears_the_training_s() -> None:
-    (note,) = bare("evaluation.judge=emoji-judge", "evaluation.prompts=null").first_notes()
-    assert note.startswith("prompts: the judge emoji-judge understands none of these")
+    own = ("prompts.file=null", "prompts.captions=[Paris in spring]")
+    (note,) = bare("evaluation.prompts=null", *own).first_notes()
+    assert note.startswith("prompts: the judge scene-judge understands none of these")
 
 
 def test_an_evaluation_says_once_that_it_goes_without_its_judge(
@@ -69,7 +69,7 @@ def test_an_evaluation_says_once_that_it_goes_without_its_judge(
     log: Callable[..., None] = lambda event, note: logged.append(note)  # noqa: E731
     run: Any = SimpleNamespace(path=tmp_path, log=log)
     with pytest.raises(UserError, match="far enough"):
-        evaluate.measure(run, bare("evaluation.judge=emoji-judge"))
+        evaluate.measure(run, bare(PARIS))
     assert [str(one.message) for one in recwarn] == logged == [ALIEN]
 
 

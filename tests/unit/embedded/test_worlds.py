@@ -1,4 +1,4 @@
-"""The picture worlds that ship, by name: what they know, and judges that say nothing where a caption does not ask."""
+"""The picture world that ships: what it knows, and a judge that says nothing where a caption does not ask."""
 
 import numpy as np
 import pytest
@@ -12,17 +12,14 @@ PAIR = "a small gift and two foxes on a white background"
 PLAIN = "a cat on a white background"
 
 
-def test_each_judge_understands_the_captions_of_its_world_alone() -> None:
+def test_the_judge_understands_the_captions_of_its_world_alone() -> None:
     assert understands("scene-judge", PLAIN)
     assert not understands("scene-judge", "a flat icon of a pine tree on a yellow background")
-    assert understands("emoji-judge", "a flat icon of a pine tree on a yellow background")
-    assert not understands("emoji-judge", PLAIN)
 
 
 def test_a_model_s_world_is_told_in_words_that_it_knows() -> None:
     told = about("scene-sd") or ""
     assert all(word in told for word in ("sailboat", "left of", "sketched", "small", "purple"))
-    assert "pine tree" in (about("emoji-sd") or "")
     assert about("runwayml/stable-diffusion-v1-5") is None
 
 

@@ -21,10 +21,10 @@ from raftdiff.rewards.tower import open_tower
 
 RECIPE = {
     "name": "mine",
-    "model": {"base": "emoji-sd", "device": "cpu"},
+    "model": {"base": "scene-sd", "device": "cpu"},
     "prompts": {"captions": ["a cat"]},
     "sampler": {"type": "diffusion"},
-    "ranker": {"rewards": [{"type": "clip", "model": "emoji-clip"}], "selector": {"type": "best_of_k"}},
+    "ranker": {"rewards": [{"type": "clip", "model": "scene-clip"}], "selector": {"type": "best_of_k"}},
     "finetuner": {"type": "diffusion"},
 }
 
@@ -51,7 +51,7 @@ def test_all_that_is_missing_is_named_at_once_with_its_key() -> None:
     lacking = recipe(
         {"base": "path/to/sd15", "dtype": "float16", "attention": "xformers"},
         [
-            {"type": "aesthetic", "head": "nowhere.pth", "name": "beauty", "model": "emoji-clip"},
+            {"type": "aesthetic", "head": "nowhere.pth", "name": "beauty", "model": "scene-clip"},
             {"type": "clip", "model": "ViT-L-14", "pretrained": "openia"},
         ],
     )

@@ -50,7 +50,7 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.glob("**/*.yaml")}
-    assert {"demo", "emoji_align", "emoji_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo", "rm_reviews"} <= set(
+    assert {"demo", "scene_align", "scene_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo", "rm_reviews"} <= set(
         recipes()
     )
 
@@ -125,8 +125,8 @@ def test_an_unknown_medium_is_told_with_file_and_line(tmp_path: Path) -> None:
 
 
 def test_an_unknown_recipe_gets_the_three_nearest_names() -> None:
-    with pytest.raises(UserError, match="no recipe file 'my/emoji_alin.yaml'. The nearest that ship: emoji_align,"):
-        locate("my/emoji_alin.yaml")
+    with pytest.raises(UserError, match="no recipe file 'my/scene_alin.yaml'. The nearest that ship: scene_align,"):
+        locate("my/scene_alin.yaml")
     with pytest.raises(
         UserError, match="'zzz' is no file and not a recipe that ships. The nearest that ship: "
     ) as caught:
@@ -169,7 +169,7 @@ def test_a_recipe_that_is_not_called_by_its_name_is_told_how(tmp_path: Path, mon
             locate(name)
     with pytest.raises(UserError, match=r"The recipe 'demo' that ships is named without a folder\.$"):
         locate("configs/demo")
-    for name in ("my/recipe.json", "my", "elsewhere/emoji_alin"):
+    for name in ("my/recipe.json", "my", "elsewhere/scene_alin"):
         with pytest.raises(UserError, match=r"its file ends in \.yaml\. The nearest that ship: .* raftdiff recipes"):
             locate(name)
 
@@ -190,10 +190,11 @@ def test_the_scenes_to_align_are_ones_that_the_model_never_saw_and_no_two_are_th
     assert len(set(captions)) == len(captions) == 128
     scenes = [parse(caption) for caption in captions]
     assert all(scene is not None and is_held_out(scene) for scene in scenes)
-    demo = load_recipe("scene_demo")
+    demo = load_recipe("demo")
     seen, other = (
         [parse(prompt.caption) for prompt in build(part)] for part in (demo.prompts, demo.evaluation.prompts)
     )
     assert None not in [*seen, *other]
+    assert (len(set(seen)), len(set(other))) == (20, 24)
     assert not set(seen) & set(other)
     assert [sum(is_held_out(scene) for scene in part if scene) for part in (seen, other)] == [0, 12]

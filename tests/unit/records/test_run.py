@@ -243,10 +243,10 @@ def test_a_fork_leaves_other_folders_alone(two_rounds: Run, tmp_path: Path) -> N
 
 
 def test_weights_that_changed_under_their_name_are_noticed(run: Run) -> None:
-    run.bind({"emoji-sd": "1", "emoji-clip": "2"})
-    run.bind({"emoji-sd": "1", "emoji-clip": "2"})
-    with pytest.raises(UserError, match="begun with other weights of emoji-sd than lie there now"):
-        run.bind({"emoji-sd": "3", "emoji-clip": "2"})
+    run.bind({"scene-sd": "1", "scene-clip": "2"})
+    run.bind({"scene-sd": "1", "scene-clip": "2"})
+    with pytest.raises(UserError, match="begun with other weights of scene-sd than lie there now"):
+        run.bind({"scene-sd": "3", "scene-clip": "2"})
 
 
 def test_stages_out_of_order_are_sentences(run: Run) -> None:

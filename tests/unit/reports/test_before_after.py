@@ -120,7 +120,7 @@ def read(path):
 def write(tmp_path):
     def make(**changed):
         parts = {
-            "title": "emoji",
+            "title": "scenes",
             "evaluation": EVALUATION,
             "rounds": ROUNDS,
             "pairs": [pair("a cat"), pair("a dog"), pair("a cat", 20.0)],

@@ -39,8 +39,8 @@ def test_the_name_of_a_shipped_model_is_resolved(tiny_clip: Path) -> None:
         asked.append(name)
         return str(tiny_clip)
 
-    reward = ClipConfig(model="emoji-clip", name="alignment").build(device="cpu", resolve=resolve)
-    assert asked == ["emoji-clip"]
+    reward = ClipConfig(model="scene-clip", name="alignment").build(device="cpu", resolve=resolve)
+    assert asked == ["scene-clip"]
     assert reward.name == "alignment"
 
 

@@ -106,7 +106,7 @@ def test_a_folder_is_never_read_with_another_models_tokenizer(fresh: Path) -> No
 
 
 def test_the_shipped_clip_without_its_tokenizer_is_an_error(tmp_path: Path) -> None:
-    folder = Path(shutil.copytree(embedded.folder("emoji-clip"), tmp_path / "clip"))
+    folder = Path(shutil.copytree(embedded.folder("scene-clip"), tmp_path / "clip"))
     (folder / "tokenizer.json").unlink()
     with pytest.raises(UserError, match="the tokenizer has no vocabulary, only 2 special tokens"):
         open_tower(str(folder))
@@ -276,7 +276,7 @@ def test_no_network_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         open_tower("ViT-L-14", "openai")
 
 
-@pytest.mark.parametrize(("model", "limit"), [("tiny", 16), ("emoji-clip", 24)])
+@pytest.mark.parametrize(("model", "limit"), [("tiny", 16), ("scene-clip", 28)])
 def test_what_of_a_caption_fits_is_read_and_nothing_beyond(tiny_clip: Path, model: str, limit: int) -> None:
     tower = open_tower(str(tiny_clip if model == "tiny" else embedded.folder(model)))
     assert tower.token_limit == limit

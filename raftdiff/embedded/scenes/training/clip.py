@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional
 
-from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.clip import SIZE, WEIGHTS, WIDTH, build_clip
 from raftdiff.embedded.scenes.data import Batch, Painter, Pictures
 from raftdiff.embedded.scenes.judge import WEIGHTS as READER

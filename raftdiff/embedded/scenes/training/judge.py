@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.data import Batch, Painter, Pictures
 from raftdiff.embedded.scenes.judge import WEIGHTS, Network, loss, peaks
 from raftdiff.embedded.scenes.networks import VAE, Newest, write

@@ -16,7 +16,7 @@ from raftdiff.embedded.training import Average, arguments, update
 
 
 def options(description: str | None, *, minutes: float, batch: int, rate: float) -> argparse.ArgumentParser:
-    """Those of the other world's scripts, and: a moment to stop at, batch, rate, and a share of the device."""
+    """Those of every script, and: a moment to stop at, batch, rate, and a share of the device."""
     parser = arguments((description or "").splitlines()[0], minutes=minutes)
     parser.set_defaults(out=Path("build/scenes"))
     parser.add_argument("--until", type=float, help="stop at this Unix time, whatever --minutes says")

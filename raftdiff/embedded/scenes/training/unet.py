@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.networks import (
     LATENT,

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raftdiff.embedded.emoji.art import art_sheet
+from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.data import Painter
 from raftdiff.embedded.scenes.networks import VAE, build_vae, read, write
 from raftdiff.embedded.scenes.rows import random_rows

@@ -40,8 +40,8 @@ def test_a_folder_loads_frozen_and_in_its_dtype(models):
 
 
 def test_a_shipped_name_is_resolved_first(models):
-    parts = load(ModelConfig(base="emoji-sd"), resolve=lambda name: str(models["sd15"]) if name == "emoji-sd" else name)
-    assert parts.name == "emoji-sd"
+    parts = load(ModelConfig(base="scene-sd"), resolve=lambda name: str(models["sd15"]) if name == "scene-sd" else name)
+    assert parts.name == "scene-sd"
 
 
 def test_a_half_precision_variant_is_found(models, tmp_path):
@@ -122,7 +122,7 @@ def test_parts_that_do_not_belong_together(models, tmp_path):
 
 
 def test_missing_paths_and_names(monkeypatch):
-    for name in ("/nowhere/at/all", "emoji_sd", "./model", "models/anime.safetensors/x"):
+    for name in ("/nowhere/at/all", "scene_sd", "./model", "models/anime.safetensors/x"):
         with pytest.raises(UserError, match="is neither a folder nor a file here, nor a hub id"):
             load(base(name))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

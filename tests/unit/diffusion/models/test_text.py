@@ -1,4 +1,4 @@
-"""The text encoder of the model that ships reads 24 tokens: what fits is read, and nothing else is."""
+"""The text encoder of the model that ships reads 28 tokens: what fits is read, and nothing else is."""
 
 import pytest
 import torch
@@ -8,12 +8,12 @@ from raftdiff import embedded
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.diffusion.wording import unread
 
-CAPTION = "a cartoon of a cat on a red background"
+CAPTION = "a cartoon cat above a fox on a pink background"
 
 
 @pytest.fixture(scope="module")
 def encoder() -> PromptEncoder:
-    folder = embedded.folder("emoji-sd")
+    folder = embedded.folder("scene-sd")
     return PromptEncoder(
         CLIPTokenizer.from_pretrained(folder / "tokenizer"), CLIPTextModel.from_pretrained(folder / "text_encoder")
     )
@@ -23,13 +23,13 @@ def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encode
     text = " ".join([CAPTION] * 3)
     rest = unread(text, encoder.reads_whole)
     read = text.removesuffix(rest).rstrip()
-    assert encoder.token_limit == 24
-    assert rest.split() == text.split()[22:]  # of 24 tokens two are begin and end
+    assert encoder.token_limit == 28
+    assert rest.split() == text.split()[26:]  # of 28 tokens two are begin and end
     assert torch.equal(encoder.encode([read]), encoder.encode([text]))
     assert not torch.equal(encoder.encode([" ".join(read.split()[:-1])]), encoder.encode([text]))
 
 
-@pytest.mark.parametrize(("words", "fits"), [(0, True), (22, True), (23, False), (500, False)])
+@pytest.mark.parametrize(("words", "fits"), [(0, True), (26, True), (27, False), (500, False)])
 def test_the_limit_holds_to_the_token(encoder: PromptEncoder, words: int, fits: bool) -> None:
     assert encoder.reads_whole(" ".join(["cat"] * words)) == fits
 

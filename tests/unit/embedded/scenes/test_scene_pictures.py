@@ -1,9 +1,12 @@
 """Scenes are painted as their captions say, spoilt without a change of kind, and made into lessons for the judge."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
+from raftdiff.embedded.scenes.art import SHEET, art_sheet
 from raftdiff.embedded.scenes.data import FLAWS, Painter
 from raftdiff.embedded.scenes.judge import Network, ground_by_pixel, loss
 from raftdiff.embedded.scenes.layout import MIDDLE, SIZE
@@ -17,6 +20,11 @@ from raftdiff.embedded.scenes.world import OBJECTS, draw
 def art(sheet: np.ndarray) -> np.ndarray:
     """A quarter of the pixels, which is quicker."""
     return np.ascontiguousarray(sheet[:, :, ::2, ::2])
+
+
+def test_rendered_art_is_read_from_its_file_alone(tmp_path: Path, sheet: np.ndarray) -> None:
+    np.savez_compressed(tmp_path / SHEET, sheet=sheet)
+    assert (art_sheet(tmp_path) == sheet).all()
 
 
 def test_the_seed_alone_decides_what_is_painted_and_spoilt(art: np.ndarray) -> None:

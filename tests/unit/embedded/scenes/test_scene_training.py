@@ -10,7 +10,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from raftdiff.embedded import folder
-from raftdiff.embedded.emoji.art import SHEET
+from raftdiff.embedded.scenes.art import SHEET
 from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
 from raftdiff.embedded.scenes.judge import WEIGHTS as JUDGE
 from raftdiff.embedded.scenes.judge import SceneJudge

@@ -1,8 +1,8 @@
 """The art of the picture world: where it comes from, under which licence, and how it is rendered.
 
 Nothing here is needed to use the embedded models; it is how their training data was made. `npm pack` fetches four
-packages into a cache folder, and every picture is rendered once, with its transparency, so that any background can be
-put behind it.
+packages into a cache folder, and every picture is rendered once, with its transparency, so that any ground can be put
+behind it. There is more on the sheet than the scenes of today are made of: 120 objects in four styles.
 """
 
 import io
@@ -15,13 +15,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from raftdiff.embedded.emoji.world import OBJECTS, STYLES
 from raftdiff.errors import UserError
 
-__all__ = ["SHEET", "SIDE", "SOURCES", "Source", "art_sheet", "download"]
+__all__ = ["OBJECTS", "SHEET", "SIDE", "SOURCES", "STYLES", "Source", "art_sheet", "download"]
 
 SIDE = 128
-"""Side of the rendered art, in pixels; the models see 64, cut from it with small shifts and scales."""
+"""Side of the rendered art, in pixels."""
 SHEET = "sheet.npz"
 """The file, in a cache folder, that holds all art rendered."""
 
@@ -51,7 +50,9 @@ SOURCES: dict[str, Source] = {
     "line sketch": Source("fluentui-emoji@1.3.0", "icons/high-contrast/{slug}.svg", "MIT, Microsoft Corporation"),
 }
 
-# object: code point, and name in Microsoft's files
+STYLES: tuple[str, ...] = tuple(SOURCES)
+
+# object: code point, and name in Microsoft's files; a sheet that was rendered holds them in this order
 _TABLE = """
 cat: 1f431 cat-face; dog: 1f436 dog-face; monkey: 1f435 monkey-face; fox: 1f98a fox; lion: 1f981 lion;
 tiger: 1f42f tiger-face; cow: 1f42e cow-face; pig: 1f437 pig-face; mouse: 1f42d mouse-face; rabbit: 1f430 rabbit-face;
@@ -87,6 +88,9 @@ def _entries() -> dict[str, tuple[str, str]]:
     """Object -> (code point, slug)."""
     rows = (entry.split(":") for entry in _TABLE.replace("\n", " ").split(";"))
     return {name.strip(): (codes.split()[0], codes.split()[1]) for name, codes in rows}
+
+
+OBJECTS: tuple[str, ...] = tuple(_entries())
 
 
 def download(cache: Path) -> None:
