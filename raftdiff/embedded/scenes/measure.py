@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, final
 
 import numpy as np
 import torch
@@ -79,6 +79,7 @@ class Seen:
     """Cosine of picture and caption; higher is better."""
 
 
+@final
 class Reward:
     """The scene-clip of a folder of results."""
 

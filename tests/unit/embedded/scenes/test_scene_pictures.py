@@ -16,12 +16,6 @@ from raftdiff.embedded.scenes.training import judge as judging
 from raftdiff.embedded.scenes.world import OBJECTS, draw
 
 
-@pytest.fixture(scope="module")
-def art(sheet: np.ndarray) -> np.ndarray:
-    """A quarter of the pixels, which is quicker."""
-    return np.ascontiguousarray(sheet[:, :, ::2, ::2])
-
-
 def test_rendered_art_is_read_from_its_file_alone(tmp_path: Path, sheet: np.ndarray) -> None:
     np.savez_compressed(tmp_path / SHEET, sheet=sheet)
     assert (art_sheet(tmp_path) == sheet).all()

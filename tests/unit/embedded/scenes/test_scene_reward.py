@@ -23,11 +23,6 @@ from raftdiff.embedded.scenes.training.neighbours import GROUP, group
 from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
 
 
-@pytest.fixture(scope="module")
-def art(sheet: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(sheet[:, :, ::2, ::2])
-
-
 def test_a_picture_of_a_scene_is_wrong_for_each_of_its_neighbours(art: np.ndarray) -> None:
     rng = random.Random(0)
     scenes = draw(160, seed=5, held_out=None)
