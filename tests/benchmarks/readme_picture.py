@@ -36,7 +36,7 @@ def main() -> None:
 def block(folder: Path, names: list[str]) -> Image.Image:
     """Before above after."""
     pictures = [Image.open(folder / side / name) for side in ("before", "after") for name in names]
-    return grid(pictures, columns=len(names), cell=64, gap=5)
+    return grid(pictures, columns=len(names), cell=80, gap=5)
 
 
 def sheet(blocks: list[Image.Image], captions: list[str], columns: int) -> Image.Image:

@@ -338,6 +338,17 @@ def test_what_is_missing_is_told_before_a_run_is_begun(recipe: Path, capsys: pyt
         assert not Path("new").exists()
 
 
+def test_a_run_of_a_world_that_is_gone_can_be_looked_at_and_says_what_took_its_place(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = Path(shutil.copytree(finished, tmp_path / "run"))
+    told = (run / "recipe.yaml").read_text().replace("judge: null", "judge: emoji-judge")
+    (run / "recipe.yaml").write_text(told)
+    assert said(capsys, "show", run)[0] == 0
+    status, _, err = said(capsys, "eval", run)
+    assert (status, "'emoji-judge' is gone since 0.1; 'scene-judge' takes its place." in err) == (2, True)
+
+
 def test_a_run_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = said(capsys, "eval", tmp_path / "none")
     assert (status, "not a run directory" in err) == (2, True)
