@@ -194,7 +194,7 @@ def to_images(pictures: Tensor) -> list[Image.Image]:
 
 def contact_sheet(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 8) -> Image.Image:
     """The pictures, doubled, each above its caption."""
-    side, text = 2 * SIZE, 40
+    side, text = 2 * SIZE, 50
     sheet = Image.new("RGB", (columns * (side + 8), -(-len(images) // columns) * (side + text)), "white")
     pen = ImageDraw.Draw(sheet)
     for index, (image, caption) in enumerate(zip(images, captions, strict=True)):
