@@ -7,6 +7,7 @@ The prompts are taken at even distances from the evaluation's, in its order: non
 
 import argparse
 import json
+import textwrap
 from itertools import groupby
 from pathlib import Path
 
@@ -41,13 +42,17 @@ def block(folder: Path, names: list[str]) -> Image.Image:
 
 def sheet(blocks: list[Image.Image], captions: list[str], columns: int) -> Image.Image:
     """The blocks row by row, the caption under each."""
-    width, height = blocks[0].width, blocks[0].height + 26
+    font = ImageFont.load_default(14)
+    width = blocks[0].width
+    letters = int(width / font.getlength("n"))
+    wrapped = [textwrap.fill(caption, letters) for caption in captions]
+    height = blocks[0].height + 12 + 16 * max(caption.count("\n") + 1 for caption in wrapped)
     whole = Image.new("RGB", (columns * width, -(-len(blocks) // columns) * height), PAPER)
-    pen, font = ImageDraw.Draw(whole), ImageFont.load_default(14)
-    for place, (held, caption) in enumerate(zip(blocks, captions, strict=True)):
+    pen = ImageDraw.Draw(whole)
+    for place, (held, caption) in enumerate(zip(blocks, wrapped, strict=True)):
         left, top = place % columns * width, place // columns * height
         whole.paste(held, (left, top))
-        pen.text((left + width / 2, top + held.height - 2), caption, fill=INK, font=font, anchor="ma")
+        pen.text((left + width / 2, top + held.height - 2), caption, fill=INK, font=font, anchor="ma", align="center")
     return whole
 
 
