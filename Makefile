@@ -1,4 +1,4 @@
-# make demo   see RAFT at work on the model that ships, some minutes after installation
+# make demo   see RAFT at work on the model that ships, three to five minutes after installation
 # make test   run the tests
 # make check  format, lint, types, floors and tests: what a change must pass
 # make lowest the demos on the oldest packages that pyproject.toml allows, in an environment of their own
