@@ -22,7 +22,7 @@ from raftdiff.diffusion.bench import Bench
 from raftdiff.records.labels import candidate_pairs
 from raftdiff.records.run import Run
 
-PROMPT = "a cartoon cat left of a fox on a white background"
+PROMPT = "a cartoon mushroom left of a frog on a blue background"
 
 
 def main() -> None:
