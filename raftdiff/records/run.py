@@ -17,7 +17,7 @@ from typing import Any, final
 import yaml
 
 from raftdiff.errors import UserError, command
-from raftdiff.recipes.config import Config, differing, digest, dump, flat, plain, put
+from raftdiff.recipes.config import Config, check, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
 from raftdiff.records.disk import append, demand_place, read_yaml, write_text
@@ -158,7 +158,7 @@ class Run:
         write_text(self.path / "run.json", json.dumps({**self.info(), **facts}, indent=2))
 
     def _check_recipe(self, recipe: Config) -> None:
-        if keys := self.differing(plain(recipe)):
+        if keys := self.differing(plain(recipe), own=self.own(recipe)):
             raise UserError(
                 f"{self.path}: this run was begun with another recipe; these keys differ: {self.told(keys, recipe)}. "
                 f"Change them back, or name another folder with --out."
@@ -175,6 +175,14 @@ class Run:
         keys = differing(own or self.recipe(), recipe, (*NOT_IDENTITY, *free))
         found = self.moves(recipe) if keys else {}
         return [key for key in keys if key not in found]
+
+    def own(self, like: Config) -> dict[str, Any]:
+        """The run's recipe, with the default of every key that was yet to come when it was written; as it is written
+        where it is none of the kind of ``like``."""
+        try:
+            return plain(check(type(like), self.recipe(), str(self.path / "recipe.yaml")))
+        except UserError:
+            return self.recipe()
 
     def moves(self, recipe: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         """Where ``recipe`` names another place of what the run was begun with: key -> the old one and the new."""

@@ -164,7 +164,7 @@ def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here:
         assert all(b.dtype == torch.float16 and a.shape == b.shape for a, b in tensors)
         assert any(not torch.equal(a, b) for a, b in tensors)
     with Image.open(out / "contact.png") as contact:
-        assert contact.height == 200  # a row of eight and their captions
+        assert contact.height == 210  # a row of eight and their captions
 
 
 def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(tmp_path: Path, pack: Path) -> None:
