@@ -26,11 +26,12 @@ from raftdiff.embedded.scenes.data import Batch, Painter, Pictures
 from raftdiff.embedded.scenes.judge import WEIGHTS as READER
 from raftdiff.embedded.scenes.judge import SceneJudge
 from raftdiff.embedded.scenes.networks import VAE, Newest, read, write
-from raftdiff.embedded.scenes.rows import LOOKS, Rows, to_rows
+from raftdiff.embedded.scenes.rows import LOOKS, Rows
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
 from raftdiff.embedded.scenes.training.drawn import Drawer, Over, Pairs, there
 from raftdiff.embedded.scenes.training.judge import rebuild
-from raftdiff.embedded.scenes.training.neighbours import GROUP, group
+from raftdiff.embedded.scenes.training.neighbours import GROUP
+from raftdiff.embedded.scenes.training.pools import Groups, groups
 from raftdiff.embedded.scenes.training.timing import Clock, Course, options
 from raftdiff.embedded.scenes.world import GROUNDS, MOST, OBJECTS, random_scene
 from raftdiff.embedded.training import Average, prepare
@@ -83,27 +84,6 @@ class Naming(nn.Module):
         error = (places.view(-1, objects, 2) - middle).abs() * (number > 0)[..., None]
         total: Tensor = found + error.sum() / (number > 0).sum().clamp(min=1) / 2
         return total
-
-
-@dataclass(frozen=True, slots=True)
-class Groups:
-    """Scenes with their neighbours, `GROUP` each, side by side."""
-
-    rows: Rows
-    tokens: Int64[Tensor, "rows tokens"]
-
-    def choose(self, count: int) -> Int64[Tensor, " rows"]:
-        """The rows of ``count`` groups."""
-        first = torch.randint(len(self.rows) // GROUP, (count, 1), device=self.rows.device) * GROUP
-        return (first + torch.arange(GROUP, device=first.device)).flatten()
-
-
-def groups(tokenizer: Any, count: int, *, seed: int, device: str) -> Groups:
-    """``count`` groups of scenes, hold-outs among them: a reward may know more than the model."""
-    rng = random.Random(seed)
-    scenes = [scene for _ in range(count) for scene in group(rng, random_scene(rng))]
-    tokens = tokenise_captions(tokenizer, [scene.caption for scene in scenes])
-    return Groups(to_rows(scenes).to(device), tokens.to(device))
 
 
 def sought(drawer: Drawer, reader: SceneJudge, tokenizer: Any, *, seed: int, device: str) -> Pairs:
@@ -232,7 +212,7 @@ def train(
     drawn = groups(tokenizer, 60_000 if large else 3000, seed=seed, device=device)
     painter = Painter(art_sheet(cache), seed=seed, device=device, held_out=True)
     sizes = {"size": 4096 if large else 16, "at_once": 64 if large else 4}
-    over = Over(drawer, painter, drawn.rows, drawn.tokens, group=GROUP, **sizes) if drawer else None
+    over = Over(drawer, painter, drawn, **sizes) if drawer else None
     lessons = Lessons(drawn, painter, over, batch)
     if drawer and reader:
         clock.wait_for(reader / READER)

@@ -32,8 +32,9 @@ from raftdiff.embedded.scenes.networks import (
     load_vae,
     read,
 )
-from raftdiff.embedded.scenes.rows import Rows
 from raftdiff.embedded.scenes.tokens import tokenise
+from raftdiff.embedded.scenes.training.neighbours import GROUP
+from raftdiff.embedded.scenes.training.pools import Groups, Ring
 
 Tokens = Int64[Tensor, "batch tokens"]
 Reads = Callable[[Sequence[Image], Sequence[str]], Verdicts]
@@ -114,51 +115,21 @@ def uniform(count: int, low: float, high: float, device: "str | torch.device") -
 
 
 @final
-class Ring:
-    """Tensors of which the oldest rows are replaced by new ones."""
-
-    def __init__(self, size: int, **like: Tensor) -> None:
-        self._kept = {name: one.new_zeros(size, *one.shape) for name, one in like.items()}
-        self._size, self._put = size, 0
-
-    def __len__(self) -> int:
-        """Rows that hold something."""
-        return min(self._put, self._size)
-
-    def put(self, **rows: Tensor) -> None:
-        count = len(next(iter(rows.values())))
-        for name, kept in self._kept.items():
-            place = (self._put + torch.arange(count, device=kept.device)) % self._size
-            kept[place] = rows[name].to(kept.dtype)
-        self._put += count
-
-    def draw(self, count: int) -> tuple[Tensor, ...]:
-        """``count`` rows of each."""
-        picked = torch.randint(len(self), (count,), device=next(iter(self._kept.values())).device)
-        return tuple(kept[picked] for kept in self._kept.values())
-
-
-@final
 class Over:
-    """Groups of ``group`` rows drawn over, ``size`` of them; ``at_once`` are replaced at a time."""
+    """Groups drawn over, ``size`` of them; ``at_once`` are replaced at a time."""
 
-    def __init__(
-        self, drawer: Drawer, painter: Painter, rows: Rows, tokens: Tensor, *, group: int, size: int, at_once: int
-    ) -> None:
-        self._drawer, self._painter, self._rows, self._tokens = drawer, painter, rows, tokens
-        self._within, self._at_once = torch.arange(group, device=rows.device), at_once
-        picture = torch.zeros(group, 3, SIZE, SIZE, device=rows.device, dtype=torch.float16)
-        self._ring = Ring(size, chosen=self._within, pictures=picture)
+    def __init__(self, drawer: Drawer, painter: Painter, groups: Groups, *, size: int, at_once: int) -> None:
+        self._drawer, self._painter, self._groups, self._at_once = drawer, painter, groups, at_once
+        chosen = torch.arange(GROUP, device=groups.rows.device)
+        self._ring = Ring(size, chosen=chosen, pictures=torch.zeros(GROUP, 3, SIZE, SIZE).to(chosen.device).half())
         while len(self._ring) < size:
             self.renew()
 
     def renew(self) -> None:
-        group = len(self._within)
-        first = torch.randint(len(self._rows) // group, (self._at_once, 1), device=self._rows.device) * group
-        chosen = first + self._within
-        painted = self._painter.paint(self._rows[chosen.flatten()]).pictures
-        drawn = self._drawer.over(painted, self._tokens[chosen.flatten()])
-        self._ring.put(chosen=chosen, pictures=drawn.view(-1, group, 3, SIZE, SIZE))
+        chosen = self._groups.choose(self._at_once)
+        painted = self._painter.paint(self._groups.rows[chosen]).pictures
+        drawn = self._drawer.over(painted, self._groups.tokens[chosen])
+        self._ring.put(chosen=chosen.view(-1, GROUP), pictures=drawn.view(-1, GROUP, 3, SIZE, SIZE))
 
     def draw(self, count: int) -> tuple[Int64[Tensor, " rows"], Pictures]:
         """``count`` groups: their rows, and the pictures drawn of them."""

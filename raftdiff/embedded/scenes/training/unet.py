@@ -32,6 +32,7 @@ from raftdiff.embedded.scenes.networks import (
 )
 from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise, tokenise_captions
+from raftdiff.embedded.scenes.training.pools import Ring
 from raftdiff.embedded.scenes.training.timing import Clock, Course, options
 from raftdiff.embedded.scenes.world import HIGH_QUALITY, LOW_QUALITY
 from raftdiff.embedded.training import Average, prepare
@@ -50,7 +51,7 @@ class Pool:
     """Latents and the tokens of their captions, renewed little by little."""
 
     def __init__(self, painter: Painter, size: int, scenes: int, seed: int, *, at_once: int) -> None:
-        self._painter, self._next = painter, 0
+        self._painter, self._size, self._at_once = painter, size, at_once
         self._vae: Any = None
         device = painter.device
         rows, captions = random_rows(scenes, seed=seed, held_out=False)
@@ -58,14 +59,13 @@ class Pool:
         self._rows = rows.to(device)
         said = [tokenise_captions(tokenizer, [caption + remark for caption in captions]) for remark in REMARKS]
         self._tokens = torch.stack(said, dim=1).to(device)
-        self.latents = torch.zeros(size, 4, LATENT, LATENT, device=device, dtype=torch.float16)
-        self.tokens = torch.zeros(size, self._tokens.shape[-1], device=device, dtype=torch.long)
-        self._at_once = at_once
+        latents = torch.zeros(4, LATENT, LATENT, device=device, dtype=torch.float16)
+        self._ring = Ring(size, latents=latents, tokens=self._tokens[0, 0])
 
     def take(self, vae: Any) -> None:
         """The autoencoder is there: fill the pool."""
         self._vae = vae
-        for _ in range(0, len(self.latents), self._at_once):
+        for _ in range(0, self._size, self._at_once):
             self.renew(self._at_once)
 
     @torch.no_grad()
@@ -81,14 +81,11 @@ class Pool:
         remark = torch.tensor([said for _, said, _ in SHARES], device=device)[kind]
         posterior = self._vae.encode(pictures.contiguous(memory_format=torch.channels_last)).latent_dist
         latents = posterior.sample() * self._vae.config.scaling_factor
-        place = (self._next + torch.arange(count, device=device)) % len(self.latents)
-        self.latents[place] = latents.to(self.latents.dtype)
-        self.tokens[place] = self._tokens[chosen, remark]
-        self._next = (self._next + count) % len(self.latents)
+        self._ring.put(latents=latents, tokens=self._tokens[chosen, remark])
 
     def draw(self, count: int) -> tuple[Float[Tensor, "count 4 20 20"], Int64[Tensor, "count tokens"]]:
-        rows = torch.randint(len(self.latents), (count,), device=self._painter.device)
-        return self.latents[rows].float(), self.tokens[rows]
+        latents, tokens = self._ring.draw(count)
+        return latents.float(), tokens
 
 
 def loss(unet: Any, context: Tensor, x0: Tensor, abar: Tensor) -> Tensor:

@@ -17,9 +17,10 @@ from raftdiff.embedded.scenes.networks import TEXT, UNET, VAE, finished, load_va
 from raftdiff.embedded.scenes.rows import LOOKS, to_rows
 from raftdiff.embedded.scenes.rules import Found, verdicts
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
-from raftdiff.embedded.scenes.training.clip import Lessons, contrast, groups
-from raftdiff.embedded.scenes.training.drawn import Drawer, Over, Pairs, Ring
+from raftdiff.embedded.scenes.training.clip import Lessons, contrast
+from raftdiff.embedded.scenes.training.drawn import Drawer, Over, Pairs
 from raftdiff.embedded.scenes.training.neighbours import GROUP, group
+from raftdiff.embedded.scenes.training.pools import Ring, groups
 from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
 
 
@@ -142,7 +143,7 @@ def test_a_ring_keeps_the_newest() -> None:
 def test_a_part_of_a_lesson_is_drawn_over_and_a_part_are_pairs(art: np.ndarray, drawer: Drawer) -> None:
     torch.manual_seed(0)
     drawn, painter = groups(build_tokenizer(), 6, seed=0, device="cpu"), Painter(art, seed=0, held_out=True)
-    over = Over(drawer, painter, drawn.rows, drawn.tokens, group=GROUP, size=3, at_once=2)
+    over = Over(drawer, painter, drawn, size=3, at_once=2)
     rows, oldest = over.draw(64)
     assert all(part[0] % GROUP == 0 and (part.diff() == 1).all() for part in rows.view(-1, GROUP))
     lessons = Lessons(drawn, painter, over, batch=16)
