@@ -13,6 +13,7 @@ from PIL.Image import Image
 
 from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw_both, evaluate
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
@@ -108,18 +109,17 @@ def compare_over(
     Raises:
         UserError: as ``compare``.
     """
-    strengths = sorted(set(strengths))
+    config = assembly.evaluator.config
+    ways = [config.model_copy(update={"guidance": strength}) for strength in sorted(set(strengths))]
     found = []
-    for place, strength in enumerate(strengths):
-        evaluator = assembly.evaluator.config.model_copy(update={"guidance": strength}).build(assembly.model)
+    for place, way in enumerate(ways):
 
         def told(done: int, total: int, place: int = place) -> None:
-            report(place * total + done, len(strengths) * total)
+            report(place * total + done, len(ways) * total)
 
-        there = replace(assembly, evaluator=evaluator)
+        there = replace(assembly, evaluator=way.build(assembly.model))
         found.append(compare(there, prompts, per_prompt=per_prompt, seed=seed, report=told))
-    steps = assembly.evaluator.config.steps
-    curve = [_strength(*point, steps) for point in zip(strengths, found, strict=True)]
+    curve = [_strength(*point) for point in zip(ways, found, strict=True)]
     base, tuned = _best(curve, "before"), _best(curve, "after")
     compared = _measured(
         assembly,
@@ -130,11 +130,12 @@ def compare_over(
         seconds=sum(it.evaluation["seconds"] for it in found),
         evaluations=sum(it.evaluation["network_evaluations"] for it in found),
     )
-    compared.evaluation["guidance"] = Guidance(curve=curve, best=Pair(before=strengths[base], after=strengths[tuned]))
+    best = Pair(before=ways[base].guidance, after=ways[tuned].guidance)
+    compared.evaluation["guidance"] = Guidance(curve=curve, best=best)
     return compared
 
 
-def _strength(guidance: float, compared: Compared, steps: int) -> Strength:
+def _strength(way: DiffusionSamplerConfig, compared: Compared) -> Strength:
     evaluation, figures = compared.evaluation, {}
     if judged := evaluation["judge"].get("exact"):
         figures["judge.exact"] = Pair(before=judged["before"], after=judged["after"])
@@ -142,7 +143,7 @@ def _strength(guidance: float, compared: Compared, steps: int) -> Strength:
         figures[f"reward.{name}"] = Pair(before=it["before"]["mean"], after=it["after"]["mean"])
     if diversity := evaluation["diversity"]:
         figures["diversity.vendi_within"] = diversity["vendi_within"]
-    return Strength(guidance=guidance, evaluations=steps * (1 if guidance == 1 else 2), figures=figures)
+    return Strength(guidance=way.guidance, evaluations=way.evaluations, figures=figures)
 
 
 def _best(curve: Sequence[Strength], side: Literal["before", "after"]) -> int:

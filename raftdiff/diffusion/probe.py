@@ -73,7 +73,7 @@ def count(
         rows = min(rows, pictures * max(1, int(tuner.exposures * selected)))
     return Counts(
         images=images,
-        sampling_evaluations=images * sampler.steps * (2 if sampler.guidance != 1 else 1),
+        sampling_evaluations=images * sampler.evaluations,
         selected=selected,
         tuning_steps=-(-rows // rows_a_step),
         tuning_rows=rows,

@@ -50,6 +50,11 @@ class DiffusionSamplerConfig(Config):
     vae_batch_size: int | None = Field(default=None, ge=1)
     """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
 
+    @property
+    def evaluations(self) -> int:
+        """Of the network, for a picture."""
+        return self.steps * (1 if self.guidance == 1 else 2)
+
     def build(self, parts: Parts) -> "DiffusionSampler":
         return DiffusionSampler(self, parts)
 

@@ -182,7 +182,7 @@ class DiffusionFineTuner:
         tally = Tally()
         with self._training():
             for index, items in enumerate(plan):
-                rows = (torch.as_tensor(items)[:, None] * pictures + torch.arange(pictures)).flatten()
+                rows = _rows(torch.tensor(items), pictures)
                 draws = self._draws(latents[rows[::pictures]], seed, index)
                 rate = self.course.rate(self.course.progress(index / len(plan)))
                 texts = [captions[row] for row in rows]
@@ -251,7 +251,7 @@ class DiffusionFineTuner:
         )
         for start in range(0, len(mine), at_once):
             items = torch.tensor(mine[start : start + at_once])
-            rows = (items[:, None] * pictures + torch.arange(pictures)).flatten()
+            rows = _rows(items, pictures)
             shared = draws.rows(items.repeat_interleave(pictures))
             terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], shared)
             anchor = terms.anchor / pictures
@@ -354,6 +354,11 @@ def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
     if isinstance(chosen, tuple):
         return chosen
     return {"attention": ATTENTION, "all": EVERYTHING, ALL_LINEAR: (ALL_LINEAR,)}[chosen]
+
+
+def _rows(items: Tensor, pictures: int) -> Tensor:
+    """Where the pictures of some items stand, of which each has so many."""
+    return (items[:, None] * pictures + torch.arange(pictures)).flatten()
 
 
 def _latents(samples: Sequence[Sample[Image]]) -> Tensor:
