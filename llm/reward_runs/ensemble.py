@@ -23,7 +23,7 @@ from raftdiff.llm.reward_models.strength import Roc, by_decile, roc, strength
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, weights
 from raftdiff.llm.reward_runs.training import asked, assemble_reward, rounds
 from raftdiff.progress import Progress
-from raftdiff.recipes.config import check, differing, dump, plain
+from raftdiff.recipes.config import check, completed, differing, dump, plain
 from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import NOT_IDENTITY, Run
@@ -147,7 +147,10 @@ def _member(recipe: RewardRecipe, index: int) -> RewardRecipe:
 def _check_recipe(folder: Path, first: RewardRecipe) -> None:
     """Members of another recipe are not counted in."""
     file = folder / "recipe.yaml"
-    if file.is_file() and (keys := differing(yaml.safe_load(file.read_text()), plain(first), NOT_IDENTITY)):
+    if not file.is_file():
+        return
+    own = completed(yaml.safe_load(file.read_text()), first)
+    if keys := differing(own, plain(first), NOT_IDENTITY):
         raise UserError(
             f"{folder}: these models were trained by another recipe; these keys differ: {', '.join(keys)}. Change them "
             "back, delete the folder, or name another file with --out."

@@ -102,7 +102,7 @@ def _with_overrides(run: Run, args: argparse.Namespace, kind: Kind, free: Sequen
     if not args.overrides:
         return run, recipe
     changed = kind.read(str(run.path / "recipe.yaml"), args.overrides)
-    if keys := run.differing(plain(changed), free, own=plain(recipe)):
+    if keys := run.differing(changed, free):
         raise UserError(
             f"{run.path}: a run is continued with its own recipe; these keys would change: {run.told(keys, changed)}. "
             f"Begin a new run with: {command(*kind.command.split(), run.path / 'recipe.yaml', *args.overrides)}"

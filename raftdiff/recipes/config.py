@@ -92,6 +92,15 @@ def check(model: type[C], data: Any, name: str = "recipe") -> C:
         raise UserError("\n".join(told)) from None
 
 
+def completed(data: Mapping[str, Any], like: Config) -> dict[str, Any]:
+    """A recipe that was written once, with the default of every key that was yet to come then; as it is written where
+    it is none of the kind of ``like``."""
+    try:
+        return plain(check(type(like), data))
+    except UserError:
+        return dict(data)
+
+
 def options(model: type[C], data: Mapping[str, Any], overrides: Sequence[str], name: str) -> C:
     """``data``, changed by ``key.path=value`` overrides, as a checked ``model``; ``name`` is what sentences call it.
 

@@ -34,7 +34,7 @@ def at_work(
     Raises:
         UserError: whatever ``assemble`` refuses; the run was begun with other weights or another recipe.
     """
-    if (run.path / "run.json").is_file() and not Run.open(run.path).differing(plain(recipe), own=run.own(recipe)):
+    if (run.path / "run.json").is_file() and not Run.open(run.path).differing(recipe):
         with run.locked(recipe):
             run.bind(weights(recipe))
             yield assemble(recipe)
@@ -59,11 +59,10 @@ def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> R
     source = parent.round(round)
     if path.exists():
         raise UserError(f"{path}: this folder exists; a forked run needs a new one.")
-    own = parent.own(recipe)
-    if keys := parent.differing(plain(recipe), FORKED, own=own):
+    if keys := parent.differing(recipe, FORKED):
         others = parent.told(keys, recipe)
         raise UserError(f"{parent.path}: with another {others} the samples would be others; begin a new run.")
-    changed = parent.differing(plain(recipe), own=own)
+    changed = parent.differing(recipe)
     if source.index and (shaped := sorted(set(changed) & STATE_SHAPE)):
         raise UserError(
             f"{parent.path}: round {source.index - 1} left weights of another {', '.join(shaped)}, which the new run "

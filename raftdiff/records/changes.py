@@ -24,11 +24,11 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
         UserError: it would change what all rounds share, what the trained weights are, a round that is half made, or
             plan fewer rounds than are done.
     """
-    new, own, done = plain(recipe), run.own(recipe), run.rounds_done()
-    if fixed := run.differing(new, FORKED, own=own):
+    new, done = plain(recipe), run.rounds_done()
+    if fixed := run.differing(recipe, FORKED):
         shared = run.told(fixed, recipe)
         raise UserError(f"{run.path}: all rounds of a run share {shared}; for another begin a new run.")
-    changed = run.differing(new, own=own)
+    changed = run.differing(recipe)
     if done and (shaped := sorted(set(changed) & STATE_SHAPE)):
         raise UserError(
             f"{run.path}: its weights were begun with this {', '.join(shaped)}; for another begin a new run."

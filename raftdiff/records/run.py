@@ -17,7 +17,7 @@ from typing import Any, final
 import yaml
 
 from raftdiff.errors import UserError, command
-from raftdiff.recipes.config import Config, check, differing, digest, dump, flat, plain, put
+from raftdiff.recipes.config import Config, completed, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.records import integrity
 from raftdiff.records.disk import append, demand_place, read_yaml, write_text
@@ -158,31 +158,19 @@ class Run:
         write_text(self.path / "run.json", json.dumps({**self.info(), **facts}, indent=2))
 
     def _check_recipe(self, recipe: Config) -> None:
-        if keys := self.differing(plain(recipe), own=self.own(recipe)):
+        if keys := self.differing(recipe):
             raise UserError(
                 f"{self.path}: this run was begun with another recipe; these keys differ: {self.told(keys, recipe)}. "
                 f"Change them back, or name another folder with --out."
             )
 
-    def differing(
-        self, recipe: Mapping[str, Any], free: Sequence[str] = (), *, own: Mapping[str, Any] | None = None
-    ) -> list[str]:
+    def differing(self, recipe: Config, free: Sequence[str] = ()) -> list[str]:
         """The keys at which ``recipe`` is another than the run's own, but for the ``free`` ones, those that are no part
-        of its identity, and names of models, runs and files that are the same and lie elsewhere.
-
-        ``own`` is the run's recipe with every default, where it was read already.
-        """
-        keys = differing(own or self.recipe(), recipe, (*NOT_IDENTITY, *free))
-        found = self.moves(recipe) if keys else {}
+        of its identity, and names of models, runs and files that are the same and lie elsewhere."""
+        now = plain(recipe)
+        keys = differing(completed(self.recipe(), recipe), now, (*NOT_IDENTITY, *free))
+        found = self.moves(now) if keys else {}
         return [key for key in keys if key not in found]
-
-    def own(self, like: Config) -> dict[str, Any]:
-        """The run's recipe, with the default of every key that was yet to come when it was written; as it is written
-        where it is none of the kind of ``like``."""
-        try:
-            return plain(check(type(like), self.recipe(), str(self.path / "recipe.yaml")))
-        except UserError:
-            return self.recipe()
 
     def moves(self, recipe: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
         """Where ``recipe`` names another place of what the run was begun with: key -> the old one and the new."""

@@ -109,7 +109,7 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         return []
     first, last = rounds[0], rounds[-1]
     found = [
-        _overfitting(rounds),
+        _held_out_fall(rounds),
         _collapse(first, last),
         _repetition(first, last),
         _spreading(first, last),
@@ -143,7 +143,7 @@ def unfit_told(last: Metrics) -> str | None:
     return None
 
 
-def _overfitting(rounds: Sequence[Metrics]) -> str | None:
+def _held_out_fall(rounds: Sequence[Metrics]) -> str | None:
     """The reward of held-out prompts, drawn as the evaluation draws, fell below the base model's by more than chance:
     while that of the training prompts rose, or surely, though it did not."""
     same = alike(rounds)

@@ -7,7 +7,7 @@ import pytest
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, check, differing, digest, dump, flat, options, plain, read
+from raftdiff.recipes.config import Config, check, completed, differing, digest, dump, flat, options, plain, read
 from raftdiff.recipes.prompts import Asked
 
 
@@ -137,6 +137,15 @@ def test_the_digest_covers_every_value_but_the_excluded_ones() -> None:
     assert digest(one, ["tuner"]) == digest(other, ["tuner"])
     assert differing(one, other) == ["tuner.rank"]
     assert differing(one, other, ["tuner"]) == []
+
+
+def test_a_recipe_of_before_a_key_was_known_has_the_keys_default() -> None:
+    now = Toy(name="a", tuner=Tuner(rank=5))
+    before = plain(now)
+    del before["tuner"]["learning_rate"]
+    assert completed(before, now) == plain(now)
+    assert completed({**before, "tuner": {"rank": 6}}, now) == plain(Toy(name="a", tuner=Tuner(rank=6)))
+    assert completed({"strange": 1}, now) == {"strange": 1}
 
 
 def test_whatever_holds_others_and_may_be_left_out_may_be_null(recipe: Path) -> None:

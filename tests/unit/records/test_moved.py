@@ -168,15 +168,15 @@ def test_a_run_that_a_recipe_names_is_known_by_its_beginning(run: Run, tmp_path:
     draft.commit({})
     run.path.rename(tmp_path / "away")
     assert run_mark(tmp_path / "away") == mark, "it went on, and is the same"
-    assert second.differing(plain(toy("owner/on-a-hub", run=str(tmp_path / "away")))) == []
-    assert second.differing(plain(toy("owner/on-a-hub", run=str(tmp_path / "second")))) == ["run"]
+    assert second.differing(toy("owner/on-a-hub", run=str(tmp_path / "away"))) == []
+    assert second.differing(toy("owner/on-a-hub", run=str(tmp_path / "second"))) == ["run"]
 
 
 def test_a_file_with_its_checksum_beside_it_may_lie_elsewhere(run: Run, tmp_path: Path) -> None:
     same = toy(str(tmp_path / "m"), ranker=[{"base": str(tmp_path / "r")}], sampler={"path": "/b/y.jsonl"})
-    assert run.differing(plain(same)) == []
+    assert run.differing(same) == []
     other = same.model_copy(update={"sampler": Data(path="/b/y.jsonl", sha256="34cd")})
-    assert run.differing(plain(other)) == ["sampler.path", "sampler.sha256"]
+    assert run.differing(other) == ["sampler.path", "sampler.sha256"]
 
 
 def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
@@ -219,13 +219,13 @@ def test_a_folder_of_gguf_files_is_known_by_them(tmp_path: Path) -> None:
     assert fingerprint(tmp_path) is None
     first, other = gguf(tmp_path / "a", b"one"), gguf(tmp_path / "b", b"two")
     run = begun(tmp_path / "run", first)
-    assert run.differing(plain(other)) == ["model.base"]
+    assert run.differing(other) == ["model.base"]
     earlier = {**run.info(), "weights": {first.model.base: NOTHING, **run.info()["weights"]}}
     (run.path / "run.json").write_text(json.dumps(earlier))
-    assert run.differing(plain(other)) == ["model.base"]
+    assert run.differing(other) == ["model.base"]
     run.bind(fingerprints(plain(first), str))
     (tmp_path / "a").rename(tmp_path / "c")
-    assert run.differing(plain(toy(str(tmp_path / "c")))) == []
+    assert run.differing(toy(str(tmp_path / "c"))) == []
 
 
 def lora(folder: Path, base: Path) -> Toy:
@@ -239,8 +239,8 @@ def test_a_lora_of_another_base_is_another_model(tmp_path: Path) -> None:
     bases = [Path(weights(tmp_path / name, text)) for name, text in (("p", b"one"), ("q", b"two"), ("s", b"one"))]
     first, other, same = (lora(tmp_path / f"lora-{base.name}", base) for base in bases)
     run = begun(tmp_path / "run", first)
-    assert run.differing(plain(other)) == ["model.base"]
-    assert run.differing(plain(same)) == [], "the same base elsewhere"
+    assert run.differing(other) == ["model.base"]
+    assert run.differing(same) == [], "the same base elsewhere"
     config = tmp_path / "lora-p" / "adapter_config.json"
     config.write_text(json.dumps({"base_model_name_or_path": str(bases[1])}))
     with pytest.raises(UserError, match=f"other weights of the base of {tmp_path / 'lora-p'} than lie there now"):
