@@ -137,6 +137,8 @@ def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> Non
     """Fine-tune on this round's selection and those replayed, then look at the held-out prompts."""
     earlier = run.selections(range(max(0, draft.index - parts.loop.replay_rounds), draft.index))
     lesson = merge([draft.folder.selection(), *earlier])
+    if strangers := [one.kind for one in earlier if one.kind != lesson.kind]:
+        draft.note(not_replayed=len(strangers), not_replayed_kind=strangers[0])
     if not lesson.items and lesson.kind not in ("pairs", "labelled"):  # all candidates alike: no pair, no label
         raise UserError(f"{draft.path}: nothing was selected in this round, so there is nothing to learn from.")
     if draft.index == 0 and "held_out_base" not in draft.metrics():  # a fork's, which was sampled elsewhere
@@ -175,8 +177,10 @@ def asked(prompts: Sequence[Prompt], loop: LoopConfig, round: int) -> list[Promp
 
 
 def merge(selections: Sequence[Selection]) -> Selection:
-    """One lesson out of several rounds' selections of the same kind."""
-    items = tuple(item for selection in selections for item in selection.items)
+    """One lesson out of several rounds' selections: the first's and those of its kind. A weight of one kind says
+    another thing in another."""
+    alike = [selection for selection in selections if selection.kind == selections[0].kind]
+    items = tuple(item for selection in alike for item in selection.items)
     return Selection(selections[0].kind, items, selections[0].left_out)
 
 

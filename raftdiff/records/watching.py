@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, counted
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import damaged, read_json
 from raftdiff.records.run import Run
@@ -112,7 +112,7 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         _held_out_fall(rounds),
         _collapse(first, last),
         _repetition(first, last),
-        _spreading(first, last),
+        _spreading(alike(rounds)[0], last),
         _running_off(first, last),
         _estranged(first, last),
         _undecided(last),
@@ -120,6 +120,11 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
     unfit = (last.get("blank") or 0) + (last.get("too_long") or 0)
     if (discarded := (last.get("discard_rate") or 0) - unfit / (last.get("candidates") or 1)) > DISCARDED:
         found.append(f"The rewards discard {discarded:.0%} of the candidates.")
+    if strangers := last.get("not_replayed"):
+        found.append(
+            f"{counted(strangers, 'earlier round')} selected '{last['not_replayed_kind']}', of which the last round's "
+            "fine-tuner learns nothing: that was not replayed (loop.replay_rounds)."
+        )
     found.append(unfit_told(last))
     if left_out := last.get("left_out"):
         found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")

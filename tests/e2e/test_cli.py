@@ -216,6 +216,17 @@ def test_eval_over_guidance_compares_each_model_at_its_best(finished: Path, caps
         assert (status, "give strengths from 0 on with commas between" in err) == (2, True)
 
 
+def test_what_was_selected_for_another_rule_is_not_replayed(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, rule = recipe.parent / "run", "finetuner.learning={type: dpo}"
+    assert main(["train", str(recipe), "--out", str(run), "loop.rounds=1", "loop.replay_rounds=1"]) == 0
+    asked = ["train", str(run), "loop.rounds=2", rule, "ranker.selector={type: best_worst}"]
+    status, _, err = said(capsys, *asked)
+    assert status == 0, err
+    told = json.loads((run / "rounds/001/metrics.json").read_text())
+    assert (told["not_replayed"], told["not_replayed_kind"]) == (1, "weighted")
+    assert "1 earlier round selected 'weighted'" in said(capsys, "show", run)[1]
+
+
 @pytest.mark.parametrize("kind", ["diffusers", "kohya", "merged"])
 def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / ("lora.safetensors" if kind == "kohya" else kind)

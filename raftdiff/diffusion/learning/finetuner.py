@@ -57,7 +57,7 @@ class DiffusionFineTunerConfig(Config):
     exposures: float | None = Field(default=4.0, gt=0)
     """At most this many times is each selected picture seen in a round; None sets no limit."""
     batch_size: int = Field(default=8, ge=1)
-    """Pictures through the network at once."""
+    """Pictures through the network at once; a pair is never torn apart."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches per optimizer step."""
     gradient_checkpointing: bool = False
@@ -94,6 +94,9 @@ class DiffusionFineTunerConfig(Config):
         if not isinstance(self.learning, SftConfig):
             if self.loss_on == "guided":
                 raise ValueError(f"loss_on: guided is for learning: sft alone; {self.learning.type} has no need of it")
+            if self.train_text_encoder:
+                move = f"what {self.learning.type} compares with would move too"
+                raise ValueError(f"train_text_encoder is for learning: sft alone; {move}")
             if self.min_snr_gamma is not None:
                 raise ValueError(f"min_snr_gamma is for learning: sft alone, not for {self.learning.type}")
         return self

@@ -1,7 +1,7 @@
 """What is learned from a selection: each rule is a config, and a loss of predictions, one value an item.
 
     e(net) = mean (net(xt, t, c) - target)^2 of one picture
-    old    the policy as it was when the round's tuning began, which drew the candidates
+    old    the policy as it was when the round's tuning began: with ema the average, which samples
     base   the model before any tuning
 
 ``sft`` imitates: it pulls the model to the selected pictures, guidance that they were drawn with and all, and sampling
@@ -176,7 +176,7 @@ class Nft:
             w+- = mean |x0(p+-) - x0|, held fixed
 
         At theta = old the gradient is proportional to 2r - 1. Source: DiffusionNFT, arXiv:2509.16117, and its authors'
-        code; their old policy follows slowly, ours is the one that drew the candidates.
+        code; their old policy follows slowly, ours is the one that the round began with.
         """
         assert rows.reference is not None
         p, old, beta = rows.prediction, rows.reference, self.beta

@@ -123,6 +123,10 @@ def test_a_healthy_run_warns_of_nothing() -> None:
         ({"diversity_all": {"pairwise_distance": 0.2}}, "lie 50% as far apart"),
         ({"tune": {"latent_std": 1.12}}, "spread 1.12 times as far"),
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
+        (
+            {"not_replayed": 1, "not_replayed_kind": "pairs"},
+            "1 earlier round selected 'pairs', of which the last round's",
+        ),
         ({"left_out": ["cat"]}, "1 prompts had no valid candidate in the last round: cat"),
         ({"discard_rate": 0.4, "blank": 4, "candidates": 10}, "4 of 10 pictures in the last round were blank"),
         ({"discard_rate": 0.4, "too_long": 4, "candidates": 10}, "4 of 10 answers in the last round were longer, with"),
@@ -162,6 +166,13 @@ def test_a_sure_fall_is_a_warning_though_the_training_reward_did_not_rise() -> N
     later = metrics(mean=0.5, held_out=4.5, held_out_each=[3.5, 4.45, 5.55])
     assert len(warnings([metrics(**held_out), later])) == 1
     assert warnings([metrics(**held_out, held_out=4.9, held_out_each=[3.0, 6.0, 5.7])]) == []
+
+
+def test_a_spread_is_compared_with_that_of_rounds_ranked_alike() -> None:
+    rounds = [metrics(), metrics(round=1, tune={"latent_std": 1.5}), metrics(round=2, tune={"latent_std": 1.55})]
+    assert len(warnings(rounds)) == 1
+    rounds[1]["changed"] = ["ranker.selector.type"]
+    assert warnings(rounds) == []
 
 
 def test_rounds_of_another_reward_are_not_compared() -> None:

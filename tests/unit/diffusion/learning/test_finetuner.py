@@ -259,6 +259,10 @@ def test_the_anchor_shares_the_base_that_a_rule_asks_for(models):
     ("changes", "sentence"),
     [
         ({"loss_on": "guided"}, "loss_on: guided is for learning: sft alone; nft has no need of it"),
+        (
+            {"train_text_encoder": True},
+            "train_text_encoder is for learning: sft alone; what nft compares with would move",
+        ),
         ({"min_snr_gamma": 5.0}, "min_snr_gamma is for learning: sft alone, not for nft"),
     ],
 )
