@@ -73,12 +73,15 @@ def _strengths(text: str | None) -> tuple[float, ...]:
     Raises:
         UserError: they are no numbers from 0 on with commas between.
     """
+    if text is None:
+        return ()
+    wrong = f"--guidance '{text}': give strengths from 0 on with commas between, such as --guidance 1,2,3."
     try:
-        found = tuple(float(part) for part in text.split(",")) if text else ()
+        found = tuple(float(part) for part in text.split(","))
     except ValueError:
-        found = (-1.0,)
+        raise UserError(wrong) from None
     if not all(0 <= strength < math.inf for strength in found):
-        raise UserError(f"--guidance {text}: give strengths from 0 on with commas between, such as --guidance 1,2,3.")
+        raise UserError(wrong)
     return found
 
 

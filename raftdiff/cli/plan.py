@@ -44,13 +44,14 @@ def plan(args: argparse.Namespace) -> None:
         times = {"seconds_per_round": seconds, "seconds": seconds * recipe.loop.rounds, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
+    learnt = "pairs" if recipe.finetuner.pictures_an_item == 2 else "pictures"
     share = measured.trained_parameters / measured.model_parameters
     rows = (
         ("rounds", f"{recipe.loop.rounds}"),
         ("prompts per round", f"{prompts} of {len(assembly.parts.prompts)}, {recipe.loop.candidates} candidates each"),
         ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations"),
         ("held out per round", f"{watched}, {watched_evaluations:,} network evaluations"),
-        ("learnt from per round", f"{counts.selected} pictures, replayed ones included, at most"),
+        ("learnt from per round", f"{counts.selected} {learnt}, replayed ones included, at most"),
         ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),

@@ -1,6 +1,7 @@
 """Before and after of a run: both sides drawn with the same seeds, scored, and written down with pictures and page."""
 
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -107,7 +108,7 @@ def compare_over(
     """``compare`` with each of some strengths of guidance: the base at its best one against the policy at its own.
 
     Raises:
-        UserError: as ``compare``.
+        UserError: as ``compare``, with the strength.
     """
     config = assembly.evaluator.config
     ways = [config.model_copy(update={"guidance": strength}) for strength in sorted(set(strengths))]
@@ -118,7 +119,10 @@ def compare_over(
             report(place * total + done, len(ways) * total)
 
         there = replace(assembly, evaluator=way.build(assembly.model))
-        found.append(compare(there, prompts, per_prompt=per_prompt, seed=seed, report=told))
+        try:
+            found.append(compare(there, prompts, per_prompt=per_prompt, seed=seed, report=told))
+        except UserError as error:
+            raise UserError(f"With guidance {way.guidance:g}: {error}") from None
     curve = [_strength(*point) for point in zip(ways, found, strict=True)]
     base, tuned = _best(curve, "before"), _best(curve, "after")
     compared = _measured(
@@ -149,7 +153,8 @@ def _strength(way: DiffusionSamplerConfig, compared: Compared) -> Strength:
 def _best(curve: Sequence[Strength], side: Literal["before", "after"]) -> int:
     """The first of the places at which the first figure is highest."""
     decisive = next(iter(curve[0]["figures"]))
-    return max(range(len(curve)), key=lambda place: curve[place]["figures"][decisive][side] or 0.0)
+    values = [-math.inf if (value := it["figures"][decisive][side]) is None else value for it in curve]
+    return values.index(max(values))
 
 
 def _measured(

@@ -127,8 +127,10 @@ def plain(config: Config) -> dict[str, Any]:
     return config.model_dump(mode="json")
 
 
-def dump(config: Config) -> str:
-    return yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True, width=100)
+def dump(recipe: Config | Mapping[str, Any]) -> str:
+    """As YAML."""
+    data = plain(recipe) if isinstance(recipe, Config) else dict(recipe)
+    return yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=100)
 
 
 def digest(data: Mapping[str, Any], exclude: Sequence[str] = ()) -> str:

@@ -40,8 +40,8 @@ def locate(name: str) -> Path:
     known = recipes()
     if name in known:
         return known[name]
-    if gone(name):
-        raise UserError(gone(name))
+    if told := gone(path.stem):
+        raise UserError(told)
     close = difflib.get_close_matches(path.stem, known, n=3, cutoff=0.0)
     hint = f"The nearest that ship: {', '.join(close)}; all of them: {command('recipes')}."
     recipe = path.suffix.lower() in (".yaml", ".yml")

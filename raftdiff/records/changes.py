@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, dump, plain
+from raftdiff.recipes.config import Config, completed, dump, plain
 from raftdiff.records.run import FORKED, STATE_SHAPE, Run
 
 SCALE = ("ranker", "evaluation")
@@ -45,7 +45,7 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
     if not changed:
         return []
     # of several changes before one round the first recipe made the rounds before it
-    run.keep_recipe(done, (run.path / "recipe.yaml").read_text(encoding="utf-8"))
+    run.keep_recipe(done, dump(completed(run.recipe(), recipe)))
     run.put_recipe(dump(recipe))
     run.log("recipe", round=done, changed=changed)
     return changed

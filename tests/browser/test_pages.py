@@ -34,8 +34,9 @@ def type_into(tab: Any, field: str, text: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def comparing(finished: Path) -> Iterator[str]:
-    """The address of one page of comparison for all who only draw: its models are loaded once."""
+def comparing(finished: Path, chromium: Any) -> Iterator[str]:
+    """The address of one page of comparison for all who only draw: its models are loaded once. It is built beside the
+    browser, whose event loop runs: where none does, Gradio leaves some open, and a later test is blamed."""
     served = door.serve(compare.build(Bench([Run(finished)])), door.Door(browser=False))
     yield str(served.address)
     served.close()

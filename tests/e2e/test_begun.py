@@ -52,6 +52,12 @@ def test_its_recipe_is_known_again(run: Path, capsys: pytest.CaptureFixture[str]
     assert "loop.seed" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("run", ["picture", "text"], indirect=True)  # the recipe of a reward model never changes
+def test_a_change_names_no_key_that_was_yet_to_come(run: Path) -> None:
+    assert main([*COMMANDS[run.name], str(run), "loop.rounds=3"]) == 0
+    assert Run.open(run).changes() == {2: ["loop.rounds"]}
+
+
 def test_what_it_came_to_can_be_looked_at(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["show", str(run)]) == 0
     assert "2" in capsys.readouterr().out

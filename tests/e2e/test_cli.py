@@ -211,7 +211,7 @@ def test_eval_over_guidance_compares_each_model_at_its_best(finished: Path, caps
     alone = json.loads((finished / "eval/alone/eval.json").read_text())
     assert alone["rewards"]["jpeg"]["after"]["mean"] == pytest.approx(each["after"][2.0])
     assert "Over guidance" not in (finished / "eval/alone/report.html").read_text()
-    for wrong in ("1,x", "-1", "nan", ","):
+    for wrong in ("1,x", "-1", "nan", ",", ""):
         status, _, err = said(capsys, "eval", finished, f"--guidance={wrong}")
         assert (status, "give strengths from 0 on with commas between" in err) == (2, True)
 
@@ -282,6 +282,10 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
         (["evaluation.judge=emoji-judge"], "'emoji-judge' is gone since 0.1; 'scene-judge' takes its place."),
         (["model.base=emoji-sd"], "'emoji-sd' is gone since 0.1; 'scene-sd' takes its place."),
         (["ranker.selector.keep=4"], "4 of only 3 candidates"),
+        (
+            ["loop.candidates=1", "finetuner.learning={type: dpo}", "ranker.selector={type: best_worst}"],
+            "loop.candidates: a pair takes two candidates of a prompt",
+        ),
         (["loop.patience=2", "evaluation.every_round=0"], "stopping needs a held-out reward"),
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
         (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),

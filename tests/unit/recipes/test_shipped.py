@@ -64,6 +64,12 @@ def test_the_schema_is_fresh(media: str, folder: str, capsys: pytest.CaptureFixt
     assert json.loads((CONFIGS / folder / "recipe.schema.json").read_text()) == fresh, "run: make schema"
 
 
+@pytest.mark.parametrize("name", ["emoji_align", "configs/emoji_align.yaml"])
+def test_a_recipe_that_is_gone_is_told_by_whatever_name(name: str) -> None:
+    with pytest.raises(UserError, match="'emoji_align' is gone since 0.1; 'scene_align' takes its place"):
+        load_recipe(name)
+
+
 def test_a_recipe_for_texts_is_not_one_for_pictures() -> None:
     with pytest.raises(UserError, match="this is a recipe for texts"):
         load_recipe("raft")
