@@ -9,17 +9,21 @@ import traceback
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TypeAlias
 
 from raftdiff import __version__, console
+from raftdiff.cli.llm.parsers import add_language
+from raftdiff.cli.options import (
+    RECIPE_HELP,
+    Commands,
+    add_command,
+    add_door,
+    add_place,
+    add_recipe,
+    from_one,
+    from_zero,
+)
 from raftdiff.errors import UserError
 
-Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
-RECIPE_HELP = {
-    "RECIPE": "a recipe's name or file",
-    "RUN": "a run directory",
-    "RECIPE|RUN": "a recipe's name or file, or a run directory",
-}
 EPILOG = """\
 start here:
   raftdiff demo                            align the model that ships, look at before and after
@@ -41,23 +45,23 @@ def parser() -> argparse.ArgumentParser:
     top.add_argument("--version", action="version", version=f"raftdiff {__version__}")
     commands = top.add_subparsers(title="commands", metavar="COMMAND")
 
-    for add in (_running, _stages, _results, _looking, _pages, _language, _tools):
+    for add in (_running, _stages, _results, _looking, _pages, add_language, _tools):
         add(commands)
     return top
 
 
 def _running(commands: Commands) -> None:
     """Run a recipe."""
-    demo = _command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
-    _recipe(demo, default="demo")
+    demo = add_command(commands, "demo", "train:demo", "RAFT on the model that ships, then a before/after report")
+    add_recipe(demo, default="demo")
     demo.set_defaults(
         then="look at the report, then try a job with scenes of kinds the model never saw: raftdiff train scene_align"
     )
-    _where(demo)
+    add_place(demo)
 
-    train = _command(commands, "train", "train:train", "run a recipe, or continue a run")
-    _recipe(train, metavar="RECIPE|RUN")
-    _where(train)
+    train = add_command(commands, "train", "train:train", "run a recipe, or continue a run")
+    add_recipe(train, metavar="RECIPE|RUN")
+    add_place(train)
 
 
 def _stages(commands: Commands) -> None:
@@ -68,49 +72,51 @@ def _stages(commands: Commands) -> None:
         ("select", "select what to learn from"),
         ("tune", "fine-tune on the selection, and complete the round"),
     ):
-        command = _command(commands, stage, f"stages:{stage}", text)
-        _recipe(command, metavar="RECIPE|RUN" if stage == "sample" else "RUN")
+        command = add_command(commands, stage, f"stages:{stage}", text)
+        add_recipe(command, metavar="RECIPE|RUN" if stage == "sample" else "RUN")
         if stage == "sample":
-            _where(command)
+            add_place(command)
         if stage == "score":
             command.add_argument(
-                "--round", type=_count, metavar="N", help="score this finished round again, into a new run"
+                "--round", type=from_zero, metavar="N", help="score this finished round again, into a new run"
             )
             command.add_argument("--out", type=Path, metavar="FOLDER", help="the new run (with --round)")
 
 
 def _results(commands: Commands) -> None:
     """What a run came to."""
-    evaluate = _command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
-    _recipe(evaluate, metavar="RUN")
+    evaluate = add_command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
+    add_recipe(evaluate, metavar="RUN")
     evaluate.add_argument(
         "--prompts", metavar="FILE", help="a prompt file, or 'training' for the run's own; held-out ones by default"
     )
-    evaluate.add_argument("--samples", type=_positive, metavar="N", help="pictures per prompt; the recipe's by default")
-    evaluate.add_argument("--steps", type=_positive, metavar="N", help="sampling steps; the recipe's by default")
+    evaluate.add_argument("--samples", type=from_one, metavar="N", help="pictures per prompt; the recipe's by default")
+    evaluate.add_argument("--steps", type=from_one, metavar="N", help="sampling steps; the recipe's by default")
     evaluate.add_argument("--guidance", metavar="W,W", help="draw with each, such as 1,2,3: each model at its best")
-    evaluate.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
+    evaluate.add_argument(
+        "--round", type=from_zero, metavar="N", help="the model after this round; the last by default"
+    )
     evaluate.add_argument("--name", metavar="NAME", help="write to eval/NAME/ instead of eval/")
     evaluate.add_argument("--json", action="store_true", help="print eval.json instead of the table")
 
-    export = _command(commands, "export", "export:export", "the tuned weights in a format that others read")
-    _recipe(export, metavar="RUN")
+    export = add_command(commands, "export", "export:export", "the tuned weights in a format that others read")
+    add_recipe(export, metavar="RUN")
     export.add_argument(
         "--format", choices=("diffusers", "kohya", "merged", "peft"), help="diffusers by default; of a text run, peft"
     )
-    export.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
+    export.add_argument("--round", type=from_zero, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")
 
 
 def _looking(commands: Commands) -> None:
     """Looking at a run."""
-    shown = _command(commands, "show", "look:show", "how a run stands, and what to worry about")
+    shown = add_command(commands, "show", "look:show", "how a run stands, and what to worry about")
     shown.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
 
-    checked = _command(commands, "check", "look:check", "is a run what was written, file by file?")
+    checked = add_command(commands, "check", "look:check", "is a run what was written, file by file?")
     checked.add_argument("recipe", metavar="RUN", help="a run directory, or a folder with runs in it")
 
-    drawn = _command(commands, "draw", "look:draw", "pictures of your own prompts, before and after, same seeds")
+    drawn = add_command(commands, "draw", "look:draw", "pictures of your own prompts, before and after, same seeds")
     drawn.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     drawn.add_argument(
         "prompts",
@@ -118,169 +124,58 @@ def _looking(commands: Commands) -> None:
         metavar="PROMPT",
         help="what to draw, in quotes; after -- if it is a word that begins with -",
     )
-    drawn.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
-    drawn.add_argument("--count", type=_positive, metavar="N", help="pictures per prompt; as in eval by default")
-    drawn.add_argument("--seed", type=_count, metavar="N", help="as in eval by default")
-    drawn.add_argument("--steps", type=_positive, metavar="N", help="sampling steps; as in eval by default")
+    drawn.add_argument("--round", type=from_zero, metavar="N", help="the model after this round; the last by default")
+    drawn.add_argument("--count", type=from_one, metavar="N", help="pictures per prompt; as in eval by default")
+    drawn.add_argument("--seed", type=from_zero, metavar="N", help="as in eval by default")
+    drawn.add_argument("--steps", type=from_one, metavar="N", help="sampling steps; as in eval by default")
     drawn.add_argument("--guidance", type=float, metavar="W", help="classifier-free guidance; the recipe's by default")
-    drawn.add_argument("--size", type=_positive, metavar="PIXELS", help="width and height; the recipe's by default")
+    drawn.add_argument("--size", type=from_one, metavar="PIXELS", help="width and height; the recipe's by default")
     drawn.add_argument("--device", metavar="DEVICE", help="auto, cpu, cuda or cuda:N; the recipe's by default")
     drawn.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUN/drawn")
 
-    told = _command(commands, "labels", "look:labels", "what people chose: tallies, win rates, preference pairs")
+    told = add_command(commands, "labels", "look:labels", "what people chose: tallies, win rates, preference pairs")
     told.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     told.add_argument("--pairs", type=Path, metavar="FILE", help="write the preferences as JSON lines")
 
 
 def _pages(commands: Commands) -> None:
     """The same in a browser."""
-    compared = _command(commands, "compare", "pages:compare", "a page: before and after of any prompt, side by side")
+    compared = add_command(commands, "compare", "pages:compare", "a page: before and after of any prompt, side by side")
     compared.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     compared.add_argument("other", nargs="?", type=Path, metavar="RUN2", help="another run to compare with")
-    _door(compared)
+    add_door(compared)
 
-    watched = _command(commands, "watch", "pages:watch", "a page: a run while it goes on")
+    watched = add_command(commands, "watch", "pages:watch", "a page: a run while it goes on")
     watched.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
-    _door(watched)
+    add_door(watched)
 
-    label = _command(commands, "label", "pages:label", "a page: choose the better of two pictures or answers, blind")
+    label = add_command(commands, "label", "pages:label", "a page: choose the better of two pictures or answers, blind")
     label.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
-    label.add_argument("--round", type=_count, metavar="N", help="candidates of this round; the last by default")
+    label.add_argument("--round", type=from_zero, metavar="N", help="candidates of this round; the last by default")
     label.add_argument(
         "--eval", nargs="?", const="", metavar="NAME", help="before and after of an evaluation, instead of candidates"
     )
-    label.add_argument("--per-prompt", type=_positive, default=4, metavar="N", help="pairs a prompt (%(default)s)")
+    label.add_argument("--per-prompt", type=from_one, default=4, metavar="N", help="pairs a prompt (%(default)s)")
     label.add_argument("--rater", default="me", metavar="NAME", help="who answers (default: %(default)s)")
-    _door(label)
-
-
-def _language(commands: Commands) -> None:
-    """Language models on the same loop."""
-    llm = commands.add_parser(
-        "llm",
-        help="language models: RAFT, RRHF, DPO, GRPO and others on the same loop",
-        description="Language models on the same loop. A run is continued, evaluated and exported as one on pictures.",
-    )
-    words = llm.add_subparsers(title="commands and recipes", metavar="WHAT", required=True)
-
-    demo = _command(words, "demo", "train:demo", "RAFT on the small language model that ships, in a minute")
-    _recipe(demo, default="llm_demo")
-    demo.set_defaults(then="set the methods side by side: raftdiff llm compare --methods raft,rrhf,dpo,grpo")
-    _where(demo)
-
-    compared = _command(
-        words, "compare", "llm.tools:compare", "several methods at the same generation budget, in one table"
-    )
-    compared.add_argument("--methods", metavar="A,B,...", help="recipes' names; a dozen by default")
-    compared.add_argument(
-        "--reward", metavar="NAME", help="compare by this reward; by default the first of the first recipe"
-    )
-    for name, count, text in (
-        ("rounds", 8, "rounds"),
-        ("prompts", 64, "prompts a round"),
-        ("candidates", 8, "answers a prompt"),
-        ("seeds", 1, "training seeds"),
-    ):
-        compared.add_argument(
-            f"--{name}", type=_positive, default=count, metavar="N", help=f"{text} (default: %(default)s)"
-        )
-    compared.add_argument(
-        "--answers", type=_positive, metavar="N", help="so many for each, in rounds of its own recipe's size instead"
-    )
-    compared.add_argument("overrides", nargs="*", metavar="key=value", help="changes to every recipe, by dotted path")
-    _where(compared)
-
-    replied = _command(
-        words, "reply", "llm.tools:reply", "answers of a tuned model to your own prompts; best of n by choice"
-    )
-    replied.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
-    replied.add_argument("prompts", nargs="+", metavar="PROMPT", help="what to ask, in quotes")
-    replied.add_argument("--best-of", type=_positive, default=1, metavar="N", help="the best of N, by the rewards")
-    replied.add_argument("--before", action="store_true", help="the base model's answer too")
-    replied.add_argument("--round", type=_count, metavar="N", help="the model after this round; the last by default")
-    replied.add_argument("--seed", type=_count, default=0, metavar="N", help="default: %(default)s")
-
-    shown = _command(
-        words, "show-row", "llm.rows:show_row", "a row of data as the model sees it, token by token: what is learnt"
-    )
-    _recipe(shown, metavar="RECIPE|RUN")
-    shown.add_argument("--row", type=_positive, default=1, metavar="N", help="which, from 1 (default: %(default)s)")
-
-    judged = _command(words, "judge", "llm.tools:judge", "win, lose, tie against the base, asked in both orders")
-    judged.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
-    judged.add_argument("overrides", nargs="*", metavar="key=value", help="options of the judge")
-    judged.add_argument("--name", metavar="NAME", help="judge eval/NAME/ instead of eval/")
-    judged.add_argument("--server", metavar="URL", help="an OpenAI-compatible server that judges")
-    judged.add_argument("--model", metavar="NAME", help="the judge's name on the server")
-    judged.add_argument("--api-key-env", metavar="VARIABLE", help="the environment variable that holds the key")
-    judged.add_argument("--reward", metavar="NAME", help="a reward that judges instead: sentiment, classifier, ...")
-
-    _reward_models(words)
-
-    piped = _command(
-        words, "pipeline", "llm.pipeline:pipeline", "recipes one after the other: reward model, policy, again"
-    )
-    _recipe(piped)
-    _where(piped)
-
-    for path in sorted((Path(__file__).resolve().parent.parent / "configs" / "llm").glob("*.yaml")):
-        if path.stem != "llm_demo":
-            text = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
-            recipe = _command(words, path.stem, "train:train", text.replace("%", "%%"))
-            _recipe(recipe, default=path.stem)
-            _where(recipe)
-
-
-def _reward_models(words: Commands) -> None:
-    """Reward models, trained on what was preferred to what."""
-    rm = words.add_parser(
-        "rm",
-        help="reward models: train, eval, strength, pairs",
-        description="Reward models, trained on what was preferred to what.",
-    )
-    verbs = rm.add_subparsers(title="commands", metavar="COMMAND", required=True)
-
-    trained = _command(verbs, "train", "llm.reward_models:train_model", "train a reward model, or continue its run")
-    _recipe(trained, metavar="RECIPE|RUN")
-    _where(trained)
-
-    strong = _command(
-        verbs, "strength", "llm.reward_models:strength", "how strong each preference is, by several models"
-    )
-    _recipe(strong)
-    strong.add_argument("--models", type=_positive, default=10, metavar="N", help="default: %(default)s")
-    strong.add_argument("--out", type=Path, required=True, metavar="FILE", help="the pairs with mu and sigma, .jsonl")
-
-    evaluated = _command(
-        verbs, "eval", "llm.reward_models:evaluate", "what a reward model learnt: accuracy, calibration, a page"
-    )
-    evaluated.add_argument("recipe", type=Path, metavar="RUN|FOLDER", help="a run, or the folder of a reward model")
-    evaluated.add_argument("--pairs", metavar="FILE", help="pairs to ask; the run's held-out ones by default")
-    evaluated.add_argument("--before", type=Path, metavar="RUN|FOLDER", help="another reward model, shown beside it")
-    evaluated.add_argument("--out", type=Path, metavar="FOLDER", help="default: eval/ beside the model")
-    evaluated.add_argument("--json", action="store_true", help="print eval.json instead of the figures")
-
-    paired = _command(verbs, "pairs", "llm.reward_models:pairs", "preference pairs of a run on texts, as JSON lines")
-    paired.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
-    paired.add_argument("--labels", action="store_true", help="what people chose, instead of best against worst")
-    paired.add_argument("--rounds", type=_count, nargs="+", metavar="N", help="of these rounds; of all by default")
-    paired.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write them, .jsonl")
+    add_door(label)
 
 
 def _tools(commands: Commands) -> None:
     """Before a run."""
-    plan = _command(commands, "plan", "plan:plan", "what a recipe will do: pictures, evaluations, memory, time")
-    _recipe(plan)
+    plan = add_command(
+        commands, "plan", "pictures.plan:plan", "what a recipe will do: pictures, evaluations, memory, time"
+    )
+    add_recipe(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
 
-    checked = _command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
+    checked = add_command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
     checked.add_argument("reward", metavar="NAME", help="a reward (clip, aesthetic, jpeg, ...) or your module:function")
     checked.add_argument("overrides", nargs="*", metavar="key=value", help="its options, e.g. model=scene-clip")
     checked.add_argument("--text", action="store_true", help="try it on answers: for a module:function on texts")
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 
-    _command(commands, "recipes", "tools:recipes", "list the recipes that ship")
-    schema = _command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
+    add_command(commands, "recipes", "tools:recipes", "list the recipes that ship")
+    schema = add_command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
     media = ("image", "text", "preferences", "pipeline")
     schema.add_argument("media", nargs="?", choices=media, default="image", help="default: %(default)s")
 
@@ -347,51 +242,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if overrides:
         parsed.overrides = [*parsed.overrides, *overrides]
     return parsed
-
-
-def _command(commands: Commands, name: str, run: str, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(
-        name, help=text, description=text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
-    )
-    command.set_defaults(run=run)
-    return command
-
-
-def _count(text: str) -> int:
-    """A number from 0."""
-    if not text.isdigit():
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
-    return int(text)
-
-
-def _positive(text: str) -> int:
-    """A number from 1."""
-    if not text.isdigit() or not int(text):
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
-    return int(text)
-
-
-def _recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: str | None = None) -> None:
-    if default:
-        command.set_defaults(recipe=default)
-    else:
-        command.add_argument("recipe", metavar=metavar, help=RECIPE_HELP[metavar])
-    command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
-
-
-def _door(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
-    command.add_argument("--port", type=_positive, help="default: the first free one from 7860")
-    command.add_argument("--share", action="store_true", help="a public address, through Gradio's servers")
-    command.add_argument("--auth", metavar="NAME:PASSWORD", help="what visitors must give")
-    command.add_argument("--no-browser", action="store_true", help="open no browser window")
-
-
-def _where(command: argparse.ArgumentParser) -> None:
-    command.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="the run directory; by default runs/DATE-RECIPE-DIGEST"
-    )
-    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,57 @@
+"""What the commands' parsers are made of."""
+
+import argparse
+from pathlib import Path
+from typing import TypeAlias
+
+Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
+RECIPE_HELP = {
+    "RECIPE": "a recipe's name or file",
+    "RUN": "a run directory",
+    "RECIPE|RUN": "a recipe's name or file, or a run directory",
+}
+
+
+def add_command(commands: Commands, name: str, run: str, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(
+        name, help=text, description=text[0].upper() + text[1:] + ("" if text.endswith("?") else ".")
+    )
+    command.set_defaults(run=run)
+    return command
+
+
+def add_recipe(command: argparse.ArgumentParser, metavar: str = "RECIPE", default: str | None = None) -> None:
+    if default:
+        command.set_defaults(recipe=default)
+    else:
+        command.add_argument("recipe", metavar=metavar, help=RECIPE_HELP[metavar])
+    command.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
+
+
+def add_place(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="the run directory; by default runs/DATE-RECIPE-DIGEST"
+    )
+    command.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
+
+
+def add_door(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
+    command.add_argument("--port", type=from_one, help="default: the first free one from 7860")
+    command.add_argument("--share", action="store_true", help="a public address, through Gradio's servers")
+    command.add_argument("--auth", metavar="NAME:PASSWORD", help="what visitors must give")
+    command.add_argument("--no-browser", action="store_true", help="open no browser window")
+
+
+def from_zero(text: str) -> int:
+    """A number from 0."""
+    if not text.isdigit():
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 0")
+    return int(text)
+
+
+def from_one(text: str) -> int:
+    """A number from 1."""
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
+    return int(text)
