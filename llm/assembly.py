@@ -10,7 +10,7 @@ from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.reward import judge
 from raftdiff.llm.data.prompts import like, read_prompts
 from raftdiff.llm.data.screening import refuse_mean, screened
-from raftdiff.llm.figures import Base, Distances, describe
+from raftdiff.llm.figures import Base, Distances, describe, similarity
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
 from raftdiff.llm.likelihood import KlConfig
 from raftdiff.llm.model.lengths import Lengths, Limits, readable
@@ -176,7 +176,7 @@ def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
         for config in recipe.ranker.rewards
     ]
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    return Ranker(rewards, selector, describe, _too_long(lm))
+    return Ranker(rewards, selector, describe, _too_long(lm), similarity)
 
 
 def _too_long(lm: LM) -> Unfit[str]:

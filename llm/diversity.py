@@ -11,8 +11,10 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from jaxtyping import Float
 
 from raftdiff.errors import UserError
+from raftdiff.measures.statistics import cosines, unit_length
 from raftdiff.rewards.texts import spaced
 
 
@@ -42,6 +44,18 @@ def msttr(texts: Sequence[str], window: int = 100, gem_compat: bool = False) -> 
     answers = [_tokens(text) for text in texts]
     pieces = list(_loose_windows(answers, window) if gem_compat else _windows(answers, window))
     return float(np.mean([len(set(piece)) / len(piece) for piece in pieces])) if pieces else float("nan")
+
+
+def alike(texts: Sequence[str]) -> Float[np.ndarray, "texts texts"]:
+    """How much any two have in common: the cosine of their counts of tokens and of pairs of tokens, in 0..1; 1 for the
+    same tokens in the same order, of one token or none too, 0 where none is shared."""
+    counts = [_ngrams([text], 1) + _ngrams([text], 2) for text in texts]
+    column = {ngram: place for place, ngram in enumerate({ngram for count in counts for ngram in count})}
+    table = np.zeros((len(texts), 1 + len(column)))
+    for row, count in zip(table, counts, strict=True):
+        row[0] = not count  # texts without a token are alike
+        row[1:][[column[ngram] for ngram in count]] = list(count.values())
+    return cosines(unit_length(table))
 
 
 def mean_length(texts: Sequence[str]) -> float:

@@ -7,13 +7,15 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any, final
 
+import numpy as np
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from raftdiff.llm.diversity import distinct, mean_length, msttr, unique
+from raftdiff.llm.diversity import alike, distinct, mean_length, msttr, unique
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.rows import Row, row_of, score
-from raftdiff.types import Key, Sample
+from raftdiff.types import Key, Sample, Scores
 
 Base = Callable[[], AbstractContextManager[None]]
 ORDERS = (1, 2)
@@ -37,6 +39,20 @@ def describe(batches: Iterable[Sequence[Sample[str]]], selected: AbstractSet[Key
         "diversity_all": diversity([text for _, text in everything]),
         "diversity_selected": diversity([text for chosen, text in everything if chosen]),
     }
+
+
+def similarity(
+    batches: Iterable[Sequence[Sample[str]]], scores: Scores
+) -> Float[np.ndarray, "prompts candidates candidates"]:
+    """How alike any two answers to a prompt are, by the words that they share."""
+    answers: dict[str, dict[int, str]] = {prompt: {} for prompt in scores.prompts}
+    for batch in batches:
+        for sample in batch:
+            answers[sample.prompt.id][sample.index] = sample.media
+    table = np.full((*scores.total.shape, scores.total.shape[1]), np.nan)
+    for row, held in zip(table, answers.values(), strict=True):
+        row[np.ix_(list(held), list(held))] = alike(list(held.values()))
+    return table
 
 
 @final

@@ -64,8 +64,8 @@ class TextRankerConfig(Config):
     rewards: list[TextRewardConfig] = Field(min_length=1)
     """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
     selector: SelectorConfig
-    """best_of_k, top_fraction, random, softmax (to be learnt as they are); ranked (RRHF), best_worst (pairs), threshold
-    (KTO), advantage (policy gradients), all (PPO)."""
+    """best_of_k, top_fraction, diverse, random, softmax (to be learnt as they are); ranked (RRHF), best_worst (pairs),
+    threshold (KTO), advantage (policy gradients), all (PPO)."""
 
 
 class TextEvaluationConfig(Config):

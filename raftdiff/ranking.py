@@ -1,7 +1,7 @@
 """The ranker: rewards with weights, and a selector. Every raw score is kept beside the total."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, Literal, final
 
 import numpy as np
@@ -10,10 +10,12 @@ from jaxtyping import Float
 
 from raftdiff.errors import UserError
 from raftdiff.scoring import demand_reward, numbers
-from raftdiff.types import Key, Media, Reward, Sample, Scores, Selector
+from raftdiff.types import Key, Media, Reward, Sample, Scores, Selection, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
 """Unit-length features of samples, for diversity."""
+Similarity = Callable[[Iterable[Sequence[Sample[Any]]], Scores], Float[np.ndarray, "prompts candidates candidates"]]
+"""``Scores.similarity`` of a round's candidates, those that are scored."""
 Describe = Callable[[Iterable[Sequence[Sample[Any]]], Set[Key]], Mapping[str, Any]]
 
 
@@ -39,6 +41,8 @@ class Ranker(Generic[Media]):
     describe: Describe | None = None
     """Further figures of a round's candidates, given which of them were selected."""
     unfit: Unfit[Media] | None = None
+    similarity: Similarity | None = None
+    """How alike the candidates of a prompt are, for a selector that sees it; nobody else asks."""
 
     def __post_init__(self) -> None:
         for reward, _ in self.rewards:
@@ -105,6 +109,23 @@ class Ranker(Generic[Media]):
                 "Give a reward that should not discard the weight 0."
             )
         return Scores(index, tuple(prompts), total, raw, unfit)
+
+    def select(self, scores: Scores, batches: Iterable[Sequence[Sample[Media]]]) -> Selection:
+        """What the selector takes. The samples are looked at only for one that sees how alike they are.
+
+        Raises:
+            UserError: it does, and of a candidate that may be selected the features are no numbers.
+        """
+        if self.similarity and getattr(self.selector, "sees_similarity", False):
+            table = self.similarity(batches, scores)
+            own = np.diagonal(table, axis1=1, axis2=2)
+            if count := int((~np.isnan(scores.total) & np.isnan(own)).sum()):
+                raise UserError(
+                    f"The features of {count} candidates are no numbers, so it cannot be told how alike they are. "
+                    "Look at the first reward with a CLIP tower, or take another selector than diverse."
+                )
+            scores = replace(scores, similarity=table)
+        return self.selector.select(scores)
 
     def refuse_unfit(self, samples: Sequence[Sample[Media]]) -> None:
         """

@@ -117,7 +117,7 @@ def select(draft: Draft, ranker: Ranker[Media]) -> None:
     """What to learn from, and the round's figures."""
     scores = draft.folder.scores()
     with _timed(draft, "select"):
-        selection = ranker.selector.select(scores)
+        selection = ranker.select(scores, draft.folder.batches(SCORING_BATCH))
         draft.write_selection(selection)
         chosen = {key for item in selection.items for key in item.keys}
         batches = draft.folder.batches(SCORING_BATCH)

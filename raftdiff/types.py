@@ -82,6 +82,9 @@ class Scores:
     raw: Mapping[str, Float[np.ndarray, "prompts candidates"]]
     unfit: int = 0
     """How many candidates nothing can be learnt from, such as pictures of one colour; no reward was shown them."""
+    similarity: Float[np.ndarray, "prompts candidates candidates"] | None = None
+    """Cosine of any two candidates of a prompt, 1 for equal ones, NaN where one is missing. It is not written with
+    the scores: where a selector sees it, it is computed from the samples."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -199,7 +202,10 @@ class ChoosesPrompts(Protocol):
 
 @runtime_checkable
 class Selector(Protocol):
-    """Pure: a (prompts, candidates) table in, what to learn from out."""
+    """Pure: a (prompts, candidates) table in, what to learn from out.
+
+    One with ``sees_similarity = True`` gets ``Scores.similarity`` too.
+    """
 
     @property
     def kind(self) -> SelectionKind: ...

@@ -13,7 +13,7 @@ from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
 from raftdiff.embedded.worlds import open_judge, understands
-from raftdiff.measures.diversity import PictureFigures, pixels
+from raftdiff.measures.diversity import PictureFigures, PictureSimilarity, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
 from raftdiff.ranking import Features, Ranker, Unfit
@@ -119,7 +119,8 @@ def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
         (config.build(device=device, resolve=embedded.resolve), config.weight) for config in recipe.ranker.rewards
     ]
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    return Ranker(rewards, selector, PictureFigures(features(rewards)), BLANK)
+    seen = features(rewards)
+    return Ranker(rewards, selector, PictureFigures(seen), BLANK, PictureSimilarity(seen))
 
 
 BLANK = Unfit[Image](

@@ -36,7 +36,8 @@ class RankerConfig(Config):
     rewards: list[RewardConfig] = Field(min_length=1)
     """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
     selector: SelectorConfig
-    """best_of_k (the paper's), top_fraction, or random (the control)."""
+    """best_of_k (the paper's), top_fraction, diverse, softmax or random (the control) for imitation; best_worst,
+    threshold or advantage for the other rules."""
 
 
 class EvaluationConfig(Config):

@@ -11,9 +11,9 @@ from jaxtyping import Float
 from PIL.Image import Image
 
 from raftdiff.measures.pictures import coarse, mean_saturation
-from raftdiff.measures.statistics import mean_pairwise_distance, vendi
+from raftdiff.measures.statistics import cosines, mean_pairwise_distance, unit_length, vendi
 from raftdiff.ranking import Features
-from raftdiff.types import Key, Sample
+from raftdiff.types import Key, Sample, Scores
 
 
 @final
@@ -49,6 +49,28 @@ class PictureFigures:
             "diversity_selected": measured(chosen),
             "saturation": float(np.mean(saturation)),
         }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class PictureSimilarity:
+    """Cosine of the features of any two pictures of a prompt."""
+
+    features: Features
+
+    def __call__(
+        self, batches: Iterable[Sequence[Sample[Image]]], scores: Scores
+    ) -> Float[np.ndarray, "prompts candidates candidates"]:
+        row = {prompt: place for place, prompt in enumerate(scores.prompts)}
+        places: list[tuple[int, int]] = []
+        features = []
+        for batch in batches:
+            places += [(row[sample.prompt.id], sample.index) for sample in batch]
+            features.append(unit_length(self.features(batch).float().cpu().numpy()))
+        found = np.concatenate(features)
+        table = np.full((*scores.total.shape, found.shape[1]), np.nan)
+        table[tuple(np.array(places).T)] = found
+        return cosines(table)
 
 
 def pixels(samples: Sequence[Sample[Image]]) -> Float[torch.Tensor, "samples features"]:

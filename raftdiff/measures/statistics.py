@@ -189,6 +189,12 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
     return float(np.sqrt(degrees) * np.tan(np.interp(2 * probability - 1, mass / mass[-1], angle)))
 
 
+def cosines(unit: Float[np.ndarray, "*batch samples features"]) -> Float[np.ndarray, "*batch samples samples"]:
+    """Cosine of any two of the unit vectors, to six decimals: float32 knows no more, and what is equal stays so."""
+    found: np.ndarray = np.round(unit @ np.swapaxes(unit, -1, -2), 6)
+    return found
+
+
 def unit_length(features: Float[np.ndarray, "*batch features"]) -> Float[np.ndarray, "*batch features"]:
     """Each feature vector at length one, in double precision; a zero vector stays zero."""
     wide = features.astype(np.float64)

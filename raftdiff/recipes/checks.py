@@ -7,7 +7,7 @@ from raftdiff.errors import UserError
 from raftdiff.types import Requires, SelectionKind
 
 SELECTORS: Mapping[SelectionKind, str] = {
-    "weighted": "best_of_k, top_fraction, softmax or random",
+    "weighted": "best_of_k, top_fraction, diverse, softmax or random",
     "pairs": "best_worst",
     "ranked": "ranked",
     "labelled": "threshold",

@@ -48,6 +48,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "best_of_k": "raftdiff.selection.best:BestOfKConfig",
         "top_fraction": "raftdiff.selection.best:TopFractionConfig",
         "random": "raftdiff.selection.best:RandomConfig",
+        "diverse": "raftdiff.selection.diverse:DiverseConfig",
         "ranked": "raftdiff.selection.lessons:RankedConfig",
         "best_worst": "raftdiff.selection.lessons:BestWorstConfig",
         "threshold": "raftdiff.selection.lessons:ThresholdConfig",

@@ -7,12 +7,14 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.models import tiny
+from raftdiff.measures.pictures import coarse, opened
 
 RECIPE = {
     "name": "tiny",
@@ -150,6 +152,37 @@ def test_a_finished_round_is_scored_again_with_another_reward_without_sampling(
 
     assert not chosen(new, "000.partial") & chosen(finished, "000")
     assert json.loads((new / "run.json").read_text())["parent"] == "run"
+
+
+def test_a_finished_round_is_selected_from_again_by_how_alike_its_pictures_are(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of three pictures a prompt the best, and the one that is farther from it."""
+    diverse = "ranker.selector={type: diverse, keep: 2, penalty: 1000}"
+    assert said(capsys, "score", finished, "--round", 0, "--out", tmp_path / "new", diverse)[0] == 0
+    status, out, _ = said(capsys, "select", tmp_path / "new")
+    assert (status, out.splitlines()[0].startswith("6 selected")) == (0, True)
+    held: dict[str, list[dict[str, Any]]] = {}
+    for line in (tmp_path / "new/rounds/000.partial/samples/metadata.jsonl").read_text().splitlines():
+        held.setdefault((row := json.loads(line))["prompt_id"], []).append(row)
+    for rows in held.values():
+        best, *others = sorted(rows, key=lambda row: row["total"], reverse=True)
+        seen = {row["index"]: coarse(opened(finished / "rounds/000/samples" / row["file_name"])) for row in rows}
+        far = min(others, key=lambda row: float(seen[row["index"]] @ seen[best["index"]]))
+        assert {row["index"] for row in rows if row["selected"]} == {best["index"], far["index"]}
+
+
+def test_a_selector_that_is_told_nonsense_is_a_sentence_before_anything_is_loaded(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for told, sentence in (
+        ("{type: diverse, keep: 4}", "ranker.selector.keep: 4 of only 3 candidates (loop.candidates)."),
+        ("{type: diverse, keep: 1}", "ranker.selector.keep: this should be at least 2"),
+        ("{type: diverse, keep: 2, penalty: -1}", "ranker.selector.penalty: this should be at least 0"),
+        ("{type: divers}", "Did you mean 'diverse'?"),
+    ):
+        status, _, err = said(capsys, "train", recipe, f"ranker.selector={told}", "model.base=nowhere")
+        assert (status, sentence in err) == (2, True), err
 
 
 def test_a_fork_keeps_what_made_the_samples(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

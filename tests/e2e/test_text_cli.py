@@ -131,6 +131,25 @@ def test_a_finished_round_is_scored_again_into_a_new_run(recipe: Path, capsys: p
     assert states(Path("again")) != states(Path("run"))
 
 
+def test_answers_that_differ_are_selected_from_a_finished_round(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["train", str(recipe), "--out", "run", "loop.rounds=1", "loop.candidates=6"]) == 0
+    diverse = "ranker.selector={type: diverse, keep: 2, penalty: 1000}"
+    assert main(["score", "run", "--round", "0", "--out", "again", diverse]) == 0
+    assert main(["select", "again"]) == 0
+    selection, told = Run(Path("again")).unfinished(0).selection(), Run(Path("run")).round(0).rows()
+    words = {(row["prompt_id"], row["index"]): set(row["text"].split()) for row in told}
+    chosen: dict[str, list[int]] = {}
+    for item in selection.items:
+        chosen.setdefault(item.keys[0].prompt, []).append(item.keys[0].index)
+    for prompt, (one, other) in chosen.items():
+        rest = [it for (of, index), it in words.items() if of == prompt and index not in (one, other)]
+        shared = len(words[prompt, one] & words[prompt, other])
+        assert shared <= min(max(len(words[prompt, k] & it) for k in (one, other)) for it in rest)
+    assert main(["tune", "again"]) == 0
+
+
 def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.measures.diversity import PictureFigures
+from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
 from raftdiff.raft import raft, until_no_gain
 from raftdiff.ranking import Ranker, Unfit
 from raftdiff.recipes.config import Config
@@ -19,9 +19,12 @@ from raftdiff.records.checking import check
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfK, Random
+from raftdiff.selection.diverse import Diverse
 from raftdiff.stages import LoopConfig, Parts, asked
 from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
+
+ALIKE = PictureSimilarity(toy_features)
 
 
 class Same:
@@ -45,7 +48,7 @@ def toy_parts(selector: Selector | None = None, *, magic: bool = False, decouple
     sampler, reward, finetuner = toy_world()
     return Parts(
         sampler=sampler,
-        ranker=Ranker([(reward, 1.0)], selector or BestOfK(1), PictureFigures(toy_features)),
+        ranker=Ranker([(reward, 1.0)], selector or BestOfK(1), PictureFigures(toy_features), None, ALIKE),
         finetuner=finetuner,
         prompts=toy_prompts(6, magic=magic, decouple=decouple),
         held_out=toy_prompts(3),
@@ -118,6 +121,42 @@ def test_a_round_says_where_the_rewards_told_nothing_apart(tmp_path: Path) -> No
 def test_one_candidate_a_prompt_is_a_choice_of_the_policys_alone(tmp_path: Path, source: str, undecided: int) -> None:
     """Answers of data, and of a teacher that is asked once, are learnt for their own sake."""
     assert told(tmp_path / "run", toy_parts(rounds=1, candidates=1), source=source) == (6, undecided, [])
+
+
+class Twice:
+    """The toy sampler, which paints every picture twice."""
+
+    def __init__(self, sampler: Any) -> None:
+        self.source, self.provides, self.network_evaluations = "policy", ("latent",), sampler.network_evaluations
+        self._sampler = sampler
+
+    def sample(self, prompts: Sequence[Any], *, per_prompt: int, done: Any, **told: Any) -> Iterator[Sample[Any]]:
+        for one in self._sampler.sample(prompts, per_prompt=(per_prompt + 1) // 2, done=set(), **told):
+            own = [{"latent": one.aux["latent"].clone()} for _ in range(2)]
+            twins = [replace(one, index=2 * one.index + k, seed=one.seed + k, aux=own[k]) for k in range(2)]
+            yield from (it for it in twins if it.index < per_prompt and (it.prompt.id, it.index) not in done)
+
+
+def test_where_every_candidate_has_a_twin_the_best_are_one_picture_twice_and_diverse_takes_two(tmp_path: Path) -> None:
+    found = {}
+    for name, selector in (("best", BestOfK(2)), ("none", Diverse(2, 0.0)), ("some", Diverse(2, 1.0))):
+        parts = toy_parts(selector, rounds=2)
+        finished = finish(tmp_path / name, replace(parts, sampler=Twice(parts.sampler)))
+        found[name] = [it.metrics for it in finished]
+        folder = Run.open(tmp_path / name).round(1)  # as another process would select, in other batches
+        assert parts.ranker.select(folder.scores(), folder.batches(5)) == folder.selection()
+    apart = {name: [it["diversity_selected"]["pairwise_distance"] for it in metrics] for name, metrics in found.items()}
+    assert apart["best"] == apart["none"] == pytest.approx([0, 0], abs=1e-6)
+    assert all(distance > 1e-3 for distance in apart["some"])
+    first = {name: metrics[0] for name, metrics in found.items()}
+    assert [first[name]["selected"] for name in found] == [12, 12, 12]
+    assert first["best"]["selected_mean"] > first["some"]["selected_mean"] > first["some"]["random_mean"]
+
+
+def test_a_ranker_that_cannot_tell_how_alike_candidates_are_says_so(tmp_path: Path) -> None:
+    parts = toy_parts(Diverse(2, 1.0), rounds=1)
+    with pytest.raises(UserError, match="give the Ranker a 'similarity'"):
+        finish(tmp_path / "run", replace(parts, ranker=replace(parts.ranker, similarity=None)))
 
 
 def test_blank_candidates_are_counted_and_a_model_that_draws_nothing_else_is_a_sentence(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from PIL import Image
 from raftdiff.errors import UserError
 from raftdiff.ranking import Ranker, Unfit
 from raftdiff.selection.best import BestOfK
-from raftdiff.types import Prompt, Sample
+from raftdiff.selection.diverse import Diverse
+from raftdiff.types import Prompt, Sample, Scores
 
 PROMPTS = ("cat", "dog")
 
@@ -116,3 +117,30 @@ def test_a_batch_of_unfit_candidates_alone_reaches_no_reward() -> None:
 def test_a_round_of_unfit_candidates_alone_is_a_sentence() -> None:
     with pytest.raises(UserError, match="All 4 are."):
         picky_ranker(0, 1)[0].score(iter([samples()]), PROMPTS, 2)
+
+
+TABLE = Scores(0, ("cat",), np.array([[3.0, 2.0, 1.0, np.nan]]), {})
+
+
+def test_only_a_selector_that_sees_similarity_has_samples_looked_at() -> None:
+    asked: list[Any] = []
+
+    def similarity(batches: Any, scores: Scores) -> np.ndarray:
+        asked.append((list(batches), scores))
+        return np.array([[[1.0, 1, 0, np.nan], [1, 1, 0, np.nan], [0, 0, 1, np.nan], [np.nan] * 4]])
+
+    rewards = [(Mine(index), 1.0)]
+    for selector, chosen in ((BestOfK(2), [0, 1]), (Diverse(2, 1.0), [0, 2])):
+        found = Ranker(rewards, selector, similarity=similarity).select(TABLE, iter([[], []]))
+        assert [item.keys[0].index for item in found.items] == chosen
+    assert asked == [([[], []], TABLE)], "once, for the second"
+
+
+def test_features_that_are_no_numbers_are_a_sentence_unless_the_candidate_is_discarded_anyway() -> None:
+    table = np.ones((1, 4, 4))
+    table[0, :, 3] = table[0, 3, :] = np.nan
+    ranker = Ranker([(Mine(index), 1.0)], Diverse(2, 1.0), similarity=lambda batches, scores: table)
+    assert len(ranker.select(TABLE, []).items) == 2
+    table[0, :, 1] = table[0, 1, :] = np.nan
+    with pytest.raises(UserError, match="The features of 1 candidates are no numbers"):
+        ranker.select(TABLE, [])

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.diversity import distinct, mean_length, msttr, unique
+from raftdiff.llm.diversity import alike, distinct, mean_length, msttr, unique
 
 TEXTS = ["the cat sat on the mat", "the dog sat"]
 
@@ -71,3 +71,21 @@ def test_chinese_and_japanese_are_counted_by_their_characters():
     assert distinct(["我很高兴", "我很难过"], 2) == 5 / 6
     assert mean_length(["我很高兴 today", "ねこ"]) == 3.5
     assert mean_length(["plain english, as ever"]) == 4
+
+
+def test_how_alike_answers_are_is_the_cosine_of_their_words_and_pairs_of_words():
+    """ "a b c" has the counts a, b, c, ab, bc; "b c" b, c, bc: three of five and of three, 3 / sqrt(15)."""
+    found = alike(["a b c", "B  c", "x", "c b a", "a b c"])
+    assert found[0].tolist() == [1.0, pytest.approx(3 / 15**0.5, abs=1e-6), 0.0, 0.6, 1.0]
+    assert found.diagonal().tolist() == [1.0] * 5
+    assert (found == found.T).all()
+
+
+def test_answers_of_one_word_or_none_are_alike_where_they_are_the_same():
+    assert alike(["", " ", "yes", "yes", "no"]).astype(int).tolist() == [
+        [1, 1, 0, 0, 0],
+        [1, 1, 0, 0, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 1, 1, 0],
+        [0, 0, 0, 0, 1],
+    ]

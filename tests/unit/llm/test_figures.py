@@ -3,15 +3,16 @@
 import math
 from contextlib import contextmanager
 
+import numpy as np
 import pytest
 import torch
 
-from raftdiff.llm.figures import Distances, describe, diversity, perplexity
+from raftdiff.llm.figures import Distances, describe, diversity, perplexity, similarity
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
-from raftdiff.types import Item, Key, Prompt, Sample, Selection, silent
+from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, silent
 
 
 def sample(text, prompt="p", index=0, **aux):
@@ -65,6 +66,15 @@ def test_all_candidates_and_the_selected_are_described_apart():
         "diversity_selected": diversity(["x x x"]),
     }
     assert found["diversity_selected"]["distinct_2"] == 0.5
+
+
+def test_answers_are_compared_with_those_to_their_own_prompt():
+    """They come in any order; a candidate that is not there is like nothing."""
+    batches = [[sample("x", "q", 2), sample("x", index=1)], [sample("x", index=0), sample("y", "q", 0)]]
+    found = similarity(batches, Scores(0, ("p", "q"), np.zeros((2, 3)), {}))
+    nan = np.nan
+    np.testing.assert_array_equal(found[0], [[1, 1, nan], [1, 1, nan], [nan, nan, nan]])
+    np.testing.assert_array_equal(found[1], [[1, nan, 0], [nan, nan, nan], [0, nan, 1]])
 
 
 def test_perplexity_is_taken_over_all_tokens_together():

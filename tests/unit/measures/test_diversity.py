@@ -1,0 +1,41 @@
+"""How alike pictures are, and how different a round's are, before and after selection."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from raftdiff.measures.diversity import PictureSimilarity, pixels
+from raftdiff.types import Prompt, Sample, Scores
+
+
+def sample(prompt: str, index: int, size: int = 8) -> Sample[Image.Image]:
+    picture = Image.fromarray(np.random.default_rng(index).integers(0, 255, (size, size, 3), dtype=np.uint8))
+    return Sample(0, Prompt(prompt, prompt, prompt, prompt), index, 0, "policy", picture)
+
+
+def angle(samples: Sequence[Sample[Any]]) -> torch.Tensor:
+    """Features at the candidate's index times 60 degrees, and not of length one."""
+    at = torch.tensor([sample.index * torch.pi / 3 for sample in samples])
+    return 7 * torch.stack([at.cos(), at.sin()], dim=1)
+
+
+def scores(*prompts: str, candidates: int = 3) -> Scores:
+    return Scores(0, prompts, np.zeros((len(prompts), candidates)), {})
+
+
+def test_pictures_are_compared_with_those_of_their_own_prompt_in_whatever_order_they_come() -> None:
+    batches = [[sample("b", 2), sample("a", 1)], [sample("a", 0), sample("b", 0), sample("a", 2)]]
+    found = PictureSimilarity(angle)(batches, scores("a", "b"))
+    np.testing.assert_allclose(found[0], [[1, 0.5, -0.5], [0.5, 1, 0.5], [-0.5, 0.5, 1]])
+    np.testing.assert_allclose(found[1], [[1, np.nan, -0.5], [np.nan] * 3, [-0.5, np.nan, 1]])
+
+
+def test_equal_pictures_are_as_alike_as_can_be_and_equally_far_from_every_other() -> None:
+    twins = [sample("a", 0), sample("a", 1), sample("a", 2)]
+    twins[2] = Sample(0, twins[2].prompt, 2, 5, "policy", twins[0].media)
+    found = PictureSimilarity(pixels)([twins], scores("a"))[0]
+    assert found[0, 2] == found[0, 0] == 1
+    assert found[1, 0] == found[1, 2] < 0.5
