@@ -26,6 +26,8 @@ from raftdiff.recipes.files import locate
 from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import Run, load_round
+from raftdiff.reports import methods
+from raftdiff.reports.methods import Column, Measured
 from raftdiff.seeds import fold
 from raftdiff.selection.advantages import best_of_n_kl_bound
 from raftdiff.types import Prompt, Reward
@@ -64,15 +66,15 @@ class Outcome(NamedTuple):
     """By whom the perplexity is told: "grammar" or "base"."""
 
 
-COLUMNS: Mapping[str, tuple[str, str]] = {
-    "reward": ("reward", "{:.3f}"),
-    "perplexity": ("perplexity", "{:.2f}"),
-    "distinct_2": ("distinct-2", "{:.3f}"),
-    "kl": ("KL", "{:.1f}"),
-    "length": ("words", "{:.1f}"),
-    "tokens": ("tokens drawn", "{:,.0f}"),
-    "steps": ("steps", "{:.0f}"),
-    "seconds": ("seconds", "{:.0f}"),
+COLUMNS: Mapping[str, Column] = {
+    "reward": Column("reward", "{:.3f}"),
+    "perplexity": Column("perplexity", "{:.2f}"),
+    "distinct_2": Column("distinct-2", "{:.3f}"),
+    "kl": Column("KL", "{:.1f}"),
+    "length": Column("words", "{:.1f}"),
+    "tokens": Column("tokens drawn", "{:,.0f}"),
+    "steps": Column("steps", "{:.0f}"),
+    "seconds": Column("seconds", "{:.0f}"),
 }
 OTHER = "other: "
 """Before the name of a further reward, so that no column is meant by it."""
@@ -151,39 +153,23 @@ def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown, a line a method in the order given: mean over seeds, and half the 95% interval (Student's t over seeds;
-    with a single one, of the reward alone, over its prompts). Behind the reward that all are compared by, a column for
-    each further one; empty where a method was not scored by it."""
+    """Markdown, as ``reports.methods.table``. Behind the reward that all are compared by, a column for each further
+    one; empty where a method was not scored by it."""
     further = dict.fromkeys(name for one in outcomes for name in one.others)
-    columns = {"reward": COLUMNS["reward"], **{OTHER + name: (name, "{:.3f}") for name in further}, **COLUMNS}
+    columns = {"reward": COLUMNS["reward"], **{OTHER + name: Column(name, "{:.3f}") for name in further}, **COLUMNS}
     if len(tellers := {one.perplexity_of for one in outcomes}) == 1 and (teller := next(iter(tellers))):
-        columns["perplexity"] = (f"perplexity ({teller})", columns["perplexity"][1])
-    lines = ["| method | " + " | ".join(label for label, _ in columns.values()) + " |"]
-    lines.append("|---|" + "--:|" * len(columns))
-    for method in dict.fromkeys(one.method for one in outcomes):
-        held = list({one.seed: one for one in outcomes if one.method == method}.values())
-        cells = [
-            _cell(np.array([_figure(one, key) for one in held]), how, held[0].interval if key == "reward" else 0.0)
-            for key, (_, how) in columns.items()
-        ]
-        lines.append(f"| {method} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+        columns["perplexity"] = columns["perplexity"]._replace(label=f"perplexity ({teller})")
+    found = [
+        Measured(one.method, one.seed, {key: _figure(one, key) for key in columns}, {"reward": one.interval})
+        for one in outcomes
+    ]
+    return methods.table(found, columns)
 
 
 def _figure(one: Outcome, column: str) -> float:
     if column.startswith(OTHER):
         return float(one.others.get(column.removeprefix(OTHER), math.nan))
     return float(getattr(one, column))
-
-
-def _cell(values: Float[np.ndarray, " seeds"], how: str, alone: float) -> str:
-    """``alone``: half the interval of a single seed's value, where it is known."""
-    mean = float(values.mean())
-    if math.isnan(mean):
-        return ""
-    low, high = statistics.t_interval(values)
-    half = (high - low) / 2 if len(values) > 1 else alone
-    return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
 
 
 def first_reward(name: str, overrides: Sequence[str] = ()) -> str:

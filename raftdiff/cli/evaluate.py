@@ -50,8 +50,8 @@ def evaluate(args: argparse.Namespace) -> None:
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
     if args.steps is not None and not isinstance(recipe, Recipe):
         raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
-    strengths = _strengths(args.guidance)
-    if strengths and not isinstance(recipe, Recipe):
+    guidance = strengths(args.guidance)
+    if guidance and not isinstance(recipe, Recipe):
         raise UserError("--guidance is for pictures; answers have none.")
     if args.steps is not None and isinstance(recipe, Recipe):
         evaluation = check(EvaluationConfig, {**plain(recipe.evaluation), "steps": args.steps}, "on the command line")
@@ -59,7 +59,7 @@ def evaluate(args: argparse.Namespace) -> None:
     finished(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
-    report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name, guidance=strengths)
+    report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name, guidance=guidance)
     result = report.with_name("eval.json")
     if args.json:
         print(result.read_text(encoding="utf-8"), end="")
@@ -68,7 +68,7 @@ def evaluate(args: argparse.Namespace) -> None:
         print(f"\nreport: {report}")
 
 
-def _strengths(text: str | None) -> tuple[float, ...]:
+def strengths(text: str | None) -> tuple[float, ...]:
     """
     Raises:
         UserError: they are no numbers from 0 on with commas between.
@@ -125,7 +125,7 @@ def measure(
 def _asked(assembly: AnyAssembly, prompts: str | None) -> list[Prompt]:
     if isinstance(assembly, TextAssembly):
         return evaluation_texts(assembly, prompts)
-    return evaluation_prompts(assembly, prompts)
+    return evaluation_prompts(assembly.recipe, prompts)
 
 
 def show(result: Path) -> None:

@@ -99,6 +99,30 @@ def _results(commands: Commands) -> None:
     evaluate.add_argument("--name", metavar="NAME", help="write to eval/NAME/ instead of eval/")
     evaluate.add_argument("--json", action="store_true", help="print eval.json instead of the table")
 
+    compared = add_command(
+        commands, "methods", "pictures.methods:methods", "learning rules side by side on one recipe, at equal cost"
+    )
+    compared.add_argument("recipe", nargs="?", default="scene_align", metavar="RECIPE", help="default: %(default)s")
+    compared.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
+    compared.add_argument(
+        "--methods",
+        metavar="A,B,...",
+        help="raft, raft_random, rwr, awm, nft, dpo, ipo, kto, which is all by default, and recipes of your own",
+    )
+    compared.add_argument(
+        "--seeds", type=from_one, default=3, metavar="N", help="training seeds (default: %(default)s)"
+    )
+    compared.add_argument("--guidance", metavar="W,W", help="look with each of these too: each method at its best")
+    compared.add_argument(
+        "--evaluations",
+        type=from_one,
+        metavar="N",
+        help="network evaluations of a run, drawing and learning; by default what the recipe costs as it stands",
+    )
+    compared.add_argument("--training", action="store_true", help="look at the prompts of the training too")
+    compared.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUNS/methods-RECIPE-DIGEST")
+    compared.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
+
     export = add_command(commands, "export", "export:export", "the tuned weights in a format that others read")
     add_recipe(export, metavar="RUN")
     export.add_argument(

@@ -89,7 +89,7 @@ def assemble(recipe: Recipe) -> Assembly:
     model = loading.load(recipe.model, embedded.resolve)
     sampler = recipe.sampler.build(model)
     evaluation = recipe.evaluation
-    guidance = recipe.sampler.guidance if evaluation.guidance is None else evaluation.guidance
+    guidance = recipe.guidance
     used = recipe.sampler.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     finetuner = recipe.finetuner.build(

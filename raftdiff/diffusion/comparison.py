@@ -14,9 +14,10 @@ from PIL.Image import Image
 
 from raftdiff.diffusion.assembly import Assembly, features
 from raftdiff.diffusion.learning.drift import drift
+from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
-from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw_both, evaluate
+from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw, draw_both, evaluate
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
@@ -56,25 +57,31 @@ class Compared:
     evaluation: Evaluation
 
 
-def evaluation_prompts(assembly: Assembly, file: str | None) -> list[Prompt]:
+def evaluation_prompts(recipe: Recipe, file: str | None) -> list[Prompt]:
     """The prompts to compare on: a file's, ``training`` for the run's own (their plain captions), or the held-out ones.
 
     Whatever was sampled in training, here the model reads the plain caption: that is what a user types afterwards.
     """
-    recipe = assembly.recipe
     held_out = recipe.evaluation.prompts
     if file is not None and file != "training":
         return build(held_out.model_copy(update={"file": None, "captions": read_captions(Path(file))}))
     if file is None and held_out.captions:
         return build(held_out)
-    captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in assembly.parts.prompts]
+    captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in build(recipe.prompts)]
     return build(PromptsConfig(captions=list(captions)))
 
 
 def compare(
-    assembly: Assembly, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, report: Report = silent
+    assembly: Assembly,
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int,
+    seed: int,
+    report: Report = silent,
+    before: Sequence[Sample[Image]] | None = None,
 ) -> Compared:
-    """Draw and measure the base and the policy as it stands, with the same seeds.
+    """Draw and measure the base and the policy as it stands, with the same seeds. ``before`` are the base's pictures,
+    where they were drawn already.
 
     Raises:
         UserError: the judge understands some of the captions and not others, as after a slip of the pen, or one side
@@ -82,10 +89,11 @@ def compare(
     """
     _judged_or_not(assembly, [prompt.caption for prompt in prompts])
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
-    base_weights = assembly.finetuner.base_weights
-    before, after = draw_both(
-        assembly.evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report
-    )
+    base_weights, evaluator = assembly.finetuner.base_weights, assembly.evaluator
+    if before is None:
+        before, after = draw_both(evaluator, base_weights, prompts, per_prompt=per_prompt, seed=seed, report=report)
+    else:
+        after = draw(evaluator, prompts, per_prompt=per_prompt, seed=seed, report=report)
     for side in (before, after):
         assembly.ranker.refuse_unfit(side)
     latents = torch.stack([sample.aux["latent"] for sample in before])
@@ -93,7 +101,7 @@ def compare(
     rows = assembly.recipe.sampler.batch_size
     moved = drift(assembly.model, base_weights, latents, captions, batch_size=rows)
     seconds, evaluations = time.perf_counter() - began, assembly.evaluator.network_evaluations() - spent
-    return _measured(assembly, prompts, before, after, moved=moved, seconds=seconds, evaluations=evaluations)
+    return measured(assembly, prompts, before, after, moved=moved, seconds=seconds, evaluations=evaluations)
 
 
 def compare_over(
@@ -125,7 +133,7 @@ def compare_over(
             raise UserError(f"With guidance {way.guidance:g}: {error}") from None
     curve = [_strength(*point) for point in zip(ways, found, strict=True)]
     base, tuned = _best(curve, "before"), _best(curve, "after")
-    compared = _measured(
+    compared = measured(
         assembly,
         prompts,
         found[base].before,
@@ -157,16 +165,18 @@ def _best(curve: Sequence[Strength], side: Literal["before", "after"]) -> int:
     return values.index(max(values))
 
 
-def _measured(
+def measured(
     assembly: Assembly,
     prompts: Sequence[Prompt],
     before: Sequence[Sample[Image]],
     after: Sequence[Sample[Image]],
     *,
-    moved: float | None,
-    seconds: float,
-    evaluations: int,
+    moved: float | None = None,
+    seconds: float = 0.0,
+    evaluations: int = 0,
 ) -> Compared:
+    """Two sides that are drawn, by the recipe's rewards, judge and features; what they cost, and how far the model's
+    predictions ``moved``, is passed through."""
     evaluation = evaluate(
         prompts,
         before,

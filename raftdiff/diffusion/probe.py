@@ -56,9 +56,16 @@ class Probe:
 
 
 def count(
-    sampler: DiffusionSamplerConfig, tuner: DiffusionFineTunerConfig, *, prompts: int, per_prompt: int, selected: int
+    sampler: DiffusionSamplerConfig,
+    tuner: DiffusionFineTunerConfig,
+    *,
+    prompts: int,
+    per_prompt: int,
+    selected: int,
+    guidance: float | None = None,
 ) -> Counts:
     """The work of a round of ``prompts`` times ``per_prompt`` pictures, of which ``selected`` are learned from.
+    ``guidance`` is what the tuned model is used with, by default the sampler's.
 
     >>> from raftdiff.diffusion.sampler import DiffusionSamplerConfig
     >>> sampler = DiffusionSamplerConfig(steps=20, guidance=7.5)
@@ -77,7 +84,7 @@ def count(
         selected=selected,
         tuning_steps=-(-rows // rows_a_step),
         tuning_rows=rows,
-        tuning_evaluations=rows * evaluations_per_row(tuner, sampler.guidance),
+        tuning_evaluations=rows * evaluations_per_row(tuner, sampler.guidance if guidance is None else guidance),
     )
 
 

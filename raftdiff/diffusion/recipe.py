@@ -7,6 +7,7 @@ from pydantic import Field
 
 from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig
+from raftdiff.diffusion.probe import Counts, count
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
@@ -74,6 +75,11 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @property
+    def guidance(self) -> float:
+        """With which the tuned model is used: the evaluation's, or the sampler's."""
+        return self.sampler.guidance if self.evaluation.guidance is None else self.evaluation.guidance
+
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe in a file, or the one of that name that ships; prompts held inline, parts checked against each other.
@@ -102,6 +108,21 @@ def recipe_of(run: Run) -> Recipe:
     return check(Recipe, run.recipe(), str(run.path / "recipe.yaml"))
 
 
+def work(recipe: Recipe) -> Counts:
+    """The work of one of a recipe's rounds, at most: with as many replayed selections as its last has."""
+    loop = recipe.loop
+    prompts = loop.prompts_per_round or len(build(recipe.prompts))
+    chosen = recipe.ranker.selector.count(prompts, loop.candidates)
+    return count(
+        recipe.sampler,
+        recipe.finetuner,
+        prompts=prompts,
+        per_prompt=loop.candidates,
+        selected=chosen * (1 + min(loop.replay_rounds, loop.rounds - 1)),
+        guidance=recipe.guidance,
+    )
+
+
 def refuse_other(run: Run) -> None:
     """
     Raises:
@@ -115,9 +136,9 @@ def _check(recipe: Recipe) -> None:
     ids = {prompt.id for prompt in build(recipe.prompts)}
     if recipe.evaluation.prompts.captions:
         _held_out(recipe.evaluation.prompts)
-    count = recipe.loop.prompts_per_round
-    if count is not None and count > len(ids):
-        raise UserError(f"loop.prompts_per_round: {count} prompts a round, but there are only {len(ids)} prompts.")
+    hand = recipe.loop.prompts_per_round
+    if hand is not None and hand > len(ids):
+        raise UserError(f"loop.prompts_per_round: {hand} prompts a round, but there are only {len(ids)} prompts.")
     check_alike(recipe, held_out=bool(recipe.evaluation.prompts.captions))
     needs, gives = recipe.finetuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):

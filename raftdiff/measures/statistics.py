@@ -4,6 +4,7 @@ Everywhere: NaN is a missing value and is left out of sums and counts; a table i
 """
 
 from collections.abc import Hashable, Sequence
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -174,6 +175,7 @@ def t_interval(values: Values) -> tuple[float, float]:
     return (float(values.mean() - half), float(values.mean() + half))
 
 
+@cache
 def t_quantile(degrees: int, probability: float = 0.975) -> float:
     """The quantile of Student's t with ``degrees`` of freedom, for ``probability`` in [0.5, 1); 1e-4 of the true value.
 

@@ -72,7 +72,7 @@ def curve_svg(rounds: Sequence[Mapping[str, Any]], label: str = "reward") -> str
     body = [_grid(tick, at(0, tick)[1], decimals) for tick in ticks]
     body += [_text(at(t, ticks[0])[0], BOTTOM + 19, str(t), "middle") for t in range(0, last + 1, math.ceil(last / 8))]
     body.append(_text((LEFT + RIGHT) / 2, HEIGHT - 4, f"{label} by rounds of fine-tuning", "middle"))
-    heights = _apart([at(*line.points[-1])[1] for line in curves])
+    heights = apart([at(*line.points[-1])[1] for line in curves])
     body += [_curve(line, [at(*point) for point in line.points], y) for line, y in zip(curves, heights, strict=True)]
     return (
         f'<svg class="curve" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">'
@@ -94,13 +94,13 @@ def round_ticks(low: float, high: float) -> tuple[list[float], int]:
     return [step * index for index in range(first, max(final, first + 1) + 1)], decimals
 
 
-def _apart(heights: Sequence[float]) -> list[float]:
+def apart(heights: Sequence[float]) -> list[float]:
     """Label heights moved down until none covers another, then up together if the last one left the plot."""
     order = sorted(range(len(heights)), key=heights.__getitem__)
     moved = list(heights)
     for above, below in pairwise(order):
         moved[below] = max(moved[below], moved[above] + LABEL_GAP)
-    excess = max(0.0, max(moved) - BOTTOM)
+    excess = max(0.0, max(moved, default=0.0) - BOTTOM)
     return [height - excess for height in moved]
 
 

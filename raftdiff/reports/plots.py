@@ -1,4 +1,4 @@
-"""Small plots as SVG, for the pages on reward models: drawn here, so that a page needs no script, font or network.
+"""Small plots as SVG, for pages and documents: drawn here, so that a page needs no script, font or network.
 
 Every plot says its axes and units, has a ``<title>`` that tells its figures in words, and follows the reader's light or
 dark mode. The first group of a plot is blue-green, the second ochre, which people who see colours differently tell
@@ -14,13 +14,15 @@ import numpy as np
 from jaxtyping import Float
 
 from raftdiff.measures.calibration import Bin
-from raftdiff.reports.curve import round_ticks
+from raftdiff.reports.curve import apart, round_ticks
 
 WIDTH, HEIGHT = 460.0, 300.0
 LEFT, RIGHT, TOP, BOTTOM = 56.0, 448.0, 30.0, 246.0
 BINS = 28
 TAIL = 0.005
 """The share of values at either end that does not stretch a histogram: they are counted into its outermost bars."""
+WIDE, TALL, STRIP, STRIP_END = 800.0, 348.0, 424.0, 672.0
+"""A plot of courses: its width and height, where the ends stand side by side, and beyond them the levels' names."""
 MOST_POINTS = 600
 """Points of a scatter drawn per group; more would only cover each other."""
 
@@ -34,6 +36,8 @@ STYLE = """
 .plot circle{fill-opacity:.55}.plot rect{fill-opacity:.6}.plot .line{fill:none;stroke-width:2.25;stroke-linejoin:round}
 .plot .line.a{stroke:var(--a)}.plot .line.b{stroke:var(--b)}.plot .whisker{stroke:var(--ink)}
 """
+COLOURS = ("#1b9e77", "#d95f02", "#7570b3", "#e7298a", "#66a61e", "#c79a00", "#1f78b4", "#a6761d")
+"""Of methods: read on white and on black; those beyond are dashed."""
 
 Values = Float[np.ndarray, " values"]
 Points = Float[np.ndarray, "points 2"]
@@ -46,6 +50,13 @@ class Bar(NamedTuple):
     height: float
     low: float | None = None
     high: float | None = None
+
+
+class Course(NamedTuple):
+    """A method: (cost, value) from where it began to where it ended, and half the interval of the last value."""
+
+    points: Sequence[tuple[float, float]]
+    half: float = 0.0
 
 
 class Frame(NamedTuple):
@@ -130,6 +141,37 @@ def over(groups: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str)
     return _svg(f"{y} over {x}. {told}.", body)
 
 
+def courses(groups: Mapping[str, Course], levels: Mapping[str, float], *, x: str, y: str) -> str:
+    """A line a method over what it cost, and its end beside those of the others with its interval; ``levels`` are
+    dashed lines across both, as of what costs nothing. Empty without a method."""
+    if not groups:
+        return ""
+    ends = {name: course.points[-1] for name, course in groups.items()}
+    heights = [height for course in groups.values() for _, height in course.points] + list(levels.values())
+    heights += [ends[name][1] + sign * course.half for name, course in groups.items() for sign in (-1, 1)]
+    ticks, decimals = round_ticks(min(heights), max(heights))
+    most = max(across for course in groups.values() for across, _ in course.points) or 1.0
+    frame = Frame((0.0, most), (ticks[0], ticks[-1]), right=STRIP - 32)
+    body = [_grid(frame, ticks, decimals, right=STRIP_END), _side(y)]
+    body += _costs(frame, x) + _levels(frame, levels)
+    for place, (name, course) in enumerate(groups.items()):
+        drawn = f'stroke="{COLOURS[place % len(COLOURS)]}"' + (
+            ' stroke-dasharray="7 4"' if place >= len(COLOURS) else ""
+        )
+        places = [frame.at(*point) for point in course.points]
+        body.append(f'<path class="line" {drawn} d="M' + "L".join(f"{a:.1f} {b:.1f}" for a, b in places) + '"/>')
+        fill = f'r="2.5" fill="{COLOURS[place % len(COLOURS)]}"'
+        body += [f'<circle cx="{a:.1f}" cy="{b:.1f}" {fill}/>' for a, b in places[1:]]
+        column = STRIP + (STRIP_END - STRIP) * (place + 0.5) / len(groups)
+        body.append(_end(frame, column, name, course, COLOURS[place % len(COLOURS)]))
+    told = "; ".join(
+        f"{name}: {end:.3g}" + (f" ± {groups[name].half:.2g}" if groups[name].half else "") + f" at {cost:,.0f}"
+        for name, (cost, end) in ends.items()
+    )
+    beside = "; ".join(f"{name}: {level:.3g}" for name, level in levels.items())
+    return _svg(" ".join(f"{part}." for part in (y, told, beside) if part), body, WIDE, TALL)
+
+
 def reliability(bins: Sequence[Bin]) -> str:
     """What a model says against what is so: on the dashed line both are alike, below it the model is too sure.
 
@@ -206,11 +248,40 @@ def _bar(frame: Frame, place: int, bar: Bar) -> str:
     return drawn
 
 
-def _grid(frame: Frame, ticks: Sequence[float], decimals: int, unit: str = "") -> str:
+def _end(frame: Frame, column: float, name: str, course: Course, colour: str) -> str:
+    """Where a method ended, with its interval and its name below."""
+    height, half = course.points[-1][1], course.half
+    y, low, high = (frame.at(0.0, value)[1] for value in (height, height - half, height + half))
+    told = f"<title>{escape(name)}: {height:.3g}{f' ± {half:.2g}' if half else ''}</title>"
+    drawn = f'<path class="whisker" d="M{column:.1f} {low:.1f}V{high:.1f}"/>' if half else ""
+    drawn += f'<circle cx="{column:.1f}" cy="{y:.1f}" r="5" fill="{colour}" style="fill-opacity:1">{told}</circle>'
+    turned = f'transform="rotate(-40 {column:.1f} {BOTTOM + 16:.1f})"'
+    return drawn + f'<text x="{column + 4:.1f}" y="{BOTTOM + 16:.1f}" text-anchor="end" {turned}>{escape(name)}</text>'
+
+
+def _costs(frame: Frame, label: str) -> list[str]:
+    """The lower axis of courses: round numbers from 0."""
+    ticks, _ = round_ticks(*frame.x)
+    drawn = [
+        _text(frame.at(tick, frame.y[0])[0], BOTTOM + 17, f"{tick:,.0f}", "middle")
+        for tick in ticks
+        if tick <= frame.x[1]
+    ]
+    return [*drawn, _text((LEFT + frame.right) / 2, BOTTOM + 38, label, "middle")]
+
+
+def _levels(frame: Frame, levels: Mapping[str, float]) -> list[str]:
+    places = [frame.at(0.0, level)[1] for level in levels.values()]
+    lines = [f'<path class="mark" d="M{LEFT:g} {y:.1f}H{STRIP_END:g}"/>' for y in places]
+    names = zip(levels, apart(places), strict=True)
+    return lines + [_text(STRIP_END + 8, y + 4.5, name, "start", "small") for name, y in names]
+
+
+def _grid(frame: Frame, ticks: Sequence[float], decimals: int, unit: str = "", right: float = RIGHT) -> str:
     drawn = ""
     for tick in ticks:
         _, y = frame.at(frame.x[0], tick)
-        drawn += f'<line class="grid" x1="{LEFT:g}" x2="{RIGHT:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
+        drawn += f'<line class="grid" x1="{LEFT:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
         drawn += _text(LEFT - 7, y + 4.5, f"{tick:.{decimals}f}{unit}", "end")
     return drawn
 
@@ -249,8 +320,8 @@ def _text(x: float, y: float, text: str, anchor: str, kind: str = "") -> str:
     return f'<text{styled} x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
-def _svg(title: str, body: Sequence[str]) -> str:
+def _svg(title: str, body: Sequence[str], width: float = WIDTH, height: float = HEIGHT) -> str:
     return (
-        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH:g} {HEIGHT:g}" role="img">'
+        f'<svg class="plot" xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width:g} {height:g}" role="img">'
         f"<title>{escape(title)}</title><style>{STYLE}</style>{''.join(body)}</svg>"
     )

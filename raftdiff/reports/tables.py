@@ -187,7 +187,15 @@ def digits(row: "Row | Across") -> int:
     if row.unit == "%":
         return 1
     sides = [side.mean if isinstance(side, Mean) else side for side in (row.before, row.after) if side is not None]
-    size = max(map(abs, sides))
+    return decimals(max(map(abs, sides)))
+
+
+def decimals(size: float) -> int:
+    """So many that figures up to this size say something in three or four digits.
+
+    >>> [decimals(size) for size in (250.0, 70.0, 0.5, 0.004, 0.0)]
+    [1, 2, 3, 5, 3]
+    """
     return 1 if size >= 100 else 2 if size >= 1 else min(6, 2 - math.floor(math.log10(size))) if size else 3
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe import load_recipe, work
 from raftdiff.embedded import resolve
 from raftdiff.recipes.needs import ready
 from raftdiff.records.provenance import hardware
@@ -23,14 +23,7 @@ def plan(args: argparse.Namespace) -> None:
     assembly = assemble(recipe)
     tell(assembly.first_notes())
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
-    chosen = recipe.ranker.selector.count(prompts, recipe.loop.candidates)
-    counts = probe.count(
-        recipe.sampler,
-        recipe.finetuner,
-        prompts=prompts,
-        per_prompt=recipe.loop.candidates,
-        selected=chosen * (1 + min(recipe.loop.replay_rounds, recipe.loop.rounds - 1)),
-    )
+    counts = work(recipe)
     measured = probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
     seconds = (

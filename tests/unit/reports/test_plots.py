@@ -8,7 +8,7 @@ import pytest
 
 from raftdiff.measures.calibration import Bin
 from raftdiff.reports import plots
-from raftdiff.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Bar
+from raftdiff.reports.plots import BOTTOM, LEFT, RIGHT, TOP, Bar, Course
 
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -117,3 +117,33 @@ def test_whole_numbers_have_bins_of_whole_numbers() -> None:
     tops = [y for _, y in points(outline)[1:-1]]
     assert len(tops) == 2 * 17, "a bin for each number"
     assert max(tops) - min(tops) < 0.2, "numbers of one frequency are drawn at one height"
+
+
+def test_courses_end_beside_each_other_with_their_intervals() -> None:
+    groups = {
+        "raft": Course([(0.0, 20.0), (50.0, 25.0), (100.0, 30.0)], 2.0),
+        "<nft>": Course([(0.0, 20.0), (100.0, 24.0)]),
+    }
+    svg = plots.courses(groups, {"base": 20.0, "best of 8": 28.0}, x="cost", y="right, %")
+    first, second = (points(e.get("d") or "") for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "line")
+    assert first[0] == second[0]
+    assert first[1][0] - first[0][0] == pytest.approx(first[2][0] - first[1][0], abs=0.2)
+    assert first[0][1] - first[1][1] == pytest.approx(first[1][1] - first[2][1], abs=0.2)
+    ends = [e for e in parsed(svg).iter(f"{SVG}circle") if e.get("r") == "5"]
+    assert [float(e.get("cy") or 0) for e in ends] == pytest.approx([first[-1][1], second[-1][1]])
+    assert [(e[0].text or "") for e in ends] == ["raft: 30 ± 2", "<nft>: 24"]
+    (whisker,) = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "whisker"]
+    low, high = (float(value) for value in whisker.split()[1].split("V"))
+    assert low - high == pytest.approx(4 / 5 * (first[0][1] - first[1][1]), abs=0.2), "two up and two down"
+    levels = [e.get("d") or "" for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "mark"]
+    assert float(levels[0].split()[1].split("H")[0]) == pytest.approx(first[0][1], abs=0.1)
+    assert {"raft", "<nft>", "base", "best of 8", "cost", "right, %", "100"} <= set(texts(svg))
+    assert plots.courses({}, {"base": 1.0}, x="", y="") == ""
+
+
+def test_more_courses_than_colours_are_dashed() -> None:
+    svg = plots.courses({str(n): Course([(0.0, 0.0), (1.0, float(n))]) for n in range(9)}, {}, x="", y="")
+    lines = [e for e in parsed(svg).iter(f"{SVG}path") if e.get("class") == "line"]
+    looks = [(line.get("stroke"), line.get("stroke-dasharray")) for line in lines]
+    assert len(set(looks)) == 9
+    assert looks[8] == (looks[0][0], "7 4")

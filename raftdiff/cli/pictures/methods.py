@@ -1,0 +1,57 @@
+"""``raftdiff methods``: learning rules side by side on one recipe, at equal cost."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from raftdiff.cli.either import begin
+from raftdiff.cli.evaluate import strengths
+from raftdiff.cli.show import Bars
+from raftdiff.diffusion.methods.changes import METHODS, Trial, planned
+from raftdiff.diffusion.methods.standings import summary, written
+from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, run_trial
+from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.embedded import resolve
+from raftdiff.errors import counted
+from raftdiff.recipes.config import digest, plain
+from raftdiff.recipes.needs import ready
+from raftdiff.records.disk import demand_writable
+from raftdiff.records.run import NOT_IDENTITY
+
+RECIPE = "scene_align"
+
+
+def methods(args: argparse.Namespace) -> None:
+    """Every method with every seed, seed by seed; the table and the plot are written after each run."""
+    file, overrides = args.recipe, args.overrides
+    if "=" in file and not Path(file).is_file():
+        file, overrides = RECIPE, [file, *overrides]
+    names = [name.strip() for name in args.methods.split(",")] if args.methods else list(METHODS)
+    recipe = load_recipe(file, overrides)
+    trials = planned(names, recipe, file, overrides, evaluations=args.evaluations)
+    yardstick = Yardstick(recipe, strengths(args.guidance), training=args.training)
+    for sentence in dict.fromkeys(told for trial in trials for told in ready(trial.recipe, resolve)):
+        print(sentence, file=sys.stderr)
+    key = digest({"recipe": plain(recipe), "evaluations": args.evaluations}, [f"recipe.{one}" for one in NOT_IDENTITY])
+    root = args.out or args.runs / f"methods-{recipe.name}-{key}"
+    demand_writable(root)
+    print(f"{root}: {counted(len(trials), 'method')} with {counted(args.seeds, 'seed')} each")
+    print("\n".join(f"  {_planned(trial)}" for trial in trials), flush=True)
+    outcomes: list[Outcome] = []
+    for seed in range(recipe.loop.seed, recipe.loop.seed + args.seeds):
+        for trial in trials:
+            bars = Bars(trial.recipe.loop.rounds)
+            try:  # what is to be told of the prompts is told of the first
+                found = run_trial(trial, seed, root, yardstick, progress=bars, begin=None if outcomes else begin)
+            finally:
+                bars.close()
+            outcomes.append(found)
+            print(summary(yardstick, found), flush=True)
+            text = written(root, yardstick, trials, baselines(root, yardstick), outcomes)
+    print(f"\n{text}\n{root}: table.md, methods.svg, methods.json, and each run")
+
+
+def _planned(trial: Trial) -> str:
+    steps, rounds, cost = trial.recipe.finetuner.steps, trial.recipe.loop.rounds, trial.cost
+    each = f"{counted(rounds, 'round')} of {counted(steps, 'step')}"
+    return f"{trial.name}: {each}; {cost.total:,} network evaluations, {cost.sampling:,} of them to draw"

@@ -1,0 +1,151 @@
+"""Learning rules as changes of one recipe, each at the cost of the others.
+
+Every method draws its candidates alike. How many steps it then learns is chosen so that drawing and learning together
+come to the same number of network evaluations, as nearly as it comes from below: a rule with a reference asks the
+network twice for a picture, and so gets half the steps of one that imitates.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple, final
+
+from raftdiff.diffusion import probe
+from raftdiff.diffusion.recipe import Recipe, load_recipe, work
+from raftdiff.errors import UserError, nearest
+from raftdiff.recipes import files
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Method:
+    """What a method changes in a recipe; what the recipe says of a selector or rule of this type stays as it is."""
+
+    selector: str
+    learning: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    """Of the rule."""
+    kept: tuple[str, ...] = ()
+    """Options that the recipe's own selector passes on, where it has them."""
+
+    def overrides(self, recipe: Recipe) -> list[str]:
+        """The changes, as on the command line."""
+        own, found = recipe.ranker.selector, []
+        if own.type != self.selector:
+            passed = [f"{name}: {getattr(own, name)}" for name in self.kept if hasattr(own, name)]
+            found.append(f"ranker.selector={{{', '.join([f'type: {self.selector}', *passed])}}}")
+        if recipe.finetuner.learning.type != self.learning:
+            found.append(f"finetuner.learning={{type: {self.learning}}}")
+        return [*found, *(f"finetuner.learning.{name}={value}" for name, value in self.options.items())]
+
+
+METHODS: Mapping[str, Method] = {
+    "raft": Method("best_of_k", "sft", kept=("keep",)),
+    "raft_random": Method("random", "sft", kept=("keep",)),
+    "rwr": Method("softmax", "sft"),
+    "awm": Method("advantage", "advantage"),
+    "nft": Method("advantage", "nft"),
+    "dpo": Method("best_worst", "dpo", {"loss": "sigmoid"}),
+    "ipo": Method("best_worst", "dpo", {"loss": "ipo"}),
+    "kto": Method("threshold", "kto"),
+}
+
+
+class Cost(NamedTuple):
+    """Rows through the network in all rounds of a run; what is drawn and computed to look at it is left out."""
+
+    sampling: int
+    tuning: int
+
+    @property
+    def total(self) -> int:
+        return self.sampling + self.tuning
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """A method as it is run."""
+
+    name: str
+    recipe: Recipe
+    cost: Cost
+
+    def of_seed(self, seed: int) -> Recipe:
+        """The recipe with which the run of this seed is begun."""
+        return self.recipe.model_copy(update={"loop": self.recipe.loop.model_copy(update={"seed": seed})})
+
+
+def cost(recipe: Recipe) -> Cost:
+    """What a recipe's run costs, at most."""
+    one, rounds = work(recipe), recipe.loop.rounds
+    return Cost(rounds * one.sampling_evaluations, rounds * one.tuning_evaluations)
+
+
+def step_cost(recipe: Recipe) -> int:
+    """Rows through the network of one optimizer step, where no picture is shown less often for ``exposures``."""
+    tuner, pictures = recipe.finetuner, recipe.finetuner.pictures_an_item
+    rows = tuner.items_at_once * pictures * tuner.gradient_accumulation
+    return int(rows * probe.evaluations_per_row(tuner, recipe.guidance))
+
+
+def planned(
+    names: Sequence[str], base: Recipe, file: str, overrides: Sequence[str] = (), *, evaluations: int | None = None
+) -> list[Trial]:
+    """The methods of those names, each once, in their order.
+
+    Args:
+        names: of ``METHODS``, or of recipes, by name or file, which keep their own selector, rule and sampler.
+        base: the recipe that the methods change, as ``load_recipe(file, overrides)`` gives it. All are evaluated as it
+            says.
+        evaluations: what each may cost; by default what ``base`` costs as it stands.
+
+    Raises:
+        UserError: a name is of none, or its recipe does not fit the overrides, tunes another model or costs more; so
+            that nothing is begun that cannot be ended.
+    """
+    allowed = evaluations or cost(base).total
+    trials = [
+        _trial(name, base, file, overrides, allowed, asked=evaluations is not None) for name in dict.fromkeys(names)
+    ]
+    called = [trial.name for trial in trials]
+    if twice := {name for name in called if called.count(name) > 1}:
+        raise UserError(f"--methods: two are called '{min(twice)}'; give one of the files another name.")
+    return trials
+
+
+def _trial(name: str, base: Recipe, file: str, overrides: Sequence[str], allowed: int, *, asked: bool) -> Trial:
+    recipe = _changed(name, base, file, overrides)
+    evaluation = base.evaluation.model_copy(update={"guidance": base.guidance})
+    recipe = recipe.model_copy(update={"evaluation": evaluation})
+    sampling, step, rounds = work(recipe).sampling_evaluations, step_cost(recipe), recipe.loop.rounds
+    steps = (allowed // rounds - sampling) // step
+    if steps < 1:
+        limit = f"--evaluations {allowed:,}" if asked else f"{base.name} as it stands costs {allowed:,} evaluations"
+        raise UserError(
+            f"{limit}: {name} draws for {rounds * sampling:,} in all, {rounds} x {sampling:,}, and a step a round "
+            f"takes {rounds * step:,} more. Allow {rounds * (sampling + step):,} or more with --evaluations, or draw "
+            "less (loop.candidates, loop.prompts_per_round)."
+        )
+    tuner = recipe.finetuner.model_copy(update={"steps": steps, "exposures": None})
+    spent = Cost(rounds * sampling, rounds * steps * step)
+    return Trial(Path(name).stem, recipe.model_copy(update={"finetuner": tuner}), spent)
+
+
+def _changed(name: str, base: Recipe, file: str, overrides: Sequence[str]) -> Recipe:
+    """The recipe of a method, or the one that a name is of."""
+    if name in METHODS:
+        try:
+            return load_recipe(file, [*overrides, *METHODS[name].overrides(base)])
+        except UserError as error:
+            others = f"Change that for all of them with an override, or leave '{name}' out of --methods."
+            raise UserError(f"{error}\nSo '{name}' does not fit this recipe. {others}") from None
+    if not (Path(name).suffix or name in files.recipes()):
+        raise UserError(f"'{name}' is not a method. {nearest(name, METHODS)} A recipe's name or file is one, too.")
+    recipe = load_recipe(name, overrides)
+    if recipe.model.base != base.model.base:
+        raise UserError(
+            f"{name}: it tunes '{recipe.model.base}', and the other methods tune '{base.model.base}'; compared is what "
+            "becomes of one model. Name it for all of them with model.base=..."
+        )
+    return recipe
