@@ -18,13 +18,13 @@ from raftdiff.llm.model.loading import LM, load
 from raftdiff.llm.model.rows import fits
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
-from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, mixed
+from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, samplers
 from raftdiff.llm.sampling.generation import DecodingConfig, Ending, check_room
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
-from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
+from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Ranker, Unfit
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
@@ -85,7 +85,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     rows = recipe.finetuner.rows_per_pass
     batch_size = getattr(recipe.sampler, "batch_size", rows)
     evaluator = LMSampler(lm, decoding, batch_size, "policy")
-    sampler = _sampler(recipe.sampler, lm, prompts, limits_of(recipe.prompts, "prompts"))
+    sampler = _sampler(recipe, lm, prompts, limits_of(recipe.prompts, "prompts"))
     distances = Distances(lm, finetuner.base_weights, rows)
     ranker = build_text_ranker(recipe, lm, finetuner.base_weights)
     check_known(ranker, prompts)
@@ -131,7 +131,7 @@ def data_rows(recipe: TextRecipe, lm: LM) -> tuple[list[Prompt], list[Sampler[st
     prompts = training_prompts(recipe)
     check_texts(recipe, prompts)
     prompts, limits = _read_by(lm, recipe, prompts), limits_of(recipe.prompts, "prompts")
-    held = [one for one in _samplers(recipe) if isinstance(one, DatasetSamplerConfig | FolderSamplerConfig)]
+    held = [one for one in samplers(recipe) if isinstance(one, DatasetSamplerConfig | FolderSamplerConfig)]
     return prompts, [_held(one, lm, prompts, limits) for one in held]
 
 
@@ -221,7 +221,16 @@ def _held(
     return found
 
 
-def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: str = "sampler") -> Sampler[str]:
+def _sampler(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt], limits: Limits) -> Sampler[str]:
+    if not isinstance(recipe.sampler, MixSamplerConfig):
+        return _one(recipe.sampler, lm, prompts, limits, "sampler")
+    parts = enumerate(samplers(recipe))
+    return recipe.sampler.build(
+        [_one(part, lm, prompts, limits, f"sampler.parts.{place}.sampler") for place, part in parts]
+    )
+
+
+def _one(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: str) -> Sampler[str]:
     match config:
         case PolicySamplerConfig():
             return config.build(lm)
@@ -231,13 +240,6 @@ def _sampler(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key
                 tokens = len(teacher.lm.prompt_ids(prompt, prompt.sampling))
                 check_room(teacher.lm, tokens, teacher.decoding, f"{key}.decoding")
             return teacher
-        case MixSamplerConfig():
-            return config.build(
-                [
-                    _sampler(part, lm, prompts, limits, f"{key}.parts.{place}.sampler")
-                    for place, part in enumerate(mixed(config))
-                ]
-            )
         case VllmSamplerConfig():
             ends = Ending(lm, config.decoding.stop).ids
             render = lambda one: lm.prompt_ids(one, one.sampling)  # noqa: E731
@@ -269,13 +271,9 @@ def evaluated(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt]) -> list[Pro
 
 def _policies(recipe: TextRecipe) -> list[PolicySamplerConfig | VllmSamplerConfig]:
     """The samplers whose answers the tuned model writes."""
-    return [one for one in _samplers(recipe) if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
+    return [one for one in samplers(recipe) if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
 
 
 def _learns_from_data(recipe: TextRecipe) -> bool:
     """Whether answers that the data bring are candidates."""
-    return any(isinstance(one, DatasetSamplerConfig) for one in _samplers(recipe))
-
-
-def _samplers(recipe: TextRecipe) -> list[Any]:
-    return mixed(recipe.sampler) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
+    return any(isinstance(one, DatasetSamplerConfig) for one in samplers(recipe))

@@ -17,10 +17,10 @@ from raftdiff.llm.model.rows import other_prompt
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
-from raftdiff.llm.sampling.mix import MixSamplerConfig
 from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
+from raftdiff.mixing import MixSamplerConfig, mixed
 from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect
@@ -167,11 +167,7 @@ def _sealed(config: Any, folder: Path) -> Any:
         ptx = config.ptx.model_copy(update={"data": sealed_prompts(config.ptx.data, folder)})
         return config.model_copy(update={"ptx": ptx})
     if isinstance(config, MixSamplerConfig):
-        parts = [
-            part.model_copy(update={"sampler": plain(_sealed(known, folder))})
-            for part, known in zip(config.parts, mixed(config), strict=True)
-        ]
-        return config.model_copy(update={"parts": parts})
+        return config.of([_sealed(part, folder) for part in mixed(config, _Part)])
     return config
 
 
@@ -179,16 +175,13 @@ class _Part(Config):
     sampler: PartSamplerConfig
 
 
-def mixed(config: MixSamplerConfig) -> list[Any]:
-    """The configs of a mixture's parts.
+def samplers(recipe: TextRecipe) -> list[Any]:
+    """The configs of the recipe's sampler, or of its parts.
 
     Raises:
-        UserError: one is not a sampler's.
+        UserError: a part is not a sampler's.
     """
-    return [
-        check(_Part, {"sampler": part.sampler}, f"sampler.parts.{place}").sampler
-        for place, part in enumerate(config.parts)
-    ]
+    return mixed(recipe.sampler, _Part) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
 
 
 def _check(recipe: TextRecipe) -> None:
@@ -207,12 +200,8 @@ def _check(recipe: TextRecipe) -> None:
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")
     if isinstance(recipe.sampler, MixSamplerConfig):
-        mixed(recipe.sampler)
-        if recipe.sampler.candidates != loop.candidates:
-            raise UserError(
-                f"sampler.parts: the shares add up to {recipe.sampler.candidates} candidates, and loop.candidates is "
-                f"{loop.candidates}; make them equal."
-            )
+        samplers(recipe)
+        recipe.sampler.fit(loop.candidates)
     _check_objective(recipe)
 
 

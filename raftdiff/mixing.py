@@ -4,14 +4,14 @@ from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
 from itertools import accumulate
-from typing import Any, Literal, final
+from typing import Any, Generic, Literal, final
 
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import Config, check, plain
 from raftdiff.seeds import fold
-from raftdiff.types import Prompt, Sample, Sampler, Source
+from raftdiff.types import Media, Prompt, Sample, Sampler, Source
 
 
 class MixPartConfig(Config):
@@ -35,13 +35,41 @@ class MixSamplerConfig(Config):
         """Candidates of a prompt, of all parts."""
         return sum(part.share for part in self.parts)
 
-    def build(self, samplers: Sequence[Sampler[str]]) -> "MixSampler":
+    def fit(self, candidates: int) -> None:
+        """
+        Raises:
+            UserError: the loop asks for another number of candidates.
+        """
+        if self.candidates != candidates:
+            raise UserError(
+                f"sampler.parts: the shares add up to {self.candidates} candidates, and loop.candidates is "
+                f"{candidates}; make them equal."
+            )
+
+    def of(self, known: Sequence[Config]) -> "MixSamplerConfig":
+        """The same shares of other samplers."""
+        parts = [part.model_copy(update={"sampler": plain(one)}) for part, one in zip(self.parts, known, strict=True)]
+        return self.model_copy(update={"parts": parts})
+
+    def build(self, samplers: Sequence[Sampler[Media]]) -> "MixSampler[Media]":
         """``samplers``: one for each of the ``parts``, built from its config."""
         return MixSampler([(part.share, sampler) for part, sampler in zip(self.parts, samplers, strict=True)])
 
 
+def mixed(config: MixSamplerConfig, part: type[Config]) -> list[Any]:
+    """The configs of a mixture's parts, of which ``part`` says under ``sampler`` what they may be.
+
+    Raises:
+        UserError: one is not a sampler's.
+    """
+    return [
+        getattr(check(part, {"sampler": one.sampler}, f"sampler.parts.{place}"), "sampler")  # noqa: B009
+        for place, one in enumerate(config.parts)
+    ]
+
+
 @final
-class MixSampler:
+class MixSampler(Generic[Media]):
     """The first ``share`` candidates of a prompt come from the first part, the next from the second, and so on.
 
     With three parts of shares 2, 1 and 3, candidates 0-1, 2 and 3-5. Each sample keeps the source, the aux and the
@@ -50,7 +78,7 @@ class MixSampler:
     A part that has fewer answers than its share (data, people) leaves its other numbers free.
     """
 
-    def __init__(self, parts: Sequence[tuple[int, Sampler[str]]]) -> None:
+    def __init__(self, parts: Sequence[tuple[int, Sampler[Media]]]) -> None:
         """``parts``: (share, sampler), in the order of the candidates' numbers.
 
         Raises:
@@ -75,7 +103,7 @@ class MixSampler:
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
-    ) -> Iterator[Sample[str]]:
+    ) -> Iterator[Sample[Media]]:
         """Part by part. With fewer candidates than the shares add up to, the last ones are left out.
 
         Raises:

@@ -9,7 +9,7 @@ import torch
 
 from raftdiff.errors import UserError
 from raftdiff.llm.sampling.given import DatasetSampler
-from raftdiff.llm.sampling.mix import MixPartConfig, MixSampler, MixSamplerConfig
+from raftdiff.mixing import MixPartConfig, MixSampler, MixSamplerConfig
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt, Sample, Sampler, Source
