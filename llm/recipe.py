@@ -218,6 +218,8 @@ def _check_objective(recipe: TextRecipe) -> None:
             f"sampler.decoding: {learner} needs answers drawn from the model itself: strategy sample, temperature 1, "
             "and no top_p, top_k, repetition_penalty or min_new_tokens."
         )
+    if recipe.loop.sample_every > 1:
+        raise UserError(f"loop.sample_every: {learner} learns from fresh answers; make it 1.")
     if recipe.loop.replay_rounds:
         raise UserError(f"loop.replay_rounds: {learner} learns from fresh answers; make it 0.")
     if recipe.prompts.decouple and any(template != "{prompt}" for template in recipe.prompts.magic):

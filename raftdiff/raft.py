@@ -29,7 +29,7 @@ def raft(run: Run, parts: Parts[Media], progress: Progress | None = None) -> Ite
         parts.finetuner.load_state_dict(state)
     for t in range(run.rounds_done(), parts.loop.rounds):
         draft = run.draft(t)
-        sample(draft, parts, progress)
+        sample(draft, run, parts, progress)
         score(draft, parts.ranker, parts.prompts, parts.loop, progress)
         select(draft, parts.ranker)
         tune(draft, run, parts, progress)

@@ -2,8 +2,8 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, final
 
 import numpy as np
@@ -13,7 +13,7 @@ from raftdiff.errors import UserError
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
-from raftdiff.records.rounds import Draft
+from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.selection.best import constant, figures, undecided
@@ -43,6 +43,9 @@ class LoopConfig(Config):
     """Candidates per prompt in each round; the paper's K."""
     prompts_per_round: int | None = Field(default=None, ge=1)
     """Prompts drawn for each round, without repetition until all were used; all of them by default. The paper's b."""
+    sample_every: int = Field(default=1, ge=1)
+    """Candidates are drawn in the first of so many rounds, and taken over in the others: what a slow sampler or a
+    teacher drew is learnt from several times, each time from where the model then is."""
     replay_rounds: int = Field(default=0, ge=0)
     """From how many earlier rounds the selected samples are learnt from again."""
     patience: int | None = Field(default=None, ge=1)
@@ -72,8 +75,9 @@ class Parts(Generic[Media]):
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def sample(draft: Draft, parts: Parts[Media], progress: Progress) -> None:
-    """K candidates for each of the round's prompts; those already on disk are not drawn again."""
+def sample(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> None:
+    """K candidates for each of the round's prompts; those already on disk are not drawn again. In rounds that draw
+    none, those of the last round that did."""
     if draft.index == 0 and "held_out_base" not in draft.metrics():
         _validate(draft, parts, "held_out_base", progress)
     loop, t = parts.loop, draft.index
@@ -82,8 +86,11 @@ def sample(draft: Draft, parts: Parts[Media], progress: Progress) -> None:
     drawn = len(done)
     report = progress.stage(t, "sample")
     with _timed(draft, "sample", parts.sampler.network_evaluations):
-        seed = fold(loop.seed, t, "sample")
-        stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done)
+        if ago := t % loop.sample_every:
+            stream = _taken_over(run.round(t - ago), t, done)
+        else:
+            seed = fold(loop.seed, t, "sample")
+            stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done)
         try:
             for candidate in stream:
                 draft.add(candidate)
@@ -160,13 +167,14 @@ def commit(draft: Draft, parts: Parts[Media]) -> Round:
 
 
 def asked(prompts: Sequence[Prompt], loop: LoopConfig, round: int) -> list[Prompt]:
-    """The prompts of a round: all, or the next hand of a deck that is shuffled again when it runs out."""
+    """The prompts of a round: all, or the next hand of a deck that is shuffled again when it runs out. Rounds that draw
+    no candidates have the hand of the one that did."""
     if loop.prompts_per_round is None or loop.prompts_per_round >= len(prompts):
         return list(prompts)
     count = loop.prompts_per_round
     deck: list[int] = []
     epoch = 0
-    for _ in range(round + 1):
+    for _ in range(round // loop.sample_every + 1):
         if len(deck) < count:
             fresh = np.random.default_rng(fold(loop.seed, "deck", epoch)).permutation(len(prompts)).tolist()
             # What is left of the old deck goes first, and not into the same hand twice.
@@ -216,6 +224,12 @@ def _keep_replies(draft: Draft, ranker: Ranker[Media]) -> None:
     for reward, _ in ranker.rewards:
         if isinstance(reward, KeepsReplies):
             reward.keep_replies(draft.path / "replies.jsonl")
+
+
+def _taken_over(folder: RoundFolder, t: int, done: Set[tuple[str, int]]) -> Iterator[Sample[Any]]:
+    """The candidates of an earlier round, as those of round ``t``."""
+    for batch in folder.batches(SCORING_BATCH):
+        yield from (replace(one, round=t) for one in batch if (one.prompt.id, one.index) not in done)
 
 
 def _counted(batches: Iterator[list[Sample[Media]]], total: int, report: Report) -> Iterator[list[Sample[Media]]]:

@@ -40,7 +40,7 @@ def sample(args: argparse.Namespace) -> None:
     with at_work(run, recipe) as assembly:
         draft, bars = _taken_up(run, assembly)
         begin(run, assembly)
-        stages.sample(draft, parts_of(assembly), bars)
+        stages.sample(draft, run, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")
 

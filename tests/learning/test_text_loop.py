@@ -198,7 +198,7 @@ def test_stages_in_a_process_each_give_the_same_bits(whole: tuple[str, Path], fo
 
     def rounds() -> Iterator[Round]:
         for t in range(3):
-            sample(run.draft(t), fresh(), Quiet())
+            sample(run.draft(t), run, fresh(), Quiet())
             loop = fresh()
             score(run.draft(t), loop.ranker, loop.prompts, loop.loop, Quiet())
             select(run.draft(t), fresh().ranker)

@@ -233,6 +233,44 @@ def test_a_torn_last_line_and_a_half_written_picture_are_drawn_again(tmp_path: P
     assert len(run.round(0).rows()) == 48
 
 
+def test_what_was_drawn_once_is_learnt_from_in_the_rounds_that_follow(tmp_path: Path) -> None:
+    rounds = finish(tmp_path / "run", toy_parts(sample_every=3, rounds=4, prompts_per_round=2))
+    drawn = [finished.metrics["network_evaluations"]["sample"] for finished in rounds]
+    assert drawn == [16, 0, 0, 16]
+    assert [finished.metrics["tune"]["steps"] for finished in rounds] == [4] * 4
+    run = Run.open(tmp_path / "run")
+    first, *others = (run.round(t).samples() for t in range(4))
+    for t, samples in enumerate(others[:2], 1):
+        assert {sample.round for sample in samples} == {t}
+        assert [sample.seed for sample in samples] == [sample.seed for sample in first]
+        assert [sample.media.tobytes() for sample in samples] == [sample.media.tobytes() for sample in first]
+        assert all(torch.equal(one.aux["latent"], two.aux["latent"]) for one, two in zip(samples, first, strict=True))
+    assert {sample.prompt.id for sample in first}.isdisjoint(sample.prompt.id for sample in others[2])
+
+
+def test_a_kill_while_candidates_are_taken_over_changes_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    finish(tmp_path / "whole", toy_parts(sample_every=2, rounds=2))
+    run, add, count = Run.create(tmp_path / "killed", ToyRecipe(), seed=0), Draft.add, 0
+
+    def dying(draft: Draft, sample: Sample[Any]) -> None:
+        nonlocal count
+        count += 1
+        if count == 48 + 29:
+            raise KilledError
+        add(draft, sample)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Draft, "add", dying)
+        with pytest.raises(KilledError):
+            list(raft(run, toy_parts(sample_every=2, rounds=2)))
+    list(raft(run, toy_parts(sample_every=2, rounds=2)))
+    assert len(run.round(1).rows()) == 48
+    one, other = states(tmp_path / "whole"), states(tmp_path / "killed")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
 def test_early_stop_when_the_held_out_reward_has_not_risen() -> None:
     def rounds(values: list[float]) -> Iterator[Round]:
         for index, value in enumerate(values):
@@ -263,6 +301,8 @@ def test_a_deck_that_does_not_divide_evenly_is_still_dealt_out_whole() -> None:
     assert all(len(set(hand)) == 4 for hand in hands)
     dealt = [card for hand in hands for card in hand]
     assert all(len(set(dealt[start : start + 10])) == 10 for start in (0, 10, 20, 30))
+    twice = [asked(toy_prompts(10), loop.model_copy(update={"sample_every": 2}), t) for t in range(4)]
+    assert [[prompt.id for prompt in hand] for hand in twice] == [hands[0], hands[0], hands[1], hands[1]]
 
 
 def test_best_of_k_follows_the_order_statistic(tmp_path: Path) -> None:
