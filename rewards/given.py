@@ -1,4 +1,4 @@
-"""The score that the data file itself gives to an answer: human ratings, or those of another model."""
+"""The score that the data itself gives to an answer or a picture: human ratings, or those of another model."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -27,7 +27,8 @@ class GivenConfig(Config):
 
 @final
 class GivenReward:
-    """The "score" in ``prompt.meta["answers"]`` of the answer with this text; NaN for none. Higher is better.
+    """The "score" in ``prompt.meta["answers"]`` of the answer with this text; of a picture that its folder says, in
+    ``aux["score"]``. NaN for none. Higher is better.
 
     Unit and range are the data's own. An answer is known by its text, not by its number: in a mixture of samplers, the
     dataset's answers are numbered anew. Of several with one text, the one with the sample's own index counts, else the
@@ -41,12 +42,14 @@ class GivenReward:
     def __init__(self, *, name: str = "given") -> None:
         self.name = name
 
-    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+    def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
         return torch.tensor([given(sample) for sample in samples], dtype=torch.float32)
 
 
-def given(sample: Sample[str]) -> float:
+def given(sample: Sample[Any]) -> float:
     """The score of one sample; NaN for none."""
+    if not isinstance(sample.media, str):
+        return float(sample.aux.get("score", math.nan))
     answers: Sequence[Mapping[str, Any]] = sample.prompt.meta.get("answers") or ()
     own = [answers[sample.index]] if sample.index < len(answers) else []
     same = [answer for answer in [*own, *answers] if answer.get("text") == sample.media]
@@ -55,7 +58,7 @@ def given(sample: Sample[str]) -> float:
     return next((score for score in scores if not math.isnan(score)), unrated)
 
 
-def _number(answer: Mapping[str, Any], sample: Sample[str]) -> float:
+def _number(answer: Mapping[str, Any], sample: Sample[Any]) -> float:
     score = answer.get("score")
     if score is None:
         return math.nan

@@ -2,26 +2,29 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import final
+from typing import Any, final
 
 from PIL.Image import Image
 
 from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models import loading
-from raftdiff.diffusion.recipe import Recipe
-from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
+from raftdiff.diffusion.sampling.given import FolderSampler
+from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
 from raftdiff.embedded.worlds import open_judge, understands
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
+from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Features, Ranker, Unfit
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Prompt, Reader, Reward
+from raftdiff.types import Prompt, Reader, Reward, Sampler
 
 
 @final
@@ -32,10 +35,13 @@ class Assembly:
     recipe: Recipe
     model: loading.Parts
     sampler: DiffusionSampler
+    """Draws as the training does, or as what is learnt from was drawn."""
     evaluator: DiffusionSampler
     """Another sampler on the same network, with the evaluation's number of steps and guidance."""
     finetuner: DiffusionFineTuner
     ranker: Ranker[Image]
+    measures: Ranker[Image]
+    """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
     parts: Parts[Image]
     """What the loop takes."""
 
@@ -49,7 +55,7 @@ class Assembly:
         ]
         if learnt:
             readings.append(Reading("the fine-tuner", encoder, lambda prompt: prompt.learning))
-        return [*limits(what, prompts, [*readings, *read_by(self.ranker)]), *signs(what, prompts)]
+        return [*limits(what, prompts, [*readings, *read_by(self.ranker, self.measures)]), *signs(what, prompts)]
 
     def first_notes(self) -> list[str]:
         """``notes`` of the recipe's own prompts, for whoever begins with them."""
@@ -87,10 +93,9 @@ def assemble(recipe: Recipe) -> Assembly:
     """
     flush_denormals()
     model = loading.load(recipe.model, embedded.resolve)
-    sampler = recipe.sampler.build(model)
-    evaluation = recipe.evaluation
-    guidance = recipe.guidance
-    used = recipe.sampler.model_copy(update={"guidance": guidance})
+    drawing, evaluation, prompts = drawing_of(recipe), recipe.evaluation, build(recipe.prompts)
+    own, guidance = drawing.build(model), recipe.guidance
+    used = drawing.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     finetuner = recipe.finetuner.build(
         model,
@@ -98,19 +103,50 @@ def assemble(recipe: Recipe) -> Assembly:
         guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
     )
+    held = [_sampler(one, own, finetuner) for one in samplers(recipe)]
+    for one, share in zip(held, shares(recipe), strict=True):
+        if isinstance(one, FolderSampler):
+            one.check(prompts, share)
+    sampler = recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
     ranker = build_ranker(recipe, device=str(model.device))
+    measures = _measures(recipe, ranker, device=str(model.device))
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
     parts = Parts(
         sampler=sampler,
         ranker=ranker,
         finetuner=finetuner,
-        prompts=build(recipe.prompts),
+        prompts=prompts,
         held_out=held_out,
-        held_out_sampler=used.build(model) if guidance != recipe.sampler.guidance else sampler,
+        held_out_sampler=used.build(model) if guidance != drawing.guidance else own,
+        held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
         loop=recipe.loop,
     )
-    return Assembly(recipe, model, sampler, evaluator, finetuner, ranker, parts)
+    return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
+
+
+def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) -> Sampler[Image]:
+    """One sampler of the recipe; ``own`` is the policy's."""
+    match config:
+        case DiffusionSamplerConfig():
+            return own if config == own.config else config.build(own.parts)
+        case TeacherSamplerConfig():
+            return config.build(own.parts, finetuner.base_weights, embedded.resolve)
+        case _:
+            built: Sampler[Image] = config.build(own.parts)
+            return built
+
+
+def _measures(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[Image]:
+    """The training's rewards and those that only look on, which count for the held-out curve only where there is
+    nothing else. Left out are scores that data gave to their own pictures."""
+    configs = recipe.ranker.rewards
+    kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
+    if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards:
+        return ranker
+    weight = 0.0 if kept else 1.0
+    built = [one.build(device=device, resolve=embedded.resolve) for one in recipe.evaluation.rewards]
+    return Ranker([*kept, *((reward, weight) for reward in built)], ranker.selector, unfit=BLANK)
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
@@ -132,11 +168,12 @@ BLANK = Unfit[Image](
 )
 
 
-def read_by(ranker: Ranker[Image]) -> list[Reading]:
+def read_by(*rankers: Ranker[Image]) -> list[Reading]:
     """The rewards that read captions up to a limit."""
+    held = {reward.name: reward for ranker in rankers for reward, _ in ranker.rewards}
     return [
-        Reading(f"the reward '{reward.name}'", reward, lambda prompt: prompt.caption)
-        for reward, _ in ranker.rewards
+        Reading(f"the reward '{name}'", reward, lambda prompt: prompt.caption)
+        for name, reward in held.items()
         if isinstance(reward, Reader)
     ]
 

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.comparison import Drawn, judged
-from raftdiff.diffusion.recipe import Recipe, recipe_of
+from raftdiff.diffusion.recipe import Recipe, drawing_of, recipe_of
 from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
@@ -101,7 +101,7 @@ class Bench:
     def settings(self) -> Settings:
         """Those of the first run's evaluation."""
         recipe = self.recipes[0]
-        sampler, evaluation = recipe.sampler, recipe.evaluation
+        sampler, evaluation = drawing_of(recipe), recipe.evaluation
         return Settings(
             seed=evaluation.seed,
             per_prompt=evaluation.samples_per_prompt,
@@ -151,7 +151,7 @@ class Bench:
         with self._one_at_a_time:
             assembly = self._assembly(checkpoint)
             _check_size(settings, assembly)
-            config = assembly.recipe.sampler.model_copy(
+            config = drawing_of(assembly.recipe).model_copy(
                 update={
                     "steps": settings.steps,
                     "guidance": settings.guidance,
@@ -221,7 +221,7 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
 
 
 def _check_size(settings: Settings, assembly: Assembly) -> None:
-    sampler = assembly.recipe.sampler
+    sampler = drawing_of(assembly.recipe)
     made_for = assembly.model.size
     sides = made_for if isinstance(made_for, tuple) else (made_for,)
     own = max(side or 0 for side in (*sides, sampler.width, sampler.height))

@@ -95,10 +95,10 @@ def compare(
     else:
         after = draw(evaluator, prompts, per_prompt=per_prompt, seed=seed, report=report)
     for side in (before, after):
-        assembly.ranker.refuse_unfit(side)
+        assembly.measures.refuse_unfit(side)
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
-    rows = assembly.recipe.sampler.batch_size
+    rows = assembly.evaluator.config.batch_size
     moved = drift(assembly.model, base_weights, latents, captions, batch_size=rows)
     seconds, evaluations = time.perf_counter() - began, assembly.evaluator.network_evaluations() - spent
     return measured(assembly, prompts, before, after, moved=moved, seconds=seconds, evaluations=evaluations)
@@ -181,8 +181,8 @@ def measured(
         prompts,
         before,
         after,
-        rewards=[reward for reward, _ in assembly.ranker.rewards],
-        features=features(assembly.ranker.rewards),
+        rewards=[reward for reward, _ in assembly.measures.rewards],
+        features=features(assembly.measures.rewards),
         judge=assembly.judge([sample.prompt.caption for sample in before]),
         prediction_drift=moved,
         seconds=seconds,
@@ -233,7 +233,7 @@ def write(
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:
     """The pictures with every raw reward, and with the held-out judge's word where it knows the captions."""
-    raw = assembly.ranker.raw(samples)
+    raw = assembly.measures.raw(samples)
     captions = [sample.prompt.caption for sample in samples]
     judge = assembly.judge(captions)
     verdicts = judge([sample.media for sample in samples], captions) if judge else {}

@@ -1,16 +1,20 @@
 """Recipes for pictures: read, checked against themselves; ``assembly`` makes parts of them."""
 
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
-from raftdiff.diffusion.sampler import DiffusionSampler
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
+from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
+from raftdiff.mixing import MixSamplerConfig, mixed
 from raftdiff.recipes.checks import check_alike, check_kind
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
@@ -29,6 +33,10 @@ if TYPE_CHECKING:
 else:
     RewardConfig, SelectorConfig = one_of("rewards"), one_of("selectors")
     SamplerConfig, FineTunerConfig = one_of("samplers"), one_of("finetuners")
+
+
+UNMEASURED = ("given",)
+"""Rewards that say nothing of a model's pictures before and after."""
 
 
 class RankerConfig(Config):
@@ -55,6 +63,8 @@ class EvaluationConfig(Config):
     guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
+    rewards: list[RewardConfig] = Field(default_factory=list)
+    """Rewards that only look on: those of the training say how well it was learnt, others whether it was worth it."""
     judge: JudgeName | None = None
     """A judge that ships and never was a reward, scene-judge; none by default."""
     seed: int = 1000
@@ -75,10 +85,21 @@ class Recipe(Config):
     evaluation: EvaluationConfig = EvaluationConfig()
     logging: LoggingConfig = LoggingConfig()
 
+    @model_validator(mode="before")
+    @classmethod
+    def _policy_by_default(cls, data: Any) -> Any:
+        """A sampler that does not say its type is the one that there was before there were others."""
+        sampler = data.get("sampler") if isinstance(data, dict) else None
+        return {**data, "sampler": {"type": "diffusion", **sampler}} if isinstance(sampler, dict) else data
+
     @property
     def guidance(self) -> float:
-        """With which the tuned model is used: the evaluation's, or the sampler's."""
-        return self.sampler.guidance if self.evaluation.guidance is None else self.evaluation.guidance
+        """With which the tuned model is used: the evaluation's, or that of the sampler."""
+        return drawing_of(self).guidance if self.evaluation.guidance is None else self.evaluation.guidance
+
+
+class _Part(Config):
+    sampler: SamplerConfig
 
 
 def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
@@ -91,12 +112,57 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     refuse_preferences(path, name)
     expect(path, "image", path)
     recipe = read(Recipe, path, overrides)
+    recipe = recipe.model_copy(update={"sampler": _sealed(recipe.sampler, path.parent)})
     prompts = inline(recipe.prompts, path.parent)
+    if not prompts.captions and (known := [one for it in samplers(recipe) for one in _own_prompts(it)]):
+        prompts = prompts.model_copy(update={"captions": list({str(one): one for one in known}.values())})
     held_out = inline(recipe.evaluation.prompts, path.parent)
     evaluation = recipe.evaluation.model_copy(update={"prompts": held_out})
     recipe = recipe.model_copy(update={"prompts": prompts, "evaluation": evaluation})
     _check(recipe)
     return recipe
+
+
+def samplers(recipe: Recipe) -> list[Any]:
+    """The configs of the recipe's sampler, or of its parts.
+
+    Raises:
+        UserError: a part is not a sampler's.
+    """
+    return mixed(recipe.sampler, _Part) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
+
+
+def drawing_of(recipe: Recipe) -> DiffusionSamplerConfig:
+    """How the policy draws: as the training samples it, else as what it learns from was drawn."""
+    held = samplers(recipe)
+    own = [one for one in held if isinstance(one, DiffusionSamplerConfig)]
+    like = [one.drawing for one in held if isinstance(getattr(one, "drawing", None), DiffusionSamplerConfig)]
+    return next(iter([*own, *like]), DiffusionSamplerConfig())
+
+
+def shares(recipe: Recipe) -> list[int]:
+    """How many of a prompt's candidates each of the ``samplers`` gives."""
+    parts = recipe.sampler.parts if isinstance(recipe.sampler, MixSamplerConfig) else None
+    return [part.share for part in parts] if parts else [recipe.loop.candidates]
+
+
+def evaluations_of(recipe: Recipe) -> int:
+    """Of the network, for all the candidates of a prompt."""
+    costs = [getattr(one, "evaluations", 0) for one in samplers(recipe)]
+    return sum(share * cost for share, cost in zip(shares(recipe), costs, strict=True))
+
+
+def _sealed(config: Any, folder: Path) -> Any:
+    """A sampler's config with the checksum of the pictures that it reads."""
+    if isinstance(config, FolderSamplerConfig):
+        return config.sealed(folder)
+    if isinstance(config, MixSamplerConfig):
+        return config.of([_sealed(part, folder) for part in mixed(config, _Part)])
+    return config
+
+
+def _own_prompts(config: Any) -> list[dict[str, str]]:
+    return config.prompts() if isinstance(config, FolderSamplerConfig) else []
 
 
 def recipe_of(run: Run) -> Recipe:
@@ -109,18 +175,20 @@ def recipe_of(run: Run) -> Recipe:
 
 
 def work(recipe: Recipe) -> Counts:
-    """The work of one of a recipe's rounds, at most: with as many replayed selections as its last has."""
+    """The work of one of a recipe's rounds, at most: one that draws candidates, with as many replayed selections as the
+    last has."""
     loop = recipe.loop
     prompts = loop.prompts_per_round or len(build(recipe.prompts))
     chosen = recipe.ranker.selector.count(prompts, loop.candidates)
-    return count(
-        recipe.sampler,
+    counts = count(
+        drawing_of(recipe),
         recipe.finetuner,
         prompts=prompts,
         per_prompt=loop.candidates,
         selected=chosen * (1 + min(loop.replay_rounds, loop.rounds - 1)),
         guidance=recipe.guidance,
     )
+    return replace(counts, sampling_evaluations=prompts * evaluations_of(recipe))
 
 
 def refuse_other(run: Run) -> None:
@@ -139,7 +207,19 @@ def _check(recipe: Recipe) -> None:
     hand = recipe.loop.prompts_per_round
     if hand is not None and hand > len(ids):
         raise UserError(f"loop.prompts_per_round: {hand} prompts a round, but there are only {len(ids)} prompts.")
-    check_alike(recipe, held_out=bool(recipe.evaluation.prompts.captions))
+    evaluation = recipe.evaluation
+    check_alike(recipe, held_out=bool(evaluation.prompts.captions), onlookers=evaluation.rewards)
+    if any(reward.type in UNMEASURED for reward in evaluation.rewards):
+        raise UserError("evaluation.rewards: 'given' knows the pictures of a folder alone, not what a model draws.")
+    if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
+        raise UserError(
+            "evaluation.rewards: data score their own pictures alone (ranker.rewards: given), so the tuned model's "
+            "pictures would have no reward; name one here that looks on, such as clip."
+        )
+    if isinstance(recipe.sampler, MixSamplerConfig):
+        if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):
+            raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
+        recipe.sampler.fit(recipe.loop.candidates)
     needs, gives = recipe.finetuner.requires, DiffusionSampler.provides
     if missing := set(needs.aux) - set(gives):
         raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")

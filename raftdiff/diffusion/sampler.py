@@ -73,10 +73,10 @@ class DiffusionSampler:
     def __init__(self, config: DiffusionSamplerConfig, parts: Parts) -> None:
         self.config = config
         self.parts = parts
-        self.height, self.width = _size(config, parts)
+        self.height, self.width = size_of(config, parts)
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
-        _check_size(self.height, self.width, parts)
+        check_size(self.height, self.width, parts)
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
@@ -167,6 +167,23 @@ def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], 
     return pictures
 
 
+@torch.no_grad()
+def encode(
+    parts: Parts, pictures: Sequence[Image.Image], batch_size: int
+) -> Float[Tensor, "batch channels height width"]:
+    """Latents of pictures of one size, scaled as the U-Net sees them, float32 on the CPU; of what the VAE says the
+    mean, so that the same picture is always the same lesson."""
+    config, found = parts.vae.config, []
+    for start in range(0, len(pictures), batch_size):
+        rows = np.stack([np.asarray(one.convert("RGB")) for one in pictures[start : start + batch_size]])
+        pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
+        said = parts.vae.encode(pixels.to(parts.device, parts.dtype)).latent_dist
+        found.append(said.mode().float().cpu())
+    shift = getattr(config, "shift_factor", None) or 0.0
+    latents: Tensor = (torch.cat(found) - shift) * config.scaling_factor
+    return latents
+
+
 def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
     """The chosen solver on the model's own noise schedule.
 
@@ -196,7 +213,7 @@ def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Gener
     return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
 
 
-def _size(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
+def size_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
     """Height and width, the model's own where the config names none.
 
     Raises:
@@ -212,7 +229,11 @@ def _size(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
     return config.height or height, config.width or width
 
 
-def _check_size(height: int, width: int, parts: Parts) -> None:
+def check_size(height: int, width: int, parts: Parts) -> None:
+    """
+    Raises:
+        UserError: a picture of so many pixels does not fit the model.
+    """
     # the U-Net halves its input between blocks; what does not divide would be stretched back, which no model was
     # trained on
     multiple = parts.vae_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)

@@ -25,6 +25,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "labels": "raftdiff.rewards.labels:LabelsConfig",
+        "given": "raftdiff.rewards.given:GivenConfig",
         "reward_model": "raftdiff.llm.reward_models.reward:CaptionRewardConfig",
     },
     "text_rewards": {
@@ -58,6 +59,9 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     },
     "samplers": {
         "diffusion": "raftdiff.diffusion.sampler:DiffusionSamplerConfig",
+        "teacher": "raftdiff.diffusion.sampling.teacher:TeacherSamplerConfig",
+        "folder": "raftdiff.diffusion.sampling.given:FolderSamplerConfig",
+        "mix": "raftdiff.mixing:MixSamplerConfig",
     },
     "finetuners": {
         "diffusion": "raftdiff.diffusion.learning.finetuner:DiffusionFineTunerConfig",

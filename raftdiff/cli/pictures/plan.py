@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
@@ -26,30 +26,34 @@ def plan(args: argparse.Namespace) -> None:
     counts = work(recipe)
     measured = probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
+    drawing = counts.sampling_evaluations * measured.seconds_per_evaluation
+    idle = recipe.loop.rounds - -(-recipe.loop.rounds // recipe.loop.sample_every)
     seconds = (
         measured.seconds_per_round(counts)
         + watched * measured.seconds_per_decode
         + watched_evaluations * measured.seconds_per_evaluation
     )
+    whole = seconds * recipe.loop.rounds - idle * drawing
     if args.json:
         per_round = asdict(counts) | {"held_out_images": watched, "held_out_evaluations": watched_evaluations}
         facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}
-        times = {"seconds_per_round": seconds, "seconds": seconds * recipe.loop.rounds, "hardware": hardware()}
+        times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
+    every = f", in every {recipe.loop.sample_every}th round" if recipe.loop.sample_every > 1 else ""
     learnt = "pairs" if recipe.finetuner.pictures_an_item == 2 else "pictures"
     share = measured.trained_parameters / measured.model_parameters
     rows = (
         ("rounds", f"{recipe.loop.rounds}"),
         ("prompts per round", f"{prompts} of {len(assembly.parts.prompts)}, {recipe.loop.candidates} candidates each"),
-        ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations"),
+        ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations{every}"),
         ("held out per round", f"{watched}, {watched_evaluations:,} network evaluations"),
         ("learnt from per round", f"{counts.selected} {learnt}, replayed ones included, at most"),
         ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
         ("time per round", f"about {duration(seconds)}, without rewards"),
-        ("time for all rounds", f"about {duration(seconds * recipe.loop.rounds)}, likewise"),
+        ("time for all rounds", f"about {duration(whole)}, likewise"),
         ("measured on", hardware()),
     )
     width = max(len(name) for name, _ in rows)

@@ -29,7 +29,7 @@ def bare(*overrides: str) -> Assembly:
     model = SimpleNamespace(prompts=SimpleNamespace(token_limit=77, reads_whole=lambda text: True))
     ranker, parts = SimpleNamespace(rewards=[]), SimpleNamespace(prompts=build(recipe.prompts))
     nothing: Any = None
-    return Assembly(recipe, model, nothing, nothing, nothing, ranker, parts)  # type: ignore[arg-type]
+    return Assembly(recipe, model, nothing, nothing, nothing, ranker, ranker, parts)  # type: ignore[arg-type]
 
 
 def test_black_pictures_are_what_a_model_that_computes_nan_draws() -> None:

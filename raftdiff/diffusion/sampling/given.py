@@ -1,0 +1,174 @@
+"""Candidates that are there already: pictures that people or other models made."""
+
+import io
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from typing import Literal, final
+
+import torch
+from PIL import Image, ImageOps
+from PIL.Image import Resampling
+
+from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, encode, size_of
+from raftdiff.diffusion.sampling.pictures import Found, asked, digest, read
+from raftdiff.errors import UserError, counted
+from raftdiff.measures.pictures import on_paper, opened
+from raftdiff.recipes.config import Config
+from raftdiff.seeds import fold
+from raftdiff.types import Prompt, Sample
+
+
+class FolderSamplerConfig(Config):
+    """Pictures that are there already, with their captions: collected, drawn by other programs, or compared in pairs by
+    people. Where the recipe names no prompts, theirs are asked."""
+
+    type: Literal["folder"] = "folder"
+    path: str
+    """A folder, or a table of pictures: datasets' ImageFolder, a run's samples, captions in .txt files beside the
+    pictures, folders of pairs, tables of pairs such as Pick-a-Pic's."""
+    pictures: str | None = None
+    """The folder that the table's file names are within, such as the run that people labelled; None takes the one that
+    the table stands in."""
+    score: str = "score"
+    """The column with what was said of a picture, for the reward ``given``; of pairs it is known."""
+    source: Literal["dataset", "teacher", "human"] = "dataset"
+    """Whose pictures these are."""
+    drawing: DiffusionSamplerConfig = DiffusionSamplerConfig()
+    """How the tuned model is looked at, and at what size the pictures are learnt."""
+    sha256: str | None = None
+    """Filled in when a run begins: a resumed run refuses other pictures."""
+
+    @property
+    def evaluations(self) -> int:
+        """Of the network, for a picture: none is drawn."""
+        return 0
+
+    def sealed(self, folder: Path) -> "FolderSamplerConfig":
+        """The same config with the whole paths and ``sha256``, for a run to keep.
+
+        Raises:
+            UserError: as ``found``.
+        """
+        path = str(_there(self.path, folder, "path").resolve())
+        root = None if self.pictures is None else str(_there(self.pictures, folder, "pictures").resolve())
+        whole = self.model_copy(update={"path": path, "pictures": root})
+        return whole.model_copy(update={"sha256": digest(whole.found())})
+
+    def found(self) -> list[Found]:
+        """
+        Raises:
+            UserError: as ``pictures.read``.
+        """
+        root = None if self.pictures is None else _there(self.pictures, Path(), "pictures")
+        return read(_there(self.path, Path(), "path"), root=root, score=self.score)
+
+    def prompts(self) -> list[dict[str, str]]:
+        """Those of the pictures, for a recipe that names none."""
+        return asked(self.found())
+
+    def build(self, parts: Parts) -> "FolderSampler":
+        """
+        Raises:
+            UserError: as ``found``, or these are not the pictures that ``sha256`` names.
+        """
+        found = self.found()
+        if self.sha256 and digest(found) != self.sha256:
+            raise UserError(
+                f"sampler.path: the pictures in '{self.path}' are not those that the run began with. Put the old ones "
+                "back, or begin a new run."
+            )
+        return FolderSampler(self, found, parts)
+
+
+@final
+class FolderSampler:
+    """Candidate k is the k-th picture of the prompt, in the order of the folder or of the table's rows.
+
+    Found by the prompt's id where the row gives one, else by its caption. A prompt with fewer pictures than candidates
+    yields what it has. A picture is scaled so that it covers the model's size, cut at both ends alike where it is
+    longer, and encoded: ``aux["latent"]`` is the mean of the VAE's word, ``aux["score"]`` what was said of it.
+    """
+
+    provides: tuple[str, ...] = ("latent",)
+
+    def __init__(self, config: FolderSamplerConfig, found: Sequence[Found], parts: Parts) -> None:
+        self.config, self.parts, self.source = config, parts, config.source
+        self.height, self.width = size_of(config.drawing, parts)
+        self._known: dict[tuple[str, str], list[Found]] = {}
+        for one in found:
+            key = ("caption", one.caption) if one.id is None else ("id", one.id)
+            self._known.setdefault(key, []).append(one)
+
+    def check(self, prompts: Sequence[Prompt], per_prompt: int) -> None:
+        """Say how many pictures are more than ``per_prompt``, and so are left out.
+
+        Raises:
+            UserError: not one prompt of the run has a picture.
+        """
+        counts = [len(self.pictures(prompt)) for prompt in prompts]
+        if not any(counts):
+            raise UserError(
+                f"sampler.path: '{self.config.path}' has a picture for not one of the {len(prompts)} prompts; its rows "
+                'name them by "id" or caption. Where a recipe names no prompts, those of the folder are asked.'
+            )
+        if left := sum(max(0, count - per_prompt) for count in counts):
+            told = (
+                f"{counted(left, 'picture')} beyond the first {per_prompt} of a prompt (loop.candidates, or the share)"
+            )
+            warnings.warn(f"sampler.path: {told} will not be looked at.", stacklevel=2)
+
+    def pictures(self, prompt: Prompt) -> list[Found]:
+        """Those of a prompt."""
+        return [*self._known.get(("id", prompt.id), ()), *self._known.get(("caption", prompt.caption.strip()), ())]
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[Image.Image]]:
+        """In batches, each encoded whole where anything of it is left to give.
+
+        Raises:
+            UserError: a picture is damaged.
+        """
+        jobs = [
+            (prompt, index, one) for prompt in prompts for index, one in enumerate(self.pictures(prompt)[:per_prompt])
+        ]
+        size = self.config.drawing.batch_size
+        for batch in (jobs[start : start + size] for start in range(0, len(jobs), size)):
+            if all((prompt.id, index) in done for prompt, index, _ in batch):
+                continue
+            pictures = [self._fitted(one) for *_, one in batch]
+            latents = encode(self.parts, pictures, self.config.drawing.vae_batch_size or size)
+            for (prompt, index, one), picture, latent in zip(batch, pictures, latents, strict=True):
+                if (prompt.id, index) not in done:
+                    said = {} if one.score is None else {"score": torch.tensor(one.score)}
+                    own, source = fold(seed, prompt.id, index), self.source
+                    yield Sample(round, prompt, index, own, source, picture, {"latent": latent.clone(), **said})
+
+    def network_evaluations(self) -> int:
+        """None: nothing is drawn."""
+        return 0
+
+    def _fitted(self, one: Found) -> Image.Image:
+        return ImageOps.fit(_opened(one), (self.width, self.height), Resampling.LANCZOS)
+
+
+def _opened(one: Found) -> Image.Image:
+    if isinstance(one.picture, Path):
+        return opened(one.picture)
+    try:
+        with Image.open(io.BytesIO(one.picture)) as picture:
+            picture.load()
+            return on_paper(picture)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{one.where}: this is no whole picture ({error}).") from None
+
+
+def _there(name: str, folder: Path, key: str) -> Path:
+    places: Mapping[str, Path] = {str(path): path for path in (folder / name, Path(name).expanduser())}
+    found = next((path for path in places.values() if path.exists()), None)
+    if found is None:
+        raise UserError(f"sampler.{key}: there is no '{name}', neither in {folder} nor in this folder.")
+    return found

@@ -1,0 +1,237 @@
+"""Folders and tables of pictures with captions, as people and other programs keep them: read, not yet opened.
+
+a folder with metadata.jsonl, .csv or .parquet    file_name and caption: datasets' ImageFolder, a run's samples
+a folder of cat.png beside cat.txt                kohya's and OneTrainer's captions
+a folder with chosen/ and rejected/               pairs, of one name in both, captions beside the chosen
+a table of pairs, .jsonl, .csv or .parquet        see ``PAIRS``
+"""
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raftdiff.errors import UserError
+from raftdiff.recipes.rows import Row, read_file
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+TABLES = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".parquet"))
+CAPTIONS, IDS = ("caption", "prompt", "text"), ("id", "prompt_id")
+PICTURES = ("file_name", "image", "jpg")
+FOLDERS = (("chosen", "rejected"), ("preferred", "rejected"), ("good", "bad"), ("win", "lose"))
+"""How folders of pairs are called, the better first."""
+
+
+class Columns(NamedTuple):
+    """How a table of pairs calls its two pictures, and what says which is the better one."""
+
+    first: str
+    second: str
+    labels: tuple[str, str] | None = None
+    """Higher is better, equal is a tie; None where the first is."""
+
+
+PAIRS = (
+    Columns("chosen_file_name", "rejected_file_name"),  # raftdiff labels RUN --pairs FILE
+    Columns("chosen", "rejected"),
+    Columns("jpg_0", "jpg_1", ("label_0", "label_1")),  # Pick-a-Pic
+    Columns("image_0", "image_1", ("prefer_0", "prefer_1")),  # InvokeAI
+)
+
+
+class Found(NamedTuple):
+    """A picture that is there already."""
+
+    where: str
+    """For sentences: the file and line, or the picture's file."""
+    id: str | None
+    """Of its prompt, where that has one."""
+    caption: str
+    picture: Path | bytes
+    score: float | None
+    """What was said of it; of a pair 1 for the better and 0 for the worse. None for nothing."""
+
+
+def read(path: Path, *, root: Path | None = None, score: str = "score") -> list[Found]:
+    """The pictures of a folder or a table, in the order of its names or rows.
+
+    Args:
+        root: what file names are within; None takes the folder that the table stands in.
+        score: the column with what was said of a picture.
+
+    Raises:
+        UserError: there is none, a row lacks picture or caption, or names a file that is missing or lies elsewhere.
+    """
+    if path.is_file():
+        return _table(path, root or path.parent, score)
+    for better, worse in FOLDERS:
+        if (path / better).is_dir() and (path / worse).is_dir():
+            return list(_paired(path / better, path / worse))
+    for name in TABLES:
+        if (path / name).is_file():
+            return _table(path / name, root or path, score)
+    if captioned := list(_captioned(path)):
+        return captioned
+    raise UserError(
+        f"{path}: there are no pictures with captions here. It can be a folder with {', '.join(TABLES)}; with captions "
+        "in .txt files beside the pictures; with the folders chosen and rejected; or a table of pairs."
+    )
+
+
+def asked(found: Sequence[Found]) -> list[dict[str, str]]:
+    """The prompts of these pictures, each once, as a recipe has them under ``prompts.captions``."""
+    return list({(one.id, one.caption): _prompt(one) for one in found}.values())
+
+
+def digest(found: Sequence[Found]) -> str:
+    """A checksum of all that is learnt from: captions, scores, and every picture's bytes."""
+    mark = hashlib.sha256()
+    for one in found:
+        content = one.picture.read_bytes() if isinstance(one.picture, Path) else one.picture
+        mark.update(repr((one.id, one.caption, one.score, hashlib.sha256(content).hexdigest())).encode())
+    return mark.hexdigest()
+
+
+def _prompt(one: Found) -> dict[str, str]:
+    return {"caption": one.caption} if one.id is None else {"id": one.id, "caption": one.caption}
+
+
+def _table(path: Path, root: Path, score: str) -> list[Found]:
+    rows = read_file(path)
+    names = {name for row in rows for name in row.columns}
+    pairs = next((it for it in PAIRS if {it.first, it.second} <= names), None)
+    if pairs is None:
+        return [_single(row, root, score) for row in rows]
+    decided = [row for row in rows if not _tie(row, pairs)]
+    if not decided:
+        raise UserError(f"{path}: every row is a tie, so no picture is better than another.")
+    return [one for number, row in enumerate(decided) for one in _pair(row, pairs, root, number)]
+
+
+def _single(row: Row, root: Path, score: str) -> Found:
+    value = _first(row, PICTURES)
+    if value is None:
+        raise UserError(f"{row.where}: this row names no picture; write it as '{PICTURES[0]}'.")
+    name = _first(row, IDS)
+    return Found(
+        row.where,
+        None if name is None else str(name),
+        _caption(row),
+        _picture(row.where, value, root),
+        _number(row, score),
+    )
+
+
+def _pair(row: Row, columns: Columns, root: Path, number: int) -> Iterator[Found]:
+    """Both pictures, the better first. Every pair is a prompt of its own, so that no other picture comes between."""
+    better, worse = (row.columns.get(name) for name in (columns.first, columns.second))
+    if columns.labels and _label(row, columns.labels[0]) < _label(row, columns.labels[1]):
+        better, worse = worse, better
+    for value, score in ((better, 1.0), (worse, 0.0)):
+        if value in (None, ""):
+            raise UserError(f"{row.where}: one of the pair's pictures is missing.")
+        yield Found(row.where, _pair_id(number), _caption(row), _picture(row.where, value, root), score)
+
+
+def _pair_id(number: int) -> str:
+    return f"pair-{number:05d}"
+
+
+def _tie(row: Row, columns: Columns) -> bool:
+    return columns.labels is not None and _label(row, columns.labels[0]) == _label(row, columns.labels[1])
+
+
+def _label(row: Row, name: str) -> float:
+    value = _number(row, name)
+    if value is None:
+        raise UserError(f"{row.where}: '{name}' is missing, which says which picture of the pair is better.")
+    return value
+
+
+def _paired(better: Path, worse: Path) -> Iterator[Found]:
+    """The pictures of one name in both folders.
+
+    Raises:
+        UserError: a name stands in one alone, or there is none.
+    """
+    chosen, rejected = ({file.stem: file for file in _files(folder)} for folder in (better, worse))
+    if lone := sorted(chosen.keys() ^ rejected.keys()):
+        folder, other = (better, worse) if lone[0] in chosen else (worse, better)
+        raise UserError(f"{folder}: '{lone[0]}' has no partner of its name in {other}, as a pair has.")
+    if not chosen:
+        raise UserError(f"{better}: there is no picture here ({', '.join(SUFFIXES)}).")
+    for number, name in enumerate(sorted(chosen)):
+        caption = _beside(chosen[name]) or _beside(rejected[name])
+        if caption is None:
+            raise UserError(f"{chosen[name]}: this picture has no caption; write it into {name}.txt beside it.")
+        for file, score in ((chosen[name], 1.0), (rejected[name], 0.0)):
+            yield Found(str(file), _pair_id(number), caption, file, score)
+
+
+def _captioned(folder: Path) -> Iterator[Found]:
+    """Pictures with their captions beside them; nothing where no picture has one.
+
+    Raises:
+        UserError: some have one and others not.
+    """
+    files = _files(folder)
+    captions = [_beside(file) for file in files]
+    if not any(captions):
+        return
+    for file, caption in zip(files, captions, strict=True):
+        if caption is None:
+            raise UserError(f"{file}: this picture has no caption, as others have; write it into {file.stem}.txt.")
+        yield Found(str(file), None, caption, file, None)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+
+
+def _beside(file: Path) -> str | None:
+    """The first line with words of the text file of a picture's name."""
+    text = file.with_suffix(".txt")
+    if not text.is_file():
+        return None
+    try:
+        lines = text.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{text}: this caption cannot be read ({error}); write it as UTF-8.") from None
+    return next((line.strip() for line in lines if line.strip()), None)
+
+
+def _caption(row: Row) -> str:
+    value = _first(row, CAPTIONS)
+    if not isinstance(value, str) or not value.strip():
+        raise UserError(f"{row.where}: this row has no caption; write it as '{CAPTIONS[0]}'.")
+    return value.strip()
+
+
+def _picture(where: str, value: Any, root: Path) -> Path | bytes:
+    """What a cell says of a picture: its bytes, or a file within ``root``."""
+    if isinstance(value, Mapping):  # how datasets keep a picture
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        return value
+    if not isinstance(value, str) or not value:
+        raise UserError(f"{where}: {str(value)[:60]!r} is neither a picture nor the name of one.")
+    file = root / value
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{where}: the picture '{value}' lies outside of {root}, and is not opened.")
+    if not file.is_file():
+        raise UserError(f"{where}: there is no picture '{value}' in {root}.")
+    return file
+
+
+def _number(row: Row, name: str) -> float | None:
+    value = row.columns.get(name)
+    if value is None or value == "":
+        return None
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{row.where}: '{name}' is {value!r}, which is no number.") from None
+
+
+def _first(row: Row, names: Sequence[str]) -> Any:
+    return next((row.columns[name] for name in names if row.columns.get(name) not in (None, "")), None)
