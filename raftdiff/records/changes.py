@@ -26,6 +26,9 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
     """
     new, done = plain(recipe), run.rounds_done()
     if fixed := run.differing(recipe, FORKED):
+        if other := [key.removesuffix(".sha256") for key in fixed if key.endswith(".sha256")]:
+            lie = f"the files of {', '.join(other)} are not those that it began with"
+            raise UserError(f"{run.path}: {lie}. Put the old ones back, or begin a new run.")
         shared = run.told(fixed, recipe)
         raise UserError(f"{run.path}: all rounds of a run share {shared}; for another begin a new run.")
     changed = run.differing(recipe)

@@ -12,7 +12,7 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from raftdiff.diffusion.models.loading import Parts
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, encode, size_of
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, check_size, encode, size_of
 from raftdiff.diffusion.sampling.pictures import Found, asked, digest, read
 from raftdiff.errors import UserError, counted
 from raftdiff.measures.pictures import on_paper, opened
@@ -97,6 +97,7 @@ class FolderSampler:
     def __init__(self, config: FolderSamplerConfig, found: Sequence[Found], parts: Parts) -> None:
         self.config, self.parts, self.source = config, parts, config.source
         self.height, self.width = size_of(config.drawing, parts)
+        check_size(self.height, self.width, parts)
         self._known: dict[tuple[str, str], list[Found]] = {}
         for one in found:
             key = ("caption", one.caption) if one.id is None else ("id", one.id)
@@ -115,10 +116,8 @@ class FolderSampler:
                 'name them by "id" or caption. Where a recipe names no prompts, those of the folder are asked.'
             )
         if left := sum(max(0, count - per_prompt) for count in counts):
-            told = (
-                f"{counted(left, 'picture')} beyond the first {per_prompt} of a prompt (loop.candidates, or the share)"
-            )
-            warnings.warn(f"sampler.path: {told} will not be looked at.", stacklevel=2)
+            told = f"{counted(left, 'picture')} beyond the first {per_prompt} of a prompt"
+            warnings.warn(f"sampler.path: {told} will not be looked at (loop.candidates).", stacklevel=2)
 
     def pictures(self, prompt: Prompt) -> list[Found]:
         """Those of a prompt."""
