@@ -26,7 +26,9 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
     """
     new, done = plain(recipe), run.rounds_done()
     if fixed := run.differing(recipe, FORKED):
-        if other := [key.removesuffix(".sha256") for key in fixed if key.endswith(".sha256")]:
+        stems = [key.rpartition(".")[0] for key in fixed]
+        other = [stem for stem, key in zip(stems, fixed, strict=True) if key.endswith(".sha256")]
+        if other and len(other) == len(fixed):  # at the same place
             lie = f"the files of {', '.join(other)} are not those that it began with"
             raise UserError(f"{run.path}: {lie}. Put the old ones back, or begin a new run.")
         shared = run.told(fixed, recipe)
