@@ -53,6 +53,11 @@ class LoopConfig(Config):
     seed: int = 0
     """Every other seed is derived from this one."""
 
+    @property
+    def draws(self) -> int:
+        """How many of the rounds draw candidates."""
+        return -(-self.rounds // self.sample_every)
+
 
 @final
 @dataclass(frozen=True)

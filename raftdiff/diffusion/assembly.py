@@ -109,7 +109,7 @@ def assemble(recipe: Recipe) -> Assembly:
             one.check(prompts, share)
     sampler = recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
     ranker = build_ranker(recipe, device=str(model.device))
-    measures = _measures(recipe, ranker, device=str(model.device))
+    measures = measuring(recipe, ranker, device=str(model.device))
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
     parts = Parts(
         sampler=sampler,
@@ -137,7 +137,7 @@ def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) 
             return built
 
 
-def _measures(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[Image]:
+def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[Image]:
     """The training's rewards and those that only look on, which count for the held-out curve only where there is
     nothing else. Left out are scores that data gave to their own pictures."""
     configs = recipe.ranker.rewards

@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 
 from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
@@ -27,13 +27,12 @@ def plan(args: argparse.Namespace) -> None:
     measured = probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
     drawing = counts.sampling_evaluations * measured.seconds_per_evaluation
-    idle = recipe.loop.rounds - -(-recipe.loop.rounds // recipe.loop.sample_every)
     seconds = (
         measured.seconds_per_round(counts)
         + watched * measured.seconds_per_decode
         + watched_evaluations * measured.seconds_per_evaluation
     )
-    whole = seconds * recipe.loop.rounds - idle * drawing
+    whole = seconds * recipe.loop.rounds - (recipe.loop.rounds - recipe.loop.draws) * drawing
     if args.json:
         per_round = asdict(counts) | {"held_out_images": watched, "held_out_evaluations": watched_evaluations}
         facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}

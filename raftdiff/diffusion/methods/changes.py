@@ -78,8 +78,8 @@ class Trial:
 
 def cost(recipe: Recipe) -> Cost:
     """What a recipe's run costs, at most."""
-    one, rounds = work(recipe), recipe.loop.rounds
-    return Cost(rounds * one.sampling_evaluations, rounds * one.tuning_evaluations)
+    one, loop = work(recipe), recipe.loop
+    return Cost(loop.draws * one.sampling_evaluations, loop.rounds * one.tuning_evaluations)
 
 
 def step_cost(recipe: Recipe) -> int:
@@ -119,16 +119,17 @@ def _trial(name: str, base: Recipe, file: str, overrides: Sequence[str], allowed
     evaluation = base.evaluation.model_copy(update={"guidance": base.guidance})
     recipe = recipe.model_copy(update={"evaluation": evaluation})
     sampling, step, rounds = work(recipe).sampling_evaluations, step_cost(recipe), recipe.loop.rounds
-    steps = (allowed // rounds - sampling) // step
+    drawn = recipe.loop.draws * sampling
+    steps = (allowed - drawn) // rounds // step
     if steps < 1:
         limit = f"--evaluations {allowed:,}" if asked else f"{base.name} as it stands costs {allowed:,} evaluations"
         raise UserError(
-            f"{limit}: {name} draws for {rounds * sampling:,} in all, {rounds} x {sampling:,}, and a step a round "
-            f"takes {rounds * step:,} more. Allow {rounds * (sampling + step):,} or more with --evaluations, or draw "
+            f"{limit}: {name} draws for {drawn:,} in all, {recipe.loop.draws} x {sampling:,}, and a step a round "
+            f"takes {rounds * step:,} more. Allow {drawn + rounds * step:,} or more with --evaluations, or draw "
             "less (loop.candidates, loop.prompts_per_round)."
         )
     tuner = recipe.finetuner.model_copy(update={"steps": steps, "exposures": None})
-    spent = Cost(rounds * sampling, rounds * steps * step)
+    spent = Cost(drawn, rounds * steps * step)
     return Trial(Path(name).stem, recipe.model_copy(update={"finetuner": tuner}), spent)
 
 

@@ -15,10 +15,10 @@ import torch
 from PIL.Image import Image
 from pydantic import Field
 
-from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, measuring
 from raftdiff.diffusion.comparison import compare, evaluation_prompts, measured
 from raftdiff.diffusion.methods.changes import Trial, step_cost
-from raftdiff.diffusion.recipe import Recipe, weights
+from raftdiff.diffusion.recipe import Recipe, drawing_of, weights
 from raftdiff.measures.evaluation import Evaluation, draw
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
@@ -115,7 +115,8 @@ class Yardstick:
         """
         self.recipe = recipe
         evaluation, own = recipe.evaluation, recipe.guidance
-        used = recipe.sampler.model_copy(update={"steps": evaluation.steps or recipe.sampler.steps})
+        drawing = drawing_of(recipe)
+        used = drawing.model_copy(update={"steps": evaluation.steps or drawing.steps})
         every = (own, *sorted(set(strengths) - {own}))
         self.ways = {f"{strength:g}": used.model_copy(update={"guidance": strength}) for strength in every}
         held_out = {HELD_OUT: None} if evaluation.prompts.captions else {}
@@ -125,7 +126,7 @@ class Yardstick:
         used_by = {"sampler": plain(used), "rewards": plain(recipe.ranker)["rewards"], "model": plain(recipe.model)}
         counted = {"evaluation": plain(evaluation), "candidates": recipe.loop.candidates}
         self.how = digest({**used_by, **counted}, ("model.device",))
-        self._ranker: Ranker[Image] | None = None
+        self._measures: Ranker[Image] | None = None
         self._drawn: dict[tuple[str, str], list[Sample[Image]]] = {}
 
     def look(self, assembly: Assembly, where: str, strength: str, report: Report = silent) -> Look:
@@ -154,7 +155,7 @@ class Yardstick:
         with assembly.finetuner.base_weights():
             for place, prompt in enumerate(prompts):
                 drawn = draw(there.evaluator, [prompt], per_prompt=n * count, seed=evaluation.seed)
-                totals = there.ranker.total(there.ranker.raw(drawn))
+                totals = there.measures.total(there.measures.raw(drawn))
                 best += best_in_place(drawn, totals, count)
                 report(place + 1, len(prompts))
         both = measured(there, prompts, before, best)
@@ -162,10 +163,11 @@ class Yardstick:
 
     def _there(self, assembly: Assembly, strength: str) -> Assembly:
         """A method's network, looked at as the recipe of the comparison says."""
-        if self._ranker is None:
-            self._ranker = build_ranker(self.recipe, device=str(assembly.model.device))
+        if self._measures is None:
+            device = str(assembly.model.device)
+            self._measures = measuring(self.recipe, build_ranker(self.recipe, device=device), device=device)
         evaluator = self.ways[strength].build(assembly.model)
-        return replace(assembly, recipe=self.recipe, evaluator=evaluator, ranker=self._ranker)
+        return replace(assembly, recipe=self.recipe, evaluator=evaluator, measures=self._measures)
 
     def _base(self, there: Assembly, where: str, strength: str) -> list[Sample[Image]]:
         if (where, strength) not in self._drawn:

@@ -157,3 +157,10 @@ def test_a_method_that_does_not_fit_is_told_before_anything_runs(
     ):
         trials(recipe_file(), *overrides, names=("raft", name))
     assert set(trials(recipe_file(), *overrides, names=("raft",))) == {"raft"}
+
+
+def test_rounds_that_take_candidates_over_leave_more_for_learning(recipe_file: RecipeFile) -> None:
+    once, twice = (trials(recipe_file(), f"loop.sample_every={every}", evaluations=2000)["raft"] for every in (2, 1))
+    assert (once.cost.sampling, twice.cost.sampling) == (SAMPLING // 2, SAMPLING)
+    assert once.recipe.finetuner.steps > twice.recipe.finetuner.steps
+    assert all(2000 - 2 * step_cost(one.recipe) < one.cost.total <= 2000 for one in (once, twice))
