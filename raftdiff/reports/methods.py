@@ -48,4 +48,4 @@ def over_seeds(found: Sequence[Measured], method: str, key: str) -> tuple[float,
 def _cell(mean: float, half: float, how: str) -> str:
     if math.isnan(mean):
         return ""
-    return how.format(mean) + (f" ± {how.format(half)}" if half > 0 else "")
+    return how.format(mean) + (f" ± {how.format(half).removeprefix('+')}" if half > 0 else "")

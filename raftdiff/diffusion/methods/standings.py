@@ -104,13 +104,16 @@ def best_name(n: int) -> str:
 
 
 def columns(found: Sequence[Measured]) -> dict[str, Column]:
-    """Everything right where it is judged, the rewards, diversity, drift, spread, and the costs."""
-    keys = list(dict.fromkeys(key for one in found for key in one.figures))
-    shown = [key for key in keys if key == "judge.exact"] + [key for key in keys if key.startswith("reward.")]
+    """Everything right where it is judged, the rewards, of the first of these what it is above the base's; diversity,
+    drift, spread, and the costs."""
+    keys, by = list(dict.fromkeys(key for one in found for key in one.figures)), decisive(found)
+    shown = [by, f"gain.{by}", *(key for key in keys if key.startswith("reward.") and key != by)]
     shown += [key for key in SHOWN if key in keys]
-    sizes = {key: max(abs(one.figures[key]) for one in found if key in one.figures) for key in shown}
-    hows = {key: 1 if key.startswith("judge.") else decimals(size) for key, size in sizes.items()}
-    return {**{key: Column(_label(key), f"{{:.{hows[key]}f}}") for key in shown}, **COST}
+    sizes = {key: max((abs(one.figures[key]) for one in found if key in one.figures), default=0.0) for key in shown}
+    sizes[f"gain.{by}"] = sizes[by]
+    hows = {key: 1 if "judge." in key else decimals(size) for key, size in sizes.items()}
+    signs = {key: "+" if key.startswith("gain.") else "" for key in shown}
+    return {**{key: Column(_label(key), f"{{:{signs[key]}.{hows[key]}f}}") for key in shown}, **COST}
 
 
 def decisive(found: Sequence[Measured]) -> str:
@@ -145,7 +148,8 @@ def over_guidance(yardstick: Yardstick, base: Baselines, outcomes: Sequence[Outc
 
 
 def plot(yardstick: Yardstick, base: Baselines, outcomes: Sequence[Outcome]) -> str:
-    """The decisive figure against network evaluations, a line a method through the rounds at which it was measured."""
+    """The decisive figure against network evaluations, a line a method through the rounds at which it was measured. The
+    intervals are of what it is above the base."""
     where, strength = yardstick.places[0]
     found = lines(yardstick, base, outcomes, where, strength)
     by = decisive(found)
@@ -161,7 +165,7 @@ def plot(yardstick: Yardstick, base: Baselines, outcomes: Sequence[Outcome]) -> 
             )
             for t in rounds
         ]
-        groups[name] = Course([start, *points], over_seeds(found, name, by)[1])
+        groups[name] = Course([start, *points], over_seeds(found, name, f"gain.{by}")[1])
     n = yardstick.recipe.loop.candidates
     levels = {BASE: start[1], best_name(n): base.best[where][strength].figures[by]}
     about = f"{WHERE.get(where, 'prompts of the training')}, guidance {strength}"
@@ -174,7 +178,7 @@ def _line(name: str, seed: int, look: Look, **cost: float) -> Measured:
 
 def _label(key: str) -> str:
     kind, _, name = key.partition(".")
-    if kind == "judge":
-        return "everything right, %"
+    if kind in ("judge", "gain"):
+        return "everything right, %" if kind == "judge" else "above the base"
     known = {"drift.prediction": "drift", "spread": "spread of latents"}
     return known.get(key) or (DIVERSITY_LABELS[name] if kind == "diversity" else name)

@@ -41,7 +41,8 @@ class Look(Config):
     """One model's pictures of some prompts in figures."""
 
     figures: dict[str, float]
-    """By the keys of ``reports.tables.rows``, rates in percent; and ``spread``, the latents' standard deviation."""
+    """By the keys of ``reports.tables.rows``, rates in percent; ``gain.`` and such a key for what a reward or verdict
+    is above the base's, picture by picture; and ``spread``, the latents' standard deviation."""
     halves: dict[str, float]
     """Half the 95% interval over the prompts, of those figures for which it is known."""
 
@@ -273,16 +274,18 @@ def _look_at(run: Run, assembly: Assembly, found: Outcome, yardstick: Yardstick,
 
 
 def _look(evaluation: Evaluation, side: Literal["before", "after"], samples: Sequence[Sample[Image]]) -> Look:
-    found = {row.key: row.before if side == "before" else row.after for row in rows(evaluation)}
-    figures = {key: value for key, value in found.items() if value is not None and math.isfinite(value)}
+    found = rows(evaluation)
+    values = {row.key: row.before if side == "before" else row.after for row in found}
+    figures = {key: value for key, value in values.items() if value is not None and math.isfinite(value)}
     figures["spread"] = float(torch.stack([sample.aux["latent"] for sample in samples]).std())
     ends = {f"reward.{name}": (it[side]["ci95"], 1.0) for name, it in evaluation["rewards"].items()}
     for name, it in evaluation["judge"].items():
         ends[f"judge.{name}"] = (it["before_ci95"] if side == "before" else it["after_ci95"], 100.0)
-    return Look(
-        figures=figures,
-        halves={key: scale * (ci95[1] - ci95[0]) / 2 for key, (ci95, scale) in ends.items() if ci95 is not None},
-    )
+    halves = {key: scale * (ci95[1] - ci95[0]) / 2 for key, (ci95, scale) in ends.items() if ci95 is not None}
+    if side == "after":
+        figures |= {f"gain.{row.key}": row.difference for row in found if row.key in ends}
+        halves |= {f"gain.{row.key}": (row.ci95[1] - row.ci95[0]) / 2 for row in found if row.key in ends and row.ci95}
+    return Look(figures=figures, halves=halves)
 
 
 def _kept(kind: type[Kept], path: Path, yardstick: Yardstick) -> Kept | None:

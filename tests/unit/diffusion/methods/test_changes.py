@@ -13,7 +13,9 @@ SAMPLING = 2 * 3 * 3 * 2 * 2
 """In two rounds of three prompts, three candidates each, of two steps with guidance."""
 
 
-def trials(file: str, *overrides: str, names: tuple[str, ...] = tuple(METHODS), evaluations: int | None = None):
+def trials(
+    file: str, *overrides: str, names: tuple[str, ...] = tuple(METHODS), evaluations: int | None = None
+) -> dict[str, Trial]:
     base = load_recipe(file, overrides)
     return {one.name: one for one in planned(names, base, file, overrides, evaluations=evaluations)}
 

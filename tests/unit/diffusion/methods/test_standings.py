@@ -36,9 +36,10 @@ BASE = Baselines(
 
 def outcome(method: str, seed: int, guided: float, alone: float, before: float = 65.0) -> Outcome:
     first = {"held_out": {"2": look(before, 71.0)}}
-    last = {"held_out": {"2": look(guided, 73.0, **{"drift.prediction": 0.02}), "1": look(alone, 72.0)}}
-    cost = {"steps": 200, "exposures": 12.5, "seconds": 61.0}
-    return Outcome(method=method, seed=seed, how="", spent=[13_000, 26_000], **cost, looks={0: first, 1: last})
+    more = {"drift.prediction": 0.02, "gain.judge.exact": guided - 70.0}
+    last = {"held_out": {"2": look(guided, 73.0, **more), "1": look(alone, 72.0)}}
+    looks, spent = {0: first, 1: last}, [13_000, 26_000]
+    return Outcome(method=method, seed=seed, how="", spent=spent, steps=200, exposures=12.5, seconds=61.0, looks=looks)
 
 
 OUTCOMES = [
@@ -68,11 +69,13 @@ def test_the_table_has_means_over_seeds_with_intervals_and_what_each_spent(recip
     half = t_quantile(1) * math.sqrt(2) / math.sqrt(2)  # of 62 and 64, whose deviation is the root of 2
     raft = cells(text, "raft")
     assert raft["everything right, %"] == f"63.0 ± {half:.1f}"
+    assert raft["above the base"] == f"-7.0 ± {half:.1f}"
     assert (raft["clip"], raft["drift"], raft["spread of latents"]) == ("73.00", "0.0200", "1.25")
     assert (raft["evaluations, learning"], raft["steps"], raft["exposures"]) == ("26,000", "200", "12.5")
     assert "count" not in text, "the judge's aspects stand in methods.json"
     base, best = cells(text, "base"), cells(text, "best of 3, base")
     assert base["everything right, %"] == "70.0 ± 4.0", "over the prompts"
+    assert (base["above the base"], cells(text, "nft")["above the base"][:4]) == ("", "+5.0")
     assert (base["drift"], base["steps"], base["evaluations, learning"]) == ("", "", "0")
     assert (base["evaluations, a picture"], best["evaluations, a picture"]) == ("4", "12")
     assert [line.split("|")[1].strip() for line in text.splitlines() if line.startswith("| ")] == [

@@ -96,6 +96,9 @@ def test_a_look_is_what_eval_says(recipe_file: Callable[..., str], tmp_path: Pat
     assert outcome.end["held_out"]["2"].figures["drift.prediction"] == pytest.approx(
         told.evaluation["drift"]["prediction"]
     )
+    assert outcome.end["held_out"]["2"].figures["gain.reward.jpeg"] == pytest.approx(reward["difference"]["mean"])
+    low, high = reward["difference"]["ci95"] or (0.0, 0.0)
+    assert outcome.end["held_out"]["2"].halves["gain.reward.jpeg"] == pytest.approx((high - low) / 2)
     best = base.best["held_out"]["2"].figures["reward.jpeg"]
     assert best > base.base["held_out"]["2"].figures["reward.jpeg"], "the base's own pictures are among the candidates"
 
