@@ -9,20 +9,22 @@
 # train   scene-sd and scene-clip trained on from their weights, scene-judge from scratch (7 minutes); with
 #         OPTIONS=--fresh all from scratch, with OPTIONS="--parts clip" that part alone, with OPTIONS=--measure what lies
 #         in $OUT is measured
+# methods learning rules and sources of candidates side by side, three seeds each (9 minutes); with
+#         OPTIONS="--methods raft nft --jobs 6" these alone, six runs at once
 #
 # A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
 # failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status
 # is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
-# CHECK_SECONDS, SPEED_SECONDS and TRAIN_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
+# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS and METHODS_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
 # OPTIONS="--batch 1024 --rate 1e-3".
 set -uo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
 if [ $# -eq 0 ]; then
-    echo "Name the steps to run: check, speed, train." >&2
+    echo "Name the steps to run: check, speed, train, methods." >&2
     exit 2
 fi
 python=${PYTHON:-python3}
@@ -67,11 +69,12 @@ for step in "$@"; do
         check) limit=${CHECK_SECONDS:-150} ;;
         speed) limit=${SPEED_SECONDS:-180} ;;
         train) limit=${TRAIN_SECONDS:-420} ;;
+        methods) limit=${METHODS_SECONDS:-540} ;;
         *) limit=unknown ;;
     esac
     began=$SECONDS
     if [ "$limit" = unknown ]; then
-        wrong="there is no such step; known: check, speed, train"
+        wrong="there is no such step; known: check, speed, train, methods"
     elif ! [[ $limit =~ ^[0-9]*\.?[0-9]+$ && $limit =~ [1-9] ]]; then
         wrong="its limit is no number of seconds above 0"
     else

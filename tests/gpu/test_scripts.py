@@ -21,6 +21,8 @@ from PIL import Image
 from safetensors import safe_open
 
 from raftdiff import embedded
+from raftdiff.diffusion.methods.changes import planned
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.embedded.scenes.art import SHEET
 from raftdiff.embedded.scenes.networks import TEXT, UNET
 
@@ -167,6 +169,39 @@ def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here:
         assert contact.height == 210  # a row of eight and their captions
 
 
+@pytest.mark.slow
+def test_methods_are_compared_in_processes_of_their_own(tmp_path: Path) -> None:
+    ran = script("run.sh", "methods", SMALL="1", OUT=str(tmp_path), METHODS_SECONDS="600")
+    assert ran.returncode == 0, ran.stdout + ran.stderr
+    first, *others = lines(ran.stdout)
+    assert (first["name"], first["value"], first["unit"]) == ("runs ended", 1, "of 1")
+    assert [figure["name"].split(",")[:3] for figure in others] == [
+        ["raft", " seed 0", " held_out"],
+        ["raft", " seed 0", " training"],
+    ]
+    assert {path.name for path in tmp_path.iterdir()} == {"figures.jsonl", "table.md", "methods.json", "methods.svg"}
+
+
+def test_what_methods_compares_are_recipes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parent))
+    methods = load("methods")
+    files = methods._written(tmp_path, small=False)
+    base = load_recipe(str(files["methods"]))
+    assert not set(base.prompts.captions) & set(base.evaluation.prompts.captions)
+    trials = planned(
+        [*methods.METHODS, *map(str, list(files.values())[1:])], base, str(files["methods"]), evaluations=80_000
+    )
+    assert [trial.name for trial in trials] == [*methods.METHODS, *methods.OTHERS]
+    assert all(75_000 < trial.cost.total <= 80_000 for trial in trials)
+    # the policy draws in every round, the others once or twice, and as many pictures in all
+    assert len({trial.cost.sampling for trial in trials if trial.name != "mixed"}) == 1
+
+
+def test_the_judge_as_a_reward_is_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("raftdiff.embedded.worlds.open_judge", lambda name: lambda *_: {"exact": np.array([1.0, 0.0])})
+    assert load("methods").exact([], []) == [1.0, 0.0]
+
+
 def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(tmp_path: Path, pack: Path) -> None:
     names = ("check", 'dan"ce', "train")
     limits = {"CHECK_SECONDS": "0.5", "TRAIN_SECONDS": "0.5"}
@@ -175,7 +210,7 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     told = lines(ran.stdout)
     assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
     assert told[0]["failed"].startswith("exit 124 after ")
-    assert told[1]["failed"] == "there is no such step; known: check, speed, train"
+    assert told[1]["failed"] == "there is no such step; known: check, speed, train, methods"
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
@@ -193,7 +228,7 @@ def test_a_mistake_is_told_as_a_sentence(
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
     ran = script("run.sh", OUT=str(tmp_path))
     assert ran.returncode == 2
-    assert ran.stderr == "Name the steps to run: check, speed, train.\n"
+    assert ran.stderr == "Name the steps to run: check, speed, train, methods.\n"
 
 
 def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:

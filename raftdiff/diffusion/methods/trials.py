@@ -211,6 +211,12 @@ def run_trial(
         )
 
 
+def finished(trial: Trial, seed: int, root: Path, yardstick: Yardstick) -> Outcome | None:
+    """What a run came to, where it has been trained and looked at in every way."""
+    kept = _kept(Outcome, root / f"{trial.name}-{seed}" / "outcome.json", yardstick)
+    return kept if kept and not kept.lacks(yardstick) else None
+
+
 def baselines(root: Path, yardstick: Yardstick) -> Baselines:
     """What is known of the base; nothing where it was measured otherwise."""
     return _kept(Baselines, root / "base.json", yardstick) or Baselines(how=yardstick.how)
