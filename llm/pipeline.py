@@ -18,7 +18,7 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import COMMAND_LINE, Config, Named, differing, flat, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, Named, completed, differing, flat, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
 from raftdiff.recipes.sentences import STAGE
 from raftdiff.recipes.source import Where
@@ -190,6 +190,7 @@ def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> Non
     file = out / BEGUN
     if file.is_file():
         known = yaml.safe_load(file.read_text(encoding="utf-8"))
+        known |= {stage: _completed(held) for stage, held in known.items() if stage in identity}
         free = [f"{stage}.{key}" for stage in identity for key in NOT_IDENTITY]
         marks = {name: mark for stage in identity for name, mark in _marks(out / stage).items()}
         moved = moves(flat(known), flat(now), marks)
@@ -206,6 +207,13 @@ def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> Non
         raise UserError(f"{out}: this is no pipeline's folder and not empty; name another with --out.")
     out.mkdir(parents=True, exist_ok=True)
     write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
+
+
+def _completed(known: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``check`` returned of a stage once, with the defaults of keys that were yet to come then."""
+    later = {"read later": known["read later"]} if "read later" in known else {}
+    kind = TextRecipe if known.get("media") == "text" else RewardRecipe
+    return {**completed({key: value for key, value in known.items() if key not in later}, kind), **later}
 
 
 def _marks(stage: Path) -> Mapping[str, str]:

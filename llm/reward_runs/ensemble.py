@@ -149,7 +149,7 @@ def _check_recipe(folder: Path, first: RewardRecipe) -> None:
     file = folder / "recipe.yaml"
     if not file.is_file():
         return
-    own = completed(yaml.safe_load(file.read_text()), first)
+    own = completed(yaml.safe_load(file.read_text()), type(first))
     if keys := differing(own, plain(first), NOT_IDENTITY):
         raise UserError(
             f"{folder}: these models were trained by another recipe; these keys differ: {', '.join(keys)}. Change them "

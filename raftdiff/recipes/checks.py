@@ -49,10 +49,14 @@ def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
     Raises:
         UserError: what the selector selects is not what ``learner`` learns from, or there are too few candidates.
     """
-    kind = recipe.ranker.selector.build(seed=0).kind
+    selector = recipe.ranker.selector.build(seed=0)
+    kind = selector.kind
     if kind not in needs.kinds:
         wanted, fitting = ", ".join(needs.kinds), " or ".join(SELECTORS[one] for one in needs.kinds)
         told = f"it selects '{kind}', and {learner} learns from {wanted}; use type: {fitting}."
         raise UserError(f"ranker.selector: {told}")
     if kind == "pairs" and recipe.loop.candidates == 1:
         raise UserError("loop.candidates: a pair takes two candidates of a prompt; make it 2 or more.")
+    if kind in ("advantages", "labelled") and recipe.loop.candidates == 1 and selector.compares == "prompt":
+        told = "compares the candidates of a prompt, and one alone is neither good nor bad; make it 2 or more."
+        raise UserError(f"loop.candidates: the selector '{recipe.ranker.selector.type}' {told}")

@@ -92,11 +92,11 @@ def check(model: type[C], data: Any, name: str = "recipe") -> C:
         raise UserError("\n".join(told)) from None
 
 
-def completed(data: Mapping[str, Any], like: Config) -> dict[str, Any]:
+def completed(data: Mapping[str, Any], kind: type[Config]) -> dict[str, Any]:
     """A recipe that was written once, with the default of every key that was yet to come then; as it is written where
-    it is none of the kind of ``like``."""
+    it is none of the ``kind``."""
     try:
-        return plain(check(type(like), data))
+        return plain(check(kind, data))
     except UserError:
         return dict(data)
 

@@ -50,7 +50,7 @@ def go_on_with(run: Run, recipe: Config) -> list[str]:
     if not changed:
         return []
     # of several changes before one round the first recipe made the rounds before it
-    run.keep_recipe(done, dump(completed(run.recipe(), recipe)))
+    run.keep_recipe(done, dump(completed(run.recipe(), type(recipe))))
     run.put_recipe(dump(recipe))
     run.log("recipe", round=done, changed=changed)
     return changed

@@ -168,7 +168,7 @@ class Run:
         """The keys at which ``recipe`` is another than the run's own, but for the ``free`` ones, those that are no part
         of its identity, and names of models, runs and files that are the same and lie elsewhere."""
         now = plain(recipe)
-        keys = differing(completed(self.recipe(), recipe), now, (*NOT_IDENTITY, *free))
+        keys = differing(completed(self.recipe(), type(recipe)), now, (*NOT_IDENTITY, *free))
         found = self.moves(now) if keys else {}
         return [key for key in keys if key not in found]
 

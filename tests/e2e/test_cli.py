@@ -319,6 +319,10 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
             ["loop.candidates=1", "finetuner.learning={type: dpo}", "ranker.selector={type: best_worst}"],
             "loop.candidates: a pair takes two candidates of a prompt",
         ),
+        (
+            ["loop.candidates=1", "finetuner.learning={type: kto}", "ranker.selector={type: threshold}"],
+            "loop.candidates: the selector 'threshold' compares the candidates of a prompt",
+        ),
         (["loop.patience=2", "evaluation.every_round=0"], "stopping needs a held-out reward"),
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
         (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),

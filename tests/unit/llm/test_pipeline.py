@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import pytest
+import yaml
 
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
-from raftdiff.llm.pipeline import PipelineRecipe, begin, check, filled, load_pipeline, stages
+from raftdiff.llm.pipeline import BEGUN, PipelineRecipe, begin, check, filled, load_pipeline, stages
 from raftdiff.llm.recipe import TextRecipe
 from raftdiff.recipes.config import read
 from raftdiff.recipes.files import locate
@@ -131,6 +132,20 @@ def test_a_stage_is_changed_by_its_name(file: Path) -> None:
     assert "'polizy' is no stage of this pipeline and no key of it. Did you mean 'policy'?" in refused(
         file, "", "", "polizy.loop.rounds=7"
     )
+
+
+def test_a_pipeline_that_began_before_a_key_was_known_goes_on(file: Path, tmp_path: Path) -> None:
+    recipe = load_pipeline(file)
+    now, out = check(recipe, file), tmp_path / "out"
+    begin(out, recipe, now)
+    old = yaml.safe_load((out / BEGUN).read_text())
+    del old["policy"]["loop"]["sample_every"]
+    (out / BEGUN).write_text(yaml.safe_dump(old))
+    begin(out, recipe, now)
+    old["policy"]["loop"]["candidates"] = 77
+    (out / BEGUN).write_text(yaml.safe_dump(old))
+    with pytest.raises(UserError, match=r"another pipeline began this folder; these keys differ: policy\.loop\.cand"):
+        begin(out, recipe, now)
 
 
 def test_what_a_pipeline_is_names_no_folder_of_the_moment(file: Path) -> None:

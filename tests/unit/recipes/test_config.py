@@ -143,9 +143,9 @@ def test_a_recipe_of_before_a_key_was_known_has_the_keys_default() -> None:
     now = Toy(name="a", tuner=Tuner(rank=5))
     before = plain(now)
     del before["tuner"]["learning_rate"]
-    assert completed(before, now) == plain(now)
-    assert completed({**before, "tuner": {"rank": 6}}, now) == plain(Toy(name="a", tuner=Tuner(rank=6)))
-    assert completed({"strange": 1}, now) == {"strange": 1}
+    assert completed(before, Toy) == plain(now)
+    assert completed({**before, "tuner": {"rank": 6}}, Toy) == plain(Toy(name="a", tuner=Tuner(rank=6)))
+    assert completed({"strange": 1}, Toy) == {"strange": 1}
 
 
 def test_whatever_holds_others_and_may_be_left_out_may_be_null(recipe: Path) -> None:
