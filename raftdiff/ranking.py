@@ -19,6 +19,10 @@ Similarity = Callable[[Iterable[Sequence[Sample[Any]]], Scores], Float[np.ndarra
 Describe = Callable[[Iterable[Sequence[Sample[Any]]], Set[Key]], Mapping[str, Any]]
 
 
+class AllUnfitError(UserError):
+    """Nothing that was drawn is fit to be scored."""
+
+
 @final
 @dataclass(frozen=True)
 class Unfit(Generic[Media]):
@@ -130,13 +134,13 @@ class Ranker(Generic[Media]):
     def refuse_unfit(self, samples: Sequence[Sample[Media]]) -> None:
         """
         Raises:
-            UserError: every sample that is there is unfit.
+            AllUnfitError: every sample that is there is unfit.
         """
         self._refuse(len(samples), sum(map(self.unfit.finds, samples)) if self.unfit else 0)
 
     def _refuse(self, there: int, unfit: int) -> None:
         if self.unfit and there and unfit == there:
-            raise UserError(f"All {there} {self.unfit.all_are}")
+            raise AllUnfitError(f"All {there} {self.unfit.all_are}")
 
 
 def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:

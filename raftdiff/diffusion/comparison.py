@@ -3,6 +3,7 @@
 import json
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw, draw_both, evaluate
+from raftdiff.ranking import AllUnfitError
 from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
@@ -113,24 +115,30 @@ def compare_over(
     seed: int,
     report: Report = silent,
 ) -> Compared:
-    """``compare`` with each of some strengths of guidance: the base at its best one against the policy at its own.
+    """``compare`` with each of some strengths of guidance: the base at its best one against the policy at its own. One
+    with which a side drew nothing but pictures of one colour, as where guidance overflows, is told and left out.
 
     Raises:
-        UserError: as ``compare``, with the strength.
+        UserError: as ``compare``; the strengths are left out one and all.
     """
     config = assembly.evaluator.config
-    ways = [config.model_copy(update={"guidance": strength}) for strength in sorted(set(strengths))]
-    found = []
-    for place, way in enumerate(ways):
+    asked = [config.model_copy(update={"guidance": strength}) for strength in sorted(set(strengths))]
+    ways, found = [], []
+    for place, way in enumerate(asked):
 
         def told(done: int, total: int, place: int = place) -> None:
-            report(place * total + done, len(ways) * total)
+            report(place * total + done, len(asked) * total)
 
         there = replace(assembly, evaluator=way.build(assembly.model))
         try:
             found.append(compare(there, prompts, per_prompt=per_prompt, seed=seed, report=told))
-        except UserError as error:
-            raise UserError(f"With guidance {way.guidance:g}: {error}") from None
+        except AllUnfitError as error:
+            blank = f"With guidance {way.guidance:g}: {error}"
+            if not found and way is asked[-1]:
+                raise UserError(blank) from None
+            warnings.warn(f"{blank} That strength is left out.", stacklevel=2)
+        else:
+            ways.append(way)
     curve = [_strength(*point) for point in zip(ways, found, strict=True)]
     base, tuned = _best(curve, "before"), _best(curve, "after")
     compared = measured(

@@ -244,6 +244,11 @@ def test_eval_over_guidance_compares_each_model_at_its_best(finished: Path, caps
     alone = json.loads((finished / "eval/alone/eval.json").read_text())
     assert alone["rewards"]["jpeg"]["after"]["mean"] == pytest.approx(each["after"][2.0])
     assert "Over guidance" not in (finished / "eval/alone/report.html").read_text()
+    status, _, _ = said(capsys, "eval", finished, "--guidance", "1,1e38", "--name", "beyond")
+    assert status == 0
+    assert len(json.loads((finished / "eval/beyond/eval.json").read_text())["guidance"]["curve"]) == 1
+    status, _, err = said(capsys, "eval", finished, "--guidance", "1e37,1e38", "--name", "none")
+    assert (status, "With guidance 1e+38: All 2 pictures are blank" in err) == (2, True)
     for wrong in ("1,x", "-1", "nan", ",", ""):
         status, _, err = said(capsys, "eval", finished, f"--guidance={wrong}")
         assert (status, "give strengths from 0 on with commas between" in err) == (2, True)
