@@ -107,7 +107,7 @@ def _results(commands: Commands) -> None:
     compared.add_argument(
         "--methods",
         metavar="A,B,...",
-        help="raft, raft_random, rwr, awm, nft, dpo, ipo, kto, which is all by default, and recipes of your own",
+        help="raft, raft_random, rwr, awm, nft, dpo, ipo, kto, which are the default; ddpo; and recipes of your own",
     )
     compared.add_argument(
         "--seeds", type=from_one, default=3, metavar="N", help="training seeds (default: %(default)s)"

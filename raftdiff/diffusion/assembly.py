@@ -8,6 +8,7 @@ from PIL.Image import Image
 
 from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
@@ -97,11 +98,14 @@ def assemble(recipe: Recipe) -> Assembly:
     own, guidance = drawing.build(model), recipe.guidance
     used = drawing.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
+    taught_on_path = "path" in recipe.finetuner.requires.aux
+    chain = chain_of(own.solver(), drawing.effective_eta, drawing.guidance) if taught_on_path else None
     finetuner = recipe.finetuner.build(
         model,
         total_rounds=recipe.loop.rounds,
         guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
+        chain=chain,
     )
     held = [_sampler(one, own, finetuner) for one in samplers(recipe)]
     for one, share in zip(held, shares(recipe), strict=True):
@@ -129,7 +133,8 @@ def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) 
     """One sampler of the recipe; ``own`` is the policy's."""
     match config:
         case DiffusionSamplerConfig():
-            return own if config == own.config else config.build(own.parts)
+            aux = finetuner.requires.aux
+            return own if config == own.config and own.provides == aux else config.build(own.parts, aux)
         case TeacherSamplerConfig():
             return config.build(own.parts, finetuner.base_weights, embedded.resolve)
         case _:

@@ -84,14 +84,19 @@ def count(
         selected=selected,
         tuning_steps=-(-rows // rows_a_step),
         tuning_rows=rows,
-        tuning_evaluations=rows * evaluations_per_row(tuner, sampler.guidance if guidance is None else guidance),
+        tuning_evaluations=rows
+        * evaluations_per_row(tuner, sampler.guidance if guidance is None else guidance, drawn=sampler.guidance),
     )
 
 
-def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float) -> int:
-    """Rows through the U-Net for each picture shown: its own, the guided loss's second, those of base and old."""
+def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float, *, drawn: float) -> int:
+    """Rows through the U-Net for each picture shown: its own, the guided loss's second, those of base and old. Steps of
+    a path are learnt with the guidance that they were ``drawn`` with."""
+    rule, anchored = tuner.learning.build(), tuner.anchor > 0
+    if "path" in tuner.requires.aux:
+        return (1 if drawn == 1 else 2) * 2 + int(anchored)
     guided = tuner.loss_on == "guided" and (tuner.guidance or guidance) != 1
-    fixed = {tuner.learning.build().reference, "base" if tuner.anchor > 0 else "none"} - {"none"}
+    fixed = {rule.reference, "base" if anchored else "none"} - {"none"}
     return 1 + int(guided) + len(fixed)
 
 
@@ -119,7 +124,7 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     sampling = _seconds(lambda: quick.denoise(noise, text, negative, generators), parts.device)
     rows = quick.network_evaluations() // 2  # two runs
     decoding = _seconds(lambda: decode(parts, noise, sampler.config.vae_batch_size or batch), parts.device)
-    tuning, tuned_rows = _tuning(tuner, noise)
+    tuning, tuned_rows = _tuning(tuner, noise, sampler.config.steps)
     return Probe(
         seconds_per_evaluation=sampling / rows,
         seconds_per_decode=decoding / batch,
@@ -137,16 +142,17 @@ def model_parameters(tuner: DiffusionFineTuner) -> int:
     return int(total) - (tuner.parameter_count() if tuner.config.adapter == "lora" else 0)
 
 
-def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor) -> tuple[float, int]:
+def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor, steps: int) -> tuple[float, int]:
     """Seconds of one optimizer step, and its rows; the state is put back afterwards."""
     before = tuner.state_dict()
     pictures = tuner.config.pictures_an_item
     rows = tuner.config.items_at_once * pictures * tuner.config.gradient_accumulation
     prompt = Prompt("probe", "a picture", "a picture", "a picture")
+    aux = [{"latent": one, "path": one.expand(steps + 1, *one.shape)} for one in latents]
     samples = {
         sample.key: sample
         for sample in (
-            Sample(0, prompt, row, 0, "policy", Image.new("RGB", (1, 1)), {"latent": latents[row % len(latents)]})
+            Sample(0, prompt, row, 0, "policy", Image.new("RGB", (1, 1)), aux[row % len(latents)])
             for row in range(rows)
         )
     }

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
@@ -220,10 +220,36 @@ def _check(recipe: Recipe) -> None:
         if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):
             raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
         recipe.sampler.fit(recipe.loop.candidates)
-    needs, gives = recipe.finetuner.requires, DiffusionSampler.provides
-    if missing := set(needs.aux) - set(gives):
-        raise UserError(f"finetuner: it needs {', '.join(sorted(missing))} with each sample, which this sampler lacks.")
-    check_kind(recipe, f"learning: {recipe.finetuner.learning.type}", needs)
+    needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
+    check_kind(recipe, learner, needs)
+    if needs.fresh_samples:
+        _check_path(recipe, learner)
+
+
+def _check_path(recipe: Recipe, learner: str) -> None:
+    """
+    Raises:
+        UserError: what the fine-tuner would learn from is not the policy's own path, just drawn for the same text.
+    """
+    if not isinstance(recipe.sampler, DiffusionSamplerConfig):
+        raise UserError(
+            f"sampler: {learner} learns from the steps in which the policy itself drew; use type: diffusion."
+        )
+    if "path" not in recipe.sampler.can_provide:
+        raise UserError(
+            f"sampler: {learner} learns from steps that draw noise, with a probability that is known; use "
+            "scheduler: ddim with an eta above 0, such as eta: 1."
+        )
+    if recipe.loop.sample_every > 1:
+        raise UserError(f"loop.sample_every: {learner} learns from fresh pictures; make it 1.")
+    if recipe.loop.replay_rounds:
+        raise UserError(f"loop.replay_rounds: {learner} learns from fresh pictures; make it 0.")
+    for prompt in build(recipe.prompts):
+        if prompt.sampling != prompt.learning:
+            raise UserError(
+                f"prompts: {learner} learns from steps that were drawn for the text that is learnt, and "
+                f"'{prompt.id}' is drawn for another; leave the magic prompt out, or set prompts.decouple: false."
+            )
 
 
 def _held_out(config: PromptsConfig) -> None:

@@ -1,6 +1,7 @@
 """Sampling a diffusion model: batched across prompts, one seed per sample."""
 
 import warnings
+from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from functools import cache
 from typing import Any, Literal, final
@@ -55,8 +56,20 @@ class DiffusionSamplerConfig(Config):
         """Of the network, for a picture."""
         return self.steps * (1 if self.guidance == 1 else 2)
 
-    def build(self, parts: Parts) -> "DiffusionSampler":
-        return DiffusionSampler(self, parts)
+    @property
+    def effective_eta(self) -> float:
+        """The eta that is drawn with. At 1 and SNR 0 diffusers takes the root of a difference that rounding can make
+        negative."""
+        return min(self.eta, 0.99999)
+
+    @property
+    def can_provide(self) -> tuple[str, ...]:
+        """What samples may carry: their path where each step is a draw of known probability."""
+        return ("latent", "path") if self.scheduler == "ddim" and self.eta > 0 else ("latent",)
+
+    def build(self, parts: Parts, aux: Sequence[str] = ("latent",)) -> "DiffusionSampler":
+        """``aux``: what each sample is to carry, of ``can_provide``."""
+        return DiffusionSampler(self, parts, aux)
 
 
 @final
@@ -64,14 +77,15 @@ class DiffusionSampler:
     """Draws from the model as it now stands: tuned, or within ``base_weights()`` the base.
 
     The initial noise, and that of stochastic solvers, comes from a CPU generator of each sample's own, so neither the
-    device nor the batch changes what is drawn. A sample's latent is kept as it was before decoding.
+    device nor the batch changes what is drawn. A sample's latent is kept as it was before decoding, and by choice all
+    those on the way to it.
     """
 
     source: Source = "policy"
-    provides: tuple[str, ...] = ("latent",)
 
-    def __init__(self, config: DiffusionSamplerConfig, parts: Parts) -> None:
+    def __init__(self, config: DiffusionSamplerConfig, parts: Parts, aux: Sequence[str] = ("latent",)) -> None:
         self.config = config
+        self.provides = tuple(aux)
         self.parts = parts
         self.height, self.width = size_of(config, parts)
         self.scheduler = make_scheduler(config, parts)
@@ -82,7 +96,8 @@ class DiffusionSampler:
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Image.Image]]:
         """Yield ``per_prompt`` pictures for each prompt, in order; ``aux["latent"]`` is (channels, height, width),
-        float32, scaled as the U-Net sees it.
+        float32, scaled as the U-Net sees it, ``aux["path"]`` (steps + 1, channels, height, width): the noise first, the
+        latent last.
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
         Under accelerate launch the processes draw batches in turn, and each yields all of them.
@@ -92,27 +107,41 @@ class DiffusionSampler:
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         wanted = [batch for batch in batches if any((p.id, k) not in done for p, k in batch)]
         for batch, drawn in _shared(wanted, lambda batch: self._draw(batch, seed)):
-            for (prompt, index), (latent, picture) in zip(batch, drawn, strict=True):
+            for (prompt, index), (aux, picture) in zip(batch, drawn, strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
-                    yield Sample(round, prompt, index, one, self.source, picture, {"latent": latent})
+                    yield Sample(round, prompt, index, one, self.source, picture, aux)
 
     def network_evaluations(self) -> int:
         """Rows through the U-Net since construction; a picture with guidance counts two a step."""
         return self._evaluations
 
-    def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[Tensor, Image.Image]]:
+    def solver(self) -> Any:
+        """The scheduler of diffusers, its steps set."""
+        with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.scheduler.set_timesteps(self.config.steps, device=self.parts.device)
+        return self.scheduler
+
+    def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
         generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in batch]
         embeddings = self.parts.prompts([prompt.sampling for prompt, _ in batch])
         negative = self.parts.prompts([prompt.negative for prompt, _ in batch]) if self.config.guidance != 1 else None
         channels, factor = self.parts.unet.config.in_channels, self.parts.vae_factor
         shape = (1, channels, self.height // factor, self.width // factor)
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        latents = self.denoise(noise, embeddings, negative, generators)
+        way = self.denoising(noise, embeddings, negative, generators)
+        path = deque(way, maxlen=None if "path" in self.provides else 1)
+        latents = path[-1]
         pictures = decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
-        return [(latent.clone(), picture) for latent, picture in zip(latents.cpu(), pictures, strict=True)]
+        held = {"latent": latents.cpu()}
+        if "path" in self.provides:
+            held["path"] = torch.stack([one.cpu() for one in path], dim=1)
+        return [
+            ({name: tensor[row].clone() for name, tensor in held.items()}, picture)
+            for row, picture in enumerate(pictures)
+        ]
 
-    @torch.no_grad()
     def denoise(
         self,
         noise: Float[Tensor, "batch channels height width"],
@@ -120,19 +149,28 @@ class DiffusionSampler:
         negative: Float[Tensor, "batch tokens embedding"] | None,
         generators: list[torch.Generator],
     ) -> Float[Tensor, "batch channels height width"]:
-        """Latents from standard normal noise, float32 on the model's device.
+        """The last of ``denoising``."""
+        return deque(self.denoising(noise, embeddings, negative, generators), maxlen=1).pop()
+
+    @torch.no_grad()
+    def denoising(
+        self,
+        noise: Float[Tensor, "batch channels height width"],
+        embeddings: Float[Tensor, "batch tokens embedding"],
+        negative: Float[Tensor, "batch tokens embedding"] | None,
+        generators: list[torch.Generator],
+    ) -> Iterator[Float[Tensor, "batch channels height width"]]:
+        """From standard normal noise to latents, float32 on the model's device: the noise, then what each step leaves.
 
         The solver works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
         without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
         """
-        parts, scheduler, guidance = self.parts, self.scheduler, self.config.guidance
+        parts, scheduler, guidance = self.parts, self.solver(), self.config.guidance
         context = embeddings if negative is None else torch.cat([negative, embeddings])
         context = context.to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
-        with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
-            warnings.simplefilter("ignore", DeprecationWarning)
-            scheduler.set_timesteps(self.config.steps, device=parts.device)
         latents = noise.to(parts.device) * scheduler.init_noise_sigma
+        yield latents
         for timestep in scheduler.timesteps:
             seen = scheduler.scale_model_input(latents, timestep)
             seen = seen if negative is None else torch.cat([seen, seen])
@@ -143,9 +181,8 @@ class DiffusionSampler:
             if negative is not None:
                 away, toward = predicted.chunk(2)
                 predicted = away + guidance * (toward - away)
-            latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0]
-        result: Tensor = latents.float()
-        return result
+            latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0].float()
+            yield latents
 
 
 @torch.no_grad()
@@ -208,8 +245,7 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
 
 def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Generator]) -> dict[str, Any]:
     if config.scheduler == "ddim":
-        # at eta = 1 and SNR 0, diffusers takes the root of a difference that rounding can make negative
-        return {"eta": min(config.eta, 0.99999), "generator": generators} if config.eta > 0 else {}
+        return {"eta": config.effective_eta, "generator": generators} if config.eta > 0 else {}
     return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
 
 

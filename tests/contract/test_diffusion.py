@@ -16,6 +16,7 @@ PROMPTS = [Prompt(name, name, name, name) for name in ("a cat", "a dog", "a cow"
 SAMPLERS = [
     {"scheduler": "dpm++", "guidance": 3.0, "batch_size": 4},
     {"scheduler": "euler_a", "guidance": 1.0, "batch_size": 2},
+    {"scheduler": "ddim", "eta": 0.5, "guidance": 3.0, "batch_size": 4},
 ]
 TUNERS = [{}, {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}]
 
@@ -31,7 +32,8 @@ def model(folder):
 
 @pytest.mark.parametrize("config", SAMPLERS, ids=lambda config: config["scheduler"])
 def test_sampler(folder, config):
-    sampler = DiffusionSamplerConfig(steps=2, **config).build(model(folder))
+    made = DiffusionSamplerConfig(steps=2, **config)
+    sampler = made.build(model(folder), made.can_provide)
     check_sampler(sampler, PROMPTS, per_prompt=2).demand()
 
 

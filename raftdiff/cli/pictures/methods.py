@@ -7,7 +7,7 @@ from pathlib import Path
 from raftdiff.cli.either import begin
 from raftdiff.cli.evaluate import strengths
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.methods.changes import METHODS, Trial, planned
+from raftdiff.diffusion.methods.changes import ALIKE, Trial, planned
 from raftdiff.diffusion.methods.standings import summary, written
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, run_trial
 from raftdiff.diffusion.recipe import load_recipe
@@ -26,7 +26,7 @@ def methods(args: argparse.Namespace) -> None:
     file, overrides = args.recipe, args.overrides
     if "=" in file and not Path(file).is_file():
         file, overrides = RECIPE, [file, *overrides]
-    names = [name.strip() for name in args.methods.split(",")] if args.methods else list(METHODS)
+    names = [name.strip() for name in args.methods.split(",")] if args.methods else list(ALIKE)
     recipe = load_recipe(file, overrides)
     trials = planned(names, recipe, file, overrides, evaluations=args.evaluations)
     yardstick = Yardstick(recipe, strengths(args.guidance), training=args.training)

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from raftdiff.diffusion.learning import losses, schedule
 from raftdiff.diffusion.learning.drift import drift
-from raftdiff.diffusion.learning.rules import RuleConfig, SftConfig
+from raftdiff.diffusion.learning.lessons import Lesson, Noised, Part, Steps, stacked
+from raftdiff.diffusion.learning.policy_gradient import Chain
+from raftdiff.diffusion.learning.rules import Ddpo, DdpoConfig, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
@@ -35,7 +37,7 @@ class DiffusionFineTunerConfig(Config):
 
     type: Literal["diffusion"] = "diffusion"
     learning: RuleConfig = Field(default_factory=SftConfig)
-    """What is learned from what was selected: sft imitates it; advantage, nft, dpo and kto learn from differences."""
+    """What is learned from what was selected: sft imitates it; the others learn from differences."""
     adapter: Literal["lora", "full"] = "lora"
     """Low-rank updates (arXiv:2106.09685), or every weight of the U-Net."""
     rank: int = Field(default=8, ge=1)
@@ -79,7 +81,7 @@ class DiffusionFineTunerConfig(Config):
     pure_noise_steps: int = Field(default=0, ge=0)
     """At this many of the last training timesteps (of usually 1000) the network learns to start from pure noise."""
     timesteps: Literal["uniform", "stratified", "logit_normal"] = "stratified"
-    """How training timesteps are drawn."""
+    """How training timesteps are drawn; with ddpo the step of its path that a picture is shown at."""
     anchor: float = Field(default=0.0, ge=0)
     """Weight of the squared distance between the tuned model's predictions and the base model's."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -99,13 +101,19 @@ class DiffusionFineTunerConfig(Config):
                 raise ValueError(f"train_text_encoder is for learning: sft alone; {move}")
             if self.min_snr_gamma is not None:
                 raise ValueError(f"min_snr_gamma is for learning: sft alone, not for {self.learning.type}")
+        if isinstance(self.learning, DdpoConfig):
+            for name in ("caption_dropout", "offset_noise", "pure_noise_steps"):
+                if getattr(self, name):
+                    raise ValueError(f"{name} is for pictures under noise; ddpo learns from steps as they were drawn")
         return self
 
     @property
     def requires(self) -> Requires:
         """What its rule learns from."""
         rule = self.learning.build()
-        return Requires(kinds=(rule.kind,), aux=("latent",), reference_model=rule.reference == "base")
+        path = isinstance(rule, Ddpo)
+        aux = ("latent", "path") if path else ("latent",)
+        return Requires((rule.kind,), aux, reference_model=rule.reference == "base", fresh_samples=path)
 
     @property
     def pictures_an_item(self) -> int:
@@ -117,15 +125,19 @@ class DiffusionFineTunerConfig(Config):
         """Items whose pictures make up a batch."""
         return max(1, self.batch_size // self.pictures_an_item)
 
-    def build(self, parts: Parts, *, total_rounds: int, guidance: float, seed: int) -> "DiffusionFineTuner":
+    def build(
+        self, parts: Parts, *, total_rounds: int, guidance: float, seed: int, chain: Chain | None = None
+    ) -> "DiffusionFineTuner":
         """The fine-tuner, its weights attached to ``parts`` in place.
 
         Args:
             total_rounds: how many rounds the learning-rate schedule spans.
             guidance: what the tuned model is to be used with, for the guided loss.
             seed: of the LoRA's first weights.
+            chain: the steps by which the sampler draws, for a rule that learns from them.
         """
-        return DiffusionFineTuner(self, parts, total_rounds=total_rounds, guidance=guidance, seed=seed)
+        lesson = _lesson(self, parts, guidance, chain)
+        return DiffusionFineTuner(self, parts, lesson, total_rounds=total_rounds, seed=seed)
 
 
 @final
@@ -138,13 +150,12 @@ class DiffusionFineTuner:
     """
 
     def __init__(
-        self, config: DiffusionFineTunerConfig, parts: Parts, *, total_rounds: int, guidance: float, seed: int
+        self, config: DiffusionFineTunerConfig, parts: Parts, lesson: Lesson[Any], *, total_rounds: int, seed: int
     ) -> None:
         self.config = config
         self.requires = config.requires
         self.parts = parts
-        self.abar = schedule.of_scheduler(parts.scheduler)
-        self.objective = _objective(config, parts, self.abar, guidance)
+        self.lesson = lesson
         self.precision = DTYPES[config.precision] if config.precision else parts.dtype
         if self.precision == torch.float16 and parts.device.type == "cpu":
             raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
@@ -172,11 +183,14 @@ class DiffusionFineTuner:
         Several processes (accelerate launch) must be given the same selection; each takes its share of every step.
 
         Raises:
-            UserError: a sample has no latent, latents differ in shape, or the loss is no longer a number.
+            UserError: a sample lacks what is learnt from, latents differ in shape, or the loss is no longer a number.
         """
         pictures = self.config.pictures_an_item
         chosen = [samples[key] for item in selection.items for key in item.keys]
-        latents, captions = _latents(chosen), [sample.prompt.learning for sample in chosen]
+        held = {name: stacked(chosen, name) for name in self.requires.aux}
+        shown, latents = held[self.lesson.aux], held["latent"]
+        captions = [sample.prompt.learning for sample in chosen]
+        against = [self.lesson.against(sample.prompt) for sample in chosen]
         weights = torch.tensor([item.weight for item in selection.items for _ in item.keys], dtype=torch.float32)
         items_a_step = self.config.items_at_once * self.config.gradient_accumulation
         plan = optimizer.exposure_plan(
@@ -186,10 +200,12 @@ class DiffusionFineTuner:
         with self._training():
             for index, items in enumerate(plan):
                 rows = _rows(torch.tensor(items), pictures)
-                draws = self._draws(latents[rows[::pictures]], seed, index)
+                # of each item one draw; the same however the step is cut into batches and processes
+                generator = torch.Generator().manual_seed(fold(seed, "step", index))
+                drawn = self.lesson.draw(torch.Size((len(items), *shown.shape[1:])), generator)
                 rate = self.course.rate(self.course.progress(index / len(plan)))
-                texts = [captions[row] for row in rows]
-                self._step(latents[rows], texts, weights[rows], draws=draws, rate=rate, tally=tally)
+                texts = [(captions[row], against[row]) for row in rows]
+                self._step(shown[rows], texts, weights[rows], drawn=drawn, rate=rate, tally=tally)
                 report(index + 1, len(plan))
         self.course.finish()
         moved = drift(
@@ -230,24 +246,12 @@ class DiffusionFineTuner:
         """How many numbers are trained."""
         return self.trainable.count()
 
-    def _draws(self, x0: Tensor, seed: int, index: int) -> losses.Draws:
-        """The random numbers of the round's step ``index``, of each item one; the same however the step is cut into
-        batches and processes."""
-        return losses.draw(
-            (x0.shape[0], x0.shape[1], x0.shape[2], x0.shape[3]),
-            len(self.abar),
-            torch.Generator().manual_seed(fold(seed, "step", index)),
-            kind=self.config.timesteps,
-            offset=self.config.offset_noise,
-            dropout=self.config.caption_dropout,
-        )
-
     def _step(
-        self, x0: Tensor, captions: list[str], weights: Tensor, *, draws: losses.Draws, rate: float, tally: Tally
+        self, shown: Tensor, texts: list[tuple[str, str]], weights: Tensor, *, drawn: Any, rate: float, tally: Tally
     ) -> None:
         """One optimizer step on the items whose rows are given, this process taking every so-manieth of them."""
         world, pictures = _accelerator(), self.config.pictures_an_item
-        count = len(x0) // pictures
+        count = len(shown) // pictures
         mine, at_once = (
             range(world.process_index, count, world.num_processes),
             max(1, self.config.batch_size // pictures),
@@ -255,24 +259,25 @@ class DiffusionFineTuner:
         for start in range(0, len(mine), at_once):
             items = torch.tensor(mine[start : start + at_once])
             rows = _rows(items, pictures)
-            shared = draws.rows(items.repeat_interleave(pictures))
-            terms = self._terms(x0[rows], [captions[row] for row in rows], weights[rows], shared)
+            shared = drawn.rows(items.repeat_interleave(pictures))
+            terms = self._terms(shown[rows], [texts[row] for row in rows], weights[rows], shared)
             anchor = terms.anchor / pictures
             world.backward(self.scaler.scale((terms.loss + anchor) / count))
             tally.sums["loss"] += float(terms.loss.detach())
             tally.sums["anchor"] += float(anchor.detach())
+            for name, value in terms.figures.items():
+                tally.sums[name] += value
             tally.evaluations += terms.evaluations
         tally.took(count, norm=self._update(world, rate), rate=rate)
 
-    def _terms(self, x0: Tensor, captions: list[str], weights: Tensor, draws: losses.Draws) -> losses.Terms:
+    def _terms(self, shown: Tensor, texts: list[tuple[str, str]], weights: Tensor, drawn: Any) -> losses.Terms:
         """The loss terms of one batch, on the model's device."""
-        device = self.parts.device
-        embeddings = self._embed(captions)
+        captions = self._embed([caption for caption, _ in texts])
+        leads_from = list(dict.fromkeys(against for _, against in texts))
         with torch.no_grad():
-            empty = self._embed([""]).expand_as(embeddings)
-        batch = losses.Batch(x0.to(device), embeddings, empty, weights.to(device), draws.to(device))
+            against = self._embed(leads_from)[[leads_from.index(text) for _, text in texts]]
         networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
-        return losses.step_loss(batch, self.abar.to(device), self.objective, networks)
+        return self.lesson.terms(Part(shown, drawn, captions, against, weights), networks)
 
     def _update(self, world: Any, rate: float) -> float:
         """Let the gradients act: summed over processes, clipped, stepped. Returns their norm before clipping."""
@@ -322,7 +327,7 @@ class DiffusionFineTuner:
         unet = self.parts.unet
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
-        if self.objective.rule.reference == "old":
+        if self.config.learning.build().reference == "old":
             policy = self.trainable.live if self.average is None else self.average
             self._old = {name: weight.clone() for name, weight in policy.items()}
         if self.config.gradient_checkpointing:
@@ -336,21 +341,26 @@ class DiffusionFineTuner:
             self.trainable.rest(self.average)
 
 
-def _objective(
-    config: DiffusionFineTunerConfig, parts: Parts, abar: schedule.Schedule, guidance: float
-) -> losses.Objective:
+def _lesson(config: DiffusionFineTunerConfig, parts: Parts, guidance: float, chain: Chain | None) -> Lesson[Any]:
+    """What the rule is taught on."""
+    rule, abar = config.learning.build(), schedule.of_scheduler(parts.scheduler)
+    if isinstance(rule, Ddpo):
+        if chain is None:
+            raise ValueError(f"learning: {config.learning.type} needs the chain of the sampler's steps")
+        return Steps(chain, rule, parts.prediction_type, config.timesteps, config.anchor)
     if config.pure_noise_steps > len(abar):
         raise UserError(
             f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(abar)} timesteps."
         )
-    return losses.Objective(
+    objective = losses.Objective(
         prediction_type=parts.prediction_type,
         guidance=(config.guidance or guidance) if config.loss_on == "guided" else 1.0,
         min_snr_gamma=config.min_snr_gamma,
         pure_noise_steps=config.pure_noise_steps,
         anchor=config.anchor,
-        rule=config.learning.build(),
+        rule=rule,
     )
+    return Noised(objective, abar, config.timesteps, config.offset_noise, config.caption_dropout)
 
 
 def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -362,18 +372,6 @@ def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
 def _rows(items: Tensor, pictures: int) -> Tensor:
     """Where the pictures of some items stand, of which each has so many."""
     return (items[:, None] * pictures + torch.arange(pictures)).flatten()
-
-
-def _latents(samples: Sequence[Sample[Image]]) -> Tensor:
-    """The samples' latents, (samples, channels, height, width), float32 on the CPU."""
-    for sample in samples:
-        if "latent" not in sample.aux:
-            raise UserError(f"{sample.key}: this sample carries no latent, which the diffusion fine-tuner learns from.")
-    found = [sample.aux["latent"].float() for sample in samples]
-    shapes = sorted({tuple(latent.shape) for latent in found})
-    if len(shapes) > 1:
-        raise UserError(f"The selected samples' latents differ in shape ({shapes[0]}, {shapes[1]}): one size a run.")
-    return torch.stack(found) if found else torch.zeros(0, 1, 1, 1)
 
 
 def _figures(tally: Tally, latents: Tensor, pictures: int) -> dict[str, float]:

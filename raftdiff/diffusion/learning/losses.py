@@ -17,8 +17,8 @@ the same error; Adam does not mind, the norm that clipping sees does. Rows whose
 w = 1.
 """
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -96,6 +96,8 @@ class Terms:
     anchor: Float[Tensor, ""]
     evaluations: int
     """Rows through the network, with gradient or without."""
+    figures: Mapping[str, float] = field(default_factory=dict)
+    """What else is to be told of the rows, without gradient."""
 
 
 def step_loss(batch: Batch, abar: schedule.Schedule, objective: Objective, networks: Networks) -> Terms:

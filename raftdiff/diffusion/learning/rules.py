@@ -6,19 +6,19 @@
 
 ``sft`` imitates: it pulls the model to the selected pictures, guidance that they were drawn with and all, and sampling
 guides again. The others learn from the difference between better and worse pictures, both drawn with one guidance, so
-that what they share cancels.
+that what they share cancels. ``ddpo`` alone learns from the steps of the drawing, not from pictures under noise.
 """
 
 from dataclasses import dataclass
 from typing import Annotated, Literal, Protocol, TypeAlias, final, runtime_checkable
 
-import torch
 from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from raftdiff.diffusion.learning import schedule
+from raftdiff.diffusion.learning.policy_gradient import clipped
 from raftdiff.diffusion.learning.schedule import Latents, PerRow
 from raftdiff.recipes.config import Config
 from raftdiff.types import SelectionKind
@@ -127,8 +127,22 @@ class KtoConfig(Config):
         return Kto(self.beta)
 
 
+class DdpoConfig(Config):
+    """DDPO: the policy gradient on the steps in which the policy itself drew, of a sampler that draws noise."""
+
+    type: Literal["ddpo"] = "ddpo"
+    clip: float = Field(default=1e-4, gt=0)
+    """How far the ratio of a step's probabilities may leave 1 before it teaches no more. The probabilities are roots,
+    of as many as a latent has numbers."""
+    most: float = Field(default=5.0, gt=0)
+    """Advantages are cut to it, on both sides."""
+
+    def build(self) -> "Ddpo":
+        return Ddpo(self.clip, self.most)
+
+
 RuleConfig: TypeAlias = Annotated[
-    SftConfig | AdvantageConfig | NftConfig | DpoConfig | KtoConfig, Field(discriminator="type")
+    SftConfig | AdvantageConfig | NftConfig | DpoConfig | KtoConfig | DdpoConfig, Field(discriminator="type")
 ]
 
 
@@ -157,8 +171,7 @@ class Advantage:
         Source: advantage-weighted matching, arXiv:2509.25050, with PPO's clipping, without which a negative advantage
         would have no end.
         """
-        ratio = (rows.reference_error() - rows.error()).exp()
-        return -torch.minimum(rows.weight * ratio, rows.weight * ratio.clamp(1 - self.clip, 1 + self.clip))
+        return clipped((rows.reference_error() - rows.error()).exp(), rows.weight, self.clip)
 
 
 @final
@@ -223,6 +236,28 @@ class Kto:
         Source: Diffusion-KTO, arXiv:2404.04465, equation 9 with its sigmoid utility; the reference point is 0.
         """
         return 1 - (rows.weight * self.beta * (rows.reference_error() - rows.error())).sigmoid()
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Ddpo:
+    clip: float
+    most: float
+    kind: SelectionKind = "advantages"
+    reference: Reference = "old"
+
+    def loss(self, log_ratio: PerRow, advantage: PerRow) -> PerItem:
+        """-min(A rho, A clip(rho, 1 - c, 1 + c)) of one step each, rho = p(x' | x, caption) / p_old(x' | x, caption).
+
+        Source: DDPO with importance sampling, arXiv:2305.13301, section 4.3, clipped as in its authors' code.
+        """
+        return clipped(log_ratio.exp(), advantage.clamp(-self.most, self.most), self.clip)
+
+    def figures(self, log_ratio: PerRow) -> dict[str, float]:
+        """Sums over the rows: those whose ratio has left the clip, and half the squared change, which is about the
+        divergence from the policy that drew."""
+        outside = (log_ratio.exp() - 1).abs() > self.clip
+        return {"clipped": float(outside.sum()), "approx_kl": float((log_ratio**2).sum() / 2)}
 
 
 def row_mean(values: Latents) -> PerRow:

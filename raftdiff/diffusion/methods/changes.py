@@ -1,8 +1,9 @@
 """Learning rules as changes of one recipe, each at the cost of the others.
 
-Every method draws its candidates alike. How many steps it then learns is chosen so that drawing and learning together
-come to the same number of network evaluations, as nearly as it comes from below: a rule with a reference asks the
-network twice for a picture, and so gets half the steps of one that imitates.
+Every method draws its candidates alike, but for ``ddpo``, which learns from the drawing itself. How many steps it then
+learns is chosen so that drawing and learning together come to the same number of network evaluations, as nearly as it
+comes from below: a rule with a reference asks the network twice for a picture, and so gets half the steps of one that
+imitates.
 """
 
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from raftdiff.diffusion import probe
-from raftdiff.diffusion.recipe import Recipe, load_recipe, work
+from raftdiff.diffusion.recipe import Recipe, drawing_of, load_recipe, work
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes import files
 
@@ -27,6 +28,9 @@ class Method:
     """Of the rule."""
     kept: tuple[str, ...] = ()
     """Options that the recipe's own selector passes on, where it has them."""
+    drawing: tuple[str, ...] = ()
+    """Changes of how the candidates are drawn, for a rule that learns from the drawing itself. Such a method is run
+    where it is named."""
 
     def overrides(self, recipe: Recipe) -> list[str]:
         """The changes, as on the command line."""
@@ -36,9 +40,17 @@ class Method:
             found.append(f"ranker.selector={{{', '.join([f'type: {self.selector}', *passed])}}}")
         if recipe.finetuner.learning.type != self.learning:
             found.append(f"finetuner.learning={{type: {self.learning}}}")
-        return [*found, *(f"finetuner.learning.{name}={value}" for name, value in self.options.items())]
+        return [*found, *self.drawing, *(f"finetuner.learning.{name}={value}" for name, value in self.options.items())]
 
 
+OWN_STEPS = (
+    "sampler.scheduler=ddim",
+    "sampler.eta=1",
+    "prompts.magic=['{caption}']",
+    "loop.sample_every=1",
+    "loop.replay_rounds=0",
+)
+"""A policy gradient draws anew in each round, for the caption itself, with noise at every step."""
 METHODS: Mapping[str, Method] = {
     "raft": Method("best_of_k", "sft", kept=("keep",)),
     "raft_random": Method("random", "sft", kept=("keep",)),
@@ -48,7 +60,10 @@ METHODS: Mapping[str, Method] = {
     "dpo": Method("best_worst", "dpo", {"loss": "sigmoid"}),
     "ipo": Method("best_worst", "dpo", {"loss": "ipo"}),
     "kto": Method("threshold", "kto"),
+    "ddpo": Method("advantage", "ddpo", drawing=OWN_STEPS),
 }
+ALIKE = tuple(name for name, method in METHODS.items() if not method.drawing)
+"""Those that draw their candidates as the recipe says."""
 
 
 class Cost(NamedTuple):
@@ -86,7 +101,7 @@ def step_cost(recipe: Recipe) -> int:
     """Rows through the network of one optimizer step, where no picture is shown less often for ``exposures``."""
     tuner, pictures = recipe.finetuner, recipe.finetuner.pictures_an_item
     rows = tuner.items_at_once * pictures * tuner.gradient_accumulation
-    return int(rows * probe.evaluations_per_row(tuner, recipe.guidance))
+    return int(rows * probe.evaluations_per_row(tuner, recipe.guidance, drawn=drawing_of(recipe).guidance))
 
 
 def planned(

@@ -9,7 +9,8 @@ import pytest
 from PIL import Image
 
 from raftdiff.cli import evaluate
-from raftdiff.diffusion.assembly import Assembly, build_ranker
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
@@ -79,10 +80,54 @@ def test_an_evaluation_says_once_that_it_goes_without_its_judge(
         ("dpo", "pairs; use type: best_worst"),
         ("nft", "advantages; use type: advantage"),
         ("kto", "labelled; use type: threshold"),
+        ("ddpo", "advantages; use type: advantage"),
     ],
 )
 def test_a_rule_names_the_selector_that_it_learns_from(rule, wanted):
     with pytest.raises(UserError, match=f"it selects 'weighted', and learning: {rule} learns from {wanted}."):
         load_recipe("demo", [f"finetuner.learning={{type: {rule}}}"])
     selector = wanted.rpartition(" ")[2]
-    load_recipe("demo", [f"finetuner.learning={{type: {rule}}}", f"ranker.selector={{type: {selector}}}"])
+    changes = [f"finetuner.learning={{type: {rule}}}", f"ranker.selector={{type: {selector}}}"]
+    load_recipe("demo", [*changes, *(WALKED if rule == "ddpo" else ())])
+
+
+WALKED = ("sampler.scheduler=ddim", "sampler.eta=1", "prompts.decouple=false", "loop.replay_rounds=0")
+"""What ddpo wants of the demo's recipe."""
+TEACHER = "sampler={type: teacher, drawing: {scheduler: ddim, eta: 1}}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["sampler.scheduler=dpm++", "sampler.eta=0"], "sampler: learning: ddpo learns from steps that draw noise"),
+        (["sampler.eta=0"], "use scheduler: ddim with an eta above 0, such as eta: 1"),
+        ([TEACHER], "sampler: learning: ddpo learns from the steps in which the policy itself drew; use type: diff"),
+        (["loop.sample_every=2"], "loop.sample_every: learning: ddpo learns from fresh pictures; make it 1"),
+        (["loop.replay_rounds=1"], "loop.replay_rounds: learning: ddpo learns from fresh pictures; make it 0"),
+        (
+            ["prompts.decouple=true"],
+            "drawn for the text that is learnt, and '.*' is drawn for another; leave the magic prompt out, or set prom",
+        ),
+    ],
+)
+def test_what_ddpo_cannot_learn_from_is_told_before_a_model_is_loaded(changes, sentence):
+    ddpo = ["finetuner.learning={type: ddpo}", "ranker.selector={type: advantage}", *WALKED]
+    with pytest.raises(UserError, match=sentence):
+        load_recipe("demo", [*ddpo, *changes])
+
+
+def test_a_path_is_recorded_where_the_rule_learns_from_it_and_nowhere_else(tmp_path: Path) -> None:
+    """Neither the held-out pictures nor those of an evaluation carry one."""
+    folder = tiny.write_folder(tmp_path / "model", "sd15")
+    base = [f"model.base={folder}", "model.device=cpu", "ranker.rewards=[{type: jpeg}]", "evaluation.judge=null"]
+    ddpo = ["finetuner.learning={type: ddpo}", "ranker.selector={type: advantage}", *WALKED]
+    assembly = assemble(load_recipe("demo", [*base, *ddpo]))
+    held_out = assembly.parts.held_out_sampler
+    assert assembly.parts.sampler.provides == ("latent", "path")
+    assert held_out is not None
+    assert assembly.sampler.provides == assembly.evaluator.provides == held_out.provides == ("latent",)
+    assert assembly.parts.sampler.provides == assembly.finetuner.requires.aux
+    assert assembly.finetuner.requires.fresh_samples
+    plain = assemble(load_recipe("demo", base))
+    assert plain.parts.sampler.provides == ("latent",)
+    assert plain.parts.sampler is plain.sampler

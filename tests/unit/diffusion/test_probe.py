@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.probe import Probe, count, measure
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -35,6 +36,23 @@ def test_counts_are_those_of_a_round(models, changes):
     assert planned.tuning_steps == figures["steps"]
     assert planned.tuning_rows == pytest.approx(figures["exposures_mean"] * 5)
     assert planned.tuning_evaluations == figures["network_evaluations"] - 2 * 5
+
+
+@pytest.mark.parametrize(("guidance", "anchor", "each"), [(3.0, 0.1, 5), (1.0, 0.0, 2)])
+def test_steps_of_paths_are_counted_by_the_guidance_that_they_were_drawn_with(models, guidance, anchor, each):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+    drawing = SAMPLER.model_copy(update={"scheduler": "ddim", "eta": 1.0, "guidance": guidance})
+    config = DiffusionFineTunerConfig(learning={"type": "ddpo"}, exposures=2.5, batch_size=2, anchor=anchor)
+    sampler = drawing.build(parts, config.requires.aux)
+    chain = chain_of(sampler.solver(), drawing.effective_eta, guidance)
+    tuner = config.build(parts, total_rounds=1, guidance=7.0, seed=0, chain=chain)
+    prompts = [Prompt(name, name, name, name) for name in ("a", "b")]
+    samples = {s.key: s for s in sampler.sample(prompts, per_prompt=2, seed=0, round=0, done=set())}
+    chosen = Selection("advantages", tuple(Item((key,)) for key in samples))
+    figures = tuner.fit(chosen, samples, seed=0, report=silent)
+    planned = count(drawing, config, prompts=2, per_prompt=2, selected=4, guidance=7.0)
+    assert planned.tuning_evaluations == planned.tuning_rows * each == figures["network_evaluations"] - 2 * 4
+    assert measure(sampler, tuner).seconds_per_tuned_row > 0
 
 
 def test_the_time_of_a_round_adds_up():

@@ -1,6 +1,7 @@
 """Fine-tuning on latents: it learns, resumes to the bit, and leaves the base within reach."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,7 +10,9 @@ from PIL import Image
 from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 from raftdiff.training.trainable import lora_layers
@@ -54,7 +57,7 @@ def errors(learner, samples):
     """Mean squared error of the policy's prediction on the better and on the worse pictures, at one noise."""
     latents = torch.stack([sample.aux["latent"] for sample in samples.values()])
     timesteps, noise = torch.full((len(latents),), 500), torch.randn(latents[:1].shape, generator=torch.Generator())
-    level = learner.abar[timesteps]
+    level = learner.lesson.abar[timesteps]
     xt = schedule.add_noise(latents, noise.expand_as(latents), level)
     target = schedule.target(learner.parts.prediction_type, latents, noise.expand_as(latents), level)
     with torch.no_grad():
@@ -269,6 +272,87 @@ def test_the_anchor_shares_the_base_that_a_rule_asks_for(models):
 def test_what_is_for_imitation_alone_is_refused_elsewhere(changes, sentence):
     with pytest.raises(UserError, match=sentence):
         check(DiffusionFineTunerConfig, {"learning": {"type": "nft"}, **changes}, "recipe.yaml")
+
+
+def walked(folder, count=6, guidance=2.0, **changes):
+    """A tuner by ddpo, and pictures that its model drew, with their paths and advantages."""
+    parts = load(ModelConfig(base=str(folder)))
+    drawing = DiffusionSamplerConfig(steps=4, guidance=guidance, scheduler="ddim", eta=1.0, batch_size=count)
+    sampler = drawing.build(parts, ("latent", "path"))
+    chain = chain_of(sampler.solver(), drawing.effective_eta, guidance)
+    config = DiffusionFineTunerConfig(
+        **{"learning": {"type": "ddpo"}, "rank": 4, "batch_size": 3, "learning_rate": 1e-3, **changes}
+    )
+    learner = config.build(parts, total_rounds=2, guidance=1.0, seed=0, chain=chain)
+    drawn = sampler.sample([Prompt("p", "x", "x", "x", "bad")], per_prompt=count, seed=0, round=0, done=set())
+    samples = {sample.key: sample for sample in drawn}
+    items = tuple(Item((key,), weight=-1.0 if row % 2 else 2.0) for row, key in enumerate(samples))
+    return learner, samples, Selection("advantages", items)
+
+
+def test_a_step_of_the_path_becomes_likelier_where_it_led_to_a_better_picture(models):
+    """At the first step of a round nothing has moved away from old; after some the better steps have gained."""
+    free = {"learning": {"type": "ddpo", "clip": 10.0}, "batch_size": 6, "exposures": None}
+    learner, samples, lesson = walked(models["sd21_zero_snr"], steps=1, **free)
+    first = learner.fit(lesson, samples, seed=1, report=silent)
+    assert first["loss"] == pytest.approx(-0.5, abs=1e-6)
+    assert (first["clipped"], first["approx_kl"]) == (0.0, 0.0)
+    learner, samples, lesson = walked(models["sd21_zero_snr"], steps=6, **free)
+    assert learner.fit(lesson, samples, seed=1, report=silent)["loss"] < -0.5 - 1e-4
+
+
+def test_ddpo_resumes_to_the_bit(models):
+    straight, samples, lesson = walked(models["sd21"], steps=2, ema=0.5)
+    straight.fit(lesson, samples, seed=1, report=silent)
+    saved = straight.state_dict()
+    straight.fit(lesson, samples, seed=2, report=silent)
+    resumed, _, _ = walked(models["sd21"], steps=2, ema=0.5)
+    resumed.load_state_dict(saved)
+    resumed.fit(lesson, samples, seed=2, report=silent)
+    assert same(resumed.state_dict(), straight.state_dict())
+
+
+def test_steps_of_paths_are_the_same_however_they_are_cut_and_cost_both_halves_twice(models):
+    moments = []
+    for batch, accumulation in ((6, 1), (2, 3)):
+        learner, samples, lesson = walked(
+            models["sd15"],
+            batch_size=batch,
+            gradient_accumulation=accumulation,
+            steps=1,
+            max_grad_norm=None,
+            anchor=0.1,
+        )
+        figures = learner.fit(lesson, samples, seed=1, report=silent)
+        assert figures["network_evaluations"] == (2 + 2 + 1) * 6 + 2 * 6  # policy, old, base; the drift's
+        state = learner.state_dict()["optimizer"]
+        moments.append(torch.cat([w.flatten() for n, w in state.items() if n.endswith("exp_avg")]))
+    assert moments[0].abs().max() > 0
+    torch.testing.assert_close(moments[0], moments[1], atol=1e-5, rtol=1e-2)
+
+
+def test_negative_prompts_are_what_guidance_leads_away_from_in_learning_too(models):
+    moments = []
+    for text in ("bad", "worse"):
+        learner, samples, lesson = walked(models["sd15"], steps=1)
+        other = {key: replace(sample, prompt=replace(sample.prompt, negative=text)) for key, sample in samples.items()}
+        learner.fit(lesson, other, seed=1, report=silent)
+        state = learner.state_dict()["optimizer"]
+        moments.append(torch.cat([w.flatten() for n, w in state.items() if n.endswith("exp_avg")]))
+    assert not torch.allclose(*moments)
+
+
+def test_a_sample_without_its_path_is_named(models):
+    learner, samples, lesson = walked(models["sd15"], count=2)
+    bare = {key: replace(sample, aux={"latent": sample.aux["latent"]}) for key, sample in samples.items()}
+    with pytest.raises(UserError, match="carries no path, which the diffusion fine-tuner learns from"):
+        learner.fit(lesson, bare, seed=0, report=silent)
+
+
+@pytest.mark.parametrize("name", ["caption_dropout", "offset_noise", "pure_noise_steps"])
+def test_what_is_for_pictures_under_noise_is_refused_where_steps_are_learnt(name):
+    with pytest.raises(UserError, match=f"{name} is for pictures under noise; ddpo learns from steps as they were dr"):
+        check(DiffusionFineTunerConfig, {"learning": {"type": "ddpo"}, name: 1}, "recipe.yaml")
 
 
 def test_figures_of_a_round(models):

@@ -110,4 +110,4 @@ def test_a_rule_that_is_none_is_told_with_those_there_are():
 
     with pytest.raises(UserError, match="learning") as told:
         check(DiffusionFineTunerConfig, {"learning": {"type": "nfd"}}, "recipe.yaml")
-    assert all(name in str(told.value) for name in ("sft", "advantage", "nft", "dpo", "kto"))
+    assert all(name in str(told.value) for name in ("sft", "advantage", "nft", "dpo", "kto", "ddpo"))

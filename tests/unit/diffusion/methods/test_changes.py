@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from raftdiff.diffusion.methods.changes import METHODS, Trial, cost, planned, step_cost
+from raftdiff.diffusion.methods.changes import ALIKE, Trial, cost, planned, step_cost
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
 
@@ -14,7 +14,7 @@ SAMPLING = 2 * 3 * 3 * 2 * 2
 
 
 def trials(
-    file: str, *overrides: str, names: tuple[str, ...] = tuple(METHODS), evaluations: int | None = None
+    file: str, *overrides: str, names: tuple[str, ...] = ALIKE, evaluations: int | None = None
 ) -> dict[str, Trial]:
     base = load_recipe(file, overrides)
     return {one.name: one for one in planned(names, base, file, overrides, evaluations=evaluations)}
@@ -38,6 +38,23 @@ def test_each_method_is_a_selector_and_a_rule(recipe_file: RecipeFile) -> None:
     }
     losses = {name: found[name].recipe.finetuner.learning.loss for name in ("dpo", "ipo")}
     assert losses == {"dpo": "sigmoid", "ipo": "ipo"}
+
+
+def test_a_policy_gradient_draws_anew_for_the_caption_itself_at_the_same_cost(recipe_file: RecipeFile) -> None:
+    """Two evaluations a step of guidance, and both again for the policy that drew."""
+    changes = ("prompts.magic=['{caption}, sharp']", "loop.replay_rounds=1", "finetuner.steps=40")
+    found = trials(recipe_file(), *changes, names=("raft", "ddpo"))
+    recipe, raft = found["ddpo"].recipe, found["raft"]
+    assert parts(found["ddpo"]) == ("advantage", "ddpo")
+    assert (recipe.sampler.scheduler, recipe.sampler.eta, recipe.prompts.magic) == ("ddim", 1.0, ["{caption}"])
+    assert (recipe.loop.replay_rounds, recipe.loop.sample_every) == (0, 1)
+    assert (raft.recipe.sampler.scheduler, raft.recipe.loop.replay_rounds) == ("dpm++", 1)
+    assert step_cost(recipe) == 4 * step_cost(raft.recipe)
+    assert recipe.finetuner.steps == 10
+    assert found["ddpo"].cost == raft.cost
+    taught = ("sampler={type: teacher, drawing: {steps: 2}}",)
+    with pytest.raises(UserError, match=r"sampler.eta: unknown key.*\nSo 'ddpo' does not fit this recipe"):
+        trials(recipe_file(), *taught, names=("ddpo",))
 
 
 def test_what_the_recipe_says_of_a_rule_or_selector_stays(recipe_file: RecipeFile) -> None:
@@ -132,7 +149,7 @@ def test_a_recipe_is_a_method_too_and_is_looked_at_as_the_others(recipe_file: Re
 
 
 def test_what_is_no_method_is_told_with_the_nearest(recipe_file: RecipeFile) -> None:
-    with pytest.raises(UserError, match=r"'nfta' is not a method. Did you mean 'nft'\? Known: awm, dpo"):
+    with pytest.raises(UserError, match=r"'nfta' is not a method. Did you mean 'nft'\? Known: awm, ddpo, dpo"):
         trials(recipe_file(), names=("raft", "nfta"))
     with pytest.raises(UserError, match=r"There is no recipe file 'nope.yaml'"):
         trials(recipe_file(), names=("nope.yaml",))

@@ -1,0 +1,177 @@
+"""What networks are shown of the pictures that a round learns from: pictures under noise, or steps of their paths."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar, final, runtime_checkable
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
+from raftdiff.diffusion.learning.rules import Ddpo, row_mean
+from raftdiff.errors import UserError
+from raftdiff.types import Prompt, Sample
+
+Texts = Float[Tensor, "batch tokens embedding"]
+Held = Float[Tensor, "rows ..."]
+D = TypeVar("D")
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Part(Generic[D]):
+    """Some rows of a step, whole items: texts are on the model's device already, all else is on the CPU."""
+
+    held: Held
+    """What the lesson names as its ``aux``, of each row."""
+    drawn: D
+    captions: Texts
+    against: Texts
+    """What guidance leads away from."""
+    weights: Float[Tensor, " rows"]
+
+
+@runtime_checkable
+class Lesson(Protocol[D]):
+    """Draws what is random about a step, for each of its items, and says what some of its rows come to."""
+
+    @property
+    def aux(self) -> str:
+        """What of a sample is learnt from."""
+        ...
+
+    def against(self, prompt: Prompt) -> str:
+        """The text that guidance leads away from."""
+        ...
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> D:
+        """For each of some pictures, whose ``held`` is of this shape; it has ``rows(chosen)``."""
+        ...
+
+    def terms(self, part: Part[D], networks: losses.Networks) -> losses.Terms: ...
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Noised:
+    """Pictures under fresh noise, at a timestep of the training's schedule: what ``losses`` says."""
+
+    objective: losses.Objective
+    abar: schedule.Schedule
+    timesteps: str
+    """How they are drawn."""
+    offset: float
+    dropout: float
+    aux: str = "latent"
+
+    def against(self, prompt: Prompt) -> str:
+        """Nothing: negative prompts are a matter of sampling."""
+        del prompt
+        return ""
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> losses.Draws:
+        count, channels, height, width = shape
+        return losses.draw(
+            (count, channels, height, width),
+            len(self.abar),
+            generator,
+            kind=self.timesteps,
+            offset=self.offset,
+            dropout=self.dropout,
+        )
+
+    def terms(self, part: Part[losses.Draws], networks: losses.Networks) -> losses.Terms:
+        device = part.captions.device
+        batch = losses.Batch(
+            part.held.to(device), part.captions, part.against, part.weights.to(device), part.drawn.to(device)
+        )
+        return losses.step_loss(batch, self.abar.to(device), self.objective, networks)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Places:
+    """Which step of its path each row is shown."""
+
+    at: Int[Tensor, " batch"]
+
+    def rows(self, chosen: Int[Tensor, " some"]) -> "Places":
+        return Places(self.at[chosen])
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Steps:
+    """Steps of the paths on which pictures were drawn, one at random each time that a picture is shown.
+
+    The prediction is the guided one that the path was drawn with, and its gradient goes through both halves, as in the
+    authors' code. A departure from it: the probability under the policy that drew is not kept from sampling, but
+    computed again beside the new one. It costs as many evaluations without gradient, and nothing but the change of the
+    weights is then in the ratio: rounding in half precision would move it by as much as its clip.
+    """
+
+    chain: Chain
+    rule: Ddpo
+    prediction_type: str
+    timesteps: str
+    """How steps are drawn."""
+    anchor: float
+    """Weight of the squared distance between the prediction for the caption and the base's."""
+    aux: str = "path"
+
+    def against(self, prompt: Prompt) -> str:
+        return prompt.negative
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
+        random = self.chain.random()
+        return Places(random[schedule.draw_timesteps(self.timesteps, shape[0], len(random), generator)])
+
+    def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
+        device, at, chain = part.captions.device, part.drawn.at, self.chain
+        rows, captions = torch.arange(len(at)), part.captions
+        xt, then = part.held[rows, at].to(device), part.held[rows, at + 1].to(device)
+        timesteps, level = chain.timesteps[at].to(device), chain.abar[at].to(device)
+        following, deviation = chain.following[at].to(device), chain.deviation[at].to(device)
+
+        def said(network: losses.Predict) -> tuple[Tensor, Tensor]:
+            """The prediction for the caption, and where the step leads on average."""
+            if chain.guidance == 1:
+                toward = guided = network(xt, timesteps, captions)
+            else:
+                both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([part.against, captions]))
+                away, toward = both.chunk(2)
+                guided = schedule.guided(away, toward, torch.full_like(level, chain.guidance))
+            kind = self.prediction_type
+            return toward, ddim_mean(kind, guided, xt, abar=level, following=following, deviation=deviation)
+
+        # what is held fixed first, as in losses.step_loss
+        with torch.no_grad():
+            base = networks.base(xt, timesteps, captions) if self.anchor > 0 else None
+            _, old = said(networks.old)
+        conditional, mean = said(networks.policy)
+        change = log_ratio(then, mean, old, deviation)
+        loss = self.rule.loss(change, part.weights.to(device))
+        anchor = torch.zeros((), device=device)
+        if base is not None:
+            anchor = self.anchor * row_mean((conditional - base) ** 2).sum()
+        evaluations = len(at) * ((2 if chain.guidance == 1 else 4) + int(base is not None))
+        return losses.Terms(loss.sum(), anchor, evaluations, self.rule.figures(change.detach()))
+
+
+def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:
+    """A tensor of the samples' aux, one a row, float32 on the CPU.
+
+    Raises:
+        UserError: a sample lacks it, or they differ in shape.
+    """
+    for sample in samples:
+        if name not in sample.aux:
+            raise UserError(f"{sample.key}: this sample carries no {name}, which the diffusion fine-tuner learns from.")
+    found = [sample.aux[name].float() for sample in samples]
+    shapes = sorted({tuple(tensor.shape) for tensor in found})
+    if len(shapes) > 1:
+        raise UserError(f"The selected samples' {name}s differ in shape ({shapes[0]}, {shapes[1]}): one size a run.")
+    return torch.stack(found) if found else torch.zeros(0, 1, 1, 1)
