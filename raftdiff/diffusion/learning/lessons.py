@@ -110,7 +110,8 @@ class Steps:
     The prediction is the guided one that the path was drawn with, and its gradient goes through both halves, as in the
     authors' code. A departure from it: the probability under the policy that drew is not kept from sampling, but
     computed again beside the new one. It costs as many evaluations without gradient, and nothing but the change of the
-    weights is then in the ratio: rounding in half precision would move it by as much as its clip.
+    weights is then in the ratio: rounding alone moves it by as much as its clip where pictures are drawn in half
+    precision and learnt in full.
     """
 
     chain: Chain
