@@ -195,8 +195,10 @@ def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker
     measured for itself: as a reward it would judge the base's answers by the tuned model."""
     configs = recipe.ranker.rewards
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
-    weight = 0.0 if kept else 1.0
-    onlookers = [(one.build(device=device, resolve=resolve), weight) for one in recipe.evaluation.rewards]
+    counts = not any(weight for _, weight in kept)
+    onlookers = [
+        (one.build(device=device, resolve=resolve), one.weight if counts else 0.0) for one in recipe.evaluation.rewards
+    ]
     return Ranker([*kept, *onlookers], ranker.selector)
 
 

@@ -125,6 +125,8 @@ def check_comparison(planned: Mapping[str, Sequence[str]], reward: str) -> None:
     """
     for name, overrides in planned.items():
         recipe = load_text_recipe(locate(name), overrides)
+        if recipe.loop.sample_every > 1:
+            raise UserError(f"{name}: methods are compared at equal numbers of drawn answers; set loop.sample_every=1.")
         rewards = (*recipe.ranker.rewards, *recipe.evaluation.rewards)
         _check_scored(name, reward, [one.name or one.type for one in rewards if one.type not in UNMEASURED])
 

@@ -27,8 +27,8 @@ class GivenConfig(Config):
 
 @final
 class GivenReward:
-    """The "score" in ``prompt.meta["answers"]`` of the answer with this text; of a picture that its folder says, in
-    ``aux["score"]``. NaN for none. Higher is better.
+    """The "score" in ``prompt.meta["answers"]`` of the answer with this text; of a picture ``aux["score"]``, which its
+    folder said. NaN for none. Higher is better.
 
     Unit and range are the data's own. An answer is known by its text, not by its number: in a mixture of samplers, the
     dataset's answers are numbered anew. Of several with one text, the one with the sample's own index counts, else the
@@ -36,7 +36,7 @@ class GivenReward:
     is *the* answer: where it is unrated it scores 1, as a chosen one does.
 
     Raises:
-        UserError: a score that is not a finite number.
+        UserError: an answer's score is not a finite number.
     """
 
     def __init__(self, *, name: str = "given") -> None:

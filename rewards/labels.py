@@ -86,7 +86,12 @@ class LabelsReward:
 
 
 def _by_seed(run: Run, rater: str | None) -> dict[int, float]:
-    """Points of every labelled candidate, NaN for a veto, by the candidate's seed, which no other sample has."""
+    """Points of every labelled candidate, NaN for a veto, by the candidate's seed, which no other sample has; what was
+    said of it in several rounds, which took it over, is added up."""
     scores, vetoes = points(run, rater)
     scores |= dict.fromkeys(vetoes, math.nan)
-    return {entry.seed: scores[name] for name, entry in found(run, scores).items() if entry.seed is not None}
+    held: dict[int, float] = {}
+    for name, entry in found(run, scores).items():
+        if entry.seed is not None:
+            held[entry.seed] = held.get(entry.seed, 0.0) + scores[name]
+    return held

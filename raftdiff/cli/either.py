@@ -81,13 +81,13 @@ def weights_of(recipe: AnyRecipe) -> dict[str, str]:
 
 
 def prepared(run: Run, recipe: AnyRecipe) -> AnyAssembly:
-    """The parts of a run's recipe.
+    """The parts of a run's recipe, to look at its model.
 
     Raises:
         UserError: the weights that it names are not those that the run was begun with, or cannot be loaded.
     """
     run.bind(weights_of(recipe))
-    return assembled(recipe)
+    return assembled(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe, training=False)
 
 
 def assembled(recipe: AnyRecipe) -> AnyAssembly:

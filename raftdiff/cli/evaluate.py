@@ -34,6 +34,7 @@ FREE = (
     "sampler.guidance",
     "sampler.scheduler",
     "sampler.batch_size",
+    *(f"sampler.drawing.{key}" for key in ("height", "width", "guidance", "scheduler", "batch_size")),
     "model.dtype",
     "model.attention",
     "finetuner.precision",

@@ -112,7 +112,12 @@ def _results(commands: Commands) -> None:
     compared.add_argument(
         "--seeds", type=from_one, default=3, metavar="N", help="training seeds (default: %(default)s)"
     )
-    compared.add_argument("--guidance", metavar="W,W", help="look with each of these too: each method at its best")
+    compared.add_argument(
+        "--guidance",
+        metavar="W,W",
+        default="1",
+        help="look with each of these too, each method at its best (default: 1)",
+    )
     compared.add_argument(
         "--evaluations",
         type=from_one,

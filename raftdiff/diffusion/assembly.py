@@ -16,6 +16,7 @@ from raftdiff.diffusion.sampling.given import FolderSampler
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
 from raftdiff.embedded.worlds import open_judge, understands
+from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
@@ -86,8 +87,12 @@ class Assembly:
         return open_judge(name) if name and not self.strange(captions) else None
 
 
-def assemble(recipe: Recipe) -> Assembly:
+def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     """Load the model and the rewards, and wire them.
+
+    Args:
+        training: whether candidates are to be drawn. What looks at a model needs no teacher and no folder, which may be
+            gone by then; the policy's own sampler stands in for them.
 
     Raises:
         UserError: a model or a reward cannot be loaded.
@@ -107,11 +112,7 @@ def assemble(recipe: Recipe) -> Assembly:
         seed=fold(recipe.loop.seed, "finetuner"),
         chain=chain,
     )
-    held = [_sampler(one, own, finetuner) for one in samplers(recipe)]
-    for one, share in zip(held, shares(recipe), strict=True):
-        if isinstance(one, FolderSampler):
-            one.check(prompts, share)
-    sampler = recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
+    sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
     ranker = build_ranker(recipe, device=str(model.device))
     measures = measuring(recipe, ranker, device=str(model.device))
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
@@ -129,12 +130,38 @@ def assemble(recipe: Recipe) -> Assembly:
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
 
 
+def _training_sampler(
+    recipe: Recipe, own: DiffusionSampler, finetuner: DiffusionFineTuner, prompts: Sequence[Prompt]
+) -> Sampler[Image]:
+    """
+    Raises:
+        UserError: a part cannot be built, gives pictures of another size than the policy draws, or has none.
+    """
+    held = [_sampler(one, own, finetuner) for one in samplers(recipe)]
+    for one, share in zip(held, shares(recipe), strict=True):
+        if isinstance(one, FolderSampler):
+            one.check(prompts, share, alone=len(held) == 1 and recipe.loop.prompts_per_round is not None)
+        given = any(it.type == "given" and it.weight for it in recipe.ranker.rewards)
+        if given and isinstance(one, FolderSampler) and not one.scored:
+            raise UserError(
+                f"ranker.rewards: 'given' is what is said of a picture, and '{one.config.path}' says nothing of any: "
+                f"there are no pairs, and no column '{one.config.score}' (sampler.score). Take another reward."
+            )
+        sizes = [(getattr(it, "height", own.height), getattr(it, "width", own.width)) for it in (one, own)]
+        if sizes[0] != sizes[1]:
+            (height, width), (ours_high, ours_wide) = sizes
+            raise UserError(
+                f"sampler: of {one.source} come pictures of {width}x{height}, and the policy draws {ours_wide}x"
+                f"{ours_high}; give all parts one height and width."
+            )
+    return recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
+
+
 def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) -> Sampler[Image]:
     """One sampler of the recipe; ``own`` is the policy's."""
     match config:
         case DiffusionSamplerConfig():
-            aux = finetuner.requires.aux
-            return own if config == own.config and own.provides == aux else config.build(own.parts, aux)
+            return config.build(own.parts, finetuner.requires.aux)
         case TeacherSamplerConfig():
             return config.build(own.parts, finetuner.base_weights, embedded.resolve)
         case _:
@@ -149,9 +176,12 @@ def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[I
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
     if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards:
         return ranker
-    weight = 0.0 if kept else 1.0
-    built = [one.build(device=device, resolve=embedded.resolve) for one in recipe.evaluation.rewards]
-    return Ranker([*kept, *((reward, weight) for reward in built)], ranker.selector, unfit=BLANK)
+    counts = not any(weight for _, weight in kept)
+    onlookers = [
+        (one.build(device=device, resolve=embedded.resolve), one.weight if counts else 0.0)
+        for one in recipe.evaluation.rewards
+    ]
+    return Ranker([*kept, *onlookers], ranker.selector, unfit=BLANK)
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:

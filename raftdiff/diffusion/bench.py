@@ -180,7 +180,7 @@ class Bench:
             recipe = self.recipes[checkpoint.run]
             if self._device is not None:
                 recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"device": self._device})})
-            self._assemblies[checkpoint.run] = assemble(recipe)
+            self._assemblies[checkpoint.run] = assemble(recipe, training=False)
         if checkpoint.round is not None and self._loaded.get(checkpoint.run) != checkpoint.round:
             self._assemblies[checkpoint.run].finetuner.load_state_dict(run.round(checkpoint.round).state())
             self._loaded[checkpoint.run] = checkpoint.round

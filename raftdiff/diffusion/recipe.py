@@ -211,10 +211,17 @@ def _check(recipe: Recipe) -> None:
     check_alike(recipe, held_out=bool(evaluation.prompts.captions), onlookers=evaluation.rewards)
     if any(reward.type in UNMEASURED for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: 'given' knows the pictures of a folder alone, not what a model draws.")
-    if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
+    rewards = [*recipe.ranker.rewards, *evaluation.rewards]
+    if all(reward.type in UNMEASURED or not reward.weight for reward in rewards):
         raise UserError(
             "evaluation.rewards: data score their own pictures alone (ranker.rewards: given), so the tuned model's "
-            "pictures would have no reward; name one here that looks on, such as clip."
+            "pictures would have no reward; name one here that looks on, such as clip, with a weight."
+        )
+    drawn = [one for one in samplers(recipe) if not isinstance(one, FolderSamplerConfig)]
+    if drawn and any(reward.type in UNMEASURED and reward.weight for reward in recipe.ranker.rewards):
+        raise UserError(
+            "ranker.rewards: 'given' is the data's word on its own pictures, so nothing that a model draws could be "
+            "selected; take sampler type: folder alone, or give 'given' the weight 0."
         )
     if isinstance(recipe.sampler, MixSamplerConfig):
         if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):

@@ -1,6 +1,8 @@
 """Pictures, without a model: opened from files; their colours, and features by which alike pictures are close."""
 
+import io
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -19,14 +21,14 @@ OVERSHOOT = 0.05
 """Of the range: how far floats may lie beyond black and white, as bicubic resizing leaves them; they are clipped."""
 
 
-def whole(path: Path) -> Image.Image:
-    """The picture in a file, all of it, as the file has it.
+def whole(source: Path | bytes) -> Image.Image:
+    """The picture in a file or in its bytes, all of it, as it stands there.
 
     Raises:
         OSError: nothing whole is there; its text says in what way.
     """
     try:
-        with Image.open(path) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
             picture.load()
             return picture
     except OSError:
@@ -35,14 +37,16 @@ def whole(path: Path) -> Image.Image:
         raise OSError(str(error)) from error
 
 
-def opened(path: Path) -> Image.Image:
-    """The picture in somebody's file as it is looked at: upright, as its EXIF mark says, and ``on_paper``.
+def opened(source: Path | bytes, where: str | None = None) -> Image.Image:
+    """The picture in somebody's file, or in its bytes, as it is looked at: upright, as its EXIF mark says, and
+    ``on_paper``. ``where`` is what sentences call it; the file by default.
 
     Raises:
-        UserError: the file is no whole picture, or its greys are none that ``on_paper`` can show.
+        UserError: it is no whole picture, or its greys are none that ``on_paper`` can show.
     """
+    path = where or str(source)
     try:
-        picture = whole(path)
+        picture = whole(source)
         try:
             picture = ImageOps.exif_transpose(picture)
         except Exception:  # whatever Pillow's reader of marks raises: the mark is damaged, the picture is whole
@@ -51,7 +55,7 @@ def opened(path: Path) -> Image.Image:
     except UserError as error:
         raise UserError(f"{path}: {error}") from None
     except (OSError, ValueError) as error:
-        said = str(error).replace(f" {str(path)!r}", "")
+        said = re.sub(rf" ({re.escape(repr(str(path)))}|<_io\.BytesIO.*?>)", "", str(error))
         raise UserError(f"{path}: this is no whole picture ({said}). Take it away, or fetch it again.") from None
 
 

@@ -57,6 +57,10 @@ def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
         raise UserError(f"ranker.selector: {told}")
     if kind == "pairs" and recipe.loop.candidates == 1:
         raise UserError("loop.candidates: a pair takes two candidates of a prompt; make it 2 or more.")
-    if kind in ("advantages", "labelled") and recipe.loop.candidates == 1 and selector.compares == "prompt":
+    if (
+        kind in ("advantages", "labelled")
+        and recipe.loop.candidates == 1
+        and getattr(selector, "compares", "prompt") == "prompt"
+    ):
         told = "compares the candidates of a prompt, and one alone is neither good nor bad; make it 2 or more."
         raise UserError(f"loop.candidates: the selector '{recipe.ranker.selector.type}' {told}")

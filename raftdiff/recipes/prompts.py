@@ -175,7 +175,7 @@ def build(config: PromptsConfig) -> list[Prompt]:
     ids = made_ids([row.get("id") for row in held], captions)
     check_ids(ids)
     _check_files(ids)
-    _tell_repeated(captions)
+    _tell_repeated([caption for caption, row in zip(captions, held, strict=True) if not row.get("id")])
     return [_prompt(config, place, name, row) for place, (name, row) in enumerate(zip(ids, held, strict=True))]
 
 

@@ -74,3 +74,17 @@ def test_what_cannot_be_compared_leaves_no_folder(recipe: Path, capsys: pytest.C
 def test_a_change_alone_is_of_the_recipe_that_ships(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["methods", "loop.round=3", "--methods", "raft"]) == 2
     assert "loop.round: unknown key. Did you mean 'rounds'?" in capsys.readouterr().err
+
+
+def test_one_that_fails_does_not_end_the_others(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bad = yaml.safe_load(recipe.read_text())
+    bad["finetuner"] |= {"learning_rate": 1e30, "max_grad_norm": None, "target_modules": "all"}
+    (recipe.parent / "bad.yaml").write_text(yaml.safe_dump(bad))
+    asked = ["methods", str(recipe), "--methods", "bad.yaml,raft", "--seeds", "1", "loop.rounds=2", "--out", "compared"]
+    with pytest.warns(UserWarning, match="a model to load elsewhere"):
+        status = main([*asked, "--evaluations", "200"])
+    out, err = capsys.readouterr()
+    assert status == 2
+    assert "Not all runs came to their end:\nbad with seed 0: " in err
+    assert "| raft |" in (recipe.parent / "compared/table.md").read_text()
+    assert "compared: table.md, methods.svg" in out

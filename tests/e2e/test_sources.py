@@ -124,7 +124,10 @@ def test_a_folder_that_changed_is_not_learnt_from(
     Image.new("RGB", (24, 24), "green").save(pictures / "cat.png")
     capsys.readouterr()
     assert main(["train", "run", "loop.rounds=2"]) == 2
-    assert "run: the files of sampler are not those that it began with. Put the old ones" in capsys.readouterr().err
+    assert "are not those that the run began with. Put the old ones back" in capsys.readouterr().err
+    pictures.rename(pictures.with_name("gone"))  # what was learnt needs them no more
+    assert main(["eval", "run"]) == 0
+    assert main(["score", "run", "--round", "0", "--out", "again", "ranker.selector={type: random}"]) == 0
 
 
 @pytest.mark.parametrize(
@@ -133,7 +136,7 @@ def test_a_folder_that_changed_is_not_learnt_from(
         (["ranker.rewards=[{type: given}]"], "evaluation.rewards: data score their own pictures alone"),
         (["evaluation.rewards=[{type: given}]"], "evaluation.rewards: 'given' knows the pictures of a folder alone"),
         (["evaluation.rewards=[{type: jpeg}]"], "ranker.rewards, evaluation.rewards: two are called 'jpeg'"),
-        (["sampler={type: folder, path: nowhere}"], "sampler.path: there is no 'nowhere'"),
+        (["sampler={type: folder, path: nowhere}"], "sampler.path: there is no file or folder 'nowhere'"),
         (
             ["sampler={type: mix, parts: [{share: 2, sampler: {type: teacher}}]}"],
             "the shares add up to 2 candidates, and loop.candidates is 10",

@@ -31,7 +31,11 @@ ORACLE = {"type": "callable", "name": "exact", "function": "methods:exact", "wei
 CLIP = {"type": "clip", "model": "scene-clip"}
 ROUNDS, CANDIDATES, CAPTIONS, EVALUATIONS = 4, 8, 192, 80_000
 OTHERS: dict[str, dict[str, Any]] = {
-    "policy": {"sampler": POLICY, "loop": {"rounds": ROUNDS, "candidates": 2}},
+    "policy": {
+        "sampler": POLICY,
+        "loop": {"rounds": ROUNDS, "candidates": 2},
+        "ranker": {"rewards": [CLIP], "selector": {"type": "best_of_k", "keep": 1}},
+    },
     "mixed": {"sampler": MIXED, "loop": {"rounds": ROUNDS, "candidates": 8, "sample_every": 2}},
     "oracle": {"ranker": {"rewards": [CLIP, ORACLE], "selector": {"type": "best_of_k", "keep": 2}}},
     "diverse": {"ranker": {"rewards": [CLIP], "selector": {"type": "diverse", "keep": 2, "penalty": 0.5}}},

@@ -193,6 +193,7 @@ def test_what_methods_compares_are_recipes(tmp_path: Path, monkeypatch: pytest.M
     )
     assert [trial.name for trial in trials] == [*methods.METHODS, *methods.OTHERS]
     assert all(75_000 < trial.cost.total <= 80_000 for trial in trials)
+    assert all(getattr(trial.recipe.ranker.selector, "keep", 1) < trial.recipe.loop.candidates for trial in trials)
     # the policy draws in every round, the others once or twice, and as many pictures in all
     assert len({trial.cost.sampling for trial in trials if trial.name != "mixed"}) == 1
 

@@ -12,7 +12,7 @@ from raftdiff.diffusion.methods.standings import summary, written
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, run_trial
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.embedded import resolve
-from raftdiff.errors import counted
+from raftdiff.errors import UserError, counted
 from raftdiff.recipes.config import digest, plain
 from raftdiff.recipes.needs import ready
 from raftdiff.records.disk import demand_writable
@@ -26,7 +26,7 @@ def methods(args: argparse.Namespace) -> None:
     file, overrides = args.recipe, args.overrides
     if "=" in file and not Path(file).is_file():
         file, overrides = RECIPE, [file, *overrides]
-    names = [name.strip() for name in args.methods.split(",")] if args.methods else list(ALIKE)
+    names = list(ALIKE) if args.methods is None else [name.strip() for name in args.methods.split(",")]
     recipe = load_recipe(file, overrides)
     trials = planned(names, recipe, file, overrides, evaluations=args.evaluations)
     yardstick = Yardstick(recipe, strengths(args.guidance), training=args.training)
@@ -37,18 +37,25 @@ def methods(args: argparse.Namespace) -> None:
     demand_writable(root)
     print(f"{root}: {counted(len(trials), 'method')} with {counted(args.seeds, 'seed')} each")
     print("\n".join(f"  {_planned(trial)}" for trial in trials), flush=True)
-    outcomes: list[Outcome] = []
+    outcomes, failed, text = list[Outcome](), list[str](), ""
     for seed in range(recipe.loop.seed, recipe.loop.seed + args.seeds):
         for trial in trials:
             bars = Bars(trial.recipe.loop.rounds)
             try:  # what is to be told of the prompts is told of the first
                 found = run_trial(trial, seed, root, yardstick, progress=bars, begin=None if outcomes else begin)
+            except UserError as error:
+                failed.append(f"{trial.name} with seed {seed}: {error}")
+                print(f"raftdiff: {failed[-1]}", file=sys.stderr, flush=True)
+                continue
             finally:
                 bars.close()
             outcomes.append(found)
             print(summary(yardstick, found), flush=True)
             text = written(root, yardstick, trials, baselines(root, yardstick), outcomes)
-    print(f"\n{text}\n{root}: table.md, methods.svg, methods.json, and each run")
+    if outcomes:
+        print(f"\n{text}\n{root}: table.md, methods.svg, methods.json, and each run")
+    if failed:
+        raise UserError("\n".join(["Not all runs came to their end:", *failed]))
 
 
 def _planned(trial: Trial) -> str:

@@ -4,6 +4,7 @@ import argparse
 import json
 import sys
 from dataclasses import asdict
+from pathlib import Path
 
 from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
@@ -17,7 +18,8 @@ from raftdiff.reports.words import duration
 
 def plan(args: argparse.Namespace) -> None:
     """Counts from the recipe; seconds and memory from a short measurement on this machine, models loaded."""
-    recipe = load_recipe(args.recipe, args.overrides)
+    own = Path(args.recipe) / "recipe.yaml"  # of a run
+    recipe = load_recipe(str(own) if own.is_file() else args.recipe, args.overrides)
     for sentence in ready(recipe, resolve):
         print(sentence, file=sys.stderr)
     assembly = assemble(recipe)
@@ -26,7 +28,9 @@ def plan(args: argparse.Namespace) -> None:
     counts = work(recipe)
     measured = probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
-    drawing = counts.sampling_evaluations * measured.seconds_per_evaluation
+    drawing = (
+        counts.sampling_evaluations * measured.seconds_per_evaluation + counts.images * measured.seconds_per_decode
+    )
     seconds = (
         measured.seconds_per_round(counts)
         + watched * measured.seconds_per_decode
@@ -39,7 +43,7 @@ def plan(args: argparse.Namespace) -> None:
         times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
-    every = f", in every {recipe.loop.sample_every}th round" if recipe.loop.sample_every > 1 else ""
+    every = f", in one of {recipe.loop.sample_every} rounds" if recipe.loop.sample_every > 1 else ""
     learnt = "pairs" if recipe.finetuner.pictures_an_item == 2 else "pictures"
     share = measured.trained_parameters / measured.model_parameters
     rows = (

@@ -15,6 +15,7 @@ from raftdiff.diffusion import probe
 from raftdiff.diffusion.recipe import Recipe, drawing_of, load_recipe, work
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes import files
+from raftdiff.recipes.config import plain
 
 
 @final
@@ -51,6 +52,8 @@ OWN_STEPS = (
     "loop.replay_rounds=0",
 )
 """A policy gradient draws anew in each round, for the caption itself, with noise at every step."""
+BASE = "base"
+"""What the untuned model is called."""
 METHODS: Mapping[str, Method] = {
     "raft": Method("best_of_k", "sft", kept=("keep",)),
     "raft_random": Method("random", "sft", kept=("keep",)),
@@ -126,6 +129,8 @@ def planned(
     called = [trial.name for trial in trials]
     if twice := {name for name in called if called.count(name) > 1}:
         raise UserError(f"--methods: two are called '{min(twice)}'; give one of the files another name.")
+    if BASE in called:
+        raise UserError(f"--methods: '{BASE}' is what the untuned model is called; give that file another name.")
     return trials
 
 
@@ -159,9 +164,11 @@ def _changed(name: str, base: Recipe, file: str, overrides: Sequence[str]) -> Re
     if not (Path(name).suffix or name in files.recipes()):
         raise UserError(f"'{name}' is not a method. {nearest(name, METHODS)} A recipe's name or file is one, too.")
     recipe = load_recipe(name, overrides)
-    if recipe.model.base != base.model.base:
+    ours, theirs = (plain(it.model.model_copy(update={"device": "auto"})) for it in (base, recipe))
+    if apart := [key for key in ours if ours[key] != theirs[key]]:
+        told = ", ".join(f"model.{key}: {theirs[key]}, and theirs {ours[key]}" for key in apart)
         raise UserError(
-            f"{name}: it tunes '{recipe.model.base}', and the other methods tune '{base.model.base}'; compared is what "
-            "becomes of one model. Name it for all of them with model.base=..."
+            f"{name}: it tunes another model than the other methods ({told}); compared is what becomes of one model. "
+            "Name it for all of them, as in model.base=..."
         )
     return recipe

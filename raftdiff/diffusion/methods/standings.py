@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from raftdiff.diffusion.methods.changes import Trial
+from raftdiff.diffusion.methods.changes import BASE, Trial
 from raftdiff.diffusion.methods.trials import HELD_OUT, Baselines, Look, Outcome, Yardstick
 from raftdiff.errors import counted
 from raftdiff.records.disk import write_text
@@ -25,7 +25,6 @@ COST: Mapping[str, Column] = {
 """What a line says behind its figures: network evaluations to draw and to learn, and then to draw one picture;
 optimizer steps; how often each picture was learnt from in a round."""
 SHOWN = ("diversity.vendi", "diversity.vendi_within", "drift.prediction", "spread")
-BASE = "base"
 
 
 def written(

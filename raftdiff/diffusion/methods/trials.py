@@ -125,8 +125,9 @@ class Yardstick:
         self.prompts = {where: evaluation_prompts(recipe, file) for where, file in {**held_out, **trained_on}.items()}
         self.places = [(where, strength) for where in self.prompts for strength in self.ways]
         used_by = {"sampler": plain(used), "rewards": plain(recipe.ranker)["rewards"], "model": plain(recipe.model)}
-        counted = {"evaluation": plain(evaluation), "candidates": recipe.loop.candidates}
-        self.how = digest({**used_by, **counted}, ("model.device",))
+        counted = {"evaluation": plain(evaluation), "candidates": recipe.loop.candidates, "marks": weights(recipe)}
+        asked = {where: [[prompt.id, prompt.caption] for prompt in held] for where, held in self.prompts.items()}
+        self.how = digest({**used_by, **counted, "asked": asked}, ("model.device",))
         self._measures: Ranker[Image] | None = None
         self._drawn: dict[tuple[str, str], list[Sample[Image]]] = {}
 

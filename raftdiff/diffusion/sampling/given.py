@@ -1,8 +1,7 @@
 """Candidates that are there already: pictures that people or other models made."""
 
-import io
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from typing import Literal, final
@@ -13,9 +12,9 @@ from PIL.Image import Resampling
 
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig, check_size, encode, size_of
-from raftdiff.diffusion.sampling.pictures import Found, asked, digest, read
+from raftdiff.diffusion.sampling.pictures import PAIR, Found, asked, digest, read
 from raftdiff.errors import UserError, counted
-from raftdiff.measures.pictures import on_paper, opened
+from raftdiff.measures.pictures import opened
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample
@@ -47,11 +46,13 @@ class FolderSamplerConfig(Config):
         return 0
 
     def sealed(self, folder: Path) -> "FolderSamplerConfig":
-        """The same config with the whole paths and ``sha256``, for a run to keep.
+        """The same config with the whole paths and ``sha256``, for a run to keep; one that has it stays as it is.
 
         Raises:
             UserError: as ``found``.
         """
+        if self.sha256:
+            return self
         path = str(_there(self.path, folder, "path").resolve())
         root = None if self.pictures is None else str(_there(self.pictures, folder, "pictures").resolve())
         whole = self.model_copy(update={"path": path, "pictures": root})
@@ -98,23 +99,40 @@ class FolderSampler:
         self.config, self.parts, self.source = config, parts, config.source
         self.height, self.width = size_of(config.drawing, parts)
         check_size(self.height, self.width, parts)
+        self.scored = any(one.score is not None for one in found)
         self._known: dict[tuple[str, str], list[Found]] = {}
         for one in found:
             key = ("caption", one.caption) if one.id is None else ("id", one.id)
             self._known.setdefault(key, []).append(one)
 
-    def check(self, prompts: Sequence[Prompt], per_prompt: int) -> None:
+    def check(self, prompts: Sequence[Prompt], per_prompt: int, *, alone: bool = False) -> None:
         """Say how many pictures are more than ``per_prompt``, and so are left out.
 
+        Args:
+            alone: whether a round may ask a prompt without a picture, and nothing else.
+
         Raises:
-            UserError: not one prompt of the run has a picture.
+            UserError: not one prompt of the run has a picture, or, ``alone``, one has none.
         """
         counts = [len(self.pictures(prompt)) for prompt in prompts]
+        if not any(counts) and all(kind == "id" and PAIR.fullmatch(name) for kind, name in self._known):
+            raise UserError(
+                f"sampler.path: every pair of '{self.config.path}' is a prompt of its own; leave the recipe's prompts "
+                "out."
+            )
         if not any(counts):
             raise UserError(
                 f"sampler.path: '{self.config.path}' has a picture for not one of the {len(prompts)} prompts; its rows "
                 'name them by "id" or caption. Where a recipe names no prompts, those of the folder are asked.'
             )
+        if alone and (bare := [prompt for prompt, count in zip(prompts, counts, strict=True) if not count]):
+            raise UserError(
+                f"loop.prompts_per_round: a round may be left with nothing, for {len(bare)} of the prompts have no "
+                f"picture in '{self.config.path}', such as '{bare[0].caption}'. Take them out of the recipe."
+            )
+        if bare := [prompt for prompt, count in zip(prompts, counts, strict=True) if not count]:
+            some = f"{counted(len(bare), 'prompt')} of {len(prompts)}"
+            warnings.warn(f"sampler.path: no picture is there of {some}, such as '{bare[0].caption}'.", stacklevel=2)
         if left := sum(max(0, count - per_prompt) for count in counts):
             told = f"{counted(left, 'picture')} beyond the first {per_prompt} of a prompt"
             warnings.warn(f"sampler.path: {told} will not be looked at (loop.candidates).", stacklevel=2)
@@ -151,23 +169,16 @@ class FolderSampler:
         return 0
 
     def _fitted(self, one: Found) -> Image.Image:
-        return ImageOps.fit(_opened(one), (self.width, self.height), Resampling.LANCZOS)
+        return ImageOps.fit(opened(one.picture, _where(one)), (self.width, self.height), Resampling.LANCZOS)
 
 
-def _opened(one: Found) -> Image.Image:
-    if isinstance(one.picture, Path):
-        return opened(one.picture)
-    try:
-        with Image.open(io.BytesIO(one.picture)) as picture:
-            picture.load()
-            return on_paper(picture)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{one.where}: this is no whole picture ({error}).") from None
+def _where(one: Found) -> str | None:
+    return None if isinstance(one.picture, Path) else one.where
 
 
 def _there(name: str, folder: Path, key: str) -> Path:
-    places: Mapping[str, Path] = {str(path): path for path in (folder / name, Path(name).expanduser())}
-    found = next((path for path in places.values() if path.exists()), None)
+    found = next((path for path in (folder / name, Path(name).expanduser()) if path.is_file() or path.is_dir()), None)
     if found is None:
-        raise UserError(f"sampler.{key}: there is no '{name}', neither in {folder} nor in this folder.")
+        where = "" if Path(name).is_absolute() or folder == Path() else f", neither in {folder} nor in this folder"
+        raise UserError(f"sampler.{key}: there is no file or folder '{name}'{where}.")
     return found

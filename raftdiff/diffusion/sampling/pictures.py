@@ -7,17 +7,22 @@ a table of pairs, .jsonl, .csv or .parquet        see ``PAIRS``
 """
 
 import hashlib
+import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, nearest
 from raftdiff.recipes.rows import Row, read_file
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
+BESIDE = (".txt", ".caption")
 TABLES = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".parquet"))
 CAPTIONS, IDS = ("caption", "prompt", "text"), ("id", "prompt_id")
 PICTURES = ("file_name", "image", "jpg")
+PAIR = re.compile(r"pair-[0-9a-f]{6}-\d{5,}")
+"""Ids of pairs."""
 FOLDERS = (("chosen", "rejected"), ("preferred", "rejected"), ("good", "bad"), ("win", "lose"))
 """How folders of pairs are called, the better first."""
 
@@ -66,7 +71,7 @@ def read(path: Path, *, root: Path | None = None, score: str = "score") -> list[
         return _table(path, root or path.parent, score)
     for better, worse in FOLDERS:
         if (path / better).is_dir() and (path / worse).is_dir():
-            return list(_paired(path / better, path / worse))
+            return _numbered(list(_paired(path / better, path / worse)))
     for name in TABLES:
         if (path / name).is_file():
             return _table(path / name, root or path, score)
@@ -99,13 +104,15 @@ def _prompt(one: Found) -> dict[str, str]:
 def _table(path: Path, root: Path, score: str) -> list[Found]:
     rows = read_file(path)
     names = {name for row in rows for name in row.columns}
+    if score not in ("score", *names):
+        raise UserError(f"{path}: no row has a column '{score}' (sampler.score). {nearest(score, names)}")
     pairs = next((it for it in PAIRS if {it.first, it.second} <= names), None)
     if pairs is None:
         return [_single(row, root, score) for row in rows]
     decided = [row for row in rows if not _tie(row, pairs)]
     if not decided:
         raise UserError(f"{path}: every row is a tie, so no picture is better than another.")
-    return [one for number, row in enumerate(decided) for one in _pair(row, pairs, root, number)]
+    return _numbered([one for row in decided for one in _pair(row, pairs, root)])
 
 
 def _single(row: Row, root: Path, score: str) -> Found:
@@ -122,19 +129,23 @@ def _single(row: Row, root: Path, score: str) -> Found:
     )
 
 
-def _pair(row: Row, columns: Columns, root: Path, number: int) -> Iterator[Found]:
-    """Both pictures, the better first. Every pair is a prompt of its own, so that no other picture comes between."""
+def _pair(row: Row, columns: Columns, root: Path) -> Iterator[Found]:
+    """Both pictures, the better first."""
     better, worse = (row.columns.get(name) for name in (columns.first, columns.second))
     if columns.labels and _label(row, columns.labels[0]) < _label(row, columns.labels[1]):
         better, worse = worse, better
     for value, score in ((better, 1.0), (worse, 0.0)):
         if value in (None, ""):
             raise UserError(f"{row.where}: one of the pair's pictures is missing.")
-        yield Found(row.where, _pair_id(number), _caption(row), _picture(row.where, value, root), score)
+        yield Found(row.where, None, _caption(row), _picture(row.where, value, root), score)
 
 
-def _pair_id(number: int) -> str:
-    return f"pair-{number:05d}"
+def _numbered(found: Sequence[Found]) -> list[Found]:
+    """Pictures, two and two: every pair is a prompt of its own, so that no other picture comes between. What they are
+    goes into the ids, so that pairs of two sets are not taken for each other."""
+    said = [(one.caption, one.picture.name if isinstance(one.picture, Path) else one.picture) for one in found]
+    mark = hashlib.sha256(repr(said).encode()).hexdigest()[:6]
+    return [one._replace(id=f"pair-{mark}-{place // 2:05d}") for place, one in enumerate(found)]
 
 
 def _tie(row: Row, columns: Columns) -> bool:
@@ -154,18 +165,30 @@ def _paired(better: Path, worse: Path) -> Iterator[Found]:
     Raises:
         UserError: a name stands in one alone, or there is none.
     """
-    chosen, rejected = ({file.stem: file for file in _files(folder)} for folder in (better, worse))
+    chosen, rejected = (_by_name(folder) for folder in (better, worse))
     if lone := sorted(chosen.keys() ^ rejected.keys()):
         folder, other = (better, worse) if lone[0] in chosen else (worse, better)
         raise UserError(f"{folder}: '{lone[0]}' has no partner of its name in {other}, as a pair has.")
     if not chosen:
         raise UserError(f"{better}: there is no picture here ({', '.join(SUFFIXES)}).")
-    for number, name in enumerate(sorted(chosen)):
+    for name in sorted(chosen):
         caption = _beside(chosen[name]) or _beside(rejected[name])
         if caption is None:
             raise UserError(f"{chosen[name]}: this picture has no caption; write it into {name}.txt beside it.")
         for file, score in ((chosen[name], 1.0), (rejected[name], 0.0)):
-            yield Found(str(file), _pair_id(number), caption, file, score)
+            yield Found(str(file), None, caption, file, score)
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    """
+    Raises:
+        UserError: two pictures differ in their suffix alone.
+    """
+    found: dict[str, Path] = {}
+    for file in _files(folder):
+        if (other := found.setdefault(file.stem, file)) != file:
+            raise UserError(f"{file}: {other.name} has the same name, and only one of them can be one of a pair.")
+    return found
 
 
 def _captioned(folder: Path) -> Iterator[Found]:
@@ -185,14 +208,22 @@ def _captioned(folder: Path) -> Iterator[Found]:
 
 
 def _files(folder: Path) -> list[Path]:
-    return sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    """
+    Raises:
+        UserError: a link leads out of the folder.
+    """
+    found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
+    for file in found:
+        _refuse_outside(str(file), file, folder)
+    return found
 
 
 def _beside(file: Path) -> str | None:
     """The first line with words of the text file of a picture's name."""
-    text = file.with_suffix(".txt")
-    if not text.is_file():
+    text = next((path for path in map(file.with_suffix, BESIDE) if path.is_file()), None)
+    if text is None:
         return None
+    _refuse_outside(str(text), text, file.parent)
     try:
         lines = text.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -216,21 +247,29 @@ def _picture(where: str, value: Any, root: Path) -> Path | bytes:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: {str(value)[:60]!r} is neither a picture nor the name of one.")
     file = root / value
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise UserError(f"{where}: the picture '{value}' lies outside of {root}, and is not opened.")
+    _refuse_outside(f"{where}: the picture '{value}'", file, root)
     if not file.is_file():
         raise UserError(f"{where}: there is no picture '{value}' in {root}.")
     return file
+
+
+def _refuse_outside(what: str, file: Path, root: Path) -> None:
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise UserError(f"{what} lies outside of {root}, and is not opened.")
 
 
 def _number(row: Row, name: str) -> float | None:
     value = row.columns.get(name)
     if value is None or value == "":
         return None
+    words = {"true": 1.0, "false": 0.0}
     try:
-        return float(value)
+        number = words[value.lower()] if isinstance(value, str) and value.lower() in words else float(value)
     except (TypeError, ValueError):
         raise UserError(f"{row.where}: '{name}' is {value!r}, which is no number.") from None
+    if math.isinf(number):
+        raise UserError(f"{row.where}: '{name}' is infinite.")
+    return None if math.isnan(number) else number  # so tables keep what is missing
 
 
 def _first(row: Row, names: Sequence[str]) -> Any:

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, encode
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, encode, size_of
 from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Sample, Source
 
@@ -26,7 +26,8 @@ class TeacherSamplerConfig(Config):
     """Which, held in memory beside the model that is tuned; None takes that one as it was before any tuning, which
     costs no memory."""
     drawing: DiffusionSamplerConfig = DiffusionSamplerConfig()
-    """How it draws; the tuned model is looked at likewise, but for what the evaluation says."""
+    """How it draws, at the size of the model that is tuned unless it says another; the tuned model is looked at
+    likewise, but for what the evaluation says."""
 
     @property
     def evaluations(self) -> int:
@@ -42,9 +43,11 @@ class TeacherSamplerConfig(Config):
         Raises:
             UserError: the teacher cannot be loaded, or what it draws is of a size that ``parts`` cannot learn.
         """
+        height, width = size_of(self.drawing, parts)
+        drawing = self.drawing.model_copy(update={"height": height, "width": width})
         if self.model is None:
-            return TeacherSampler(self.drawing.build(parts), parts, base_weights)
-        return TeacherSampler(self.drawing.build(load(self.model, resolve)), parts, nullcontext)
+            return TeacherSampler(drawing.build(parts), parts, base_weights)
+        return TeacherSampler(drawing.build(load(self.model, resolve)), parts, nullcontext)
 
 
 @final
@@ -58,6 +61,7 @@ class TeacherSampler:
     def __init__(self, drawing: DiffusionSampler, policy: Parts, within: Within) -> None:
         check_size(drawing.height, drawing.width, policy)
         self.drawing, self.policy, self._within = drawing, policy, within
+        self.height, self.width = drawing.height, drawing.width
         self._alike = drawing.parts is policy or same_vae(drawing.parts, policy)
 
     def sample(

@@ -5,6 +5,7 @@ import math
 import os
 import signal
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -165,6 +166,33 @@ def test_as_a_reward_people_rank_the_candidates_and_a_veto_discards(run: Run) ->
     reward = LabelsConfig(run=str(run.path)).build()
     scores = reward.score([candidate("cat", 2), candidate("cat", 1), candidate("cat", 0), candidate("dog", 0)]).tolist()
     assert scores[:3] == [1.0, -1.0, 0.0]
+    assert math.isnan(scores[3])
+
+
+def test_what_was_said_of_a_candidate_in_several_rounds_is_added_up(run: Run) -> None:
+    """Where a round took over the candidates of the one before it."""
+    draft = run.draft(1)
+    for prompt in PROMPTS:
+        for index in range(CANDIDATES):
+            draft.add(replace(candidate(prompt, index), round=1))
+    draft.flush()
+    total = np.zeros((len(PROMPTS), CANDIDATES))
+    draft.write_scores(Scores(1, PROMPTS, total, {"clip": total}))
+    draft.write_selection(Selection("weighted", (Item((Key(1, "cat", 3),)),)))
+    draft.commit({})
+
+    def again(prompt: str, one: int, two: int) -> Pair:
+        names = (picture(prompt, place).replace("rounds/000", "rounds/001") for place in (one, two))
+        return Pair(f"a {prompt}", *names)
+
+    ballot = Ballot(run, "ada")
+    ballot.choose(pair("cat", 2, 1), "left")
+    ballot.choose(again("cat", 2, 0), "right")
+    ballot.veto(picture("dog", 0))
+    ballot.choose(again("dog", 0, 1), "left")
+    asked = [candidate("cat", 2), candidate("cat", 1), candidate("cat", 0), candidate("dog", 0)]
+    scores = LabelsConfig(run=str(run.path)).build().score(asked).tolist()
+    assert scores[:3] == [0.0, -1.0, 1.0]
     assert math.isnan(scores[3])
 
 

@@ -153,7 +153,7 @@ def test_what_is_no_method_is_told_with_the_nearest(recipe_file: RecipeFile) -> 
         trials(recipe_file(), names=("raft", "nfta"))
     with pytest.raises(UserError, match=r"There is no recipe file 'nope.yaml'"):
         trials(recipe_file(), names=("nope.yaml",))
-    with pytest.raises(UserError, match=r"scene_align: it tunes 'scene-sd', and the other methods tune '.*sd15'"):
+    with pytest.raises(UserError, match=r"tunes another model than the other methods \(model.base: scene-sd, and"):
         trials(recipe_file(), names=("scene_align",))
     twin = recipe_file("twin")
     with pytest.raises(UserError, match="two are called 'raft'"):
@@ -183,3 +183,12 @@ def test_rounds_that_take_candidates_over_leave_more_for_learning(recipe_file: R
     assert (once.cost.sampling, twice.cost.sampling) == (SAMPLING // 2, SAMPLING)
     assert once.recipe.finetuner.steps > twice.recipe.finetuner.steps
     assert all(2000 - 2 * step_cost(one.recipe) < one.cost.total <= 2000 for one in (once, twice))
+
+
+def test_a_method_is_not_called_as_the_base_and_tunes_the_same_model(recipe_file: RecipeFile) -> None:
+    with pytest.raises(UserError, match="'base' is what the untuned model is called; give that file another name"):
+        trials(recipe_file(), names=("raft", recipe_file("base")))
+    base = recipe_file()
+    model = {**load_recipe(base).model.model_dump(), "dtype": "bfloat16"}
+    with pytest.raises(UserError, match=r"than the other methods \(model.dtype: bfloat16, and theirs float"):
+        trials(base, names=("raft", recipe_file("half", model=model)))

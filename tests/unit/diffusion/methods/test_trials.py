@@ -1,6 +1,7 @@
 """Runs of methods: what they spend is what was planned, each is looked at once, and one that was stopped goes on."""
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from raftdiff.diffusion.learning.finetuner import DRIFT_ROWS
 from raftdiff.diffusion.methods import trials
 from raftdiff.diffusion.methods.changes import Trial, planned
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, best_in_place, looked_at, run_trial
+from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.records.run import Run, load_round
@@ -192,3 +194,21 @@ def test_the_best_of_each_place_keeps_its_number_and_a_discard_is_never_it() -> 
     assert [(one.index, one.seed, one.media.getpixel((0, 0))) for one in found] == [(0, 100, 2), (1, 101, 1)]
     none = best_in_place(drawn, np.full(6, nan), 3)
     assert none == [replace(one) for one in drawn[:3]], "where all are discarded each stays"
+
+
+def test_what_was_measured_of_another_model_or_on_other_prompts_does_not_count(
+    recipe_file: Callable[..., str], tmp_path: Path, models: dict[str, Path]
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(models["sd15"], copy)
+    file = recipe_file(model={"base": str(copy), "device": "cpu"})
+
+    def how(*overrides: str, training: bool = False) -> str:
+        return Yardstick(load_recipe(file, overrides), training=training).how
+
+    first, asked = how(), how(training=True)
+    assert how() == first
+    assert how("prompts.captions=[a cat]") == first, "they are not looked at"
+    assert how("prompts.captions=[a cat]", training=True) != asked
+    shutil.copytree(tiny.write_folder(tmp_path / "other", "sd15", seed=1), copy, dirs_exist_ok=True)
+    assert how() != first

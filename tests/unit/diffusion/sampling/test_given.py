@@ -83,8 +83,13 @@ def test_a_size_of_its_own(folder: Path, parts: Parts) -> None:
 
 
 def test_the_score_is_of_the_folder_alone(folder: Path, parts: Parts) -> None:
-    bare = drawn(sampler(folder, parts, score="nothing"), "a cat")
-    assert np.isnan(GivenReward().score(bare).numpy()).all()
+    lines = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
+    lines[0]["score"] = None
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    bare = drawn(sampler(folder, parts), "a cat")
+    assert np.isnan(GivenReward().score(bare).numpy()).tolist() == [True, False, False]
+    with pytest.raises(UserError, match=r"no row has a column 'scoer' \(sampler.score\). Did you mean 'score'\?"):
+        sampler(folder, parts, score="scoer")
 
 
 def test_pictures_beyond_the_candidates_are_told(folder: Path, parts: Parts) -> None:
@@ -93,6 +98,37 @@ def test_pictures_beyond_the_candidates_are_told(folder: Path, parts: Parts) -> 
         sampler(folder, parts).check(prompts, 2)
     with pytest.raises(UserError, match="has a picture for not one of the 1 prompts"):
         sampler(folder, parts).check(build(PromptsConfig(captions=["a bird"])), 2)
+
+
+def test_prompts_that_cannot_be_answered_are_told(folder: Path, parts: Parts) -> None:
+    prompts = build(PromptsConfig(captions=["a cat", "a bird"]))
+    with pytest.warns(UserWarning, match="no picture is there of 1 prompt of 2, such as 'a bird'"):
+        sampler(folder, parts).check(prompts, 4)
+    with pytest.raises(UserError, match="a round may be left with nothing, for 1 of the prompts have no"):
+        sampler(folder, parts).check(prompts, 4, alone=True)
+
+
+def test_a_pair_is_asked_by_itself_alone(folder: Path, parts: Parts) -> None:
+    line = {"caption": "a cat", "chosen": "0.png", "rejected": "1.png"}
+    (folder / "pairs.jsonl").write_text(json.dumps(line))
+    with pytest.raises(UserError, match="every pair of '.*' is a prompt of its own; leave the recipe's prompts out"):
+        sampler(folder / "pairs.jsonl", parts).check(build(PromptsConfig(captions=["a cat"])), 2)
+
+
+def test_a_picture_held_as_bytes_is_turned_as_a_file_is(tmp_path: Path, parts: Parts) -> None:
+    import pandas
+
+    picture, mark = Image.new("RGB", (40, 20), "red"), Image.Exif()
+    picture.paste("blue", (0, 0, 20, 20))
+    mark[0x0112] = 6
+    picture.save(tmp_path / "x.jpg", exif=mark, quality=95)
+    cell = {"text": "a cat", "jpg": (tmp_path / "x.jpg").read_bytes()}
+    pandas.DataFrame([cell, {**cell, "text": "a dog", "jpg": b"none"}]).to_parquet(tmp_path / "all.parquet")
+    (tmp_path / "x.txt").write_text("a cat")
+    table, files = (sampler(path, parts) for path in (tmp_path / "all.parquet", tmp_path))
+    assert drawn(table, "a cat")[0].media.tobytes() == drawn(files, "a cat")[0].media.tobytes()
+    with pytest.raises(UserError, match="all.parquet: row 2: this is no whole picture"):
+        drawn(table, "a dog")
 
 
 def test_other_pictures_than_the_run_began_with_are_refused(folder: Path, parts: Parts) -> None:
@@ -107,7 +143,7 @@ def test_a_damaged_picture_is_a_sentence(folder: Path, parts: Parts) -> None:
     (folder / "1.png").write_bytes((folder / "1.png").read_bytes()[:60])
     with pytest.raises(UserError, match=r"1\.png: this is no whole picture"):
         drawn(sampler(folder, parts), "a dog")
-    with pytest.raises(UserError, match="sampler.path: there is no 'nowhere'"):
+    with pytest.raises(UserError, match="sampler.path: there is no file or folder 'nowhere'"):
         sampler(Path("nowhere"), parts)
 
 

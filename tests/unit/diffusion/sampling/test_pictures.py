@@ -1,6 +1,7 @@
 """Folders and tables of pictures, as people and other programs keep them."""
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,10 @@ def table(path: Path, *rows: Mapping[str, Any]) -> Path:
 
 
 def told(found: list[Found]) -> list[tuple[str | None, str, str, float | None]]:
-    return [
-        (one.id, one.caption, one.picture.name if isinstance(one.picture, Path) else "bytes", one.score)
-        for one in found
-    ]
+    """Without the marks in the ids of pairs."""
+    ids = [one.id and re.sub("^pair-[0-9a-f]{6}-", "pair-", one.id) for one in found]
+    names = [one.picture.name if isinstance(one.picture, Path) else "bytes" for one in found]
+    return [(name, one.caption, file, one.score) for name, one, file in zip(ids, found, names, strict=True)]
 
 
 def test_an_imagefolder(tmp_path: Path) -> None:
@@ -50,6 +51,20 @@ def test_captions_in_text_files(tmp_path: Path) -> None:
         picture(tmp_path / f"{name}.webp")
         (tmp_path / f"{name}.txt").write_text(words, encoding="utf-8")
     assert told(read(tmp_path)) == [(None, "a cat", "a.webp", None), (None, "a dog", "b.webp", None)]
+
+
+def test_a_link_that_leads_out_of_the_folder_is_not_followed(tmp_path: Path) -> None:
+    picture(tmp_path / "secret.png")
+    (tmp_path / "secret.txt").write_text("a secret")
+    folder = tmp_path / "in"
+    picture(folder / "a.png")
+    (folder / "a.txt").symlink_to(tmp_path / "secret.txt")
+    with pytest.raises(UserError, match=r"a\.txt lies outside of .*in, and is not opened"):
+        read(folder)
+    (folder / "a.png").unlink()
+    (folder / "a.png").symlink_to(tmp_path / "secret.png")
+    with pytest.raises(UserError, match=r"a\.png lies outside of"):
+        read(folder)
 
 
 @pytest.mark.parametrize(("better", "worse"), [("chosen", "rejected"), ("win", "lose")])
@@ -136,9 +151,38 @@ def test_the_checksum_is_of_all_that_is_learnt_from(tmp_path: Path) -> None:
     assert len({digest([it]) for it in (one, *changed)}) == 4
 
 
+def test_pairs_of_two_sets_are_told_apart_and_a_moved_set_is_the_same(tmp_path: Path) -> None:
+    ids = []
+    for name in ("one", "two", "moved"):
+        for grey in (10, 20):
+            picture(tmp_path / name / f"{grey + (name == 'two')}.png", grey)
+        first, second = sorted((tmp_path / name).glob("*.png"))
+        row = {"caption": "a cat", "chosen": first.name, "rejected": second.name}
+        ids.append({one.id for one in read(table(tmp_path / name / "pairs.jsonl", row))})
+    assert len(ids[0]) == 1
+    assert ids[0] != ids[1]
+    assert ids[0] == ids[2]
+
+
+def test_truths_as_words_are_labels(tmp_path: Path) -> None:
+    """As pandas writes them."""
+    for name in ("x", "y"):
+        picture(tmp_path / f"{name}.png")
+    (tmp_path / "pairs.csv").write_text("image_0,image_1,prefer_0,prefer_1,text\nx.png,y.png,False,True,a cat\n")
+    assert [(name, score) for *_, name, score in told(read(tmp_path / "pairs.csv"))] == [("y.png", 1.0), ("x.png", 0.0)]
+
+
+def test_what_is_missing_in_a_table_is_no_word_on_a_picture(tmp_path: Path) -> None:
+    picture(tmp_path / "x.png")
+    (tmp_path / "metadata.csv").write_text("file_name,text,score\nx.png,a cat,nan\nx.png,a dog,\nx.png,a bus,2\n")
+    assert [one.score for one in read(tmp_path)] == [None, None, 2.0]
+
+
 @pytest.mark.parametrize(
     ("row", "sentence"),
     [
+        ({"jpg_0": "x.png", "jpg_1": "x.png", "label_0": "nan", "label_1": 1, "text": "a"}, "'label_0' is missing"),
+        ({"file_name": "x.png", "text": "a cat", "score": "inf"}, "'score' is infinite"),
         ({"text": "a cat"}, "metadata.jsonl:1: this row names no picture; write it as 'file_name'"),
         ({"file_name": "x.png"}, "metadata.jsonl:1: this row has no caption; write it as 'caption'"),
         ({"file_name": "x.png", "text": 3}, "metadata.jsonl:1: this row has no caption"),
@@ -175,5 +219,9 @@ def test_a_folder_that_says_nothing_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"chosen: 'a' has no partner of its name in .*rejected"):
         read(tmp_path)
     picture(tmp_path / "rejected/a.png")
+    picture(tmp_path / "rejected/a.jpg")
+    with pytest.raises(UserError, match=r"a.png: a.jpg has the same name, and only one of them can be one of a pair"):
+        read(tmp_path)
+    (tmp_path / "rejected/a.jpg").unlink()
     with pytest.raises(UserError, match="a.png: this picture has no caption; write it into a.txt beside it"):
         read(tmp_path)
