@@ -286,6 +286,7 @@ def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(finished: Pa
             tab.click("#draw")
             tab.locator("#standing .view").wait_for()
         third.get_by_text("2 drawings are before yours").wait_for()
+        first.locator("#cancel").evaluate(FRAMES)  # shown a moment before it is heeded, as in type_into
         first.click("#cancel")
         first.get_by_text("Cancelled.").wait_for()
         third.get_by_text("1 drawing is before yours").wait_for()

@@ -3,6 +3,7 @@
 import importlib.metadata
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -65,6 +66,7 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
         "jpeg": {},
         "callable": {"function": "contract_reward:redness"},
         "labels": {"run": str(folder / "run")},
+        "given": {},
         "reward_model": {"model": str(folder / "rm")},
     }[name]
 
@@ -83,7 +85,8 @@ def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> Non
     assert (config.type, config.name, config.weight) == (name, name, 0.5)
     reward = config.build(device="cpu", resolve=str)
     assert reward.name == name
-    report = check_reward(reward, reward_samples(count=5), direction=type(reward).__doc__)
+    samples = [replace(one, aux={"score": torch.tensor(float(i))}) for i, one in enumerate(reward_samples(count=5))]
+    report = check_reward(reward, samples, direction=type(reward).__doc__)
     told_apart = name != "labels"  # nobody labelled these
     assert all(found.passed for found in report.checks if told_apart or found.name != "varied"), str(report)
 

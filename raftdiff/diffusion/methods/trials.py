@@ -227,7 +227,7 @@ def looked_at(rounds: int) -> list[int]:
     """The rounds after which a run is measured.
 
     >>> looked_at(2), looked_at(10)
-    ([0, 1], [1, 4, 7, 9])
+    ([0, 1], [1, 4, 6, 9])
     """
     count = min(rounds, CHECKPOINTS)
     return sorted({rounds * (place + 1) // count - 1 for place in range(count)})

@@ -130,4 +130,4 @@ def test_a_path_is_recorded_where_the_rule_learns_from_it_and_nowhere_else(tmp_p
     assert assembly.finetuner.requires.fresh_samples
     plain = assemble(load_recipe("demo", base))
     assert plain.parts.sampler.provides == ("latent",)
-    assert plain.parts.sampler is plain.sampler
+    assert plain.parts.sampler.provides == plain.sampler.provides == ("latent",)
