@@ -47,7 +47,7 @@ class TextAssembly:
     finetuner: TextFineTuner
     ranker: Ranker[str]
     measures: Ranker[str]
-    """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
+    """The rewards that an evaluation looks at; those that only look on count where no other does."""
     distances: Distances
     parts: Parts[str]
     """What the loop takes."""

@@ -43,7 +43,7 @@ class Assembly:
     finetuner: DiffusionFineTuner
     ranker: Ranker[Image]
     measures: Ranker[Image]
-    """The rewards that an evaluation looks at, those that only look on with weight 1 where nothing else is known."""
+    """The rewards that an evaluation looks at; those that only look on count where no other does."""
     parts: Parts[Image]
     """What the loop takes."""
 
