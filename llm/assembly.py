@@ -25,7 +25,7 @@ from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, Teacher
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
 from raftdiff.mixing import MixSamplerConfig
-from raftdiff.ranking import Ranker, Unfit
+from raftdiff.ranking import Ranker, Unfit, measured_by
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.stages import Parts
@@ -195,11 +195,8 @@ def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker
     measured for itself: as a reward it would judge the base's answers by the tuned model."""
     configs = recipe.ranker.rewards
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
-    counts = not any(weight for _, weight in kept)
-    onlookers = [
-        (one.build(device=device, resolve=resolve), one.weight if counts else 0.0) for one in recipe.evaluation.rewards
-    ]
-    return Ranker([*kept, *onlookers], ranker.selector)
+    built = [(one.build(device=device, resolve=resolve), one.weight) for one in recipe.evaluation.rewards]
+    return Ranker(measured_by(kept, built), ranker.selector)
 
 
 def _held(

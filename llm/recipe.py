@@ -20,8 +20,8 @@ from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfi
 from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
-from raftdiff.mixing import MixSamplerConfig, mixed
-from raftdiff.recipes.checks import check_alike, check_kind
+from raftdiff.mixing import MixSamplerConfig, parts
+from raftdiff.recipes.checks import check_alike, check_fresh, check_kind
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
@@ -167,7 +167,7 @@ def _sealed(config: Any, folder: Path) -> Any:
         ptx = config.ptx.model_copy(update={"data": sealed_prompts(config.ptx.data, folder)})
         return config.model_copy(update={"ptx": ptx})
     if isinstance(config, MixSamplerConfig):
-        return config.of([_sealed(part, folder) for part in mixed(config, _Part)])
+        return config.of([_sealed(part, folder) for part in parts(config, _Part)])
     return config
 
 
@@ -181,7 +181,7 @@ def samplers(recipe: TextRecipe) -> list[Any]:
     Raises:
         UserError: a part is not a sampler's.
     """
-    return mixed(recipe.sampler, _Part) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
+    return parts(recipe.sampler, _Part)
 
 
 def _check(recipe: TextRecipe) -> None:
@@ -218,10 +218,7 @@ def _check_objective(recipe: TextRecipe) -> None:
             f"sampler.decoding: {learner} needs answers drawn from the model itself: strategy sample, temperature 1, "
             "and no top_p, top_k, repetition_penalty or min_new_tokens."
         )
-    if recipe.loop.sample_every > 1:
-        raise UserError(f"loop.sample_every: {learner} learns from fresh answers; make it 1.")
-    if recipe.loop.replay_rounds:
-        raise UserError(f"loop.replay_rounds: {learner} learns from fresh answers; make it 0.")
+    check_fresh(recipe, learner, "answers")
     if recipe.prompts.decouple and any(template != "{prompt}" for template in recipe.prompts.magic):
         raise UserError(other_prompt(learner, "all of them"))
 

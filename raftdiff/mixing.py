@@ -56,16 +56,17 @@ class MixSamplerConfig(Config):
         return MixSampler([(part.share, sampler) for part, sampler in zip(self.parts, samplers, strict=True)])
 
 
-def mixed(config: MixSamplerConfig, part: type[Config]) -> list[Any]:
-    """The configs of a mixture's parts, of which ``part`` says under ``sampler`` what they may be.
+def parts(sampler: Config, part: type[Config]) -> list[Any]:
+    """The configs of a mixture's parts, of which ``part`` says under ``sampler`` what they may be; of another sampler
+    that one alone.
 
     Raises:
         UserError: one is not a sampler's.
     """
-    return [
-        getattr(check(part, {"sampler": one.sampler}, f"sampler.parts.{place}"), "sampler")  # noqa: B009
-        for place, one in enumerate(config.parts)
-    ]
+    if not isinstance(sampler, MixSamplerConfig):
+        return [sampler]
+    held = [check(part, {"sampler": one.sampler}, f"sampler.parts.{place}") for place, one in enumerate(sampler.parts)]
+    return [vars(one)["sampler"] for one in held]
 
 
 @final

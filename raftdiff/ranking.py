@@ -143,6 +143,15 @@ class Ranker(Generic[Media]):
             raise AllUnfitError(f"All {there} {self.unfit.all_are}")
 
 
+def measured_by(
+    rewards: Sequence[tuple[Reward[Media], float]], onlookers: Sequence[tuple[Reward[Media], float]]
+) -> list[tuple[Reward[Media], float]]:
+    """Rewards that an evaluation looks at, with their weights in the held-out curve: those of the training, and those
+    that only look on, which count where none of the others does."""
+    counts = not any(weight for _, weight in rewards)
+    return [*rewards, *((reward, weight if counts else 0.0) for reward, weight in onlookers)]
+
+
 def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.ndarray, " samples"]:
     """What a reward says of a batch.
 

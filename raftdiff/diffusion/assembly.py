@@ -21,7 +21,7 @@ from raftdiff.measures.diversity import PictureFigures, PictureSimilarity, pixel
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
 from raftdiff.mixing import MixSamplerConfig
-from raftdiff.ranking import Features, Ranker, Unfit
+from raftdiff.ranking import Features, Ranker, Unfit, measured_by
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
@@ -176,12 +176,8 @@ def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[I
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
     if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards:
         return ranker
-    counts = not any(weight for _, weight in kept)
-    onlookers = [
-        (one.build(device=device, resolve=embedded.resolve), one.weight if counts else 0.0)
-        for one in recipe.evaluation.rewards
-    ]
-    return Ranker([*kept, *onlookers], ranker.selector, unfit=BLANK)
+    built = [(one.build(device=device, resolve=embedded.resolve), one.weight) for one in recipe.evaluation.rewards]
+    return Ranker(measured_by(kept, built), ranker.selector, unfit=BLANK)
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:

@@ -14,8 +14,8 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
-from raftdiff.mixing import MixSamplerConfig, mixed
-from raftdiff.recipes.checks import check_alike, check_kind
+from raftdiff.mixing import MixSamplerConfig, parts
+from raftdiff.recipes.checks import check_alike, check_fresh, check_kind
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
@@ -129,7 +129,7 @@ def samplers(recipe: Recipe) -> list[Any]:
     Raises:
         UserError: a part is not a sampler's.
     """
-    return mixed(recipe.sampler, _Part) if isinstance(recipe.sampler, MixSamplerConfig) else [recipe.sampler]
+    return parts(recipe.sampler, _Part)
 
 
 def drawing_of(recipe: Recipe) -> DiffusionSamplerConfig:
@@ -157,7 +157,7 @@ def _sealed(config: Any, folder: Path) -> Any:
     if isinstance(config, FolderSamplerConfig):
         return config.sealed(folder)
     if isinstance(config, MixSamplerConfig):
-        return config.of([_sealed(part, folder) for part in mixed(config, _Part)])
+        return config.of([_sealed(part, folder) for part in parts(config, _Part)])
     return config
 
 
@@ -247,10 +247,7 @@ def _check_path(recipe: Recipe, learner: str) -> None:
             f"sampler: {learner} learns from steps that draw noise, with a probability that is known; use "
             "scheduler: ddim with an eta above 0, such as eta: 1."
         )
-    if recipe.loop.sample_every > 1:
-        raise UserError(f"loop.sample_every: {learner} learns from fresh pictures; make it 1.")
-    if recipe.loop.replay_rounds:
-        raise UserError(f"loop.replay_rounds: {learner} learns from fresh pictures; make it 0.")
+    check_fresh(recipe, learner, "pictures")
     for prompt in build(recipe.prompts):
         if prompt.sampling != prompt.learning:
             raise UserError(

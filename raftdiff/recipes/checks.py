@@ -44,6 +44,19 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
         raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
 
 
+def check_fresh(recipe: Any, learner: str, samples: str) -> None:
+    """
+    Args:
+        samples: what sentences call them: answers or pictures.
+
+    Raises:
+        UserError: a round learns from samples of an earlier one, and ``learner`` from fresh ones alone.
+    """
+    for key, only in (("sample_every", 1), ("replay_rounds", 0)):
+        if getattr(recipe.loop, key) != only:
+            raise UserError(f"loop.{key}: {learner} learns from fresh {samples}; make it {only}.")
+
+
 def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
     """
     Raises:

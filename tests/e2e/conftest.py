@@ -1,4 +1,4 @@
-"""Processes that are killed at a certain line, however fast or slow the machine is."""
+"""A model for all, and processes that are killed at a certain line, however fast or slow the machine is."""
 
 import signal
 from collections.abc import Callable
@@ -7,7 +7,15 @@ from typing import Any
 
 import pytest
 
+from raftdiff.diffusion.models import tiny
+
 Killed = Callable[..., None]
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random model for pictures, of a few thousand weights; not to be written to."""
+    return tiny.write_folder(tmp_path_factory.mktemp("model") / "sd15", "sd15")
 
 
 @pytest.fixture

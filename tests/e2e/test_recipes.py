@@ -6,7 +6,6 @@ from pathlib import Path
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.models import tiny
 from raftdiff.recipes.files import medium_of, recipes
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -28,11 +27,6 @@ SMALL = (
     "evaluation.samples_per_prompt=1",
     "logging.tracker=null",
 )
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_folder(tmp_path_factory.mktemp("model") / "sd15", "sd15")
 
 
 @pytest.mark.parametrize("name", [name for name, path in recipes().items() if medium_of(path) == "image"])

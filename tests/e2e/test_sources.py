@@ -19,11 +19,6 @@ DRAWING = {"steps": 2, "guidance": 2.0, "batch_size": 4}
 Train = Callable[..., Path]
 
 
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny.write_folder(tmp_path_factory.mktemp("model") / "sd15", "sd15")
-
-
 @pytest.fixture
 def train(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> Train:
     """Write a recipe with these parts changed, and train it."""

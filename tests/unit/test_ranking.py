@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.ranking import Ranker, Unfit
+from raftdiff.ranking import Ranker, Unfit, measured_by
 from raftdiff.selection.best import BestOfK
 from raftdiff.selection.diverse import Diverse
 from raftdiff.types import Prompt, Sample, Scores
@@ -144,3 +144,9 @@ def test_features_that_are_no_numbers_are_a_sentence_unless_the_candidate_is_dis
     table[0, :, 1] = table[0, 1, :] = np.nan
     with pytest.raises(UserError, match="The features of 1 candidates are no numbers"):
         ranker.select(TABLE, [])
+
+
+def test_rewards_that_look_on_count_where_no_other_does() -> None:
+    one, other = Mine(index), Mine(index, "other")
+    assert measured_by([(one, 2.0)], [(other, 3.0)]) == [(one, 2.0), (other, 0.0)]
+    assert measured_by([(one, 0.0)], [(other, 3.0)]) == [(one, 0.0), (other, 3.0)]
