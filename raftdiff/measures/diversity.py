@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Float
 from PIL.Image import Image
 
-from raftdiff.measures.pictures import coarse, mean_saturation
+from raftdiff.measures.pictures import coarse
+from raftdiff.measures.signals import rgb, saturation
 from raftdiff.measures.statistics import cosines, mean_pairwise_distance, unit_length, vendi
 from raftdiff.ranking import Features
 from raftdiff.types import Key, Sample, Scores
@@ -28,11 +29,11 @@ class PictureFigures:
         self, batches: Iterable[Sequence[Sample[Image]]], selected: AbstractSet[Key]
     ) -> dict[str, dict[str, float | None] | float]:
         keys: list[Key] = []
-        features, saturation = [], []
+        features, saturations = [], []
         for batch in batches:
             keys += [sample.key for sample in batch]
             features.append(self.features(batch).float().cpu())
-            saturation += [mean_saturation([sample.media]) for sample in batch]
+            saturations += [saturation(rgb(sample.media)) for sample in batch]
         table = torch.cat(features).numpy()
         chosen = np.array([key in selected for key in keys])
         prompts = np.array([key.prompt for key in keys])
@@ -47,7 +48,7 @@ class PictureFigures:
         return {
             "diversity_all": measured(np.ones_like(chosen)),
             "diversity_selected": measured(chosen),
-            "saturation": float(np.mean(saturation)),
+            "saturation": float(np.mean(saturations)),
         }
 
 

@@ -1,9 +1,8 @@
-"""Pictures, without a model: opened from files; their colours, and features by which alike pictures are close."""
+"""Pictures, without a model: opened from files, and features by which alike pictures are close."""
 
 import io
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -106,10 +105,3 @@ def coarse(image: Image.Image, side: int = 16) -> Float[np.ndarray, " values"]:
     values = np.asarray(small, dtype=np.float32).reshape(-1) / 255
     centred = values - values.mean()
     return np.asarray(centred / max(float(np.linalg.norm(centred)), 1e-6), dtype=np.float32)
-
-
-def mean_saturation(images: Sequence[Image.Image]) -> float:
-    """Mean HSV saturation, 0 (grey) to 1 (pure colours); NaN for no pictures. A rise over the rounds warns of
-    over-guided training."""
-    found = [float(np.asarray(on_paper(image).convert("HSV"))[..., 1].mean()) / 255 for image in images]
-    return float(np.mean(found)) if found else float("nan")

@@ -63,12 +63,10 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
     return {
         "clip": {"model": str(folder)},
         "aesthetic": {"model": str(folder), "head": str(folder / "head.pth")},
-        "jpeg": {},
         "callable": {"function": "contract_reward:redness"},
         "labels": {"run": str(folder / "run")},
-        "given": {},
         "reward_model": {"model": str(folder / "rm")},
-    }[name]
+    }.get(name, {})
 
 
 @pytest.fixture(autouse=True)

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageFont
 
-from raftdiff.measures.pictures import coarse, mean_saturation, on_paper
+from raftdiff.measures.pictures import coarse, on_paper
 from raftdiff.reports.images import data_uri, grid, thumbnail, wrap
 
 RED, GREY = Image.new("RGB", (16, 16), (255, 0, 0)), Image.new("RGB", (16, 16), (128, 128, 128))
@@ -61,12 +61,6 @@ def test_a_data_uri_is_the_picture() -> None:
     head, _, body = data_uri(RED).partition(",")
     assert head == "data:image/png;base64"
     assert Image.open(io.BytesIO(base64.b64decode(body))).tobytes() == RED.tobytes()
-
-
-def test_saturation_has_its_extremes() -> None:
-    assert mean_saturation([RED]) == pytest.approx(1)
-    assert mean_saturation([GREY, RED]) == pytest.approx(0.5)
-    assert np.isnan(mean_saturation([]))
 
 
 def test_coarse_pictures_are_near_where_they_look_alike() -> None:
