@@ -1,6 +1,5 @@
 """What a text recipe asks for: prompts with their answers, from files, data sets or the recipe itself."""
 
-import math
 import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.prompts import Asked, check_ids, find_file, made_ids
-from raftdiff.recipes.rows import Row, heading, read_file
+from raftdiff.recipes.rows import Row, heading, json_value, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -30,8 +29,8 @@ class DataConfig(Config):
     """What to ask for, and which answers came with it: one of ``file``, ``hub`` and ``captions``."""
 
     file: str | None = None
-    """A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt (a prompt a line) file; beside the recipe, or under the
-    current folder."""
+    """A .jsonl, .ndjson, .json, .csv, .tsv, .parquet or .txt (a prompt a line) file, or a folder of .txt files with a
+    prompt in each; beside the recipe, or under the current folder."""
     hub: str | None = None
     """A Hugging Face data set: its id on the hub, or a local folder. Code that comes with it is never run."""
     captions: list[Asked] = Field(default_factory=list)
@@ -171,7 +170,8 @@ def _read(config: DataConfig, folder: Path) -> tuple[list[Row], Callable[[], str
         raise UserError(f"prompts: {wrong}{hint}.")
     if config.file:
         path = find_file(config.file, folder, "prompts.file")
-        return read_file(path), lambda: file_digest(path)
+        found = read_file(path)
+        return found, lambda: rows_digest(found) if path.is_dir() else file_digest(path)
     if config.hub:
         found = read_hub(
             _hub(config.hub, folder),
@@ -276,7 +276,7 @@ def _fits(record: Record, config: DataConfig) -> bool:
 def _prompt(config: DataConfig, place: int, id: str, record: Record, rest: Mapping[str, Any]) -> Prompt:
     template = config.magic[place % len(config.magic)]
     sampling = rest.get("sampling") or template.replace("{prompt}", record.prompt)
-    meta = {name: _plain(value) for name, value in rest.items() if name not in OWN}
+    meta = {name: json_value(value) for name, value in rest.items() if name not in OWN}
     own = {
         "system": record.system or config.system,
         "history": [dict(turn) for turn in record.history],
@@ -284,14 +284,3 @@ def _prompt(config: DataConfig, place: int, id: str, record: Record, rest: Mappi
     }
     meta.update({name: value for name, value in own.items() if value})
     return Prompt(id, record.prompt, sampling, record.prompt if config.decouple else sampling, meta=meta)
-
-
-def _plain(value: Any) -> Any:
-    """What JSON can hold; anything else as its text, NaN and infinity as null."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(held) for key, held in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(held) for held in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value if isinstance(value, str | int | float | None) else str(value)

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -68,7 +69,9 @@ def draw(args: argparse.Namespace) -> None:
     from raftdiff.diffusion.bench import Bench, Checkpoint, export
     from raftdiff.measures.pictures import is_flat
 
-    bench = Bench([to_read(Path(args.recipe))], device=args.device)
+    most = {} if args.file is None else {"most": math.inf}  # whoever names a file means all of it
+    bench = Bench([to_read(Path(args.recipe))], device=args.device, file=args.file, **most)
+    asked = [*args.prompts, *(row["caption"] for row in bench.file)]
     run = bench.runs[0]
     chosen = run.rounds_done() - 1 if args.round is None else args.round
     run.round(chosen)  # says so where there is none
@@ -81,12 +84,12 @@ def draw(args: argparse.Namespace) -> None:
         "width": args.size,
     }
     settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
-    tell(bench.notes(0, args.prompts, settings))
+    tell(bench.notes(0, asked, settings))
     folder = args.out or run.path / "drawn"
     demand_writable(folder)
     bars = Bars()
     sides = {
-        side: bench.draw(checkpoint, args.prompts, settings, bars.stage(0, side))
+        side: bench.draw(checkpoint, asked, settings, bars.stage(0, side))
         for side, checkpoint in (("before", Checkpoint(0, None)), ("after", Checkpoint(0, chosen)))
     }
     bars.close()

@@ -8,6 +8,7 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
+from itertools import takewhile
 from pathlib import Path
 
 from raftdiff import __version__, console
@@ -149,10 +150,11 @@ def _looking(commands: Commands) -> None:
     drawn.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     drawn.add_argument(
         "prompts",
-        nargs="+",
+        nargs="*",
         metavar="PROMPT",
         help="what to draw, in quotes; after -- if it is a word that begins with -",
     )
+    drawn.add_argument("--prompts", dest="file", metavar="FILE", help="a prompt file, drawn as a whole")
     drawn.add_argument("--round", type=from_zero, metavar="N", help="the model after this round; the last by default")
     drawn.add_argument("--count", type=from_one, metavar="N", help="pictures per prompt; as in eval by default")
     drawn.add_argument("--seed", type=from_zero, metavar="N", help="as in eval by default")
@@ -172,6 +174,7 @@ def _pages(commands: Commands) -> None:
     compared = add_command(commands, "compare", "pages:compare", "a page: before and after of any prompt, side by side")
     compared.add_argument("recipe", metavar="RUN", help=RECIPE_HELP["RUN"])
     compared.add_argument("other", nargs="?", type=Path, metavar="RUN2", help="another run to compare with")
+    compared.add_argument("--prompts", metavar="FILE", help="a prompt file to choose from, beside the run's prompts")
     add_door(compared)
 
     watched = add_command(commands, "watch", "pages:watch", "a page: a run while it goes on")
@@ -265,6 +268,12 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides in any order: argparse alone wants all positional words in one place."""
     top = parser()
     parsed, rest = top.parse_known_args(arguments)
+    if isinstance(given := getattr(parsed, "prompts", None), list):  # of draw, which has words in place of overrides
+        words = list(takewhile(lambda word: not word.startswith("-"), rest))
+        rest = rest[len(words) :]
+        if rest[:1] == ["--"]:
+            words, rest = [*words, *rest[1:]], []
+        parsed.prompts = [*given, *words]
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (overrides and not hasattr(parsed, "overrides")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")

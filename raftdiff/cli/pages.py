@@ -27,7 +27,7 @@ def compare(args: argparse.Namespace) -> None:
             refuse_other(run)
         from raftdiff.diffusion.bench import Bench
 
-        bench = Bench(runs)
+        bench = Bench(runs, file=args.prompts)
         bench.warm()
         _serve(app.build(bench), door, listening, "runs this machine's GPU, and shows what the run made")
 

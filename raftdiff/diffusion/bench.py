@@ -17,7 +17,7 @@ from raftdiff.diffusion.recipe import Recipe, drawing_of, recipe_of
 from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
-from raftdiff.recipes.prompts import PromptsConfig, build
+from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
 from raftdiff.records.disk import read_json_lines, together, write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
@@ -67,16 +67,25 @@ class Bench:
     prompts the pictures are the evaluation's.
     """
 
-    def __init__(self, runs: Sequence[Run], *, device: str | None = None) -> None:
+    def __init__(
+        self, runs: Sequence[Run], *, device: str | None = None, file: str | None = None, most: float = MOST_PICTURES
+    ) -> None:
         """
+        Args:
+            file: prompts to try, beside those of the runs.
+            most: pictures on one side, in one go.
+
         Raises:
-            UserError: no run is there, or none of its rounds is finished.
+            UserError: no run is there, or none of its rounds is finished; the file cannot be read.
         """
         self.runs = [Run.open(run.path) for run in runs]
         for run in self.runs:
             if not run.rounds_done():
                 raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
-        self._device = device
+        self._device, self._most = device, most
+        found = [] if file is None else read_captions(find_file(file, Path(), "--prompts"))
+        self.file: Sequence[Mapping[str, Any]] = [{"caption": row} if isinstance(row, str) else row for row in found]
+        """What the file asks for."""
         self._assemblies: dict[int, Assembly] = {}
         self._loaded: dict[int, int | None] = {}
         self._one_at_a_time = threading.Lock()
@@ -123,10 +132,19 @@ class Bench:
         return found
 
     def captions(self) -> list[str]:
-        """Prompts to try: the held-out ones of the first run, then those it was trained on."""
+        """Prompts to try: the file's, then the held-out ones of the first run, then those it was trained on."""
+        return list(self._known)
+
+    @cached_property
+    def _known(self) -> dict[str, Mapping[str, Any]]:
+        """The same by caption, with the ids that their seeds come from, and what else rewards read of them."""
         recipe = self.recipes[0]
-        known = [build(recipe.evaluation.prompts)] if recipe.evaluation.prompts.captions else []
-        return list(dict.fromkeys(prompt.caption for part in (*known, build(recipe.prompts)) for prompt in part))
+        held_out = build(recipe.evaluation.prompts) if recipe.evaluation.prompts.captions else []
+        own = [{**it.meta, "id": it.id, "caption": it.caption} for it in (*held_out, *build(recipe.prompts))]
+        known: dict[str, Mapping[str, Any]] = {}
+        for row in (*self.file, *own):
+            known.setdefault(row["caption"].strip(), row)
+        return known
 
     @property
     def world(self) -> str | None:
@@ -147,7 +165,7 @@ class Bench:
         Raises:
             UserError: nothing to draw, too much of it, a run that is gone, or a size that the model cannot draw.
         """
-        prompts = _asked(captions, settings)
+        prompts = self._asked(captions, settings)
         with self._one_at_a_time:
             assembly = self._assembly(checkpoint)
             _check_size(settings, assembly)
@@ -171,8 +189,28 @@ class Bench:
             UserError: as ``draw``.
         """
         with self._one_at_a_time:
-            prompts = _asked(captions, settings)  # first, before a model is loaded
+            prompts = self._asked(captions, settings)  # first, before a model is loaded
             return self._assembly(Checkpoint(run, None)).notes("these prompts", prompts)
+
+    def _asked(self, captions: Sequence[str], settings: Settings) -> list[Prompt]:
+        wanted = list(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
+        if not wanted:
+            raise UserError("There is no prompt; type one, for example: a cartoon of a cat on a red background.")
+        if long := [caption for caption in wanted if len(caption) > LONGEST_PROMPT and caption not in self._known]:
+            raise UserError(f"This prompt has {len(long[0])} characters; {LONGEST_PROMPT} are the most.")
+        if (count := len(wanted) * settings.per_prompt) > self._most:
+            raise UserError(f"These are {count} pictures a side; {self._most} are the most at once. Ask for fewer.")
+        bounds = {"per_prompt": (1, MOST_PICTURES), "steps": (1, MOST_STEPS), "guidance": (0, MOST_GUIDANCE)}
+        for name, (least, most) in bounds.items():
+            if not least <= (given := getattr(settings, name)) <= most:  # so that NaN is none either
+                raise UserError(f"{name}: {given} is no number from {least} to {most}.")
+        rows, taken = [], set[str]()
+        for caption in wanted:
+            row = self._known.get(caption, {"caption": caption})
+            name = str(row.get("id") or "").lower()
+            rows.append({key: value for key, value in row.items() if key != "id" or name not in taken})
+            taken.add(name)
+        return build(PromptsConfig(captions=list(rows), negative=settings.negative))
 
     def _assembly(self, checkpoint: Checkpoint) -> Assembly:
         run = Run.open(self.runs[checkpoint.run].path)  # says so where the folder is gone by now
@@ -231,18 +269,3 @@ def _check_size(settings: Settings, assembly: Assembly) -> None:
                 f"A picture of {side} pixels a side is too large: this model draws {own}, and "
                 f"{LARGEST * own} are the most."
             )
-
-
-def _asked(captions: Sequence[str], settings: Settings) -> list[Prompt]:
-    wanted = list(dict.fromkeys(caption.strip() for caption in captions if caption.strip()))
-    if not wanted:
-        raise UserError("There is no prompt; type one, for example: a cartoon of a cat on a red background.")
-    if long := [caption for caption in wanted if len(caption) > LONGEST_PROMPT]:
-        raise UserError(f"This prompt has {len(long[0])} characters; {LONGEST_PROMPT} are the most.")
-    if (count := len(wanted) * settings.per_prompt) > MOST_PICTURES:
-        raise UserError(f"These are {count} pictures a side; {MOST_PICTURES} are the most at once. Ask for fewer.")
-    bounds = {"per_prompt": (1, MOST_PICTURES), "steps": (1, MOST_STEPS), "guidance": (0, MOST_GUIDANCE)}
-    for name, (least, most) in bounds.items():
-        if not least <= (given := getattr(settings, name)) <= most:  # so that NaN is none either
-            raise UserError(f"{name}: {given} is no number from {least} to {most}.")
-    return build(PromptsConfig(captions=list(wanted), negative=settings.negative))

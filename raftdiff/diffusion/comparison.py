@@ -20,7 +20,7 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw, draw_both, evaluate
 from raftdiff.ranking import AllUnfitError
-from raftdiff.recipes.prompts import PromptsConfig, build, read_captions
+from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
@@ -66,11 +66,12 @@ def evaluation_prompts(recipe: Recipe, file: str | None) -> list[Prompt]:
     """
     held_out = recipe.evaluation.prompts
     if file is not None and file != "training":
-        return build(held_out.model_copy(update={"file": None, "captions": read_captions(Path(file))}))
+        captions = read_captions(find_file(file, Path(), "--prompts"))
+        return build(held_out.model_copy(update={"file": None, "captions": captions}))
     if file is None and held_out.captions:
         return build(held_out)
-    captions = [{"id": prompt.id, "caption": prompt.caption} for prompt in build(recipe.prompts)]
-    return build(PromptsConfig(captions=list(captions)))
+    own = [{**prompt.meta, "id": prompt.id, "caption": prompt.caption} for prompt in build(recipe.prompts)]
+    return build(PromptsConfig(captions=list(own)))
 
 
 def compare(

@@ -9,6 +9,7 @@ import yaml
 
 from raftdiff.errors import UserError, command, gone
 from raftdiff.recipes.needs import near, runs_near
+from raftdiff.recipes.source import values
 
 MEDIA: Mapping[str, str] = {
     "image": "pictures",
@@ -69,7 +70,7 @@ def medium_of(path: Path) -> str:
     """What a recipe file is for, as its ``media`` says: ``text``, ``preferences`` (a reward model), ``pipeline``; a
     recipe for pictures says nothing."""
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
+        data = values(path.read_text(encoding="utf-8")) if path.is_file() else None
     except (OSError, ValueError, RecursionError, yaml.YAMLError):
         return "image"  # whoever reads it in earnest says what is wrong
     return str(data.get("media", "image")) if isinstance(data, dict) else "image"

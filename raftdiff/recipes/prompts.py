@@ -13,11 +13,10 @@ from pydantic_core import PydanticCustomError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.rows import CELLS, heading, kind, read_file
+from raftdiff.recipes.rows import CELLS, ID, SUFFIXES, heading, json_value, kind, read_file
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
-ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 MAX_SLUG, MAX_ID = 80, 200
 TEXTS = ("caption", "sampling", "negative")
 ALIASES: Mapping[str, tuple[str, ...]] = {
@@ -53,9 +52,11 @@ class PromptsConfig(Config):
 
     file: str | None = None
     """A .txt file with a caption a line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file with at least a
-    "caption" (or "prompt") in each row; beside the recipe, or under the current folder."""
+    "caption" (or "prompt") in each row, or a folder of .txt files with a caption in each; beside the recipe, or under
+    the current folder."""
     captions: list[Asked] = Field(default_factory=list)
-    """The prompts themselves: captions, or mappings with "caption" and by choice "id", "sampling", "negative"."""
+    """The prompts themselves: captions, or mappings with "caption" and by choice "id", "sampling", "negative"; what
+    else these hold is kept with the prompt, for rewards that read it."""
     magic: list[str] = Field(default_factory=lambda: ["{caption}"])
     """Templates of what the sampler reads, dealt out to the prompts in turn; "{caption}" stands for the caption."""
     negative: str = ""
@@ -80,26 +81,38 @@ def inline(config: PromptsConfig, folder: Path) -> PromptsConfig:
 
 
 def find_file(name: str, folder: Path, key: str) -> Path:
-    """The file of that name in ``folder``, where the recipe stands, or under the current folder.
+    """The file, or folder, of that name in ``folder``, where the recipe stands, or under the current folder.
 
     Raises:
         UserError: there is none; ``key`` says which key of the recipe named it.
     """
-    found = next((path for path in (folder / name, Path(name)) if path.is_file()), None)
-    if found is None:
-        raise UserError(f"{key}: there is no file '{name}', neither in {folder} nor in this folder.")
-    return found
+    places = [path for path in (folder / name, Path(name)) if path.is_file() or (name and path.is_dir())]
+    if not places:
+        where = "in this folder" if folder == Path() else f"in {folder} nor in this folder"
+        neither = "" if folder == Path() else "neither "
+        raise UserError(f"{key}: there is no file '{name}', {neither}{where}.{_downloaded(name)}")
+    return places[0]
+
+
+def _downloaded(name: str) -> str:
+    """How to come by a file, where the name is one that a hub's data set may have."""
+    if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(name).suffix.lower() in (*SUFFIXES, ".gz"):
+        return ""
+    return (
+        f" If it is a data set on the hub, fetch it and name a file of it: hf download {name} --repo-type dataset "
+        f"--local-dir {Path(name).name}."
+    )
 
 
 def read_captions(path: Path) -> list[str | dict[str, Any]]:
-    """The prompts of a file: captions where it is .txt, else rows, in which "prompt" or "text" may stand for "caption",
-    and "negative_prompt" for "negative".
+    """The prompts of a file or folder: captions where it is .txt, else rows, in which "prompt" or "text" may stand for
+    "caption", and "negative_prompt" for "negative"; of a folder rows with the files' names as ids.
 
     Raises:
         UserError: as ``rows.read_file``; a row has no caption, or one of its texts is none; with file and line.
     """
-    rows = read_file(path)
-    if kind(path) == ".txt":
+    rows = read_file(path, pictures=False)
+    if kind(path) == ".txt" and not path.is_dir():
         return [_checked(row.where, row.columns)["caption"] for row in rows]
     names = list(rows[0].columns)
     if kind(path) in CELLS and not any(name.lower() in ALIASES["caption"] for name in names):
@@ -123,7 +136,7 @@ def _known(columns: Mapping[str, Any], *, absent: Collection[Any] = (None,)) -> 
 
 
 def _checked(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
-    """The row, with a caption.
+    """The row, with a caption, in values that JSON can hold.
 
     Raises:
         UserError: it has none, one of its texts is none, or holds what no file can.
@@ -138,7 +151,7 @@ def _checked(where: str, row: Mapping[str, Any]) -> dict[str, Any]:
         _refuse_halves(where, json.dumps(named, ensure_ascii=False, default=_no_bytes))
     except TypeError as error:
         raise UserError(f"{where}: {error}; keep the columns of text and numbers.") from None
-    return named
+    return {name: json_value(value) for name, value in named.items()}
 
 
 def _refuse_halves(where: str, text: str) -> None:

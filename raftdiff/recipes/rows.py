@@ -1,9 +1,11 @@
-"""Files of rows, for prompts and data of both media: columns by name, and where each row stands, for sentences."""
+"""Files and folders of rows, for prompts and data of both media: columns by name, and where each row stands, for
+sentences."""
 
 import csv
 import gzip
 import io
 import json
+import math
 import re
 import sys
 import warnings
@@ -23,6 +25,8 @@ SHORT, MOST_NAMES = 60, 8
 SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 """What programs put between cells, as sentences say it."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""What can name a prompt, and so its files."""
 
 
 @final
@@ -38,20 +42,27 @@ class Row:
     columns: Mapping[str, Any]
 
 
-def read_file(path: Path) -> list[Row]:
+def read_file(path: Path, *, pictures: bool = True) -> list[Row]:
     """The rows of a file, by its suffix in any case: .jsonl or .ndjson (an object a line), .json (a list), .csv, .tsv,
-    .parquet, or .txt (a prompt a line). All but .parquet are UTF-8 and may end in .gz.
+    .parquet, or .txt (a prompt a line). All but .parquet are UTF-8 and may end in .gz. Of a folder each .txt file is a
+    row, which has the file's name as its "id" where that can be one.
 
     A text that stands alone, on a line of .txt or among the items of JSON, is the column "prompt". Blank lines are
     passed over, and in .txt those that start with '#'. A byte order mark and Windows line ends are taken off. CSV and
-    TSV need a first line of column names; quotes are as in spreadsheets.
+    TSV need a first line of column names; quotes are as in spreadsheets, but in a TSV file in which they cannot be
+    that, they are signs like others.
+
+    Args:
+        pictures: whether columns of bytes are read too; else they are left out, which is said.
 
     Raises:
         UserError: the file cannot be read, is of another kind or empty, or a line is wrong; with file and line.
     """
+    if path.is_dir():
+        return _texts(path)
     suffix = kind(path)
     if suffix == ".parquet":
-        found = _table(path)
+        found = _table(path, pictures=pictures)
     elif suffix in (".jsonl", ".ndjson"):
         found = [_object(f"{path}:{number}", line) for number, line in _lines(_text(path))]
     elif suffix == ".json":
@@ -66,11 +77,13 @@ def read_file(path: Path) -> list[Row]:
 
 
 def kind(path: Path) -> str:
-    """One of ``SUFFIXES``: what a file's name says that it is.
+    """One of ``SUFFIXES``: what a file's name says that it is; a folder is one of .txt files.
 
     Raises:
         UserError: it says nothing that is read here.
     """
+    if path.is_dir():
+        return ".txt"
     plain = path.with_suffix("") if path.suffix.lower() == ".gz" else path
     if (suffix := plain.suffix.lower()) not in SUFFIXES:
         raise UserError(
@@ -96,12 +109,40 @@ def _listed(names: Iterable[str]) -> str:
     return ", ".join(shown[:MOST_NAMES]) + (", ..." if len(shown) > MOST_NAMES else "")
 
 
+def json_value(value: Any) -> Any:
+    """What JSON can hold; anything else as its text, NaN and infinity as null."""
+    if isinstance(value, Mapping):
+        return {str(key): json_value(held) for key, held in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(held) for held in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if isinstance(value, str | int | float | None) else str(value)
+
+
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
         return decode(gzip.decompress(data) if path.suffix.lower() == ".gz" else data, path)
     except (OSError, EOFError, zlib.error) as error:
         raise UserError(f"{path}: cannot read this file: {getattr(error, 'strerror', None) or error}.") from None
+
+
+def _texts(folder: Path) -> list[Row]:
+    """A prompt a file, in the order of their names, numbers by their value; lines of one are joined."""
+    files = sorted((file for file in folder.glob("[!.]*") if file.suffix.lower() == ".txt"), key=_by_number)
+    if not files:
+        raise UserError(f"{folder}: this folder has no .txt files, with a prompt in each; else name a file in it.")
+    found = []
+    for file in files:
+        if not (text := " ".join(_text(file).split())):
+            raise UserError(f"{file}: this file is empty, and should hold a prompt.")
+        found.append(Row(str(file), {"id": file.stem, "prompt": text} if ID.fullmatch(file.stem) else {"prompt": text}))
+    return found
+
+
+def _by_number(file: Path) -> list[tuple[str, int]]:
+    return [(text, int(digits or 0)) for text, digits in re.findall(r"(\D*)(\d*)", file.name)]
 
 
 def _lines(text: str) -> list[tuple[int, str]]:
@@ -167,16 +208,7 @@ def _instance(item: Any) -> Any:
 
 
 def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
-    limit = csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB would refuse long answers
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    rows: list[tuple[int, list[str]]] = []
-    try:
-        rows.extend((reader.line_num, cells) for cells in reader if cells)
-    except csv.Error as error:
-        raise UserError(f"{path}:{reader.line_num}: this line is not valid CSV: {error}.") from None
-    finally:
-        csv.field_size_limit(limit)
-    if not rows:
+    if not (rows := _split(path, text, delimiter)):
         return []
     names = [name.strip() for name in rows[0][1]]
     _refuse_separator(f"{path}:{rows[0][0]}", names, delimiter)
@@ -203,6 +235,30 @@ def _cells(path: Path, text: str, delimiter: str) -> list[Row]:
     return [Row(f"{path}:{number}", {name: cells[place] for place, name in named}) for number, cells in rows[1:]]
 
 
+def _split(path: Path, text: str, delimiter: str) -> list[tuple[int, list[str]]]:
+    """The cells of each line, by its number. Nobody quotes in many TSV files, PartiPrompts' for one, where a cell may
+    begin with a quote that ends before the cell does: then no quote of the file is one that is taken off."""
+    limit = csv.field_size_limit(sys.maxsize)  # the module's own limit of 128 kB would refuse long answers
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        return [(reader.line_num, cells) for cells in reader if cells]
+    except csv.Error as error:
+        if CELLS[".tsv"] != delimiter:
+            raise UserError(f"{path}:{reader.line_num}: this line is not valid CSV: {error}.") from None
+        line = reader.line_num
+    finally:
+        csv.field_size_limit(limit)
+    plain = [(number, row.split(delimiter)) for number, row in _lines(text)]
+    quoted = [number for number, cells in plain if any(re.fullmatch(r'"[^"]*"', cell) for cell in cells)]
+    if quoted:
+        warnings.warn(
+            f"{path}: a quote begins a cell of line {line} and does not end it, so quotes are read as signs of the "
+            f"texts in all of the file, also around a whole cell, as in line {quoted[0]}.",
+            stacklevel=2,
+        )
+    return plain
+
+
 def _refuse_separator(where: str, names: Sequence[str], delimiter: str) -> None:
     """
     Raises:
@@ -220,14 +276,19 @@ def _refuse_separator(where: str, names: Sequence[str], delimiter: str) -> None:
     )
 
 
-def _table(path: Path) -> list[Row]:
+def _table(path: Path, *, pictures: bool) -> list[Row]:
     try:
         import pyarrow.parquet  # noqa: PLC0415  (large, and needed for this kind of file alone)
     except ImportError:
         raise UserError(f"{path}: reading .parquet needs the package 'pyarrow': pip install 'raftdiff[llm]'.") from None
     try:
-        held = pyarrow.parquet.read_table(path).to_pylist()
+        schema = pyarrow.parquet.read_schema(path)
+        texts = [field.name for field in schema if pictures or "binary" not in str(field.type)]
+        some = texts if len(texts) < len(schema.names) else None
+        held = pyarrow.parquet.read_table(path, columns=some).to_pylist()
     except (OSError, ValueError) as error:  # pyarrow's own errors are one or the other
         reason = " ".join(str(error).split())[:200].rstrip(".")
         raise UserError(f"{path}: cannot read this file: {reason}.") from None
+    if left := [name for name in schema.names if name not in texts]:
+        warnings.warn(f"{path}: left out, for it holds bytes, such as a picture's: {_listed(left)}.", stacklevel=3)
     return [Row(f"{path}: row {number}", row) for number, row in enumerate(held, 1)]

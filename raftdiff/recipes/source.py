@@ -1,7 +1,9 @@
 """YAML that people write: its values, and for each where it stands and how it was written."""
 
+import copy
 import re
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import yaml
@@ -39,7 +41,7 @@ def parse(text: str, name: str) -> tuple[Any, dict[Where, Place]]:
     try:
         root = yaml.compose(text, Loader=yaml.SafeLoader)
         places = dict(_places(root, name, text, (), Counted()))
-        return yaml.safe_load(text), places
+        return values(text), places
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         line = f":{mark.line + 1}" if mark is not None else ""
@@ -49,6 +51,21 @@ def parse(text: str, name: str) -> tuple[Any, dict[Where, Place]]:
         raise UserError(f"{name}: this YAML is nested too deeply, or refers to itself by an anchor.") from None
     except ValueError as error:  # a number of thousands of digits, a date that is none
         raise UserError(f"{name}: this is not valid YAML: {error}; {QUOTE}.") from None
+
+
+def values(text: str) -> Any:
+    """What YAML says alone. A recipe with a thousand prompts takes a second, and a command reads it in many places:
+    one text is read once.
+
+    Raises:
+        yaml.YAMLError, ValueError, RecursionError: as ``yaml.safe_load``.
+    """
+    return copy.deepcopy(_values(text))
+
+
+@lru_cache(maxsize=8)
+def _values(text: str) -> Any:
+    return yaml.safe_load(text)
 
 
 class Counted:

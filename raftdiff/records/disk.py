@@ -17,6 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.source import values
 
 try:
     import fcntl
@@ -50,7 +51,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         UserError: the file is missing, or damaged: no keys and values.
     """
     try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        data = values(path.read_text(encoding="utf-8"))
         json.dumps(data, default=str)  # a part that holds itself, which YAML can write, is read by nobody
     except FileNotFoundError:
         raise damaged(path, "it is missing") from None

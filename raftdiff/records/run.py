@@ -19,6 +19,7 @@ import yaml
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import Config, completed, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
+from raftdiff.recipes.source import values
 from raftdiff.records import integrity
 from raftdiff.records.disk import append, demand_place, read_yaml, write_text
 from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
@@ -115,7 +116,7 @@ class Run:
             UserError: run.json or recipe.yaml is damaged.
             OSError: one cannot be written.
         """
-        was, now = (digest(recipe, NOT_IDENTITY) for recipe in (self.recipe(), yaml.safe_load(text)))
+        was, now = (digest(recipe, NOT_IDENTITY) for recipe in (self.recipe(), values(text)))
         self.know(recipe=[was, now])
         write_text(self.path / "recipe.yaml", text)
         self.know(recipe=[now], **facts)

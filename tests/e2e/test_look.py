@@ -1,6 +1,8 @@
 """Looking at a run from the command line, and the bench behind it, on a random model of a few thousand weights."""
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -11,8 +13,11 @@ from PIL import Image
 from raftdiff.apps import page
 from raftdiff.cli.main import main
 from raftdiff.diffusion.bench import Bench, Checkpoint
+from raftdiff.diffusion.comparison import evaluation_prompts
 from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.recipe import recipe_of
 from raftdiff.errors import UserError
+from raftdiff.recipes.prompts import PromptsConfig
 from raftdiff.records.labels import Ballot, candidate_pairs
 from raftdiff.records.run import Run
 
@@ -57,6 +62,48 @@ def test_draw_with_the_evaluations_prompt_makes_the_evaluations_pictures(finishe
     means = [np.mean([line["reward_jpeg"] for line in lines if line["side"] == side]) for side in ("before", "after")]
     told = json.loads((finished / "eval/eval.json").read_text())["rewards"]["jpeg"]
     assert means == pytest.approx([told["before"]["mean"], told["after"]["mean"]])
+
+
+def test_a_prompt_file_is_evaluated_and_drawn_to_the_same_pictures(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "p.jsonl"
+    rows = [{"prompt": "a fox", "id": "0007-x", "tag": "single"}, {"prompt": "a cat", "include": [{"class": "cat"}]}]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    run = tmp_path / "run"
+    shutil.copytree(finished, run)
+    assert main(["eval", str(run), "--prompts", str(file), "--name", "filed"]) == 0
+    assert main(["draw", str(run), "--prompts", str(file), "a bus"]) == 0
+    drawn = {path.name: path for path in (run / "drawn" / "after").iterdir()}
+    assert sorted(drawn) == [f"{name}-00{k}.png" for name in ("0007-x", "a-bus", "a-cat") for k in range(2)]
+    for path in (run / "eval" / "filed" / "after").iterdir():
+        np.testing.assert_array_equal(pixels(path), pixels(drawn[path.name]))
+    assert main(["draw", str(run)]) == 2
+    assert "There is no prompt; type one" in capsys.readouterr().err
+
+
+def test_what_a_file_says_of_a_prompt_goes_with_it(finished: Path, tmp_path: Path) -> None:
+    file = tmp_path / "p.jsonl"
+    told = [{"prompt": f"a fox {n}", "id": "a-bus" if n else "x", "tag": n} for n in range(200)]
+    told = [{**row, "id": f"{row['id']}{n}" if n > 1 else row["id"]} for n, row in enumerate(told)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in told))
+    bench = Bench([Run(finished)], file=str(file))
+    assert bench.captions() == [*(row["prompt"] for row in told), "a bus", "a cat", "a dog"]
+    found = bench.draw(Checkpoint(0, None), ["a fox 1", "a bus", "a mole"], replace(bench.settings, per_prompt=1))
+    assert [(it.sample.prompt.id, dict(it.sample.prompt.meta)) for it in found] == [
+        ("a-bus", {"tag": 1}),
+        ("a-bus-2", {}),  # the run's own prompt of that id, beside the file's
+        ("a-mole", {}),
+    ]
+    with pytest.raises(UserError, match="These are 400 pictures a side; 256 are the most"):
+        bench.draw(Checkpoint(0, None), bench.captions()[:200], bench.settings)
+
+
+def test_prompts_of_the_training_are_evaluated_with_all_that_is_known_of_them(finished: Path) -> None:
+    recipe = recipe_of(Run(finished))
+    own = PromptsConfig(captions=[{"caption": "a cat", "id": "x", "tag": "single", "sampling": "a cat, sharp"}])
+    (prompt,) = evaluation_prompts(recipe.model_copy(update={"prompts": own}), "training")
+    assert (prompt.id, prompt.sampling, prompt.meta) == ("x", "a cat", {"tag": "single"})
 
 
 def test_what_was_drawn_loads_as_an_imagefolder_with_its_captions(finished: Path, tmp_path: Path) -> None:

@@ -1,11 +1,14 @@
 """Prompts: three texts each, files of two kinds, and a sentence for every mistake."""
 
+import datetime
+import json
+import math
 from pathlib import Path
 
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.prompts import PromptsConfig, build, inline, read_captions
+from raftdiff.recipes.prompts import PromptsConfig, build, find_file, inline, read_captions
 
 
 def test_magic_is_sampled_the_caption_is_scored_and_learnt() -> None:
@@ -105,6 +108,70 @@ def test_a_prompt_set_is_read_as_it_was_downloaded(tmp_path: Path, name: str, te
     assert inline(PromptsConfig(file=name), tmp_path).captions == captions
 
 
+def test_a_tsv_file_without_quoting_keeps_its_quotes(tmp_path: Path) -> None:
+    """As PartiPrompts has it: a cell begins with a quote that ends before the cell does."""
+    rows = ['"G I G G L E" painted on a wall\tIllustrations', 'a sign that says "Yes"\tWorld Knowledge']
+    (tmp_path / "p.tsv").write_text("\n".join(["Prompt\tCategory", *rows]) + "\n")
+    assert [row["caption"] for row in read_captions(tmp_path / "p.tsv")] == [row.split("\t")[0] for row in rows]
+    (tmp_path / "q.tsv").write_text("\n".join(["Prompt\tCategory", *rows, '"a cat, red"\tAnimals']) + "\n")
+    with pytest.warns(UserWarning, match=r"quote begins a cell of line 2 and does not end it, so .* as in line 4\."):
+        assert read_captions(tmp_path / "q.tsv")[-1] == {"caption": '"a cat, red"', "Category": "Animals"}
+    (tmp_path / "r.tsv").write_text('Prompt\tCategory\n"a cat, red"\tAnimals\n')
+    assert read_captions(tmp_path / "r.tsv") == [{"caption": "a cat, red", "Category": "Animals"}]
+    (tmp_path / "s.tsv").write_text(f"Prompt\tCategory\n{rows[0]}\na dog\n")
+    with pytest.raises(UserError, match=r"s\.tsv:3: this row has 1 cell, and the first line names 2 columns"):
+        read_captions(tmp_path / "s.tsv")
+
+
+def test_a_folder_has_a_prompt_in_each_text_file(tmp_path: Path) -> None:
+    """As DPG has it."""
+    texts = {"10.txt": "a dog", "2.TXT": "a cat,\nasleep \n", "b 1.txt": "a fox", "._2.txt": "no", "LICENSE": "no"}
+    for name, text in texts.items():
+        (tmp_path / name).write_text(text)
+    found = [{"id": "2", "caption": "a cat, asleep"}, {"id": "10", "caption": "a dog"}, {"caption": "a fox"}]
+    assert inline(PromptsConfig(file="."), tmp_path).captions == found
+    assert [prompt.id for prompt in build(PromptsConfig(captions=list(found)))] == ["2", "10", "a-fox"]
+    (tmp_path / "3.txt").write_text(" \n")
+    with pytest.raises(UserError, match=r"3\.txt: this file is empty, and should hold a prompt"):
+        read_captions(tmp_path)
+    (tmp_path / "bare").mkdir()
+    with pytest.raises(UserError, match=r"bare: this folder has no \.txt files, with a prompt in each"):
+        read_captions(tmp_path / "bare")
+
+
+def test_other_columns_stay_with_the_prompt_as_json_holds_them(tmp_path: Path) -> None:
+    """As GenEval has it; a table's dates and missing numbers are none of JSON's."""
+    include = [{"class": "dog", "count": 2}, {"class": "bench", "count": 1, "position": ["left of", 0]}]
+    row = {"tag": "position", "include": include, "exclude": [], "prompt": "two dogs left of a bench"}
+    (tmp_path / "g.jsonl").write_text(json.dumps(row) + "\n" + '{"tag": 3, "level": NaN, "prompt": "a cow"}\n')
+    dogs, cow = build(inline(PromptsConfig(file="g.jsonl"), tmp_path))
+    assert dogs.meta == {"tag": "position", "include": include, "exclude": []}
+    assert cow.meta == {"tag": 3, "level": None}
+    day = datetime.date(2024, 5, 1)
+    (dated,) = build(PromptsConfig(captions=[{"caption": "a cat", "seen": day, "boxes": [(1, math.inf)]}]))
+    assert json.loads(json.dumps(dated.meta)) == dated.meta == {"seen": "2024-05-01", "boxes": [[1, None]]}
+
+
+def test_a_column_beside_the_caption_that_could_be_one_is_kept(tmp_path: Path) -> None:
+    (tmp_path / "o.jsonl").write_text('{"prompt": "a sign that says STOP", "text": "STOP"}\n')
+    assert read_captions(tmp_path / "o.jsonl") == [{"caption": "a sign that says STOP", "text": "STOP"}]
+
+
+def test_lmflow_instances_are_read(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text('{"type": "text_only", "instances": [{"text": "a cat"}, {"text": "a dog"}]}')
+    assert read_captions(tmp_path / "l.json") == [{"caption": "a cat"}, {"caption": "a dog"}]
+
+
+def test_how_to_fetch_a_data_set_is_said(tmp_path: Path) -> None:
+    fetch = r"hf download nateraw/parti-prompts --repo-type dataset --local-dir parti-prompts\."
+    with pytest.raises(UserError, match=rf"no file 'nateraw/parti-prompts', .*fetch it and name a file of it: {fetch}"):
+        inline(PromptsConfig(file="nateraw/parti-prompts"), tmp_path)
+    with pytest.raises(UserError, match=r"there is no file 'files/p\.txt', neither in .* nor in this folder\.$"):
+        inline(PromptsConfig(file="files/p.txt"), tmp_path)
+    with pytest.raises(UserError, match=r"--prompts: there is no file 'p\.txt', in this folder\.$"):
+        find_file("p.txt", Path(), "--prompts")
+
+
 def test_parquet_is_read(tmp_path: Path) -> None:
     table = pytest.importorskip("pyarrow").table({"Prompt": ["a cat"], "level": [3]})
     import pyarrow.parquet
@@ -114,9 +181,10 @@ def test_parquet_is_read(tmp_path: Path) -> None:
     (tmp_path / "bad.parquet").write_bytes(b"PAR1 no")
     with pytest.raises(UserError, match=r"bad\.parquet: cannot read this file"):
         read_captions(tmp_path / "bad.parquet")
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["a cat"], "image": [b"\x89"]}), tmp_path / "i.parquet")
-    with pytest.raises(UserError, match=r"i\.parquet: row 1: a column holds bytes"):
-        read_captions(tmp_path / "i.parquet")
+    shown = {"text": ["a cat"], "jpg_0": [b"\x89"], "image": [{"bytes": b"\x89", "path": "a.jpg"}], "label_0": [0.5]}
+    pyarrow.parquet.write_table(pyarrow.table(shown), tmp_path / "i.parquet")
+    with pytest.warns(UserWarning, match=r"i\.parquet: left out, for it holds bytes, .*: 'jpg_0', 'image'\."):
+        assert read_captions(tmp_path / "i.parquet") == [{"caption": "a cat", "label_0": 0.5}]
 
 
 @pytest.mark.parametrize(

@@ -702,3 +702,16 @@ def test_a_local_folder_through_the_real_package(monkeypatch: pytest.MonkeyPatch
     assert read_prompts(DataConfig(hub="set", split="train[:1]"), tmp_path)[0].caption == "a"
     datasets.Dataset.from_list([{"prompt": "e"}]).save_to_disk(str(tmp_path / "saved"))
     assert read_prompts(DataConfig(hub="saved"), tmp_path)[0].caption == "e"
+
+
+def test_a_folder_of_text_files_is_read_and_known_again(tmp_path: Path) -> None:
+    for name, text in (("2", "Why?"), ("10", "Who\nis it?")):
+        (tmp_path / f"{name}.txt").write_text(text)
+    config = sealed_prompts(DataConfig(file=str(tmp_path)), HERE)
+    assert [(prompt.id, prompt.caption) for prompt in read_prompts(config, HERE)] == [
+        ("2", "Why?"),
+        ("10", "Who is it?"),
+    ]
+    (tmp_path / "2.txt").write_text("Where?")
+    with pytest.raises(UserError, match="is not what the run began with"):
+        read_prompts(config, HERE)
