@@ -12,9 +12,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raftdiff.llm.diversity import alike, distinct, mean_length, msttr, unique
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.rows import Row, row_of, score
+from raftdiff.measures.texts import alike, distinct, mean_length, msttr, unique
 from raftdiff.types import Key, Sample, Scores
 
 Base = Callable[[], AbstractContextManager[None]]

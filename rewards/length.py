@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field, model_validator
 
+from raftdiff.measures.texts import spaced
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.texts import spaced
 from raftdiff.types import Sample
 
 Unit = Literal["words", "characters", "tokens"]

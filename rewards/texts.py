@@ -53,15 +53,3 @@ def extra(module: str, reward: str) -> Any:
         raise UserError(
             f"The reward '{reward}' needs {module.partition('.')[0]} ({error}): pip install 'raftdiff[llm]'."
         ) from None
-
-
-_UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
-
-
-def spaced(text: str) -> str:
-    """The text with white space around every Chinese and Japanese character, which are written without.
-
-    >>> spaced("我很 happy").split()
-    ['我', '很', 'happy']
-    """
-    return _UNSPACED.sub(r" \1 ", text)

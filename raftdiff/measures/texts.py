@@ -1,4 +1,4 @@
-"""Diversity of a set of answers, as the RAFT paper reports it (arXiv:2304.06767, Table 3).
+"""Texts, without a model: how diverse answers are, as the RAFT paper reports it (arXiv:2304.06767, Table 3).
 
 Definitions of GEM-metrics (github.com/GEM-benchmark/GEM-metrics). Tokens are the lower-cased text cut at white space,
 and each Chinese or Japanese character;
@@ -7,6 +7,7 @@ with GEM's only where texts come tokenised. n-grams never reach from one answer 
 every figure here depends on it.
 """
 
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
@@ -15,7 +16,6 @@ from jaxtyping import Float
 
 from raftdiff.errors import UserError
 from raftdiff.measures.statistics import cosines, unit_length
-from raftdiff.rewards.texts import spaced
 
 
 def distinct(texts: Sequence[str], n: int) -> float:
@@ -61,6 +61,18 @@ def alike(texts: Sequence[str]) -> Float[np.ndarray, "texts texts"]:
 def mean_length(texts: Sequence[str]) -> float:
     """Mean number of tokens an answer; NaN for no answers. Neither high nor low is better: watch it for drift."""
     return float(np.mean([len(_tokens(text)) for text in texts])) if texts else float("nan")
+
+
+_UNSPACED = re.compile("([\u3040-\u30ff\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff])")
+
+
+def spaced(text: str) -> str:
+    """The text with white space around every Chinese and Japanese character, which are written without.
+
+    >>> spaced("我很 happy").split()
+    ['我', '很', 'happy']
+    """
+    return _UNSPACED.sub(r" \1 ", text)
 
 
 def _tokens(text: str) -> list[str]:

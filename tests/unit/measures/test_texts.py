@@ -5,7 +5,7 @@ import math
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.diversity import alike, distinct, mean_length, msttr, unique
+from raftdiff.measures.texts import alike, distinct, mean_length, msttr, unique
 
 TEXTS = ["the cat sat on the mat", "the dog sat"]
 
