@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
-from raftdiff.scoring import demand_reward, numbers
+from raftdiff.scoring import demand_reward, numbers, sees_prompts
 from raftdiff.types import Key, Media, Reward, Sample, Scores, Selection, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
@@ -87,12 +87,12 @@ class Ranker(Generic[Media]):
 
         Raises:
             UserError: as ``raw``, and when all samples are unfit, or a reward is NaN for every one, so that nothing
-                could be selected.
+                could be selected; a reward wants whole prompts, and the batches bring parts of one.
         """
         row = {prompt: index for index, prompt in enumerate(prompts)}
         raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.rewards}
         index, unfit, there = 0, 0, 0
-        for samples in batches:
+        for samples in self._whole(batches):
             found, more = self._seen(samples)
             there, unfit = there + len(samples), unfit + more
             for name, values in found.items():
@@ -113,6 +113,20 @@ class Ranker(Generic[Media]):
                 "Give a reward that should not discard the weight 0."
             )
         return Scores(index, tuple(prompts), total, raw, unfit)
+
+    def _whole(self, batches: Iterator[Sequence[Sample[Media]]]) -> Iterator[Sequence[Sample[Media]]]:
+        """The batches, each prompt's candidates in one of them where a reward compares them."""
+        comparing = [reward.name for reward, _ in self.rewards if sees_prompts(reward)]
+        known: set[str] = set()
+        for samples in batches:
+            asked = {sample.prompt.id for sample in samples}
+            if comparing and (again := known & asked):
+                raise UserError(
+                    f"The reward '{comparing[0]}' compares the candidates of a prompt, and those of '{min(again)}' "
+                    "came in two batches. Give the ranker whole prompts at a time, as RoundFolder.batches does."
+                )
+            known |= asked
+            yield samples
 
     def select(self, scores: Scores, batches: Iterable[Sequence[Sample[Media]]]) -> Selection:
         """What the selector takes. The samples are looked at only for one that sees how alike they are.

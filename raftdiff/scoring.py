@@ -1,7 +1,7 @@
-"""What a reward returned, as one number a sample; or a sentence that says what to change in the reward."""
+"""What a reward is shown at once, and what it returned: one number a sample, or a sentence that says what to change."""
 
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,40 @@ def demand_reward(reward: Any) -> None:
             f"A reward should have a name, which is a text, and score(samples), but {what} was given or built. "
             "Does build() return the reward?"
         )
+
+
+def sees_prompts(reward: Any) -> bool:
+    """Whether a reward scores candidates beside the others of their prompt, and wants all of them at once."""
+    return bool(getattr(reward, "whole_prompts", False))
+
+
+def by_prompt(keys: Iterable[tuple[str, int]]) -> list[list[int]]:
+    """The places of each prompt's candidates, given (prompt id, index) of all: prompts in the order in which they
+    come, the candidates of one by their indices.
+
+    >>> by_prompt([("b", 1), ("a", 0), ("b", 0)])
+    [[2, 0], [1]]
+    """
+    held: dict[str, list[tuple[int, int]]] = {}
+    for place, (prompt, index) in enumerate(keys):
+        held.setdefault(prompt, []).append((index, place))
+    return [[place for _, place in sorted(candidates)] for candidates in held.values()]
+
+
+def in_batches(keys: Iterable[tuple[str, int]], size: int) -> Iterator[list[int]]:
+    """The places of ``by_prompt`` in batches of whole prompts, of at most ``size`` where no prompt alone has more.
+
+    >>> list(in_batches([("a", 0), ("a", 1), ("b", 0), ("b", 1), ("c", 0)], 3))
+    [[0, 1], [2, 3, 4]]
+    """
+    batch: list[int] = []
+    for candidates in by_prompt(keys):
+        if batch and len(batch) + len(candidates) > size:
+            yield batch
+            batch = []
+        batch = batch + candidates
+    if batch:
+        yield batch
 
 
 def _array(returned: Any) -> np.ndarray:

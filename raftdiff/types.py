@@ -157,7 +157,12 @@ class Sampler(Protocol[Media]):
 
 @runtime_checkable
 class Reward(Protocol[Media]):
-    """Higher is better; NaN = "discard this one"; batch-invariant; never mutates."""
+    """Higher is better; NaN = "discard this one"; batch-invariant; never mutates.
+
+    One with ``whole_prompts = True`` scores a sample beside the other candidates of its prompt: each call brings all
+    that there are of some prompts, and never a part of one. It is batch-invariant over whole prompts then, and says
+    something of a candidate alone too, for the others may have been unfit.
+    """
 
     @property
     def name(self) -> str: ...

@@ -8,7 +8,7 @@ from functools import cache
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from raftdiff.seeds import fold
 
@@ -16,6 +16,8 @@ RESAMPLES = 4000
 Z = 1.959964
 """Of the normal distribution, for 95%."""
 TINY = 1e-12
+FARTHEST = 2.0
+"""1 - cos of vectors that point away from each other."""
 
 Table = Float[np.ndarray, "prompts samples"]
 Values = Float[np.ndarray, " samples"]
@@ -189,6 +191,30 @@ def t_quantile(degrees: int, probability: float = 0.975) -> float:
     density = np.cos(angle) ** (degrees - 1)
     mass = np.concatenate([[0.0], np.cumsum(density[1:] + density[:-1])])
     return float(np.sqrt(degrees) * np.tan(np.interp(2 * probability - 1, mass / mass[-1], angle)))
+
+
+def nearest(similarity: Float[np.ndarray, "samples samples"]) -> Float[np.ndarray, " samples"]:
+    """The distance, 1 - cos, of each sample to the nearest other one, 0 (there is an equal) to 2; 2 of one alone.
+
+    >>> nearest(np.array([[1.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 1.0]])).tolist()
+    [0.0, 0.0, 1.0]
+    """
+    apart = np.where(np.eye(len(similarity), dtype=bool), FARTHEST, 1 - similarity)
+    found: np.ndarray = np.clip(apart.min(axis=1, initial=FARTHEST), 0, FARTHEST)
+    return found
+
+
+def originals(similarity: Float[np.ndarray, "samples samples"], within: float) -> Bool[np.ndarray, " samples"]:
+    """Which samples are kept where of those nearer to each other than ``within`` only the first is: one after another,
+    each that is at least so far from all that are kept. The share of the others is that of near-duplicates.
+
+    >>> originals(np.array([[1.0, 0.9, 0.0], [0.9, 1.0, 0.0], [0.0, 0.0, 1.0]]), 0.2).tolist()
+    [True, False, True]
+    """
+    kept = np.zeros(len(similarity), dtype=bool)
+    for place, row in enumerate(similarity):
+        kept[place] = not (kept & (1 - row < within)).any()
+    return kept
 
 
 def cosines(unit: Float[np.ndarray, "*batch samples features"]) -> Float[np.ndarray, "*batch samples samples"]:

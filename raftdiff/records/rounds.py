@@ -25,6 +25,7 @@ from raftdiff.records.disk import (
     write_text,
 )
 from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, names, opened, store, tensor_file
+from raftdiff.scoring import in_batches
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
@@ -109,11 +110,12 @@ class RoundFolder:
         return [self._sample(row, aux.get(self._key(row), {})) for row in rows]
 
     def batches(self, size: int) -> Iterator[list[Sample[Any]]]:
-        """All samples, as ``samples``, ``size`` at a time, so that a large round never has to fit into memory."""
+        """All samples, as ``samples``, about ``size`` at a time, so that a large round never has to fit into memory.
+        The candidates of a prompt come together, in whatever order they were drawn."""
         rows = self.rows()
         self._demand(rows)
-        for start in range(0, len(rows), size):
-            part = rows[start : start + size]
+        for places in in_batches(((row["prompt_id"], row["index"]) for row in rows), size):
+            part = [rows[place] for place in places]
             aux = self._aux([self._key(row) for row in part])
             yield [self._sample(row, aux[self._key(row)]) for row in part]
 

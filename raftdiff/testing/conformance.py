@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.scoring import demand_reward, numbers
+from raftdiff.scoring import by_prompt, demand_reward, numbers, sees_prompts
 from raftdiff.seeds import fold
 from raftdiff.types import (
     FineTuner,
@@ -80,13 +80,17 @@ def _line(scored: tuple[str, float]) -> str:
 def check_reward(
     reward: Reward[Media], samples: Sequence[Sample[Media]], *, tolerance: float = 1e-4, direction: str | None = None
 ) -> CheckReport:
-    """Score ``samples`` (four or more different ones) together, again, one by one and in another order.
+    """Score ``samples`` (four or more different ones) together, again, one by one and in another order. One that
+    compares the candidates of a prompt (``whole_prompts``) scores prompt by prompt in place of one by one; samples that
+    are each of a prompt of their own are made candidates of two.
 
     Args:
         tolerance: relative to the largest score; what lower precision may need more of.
         direction: what to search for "higher" where the class has no docstring of its own, such as a function's.
     """
     subject = f"The reward {getattr(reward, 'name', None) or type(reward).__name__!r}"
+    whole, given = sees_prompts(reward), samples
+    samples = _of_two(samples) if whole else samples
     before = [_frozen(sample) for sample in samples]
     try:
         demand_reward(reward)
@@ -99,18 +103,19 @@ def check_reward(
     form, together = _form(reward, returned, len(samples))
     checks = [*form, _unchanged(before, samples)]
     if together is None or not all(check.passed or check.advice for check in checks):
-        return CheckReport(subject, tuple(checks), _shown(samples, together))
+        return CheckReport(subject, tuple(checks), _shown(given, together))
     near = _near(together, tolerance)
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0)).tolist()
     try:
         again = _batch(reward, samples)
-        singly = torch.cat([_batch(reward, [sample]) for sample in samples])
+        singly = _apart(reward, samples, whole)
         permuted = _batch(reward, [samples[place] for place in order])
     except Exception as error:  # likewise
         sentence = f"score() of another batch of the same samples failed: {error}; keep the batch axis, and no state."
         found = (*checks, Check("batch-invariant", False, sentence))
-        return CheckReport(subject, found, _shown(samples, together))
+        return CheckReport(subject, found, _shown(given, together))
     text = direction if direction is not None else " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+    subjects = "prompt got the same scores" if whole else "sample got the same score"
     alone = near(singly) and _near(together[order], tolerance)(permuted)
     several = len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1
     checks += [
@@ -123,9 +128,9 @@ def check_reward(
         _check(
             "batch-invariant",
             alone,
-            "each sample got the same score alone and in another order.",
-            "score() should give a sample the score it would have alone and in any order; do not normalise over the "
-            "batch, and set the model to eval().",
+            f"each {subjects} alone and in another order.",
+            f"score() should give a {'prompt its scores' if whole else 'sample the score it would have'} alone and in "
+            "any order; do not normalise over the batch, and set the model to eval().",
         ),
         _check(
             "varied",
@@ -143,7 +148,29 @@ def check_reward(
             advice=True,
         ),
     ]
-    return CheckReport(subject, tuple(checks), _shown(samples, together))
+    return CheckReport(subject, tuple(checks), _shown(given, together))
+
+
+def _of_two(samples: Sequence[Sample[Media]]) -> Sequence[Sample[Media]]:
+    """The samples as candidates of two prompts, where none has two already."""
+    if len({sample.prompt.id for sample in samples}) < len(samples) or len(samples) < 2:
+        return samples
+    half = (len(samples) + 1) // 2
+    return [
+        replace(sample, prompt=samples[half * (place // half)].prompt, index=place % half)
+        for place, sample in enumerate(samples)
+    ]
+
+
+def _apart(reward: Reward[Media], samples: Sequence[Sample[Media]], whole: bool) -> torch.Tensor:
+    """What is said of each sample alone. Of a reward that compares candidates, of each prompt's alone; and a candidate
+    whose companions were all unfit gets a number too."""
+    alone = torch.cat([_batch(reward, [sample]) for sample in samples])
+    if not whole:
+        return alone
+    for places in by_prompt((sample.prompt.id, sample.index) for sample in samples):
+        alone[places] = _batch(reward, [samples[place] for place in places])
+    return alone
 
 
 def _shown(samples: Sequence[Sample[Any]], scores: torch.Tensor | None) -> tuple[tuple[str, float], ...]:

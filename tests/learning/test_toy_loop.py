@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff import stages
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
 from raftdiff.raft import raft, until_no_gain
@@ -18,6 +19,7 @@ from raftdiff.records import integrity, rounds
 from raftdiff.records.checking import check
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
+from raftdiff.rewards.duplicates import DuplicatesReward, by_features
 from raftdiff.selection.best import BestOfK, Random
 from raftdiff.selection.diverse import Diverse
 from raftdiff.stages import LoopConfig, Parts, asked
@@ -151,6 +153,32 @@ def test_where_every_candidate_has_a_twin_the_best_are_one_picture_twice_and_div
     first = {name: metrics[0] for name, metrics in found.items()}
     assert [first[name]["selected"] for name in found] == [12, 12, 12]
     assert first["best"]["selected_mean"] > first["some"]["selected_mean"] > first["some"]["random_mean"]
+
+
+@pytest.mark.parametrize("count", [3, 29])
+def test_rewards_of_whole_prompts_give_the_same_in_any_batches_and_after_a_kill(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count: int
+) -> None:
+    def parts() -> Parts:
+        found = toy_parts(rounds=1)
+        apart = DuplicatesReward(by_features(toy_features), discard=0.002)
+        ranker = replace(found.ranker, rewards=[*found.ranker.rewards, (apart, 0.5)])
+        return replace(found, ranker=ranker, held_out=())
+
+    finish(tmp_path / "whole", parts())
+    monkeypatch.setattr(stages, "SCORING_BATCH", 5)  # fewer than a prompt has
+    run = Run.create(tmp_path / "killed", ToyRecipe(), seed=0)
+    with pytest.raises(KilledError):
+        list(raft(run, die_after(parts(), count)))
+    draft = run.draft(0)
+    rows = draft.folder.rows()  # one is lost, and drawn again after its neighbours
+    draft.write_rows([row for row in rows if row != rows[1]])
+    list(raft(run, parts()))
+    one, other = (Run.open(tmp_path / name).round(0) for name in ("whole", "killed"))
+    for name in ("duplicates", "toy"):
+        np.testing.assert_array_equal(one.scores().raw[name], other.scores().raw[name])
+    assert np.isnan(one.scores().raw["duplicates"]).any()
+    assert one.selection() == other.selection()
 
 
 def test_a_ranker_that_cannot_tell_how_alike_candidates_are_says_so(tmp_path: Path) -> None:

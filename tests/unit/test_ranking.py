@@ -1,7 +1,7 @@
 """The ranker: every raw score beside the total, and a sentence for what cannot be ranked."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.ranking import Ranker, Unfit, measured_by
+from raftdiff.scoring import by_prompt
 from raftdiff.selection.best import BestOfK
 from raftdiff.selection.diverse import Diverse
 from raftdiff.types import Prompt, Sample, Scores
@@ -117,6 +118,35 @@ def test_a_batch_of_unfit_candidates_alone_reaches_no_reward() -> None:
 def test_a_round_of_unfit_candidates_alone_is_a_sentence() -> None:
     with pytest.raises(UserError, match="All 4 are."):
         picky_ranker(0, 1)[0].score(iter([samples()]), PROMPTS, 2)
+
+
+@dataclass
+class Apart:
+    """The distance of a candidate's index from the mean of its prompt's. Higher is better."""
+
+    name: str = "apart"
+    whole_prompts: bool = True
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        found = index(samples)
+        for places in by_prompt((sample.prompt.id, sample.index) for sample in samples):
+            found[places] = (found[places] - found[places].mean()).abs()
+        return found
+
+
+def test_a_reward_that_compares_candidates_sees_those_that_are_fit_and_there() -> None:
+    given = [it for it in samples() if (it.prompt.id, it.index) != ("dog", 1)]
+    given.append(replace(given[0], index=2))
+    ranker = Ranker([(Apart(), 1.0)], BestOfK(), unfit=Unfit(lambda it: it.index == 1, "blank", "are."))
+    np.testing.assert_array_equal(ranker.score(iter([given]), PROMPTS, 3).total, [[1, np.nan, 1], [0, np.nan, np.nan]])
+
+
+def test_parts_of_a_prompt_are_a_sentence_for_a_reward_that_compares_its_candidates() -> None:
+    first, second = ([it for it in samples() if it.index == k] for k in (0, 1))
+    with pytest.raises(UserError, match="'apart' compares the candidates of a prompt, and those of 'cat' came in two"):
+        Ranker([(Apart(), 1.0)], BestOfK()).score(iter([first, second]), PROMPTS, 2)
+    found = Ranker([(Apart(whole_prompts=False), 1.0)], BestOfK()).score(iter([first, second]), PROMPTS, 2)
+    np.testing.assert_array_equal(found.total, np.zeros((2, 2)))
 
 
 TABLE = Scores(0, ("cat",), np.array([[3.0, 2.0, 1.0, np.nan]]), {})

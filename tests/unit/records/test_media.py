@@ -105,11 +105,21 @@ def test_samples_come_back_from_an_unfinished_round_and_from_a_finished_one(run,
     folder = run.round(0)
     for found, expected in zip(folder.samples(), samples, strict=True):
         same(found, expected)
-    for batch, expected in zip(folder.batches(4), (samples[:4], samples[4:]), strict=True):
+    for batch, expected in zip(folder.batches(4), (samples[:3], samples[3:]), strict=True):
         for one, other in zip(batch, expected, strict=True):
             same(one, other)
     (chosen,) = folder.samples([Key(0, "b", 2)])
     same(chosen, samples[5])
+
+
+def test_the_candidates_of_a_prompt_come_in_one_batch_however_they_were_drawn(run):
+    """As a mixture draws them, source by source, or a resumed run what was torn."""
+    drawn = [picture(name, index) for index in (1, 0, 2) for name in "abc"]
+    folder = fill(run.draft(0), drawn).folder
+    wanted = {name: [f"{name}{index}" for index in range(3)] for name in "abc"}
+    for size, names in ((3, ["a", "b", "c"]), (4, ["a", "b", "c"]), (7, ["ab", "c"]), (1, ["a", "b", "c"])):
+        batches = [[f"{one.prompt.id}{one.index}" for one in batch] for batch in folder.batches(size)]
+        assert batches == [[key for name in several for key in wanted[name]] for several in names], size
 
 
 def test_a_round_of_texts_has_no_pictures_and_its_tensors_are_called_tokens(run, texts):

@@ -349,3 +349,29 @@ def test_a_reward_is_tried_on_given_pictures_or_on_our_own() -> None:
     assert [sample.media is BLACK for sample in given] == [True, True]
     assert len({sample.key for sample in given}) == 2
     assert len({sample.media.tobytes() for sample in reward_samples(count=12)}) == 12
+
+
+class Ranks:
+    """How many candidates of the prompt have a lower index. Higher is better."""
+
+    name, whole_prompts = "ranks", True
+
+    def __init__(self, *, over_all: bool = False, alone: bool = True) -> None:
+        self._over_all, self._alone = over_all, alone
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        if len(samples) == 1 and not self._alone:
+            raise ValueError("nothing to compare with")
+        same = [[it for it in samples if self._over_all or it.prompt.id == one.prompt.id] for one in samples]
+        below = [sum(it.index < one.index for it in mine) for one, mine in zip(samples, same, strict=True)]
+        return torch.tensor(below, dtype=torch.float32)
+
+
+def test_a_reward_that_compares_candidates_is_tried_on_two_prompts() -> None:
+    report = check_reward(Ranks(), reward_samples(count=7))
+    assert report.passed, str(report)
+    assert [score for _, score in report.scores] == [0, 1, 2, 3, 0, 1, 2]
+    assert report.scores[5][0].startswith("example-5: "), "called as they were given"
+    assert "ok    batch-invariant: each prompt got the same scores alone and in another order." in str(report)
+    assert not check_reward(Ranks(over_all=True), reward_samples(count=7)).passed, "it looks at other prompts"
+    assert "failed: nothing to compare with" in str(check_reward(Ranks(alone=False), reward_samples(count=4)))
