@@ -1,6 +1,7 @@
 """Rewards: one a file. Higher is better, NaN means "discard this one".
 
-They are found by their names, in ``recipes.registry``; what several of them share is ``tower``, ``texts``, ``sandbox``.
+They are found by their names, in ``recipes.registry``; what several of them share is ``tower``,
+``checkpoints``, ``texts``, ``sandbox``.
 """
 
 if __name__ != "raftdiff.rewards":

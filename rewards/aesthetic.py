@@ -13,7 +13,8 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.tower import Precision, Tower, open_tower, tower_needs
+from raftdiff.rewards.clip_weights import Precision, clip_needs
+from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Sample
 
 Layer = tuple[torch.Tensor, torch.Tensor]
@@ -49,7 +50,7 @@ class AestheticConfig(Config):
         if not self.head.is_file():
             yield Need("head", _no_head(self.head))
         name = resolve(self.model)
-        yield from tower_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
+        yield from clip_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""

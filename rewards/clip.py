@@ -10,7 +10,8 @@ from pydantic import Field
 
 from raftdiff.errors import Need
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.tower import Precision, Tower, open_tower, tower_needs
+from raftdiff.rewards.clip_weights import Precision, clip_needs
+from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Sample
 
 
@@ -21,7 +22,8 @@ class ClipConfig(Config):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     model: str
-    """An open_clip model name (ViT-L-14), a folder, hf-hub:organisation/name, or a shipped model (scene-clip)."""
+    """An open_clip model name (ViT-L-14), a folder of open_clip or transformers, hf-hub:organisation/name,
+    transformers:organisation/name, or a shipped model (scene-clip)."""
     pretrained: str | None = None
     """For an open_clip model name: whose weights, as a tag (openai, laion2b_s32b_b82k) or a checkpoint file."""
     quick_gelu: bool | None = None
@@ -33,7 +35,7 @@ class ClipConfig(Config):
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
-        return tower_needs(resolve(self.model), self.pretrained, self.quick_gelu)
+        return clip_needs(resolve(self.model), self.pretrained, self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ClipReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""

@@ -5,43 +5,21 @@ two callers that name the same weights the same object, and the tower remembers 
 second reward of a recipe costs no forward.
 """
 
-import difflib
 import hashlib
-import json
-import re
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, final
+from collections.abc import Callable, Sequence
+from typing import Any, cast, final
 from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float32
 from PIL import Image
 
-from raftdiff.errors import Need, UserError
-from raftdiff.recipes.needs import from_hub, near
-from raftdiff.training.tokenizers import check_tokenizer, check_vocabulary
-from raftdiff.training.weights import WRAPPERS, demand_finite, wrapper
+from raftdiff.rewards.clip_weights import Identity, Precision, identify, load
 from raftdiff.types import Sample
-
-Precision = Literal["float32", "bfloat16", "float16"]
-PRECISIONS: Mapping[Precision, str] = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""As open_clip spells them."""
 
 REMEMBERED = 16_384
 """Pictures whose features a tower keeps: several rounds of a large run, about 50 MB at 768 numbers each."""
-
-
-class Identity(NamedTuple):
-    """Which weights, spelt in one way only: two names of the same weights have one identity."""
-
-    model: str
-    """What open_clip calls it: a model name, ``hf-hub:...`` or ``local-dir:...``."""
-    pretrained: str | None
-    """A tag or a file, for a model name only: hub and folder carry their own weights."""
-    quick_gelu: bool
-    """Whether QuickGELU must be forced, because the name alone would build another activation than was trained."""
 
 
 @final
@@ -57,9 +35,9 @@ class Tower:
         model: torch.nn.Module,
         preprocess: Callable[[Image.Image], torch.Tensor],
         tokenizer: Any,
+        width: int,
         *,
         name: str,
-        width: int,
         device: str = "cpu",
         dtype: torch.dtype = torch.float32,
         batch_size: int = 32,
@@ -104,6 +82,12 @@ class Tower:
         return torch.stack([self._texts[text] for text in texts]) if texts else torch.empty(0, self.width)
 
     @property
+    def logit_scale(self) -> float:
+        """The factor with which the model was trained to multiply its cosines; 100 in many."""
+        scale: torch.Tensor = self._model.logit_scale  # type: ignore[assignment]
+        return float(scale.float().exp())
+
+    @property
     def token_limit(self) -> int:
         """Tokens of a caption, those that begin and end it included; 77 for most."""
         return int(self._tokenizer.context_length)
@@ -137,7 +121,9 @@ class Tower:
         return cast(Callable[[torch.Tensor], torch.Tensor], getattr(self._model, name))
 
 
-_towers: WeakValueDictionary[tuple[Identity, str, str], Tower] = WeakValueDictionary()
+Prepare = Callable[[Any], Any]
+"""Another preparation of pictures, from a model's own."""
+_towers: WeakValueDictionary[tuple[Identity, str, str, Prepare | None], Tower] = WeakValueDictionary()
 """Weak, so that a tower leaves memory with the last reward that uses it."""
 
 
@@ -149,196 +135,34 @@ def open_tower(
     dtype: Precision = "float32",
     quick_gelu: bool | None = None,
     batch_size: int = 32,
+    prepare: Prepare | None = None,
 ) -> Tower:
     """The tower of these weights, loaded on first use and shared from then on.
 
     Main arguments:
-        model: an open_clip model name (``ViT-L-14``), a folder, or ``hf-hub:organisation/name``.
+        model: an open_clip model name (``ViT-L-14``), a folder, ``hf-hub:organisation/name``, or, for a model of
+            transformers on the hub, ``transformers:organisation/name``.
         pretrained: for a model name, whose weights: an open_clip tag (``openai``) or a checkpoint file.
     Other arguments:
         device, dtype: where and in which precision the model runs; part of what is shared.
         quick_gelu: read only where ``pretrained`` is a file; elsewhere the weights themselves say it.
+        prepare: how pictures become numbers, where it is not as the weights' own configuration says; shared too.
         batch_size: pictures per forward; the smallest that any sharer asked for holds.
 
     Raises:
         UserError: unknown model or tag, a missing or unsuitable folder or file, or no network where one is needed.
     """
     identity = identify(model, pretrained, quick_gelu)
-    key = (identity, device, dtype)
+    key = (identity, device, dtype, prepare)
     tower = _towers.get(key)
     if tower is None:
-        tower = _towers[key] = _load(identity, device, dtype, batch_size)
+        parts = load(identity, device, dtype)
+        if prepare is not None:
+            parts = parts._replace(preprocess=prepare(parts.preprocess))
+        run = {"device": device, "dtype": getattr(torch, dtype), "batch_size": batch_size}
+        tower = _towers[key] = Tower(*parts, name=identity.name, **run)
     tower.batch_size = min(tower.batch_size, batch_size)
     return tower
-
-
-def tower_needs(model: str, pretrained: str | None, quick_gelu: bool | None) -> Iterator[Need]:
-    """What of a CLIP model is not on this machine."""
-    try:
-        identity = identify(model, pretrained, quick_gelu)
-    except UserError as error:
-        yield Need("model", str(error))
-        return
-    yield from _hub_needs(identity)
-
-
-def _hub_needs(identity: Identity) -> Iterator[Need]:
-    if identity.model.startswith("hf-hub:"):
-        hub = identity.model.removeprefix("hf-hub:")
-    else:
-        import open_clip
-
-        hub = open_clip.get_pretrained_cfg(identity.model, identity.pretrained or "").get("hf_hub", "").rstrip("/")
-    if hub:
-        yield from from_hub("model", hub)
-
-
-def identify(model: str, pretrained: str | None = None, quick_gelu: bool | None = None) -> Identity:
-    """Which weights are meant, checked without loading them.
-
-    OpenAI's weights, and those of a few others, were trained with QuickGELU; open_clip builds GELU for the bare model
-    name and only warns, and the embeddings are wrong in silence. Here the tag decides, and for a file, where nothing
-    can be known, the question is asked.
-    """
-    import open_clip
-
-    known, name = set(open_clip.list_models()), model.replace("/", "-")
-    if not model.startswith(("hf-hub:", "local-dir:")) and name in known:
-        return _named(name, pretrained, quick_gelu, known)
-    folder = Path(model.removeprefix("local-dir:")).expanduser()
-    if not model.startswith("hf-hub:") and not folder.is_dir():
-        raise UserError(_unknown(model, folder, known))
-    if pretrained:
-        raise UserError(f"'{model}' carries its own weights; remove 'pretrained: {pretrained}'.")
-    if model.startswith("hf-hub:"):
-        return Identity(model, None, False)
-    _check_folder(folder)
-    return Identity(f"local-dir:{folder.resolve()}", None, False)
-
-
-def _named(name: str, pretrained: str | None, quick_gelu: bool | None, known: set[str]) -> Identity:
-    import open_clip
-
-    tags = open_clip.list_pretrained_tags_by_model(name)
-    some = f"Its weights: {', '.join(tags)}; or a checkpoint file." if tags else "Name a checkpoint file."
-    if not pretrained:
-        raise UserError(f"The model '{name}' needs 'pretrained': without it the weights would be random. {some}")
-    twin = f"{name}-quickgelu"
-    tag = open_clip.get_pretrained_cfg(name, pretrained)
-    if not tag and not Path(pretrained).is_file():
-        close = difflib.get_close_matches(pretrained, tags, n=1, cutoff=0.5)
-        hint = f"Did you mean '{close[0]}'? " if close else ""
-        raise UserError(f"'{pretrained}' is neither weights of '{name}' nor a file. {hint}{some}")
-    if tag:
-        quick = bool(tag.get("quick_gelu"))
-    elif quick_gelu is None and twin in known:
-        raise UserError(
-            f"'{pretrained}' is a file, and '{name}' is trained with GELU by some and with QuickGELU by others; the "
-            "wrong one gives wrong scores in silence. Say 'quick_gelu: true' for OpenAI's, MetaCLIP's and DFN's "
-            "weights, 'quick_gelu: false' for LAION's and DataComp's."
-        )
-    else:
-        quick = bool(quick_gelu)
-    if quick and twin in known:
-        return Identity(twin, pretrained, False)
-    return Identity(name, pretrained, quick and not name.endswith("-quickgelu"))
-
-
-def _unknown(model: str, folder: Path, known: set[str]) -> str:
-    if model.startswith(("local-dir:", ".", "~", "/")):
-        return f"There is no folder '{folder}' to load a CLIP model from. {near(str(folder))}".strip()
-    close = difflib.get_close_matches(model, sorted(known), n=3, cutoff=0.5) or ["ViT-B-32", "ViT-L-14", "ViT-H-14"]
-    return (
-        f"'{model}' is neither a CLIP model that open_clip knows nor a folder. Nearest names: {', '.join(close)}. "
-        "A model on the hub is written hf-hub:organisation/name."
-    )
-
-
-def _check_folder(folder: Path) -> None:
-    """An open_clip folder with weights: open_clip itself would start from random ones without a word."""
-    config = folder / "open_clip_config.json"
-    if not config.is_file():
-        kinds = {
-            "model_index.json": " It holds a diffusers pipeline.",
-            "config.json": " It holds a transformers model.",
-        }
-        kind = next((said for name, said in kinds.items() if (folder / name).is_file()), "")
-        raise UserError(f"'{folder}' is not an open_clip folder: it has no open_clip_config.json.{kind}")
-    try:
-        complete = "embed_dim" in json.loads(config.read_text(encoding="utf-8"))["model_cfg"]
-    except (ValueError, KeyError, TypeError):
-        complete = False
-    if not complete:
-        raise UserError(f"'{config}' does not describe an open_clip model: it needs 'model_cfg' with 'embed_dim'.")
-    if not any(path.suffix in {".safetensors", ".bin", ".pth"} for path in folder.iterdir()):
-        raise UserError(f"'{folder}' has no weights: it needs open_clip_model.safetensors, or a .bin or .pth file.")
-
-
-def _load(identity: Identity, device: str, dtype: Precision, batch_size: int) -> Tower:
-    import open_clip
-
-    if lacking := [need for need in _hub_needs(identity) if not need.fetched]:
-        raise UserError(f"The CLIP model {_spelled(identity)}: {lacking[0].sentence}")
-    try:
-        model, preprocess = open_clip.create_model_from_pretrained(
-            identity.model,
-            identity.pretrained,
-            precision=PRECISIONS[dtype],
-            device=device,
-            force_quick_gelu=identity.quick_gelu,
-        )
-        tokenizer = open_clip.get_tokenizer(identity.model)
-        width = int(open_clip.get_model_config(identity.model)["embed_dim"])
-    except Exception as error:
-        raise UserError(_failed(identity, error)) from error
-    _check_parts(identity, model, tokenizer)
-    return Tower(
-        model,
-        preprocess,
-        tokenizer,
-        name=" ".join(filter(None, [identity.model.removeprefix("local-dir:"), identity.pretrained])),
-        width=width,
-        device=device,
-        dtype=getattr(torch, dtype),
-        batch_size=batch_size,
-    )
-
-
-def _failed(identity: Identity, error: Exception) -> str:
-    name = _spelled(identity)
-    if wrapped := wrapper(re.findall(r'"([^"]+)"', str(error))):  # as PyTorch lists keys that do not fit
-        key, mark = wrapped
-        return f"The CLIP model {name}: it holds '{key}': the '{mark}' is not the model's, {WRAPPERS[mark]}."
-    reason = str(error).strip().partition("\n")[0][:200]
-    local = identity.model.startswith("local-dir:") or Path(identity.pretrained or "").is_file()
-    if not local:
-        return (
-            f"The weights of the CLIP model {name} could not be fetched ({reason}). Without a network, download them "
-            "elsewhere and give the folder as 'model', or the file as 'pretrained'."
-        )
-    return f"The CLIP model {name} could not be loaded: are the weights another model's, or damaged? ({reason})"
-
-
-def _check_parts(identity: Identity, model: torch.nn.Module, tokenizer: Any) -> None:
-    """
-    Raises:
-        UserError: a weight is no number, or the tokenizer is another model's, as where a folder lacks its own.
-    """
-    what = f"The CLIP model {_spelled(identity)}"
-    demand_finite(what, model)
-    texts = getattr(model, "text", model)
-    table = next((part for part in texts.modules() if isinstance(part, torch.nn.Embedding)), None)
-    if table is None:
-        return
-    inner = getattr(tokenizer, "tokenizer", None)
-    if hasattr(inner, "get_added_vocab"):
-        check_tokenizer(what, inner, table.num_embeddings)
-    elif hasattr(tokenizer, "encoder"):  # open_clip's own
-        check_vocabulary(what, tokenizer.encoder, added=tokenizer.all_special_ids, rows=table.num_embeddings)
-
-
-def _spelled(identity: Identity) -> str:
-    return f"'{identity.model}'" + (f" with '{identity.pretrained}'" if identity.pretrained else "")
 
 
 def _unit(features: Any) -> torch.Tensor:

@@ -22,6 +22,8 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
     "rewards": {
         "clip": "raftdiff.rewards.clip:ClipConfig",
         "aesthetic": "raftdiff.rewards.aesthetic:AestheticConfig",
+        "pickscore": "raftdiff.rewards.pickscore:PickScoreConfig",
+        "hps": "raftdiff.rewards.hps:HpsConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",

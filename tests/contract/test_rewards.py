@@ -11,17 +11,19 @@ import numpy as np
 import open_clip
 import pytest
 import torch
+from open_clip import factory
 from PIL import Image
 from safetensors.torch import save_file
 
 from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
-from raftdiff.llm.model import tiny
+from raftdiff.llm.model import tiny as tiny_lm
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.value_model import load_value_model, save_value_model
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import Config, check
 from raftdiff.records.run import Run
+from raftdiff.rewards import tiny
 from raftdiff.testing.conformance import check_reward
 from raftdiff.testing.examples import ANSWERS, answer_samples, reward_samples
 from raftdiff.types import Prompt, Sample
@@ -46,6 +48,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         torch.save(torch.nn.Linear(16, 1).state_dict(), folder / "head.pth")
     save_file(weights, folder / "open_clip_model.safetensors")
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
+    tiny.write_pickscore(folder / "pickscore")
+    tiny.write_hps(folder / "hps.pt")
     Run.create(folder / "run", Config(), seed=0)
     reward_model(folder / "rm", sorted({word for one in reward_samples() for word in one.prompt.caption.split()}))
     return folder
@@ -53,7 +57,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def reward_model(folder: Path, words: Sequence[str]) -> Path:
     """A random one that knows these words."""
-    lm = tiny.write(folder.with_name(f"{folder.name}-lm"), words)
+    lm = tiny_lm.write(folder.with_name(f"{folder.name}-lm"), words)
     save_value_model(folder, load_value_model(LMConfig(base=str(lm), device="cpu"), str), {})
     return folder
 
@@ -63,6 +67,8 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
     return {
         "clip": {"model": str(folder)},
         "aesthetic": {"model": str(folder), "head": str(folder / "head.pth")},
+        "pickscore": {"model": str(folder / "pickscore")},
+        "hps": {"checkpoint": str(folder / "hps.pt")},
         "callable": {"function": "contract_reward:redness"},
         "labels": {"run": str(folder / "run")},
         "reward_model": {"model": str(folder / "rm")},
@@ -71,7 +77,8 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
 
 @pytest.fixture(autouse=True)
 def importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    """``redness`` under a name that a recipe can say, wherever pytest imported this file from."""
+    """``redness`` under a name that a recipe can say, wherever pytest imported this file from; HPS's model is small."""
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-H-14", dict(tiny.CLIP))
     module = type(importlib)("contract_reward")
     module.redness = redness  # type: ignore[attr-defined]
     monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
@@ -156,7 +163,7 @@ def lm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = sorted({word for text in ANSWERS for word in text.split()})
     folder = tmp_path_factory.mktemp("lm")
     reward_model(folder / "rm", words)
-    return tiny.write(folder / "lm", words)
+    return tiny_lm.write(folder / "lm", words)
 
 
 def shortness(texts: list[str], prompts: list[str]) -> list[float]:

@@ -15,10 +15,12 @@ from transformers import PreTrainedTokenizerFast
 
 from raftdiff import embedded
 from raftdiff.errors import UserError
+from raftdiff.rewards import clip_weights
 from raftdiff.rewards import tower as module
 from raftdiff.rewards.aesthetic import AestheticReward, Head
 from raftdiff.rewards.clip import ClipConfig
-from raftdiff.rewards.tower import identify, open_tower
+from raftdiff.rewards.clip_weights import identify
+from raftdiff.rewards.tower import open_tower
 from raftdiff.testing.examples import reward_samples
 
 
@@ -175,7 +177,7 @@ def test_pictures_of_other_modes_are_read_as_rgb(tiny_clip: Path, mode: str) -> 
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_lower_precision_is_near(tiny_clip: Path, dtype: module.Precision) -> None:
+def test_lower_precision_is_near(tiny_clip: Path, dtype: clip_weights.Precision) -> None:
     images = pictures(4)
     low, full = (open_tower(str(tiny_clip), dtype=d).image_features(images) for d in (dtype, "float32"))
     assert low.dtype == torch.float32
@@ -271,7 +273,7 @@ def test_no_network_gets_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(open_clip, "create_model_from_pretrained", offline)
     with pytest.raises(UserError, match=r"is not in the hub's cache here, and HF_HUB_OFFLINE forbids"):
         open_tower("ViT-L-14", "openai")
-    monkeypatch.setattr(module, "from_hub", lambda key, name: iter(()))
+    monkeypatch.setattr(clip_weights, "from_hub", lambda key, name: iter(()))
     with pytest.raises(UserError, match=r"could not be fetched \(Failed to download weights\)\. Without a network"):
         open_tower("ViT-L-14", "openai")
 
