@@ -14,7 +14,8 @@ from raftdiff.measures.statistics import cosines, nearest, originals, unit_lengt
 from raftdiff.measures.texts import alike
 from raftdiff.ranking import Features
 from raftdiff.recipes.config import Config
-from raftdiff.rewards.tower import Precision, open_tower, tower_needs
+from raftdiff.rewards.clip_weights import Precision, clip_needs
+from raftdiff.rewards.tower import open_tower
 from raftdiff.scoring import by_prompt
 from raftdiff.types import Sample
 
@@ -46,7 +47,7 @@ class DuplicatesConfig(Config):
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
         if self.model is not None:
-            yield from tower_needs(resolve(self.model), self.pretrained, self.quick_gelu)
+            yield from clip_needs(resolve(self.model), self.pretrained, self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "DuplicatesReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
