@@ -145,7 +145,7 @@ GIVEN: Mapping[str, Callable[[Sequence[Sample[Any]]], list[Any]]] = {
     "prompts": lambda samples: [it.prompt.caption for it in samples],
     "metadata": lambda samples: [copy.deepcopy(dict(it.prompt.meta)) for it in samples],
     "latents": lambda samples: [it.aux["latent"].clone() for it in samples],
-    "samples": copy.deepcopy,
+    "samples": lambda samples: copy.deepcopy(list(samples)),
 }
 """What a parameter of this name gets."""
 MEDIA = {"images": "picture", "texts": "text"}

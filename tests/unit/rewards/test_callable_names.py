@@ -105,13 +105,13 @@ def test_an_option_comes_before_what_is_known_by_its_name() -> None:
         (lambda images, latent: 0, "asks for 'latent', .* Did you mean 'latents'"),
         (lambda images, prompts, reference: 0, "asks for 'reference', .* Known: images, latents, metadata, prompts, "),
         (lambda images, metadata, boxes: 0, "asks for 'boxes'"),
-        (lambda images, *, weight: 0, "has the signature|asks for 'weight'"),
+        (lambda images, *, weight: 0, "asks for 'weight'"),
         (lambda size=1: 0, "cannot be called as .*: it takes neither"),
     ],
 )
 def test_a_name_that_says_nothing_is_a_sentence(call: Callable[..., Any], sentence: str) -> None:
     with pytest.raises(UserError, match=f"The reward function 'mine:score' .*{sentence}"):
-        CallableReward(call, function="mine:score", options={"tone": 1} if "weight" in sentence else {})
+        CallableReward(call, function="mine:score")
 
 
 def test_what_the_samples_do_not_have_is_a_sentence() -> None:
