@@ -171,6 +171,18 @@ class Reward(Protocol[Media]):
 
 
 @runtime_checkable
+class Differentiable(Protocol):
+    """A reward of pictures that has a gradient, for rules that follow it."""
+
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence["Prompt"]
+    ) -> Float[torch.Tensor, " batch"]:
+        """``score`` of pictures given as numbers from 0 to 1, RGB, with gradient; equal to it but for the rounding of
+        pictures to bytes."""
+        ...
+
+
+@runtime_checkable
 class Reader(Protocol):
     """Whoever reads texts up to a length, and what is beyond it not at all: a text encoder, a reward of captions."""
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 from pydantic import Field
 
@@ -15,7 +15,7 @@ from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 Layer = tuple[torch.Tensor, torch.Tensor]
 """Weight (out, in) and bias (out)."""
@@ -113,6 +113,13 @@ class AestheticReward:
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         return self._head(self.tower.image_features(samples))
+
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
+    ) -> Float[torch.Tensor, " batch"]:
+        """The same with gradient; see ``types.Differentiable``."""
+        del prompts
+        return self._head(self.tower.pixel_features(pixels).cpu())
 
 
 _TOWERS = {

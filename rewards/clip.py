@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 from pydantic import Field
 
@@ -12,7 +12,7 @@ from raftdiff.errors import Need
 from raftdiff.recipes.config import Config
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 
 class ClipConfig(Config):
@@ -78,3 +78,11 @@ class ClipReward:
         images = self.tower.image_features(samples)
         texts = self.tower.text_features([sample.prompt.caption for sample in samples])
         return 100 * (images * texts).sum(dim=-1)
+
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
+    ) -> Float[torch.Tensor, " batch"]:
+        """The same with gradient; see ``types.Differentiable``."""
+        images = self.tower.pixel_features(pixels)
+        texts = self.tower.text_features([prompt.caption for prompt in prompts])
+        return 100 * (images * texts.to(images.device)).sum(dim=-1)

@@ -12,12 +12,17 @@ from typing import Any, cast, final
 from weakref import WeakValueDictionary
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 
+from raftdiff.errors import UserError
 from raftdiff.rewards.clip_weights import Identity, Precision, identify, load
 from raftdiff.types import Sample
 
+WITH_GRADIENT = {"Resize", "CenterCrop", "Normalize"}
+"""Of torchvision's transforms in an open_clip model's preparation of pictures, those that take tensors."""
+FOR_PILLOW = {"MaybeConvertMode", "MaybeToTensor", "ToTensor"}
+"""Those that make a tensor of a picture."""
 REMEMBERED = 16_384
 """Pictures whose features a tower keeps: several rounds of a large run, about 50 MB at 768 numbers each."""
 
@@ -67,6 +72,24 @@ class Tower:
         while len(self._seen) > REMEMBERED:
             self._seen.popitem(last=False)
         return torch.stack([known[digest] for digest in digests]) if digests else torch.empty(0, self.width)
+
+    def pixel_features(self, pixels: Float[torch.Tensor, "batch 3 high wide"]) -> Float[torch.Tensor, "batch width"]:
+        """Embeddings of pictures given as numbers from 0 to 1, RGB, with gradient, on the model's device; nothing is
+        remembered. They are resized as pictures are, but for the rounding to bytes.
+
+        Raises:
+            UserError: the model prepares its pictures in a way that has no gradient here.
+        """
+        for transform in getattr(self._preprocess, "transforms", [self._preprocess]):
+            kind = type(transform).__name__
+            if kind in WITH_GRADIENT:
+                pixels = transform(pixels)
+            elif kind not in FOR_PILLOW:
+                raise UserError(
+                    f"The CLIP model '{self.name}' prepares its pictures with {kind}, through which no gradient is "
+                    "known. Take a model with resize_mode shortest or squash, or a rule that needs no gradient."
+                )
+        return _normalised(self._encoder("encode_image")(pixels.to(self._device, self._dtype)))
 
     def text_features(self, texts: Sequence[str]) -> Float32[torch.Tensor, "texts width"]:
         """Embeddings of captions, each computed once. Words beyond ``limit`` are not read; ``fits`` says of which.
@@ -166,7 +189,11 @@ def open_tower(
 
 
 def _unit(features: Any) -> torch.Tensor:
-    normalised: torch.Tensor = torch.nn.functional.normalize(features.float(), dim=-1).cpu()
+    return _normalised(features).cpu()
+
+
+def _normalised(features: Any) -> torch.Tensor:
+    normalised: torch.Tensor = torch.nn.functional.normalize(features.float(), dim=-1)
     return normalised
 
 

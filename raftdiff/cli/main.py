@@ -108,7 +108,8 @@ def _results(commands: Commands) -> None:
     compared.add_argument(
         "--methods",
         metavar="A,B,...",
-        help="raft, raft_random, rwr, awm, nft, dpo, ipo, kto, which are the default; ddpo; and recipes of your own",
+        help="raft, raft_random, rwr, awm, nft, dpo, ipo, kto, which are the default; ddpo, draft, refl; and recipes "
+        "of your own",
     )
     compared.add_argument(
         "--seeds", type=from_one, default=3, metavar="N", help="training seeds (default: %(default)s)"

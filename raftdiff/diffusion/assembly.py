@@ -105,15 +105,16 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     taught_on_path = "path" in recipe.finetuner.requires.aux
     chain = chain_of(own.solver(), drawing.effective_eta, drawing.guidance) if taught_on_path else None
+    ranker = build_ranker(recipe, device=str(model.device))
     finetuner = recipe.finetuner.build(
         model,
         total_rounds=recipe.loop.rounds,
         guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
         chain=chain,
+        rewards=ranker.rewards,
     )
     sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
-    ranker = build_ranker(recipe, device=str(model.device))
     measures = measuring(recipe, ranker, device=str(model.device))
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
     parts = Parts(

@@ -94,7 +94,8 @@ def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float, *, dra
     a path are learnt with the guidance that they were ``drawn`` with."""
     rule, anchored = tuner.learning.build(), tuner.anchor > 0
     if "path" in tuner.requires.aux:
-        return (1 if drawn == 1 else 2) * 2 + int(anchored)
+        walked = {"ddpo": 2, "draft": getattr(rule, "steps", 1)}.get(tuner.learning.type, 1)
+        return (1 if drawn == 1 else 2) * walked + int(anchored)
     guided = tuner.loss_on == "guided" and (tuner.guidance or guidance) != 1
     fixed = {rule.reference, "base" if anchored else "none"} - {"none"}
     return 1 + int(guided) + len(fixed)

@@ -229,20 +229,34 @@ def _check(recipe: Recipe) -> None:
         recipe.sampler.fit(recipe.loop.candidates)
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
     check_kind(recipe, learner, needs)
-    if needs.fresh_samples:
+    if "path" in needs.aux:
         _check_path(recipe, learner)
+    if needs.fresh_samples:
+        _check_chain(recipe, learner)
 
 
 def _check_path(recipe: Recipe, learner: str) -> None:
     """
     Raises:
-        UserError: what the fine-tuner would learn from is not the policy's own path, just drawn for the same text.
+        UserError: the pictures have no path that the fine-tuner could learn from.
     """
     if not isinstance(recipe.sampler, DiffusionSamplerConfig):
         raise UserError(
             f"sampler: {learner} learns from the steps in which the policy itself drew; use type: diffusion."
         )
     if "path" not in recipe.sampler.can_provide:
+        raise UserError(
+            f"sampler: {learner} learns from steps between pictures under noise of a known level; use scheduler: ddim "
+            "or dpm++."
+        )
+
+
+def _check_chain(recipe: Recipe, learner: str) -> None:
+    """
+    Raises:
+        UserError: what the fine-tuner would learn from are not draws of known probability, fresh and for the same text.
+    """
+    if recipe.sampler.scheduler != "ddim" or not recipe.sampler.eta:
         raise UserError(
             f"sampler: {learner} learns from steps that draw noise, with a probability that is known; use "
             "scheduler: ddim with an eta above 0, such as eta: 1."

@@ -64,8 +64,8 @@ class DiffusionSamplerConfig(Config):
 
     @property
     def can_provide(self) -> tuple[str, ...]:
-        """What samples may carry: their path where each step is a draw of known probability."""
-        return ("latent", "path") if self.scheduler == "ddim" and self.eta > 0 else ("latent",)
+        """What samples may carry: their path where its states are pictures under noise of a known level."""
+        return ("latent", "path") if self.scheduler in ("ddim", "dpm++") else ("latent",)
 
     def build(self, parts: Parts, aux: Sequence[str] = ("latent",)) -> "DiffusionSampler":
         """``aux``: what each sample is to carry, of ``can_provide``."""
@@ -192,11 +192,9 @@ def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], 
     One with any number that is none (NaN, infinity) is black all over: a picture of one colour is discarded, a part of
     one would not be noticed.
     """
-    config = parts.vae.config
-    unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
     pictures: list[Image.Image] = []
-    for rows in unscaled.split(batch_size):
-        pixels = parts.vae.decode(rows.to(parts.device, parts.dtype), return_dict=False)[0].float()
+    for rows in torch.split(latents, batch_size):
+        pixels = parts.decode(rows)
         whole = pixels.isfinite().flatten(1).all(dim=1) & rows.isfinite().flatten(1).all(dim=1).to(pixels.device)
         pixels = torch.where(whole[:, None, None, None], pixels, -1.0)
         bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import cache
 from typing import Any, Literal, final
 
 import torch
@@ -11,10 +10,12 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning.descent import Descent, processes
 from raftdiff.diffusion.learning.drift import drift
-from raftdiff.diffusion.learning.lessons import Lesson, Noised, Part, Steps, stacked
+from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps, stacked
+from raftdiff.diffusion.learning.pleasing import pleasing
 from raftdiff.diffusion.learning.policy_gradient import Chain
-from raftdiff.diffusion.learning.rules import Ddpo, DdpoConfig, RuleConfig, SftConfig
+from raftdiff.diffusion.learning.rules import Ddpo, Draft, Refl, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
@@ -23,11 +24,9 @@ from raftdiff.seeds import fold
 from raftdiff.training import optimizer
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
-from raftdiff.training.trainable import ALL_LINEAR, on_cpu
-from raftdiff.types import Key, Report, Requires, Sample, Selection, State
+from raftdiff.training.trainable import ALL_LINEAR
+from raftdiff.types import Key, Prompt, Report, Requires, Reward, Sample, Selection, State
 
-SCALING = ("scale", "_growth_tracker")
-"""What a float16 gradient scaler's next step depends on."""
 DRIFT_ROWS = 16
 """Pictures on which the drift from the base is measured after each round."""
 
@@ -81,7 +80,7 @@ class DiffusionFineTunerConfig(Config):
     pure_noise_steps: int = Field(default=0, ge=0)
     """At this many of the last training timesteps (of usually 1000) the network learns to start from pure noise."""
     timesteps: Literal["uniform", "stratified", "logit_normal"] = "stratified"
-    """How training timesteps are drawn; with ddpo the step of its path that a picture is shown at."""
+    """How training timesteps are drawn; with ddpo and refl the step of its path that a picture is shown at."""
     anchor: float = Field(default=0.0, ge=0)
     """Weight of the squared distance between the tuned model's predictions and the base model's."""
     ema: float | None = Field(default=None, gt=0, lt=1)
@@ -101,19 +100,19 @@ class DiffusionFineTunerConfig(Config):
                 raise ValueError(f"train_text_encoder is for learning: sft alone; {move}")
             if self.min_snr_gamma is not None:
                 raise ValueError(f"min_snr_gamma is for learning: sft alone, not for {self.learning.type}")
-        if isinstance(self.learning, DdpoConfig):
-            for name in ("caption_dropout", "offset_noise", "pure_noise_steps"):
-                if getattr(self, name):
-                    raise ValueError(f"{name} is for pictures under noise; ddpo learns from steps as they were drawn")
+        for name in ("caption_dropout", "offset_noise", "pure_noise_steps") if "path" in self.requires.aux else ():
+            if getattr(self, name):
+                steps = f"{self.learning.type} learns from steps as they were drawn"
+                raise ValueError(f"{name} is for pictures under noise; {steps}")
         return self
 
     @property
     def requires(self) -> Requires:
         """What its rule learns from."""
         rule = self.learning.build()
-        path = isinstance(rule, Ddpo)
-        aux = ("latent", "path") if path else ("latent",)
-        return Requires((rule.kind,), aux, reference_model=rule.reference == "base", fresh_samples=path)
+        aux = ("latent", "path") if isinstance(rule, Ddpo | Draft | Refl) else ("latent",)
+        fresh = isinstance(rule, Ddpo)
+        return Requires((rule.kind,), aux, reference_model=rule.reference == "base", fresh_samples=fresh)
 
     @property
     def pictures_an_item(self) -> int:
@@ -126,7 +125,14 @@ class DiffusionFineTunerConfig(Config):
         return max(1, self.batch_size // self.pictures_an_item)
 
     def build(
-        self, parts: Parts, *, total_rounds: int, guidance: float, seed: int, chain: Chain | None = None
+        self,
+        parts: Parts,
+        *,
+        total_rounds: int,
+        guidance: float,
+        seed: int,
+        chain: Chain | None = None,
+        rewards: Sequence[tuple[Reward[Image], float]] = (),
     ) -> "DiffusionFineTuner":
         """The fine-tuner, its weights attached to ``parts`` in place.
 
@@ -135,8 +141,9 @@ class DiffusionFineTunerConfig(Config):
             guidance: what the tuned model is to be used with, for the guided loss.
             seed: of the LoRA's first weights.
             chain: the steps by which the sampler draws, for a rule that learns from them.
+            rewards: with their weights, for a rule that follows their gradient.
         """
-        lesson = _lesson(self, parts, guidance, chain)
+        lesson = _lesson(self, parts, guidance, chain, rewards)
         return DiffusionFineTuner(self, parts, lesson, total_rounds=total_rounds, seed=seed)
 
 
@@ -171,9 +178,8 @@ class DiffusionFineTuner:
         )
         by = optimizer.adamw(self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay)
         self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
-        self.average = {name: w.clone() for name, w in self.trainable.live.items()} if config.ema is not None else None
-        self._old: dict[str, Tensor] = {}
-        self.scaler = torch.amp.GradScaler(parts.device.type, enabled=self.precision == torch.float16)
+        self.descent = Descent(self.course, parts.device, self.precision, config.ema)
+        self._old: Mapping[str, Tensor] = {}
 
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[Image]], *, seed: int, report: Report
@@ -189,8 +195,7 @@ class DiffusionFineTuner:
         chosen = [samples[key] for item in selection.items for key in item.keys]
         held = {name: stacked(chosen, name) for name in self.requires.aux}
         shown, latents = held[self.lesson.aux], held["latent"]
-        captions = [sample.prompt.learning for sample in chosen]
-        against = [self.lesson.against(sample.prompt) for sample in chosen]
+        prompts = [sample.prompt for sample in chosen]
         weights = torch.tensor([item.weight for item in selection.items for _ in item.keys], dtype=torch.float32)
         items_a_step = self.config.items_at_once * self.config.gradient_accumulation
         plan = optimizer.exposure_plan(
@@ -204,25 +209,22 @@ class DiffusionFineTuner:
                 generator = torch.Generator().manual_seed(fold(seed, "step", index))
                 drawn = self.lesson.draw(torch.Size((len(items), *shown.shape[1:])), generator)
                 rate = self.course.rate(self.course.progress(index / len(plan)))
-                texts = [(captions[row], against[row]) for row in rows]
-                self._step(shown[rows], texts, weights[rows], drawn=drawn, rate=rate, tally=tally)
+                asked = [prompts[row] for row in rows]
+                self._step(shown[rows], asked, weights[rows], drawn=drawn, rate=rate, tally=tally)
                 report(index + 1, len(plan))
         self.course.finish()
         moved = drift(
             self.parts,
             self.base_weights,
             latents[:DRIFT_ROWS],
-            captions[:DRIFT_ROWS],
+            [prompt.learning for prompt in prompts[:DRIFT_ROWS]],
             batch_size=self.config.batch_size,
         )
         return _figures(tally, latents, pictures) | {"prediction_drift": moved}
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""
-        state, scaling = self.course.state_dict(), self.scaler.state_dict()
-        scales = {name: torch.tensor(scaling[name]) for name in SCALING if self.scaler.is_enabled()}
-        average = {"ema": on_cpu(self.average)} if self.average is not None else {}
-        return {**state, "schedule": {**state["schedule"], **scales}, **average}
+        return self.descent.state_dict()
 
     def load_state_dict(self, state: State) -> None:
         """Continue from ``state``, to the bit on the CPU.
@@ -230,13 +232,8 @@ class DiffusionFineTuner:
         Raises:
             UserError: the state is of another model or another fine-tuner.
         """
-        self.course.load_state_dict(state)
-        for name, shadow in (self.average or {}).items():
-            shadow.copy_(state.get("ema", state[self.trainable.stem])[name])
-        counts = state.get("schedule", {})
-        if "scale" in counts and self.scaler.is_enabled():
-            self.scaler.load_state_dict({**self.scaler.state_dict(), **{name: counts[name].item() for name in SCALING}})
-        self.trainable.rest(self.average)
+        self.descent.load_state_dict(state)
+        self.trainable.rest(self.descent.average)
 
     def base_weights(self) -> AbstractContextManager[None]:
         """Within, the shared network is the base model: what samples is the model before any tuning."""
@@ -247,10 +244,10 @@ class DiffusionFineTuner:
         return self.trainable.count()
 
     def _step(
-        self, shown: Tensor, texts: list[tuple[str, str]], weights: Tensor, *, drawn: Any, rate: float, tally: Tally
+        self, shown: Tensor, prompts: list[Prompt], weights: Tensor, *, drawn: Any, rate: float, tally: Tally
     ) -> None:
         """One optimizer step on the items whose rows are given, this process taking every so-manieth of them."""
-        world, pictures = _accelerator(), self.config.pictures_an_item
+        world, pictures = processes(), self.config.pictures_an_item
         count = len(shown) // pictures
         mine, at_once = (
             range(world.process_index, count, world.num_processes),
@@ -260,46 +257,25 @@ class DiffusionFineTuner:
             items = torch.tensor(mine[start : start + at_once])
             rows = _rows(items, pictures)
             shared = drawn.rows(items.repeat_interleave(pictures))
-            terms = self._terms(shown[rows], [texts[row] for row in rows], weights[rows], shared)
+            terms = self._terms(shown[rows], [prompts[row] for row in rows], weights[rows], shared)
             anchor = terms.anchor / pictures
-            world.backward(self.scaler.scale((terms.loss + anchor) / count))
+            self.descent.backward((terms.loss + anchor) / count)
             tally.sums["loss"] += float(terms.loss.detach())
             tally.sums["anchor"] += float(anchor.detach())
             for name, value in terms.figures.items():
                 tally.sums[name] += value
             tally.evaluations += terms.evaluations
-        tally.took(count, norm=self._update(world, rate), rate=rate)
+        tally.took(count, norm=self.descent.step(rate), rate=rate)
 
-    def _terms(self, shown: Tensor, texts: list[tuple[str, str]], weights: Tensor, drawn: Any) -> losses.Terms:
+    def _terms(self, shown: Tensor, prompts: list[Prompt], weights: Tensor, drawn: Any) -> losses.Terms:
         """The loss terms of one batch, on the model's device."""
-        captions = self._embed([caption for caption, _ in texts])
-        leads_from = list(dict.fromkeys(against for _, against in texts))
+        captions = self._embed([prompt.learning for prompt in prompts])
+        texts = [self.lesson.against(prompt) for prompt in prompts]
+        each = list(dict.fromkeys(texts))
         with torch.no_grad():
-            against = self._embed(leads_from)[[leads_from.index(text) for _, text in texts]]
+            against = self._embed(each)[[each.index(text) for text in texts]]
         networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
-        return self.lesson.terms(Part(shown, drawn, captions, against, weights), networks)
-
-    def _update(self, world: Any, rate: float) -> float:
-        """Let the gradients act: summed over processes, clipped, stepped. Returns their norm before clipping."""
-        parameters = list(self.trainable.parameters.values())
-        if world.num_processes > 1:
-            for parameter in parameters:
-                if parameter.grad is None:  # this process had no row of the step
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad = world.reduce(parameter.grad, reduction="sum")
-        course, by = self.course, self.course.optimizer
-        self.scaler.unscale_(by)
-        scaled = self.scaler.is_enabled()
-        norm = optimizer.clip(by, self.config.max_grad_norm, step=course.steps + 1, scaled=scaled)
-        for group in by.param_groups:
-            group["lr"] = rate
-        self.scaler.step(by)
-        self.scaler.update()
-        by.zero_grad(set_to_none=True)
-        if self.average is not None and self.config.ema is not None:
-            optimizer.update_average(self.average, self.trainable.live, self.config.ema, course.steps)
-        course.steps += 1
-        return float(norm) if torch.isfinite(norm) else 0.0  # a step that float16 overflowed in, and that was skipped
+        return self.lesson.terms(Part(shown, drawn, captions, against, weights, prompts), networks)
 
     def _embed(self, captions: Sequence[str]) -> Tensor:
         """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
@@ -328,8 +304,7 @@ class DiffusionFineTuner:
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
         if self.config.learning.build().reference == "old":
-            policy = self.trainable.live if self.average is None else self.average
-            self._old = {name: weight.clone() for name, weight in policy.items()}
+            self._old = {name: weight.clone() for name, weight in self.descent.policy.items()}
         if self.config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
         try:
@@ -338,22 +313,31 @@ class DiffusionFineTuner:
             if self.config.gradient_checkpointing:
                 unet.disable_gradient_checkpointing()
             self._old = {}
-            self.trainable.rest(self.average)
+            self.trainable.rest(self.descent.average)
 
 
-def _lesson(config: DiffusionFineTunerConfig, parts: Parts, guidance: float, chain: Chain | None) -> Lesson[Any]:
+def _lesson(
+    config: DiffusionFineTunerConfig,
+    parts: Parts,
+    guidance: float,
+    chain: Chain | None,
+    rewards: Sequence[tuple[Reward[Image], float]],
+) -> Lesson[Any]:
     """What the rule is taught on."""
-    rule, abar = config.learning.build(), schedule.of_scheduler(parts.scheduler)
-    if isinstance(rule, Ddpo):
+    rule, kind, abar = config.learning.build(), parts.prediction_type, schedule.of_scheduler(parts.scheduler)
+    if isinstance(rule, Ddpo | Draft | Refl):
         if chain is None:
             raise ValueError(f"learning: {config.learning.type} needs the chain of the sampler's steps")
-        return Steps(chain, rule, parts.prediction_type, config.timesteps, config.anchor)
+        if isinstance(rule, Ddpo):
+            return Steps(chain, rule, kind, config.timesteps, config.anchor)
+        said = pleasing(parts, rewards, config.learning.type)
+        return Endings(chain, rule.walk(len(chain.timesteps)), said, kind, config.timesteps, config.anchor)
     if config.pure_noise_steps > len(abar):
         raise UserError(
             f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(abar)} timesteps."
         )
     objective = losses.Objective(
-        prediction_type=parts.prediction_type,
+        prediction_type=kind,
         guidance=(config.guidance or guidance) if config.loss_on == "guided" else 1.0,
         min_snr_gamma=config.min_snr_gamma,
         pure_noise_steps=config.pure_noise_steps,
@@ -382,11 +366,3 @@ def _figures(tally: Tally, latents: Tensor, pictures: int) -> dict[str, float]:
         "network_evaluations": found["network_evaluations"] + 2 * min(DRIFT_ROWS, len(latents)),
         "latent_std": float(latents.std()) if len(latents) else 0.0,
     }
-
-
-@cache
-def _accelerator() -> Any:
-    """Who the processes are, and how they add up. Precision is ours: one process may hold models of several."""
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="no")

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar, final, runtime_checkable
+from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -10,8 +10,9 @@ from PIL.Image import Image
 from torch import Tensor
 
 from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning.pleasing import Pleasing
 from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
-from raftdiff.diffusion.learning.rules import Ddpo, row_mean
+from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt, Sample
 
@@ -32,6 +33,8 @@ class Part(Generic[D]):
     against: Texts
     """What guidance leads away from."""
     weights: Float[Tensor, " rows"]
+    prompts: Sequence[Prompt] = ()
+    """Whose captions rewards read."""
 
 
 @runtime_checkable
@@ -132,25 +135,20 @@ class Steps:
 
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, at, chain = part.captions.device, part.drawn.at, self.chain
-        rows, captions = torch.arange(len(at)), part.captions
+        rows = torch.arange(len(at))
         xt, then = part.held[rows, at].to(device), part.held[rows, at + 1].to(device)
         timesteps, level = chain.timesteps[at].to(device), chain.abar[at].to(device)
         following, deviation = chain.following[at].to(device), chain.deviation[at].to(device)
 
         def said(network: losses.Predict) -> tuple[Tensor, Tensor]:
             """The prediction for the caption, and where the step leads on average."""
-            if chain.guidance == 1:
-                toward = guided = network(xt, timesteps, captions)
-            else:
-                both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([part.against, captions]))
-                away, toward = both.chunk(2)
-                guided = schedule.guided(away, toward, torch.full_like(level, chain.guidance))
+            toward, guided = _predicted(network, xt, timesteps, part, chain.guidance)
             kind = self.prediction_type
             return toward, ddim_mean(kind, guided, xt, abar=level, following=following, deviation=deviation)
 
         # what is held fixed first, as in losses.step_loss
         with torch.no_grad():
-            base = networks.base(xt, timesteps, captions) if self.anchor > 0 else None
+            base = networks.base(xt, timesteps, part.captions) if self.anchor > 0 else None
             _, old = said(networks.old)
         conditional, mean = said(networks.policy)
         change = log_ratio(then, mean, old, deviation)
@@ -160,6 +158,67 @@ class Steps:
             anchor = self.anchor * row_mean((conditional - base) ** 2).sum()
         evaluations = len(at) * ((2 if chain.guidance == 1 else 4) + int(base is not None))
         return losses.Terms(loss.sum(), anchor, evaluations, self.rule.figures(change.detach()))
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """The ends of the paths on which pictures were drawn, walked again with gradient.
+
+    The loss is minus what the rewards say of the picture that they lead to, decoded with gradient too, times the item's
+    weight. The steps are DDIM's, guided as the drawing was, and draw no noise, whatever drew.
+    """
+
+    chain: Chain
+    walk: Walk
+    reward: Pleasing
+    prediction_type: str
+    timesteps: str
+    """How the first step is drawn, of those that may be it."""
+    anchor: float
+    """Weight of the squared distance between the first step's prediction for the caption and the base's."""
+    aux: str = "path"
+
+    def against(self, prompt: Prompt) -> str:
+        return prompt.negative
+
+    def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
+        starts = torch.tensor(self.walk.starts)
+        return Places(starts[schedule.draw_timesteps(self.timesteps, shape[0], len(starts), generator)])
+
+    def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
+        device, chain, first = part.captions.device, self.chain, part.drawn.at
+        xt = part.held[torch.arange(len(first)), first].to(device)
+        anchor = torch.zeros((), device=device)
+        base = None
+        if self.anchor > 0:
+            with torch.no_grad():
+                base = networks.base(xt, chain.timesteps[first].to(device), part.captions)
+        for step in range(self.walk.steps):
+            at = first + step
+            level, following = chain.abar[at].to(device), chain.following[at].to(device)
+            toward, guided = _predicted(networks.policy, xt, chain.timesteps[at].to(device), part, chain.guidance)
+            if base is not None and step == 0:
+                anchor = self.anchor * row_mean((toward - base) ** 2).sum()
+            following = torch.ones_like(level) if self.walk.leap else following
+            none = torch.zeros_like(level)
+            xt = ddim_mean(self.prediction_type, guided, xt, abar=level, following=following, deviation=none)
+        reward = self.reward(xt, part.prompts)
+        loss = -(part.weights.to(device) * reward).sum()
+        evaluations = len(first) * (self.walk.steps * (1 if chain.guidance == 1 else 2) + int(base is not None))
+        return losses.Terms(loss, anchor, evaluations, {"reward": float(reward.detach().sum())})
+
+
+def _predicted(
+    network: losses.Predict, xt: Tensor, timesteps: Tensor, part: Part[Any], guidance: float
+) -> tuple[Tensor, Tensor]:
+    """The prediction for the caption, and the guided one that the sampler follows."""
+    if guidance == 1:
+        toward = network(xt, timesteps, part.captions)
+        return toward, toward
+    both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([part.against, part.captions]))
+    away, toward = both.chunk(2)
+    return toward, schedule.guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
 
 
 def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:

@@ -41,33 +41,42 @@ class Chain:
     """With which they were drawn; 1 is none."""
 
     def random(self) -> Int[Tensor, " some"]:
-        """Places of the steps that draw noise. The last draws none where the schedule ends in the picture itself."""
-        return torch.nonzero(self.deviation > 0).flatten()
+        """Places of the steps that draw noise. The last draws none where the schedule ends in the picture itself.
+
+        Raises:
+            UserError: none does.
+        """
+        places = torch.nonzero(self.deviation > 0).flatten()
+        if not len(places):
+            raise UserError(
+                "sampler.steps: no step of this sampler draws noise, so ddpo has nothing to learn from; use more steps."
+            )
+        return places
 
 
 def chain_of(scheduler: Any, eta: float, guidance: float) -> Chain:
-    """The chain of a DDIM scheduler of diffusers whose steps are set.
+    """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by; of another, such as DPM++, it
+    has the levels of the states, and the steps are those that DDIM would take between them.
 
     Raises:
-        UserError: the model's scheduler confines x0, or no step draws noise.
+        UserError: the model's scheduler confines x0.
     """
     config = scheduler.config
-    if config.clip_sample or config.thresholding:
+    if config.get("clip_sample") or config.get("thresholding"):
         raise UserError(
-            "finetuner.learning: ddpo cannot learn from steps that are clipped, and this model's "
-            "scheduler_config.json says clip_sample or thresholding; set both to false, as they should be for latents."
+            "finetuner.learning: steps that are clipped cannot be learnt from, and this model's scheduler_config.json "
+            "says clip_sample or thresholding; set both to false, as they should be for latents."
         )
     timesteps = scheduler.timesteps.cpu().long()
-    before = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
     abar = scheduler.alphas_cumprod.float().cpu()
-    level, end = abar[timesteps], scheduler.final_alpha_cumprod.float().cpu()
-    following = torch.where(before >= 0, abar[before.clamp(min=0)], end)
-    chain = Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
-    if not len(chain.random()):
-        raise UserError(
-            "sampler.steps: no step of this sampler draws noise, so ddpo has nothing to learn from; use more steps."
-        )
-    return chain
+    level = abar[timesteps]
+    if hasattr(scheduler, "final_alpha_cumprod"):
+        before = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
+        end = scheduler.final_alpha_cumprod.float().cpu()
+        following = torch.where(before >= 0, abar[before.clamp(min=0)], end)
+    else:
+        following = torch.cat([level[1:], torch.ones(1)])
+    return Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
 
 
 def ddim_deviation(abar: PerStep, following: PerStep, eta: float) -> PerStep:

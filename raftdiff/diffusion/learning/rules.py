@@ -6,7 +6,8 @@
 
 ``sft`` imitates: it pulls the model to the selected pictures, guidance that they were drawn with and all, and sampling
 guides again. The others learn from the difference between better and worse pictures, both drawn with one guidance, so
-that what they share cancels. ``ddpo`` alone learns from the steps of the drawing, not from pictures under noise.
+that what they share cancels. ``ddpo``, ``draft`` and ``refl`` learn on the path of the drawing, not from pictures under
+noise; the last two follow the rewards' own gradient.
 """
 
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ from torch.nn.functional import logsigmoid
 from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.policy_gradient import clipped
 from raftdiff.diffusion.learning.schedule import Latents, PerRow
+from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.types import SelectionKind
 
@@ -27,6 +29,19 @@ Reference = Literal["none", "old", "base"]
 PerItem = Float[Tensor, " items"]
 LEAST_WIDTH = 1e-5
 """Below it an x0 error is not divided by."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Walk:
+    """How a path is walked again."""
+
+    starts: range
+    """Places of the steps of which one is the first, at random."""
+    steps: int
+    """How many are taken."""
+    leap: bool
+    """Whether the last of them leads to the picture itself, wherever the path went on."""
 
 
 @final
@@ -141,8 +156,31 @@ class DdpoConfig(Config):
         return Ddpo(self.clip, self.most)
 
 
+class DraftConfig(Config):
+    """DRaFT: up the rewards' own gradient, through the last steps of the drawing."""
+
+    type: Literal["draft"] = "draft"
+    steps: int = Field(default=1, ge=1)
+    """K: how many of the sampler's last steps are taken with gradient; all of them is DRaFT without a K."""
+
+    def build(self) -> "Draft":
+        return Draft(self.steps)
+
+
+class ReflConfig(Config):
+    """ReFL: up the rewards' own gradient, through the picture foretold at one late step."""
+
+    type: Literal["refl"] = "refl"
+    earliest: float = Field(default=0.75, ge=0, lt=1)
+    """Share of the steps that lie before those at which a picture is foretold."""
+
+    def build(self) -> "Refl":
+        return Refl(self.earliest)
+
+
 RuleConfig: TypeAlias = Annotated[
-    SftConfig | AdvantageConfig | NftConfig | DpoConfig | KtoConfig | DdpoConfig, Field(discriminator="type")
+    SftConfig | AdvantageConfig | NftConfig | DpoConfig | KtoConfig | DdpoConfig | DraftConfig | ReflConfig,
+    Field(discriminator="type"),
 ]
 
 
@@ -258,6 +296,47 @@ class Ddpo:
         divergence from the policy that drew."""
         outside = (log_ratio.exp() - 1).abs() > self.clip
         return {"clipped": float(outside.sum()), "approx_kl": float((log_ratio**2).sum() / 2)}
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """The last K steps of a path, walked again with gradient. Source: DRaFT-K, arXiv:2309.17400, section 3.2."""
+
+    steps: int
+    kind: SelectionKind = "weighted"
+    reference: Reference = "none"
+
+    def walk(self, steps: int) -> Walk:
+        """Which of so many steps are walked.
+
+        Raises:
+            UserError: there are fewer than K.
+        """
+        if self.steps > steps:
+            raise UserError(
+                f"finetuner.learning.steps: {self.steps} are to be taken with gradient, and the sampler takes {steps} "
+                "(sampler.steps)."
+            )
+        return Walk(range(steps - self.steps, steps - self.steps + 1), self.steps, leap=False)
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Refl:
+    """One late step of a path, from which the picture is foretold at once.
+
+    Source: ReFL, arXiv:2304.05977, Algorithm 1. Departures: the state comes from the path on which the picture was
+    drawn, not from a drawing at every step; the reward has no map of its own, and what keeps the model near the base is
+    ``anchor``, not a loss on pictures of before.
+    """
+
+    earliest: float
+    kind: SelectionKind = "weighted"
+    reference: Reference = "none"
+
+    def walk(self, steps: int) -> Walk:
+        return Walk(range(min(steps - 1, round(self.earliest * steps)), steps), 1, leap=True)
 
 
 def row_mean(values: Latents) -> PerRow:

@@ -30,8 +30,7 @@ class Method:
     kept: tuple[str, ...] = ()
     """Options that the recipe's own selector passes on, where it has them."""
     drawing: tuple[str, ...] = ()
-    """Changes of how the candidates are drawn, for a rule that learns from the drawing itself. Such a method is run
-    where it is named."""
+    """Changes of how the candidates are drawn, for a rule that learns from the drawing itself."""
 
     def overrides(self, recipe: Recipe) -> list[str]:
         """The changes, as on the command line."""
@@ -64,9 +63,12 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method("best_worst", "dpo", {"loss": "ipo"}),
     "kto": Method("threshold", "kto"),
     "ddpo": Method("advantage", "ddpo", drawing=OWN_STEPS),
+    "draft": Method("random", "draft", kept=("keep",)),
+    "refl": Method("random", "refl", kept=("keep",)),
 }
-ALIKE = tuple(name for name, method in METHODS.items() if not method.drawing)
-"""Those that draw their candidates as the recipe says."""
+NAMED = ("ddpo", "draft", "refl")
+"""Those that learn from paths, which not every recipe has; run where they are named."""
+ALIKE = tuple(name for name in METHODS if name not in NAMED)
 
 
 class Cost(NamedTuple):

@@ -122,6 +122,13 @@ class Parts:
             )[0]
         return found.float()
 
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """The VAE's pictures of latents scaled as the U-Net sees them: RGB, about -1 to 1, float32."""
+        config = self.vae.config
+        unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
+        found: torch.Tensor = self.vae.decode(unscaled.to(self.device, self.dtype), return_dict=False)[0]
+        return found.float()
+
 
 def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Parts:
     """The model that ``config.base`` names. A local folder or file never touches the network.

@@ -116,6 +116,39 @@ def test_what_ddpo_cannot_learn_from_is_told_before_a_model_is_loaded(changes, s
         load_recipe("demo", [*ddpo, *changes])
 
 
+CLIMBED = ("finetuner.learning={type: draft, steps: 2}", "ranker.selector={type: random, keep: 2}")
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (
+            ["sampler.scheduler=euler"],
+            "learning: draft learns from steps between pictures under noise of a known level",
+        ),
+        ([TEACHER], "sampler: learning: draft learns from the steps in which the policy itself drew; use type: diff"),
+        (["ranker.selector={type: advantage}"], "it selects 'advantages', and learning: draft learns from weighted"),
+    ],
+)
+def test_what_draft_cannot_learn_from_is_told_before_a_model_is_loaded(changes, sentence):
+    load_recipe("demo", list(CLIMBED))
+    with pytest.raises(UserError, match=sentence):
+        load_recipe("demo", [*CLIMBED, *changes])
+
+
+def test_a_recipe_s_rewards_are_climbed_as_they_are_weighted(tmp_path: Path) -> None:
+    """Old pictures and other texts' are welcome: a path has states to start from, no draws to be made likelier."""
+    folder = tiny.write_folder(tmp_path / "model", "sd15")
+    base = [f"model.base={folder}", "model.device=cpu", "evaluation.judge=null", "loop.sample_every=2", *CLIMBED]
+    assembly = assemble(load_recipe("demo", base))
+    lesson = assembly.finetuner.lesson
+    assert assembly.parts.sampler.provides == ("latent", "path")
+    assert not assembly.finetuner.requires.fresh_samples
+    assert (lesson.walk.starts, lesson.walk.steps) == (range(6, 7), 2)
+    with pytest.raises(UserError, match="learning: draft follows the gradient of the rewards, and 'jpeg' has none"):
+        assemble(load_recipe("demo", [*base, "ranker.rewards=[{type: jpeg}]"]))
+
+
 def test_a_path_is_recorded_where_the_rule_learns_from_it_and_nowhere_else(tmp_path: Path) -> None:
     """Neither the held-out pictures nor those of an evaluation carry one."""
     folder = tiny.write_folder(tmp_path / "model", "sd15")

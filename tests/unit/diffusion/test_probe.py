@@ -38,17 +38,36 @@ def test_counts_are_those_of_a_round(models, changes):
     assert planned.tuning_evaluations == figures["network_evaluations"] - 2 * 5
 
 
-@pytest.mark.parametrize(("guidance", "anchor", "each"), [(3.0, 0.1, 5), (1.0, 0.0, 2)])
-def test_steps_of_paths_are_counted_by_the_guidance_that_they_were_drawn_with(models, guidance, anchor, each):
+class Light:
+    name = "light"
+
+    def score(self, samples):
+        raise AssertionError
+
+    def graded(self, pixels, prompts):
+        del prompts
+        return pixels.mean(dim=(1, 2, 3))
+
+
+@pytest.mark.parametrize(
+    ("learning", "guidance", "anchor", "each"),
+    [
+        ({"type": "ddpo"}, 3.0, 0.1, 5),
+        ({"type": "ddpo"}, 1.0, 0.0, 2),
+        ({"type": "draft", "steps": 2}, 3.0, 0.1, 5),
+        ({"type": "refl"}, 1.0, 0.0, 1),
+    ],
+)
+def test_steps_of_paths_are_counted_by_the_guidance_that_they_were_drawn_with(models, learning, guidance, anchor, each):
     parts = load(ModelConfig(base=str(models["sd15"])))
     drawing = SAMPLER.model_copy(update={"scheduler": "ddim", "eta": 1.0, "guidance": guidance})
-    config = DiffusionFineTunerConfig(learning={"type": "ddpo"}, exposures=2.5, batch_size=2, anchor=anchor)
+    config = DiffusionFineTunerConfig(learning=learning, exposures=2.5, batch_size=2, anchor=anchor)
     sampler = drawing.build(parts, config.requires.aux)
     chain = chain_of(sampler.solver(), drawing.effective_eta, guidance)
-    tuner = config.build(parts, total_rounds=1, guidance=7.0, seed=0, chain=chain)
+    tuner = config.build(parts, total_rounds=1, guidance=7.0, seed=0, chain=chain, rewards=[(Light(), 1.0)])
     prompts = [Prompt(name, name, name, name) for name in ("a", "b")]
     samples = {s.key: s for s in sampler.sample(prompts, per_prompt=2, seed=0, round=0, done=set())}
-    chosen = Selection("advantages", tuple(Item((key,)) for key in samples))
+    chosen = Selection(config.requires.kinds[0], tuple(Item((key,)) for key in samples))
     figures = tuner.fit(chosen, samples, seed=0, report=silent)
     planned = count(drawing, config, prompts=2, per_prompt=2, selected=4, guidance=7.0)
     assert planned.tuning_evaluations == planned.tuning_rows * each == figures["network_evaluations"] - 2 * 4

@@ -464,7 +464,7 @@ def test_scaled_gradients_teach_the_same(models):
     for scaled in (False, True):
         learner = tuner(models["sd15"], precision="bfloat16", steps=2, learning_rate=1e-4)
         if scaled:
-            learner.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
+            learner.descent.scaler = torch.amp.GradScaler("cpu", init_scale=1024.0)
         learner.fit(selection(samples), samples, seed=1, report=silent)
         states.append(learner.state_dict())
     moments = [torch.cat([w.flatten() for n, w in s["optimizer"].items() if n.endswith("exp_avg")]) for s in states]
@@ -472,7 +472,7 @@ def test_scaled_gradients_teach_the_same(models):
     assert states[1]["schedule"]["scale"] == 1024
     assert states[1]["schedule"]["_growth_tracker"] == 2
     learner.load_state_dict(states[1])
-    assert learner.scaler.state_dict()["_growth_tracker"] == 2
+    assert learner.descent.scaler.state_dict()["_growth_tracker"] == 2
 
 
 def test_gradient_checkpointing_changes_no_gradient(models):

@@ -64,11 +64,11 @@ def test_the_last_step_is_left_out_where_it_leads_to_the_picture_itself():
     assert ends.deviation[-1] == 0
     assert ends.random().tolist() == [0, 1, 2, 3]
     with pytest.raises(UserError, match="sampler.steps: no step of this sampler draws noise"):
-        chain_of(solver(set_alpha_to_one=True, steps=1), 1.0, 1.0)
+        chain_of(solver(set_alpha_to_one=True, steps=1), 1.0, 1.0).random()
 
 
 def test_a_model_whose_steps_are_clipped_is_refused():
-    with pytest.raises(UserError, match="ddpo cannot learn from steps that are clipped.*clip_sample or thresholding"):
+    with pytest.raises(UserError, match="steps that are clipped cannot be learnt from.*clip_sample or thresholding"):
         chain_of(solver(clip_sample=True), 1.0, 1.0)
 
 

@@ -57,6 +57,17 @@ def test_a_policy_gradient_draws_anew_for_the_caption_itself_at_the_same_cost(re
         trials(recipe_file(), *taught, names=("ddpo",))
 
 
+def test_the_gradient_of_the_reward_is_taken_on_pictures_that_are_not_ranked(recipe_file: RecipeFile) -> None:
+    """Of which each costs its guided steps, and no more."""
+    found = trials(recipe_file(), "ranker.selector.keep=2", "loop.candidates=4", names=("raft", "draft", "refl"))
+    raft = found.pop("raft")
+    for name, one in found.items():
+        assert parts(one) == ("random", name)
+        assert one.recipe.ranker.selector.keep == 2
+        assert one.recipe.sampler == raft.recipe.sampler
+        assert step_cost(one.recipe) == 2 * step_cost(raft.recipe)
+
+
 def test_what_the_recipe_says_of_a_rule_or_selector_stays(recipe_file: RecipeFile) -> None:
     found = trials(recipe_file(), "ranker.selector.keep=2", "loop.candidates=4")
     assert [found[name].recipe.ranker.selector.keep for name in ("raft", "raft_random")] == [2, 2]

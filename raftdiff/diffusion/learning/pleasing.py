@@ -1,0 +1,47 @@
+"""What the rewards say of latents, with a gradient: through the decoder and through the rewards."""
+
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
+
+import torch
+from jaxtyping import Float
+from PIL.Image import Image
+from torch import Tensor
+
+from raftdiff.diffusion.models.loading import Parts
+from raftdiff.errors import UserError
+from raftdiff.types import Differentiable, Prompt, Reward
+
+Pleasing: TypeAlias = Callable[
+    [Float[Tensor, "batch channels height width"], Sequence[Prompt]], Float[Tensor, " batch"]
+]
+"""(latents, their prompts) -> the weighted sum of the rewards, float32, with gradient."""
+
+
+def pleasing(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner: str) -> Pleasing:
+    """
+    Args:
+        rewards: each with its weight; those of weight 0 are left out.
+        learner: who climbs, for the sentence.
+
+    Raises:
+        UserError: one of them has no gradient.
+    """
+    counted = [(reward, weight) for reward, weight in rewards if weight]
+    for reward, _ in counted:
+        if not isinstance(reward, Differentiable):
+            raise UserError(
+                f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward.name}' has none. "
+                "Take those that have one (clip, aesthetic), or give it the weight 0."
+            )
+
+    def of(latents: Float[Tensor, "batch channels height width"], prompts: Sequence[Prompt]) -> Float[Tensor, " batch"]:
+        pixels = (parts.decode(latents) / 2 + 0.5).clamp(0, 1)
+        said = [
+            weight * reward.graded(pixels, prompts).to(latents.device)
+            for reward, weight in counted
+            if isinstance(reward, Differentiable)
+        ]
+        return torch.stack(said).sum(dim=0)
+
+    return of
