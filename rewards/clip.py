@@ -83,6 +83,4 @@ class ClipReward:
         self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
     ) -> Float[torch.Tensor, " batch"]:
         """The same with gradient; see ``types.Differentiable``."""
-        images = self.tower.pixel_features(pixels)
-        texts = self.tower.text_features([prompt.caption for prompt in prompts])
-        return 100 * (images * texts.to(images.device)).sum(dim=-1)
+        return 100 * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])

@@ -14,7 +14,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.tower import Tower, open_tower
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 MODEL = "ViT-H-14"
 """As open_clip calls it; both versions have its layout."""
@@ -87,6 +87,12 @@ class HpsReward:
         images = self.tower.image_features(samples)
         texts = self.tower.text_features([sample.prompt.caption for sample in samples])
         return 100 * (images * texts).sum(dim=-1)
+
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
+    ) -> Float[torch.Tensor, " batch"]:
+        """The same with gradient; see ``types.Differentiable``."""
+        return 100 * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])
 
 
 @final

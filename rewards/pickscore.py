@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, final
 
 import torch
-from jaxtyping import Float32
+from jaxtyping import Float, Float32
 from PIL import Image
 from pydantic import Field
 
@@ -13,7 +13,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.rewards.transformers_clip import PREFIX
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 
 class PickScoreConfig(Config):
@@ -70,3 +70,9 @@ class PickScoreReward:
         images = self.tower.image_features(samples)
         texts = self.tower.text_features([sample.prompt.caption for sample in samples])
         return self.tower.logit_scale * (images * texts).sum(dim=-1)
+
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
+    ) -> Float[torch.Tensor, " batch"]:
+        """The same with gradient; see ``types.Differentiable``."""
+        return self.tower.logit_scale * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])

@@ -19,8 +19,8 @@ from raftdiff.errors import UserError
 from raftdiff.rewards.clip_weights import Identity, Precision, identify, load
 from raftdiff.types import Sample
 
-WITH_GRADIENT = {"Resize", "CenterCrop", "Normalize"}
-"""Of torchvision's transforms in an open_clip model's preparation of pictures, those that take tensors."""
+WITH_GRADIENT = {"Resize", "CenterCrop", "Normalize", "FitWhole"}
+"""Of the transforms by which a model's pictures are prepared, those that take tensors."""
 FOR_PILLOW = {"MaybeConvertMode", "MaybeToTensor", "ToTensor"}
 """Those that make a tensor of a picture."""
 REMEMBERED = 16_384
@@ -90,6 +90,13 @@ class Tower:
                     "known. Take a model with resize_mode shortest or squash, or a rule that needs no gradient."
                 )
         return _normalised(self._encoder("encode_image")(pixels.to(self._device, self._dtype)))
+
+    def cosines(
+        self, pixels: Float[torch.Tensor, "batch 3 high wide"], captions: Sequence[str]
+    ) -> Float[torch.Tensor, " batch"]:
+        """Of each picture and its caption, with gradient; see ``pixel_features``."""
+        images, texts = self.pixel_features(pixels), self.text_features(captions)
+        return (images * texts.to(images.device)).sum(dim=-1)
 
     def text_features(self, texts: Sequence[str]) -> Float32[torch.Tensor, "texts width"]:
         """Embeddings of captions, each computed once. Words beyond ``limit`` are not read; ``fits`` says of which.

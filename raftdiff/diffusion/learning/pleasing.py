@@ -32,7 +32,7 @@ def pleasing(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learn
         if not isinstance(reward, Differentiable):
             raise UserError(
                 f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward.name}' has none. "
-                "Take those that have one (clip, aesthetic), or give it the weight 0."
+                "Take those that have one (clip, aesthetic, pickscore, hps), or give it the weight 0."
             )
 
     def of(latents: Float[Tensor, "batch channels height width"], prompts: Sequence[Prompt]) -> Float[Tensor, " batch"]:
