@@ -207,6 +207,23 @@ def _tools(commands: Commands) -> None:
     checked.add_argument("--text", action="store_true", help="try it on answers: for a module:function on texts")
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 
+    ranked = add_command(commands, "rank", "pictures.rank:rank_pictures", "score pictures that you have, copy the best")
+    ranked.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, with captions where rewards read them")
+    ranked.add_argument(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="NAME[:key=value,...]",
+        help="such as clip:model=scene-clip,weight=0.5, or as in a recipe; several are added up",
+    )
+    ranked.add_argument("--prompts", metavar="FILE", help="a prompt file: what the pictures should show")
+    ranked.add_argument(
+        "--top", type=from_one, default=100, metavar="N", help="pictures to copy (default: %(default)s)"
+    )
+    ranked.add_argument("--per-prompt", type=from_one, metavar="N", help="of one prompt copy at most so many")
+    ranked.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
+    ranked.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder; default: FOLDER-ranked")
+
     add_command(commands, "recipes", "tools:recipes", "list the recipes that ship")
     schema = add_command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
     media = ("image", "text", "preferences", "pipeline")

@@ -24,9 +24,7 @@ def check_reward(args: argparse.Namespace) -> int:
     from raftdiff import testing
     from raftdiff.embedded import resolve
 
-    options = {"type": args.reward}
-    if ":" in args.reward:
-        options = {"type": "callable", "function": args.reward, "name": args.reward}
+    options = reward_type(args.reward)
     on_pictures, on_texts = (registry.sources(group) for group in ("rewards", "text_rewards"))
     texts = args.text or (options["type"] not in on_pictures and options["type"] in on_texts)
     kind = registry.load(_group(texts), options["type"])
@@ -42,6 +40,11 @@ def check_reward(args: argparse.Namespace) -> int:
     result = testing.check_reward(reward, samples, direction=own)
     print(result)
     return 0 if result.passed else 1
+
+
+def reward_type(word: str) -> dict[str, str]:
+    """What a word of the command line says of a reward: its name, or a ``module:function``."""
+    return {"type": "callable", "function": word, "name": word} if ":" in word else {"type": word}
 
 
 def recipes(args: argparse.Namespace) -> None:

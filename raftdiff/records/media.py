@@ -106,7 +106,16 @@ def file_name(sample: Sample[Any]) -> str:
     """
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", sample.prompt.id):
         raise UserError(f"The prompt id '{sample.prompt.id}' cannot name a file; use letters, digits, '.', '_', '-'.")
-    return _SPLIT.sub(rf"\1{APART}", f"{sample.prompt.id}-{sample.index:03d}.png")
+    return apart(f"{sample.prompt.id}-{sample.index:03d}.png")
+
+
+def apart(name: str) -> str:
+    """A picture's file name with the words that name a split set apart.
+
+    >>> apart("0001-a-train-in-the-snow.png")
+    '0001-a-train~-in-the-snow.png'
+    """
+    return _SPLIT.sub(rf"\1{APART}", name)
 
 
 def names(file: object, prompt_id: str, index: int) -> bool:

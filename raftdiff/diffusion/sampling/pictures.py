@@ -7,20 +7,40 @@ a table of pairs, .jsonl, .csv or .parquet        see ``PAIRS``
 """
 
 import hashlib
+import json
 import math
+import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from raftdiff.errors import UserError, nearest
-from raftdiff.recipes.rows import Row, read_file
+from raftdiff.recipes.needs import near
+from raftdiff.recipes.rows import Row, json_value, read_file
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BESIDE = (".txt", ".caption")
 TABLES = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".parquet"))
 CAPTIONS, IDS = ("caption", "prompt", "text"), ("id", "prompt_id")
 PICTURES = ("file_name", "image", "jpg")
+MADE = (
+    "index",
+    "sampling",
+    "learning",
+    "negative",
+    "seed",
+    "source",
+    "cut",
+    "side",
+    "meta",
+    "score",
+    "total",
+    "selected",
+)
+"""Columns about how a picture came to be, and what was said of it."""
 PAIR = re.compile(r"pair-[0-9a-f]{6}-\d{5,}")
 """Ids of pairs."""
 FOLDERS = (("chosen", "rejected"), ("preferred", "rejected"), ("good", "bad"), ("win", "lose"))
@@ -55,6 +75,8 @@ class Found(NamedTuple):
     picture: Path | bytes
     score: float | None
     """What was said of it; of a pair 1 for the better and 0 for the worse. None for nothing."""
+    meta: Mapping[str, Any] = MappingProxyType({})
+    """What else is said of its prompt."""
 
 
 def read(path: Path, *, root: Path | None = None, score: str = "score") -> list[Found]:
@@ -81,6 +103,76 @@ def read(path: Path, *, root: Path | None = None, score: str = "score") -> list[
         f"{path}: there are no pictures with captions here. It can be a folder with {', '.join(TABLES)}; with captions "
         "in .txt files beside the pictures; with the folders chosen and rejected; or a table of pairs."
     )
+
+
+def gathered(path: Path) -> tuple[list[Found], list[str]]:
+    """All pictures of a table, of a folder that has one, or of a folder and those in it, also those without a caption,
+    which have an empty one; and what is left out, a sentence each: a file that is missing, what a link leads to
+    elsewhere.
+
+    Raises:
+        UserError: there is none, or the table cannot be read.
+    """
+    if not path.exists():
+        raise UserError(f"{path}: nothing is there. {near(str(path))}".rstrip())
+    if (path / "run.json").is_file():
+        raise UserError(f"{path}: this is a run; the pictures of a round lie in {path / 'rounds' / '000' / 'samples'}.")
+    if path.is_file() and path.suffix.lower() in SUFFIXES:
+        raise UserError(f"{path}: one picture has none to be ranked with; name the folder.")
+    table = path if path.is_file() else next((path / name for name in TABLES if (path / name).is_file()), None)
+    jobs: list[Callable[[], Found]] = []
+    left: list[str] = []
+    if table is not None:
+        jobs = [partial(_known, row, table.parent) for row in read_file(table)]
+    else:
+        for above, folders, files in os.walk(path):
+            folders[:] = sorted(name for name in folders if not name.startswith("."))
+            links = [Path(above, name) for name in folders if Path(above, name).is_symlink()]
+            left += [f"{link}: this is a link to a folder, and is not followed." for link in links]
+            own = (Path(above, name) for name in sorted(files) if not name.startswith("."))
+            jobs += [partial(_lying, file, path) for file in own if file.suffix.lower() in SUFFIXES]
+    found = []
+    for job in jobs:
+        try:
+            found.append(job())
+        except UserError as error:
+            left.append(str(error))
+    if not found:
+        some = f" Left out: {left[0]}" if left else f" Known: {', '.join(SUFFIXES)}."
+        raise UserError(f"{path}: there is no picture here.{some}")
+    return found, left
+
+
+def _lying(file: Path, root: Path) -> Found:
+    """A picture within ``root``, with the caption beside it."""
+    _refuse_outside(str(file), file, root)
+    return Found(str(file), None, _beside(file) or "", file, None)
+
+
+def _known(row: Row, root: Path) -> Found:
+    """A picture that a row names, with all that the row says; a run's rows say more of a prompt under "meta"."""
+    if (value := _first(row, PICTURES)) is None:
+        raise UserError(f"{row.where}: this row names no picture; write it as '{PICTURES[0]}'.")
+    name, caption = (_first(row, names) for names in (IDS, CAPTIONS))
+    told = next((key for key in CAPTIONS if row.columns.get(key) not in (None, "")), None)
+    own = {*PICTURES, *IDS, *MADE, told}
+    meta = {key: it for key, it in row.columns.items() if key not in own and not key.startswith(("reward_", "judge_"))}
+    return Found(
+        row.where,
+        None if name is None else str(name),
+        "" if caption is None else str(caption).strip(),
+        _picture(row.where, value, root),
+        _number(row, "score"),
+        {**json_value(meta), **_of_run(row.columns.get("meta"))},
+    )
+
+
+def _of_run(told: Any) -> Mapping[str, Any]:
+    try:
+        held = json.loads(told) if isinstance(told, str) else told
+    except ValueError:
+        held = None
+    return held if isinstance(held, Mapping) else {}
 
 
 def asked(found: Sequence[Found]) -> list[dict[str, str]]:
@@ -254,7 +346,7 @@ def _picture(where: str, value: Any, root: Path) -> Path | bytes:
 
 
 def _refuse_outside(what: str, file: Path, root: Path) -> None:
-    if not file.resolve().is_relative_to(root.resolve()):
+    if not Path(os.path.realpath(file)).is_relative_to(os.path.realpath(root)):
         raise UserError(f"{what} lies outside of {root}, and is not opened.")
 
 

@@ -1,0 +1,148 @@
+"""``raftdiff rank``: pictures that one already has, scored, sorted, and the best of them copied."""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from raftdiff import console
+from raftdiff.cli.either import tell
+from raftdiff.cli.show import Bars
+from raftdiff.cli.tools import reward_type
+from raftdiff.diffusion.ranked import Ranked, best, place_of, rank, titled, untitled, write
+from raftdiff.diffusion.sampling.pictures import gathered
+from raftdiff.diffusion.wording import Reading, limits, signs
+from raftdiff.embedded import resolve
+from raftdiff.errors import UserError, counted
+from raftdiff.recipes import registry
+from raftdiff.recipes.config import options, plain
+from raftdiff.recipes.needs import ready
+from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.records.disk import demand_place, vacant
+from raftdiff.reports.words import duration
+from raftdiff.training.devices import find_device
+from raftdiff.types import Reader
+
+SHOWN = 10
+"""Pictures in the printed table, and sentences on those that were left out."""
+
+
+def rank_pictures(args: argparse.Namespace) -> int | None:
+    """Score all, print the best, and write tables, contact sheet and copies; or nothing, where it is interrupted."""
+    configs = rewards_of(args.reward)
+    out = _vacant(args.out or Path(f"{args.folder.resolve().name}-ranked"), args.folder)
+    given = [] if args.prompts is None else build(_asked(args.prompts))
+    for sentence in (told for config in configs for told in ready(config, resolve)):
+        print(sentence, file=sys.stderr)
+    found, left = gathered(args.folder)
+    pictures, strange = titled(found, given)
+    device = str(find_device(args.device))
+    rewards = [(config.build(device=device, resolve=resolve), config.weight) for config in configs]
+    known = list({prompt.id: prompt for _, prompt in pictures if not untitled(prompt)}.values())
+    readings = [
+        Reading(f"the reward '{config.name}'", reward, lambda prompt: prompt.caption)
+        for config, (reward, _) in zip(configs, rewards, strict=True)
+        if isinstance(reward, Reader)
+    ]
+    tell([*limits("captions", known, readings), *signs("captions", known)])
+    bars, began = Bars(), time.monotonic()
+    try:
+        ranked, damaged = rank(pictures, rewards, report=bars.stage(0, "score"))
+        spent = time.monotonic() - began
+        chosen = best(ranked, args.top, args.per_prompt)
+        left = [*left, *strange, *damaged]
+        record = {config.name: plain(config) for config in configs}
+        write(out, ranked, chosen, root=args.folder, rewards=record, left_out=left)
+    except KeyboardInterrupt:
+        print("\nraftdiff: stopped. Nothing was written; the same command begins again.", file=sys.stderr)
+        console.caught()
+        return 130
+    finally:
+        bars.close()
+    for sentence in left[:SHOWN]:
+        print(f"left out: {sentence}", file=sys.stderr)
+    if len(left) > SHOWN:
+        print(f"left out: {len(left) - SHOWN} more, named in ranking.json", file=sys.stderr)
+    scored = sum(it.total == it.total for it in ranked)
+    none = f"; {len(ranked) - scored} without a score (of one colour, or discarded by a reward)"
+    print(_table(ranked[: min(SHOWN, scored)], args.folder))
+    pace = f"{duration(spent)}, {len(ranked) / max(spent, 1e-9):.0f} a second"
+    print(f"\n{counted(len(ranked), 'picture')} in {pace}{none if scored < len(ranked) else ''}")
+    print(f"{out}: ranking.csv, ranking.json, sheet.png, and {counted(len(chosen), 'picture')} in best")
+    return None
+
+
+def rewards_of(words: Sequence[str]) -> list[Any]:
+    """The rewards that ``--reward`` names: ``NAME`` or ``module:function``, by choice with ``:key=value,key=value``
+    behind, or a mapping as in a recipe.
+
+    Raises:
+        UserError: one is not known, or wrong in a key or value; two have one name; none has a weight.
+    """
+    configs = [_reward(word) for word in words]
+    names = [config.name for config in configs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--reward: two rewards are called '{twice}'; give one another name, such as name={twice}2.")
+    if not any(config.weight for config in configs):
+        raise UserError("--reward: every reward has the weight 0, so nothing is better than anything else.")
+    return configs
+
+
+def _reward(word: str) -> Any:
+    if word.lstrip().startswith("{"):
+        try:
+            told, overrides = yaml.safe_load(word), list[str]()
+        except yaml.YAMLError as error:
+            raise UserError(
+                f"--reward {word}: this is no mapping as in a recipe: {' '.join(str(error).split())}"
+            ) from None
+        if not isinstance(told, dict) or not isinstance(told.get("type"), str):
+            raise UserError(f"--reward {word}: a mapping names the reward as its 'type', such as {{type: clip}}.")
+    else:
+        parts = re.fullmatch(r"([^:=,]*(?::[^:=,]*)?)(?::([^:=,]+=.*))?", word, re.DOTALL)
+        if parts is None:
+            raise UserError(
+                f"--reward {word}: write it as NAME:key=value,key=value, such as clip:model=scene-clip,weight=0.5, or "
+                "as a mapping of a recipe: '{type: clip, model: scene-clip}'."
+            )
+        told = reward_type(parts[1])
+        overrides = [part for part in re.split(r",(?=[^,=]+=)", parts[2] or "") if part]
+    return options(registry.load("rewards", told["type"]), told, overrides, f"--reward {word}")
+
+
+def _asked(file: str) -> PromptsConfig:
+    return PromptsConfig(captions=read_captions(find_file(file, Path(), "--prompts")))
+
+
+def _vacant(out: Path, folder: Path) -> Path:
+    """
+    Raises:
+        UserError: there is something in the folder, or it lies among the pictures.
+        OSError: nothing can be written there.
+    """
+    if out.is_file() or (out.is_dir() and not vacant(out)):
+        raise UserError(
+            f"{out}: there is something already, and nothing is overwritten; name another folder with --out."
+        )
+    if out.resolve().is_relative_to(folder.resolve()):
+        raise UserError(f"{out}: this lies in {folder}, whose pictures are ranked; name a folder elsewhere with --out.")
+    demand_place(out)
+    return out
+
+
+def _table(ranked: Sequence[Ranked], root: Path) -> str:
+    """The first pictures with their totals and scores, right-aligned."""
+    names = list(ranked[0].scores)
+    totals = ["total"] if len(names) > 1 else []
+    rows = [["", *totals, *names, "file"]]
+    for place, one in enumerate(ranked, 1):
+        told = [f"{value:.4g}" for value in (*([one.total] if totals else []), *one.scores.values())]
+        rows.append([str(place), *told, place_of(one.found, root)])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths[-1] = 0  # the name stands at the left, and nothing behind it
+    return "\n".join("  ".join(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)) for row in rows)

@@ -1,0 +1,133 @@
+"""``raftdiff rank`` as a person calls it: how rewards are named, what is printed, what is refused."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raftdiff.cli.main import main
+from raftdiff.cli.pictures import rank as cli
+from raftdiff.cli.pictures.rank import rewards_of
+from raftdiff.errors import UserError
+from raftdiff.recipes.config import Config, plain
+from raftdiff.types import Sample
+
+FUNCTION = """
+import numpy as np
+
+def green(images, prompts, channel=1):
+    return [float(np.asarray(image)[..., channel].mean()) for image in images]
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Pictures, the later the greener and the harder to compress."""
+    (tmp_path / "pictures").mkdir()
+    noise = np.random.default_rng(0).integers(0, 40, (24, 24, 3), dtype=np.uint8)
+    for k in range(12):
+        values = np.full((24, 24, 3), 40, dtype=np.uint8)
+        values[:, :, 1] = 40 + 10 * k
+        values[:k] += noise[:k]
+        Image.fromarray(values).save(tmp_path / "pictures" / f"p{k:02d}.png")
+        (tmp_path / "pictures" / f"p{k:02d}.txt").write_text(f"{k} foxes")
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "green_reward.py").write_text(FUNCTION)
+    return Path("pictures")
+
+
+def test_rewards_are_named_as_for_check_reward_or_as_in_a_recipe() -> None:
+    words = [
+        "jpeg",
+        "jpeg:name=files,weight=-0.5,quality=90",
+        "numpy:mean:weight=2,name=mean",
+        "{type: clip, model: scene-clip, weight: 0.25}",
+        "clip:model=hf-hub:one/two,name=other",
+    ]
+    told = [plain(config) for config in rewards_of(words)]
+    assert [(it["type"], it["name"], it["weight"]) for it in told] == [
+        ("jpeg", "jpeg", 1.0),
+        ("jpeg", "files", -0.5),
+        ("callable", "mean", 2.0),
+        ("clip", "clip", 0.25),
+        ("clip", "other", 1.0),
+    ]
+    assert (told[1]["quality"], told[2]["function"], told[4]["model"]) == (90, "numpy:mean", "hf-hub:one/two")
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        (["jpg"], r"'jpg' is not a reward\. Did you mean 'jpeg'"),
+        (["jpeg:qualty=3"], r"qualty: unknown key\. Did you mean 'quality'"),
+        (["clip"], r"--reward clip: model: "),
+        (["jpeg,weight=2"], r"--reward jpeg,weight=2: write it as NAME:key=value,key=value"),
+        (["{type: jpeg"], r"this is no mapping as in a recipe"),
+        (["{name: x}"], r"a mapping names the reward as its 'type'"),
+        (["jpeg", "jpeg"], r"two rewards are called 'jpeg'; give one another name, such as name=jpeg2"),
+        (["jpeg:weight=0"], r"every reward has the weight 0"),
+    ],
+)
+def test_a_wrong_reward_is_a_sentence(words: list[str], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        rewards_of(words)
+
+
+def test_the_best_are_printed_and_copied(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (folder / "bad.png").write_bytes(b"no")
+    words = ["rank", str(folder), "--reward", "green_reward:green:name=green,weight=1", "--reward", "jpeg:weight=0"]
+    assert main([*words, "--top", "3"]) == 0
+    printed = capsys.readouterr()
+    lines = [line.split() for line in printed.out.splitlines()]
+    assert lines[0] == ["total", "green", "jpeg", "file"]
+    assert [line[-1] for line in lines[1:11]] == [f"p{k:02d}.png" for k in range(11, 1, -1)]
+    assert "12 pictures in" in printed.out
+    assert "pictures-ranked: ranking.csv, ranking.json, sheet.png, and 3 pictures in best" in printed.out
+    assert "left out: pictures/bad.png: this is no whole picture" in printed.err
+    told = [json.loads(line) for line in Path("pictures-ranked/best/metadata.jsonl").read_text().splitlines()]
+    assert [row["caption"] for row in told] == ["11 foxes", "10 foxes", "9 foxes"]
+    assert main(words) == 2
+    assert "pictures-ranked: there is something already, and nothing is overwritten" in capsys.readouterr().err
+    assert main([*words, "--out", str(folder / "best")]) == 2
+    assert "this lies in pictures, whose pictures are ranked" in capsys.readouterr().err
+
+
+def test_an_interrupted_ranking_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("stop_reward.py").write_text("def stop(images, prompts):\n    raise KeyboardInterrupt\n")
+    assert main(["rank", str(folder), "--reward", "stop_reward:stop", "--out", "out"]) == 130
+    assert "stopped. Nothing was written" in capsys.readouterr().err
+    assert not Path("out").exists()
+
+
+class Short:
+    """A reward that reads three words."""
+
+    name, token_limit = "short", 3
+
+    def reads_whole(self, text: str) -> bool:
+        return len(text.split()) <= self.token_limit
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        return torch.tensor([float(len(sample.prompt.caption)) for sample in samples])
+
+
+class ShortConfig(Config):
+    name: str = "short"
+    weight: float = 1.0
+
+    def build(self, *, device: str, resolve: Callable[[str], str]) -> Short:
+        del device, resolve
+        return Short()
+
+
+def test_captions_that_a_reward_does_not_read_whole_are_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "p00.txt").write_text("a fox and a cat")
+    monkeypatch.setattr(cli, "rewards_of", lambda words: [ShortConfig()])
+    told = r"the reward 'short' reads 3 tokens, and 1 of 12 prompts is longer: of 'a fox .*' it does not read 'a cat'"
+    with pytest.warns(UserWarning, match=told):
+        assert main(["rank", str(folder), "--reward", "short", "--top", "1", "--device", "cpu"]) == 0

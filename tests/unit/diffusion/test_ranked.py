@@ -1,0 +1,297 @@
+"""Pictures that one already has: which are read, of what prompt each is, how they are ranked, and what is written."""
+
+import csv
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from raftdiff.diffusion.ranked import UNTITLED, Ranked, best, rank, titled, untitled, write
+from raftdiff.diffusion.sampling import pictures
+from raftdiff.diffusion.sampling.pictures import Found, gathered
+from raftdiff.errors import UserError
+from raftdiff.recipes.prompts import PromptsConfig, build
+from raftdiff.types import Prompt, Sample
+
+
+class Redness:
+    """The mean of the red channel; pictures whose green is brighter are discarded. Higher is better."""
+
+    name = "redness"
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
+        mean = [np.asarray(sample.media, dtype=np.float32).mean(axis=(0, 1)) for sample in samples]
+        return torch.tensor([float(red) if red >= green else math.nan for red, green, _ in mean])
+
+
+class Longest:
+    """The caption's letters."""
+
+    name = "longest"
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
+        return torch.tensor([float(len(sample.prompt.caption)) for sample in samples])
+
+
+def picture(path: Path, red: int, green: int = 0) -> Path:
+    values = np.zeros((4, 4, 3), dtype=np.uint8)
+    values[..., 0], values[..., 1] = red, green
+    values[0, 0] = 255  # or it would be of one colour
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(values).save(path)
+    return path
+
+
+def table(folder: Path, *rows: dict[str, Any]) -> Path:
+    (folder / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return folder
+
+
+def names(ranked: Sequence[Ranked]) -> list[str]:
+    return [one.found.picture.stem for one in ranked if isinstance(one.found.picture, Path)]
+
+
+def asked(*captions: Any) -> list[Prompt]:
+    return build(PromptsConfig(captions=list(captions)))
+
+
+def ranked(folder: Path, *rewards: Any, given: Sequence[Prompt] = ()) -> tuple[list[Ranked], list[str]]:
+    found, left = gathered(folder)
+    held, strange = titled(found, given)
+    scored, damaged = rank(held, [(reward, 1.0) for reward in rewards or (Redness(),)])
+    return scored, [*left, *strange, *damaged]
+
+
+def test_the_best_come_first_and_what_has_no_score_last(tmp_path: Path) -> None:
+    for k in range(70):  # more than two batches
+        picture(tmp_path / f"p{k}.png", (k * 37) % 200)
+    picture(tmp_path / "green.png", 10, 200)
+    Image.new("RGB", (4, 4), "red").save(tmp_path / "flat.png")
+    heard: list[tuple[int, int]] = []
+    found, left = gathered(tmp_path)
+    scored, damaged = rank(titled(found)[0], [(Redness(), 2.0)], report=lambda *it: heard.append(it))
+    reds = [one.scores["redness"] for one in scored[:70]]
+    assert reds == sorted(reds, reverse=True)
+    assert [one.total for one in scored[:70]] == [2 * red for red in reds]
+    assert set(names(scored)[70:]) == {"green", "flat"}
+    assert all(math.isnan(one.total) for one in scored[70:])
+    assert (left, damaged, heard[-1]) == ([], [], (72, 72))
+
+
+def test_a_picture_has_the_same_score_whatever_is_ranked_with_it(tmp_path: Path) -> None:
+    for k in range(5):
+        picture(tmp_path / f"p{k}.png", 10 * k)
+    whole, _ = ranked(tmp_path)
+    (tmp_path / "p2.png").unlink()
+    fewer, _ = ranked(tmp_path)
+    assert {one.found.where: one.total for one in fewer}.items() < {one.found.where: one.total for one in whole}.items()
+    assert names(fewer) == ["p4", "p3", "p1", "p0"]
+
+
+def test_what_is_damaged_or_elsewhere_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name in ("a", "deep/b"):
+        picture(folder / f"{name}.png", 50)
+    (folder / "cut.png").write_bytes((folder / "a.png").read_bytes()[:60])
+    picture(tmp_path / "other" / "secret.png", 200)
+    (folder / "link.png").symlink_to(tmp_path / "other" / "secret.png")
+    (folder / "linked").symlink_to(tmp_path / "other")
+    (folder / "inner.png").symlink_to(folder / "a.png")
+    (folder / ".hidden.png").write_bytes(b"")
+    (folder / "notes.md").write_text("no picture")
+    scored, left = ranked(folder)
+    assert sorted(names(scored)) == ["a", "b", "inner"]
+    assert [sentence.partition(":")[0] for sentence in left if "link to a folder" in sentence] == [f"{folder}/linked"]
+    assert any(f"{folder}/link.png lies outside of {folder}, and is not opened" in sentence for sentence in left)
+    assert any(f"{folder}/cut.png: this is no whole picture" in sentence for sentence in left)
+    assert len(left) == 3
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("gone", r"gone: nothing is there\."),
+        ("empty", r"empty: there is no picture here. Known: \.png"),
+        ("run", r"run: this is a run; the pictures of a round lie in .*run/rounds/000/samples\."),
+        ("one.png", r"one\.png: one picture has none to be ranked with; name the folder"),
+        ("rows", r"rows: there is no picture here. Left out: .*metadata\.jsonl:1: there is no picture 'x\.png' in"),
+    ],
+)
+def test_what_is_no_folder_of_pictures_is_named(tmp_path: Path, file: str, sentence: str) -> None:
+    for folder in ("empty", "run", "rows"):
+        (tmp_path / folder).mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    picture(tmp_path / "one.png", 1)
+    table(tmp_path / "rows", {"file_name": "x.png"})
+    with pytest.raises(UserError, match=sentence):
+        gathered(tmp_path / file)
+
+
+def test_damaged_pictures_alone_are_nothing_to_rank(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(b"no")
+    with pytest.raises(UserError, match=r"Not one of 1 picture can be opened: .*a\.png: this is no whole picture"):
+        ranked(tmp_path)
+
+
+# captions
+
+
+def test_captions_are_those_of_the_table_or_beside_the_pictures(tmp_path: Path) -> None:
+    for folder in ("table", "beside"):
+        for name in ("a", "b", "c"):
+            picture(tmp_path / folder / f"{name}.png", 50)
+    own = {"level": 3, "text": "FOX", "seed": 7, "reward_clip": 1.5}
+    rows = [
+        {"file_name": "a.png", "caption": "a fox", "prompt_id": "x", **own},
+        {"file_name": "b.png", "prompt": "a cat", "meta": '{"tag": "single"}', "score": 0.5},
+        {"file_name": "gone.png", "caption": "a dog"},
+        {"file_name": "../beside/a.png", "caption": "a dog"},
+        {"file_name": "c.png"},
+    ]
+    found, left = gathered(table(tmp_path / "table", *rows))
+    held, strange = titled(found)
+    fox, cat = (prompt for _, prompt in held[:2])
+    assert (fox.id, fox.caption, fox.meta) == ("x", "a fox", {"level": 3, "text": "FOX"})
+    assert (cat.id, cat.caption, cat.meta) == ("a-cat", "a cat", {"tag": "single"})
+    assert (found[1].score, untitled(held[2][1]), strange, len(left)) == (0.5, True, [], 2)
+    (tmp_path / "beside" / "a.txt").write_text("a fox\n")
+    found, _ = gathered(tmp_path / "beside")
+    assert [one.caption for one in found] == ["a fox", "", ""]
+
+
+def test_a_reward_that_reads_captions_is_refused_where_none_is_known(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        picture(tmp_path / f"{name}.png", 50)
+    (tmp_path / "a.txt").write_text("a fox")
+    told = (
+        r"^The reward 'longest' reads captions, and none is known of 2 pictures, such as .*/b\.png\. Captions stand in"
+    )
+    with pytest.raises(UserError, match=told):
+        ranked(tmp_path, Redness(), Longest())
+    for name in ("b", "c"):
+        (tmp_path / f"{name}.txt").write_text("an otter")
+    scored, _ = ranked(tmp_path, Longest())
+    assert (names(scored), scored[0].total) == (["b", "c", "a"], 8.0)
+
+
+def test_a_file_of_prompts_says_what_each_picture_shows(tmp_path: Path) -> None:
+    for name in ("fox-000", "fox-001", "7_1", "a-train~-002", "stray"):
+        picture(tmp_path / f"{name}.png", 50)
+    given = asked({"caption": "a fox", "id": "fox"}, {"caption": "a cat", "id": "7", "tag": 2}, "a train")
+    held, left = titled(gathered(tmp_path)[0], given)
+    assert {one.picture.stem: prompt.caption for one, prompt in held if isinstance(one.picture, Path)} == {
+        "fox-000": "a fox",
+        "fox-001": "a fox",
+        "7_1": "a cat",
+        "a-train~-002": "a train",
+    }
+    assert left == [f"{tmp_path}/stray.png: this picture is of none of the prompts, and has no caption."]
+    (tmp_path / "stray.txt").write_text("a cat")
+    assert [prompt.meta for one, prompt in titled(gathered(tmp_path)[0], given)[0] if "stray" in one.where] == [
+        {"tag": 2}
+    ]
+    assert {prompt.caption for _, prompt in titled(gathered(tmp_path)[0], asked("a mole"))[0]} == {"a mole"}
+    with pytest.raises(
+        UserError, match=r"--prompts: not one of 5 pictures is of one of these 2 prompts, such as 'x'\. A"
+    ):
+        titled(gathered(tmp_path)[0], asked({"caption": "an x", "id": "x"}, "a y"))
+
+
+def test_one_id_with_two_captions_is_two_prompts() -> None:
+    two = [
+        Found("1", "x", "a fox", b"", None),
+        Found("2", "x", "a cat", b"", None),
+        Found("3", "x", "a fox", b"", None),
+    ]
+    assert [prompt.id for _, prompt in titled(two)[0]] == ["a-fox", "a-cat", "a-fox"]
+
+
+def test_the_best_may_be_limited_for_each_prompt() -> None:
+    foxes, cats = (Prompt(name, name, name, name) for name in ("fox", "cat"))
+    order = [(foxes, 5.0), (foxes, 4.0), (cats, 3.0), (foxes, 2.0), (cats, math.nan)]
+    held = [Ranked(Found("", None, "", b"", None), prompt, total, {}) for prompt, total in order]
+    assert [one.total for one in best(held, 3)] == [5.0, 4.0, 3.0]
+    assert [one.total for one in best(held, 9)] == [5.0, 4.0, 3.0, 2.0]
+    assert [one.total for one in best(held, 9, per_prompt=1)] == [5.0, 3.0]
+
+
+# what is written
+
+
+def test_tables_sheet_and_copies(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    for name, red in (("my train (1)", 90), ("b", 70), ("c", 50)):
+        picture(folder / f"{name}.png", red)
+    picture(folder / "green.png", 10, 200)
+    rows = [{"file_name": f"{name}.png", "caption": f"=1, {name}"} for name in ("my train (1)", "b", "c")]
+    scored, left = ranked(table(folder, *rows, {"file_name": "green.png", "caption": "g", "level": "hard"}))
+    write(tmp_path / "out", scored, best(scored, 2), root=folder, rewards={"redness": {"type": "mine"}}, left_out=["x"])
+    assert left == []
+    with (tmp_path / "out" / "ranking.csv").open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    assert [(line["place"], line["file"]) for line in lines] == [
+        ("1", "my train (1).png"),
+        ("2", "b.png"),
+        ("3", "c.png"),
+        ("", "green.png"),
+    ]
+    record = json.loads((tmp_path / "out" / "ranking.json").read_text())
+    assert [row["total"] for row in record["pictures"]] == [*(float(line["total"]) for line in lines[:3]), None]
+    assert (record["rewards"], record["left_out"]) == ({"redness": {"type": "mine"}}, ["x"])
+    told = [json.loads(line) for line in (tmp_path / "out" / "best" / "metadata.jsonl").read_text().splitlines()]
+    assert [row["file_name"] for row in told] == ["1-my-train~-1.png", "2-b.png"]
+    assert told[0]["reward_redness"] == told[0]["total"] == record["pictures"][0]["total"]
+    for row, original in zip(told, ("my train (1)", "b"), strict=True):
+        assert (tmp_path / "out" / "best" / row["file_name"]).read_bytes() == (folder / f"{original}.png").read_bytes()
+    again = pictures.read(tmp_path / "out" / "best")  # as the sampler 'folder' does
+    assert [(one.caption, one.id) for one in again] == [(row["caption"], row["prompt_id"]) for row in told]
+    with Image.open(tmp_path / "out" / "sheet.png") as sheet:
+        assert sheet.width > 2 * 128
+
+
+def test_the_copies_are_an_imagefolder(tmp_path: Path) -> None:
+    datasets = pytest.importorskip("datasets")
+    for name in ("train", "b"):
+        picture(tmp_path / "folder" / f"{name}.png", 50)
+    scored, _ = ranked(tmp_path / "folder")
+    write(tmp_path / "out", scored, best(scored, 9), root=tmp_path / "folder", rewards={"redness": {}}, left_out=[])
+    where = {"data_dir": str(tmp_path / "out" / "best"), "cache_dir": str(tmp_path / "cache")}
+    found = datasets.load_dataset("imagefolder", **where)
+    assert list(found) == ["train"]
+    assert sorted(found["train"]["place"]) == [1, 2]
+
+
+def test_pictures_within_a_table_are_ranked_and_copied_too(tmp_path: Path) -> None:
+    parquet, pyarrow = pytest.importorskip("pyarrow.parquet"), pytest.importorskip("pyarrow")
+    data = [{"bytes": picture(tmp_path / f"{red}.png", red).read_bytes(), "path": None} for red in (10, 90)]
+    held = pyarrow.table({"image": data, "caption": ["a fox", "a cat"]})
+    parquet.write_table(held, tmp_path / "p.parquet")
+    scored, _ = ranked(tmp_path / "p.parquet")
+    assert [one.prompt.caption for one in scored] == ["a cat", "a fox"]
+    write(tmp_path / "out", scored, best(scored, 1), root=tmp_path, rewards={"redness": {}}, left_out=[])
+    assert (tmp_path / "out" / "best" / "1.png").read_bytes() == data[1]["bytes"]
+
+
+def test_nothing_stays_of_what_was_not_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    picture(tmp_path / "folder" / "a.png", 50)
+    scored, _ = ranked(tmp_path / "folder")
+
+    def interrupted(_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raftdiff.diffusion.ranked.sheet", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write(tmp_path / "out", scored, scored, root=tmp_path, rewards={"redness": {}}, left_out=[])
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_nobody_reads_a_caption_that_is_not_known() -> None:
+    assert untitled(UNTITLED)
+    with pytest.raises(UserError, match="no caption is known"):
+        _ = UNTITLED.caption
