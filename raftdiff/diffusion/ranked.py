@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn, final
+from typing import Any, NamedTuple, NoReturn, final
 
 import torch
 from PIL import Image
@@ -25,8 +25,9 @@ from raftdiff.recipes.prompts import made_ids
 from raftdiff.records.disk import together, write_text
 from raftdiff.records.media import apart
 from raftdiff.reports.images import grid
+from raftdiff.scoring import sees_prompts
 from raftdiff.selection.best import BestOfKConfig
-from raftdiff.types import Prompt, Report, Reward, Sample, silent
+from raftdiff.types import Key, Prompt, Report, Reward, Sample, silent
 
 BATCH = 32
 """Pictures that the rewards see together; as many again are being opened meanwhile."""
@@ -34,7 +35,6 @@ THREADS = 2
 """That open pictures while the rewards compute."""
 SHEET, COLUMNS, LABEL, LONGEST = 100, 10, 18, 80
 """Pictures on a contact sheet and in a row of it; letters of a name under one, and of a copy's name."""
-FLAT = Unfit[Image.Image](lambda sample: is_flat(sample.media), "blank", "pictures are of one colour all over.")
 
 
 class NoCaptionError(UserError):
@@ -46,6 +46,9 @@ class Untitled(Prompt):
     """The prompt of pictures of which no caption is known: whoever reads it is told so."""
 
     __slots__ = ()
+
+    def __deepcopy__(self, memo: object) -> "Untitled":
+        return self
 
     def __init__(self) -> None:
         for name, value in {"id": "untitled", "sampling": "", "learning": "", "negative": "", "meta": {}}.items():
@@ -67,6 +70,14 @@ class Ranked:
     """The weighted sum; higher is better, NaN where it has no score."""
     scores: Mapping[str, float]
     """By reward, as each says it."""
+
+
+class Opened(NamedTuple):
+    """A picture in memory."""
+
+    picture: Image.Image
+    flat: bool
+    """Whether it is of one colour all over."""
 
 
 def titled(found: Sequence[Found], given: Sequence[Prompt] = ()) -> tuple[list[tuple[Found, Prompt]], list[str]]:
@@ -147,23 +158,32 @@ def rank(
     ids = list(dict.fromkeys(prompt.id for _, prompt in asked))
     row, met = {name: place for place, name in enumerate(ids)}, Counter[str]()
     cells = [(row[prompt.id], (met.update([prompt.id]), met[prompt.id] - 1)[1]) for _, prompt in asked]
-    damaged: dict[int, str] = {}
+    damaged, flat = dict[int, str](), set[Key]()
+    comparing = any(sees_prompts(reward) for reward, _ in rewards)
 
     def batches() -> Iterator[list[Sample[Image.Image]]]:
         batch: list[Sample[Image.Image]] = []
-        for k, picture in enumerate(_ahead([one for one, _ in asked])):
-            if isinstance(picture, UserError):
-                damaged[k] = str(picture)
+        for k, opening in enumerate(_ahead([one for one, _ in asked])):
+            if comparing and k and asked[k][1].id != asked[k - 1][1].id and len(batch) >= BATCH:
+                yield batch  # only here, where a prompt's pictures are compared with each other
+                batch = []
+            if isinstance(opening, UserError):
+                damaged[k] = str(opening)
             else:
-                batch.append(_sample(*asked[k], cells[k][1], picture))
-            if len(batch) == BATCH or (k == len(asked) - 1 and batch):
+                batch.append(_sample(*asked[k], cells[k][1], opening.picture))
+                if opening.flat:
+                    flat.add(batch[-1].key)
+            if len(batch) == BATCH and not comparing:
                 yield batch
                 batch = []
             report(k + 1, len(asked))
+        if batch:
+            yield batch
         if len(damaged) == len(asked):
             raise UserError(f"Not one of {counted(len(asked), 'picture')} can be opened: {damaged[0]}")
 
-    ranker = Ranker(rewards, BestOfKConfig().build(seed=0), unfit=FLAT)
+    unfit = Unfit[Image.Image](lambda sample: sample.key in flat, "blank", "pictures are of one colour all over.")
+    ranker = Ranker(rewards, BestOfKConfig().build(seed=0), unfit=unfit)
     try:
         scores = ranker.score(batches(), ids, 1 + max(place for _, place in cells))
     except NoCaptionError:
@@ -178,10 +198,10 @@ def rank(
     return found, list(damaged.values())
 
 
-def _ahead(found: Sequence[Found]) -> Iterator[Image.Image | UserError]:
+def _ahead(found: Sequence[Found]) -> Iterator[Opened | UserError]:
     """The pictures one after the other, or why one cannot be opened; the next ones are being opened meanwhile."""
     with ThreadPoolExecutor(THREADS) as pool:
-        waiting = deque[Future[Image.Image | UserError]]()
+        waiting = deque[Future[Opened | UserError]]()
         try:
             for one in found:
                 waiting.append(pool.submit(_open, one))
@@ -194,9 +214,10 @@ def _ahead(found: Sequence[Found]) -> Iterator[Image.Image | UserError]:
                 future.cancel()
 
 
-def _open(one: Found) -> Image.Image | UserError:
+def _open(one: Found) -> Opened | UserError:
     try:
-        return opened(one.picture, None if isinstance(one.picture, Path) else one.where)
+        picture = opened(one.picture, None if isinstance(one.picture, Path) else one.where)
+        return Opened(picture, is_flat(picture))
     except UserError as error:
         return error
 

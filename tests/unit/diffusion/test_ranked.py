@@ -17,6 +17,7 @@ from raftdiff.diffusion.sampling import pictures
 from raftdiff.diffusion.sampling.pictures import Found, gathered
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build
+from raftdiff.rewards.callable import CallableReward
 from raftdiff.types import Prompt, Sample
 
 
@@ -92,6 +93,36 @@ def test_a_picture_has_the_same_score_whatever_is_ranked_with_it(tmp_path: Path)
     fewer, _ = ranked(tmp_path)
     assert {one.found.where: one.total for one in fewer}.items() < {one.found.where: one.total for one in whole}.items()
     assert names(fewer) == ["p4", "p3", "p1", "p0"]
+
+
+class Rank:
+    """Which of its prompt's pictures each is, by redness; it wants all of them at once."""
+
+    name, whole_prompts = "rank", True
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
+        reds = [(sample.prompt.id, float(np.asarray(sample.media)[1:, :, 0].mean())) for sample in samples]
+        return torch.tensor([float(sum(other < red for name, other in reds if name == own)) for own, red in reds])
+
+
+def test_a_reward_that_compares_sees_all_pictures_of_a_prompt(tmp_path: Path) -> None:
+    for k in range(80):  # of two prompts, each more than a batch
+        picture(tmp_path / f"p{k:02d}.png", k)
+        (tmp_path / f"p{k:02d}.txt").write_text("a fox" if k % 2 else "a cat")
+    scored, _ = ranked(tmp_path, Rank())
+    assert names(scored) == [f"p{k:02d}" for pair in range(39, -1, -1) for k in (2 * pair, 2 * pair + 1)]
+    assert [one.total for one in scored] == [float(place) for place in range(39, -1, -1) for _ in "ab"]
+
+
+def test_whole_samples_may_be_looked_at_though_no_caption_is_known(tmp_path: Path) -> None:
+    for k in range(3):
+        picture(tmp_path / f"p{k}.png", 10 * k)
+
+    def widths(samples: Sequence[Any]) -> list[float]:
+        return [float(sample.media.width) for sample in samples]
+
+    scored, _ = ranked(tmp_path, CallableReward(widths, function="mine:widths"))
+    assert [one.total for one in scored] == [4.0] * 3
 
 
 def test_what_is_damaged_or_elsewhere_is_named_and_left_out(tmp_path: Path) -> None:
