@@ -52,3 +52,64 @@ def write_hps(file: Path, *, seed: int = 0) -> Path:
         weights = open_clip.CLIP(**CLIP).state_dict()
     torch.save({"state_dict": {name: weight.half() for name, weight in weights.items()}}, file)
     return file
+
+
+def write_image_reward(folder: Path, *, seed: int = 0) -> Path:
+    """ImageReward.pt and, under ``tokenizer``, BERT's one: of letters alone."""
+    from transformers import BertTokenizer
+
+    letters = [*string.ascii_lowercase, *(f"##{letter}" for letter in string.ascii_lowercase)]
+    words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *letters]
+    BertTokenizer(vocab={word: place for place, word in enumerate(words)}).save_pretrained(folder / "tokenizer")
+    generator = torch.Generator().manual_seed(seed)
+    weights = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in image_reward_layout().items()}
+    for name in weights:
+        if name.endswith(("norm.weight", "norm1.weight", "norm2.weight", "LayerNorm.weight")):
+            weights[name] += 1
+    weights["blip.text_encoder.embeddings.position_ids"] = torch.arange(40)[None]
+    torch.save(weights, folder / "ImageReward.pt")
+    return folder
+
+
+def image_reward_layout(
+    *,
+    side: int = 32,
+    patch: int = 8,
+    image: tuple[int, int] = (128, 2),
+    text: tuple[int, int] = (64, 2),
+    tokens: int = 59,
+    positions: int = 40,
+    shared: int = 16,
+    head: tuple[int, ...] = (64, 20, 12, 8, 6, 1),
+) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in ImageReward.pt, but for one buffer of whole numbers; ``image`` and ``text`` are width and
+    layers, ``shared`` the width of BLIP's projections, which the score does not read."""
+    (wide, blocks), (width, layers) = image, text
+    linear: dict[str, tuple[int, int]] = {"blip.vision_proj": (shared, wide), "blip.text_proj": (shared, width)}
+    norms = {"blip.visual_encoder.norm": wide, "blip.text_encoder.embeddings.LayerNorm": width}
+    for block in range(blocks):
+        at = f"blip.visual_encoder.blocks.{block}"
+        linear |= {f"{at}.attn.qkv": (3 * wide, wide), f"{at}.attn.proj": (wide, wide)}
+        linear |= {f"{at}.mlp.fc1": (4 * wide, wide), f"{at}.mlp.fc2": (wide, 4 * wide)}
+        norms |= {f"{at}.norm1": wide, f"{at}.norm2": wide}
+    for layer in range(layers):
+        at = f"blip.text_encoder.encoder.layer.{layer}"
+        for attention, read in (("attention", width), ("crossattention", wide)):
+            linear |= {f"{at}.{attention}.self.query": (width, width)}
+            linear |= {f"{at}.{attention}.self.{it}": (width, read) for it in ("key", "value")}
+            linear |= {f"{at}.{attention}.output.dense": (width, width)}
+            norms |= {f"{at}.{attention}.output.LayerNorm": width}
+        linear |= {f"{at}.intermediate.dense": (4 * width, width), f"{at}.output.dense": (width, 4 * width)}
+        norms |= {f"{at}.output.LayerNorm": width}
+    linear |= {f"mlp.layers.{at}": (head[n + 1], head[n]) for n, at in enumerate((0, 2, 4, 6, 7))}
+    return {
+        "blip.visual_encoder.cls_token": (1, 1, wide),
+        "blip.visual_encoder.pos_embed": (1, (side // patch) ** 2 + 1, wide),
+        "blip.visual_encoder.patch_embed.proj.weight": (wide, 3, patch, patch),
+        "blip.visual_encoder.patch_embed.proj.bias": (wide,),
+        "blip.text_encoder.embeddings.word_embeddings.weight": (tokens, width),
+        "blip.text_encoder.embeddings.position_embeddings.weight": (positions, width),
+        **{f"{name}.weight": shape for name, shape in linear.items()},
+        **{f"{name}.bias": shape[:1] for name, shape in linear.items()},
+        **{f"{name}.{kind}": (size,) for name, size in norms.items() for kind in ("weight", "bias")},
+    }

@@ -24,6 +24,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "aesthetic": "raftdiff.rewards.aesthetic:AestheticConfig",
         "pickscore": "raftdiff.rewards.pickscore:PickScoreConfig",
         "hps": "raftdiff.rewards.hps:HpsConfig",
+        "image_reward": "raftdiff.rewards.image_reward:ImageRewardConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",

@@ -50,6 +50,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": TINY, "preprocess_cfg": {}}))
     tiny.write_pickscore(folder / "pickscore")
     tiny.write_hps(folder / "hps.pt")
+    tiny.write_image_reward(folder)
     Run.create(folder / "run", Config(), seed=0)
     reward_model(folder / "rm", sorted({word for one in reward_samples() for word in one.prompt.caption.split()}))
     return folder
@@ -69,6 +70,7 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
         "aesthetic": {"model": str(folder), "head": str(folder / "head.pth")},
         "pickscore": {"model": str(folder / "pickscore")},
         "hps": {"checkpoint": str(folder / "hps.pt")},
+        "image_reward": {"checkpoint": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "tokenizer")},
         "callable": {"function": "contract_reward:redness"},
         "labels": {"run": str(folder / "run")},
         "reward_model": {"model": str(folder / "rm")},
