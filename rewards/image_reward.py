@@ -17,8 +17,9 @@ from raftdiff.recipes.needs import model_at
 from raftdiff.rewards import blip
 from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
+from raftdiff.rewards.tower import prepared
 from raftdiff.training.weights import demand_all, demand_finite, reading
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 TOKENS = 35
 """Of a caption, those that begin and end it included."""
@@ -124,16 +125,23 @@ class ImageRewardReward:
             filled = [*chunk, *[chunk[-1]] * (self._batch_size - len(chunk))]
             pixels = torch.stack([self._preprocess(sample.media.convert("RGB")) for sample in chunk])
             missing = torch.zeros(self._batch_size - len(chunk), *pixels.shape[1:])
-            scores.append(self._rated(torch.cat([pixels, missing]), filled)[: len(chunk)])
+            with torch.no_grad():
+                rated = self._rated(torch.cat([pixels, missing]), [sample.prompt for sample in filled])
+            scores.append(rated[: len(chunk)].cpu())
         return torch.cat(scores)
 
-    @torch.no_grad()
+    def graded(
+        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
+    ) -> Float[torch.Tensor, " batch"]:
+        """The same with gradient; see ``types.Differentiable``."""
+        return self._rated(prepared("ImageReward", self._preprocess, pixels), prompts)
+
     def _rated(
-        self, pixels: Float[torch.Tensor, "batch 3 side side"], samples: Sequence[Sample[Image.Image]]
+        self, pixels: Float[torch.Tensor, "batch 3 side side"], prompts: Sequence[Prompt]
     ) -> Float32[torch.Tensor, " batch"]:
-        texts = [sample.prompt.caption for sample in samples]
+        texts = [prompt.caption for prompt in prompts]
         read = self._tokenizer(texts, padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt")
-        scores: torch.Tensor = self._network(pixels, read.input_ids, read.attention_mask).cpu()
+        scores: torch.Tensor = self._network(pixels, read.input_ids, read.attention_mask)
         return scores
 
 

@@ -80,15 +80,7 @@ class Tower:
         Raises:
             UserError: the model prepares its pictures in a way that has no gradient here.
         """
-        for transform in getattr(self._preprocess, "transforms", [self._preprocess]):
-            kind = type(transform).__name__
-            if kind in WITH_GRADIENT:
-                pixels = transform(pixels)
-            elif kind not in FOR_PILLOW:
-                raise UserError(
-                    f"The CLIP model '{self.name}' prepares its pictures with {kind}, through which no gradient is "
-                    "known. Take a model with resize_mode shortest or squash, or a rule that needs no gradient."
-                )
+        pixels = prepared(f"The CLIP model '{self.name}'", self._preprocess, pixels)
         return _normalised(self._encoder("encode_image")(pixels.to(self._device, self._dtype)))
 
     def cosines(
@@ -193,6 +185,26 @@ def open_tower(
         tower = _towers[key] = Tower(*parts, name=identity.name, **run)
     tower.batch_size = min(tower.batch_size, batch_size)
     return tower
+
+
+def prepared(
+    what: str, preprocess: Any, pixels: Float[torch.Tensor, "batch 3 high wide"]
+) -> Float[torch.Tensor, "batch 3 side side"]:
+    """Pictures given as numbers from 0 to 1, as a preparation of Pillow's pictures would make them, with gradient.
+
+    Raises:
+        UserError: there is a step in it that has no gradient here; ``what`` begins the sentence.
+    """
+    for transform in getattr(preprocess, "transforms", [preprocess]):
+        kind = type(transform).__name__
+        if kind in WITH_GRADIENT:
+            pixels = transform(pixels)
+        elif kind not in FOR_PILLOW:
+            raise UserError(
+                f"{what} prepares its pictures with {kind}, through which no gradient is known. Take a model with "
+                "resize_mode shortest or squash, or a rule that needs no gradient."
+            )
+    return pixels
 
 
 def _unit(features: Any) -> torch.Tensor:

@@ -104,7 +104,7 @@ def test_every_reward_of_ours_takes_another_name(name: str, folder: Path) -> Non
     assert config.build(device="cpu").name == "other"
 
 
-@pytest.mark.parametrize("name", ["clip", "aesthetic", "pickscore", "hps"])
+@pytest.mark.parametrize("name", ["clip", "aesthetic", "pickscore", "hps", "image_reward"])
 def test_a_score_with_gradient_is_the_score(name: str, folder: Path) -> None:
     """But for the rounding of what is resized to bytes, where a picture is resized first."""
     config: Any = check(registry.load("rewards", name), {"type": name, **needs(name, folder)})
