@@ -179,6 +179,12 @@ def test_a_file_with_its_checksum_beside_it_may_lie_elsewhere(run: Run, tmp_path
     assert run.differing(other) == ["sampler.path", "sampler.sha256"]
 
 
+def test_the_files_of_rewards_are_held_on_to(tmp_path: Path) -> None:
+    place = weights(tmp_path / "m")
+    for key in ("model", "head", "checkpoint"):
+        assert fingerprints({"ranker": {"rewards": [{key: place}]}}, str).keys() == {place}
+
+
 def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
     place = weights(tmp_path / "m")
     assert fingerprints({"prompts": {"captions": [{"meta": {"model": place}}]}, "vae": place}, str).keys() == {place}
