@@ -156,7 +156,7 @@ def serve(blocks: Any, door: Door, listening: socket.socket | None = None) -> Se
     thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
     thread.start()
     server = begun.result()
-    address, elsewhere = _addresses(door, port)
+    address, elsewhere = addresses(door, port)
     served = Served(_shared(door, port) if door.share else address, elsewhere, server, thread, blocks)
     if door.browser:
         webbrowser.open(served.address)
@@ -224,7 +224,8 @@ def _names() -> frozenset[str]:
     return frozenset({host} if host else ())
 
 
-def _addresses(door: Door, port: int) -> tuple[str, str | None]:
+def addresses(door: Door, port: int) -> tuple[str, str | None]:
+    """For this machine, and for others, where they may come in."""
     bare = _bare(door.host)
     everywhere = bare in ("", "0.0.0.0", "::")
     here = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "::": "::1"}.get(bare, bare)

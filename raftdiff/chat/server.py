@@ -8,7 +8,7 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
@@ -24,6 +24,8 @@ LARGEST_REPLY = 16 * 2**20
 LONGEST_REPLY = 10
 """Times the timeout: what a try may take from its first byte to its last, however the bytes drip."""
 SHOWN = 300
+HELD_BACK = {"choices": [{"message": {"content": ""}}]}
+"""What stands for an answer that the server's content filter held back."""
 VARIABLE = re.compile(r"[A-Z_][A-Z0-9_]{0,63}")
 NO_VARIABLE = (
     "api_key_env takes the name of an environment variable in capitals, for example OPENAI_API_KEY; a key itself does "
@@ -84,8 +86,8 @@ class ChatServer:
     """Further keys of the request, for example top_p, or max_completion_tokens where max_tokens is refused."""
 
     def __post_init__(self) -> None:
-        _check_address(self.base_url)
-        _key(self.api_key_env)
+        check_address(self.base_url)
+        key_in(self.api_key_env)
 
     def replies(
         self,
@@ -123,34 +125,66 @@ class ChatServer:
         return answers[:n]
 
     def _post(self, body: Mapping[str, Any]) -> Any:
-        key = _key(self.api_key_env)
-        headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-        url = f"{self.base_url.rstrip('/')}/chat/completions"
-        request = urllib.request.Request(url, json.dumps(body).encode(), headers, method="POST")
-        opener = urllib.request.build_opener(_NoRedirect)
-        for attempt in range(self.retries + 1):
-            asked = 0.0
-            try:
-                reply = within(LONGEST_REPLY * self.timeout, lambda: _read(opener, request, self.timeout))
-                return _parsed(reply, self.base_url)
-            except urllib.error.HTTPError as error:
-                with error:
-                    text = _readable(error, key)
-                if error.code == 400 and "content_filter" in text:
-                    return {"choices": [{"message": {"content": ""}}]}
-                what = f"answered {error.code}: {text}"
-                if error.code not in RETRIED:
-                    raise UserError(f"The server at {self.base_url} {what}. {_advice(error.code)}") from None
-                asked = _seconds(error.headers.get("Retry-After"))
-            except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
-                reason = getattr(error, "reason", error)
-                if isinstance(reason, ssl.SSLCertVerificationError):
-                    raise UserError(f"The certificate of {self.base_url} is not trusted: {reason}.") from None
-                what = f"gave no answer ({str(reason) or type(reason).__name__})"
-            if attempt < self.retries:
-                time.sleep(min(LONGEST_PAUSE, max(asked, self.pause * 2**attempt)))
-        tries = "1 try" if self.retries == 0 else f"{self.retries + 1} tries"
-        raise UserError(f"The server at {self.base_url} {what}, after {tries}. Is it running, and the address right?")
+        return post(
+            self.base_url,
+            "chat/completions",
+            body,
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            retries=self.retries,
+            pause=self.pause,
+            instead=lambda status, text: HELD_BACK if status == 400 and "content_filter" in text else None,
+        )
+
+
+def post(
+    base_url: str,
+    path: str,
+    body: Mapping[str, Any],
+    *,
+    api_key_env: str | None = None,
+    timeout: float = 60.0,
+    retries: int = 4,
+    pause: float = 1.0,
+    instead: Callable[[int, str], Any] = lambda status, text: None,
+) -> Any:
+    """What a server answers to ``POST {base_url}/{path}``, JSON there and back; for the others see ``ChatServer``.
+
+    Args:
+        instead: what to take for the answer where the server refuses, given its status and what it says; None for
+            nothing, which is an error.
+
+    Raises:
+        UserError: no answer after all tries, a request that the server refuses, or a reply that is not JSON.
+    """
+    key = key_in(api_key_env)
+    headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
+    request = urllib.request.Request(
+        f"{base_url.rstrip('/')}/{path}", json.dumps(body).encode(), headers, method="POST"
+    )
+    opener = urllib.request.build_opener(_NoRedirect)
+    for attempt in range(retries + 1):
+        asked = 0.0
+        try:
+            return _parsed(within(LONGEST_REPLY * timeout, lambda: _read(opener, request, timeout)), base_url)
+        except urllib.error.HTTPError as error:
+            with error:
+                text = _readable(error, key)
+            if (answer := instead(error.code, text)) is not None:
+                return answer
+            what = f"answered {error.code}: {text}"
+            if error.code not in RETRIED:
+                raise UserError(f"The server at {base_url} {what}. {_advice(error.code)}") from None
+            asked = _seconds(error.headers.get("Retry-After"))
+        except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+            reason = getattr(error, "reason", error)
+            if isinstance(reason, ssl.SSLCertVerificationError):
+                raise UserError(f"The certificate of {base_url} is not trusted: {reason}.") from None
+            what = f"gave no answer ({str(reason) or type(reason).__name__})"
+        if attempt < retries:
+            time.sleep(min(LONGEST_PAUSE, max(asked, pause * 2**attempt)))
+    tries = "1 try" if retries == 0 else f"{retries + 1} tries"
+    raise UserError(f"The server at {base_url} {what}, after {tries}. Is it running, and the address right?")
 
 
 def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> bytes:
@@ -166,7 +200,7 @@ def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request
                     "is no answer of a language model. Is the address right?"
                 )
             if time.monotonic() > end:
-                raise TimeoutError  # nobody waits for it any longer
+                raise TimeoutError(f"no whole reply within {LONGEST_REPLY * timeout:g} s")  # as whoever waits says
         if response.length:  # reading piece by piece does not notice that the rest never came
             raise http.client.IncompleteRead(b"".join(parts), response.length)
     return b"".join(parts)
@@ -179,7 +213,11 @@ class _NoRedirect(urllib.request.HTTPRedirectHandler):
         del args, kwargs
 
 
-def _check_address(url: str) -> None:
+def check_address(url: str) -> None:
+    """
+    Raises:
+        UserError: ``base_url`` is no address, or one that could give a key away.
+    """
     try:
         parts = urlsplit(url)
         usable = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port is None or parts.port > 0)
@@ -194,8 +232,12 @@ def _check_address(url: str) -> None:
         raise UserError(f"base_url: '{url}' is not an http or https address; write it like http://localhost:8000/v1.")
 
 
-def _key(variable: str | None) -> str | None:
-    """The key in the environment. What is no plain variable name may be a key itself, and is not repeated."""
+def key_in(variable: str | None) -> str | None:
+    """The key in the environment. What is no plain variable name may be a key itself, and is not repeated.
+
+    Raises:
+        UserError: the variable is not set, or what it holds cannot be a key.
+    """
     if variable is None:
         return None
     if not VARIABLE.fullmatch(variable):

@@ -86,7 +86,11 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
 
 
-@pytest.mark.parametrize("name", sorted(registry.BUILT_IN["rewards"]))
+ELSEWHERE = {"kl", "classifier", "server", "remote"}
+"""Made of the policy, of a trained classifier, of a server: their own tests build those."""
+
+
+@pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["rewards"]} - ELSEWHERE))
 def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> None:
     config: Any = check(registry.load("rewards", name), {"type": name, "weight": 0.5, **needs(name, folder)})
     assert (config.type, config.name, config.weight) == (name, name, 0.5)
@@ -98,7 +102,7 @@ def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> Non
     assert all(found.passed for found in report.checks if told_apart or found.name != "varied"), str(report)
 
 
-@pytest.mark.parametrize("name", sorted(registry.BUILT_IN["rewards"]))
+@pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["rewards"]} - ELSEWHERE))
 def test_every_reward_of_ours_takes_another_name(name: str, folder: Path) -> None:
     config: Any = check(registry.load("rewards", name), {"name": "other", **needs(name, folder)})
     assert config.build(device="cpu").name == "other"
@@ -196,10 +200,6 @@ def text_needs(name: str, lm: Path) -> dict[str, Any]:
         "reward_model": {"model": str(lm.with_name("rm"))},
         "labels": {"run": str(Run.create(lm.parent / "run", Config(), seed=0).path)},
     }.get(name, {})
-
-
-ELSEWHERE = {"kl", "classifier", "server"}
-"""Made of the policy, of a trained classifier, of a server: their own tests build those."""
 
 
 @pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["text_rewards"]} - ELSEWHERE))
