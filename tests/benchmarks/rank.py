@@ -5,7 +5,8 @@
 Both are timed in turn, ``--repeats`` times, each with a tower that has seen nothing; the ratio is that of the medians.
 The command's time is all of it but imports and loading: reading the folder, opening, scoring, sorting, tables, copies,
 contact sheet. Seconds of the main thread's own work are told beside those of the clock: pictures are opened in threads
-beside it, and a machine that is busy with other things makes the clock's worthless.
+beside it, and a machine that is busy with other things makes the clock's worthless. A third line is the command with a
+function that looks at nothing in place of the reward: what is not the tower's.
 """
 
 import argparse
@@ -13,8 +14,10 @@ import contextlib
 import io
 import json
 import statistics
+import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -56,9 +59,14 @@ def alone(tower: Tower, folder: Path) -> Seconds:
     return _since(began)
 
 
-def command(tower: Tower, folder: Path, out: Path) -> Seconds:
+def nothing(images: Sequence[Image.Image]) -> list[float]:
+    """A reward that looks at nothing."""
+    return [float(place) for place in range(len(images))]
+
+
+def command(tower: Tower, folder: Path, out: Path, reward: str = f"clip:model={MODEL}") -> Seconds:
     """The command; ``tower`` is held, so that its weights are not loaded again."""
-    words = ["rank", str(folder), "--reward", f"clip:model={MODEL}", "--device", "cpu", "--out", str(out)]
+    words = ["rank", str(folder), "--reward", reward, "--device", "cpu", "--out", str(out)]
     began = _forgotten(tower)
     with contextlib.redirect_stdout(io.StringIO()):
         assert main(words) == 0
@@ -86,10 +94,13 @@ if __name__ == "__main__":
         write(folder, given.pictures, given.size)
         tower = open_tower(resolve(MODEL))
         tower.image_features([opened(folder / "p00000.png")])
-        times: dict[str, list[Seconds]] = {"the tower": [], "raftdiff rank": []}
+        times: dict[str, list[Seconds]] = {"the tower": [], "raftdiff rank": [], "without the tower": []}
         for repeat in range(given.repeats):
+            out = [Path(place) / f"out{repeat}-{part}" for part in range(2)]
+            times["without the tower"].append(command(tower, folder, out[0], "__main__:nothing"))
             times["the tower"].append(alone(tower, folder))
-            times["raftdiff rank"].append(command(tower, folder, Path(place) / f"out{repeat}"))
+            times["raftdiff rank"].append(command(tower, folder, out[1]))
+            print({who: held[-1] for who, held in times.items()}, file=sys.stderr, flush=True)
     for way in Seconds._fields:
         seconds = {who: [getattr(one, way) for one in held] for who, held in times.items()}
         middle = {who: statistics.median(held) for who, held in seconds.items()}
