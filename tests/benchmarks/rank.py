@@ -94,6 +94,7 @@ if __name__ == "__main__":
         write(folder, given.pictures, given.size)
         tower = open_tower(resolve(MODEL))
         tower.image_features([opened(folder / "p00000.png")])
+        command(tower, folder, Path(place) / "first", "__main__:nothing")  # imports what the command needs
         times: dict[str, list[Seconds]] = {"the tower": [], "raftdiff rank": [], "without the tower": []}
         for repeat in range(given.repeats):
             out = [Path(place) / f"out{repeat}-{part}" for part in range(2)]
