@@ -60,7 +60,7 @@ def build(bench: Bench) -> Any:
         _what_it_knows(bench.world)
         with gr.Row():
             left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
-            right = gr.Dropdown(models, value=models[-1], label="Right", elem_id="right")
+            right = gr.Dropdown(models, value=bench.latest(), label="Right", elem_id="right")
         with gr.Accordion("Seeds, steps, guidance, size", open=False):
             count = gr.Slider(*EACH, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id="count")
             shared = _settings(defaults, "")

@@ -13,8 +13,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from raftdiff.progress import Progress, Quiet
+from raftdiff.records.changes import HARMLESS
 from raftdiff.records.run import Run
-from raftdiff.stages import Parts, commit, sample, score, select, tune
+from raftdiff.records.watching import alarms
+from raftdiff.stages import LoopConfig, Parts, commit, heed, sample, score, select, tune
 from raftdiff.types import Media, Round
 
 
@@ -33,7 +35,7 @@ def raft(run: Run, parts: Parts[Media], progress: Progress | None = None) -> Ite
         score(draft, parts.ranker, parts.prompts, parts.loop, progress)
         select(draft, parts.ranker)
         tune(draft, run, parts, progress)
-        yield commit(draft, parts)
+        yield commit(draft, run, parts)
 
 
 def until_no_gain(
@@ -51,6 +53,22 @@ def until_no_gain(
         seen.append(finished.metrics)
         if stalled(seen, patience):
             return
+
+
+def until_alarm(rounds: Iterator[Round], run: Run, loop: LoopConfig) -> Iterator[Round]:
+    """The rounds, until one alarms where ``loop.guard`` is to stop or to go back; all of them where it is to warn."""
+    heed(run, loop, run.metrics())  # a guard that was set after the round that alarmed
+    if not guarded(run, loop):
+        for finished in rounds:
+            yield finished
+            if guarded(run, loop):
+                return
+
+
+def guarded(run: Run, loop: LoopConfig) -> bool:
+    """Whether the guard keeps a run from going on: its last round alarmed, and what makes the next is as it was."""
+    changed = run.changes().get(run.rounds_done(), [])
+    return loop.guard != "warn" and set(changed) <= set(HARMLESS) and bool(alarms(run.metrics()))
 
 
 def stalled(metrics: Sequence[Mapping[str, Any]], patience: int | None) -> bool:

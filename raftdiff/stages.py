@@ -4,7 +4,7 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, final
+from typing import Any, Generic, Literal, final
 
 import numpy as np
 from pydantic import Field
@@ -15,6 +15,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
+from raftdiff.records.watching import alarms, best_round
 from raftdiff.seeds import fold
 from raftdiff.selection.best import constant, figures, undecided
 from raftdiff.types import (
@@ -50,6 +51,9 @@ class LoopConfig(Config):
     """From how many earlier rounds the selected samples are learnt from again."""
     patience: int | None = Field(default=None, ge=1)
     """Stop when the held-out reward has not risen for this many rounds; never by default."""
+    guard: Literal["warn", "stop", "rollback"] = "warn"
+    """What to do when the held-out figures move as where a reward is hacked: warn, stop after the round, or also go
+    back to the round whose held-out rewards were best."""
     seed: int = 0
     """Every other seed is derived from this one."""
 
@@ -75,8 +79,8 @@ class Parts(Generic[Media]):
     """Scores the held-out samples, where the rewards of the training cannot; its selector is not used."""
     held_out_candidates: int = 1
     """Samples per held-out prompt; their seeds are the same in every round."""
-    examine: Callable[[Sequence[Sample[Media]]], Mapping[str, float]] | None = None
-    """Further figures of the held-out samples, such as their distance from the base model."""
+    examine: Callable[[Sequence[Sample[Media]]], Mapping[str, Any]] | None = None
+    """Further figures of the held-out samples, such as their distance from the base model, or what their pixels say."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
@@ -147,7 +151,7 @@ def select(draft: Draft, ranker: Ranker[Media]) -> None:
 
 def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> None:
     """Fine-tune on this round's selection and those replayed, then look at the held-out prompts."""
-    earlier = run.selections(range(max(0, draft.index - parts.loop.replay_rounds), draft.index))
+    earlier = run.selections(sorted(_lineage(run, draft.index)[: parts.loop.replay_rounds]))
     lesson = merge([draft.folder.selection(), *earlier])
     if strangers := [one.kind for one in earlier if one.kind != lesson.kind]:
         draft.note(not_replayed=len(strangers), not_replayed_kind=strangers[0])
@@ -165,10 +169,20 @@ def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> Non
     _validate(draft, parts, "held_out", progress)
 
 
-def commit(draft: Draft, parts: Parts[Media]) -> Round:
-    """The round is complete, and the fine-tuner's state with it."""
+def commit(draft: Draft, run: Run, parts: Parts[Media]) -> Round:
+    """The round is complete, and the fine-tuner's state with it; what the guard makes of it is on record before."""
     metrics = draft.metrics()
+    heed(run, parts.loop, [*run.metrics(), {**metrics, "changed": run.changes().get(draft.index, [])}])
     return Round(draft.index, draft.commit(parts.finetuner.state_dict()), metrics)
+
+
+def heed(run: Run, loop: LoopConfig, rounds: Sequence[Mapping[str, Any]]) -> None:
+    """Where ``loop.guard`` is to go back and the last of these rounds alarmed, note which round the run goes on from.
+    It counts from when that round is complete; noted once, it stays."""
+    after = len(rounds) - 1
+    if loop.guard != "rollback" or after in run.rollbacks() or not alarms(rounds):
+        return
+    run.go_back(after, best_round(rounds, lambda t: (run.round_path(t) / "state").is_dir()))
 
 
 def asked(prompts: Sequence[Prompt], loop: LoopConfig, round: int) -> list[Prompt]:
@@ -220,6 +234,8 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
     draft.note(
         **{name: _mean(totals), f"{name}_each": _each(drawn, totals)},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
+        **{f"{name}_rewards_each": {reward: _each(drawn, values) for reward, values in raw.items()}},
+        **{f"{name}_weights": {reward.name: weight for reward, weight in ranker.rewards}},
         **({f"{name}_figures": dict(further)} if further else {}),
     )
 
@@ -275,6 +291,15 @@ def _each(drawn: Sequence[Sample[Any]], totals: Any) -> list[float | None]:
     for sample, total in zip(drawn, totals, strict=True):
         held.setdefault(sample.key.prompt, []).append(float(total))
     return [_mean(np.array(values)) for values in held.values()]
+
+
+def _lineage(run: Run, round: int) -> list[int]:
+    """The rounds that tuned the weights with which a round begins, the latest first: those that were gone back from are
+    none of them."""
+    found: list[int] = []
+    while (origin := run.origin(found[-1] if found else round)) is not None:
+        found.append(origin)
+    return found
 
 
 def _samples(draft: Draft, run: Run, lesson: Selection) -> dict[Key, Sample[Media]]:

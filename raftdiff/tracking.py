@@ -5,6 +5,7 @@ and the run goes on without it.
 """
 
 import json
+import re
 import sys
 import threading
 import uuid
@@ -46,6 +47,8 @@ class LoggingConfig(Config):
             yield Need("tracker", f"'{self.tracker}' is not a tracker. {nearest(self.tracker, known)}")
 
 
+BY_PROMPT = re.compile(r"each\.\d+$")
+"""Metrics of single prompts, which would be a curve each."""
 KEPT = Path("logs") / "tracker.json"
 """In the run: under which name and id each tracker knows it, also when the folder is moved or renamed."""
 
@@ -125,7 +128,8 @@ class Tracker:
             )
 
     def _log(self, finished: Round) -> None:
-        numbers = {key: value for key, value in flat(finished.metrics).items() if isinstance(value, int | float)}
+        told = {key: value for key, value in flat(finished.metrics).items() if not BY_PROMPT.search(key)}
+        numbers = {key: value for key, value in told.items() if isinstance(value, int | float)}
         self._tracker.log(numbers, step=finished.index)
         show = SHOWN.get(self._logging.tracker or "")
         folder = self._run.round(finished.index)

@@ -2,22 +2,22 @@
 
 import argparse
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, TypeAlias
 
 from raftdiff.cli import opening
-from raftdiff.cli.show import round_line
+from raftdiff.cli.show import Bars, round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
-from raftdiff.errors import counted
+from raftdiff.errors import command, counted
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
-from raftdiff.raft import raft, until_no_gain
+from raftdiff.raft import guarded, raft, until_alarm, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.needs import ready
@@ -26,9 +26,10 @@ from raftdiff.records import beginning
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
-from raftdiff.stages import Parts
+from raftdiff.records.watching import new_alarms, went_back
+from raftdiff.stages import LoopConfig, Parts, heed
 from raftdiff.training.devices import find_device
-from raftdiff.types import Prompt, State
+from raftdiff.types import Prompt, Round, State
 
 AnyRecipe: TypeAlias = Recipe | TextRecipe
 AnyAssembly: TypeAlias = Assembly | TextAssembly
@@ -181,18 +182,40 @@ def begin_scoring(run: Run, recipe: AnyRecipe, ranker: Ranker[Any], prompts: Seq
 
 
 def loop(run: Run, assembly: AnyAssembly) -> None:
-    """Consume the rounds: show a line each, log, track, and stop when the held-out reward has stopped rising."""
-    wanted, patience, done = assembly.parts.loop.rounds, assembly.parts.loop.patience, run.rounds_done()
-    told = f"continuing with round {done}" if done else counted(wanted, "round")
+    """Consume the rounds: show a line each with what alarms in it, log, track, and stop when the held-out reward has
+    stopped rising, or when the guard says so."""
+    plan, done = assembly.parts.loop, run.rounds_done()
+    told = f"continuing with round {done}" if done else counted(plan.rounds, "round")
     begin(run, assembly)
-    print(f"{run.path}: {told}, the last is round {wanted - 1}")
+    print(f"{run.path}: {told}, the last is round {plan.rounds - 1}")
     print(f"trained: {assembly.finetuner.trainable.described()}")
-    opening.follow(
-        run,
-        assembly.recipe,
-        lambda bars: until_no_gain(raft(run, parts_of(assembly), bars), patience, alike(run.metrics())),
-        round_line,
-        event="round",
+
+    def rounds(bars: Bars) -> Iterator[Round]:
+        made = until_no_gain(raft(run, parts_of(assembly), bars), plan.patience, alike(run.metrics()))
+        return until_alarm(made, run, plan)
+
+    def line(finished: Round, wanted: int, seconds_left: float) -> str:
+        return "\n".join([round_line(finished, wanted, seconds_left), *alarming(run)])
+
+    opening.follow(run, assembly.recipe, rounds, line, event="round")
+    if not guarding(run, plan) and run.rounds_done() < plan.rounds:
+        print(f"stopped early: the held-out reward has not risen for {plan.patience} rounds")
+
+
+def alarming(run: Run) -> list[str]:
+    """A line for each alarm that the last round raised and the one before it did not."""
+    return [f"warning: {alarm.told}" for alarm in new_alarms(run.metrics())]
+
+
+def guarding(run: Run, plan: LoopConfig) -> bool:
+    """Whether the guard ended the run, which is then said; what it had begun is brought to its end."""
+    heed(run, plan, run.metrics())
+    if back := went_back(run):
+        print(back)
+    if not guarded(run, plan):
+        return False
+    on = command("train", run.path, "loop.guard=warn")
+    print(
+        f"stopped after round {run.rounds_done() - 1}, which raised an alarm (loop.guard: {plan.guard}); to go on: {on}"
     )
-    if run.rounds_done() < wanted:
-        print(f"stopped early: the held-out reward has not risen for {patience} rounds")
+    return True

@@ -11,6 +11,7 @@ from typing import Any
 
 from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, prepared, run_to_read, tell_once
+from raftdiff.cli.opening import chosen_round
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, compare_over, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
@@ -21,7 +22,7 @@ from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.comparison import write as write_texts
 from raftdiff.recipes.config import check, plain
 from raftdiff.records.disk import demand_writable, read_json_lines
-from raftdiff.records.run import Run, finished, load_round
+from raftdiff.records.run import Run, load_round
 from raftdiff.reports.tables import guidance_table, side_by_side, table
 from raftdiff.types import Prompt
 
@@ -57,7 +58,7 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.steps is not None and isinstance(recipe, Recipe):
         evaluation = check(EvaluationConfig, {**plain(recipe.evaluation), "steps": args.steps}, "on the command line")
         recipe = recipe.model_copy(update={"evaluation": evaluation})
-    finished(run, args.round)
+    chosen_round(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name, guidance=guidance)

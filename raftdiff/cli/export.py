@@ -3,10 +3,11 @@
 import argparse
 
 from raftdiff.cli.either import prepared, run_to_read
+from raftdiff.cli.opening import chosen_round
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.recipe import TextRecipe
-from raftdiff.records.run import finished, load_round
+from raftdiff.records.run import load_round
 
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
@@ -27,7 +28,7 @@ def export(args: argparse.Namespace) -> None:
         raise UserError(f"--format {args.format}: a language model is exported as peft or merged.")
     if not text and args.format == "peft":
         raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
-    finished(run, args.round)
+    chosen_round(run, args.round)
     base = file = None
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)

@@ -6,7 +6,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from raftdiff.cli.opening import to_read
+from raftdiff.cli.opening import chosen_round, to_read
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command, counted
 from raftdiff.recipes.files import medium_of
@@ -25,7 +25,8 @@ def show(args: argparse.Namespace) -> None:
 
         show_training(to_read(Path(args.recipe)))
         return
-    now = snapshot(Run(Path(args.recipe)))
+    now = snapshot(run := Run(Path(args.recipe)))
+    back = run.rollbacks()
     print(f"{now.name}: {len(now.metrics)} of {counted(now.rounds_planned, 'round')} done")
     if now.making:
         idle = f", unchanged for {duration(now.making.idle)}" if now.making.idle > 60 else ""
@@ -36,6 +37,9 @@ def show(args: argparse.Namespace) -> None:
         held_out = f", held-out {it['held_out']:.2f}" if it.get("held_out") is not None else ""
         mean = "none" if it["mean"] is None else f"{it['mean']:.2f}"
         print(f"  round {it['round']}: reward {mean}{held_out}, {duration(sum(it['seconds'].values()))}")
+        if it["round"] in back:
+            to = back[it["round"]]
+            print(f"  from here back to {'the base model' if to is None else f'round {to}'} (loop.guard)")
     print(f"{duration(now.seconds)} and {counted(now.network_evaluations, 'network evaluation')} spent")
     for warning in now.warnings:
         print(f"warning: {warning}")
@@ -73,8 +77,7 @@ def draw(args: argparse.Namespace) -> None:
     bench = Bench([to_read(Path(args.recipe))], device=args.device, file=args.file, **most)
     asked = [*args.prompts, *(row["caption"] for row in bench.file)]
     run = bench.runs[0]
-    chosen = run.rounds_done() - 1 if args.round is None else args.round
-    run.round(chosen)  # says so where there is none
+    chosen = chosen_round(run, args.round)
     given = {
         "seed": args.seed,
         "per_prompt": args.count,

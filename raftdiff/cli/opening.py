@@ -12,7 +12,7 @@ from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import plain
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.disk import read_appended
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, finished
 from raftdiff.tracking import Tracker
 from raftdiff.types import Round
 
@@ -75,6 +75,18 @@ def to_read(path: Path) -> Run:
     if edited := run.edited():
         print(f"raftdiff: {edited}", file=sys.stderr)
     return run
+
+
+def chosen_round(run: Run, round: int | None) -> int:
+    """The round whose model is looked at, as ``records.run.finished``; that it is not the last is told.
+
+    Raises:
+        UserError: there is no such round.
+    """
+    found = finished(run, round).index
+    if round is None and found != (last := run.rounds_done() - 1):
+        print(f"raftdiff: {run.path}: round {found}, to which the guard went back after round {last}", file=sys.stderr)
+    return found
 
 
 def run_to_read(args: argparse.Namespace, kind: Kind, *, free: Sequence[str]) -> tuple[Run, Any]:

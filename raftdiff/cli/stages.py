@@ -10,10 +10,12 @@ from raftdiff import stages
 from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
+    alarming,
     at_work,
     begin,
     begin_scoring,
     existing_run,
+    guarding,
     open_run,
     parts_of,
     ranker_of,
@@ -86,16 +88,20 @@ def tune(args: argparse.Namespace) -> None:
     with at_work(run, recipe) as assembly:
         draft, bars = _taken_up(run, assembly)
         stages.tune(draft, run, parts_of(assembly), bars)
-        finished = stages.commit(draft, parts_of(assembly))
+        finished = stages.commit(draft, run, parts_of(assembly))
         bars.close()
         tracker = Tracker(recipe.logging, run, plain(recipe))
         tell_last(run, tracker, "round")
         tracker.close()
+        for told in alarming(run):
+            print(told)
+        guarding(run, recipe.loop)
     print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
 
 
 def _taken_up(run: Run, assembly: AnyAssembly) -> tuple[Draft, Bars]:
     """The round that is being made, with the parts as the last finished round left them."""
+    stages.heed(run, assembly.recipe.loop, run.metrics())
     if state := run.state():
         assembly.finetuner.load_state_dict(state)
     loop = assembly.recipe.loop
@@ -140,7 +146,7 @@ def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[P
     parent = Run.open(Path(args.recipe))
     parent.demand_recipe()
     recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
-    before = parent.round(args.round - 1).state() if args.round else None
+    before = parent.state(args.round)
     ranker, prompts = ranker_of(recipe, before)
     labelled = _labelled(ranker, parent.round(args.round))
     return fork(parent, recipe, args.out, round=args.round, seed=recipe.loop.seed), recipe, ranker, prompts, labelled

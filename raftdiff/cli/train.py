@@ -5,7 +5,7 @@ import contextlib
 import time
 
 from raftdiff.cli import either
-from raftdiff.cli.either import at_work, going_on, loop, open_run, weights_of
+from raftdiff.cli.either import at_work, going_on, guarding, loop, open_run, weights_of
 from raftdiff.cli.evaluate import measure, show
 from raftdiff.cli.opening import tell_last, untold
 from raftdiff.errors import command, counted
@@ -30,6 +30,8 @@ def train(args: argparse.Namespace) -> None:
         if untold(run, "round"):
             with run.locked(recipe), contextlib.closing(Tracker(recipe.logging, run, plain(recipe))) as tracker:
                 tell_last(run, tracker, "round")
+        with run.locked(recipe):
+            guarding(run, recipe.loop)
         more = command("train", run.path, f"loop.rounds={planned + 2}")
         print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
     else:

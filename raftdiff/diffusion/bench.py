@@ -131,6 +131,12 @@ class Bench:
             found |= {f"round {t}{tail}": Checkpoint(number, t) for t in range(run.rounds_done())}
         return found
 
+    def latest(self) -> str:
+        """The name of the last run's tuned model: after its last round, or the one that the guard went back to."""
+        last = len(self.runs) - 1
+        meant = Checkpoint(last, self.runs[last].origin(self.runs[last].rounds_done()))
+        return next(name for name, checkpoint in self.checkpoints().items() if checkpoint == meant)
+
     def captions(self) -> list[str]:
         """Prompts to try: the file's, then the held-out ones of the first run, then those it was trained on."""
         return list(self._known)

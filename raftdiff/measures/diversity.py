@@ -1,4 +1,5 @@
-"""What a round says of its pictures beside their scores: how different they are, and how saturated."""
+"""What a round says of its pictures beside their scores: how different they are, how saturated, and of those of the
+held-out prompts what their pixels say."""
 
 from collections.abc import Iterable, Sequence
 from collections.abc import Set as AbstractSet
@@ -11,10 +12,14 @@ from jaxtyping import Float
 from PIL.Image import Image
 
 from raftdiff.measures.pictures import coarse
-from raftdiff.measures.signals import rgb, saturation
-from raftdiff.measures.statistics import cosines, mean_pairwise_distance, unit_length, vendi
+from raftdiff.measures.signals import SIGNALS, rgb, saturation, signals
+from raftdiff.measures.statistics import cosines, mean_pairwise_distance, originals, unit_length, vendi
 from raftdiff.ranking import Features
+from raftdiff.scoring import by_prompt
 from raftdiff.types import Key, Sample, Scores
+
+NEAR = 0.02
+"""1 - cos of two pictures at 16 x 16 pixels: nearer than this, one looks like the other at a glance."""
 
 
 @final
@@ -49,6 +54,33 @@ class PictureFigures:
             "diversity_all": measured(np.ones_like(chosen)),
             "diversity_selected": measured(chosen),
             "saturation": float(np.mean(saturations)),
+        }
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class HeldOutFigures:
+    """What ``measures.alarms`` compares between rounds: how different the pictures are, the share of those that are
+    nearer than ``NEAR`` to another, and the signals of their pixels, with the mean of each prompt's pictures."""
+
+    features: Features
+
+    def __call__(self, samples: Sequence[Sample[Image]]) -> dict[str, Any]:
+        found = np.array([list(signals(sample.media).values()) for sample in samples])
+        places = by_prompt((sample.prompt.id, sample.index) for sample in samples)
+        each = np.array([found[of_prompt].mean(axis=0) for of_prompt in places])
+        unit = unit_length(pixels(samples).numpy())
+        return {
+            "vendi": vendi(self.features(samples).float().cpu().numpy()),
+            "near_duplicates": float(1 - originals(cosines(unit), NEAR).mean()),
+            "signals": {
+                name: {
+                    "mean": float(found[:, column].mean()),
+                    "std": float(found[:, column].std()),
+                    "each": each[:, column].tolist(),
+                }
+                for column, name in enumerate(SIGNALS)
+            },
         }
 
 

@@ -26,7 +26,7 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
 
     Raises:
         UserError: two rewards of one name, or none that counts; held-out figures without held-out prompts; stopping by
-            a curve that is not drawn; more candidates kept than there are.
+            a curve, or a guard over figures, that are not drawn; more candidates kept than there are.
     """
     rewards, loop, evaluation = recipe.ranker.rewards, recipe.loop, recipe.evaluation
     names = [reward.name or reward.type for reward in (*rewards, *(onlookers or ()))]
@@ -39,6 +39,11 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
         raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
     if loop.patience is not None and not evaluation.every_round:
         raise UserError("loop.patience: stopping needs a held-out reward; set evaluation.every_round to 1 or more.")
+    if loop.guard != "warn" and not evaluation.every_round:
+        raise UserError(
+            f"loop.guard: to {loop.guard} takes held-out figures; set evaluation.every_round to 1 or more, or guard to "
+            "warn."
+        )
     keep = getattr(recipe.ranker.selector, "keep", 1)
     if keep > loop.candidates:
         raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")

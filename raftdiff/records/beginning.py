@@ -12,10 +12,11 @@ from typing import TypeVar
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, plain
 from raftdiff.records import integrity
+from raftdiff.records.changes import FORKED, STATE_SHAPE
 from raftdiff.records.disk import copy_files, naming
 from raftdiff.records.media import TENSOR_FILES
 from raftdiff.records.rounds import RoundFolder
-from raftdiff.records.run import FORKED, STATE_SHAPE, Run
+from raftdiff.records.run import Run
 
 Recipe = TypeVar("Recipe", bound=Config)
 Parts = TypeVar("Parts")
@@ -93,6 +94,8 @@ def _fork_into(run: Run, parent: Run, source: RoundFolder) -> None:
         mark = parent.round(t).mark
         run._hold(t, integrity.seal(run.round_path(t)) if mark is None else mark)
         run.log("forked", round=t)
+    if earlier_ones := {f"{t:03d}": to for t, to in parent.rollbacks().items() if t < source.index}:
+        run.know(rollbacks=earlier_ones)
     integrity.demand(source.path, source.mark)
     draft = run.draft(source.index)
     rows = source.rows()

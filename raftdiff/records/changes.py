@@ -9,11 +9,24 @@ from typing import Any
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, completed, dump, plain
-from raftdiff.records.run import FORKED, STATE_SHAPE, Run
+from raftdiff.records.run import Run
 
+STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
+"""Recipe keys that decide what a finished round's state holds."""
+FORKED = (
+    "ranker",
+    "finetuner",
+    "evaluation",
+    "loop.rounds",
+    "loop.replay_rounds",
+    "loop.patience",
+    "loop.guard",
+    "name",
+)
+"""What may differ in a fork; the rest made the samples that it takes over."""
 SCALE = ("ranker", "evaluation")
 """Recipe keys that decide what a reward means: rounds before and after a change of these are not compared."""
-HARMLESS = ("loop.rounds", "loop.patience", "name")
+HARMLESS = ("loop.rounds", "loop.patience", "loop.guard", "name")
 """What may change while a round is half made: it does not enter into it."""
 
 

@@ -53,7 +53,7 @@ def check(run: Run) -> Iterator[Finding]:
         else:
             gone = "" if (folder.path / "state").is_dir() else "; its state was removed"
             told = f"{len(integrity.sums(folder.path))} files as they were written{gone}"
-            lost = ["the state of the last round is missing"] if gone and index == done - 1 else []
+            lost = ["the state that the run goes on from is missing"] if gone and index == run.origin(done) else []
             yield Finding(folder.path, integrity.damage(folder.path, folder.mark) + lost, told)
     if stray := [path.name for path in sorted((run.path / "rounds").glob("*")) if path.name.isdigit()][done:]:
         lost = [f"rounds {', '.join(stray)} are there without round {done:03d}, and are not used"]

@@ -20,7 +20,7 @@ ADVICE = (
 )
 SHOWN = 5
 UNHELD = (stat.S_IFIFO, stat.S_IFSOCK, stat.S_IFCHR, stat.S_IFBLK)
-TABLES = ("weights", "moved", "rounds")
+TABLES = ("weights", "moved", "rounds", "rollbacks")
 """Of run.json: what is found there by name."""
 
 
@@ -35,7 +35,13 @@ def facts(path: Path) -> dict[str, Any]:
         raise damaged(path, f"'{wrong[0]}' is no table of names")
     if not isinstance(found.get("recipe", []), list):
         raise damaged(path, "'recipe' is no list of checksums")
+    if not all(_leads_back(after, to) for after, to in found.get("rollbacks", {}).items()):
+        raise damaged(path, "'rollbacks' names a round that is not before the one that was gone back from")
     return found
+
+
+def _leads_back(after: str, to: object) -> bool:
+    return after.isdecimal() and (to is None or (isinstance(to, int) and 0 <= to < int(after)))
 
 
 def digest(path: Path) -> str:

@@ -42,10 +42,6 @@ or the checksum that the recipe holds beside their names."""
 EMPTY_RUN = {"recipes", "rounds", "logs", "log.jsonl", ".lock"}
 EMPTY_RUN |= {name + end for name in ("recipe.yaml", "run.json") for end in ("", ".tmp")}
 """What a run that made nothing yet may hold."""
-STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
-"""Recipe keys that decide what a finished round's state holds."""
-FORKED = ("ranker", "finetuner", "evaluation", "loop.rounds", "loop.replay_rounds", "loop.patience", "name")
-"""What may differ in a fork; the rest made the samples that it takes over."""
 
 
 @final
@@ -316,12 +312,24 @@ class Run:
         (folder / "samples").mkdir(parents=True, exist_ok=True)
         return Draft(folder, round, self.round_path(round), lambda mark: self._hold(round, mark))
 
-    def state(self) -> State | None:
-        """The fine-tuner's state after the last finished round."""
-        done = self.rounds_done()
-        if not done:
-            return None
-        return self.round(done - 1).state()
+    def rollbacks(self) -> dict[int, int | None]:
+        """Round -> the one that was gone back to when it was finished; None for the base, before any tuning."""
+        return {int(after): to for after, to in self.info().get("rollbacks", {}).items()}
+
+    def go_back(self, after: int, to: int | None) -> None:
+        """Put on record that what follows round ``after`` goes on from ``to``, an earlier one or the base."""
+        self.know(rollbacks={**self.info().get("rollbacks", {}), f"{after:03d}": to})
+        self.log("rollback", round=after, to=to)
+
+    def origin(self, round: int) -> int | None:
+        """The round whose weights ``round`` begins with: the one before it, or what was gone back to; None for the
+        base."""
+        return self.rollbacks().get(round - 1, round - 1) if round else None
+
+    def state(self, round: int | None = None) -> State | None:
+        """The fine-tuner's state with which a round begins, the next by default; None of the base."""
+        origin = self.origin(self.rounds_done() if round is None else round)
+        return None if origin is None else self.round(origin).state()
 
     def selections(self, rounds: Iterable[int]) -> list[Selection]:
         return [self.round(t).selection() for t in rounds]
@@ -364,7 +372,7 @@ class Run:
 
 
 def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
-    """Put the fine-tuner into its state after a finished round, the last by default.
+    """Put the fine-tuner into its state after a finished round, by default as ``finished``.
 
     Raises:
         UserError: there is no such round.
@@ -373,12 +381,18 @@ def load_round(run: Run, finetuner: FineTuner[Any], round: int | None) -> None:
 
 
 def finished(run: Run, round: int | None) -> RoundFolder:
-    """A finished round, the last by default.
+    """A finished round; by default the last, or the one that was gone back to after it.
 
     Raises:
-        UserError: there is no such round.
+        UserError: there is no such round, or it was the base that was gone back to.
     """
     done = run.rounds_done()
     if not done:
         raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
-    return run.round(done - 1 if round is None else round)
+    chosen = run.origin(done) if round is None else round
+    if chosen is None:
+        raise UserError(
+            f"{run.path}: after round {done - 1} the guard went back to the base model, before any tuning: none of the "
+            "rounds was better. To use one all the same, name it with --round."
+        )
+    return run.round(chosen)

@@ -9,6 +9,8 @@ from statistics import mean, stdev
 from typing import Any, Literal, NamedTuple, TypeVar, final
 
 from raftdiff.errors import UserError, counted
+from raftdiff.measures import alarms as measures
+from raftdiff.measures.alarms import Alarm, HeldOut
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import damaged, read_json
 from raftdiff.records.run import Run
@@ -89,7 +91,7 @@ def snapshot(run: Run) -> Snapshot:
         making=making,
         seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
         network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
-        warnings=tuple(it for it in (edited, *warnings(metrics)) if it),
+        warnings=tuple(it for it in (edited, went_back(run), *warnings(metrics)) if it),
     )
 
 
@@ -109,7 +111,8 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
         return []
     first, last = rounds[0], rounds[-1]
     found = [
-        _held_out_fall(rounds),
+        fall := _held_out_fall(rounds),
+        *(it.told for it in alarms(rounds) if not (fall and it.what == f"reward {_sole(last)}")),
         _collapse(first, last),
         _repetition(first, last),
         _spreading(alike(rounds)[0], last),
@@ -129,6 +132,46 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
     if left_out := last.get("left_out"):
         found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
     return [sentence for sentence in found if sentence]
+
+
+def alarms(rounds: Sequence[Metrics]) -> list[Alarm]:
+    """What moved on the held-out prompts from the base to the last round as where a reward is hacked: the guard acts on
+    it. Nothing where the base was not looked at with the same rewards and prompts."""
+    same = alike(rounds)
+    if not same or same[0].get("held_out_base") is None:
+        return []
+    return measures.alarms(HeldOut.of(same[0], "held_out_base"), HeldOut.of(same[-1], "held_out"))
+
+
+def new_alarms(rounds: Sequence[Metrics]) -> list[Alarm]:
+    """Those of the last round that the one before it did not raise."""
+    known = {alarm.what for alarm in alarms(rounds[:-1])}
+    return [alarm for alarm in alarms(rounds) if alarm.what not in known]
+
+
+def best_round(rounds: Sequence[Metrics], there: Callable[[int], bool] = lambda t: True) -> int | None:
+    """The round to go back to, as ``measures.alarms.best``; None for the base. ``there`` says of which rounds the
+    weights are still on the disk."""
+    first = len(rounds) - len(alike(rounds))
+    base = HeldOut.of(rounds[first], "held_out_base")
+    gains = [
+        measures.gain(base, HeldOut.of(it, "held_out")) if t >= first and there(t) else None
+        for t, it in enumerate(rounds)
+    ]
+    return measures.best(gains, [t for t in range(first, len(rounds)) if alarms(rounds[: t + 1])])
+
+
+def went_back(run: Run) -> str | None:
+    """Where the run goes on from, if that is not its last round."""
+    done = run.rounds_done()
+    if (after := done - 1) not in run.rollbacks():
+        return None
+    to = run.origin(done)
+    where = "the base model, before any tuning: no round was better" if to is None else f"round {to}, which did best"
+    return (
+        f"After round {after} the guard went back to {where} on the held-out prompts. That is what eval, draw, "
+        "compare, export and a continued run use; every round is still there, for --round."
+    )
 
 
 def unfit_told(last: Metrics) -> str | None:
@@ -181,6 +224,12 @@ def _least_fall(before: Sequence[float | None] | None, after: Sequence[float | N
         return None
     changes = [b - a for a, b in pairs]
     return mean(changes) + 1.96 * stdev(changes) / math.sqrt(len(changes))
+
+
+def _sole(last: Metrics) -> str | None:
+    """The reward that alone makes the total; None for several."""
+    weighed = [name for name, weight in (last.get("held_out_weights") or {}).items() if weight]
+    return weighed[0] if len(weighed) == 1 else None
 
 
 def _undecided(last: Metrics) -> str | None:

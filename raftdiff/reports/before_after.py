@@ -13,6 +13,7 @@ from markupsafe import Markup
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
+from raftdiff.reports.goodhart import goodhart
 from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.plots import over
 from raftdiff.reports.tables import Row, best_told, rows, shown
@@ -110,6 +111,7 @@ def write_report(
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
         warnings=warnings(rounds),
         curve=Markup(curve_svg(rounds)),
+        goodhart=Markup(goodhart(rounds)),
         guidance=Markup(_over_guidance(evaluation)),
         rounds=[_round(index, it) for index, it in enumerate(rounds)],
         selected=_selected(selected),

@@ -141,6 +141,26 @@ def over(groups: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str)
     return _svg(f"{y} over {x}. {told}.", body)
 
 
+def path(points: Sequence[tuple[str, float, float]], *, x: str, y: str) -> str:
+    """A line through (name, x, y) in their order, each point with its name. Empty for fewer than two points."""
+    known = [point for point in points if math.isfinite(point[1]) and math.isfinite(point[2])]
+    if len(known) < 2:
+        return ""
+    across, up = [point[1] for point in known], [point[2] for point in known]
+    ticks, decimals = round_ticks(min(up), max(up))
+    room = 0.06 * (max(across) - min(across)) or 0.5
+    frame = Frame((min(across) - room, max(across) + room), (ticks[0], ticks[-1]))
+    places = [frame.at(a, b) for a, b in zip(across, up, strict=True)]
+    body = [_grid(frame, ticks, decimals), _side(y), _across(frame, x)]
+    body.append('<path class="line a" d="M' + "L".join(f"{a:.1f} {b:.1f}" for a, b in places) + '"/>')
+    for (a, b), (name, at, height) in zip(places, known, strict=True):
+        told = f"<title>{escape(name)}: {height:.3g} at {at:.3g}</title>"
+        body.append(f'<circle class="a" cx="{a:.1f}" cy="{b:.1f}" r="4">{told}</circle>')
+        body.append(_text(a, b - 8, name, "middle", "small"))
+    told = "; ".join(f"{name}: {height:.3g} at {at:.3g}" for name, at, height in known)
+    return _svg(f"{y} against {x}. {told}.", body)
+
+
 def courses(groups: Mapping[str, Course], levels: Mapping[str, float], *, x: str, y: str) -> str:
     """A line a method over what it cost, and its end beside those of the others with its interval; ``levels`` are
     dashed lines across both, as of what costs nothing. Empty without a method."""

@@ -324,6 +324,7 @@ def test_check_reward_on_a_good_and_on_a_bad_one(
             "loop.candidates: the selector 'threshold' compares the candidates of a prompt",
         ),
         (["loop.patience=2", "evaluation.every_round=0"], "stopping needs a held-out reward"),
+        (["loop.guard=rollback", "evaluation.every_round=0"], "to rollback takes held-out figures"),
         (["logging.tracker=tensorbored"], "'tensorbored' is not a tracker. Did you mean 'tensorboard'?"),
         (["model.attention=xformers"], "pip install 'raftdiff[xformers]'"),
         (["sampler.height=17"], "must be multiples of"),

@@ -263,6 +263,7 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
         ("prompts.magic=[warm]", "prompts.magic: the template 'warm' lacks {prompt}"),
         ("evaluation.prompts.max_prompt_tokens=1", "Nothing is left"),
         ("loop.patience=2 evaluation.every_round=0", "stopping needs a held-out reward"),
+        ("loop.guard=stop evaluation.every_round=0", "to stop takes held-out figures"),
         ("model.base=./nowhere", "there is no folder or file './nowhere'"),
         ("model.template=chat", "has no chat template; use plain or alpaca"),
         ("model.max_prompt_tokens=2", "more than model.max_prompt_tokens"),

@@ -204,7 +204,7 @@ def test_stages_in_a_process_each_give_the_same_bits(whole: tuple[str, Path], fo
             select(run.draft(t), fresh().ranker)
             last = fresh()
             tune(run.draft(t), run, last, Quiet())
-            yield commit(run.draft(t), last)
+            yield commit(run.draft(t), run, last)
 
     assert len(list(rounds())) == 3
     same(path, tmp_path / "stages")

@@ -4,10 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
-from raftdiff.measures.diversity import PictureSimilarity, pixels
+from raftdiff.measures.diversity import HeldOutFigures, PictureSimilarity, pixels
 from raftdiff.types import Prompt, Sample, Scores
 
 
@@ -39,3 +40,23 @@ def test_equal_pictures_are_as_alike_as_can_be_and_equally_far_from_every_other(
     found = PictureSimilarity(pixels)([twins], scores("a"))[0]
     assert found[0, 2] == found[0, 0] == 1
     assert found[1, 0] == found[1, 2] < 0.5
+
+
+def test_held_out_figures_are_means_of_each_prompts_pictures() -> None:
+    def flat(prompt: str, index: int, grey: int) -> Sample[Image.Image]:
+        asked = Prompt(prompt, prompt, prompt, prompt)
+        return Sample(0, asked, index, index, "policy", Image.new("RGB", (32, 32), (grey, grey, grey)))
+
+    found = HeldOutFigures(pixels)([flat("a", 0, 0), flat("a", 1, 255), flat("b", 0, 255), flat("b", 1, 255)])
+    brightness = found["signals"]["brightness"]
+    assert brightness["mean"] == pytest.approx(0.75)
+    assert brightness["std"] == pytest.approx(np.sqrt(3) / 4)
+    assert brightness["each"] == pytest.approx([0.5, 1.0])
+
+
+def test_near_duplicates_are_those_that_an_earlier_picture_shows_already() -> None:
+    ramp = Image.fromarray(np.tile(np.arange(0, 256, 8, dtype=np.uint8), (32, 1))).convert("RGB")
+    asked = [Prompt(name, name, name, name) for name in "abcd"]
+    media = [ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp, ramp.transpose(Image.Transpose.ROTATE_90)]
+    held = [Sample(0, one, 0, 0, "policy", it) for one, it in zip(asked, media, strict=True)]
+    assert HeldOutFigures(pixels)(held)["near_duplicates"] == 0.25
