@@ -19,7 +19,8 @@ Below the aim of 5% a run, as each round is another look; rounds of one run, and
 alike."""
 MOVED = 1.0
 """Of the base's standard deviation between pictures: a signal that moved less is no alarm. Beyond it the mean picture
-lies where one in six of the base's did. The few runs of demo and scene_align that were looked at moved by 0.7 at most."""
+lies where one in six of the base's did. The few runs of demo and scene_align that were looked at moved by 0.7 at
+most."""
 FELL = 0.1
 """Of the base's standard deviation between prompts: a reward that fell less is no alarm, however sure that is with many
 prompts."""
