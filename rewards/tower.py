@@ -31,8 +31,8 @@ REMEMBERED = 16_384
 class Tower:
     """The image and text towers of one CLIP model.
 
-    Features are L2-normalised float32 on the CPU, whatever the device and precision of the model. A picture is
-    converted to RGB, then resized, cropped and normalised as the model's own configuration says.
+    Features are L2-normalised float32, those without gradient on the CPU, whatever the device and precision of the
+    model. A picture is converted to RGB, then resized, cropped and normalised as the model's own configuration says.
     """
 
     def __init__(
@@ -199,10 +199,11 @@ def prepared(
         kind = type(transform).__name__
         if kind in WITH_GRADIENT:
             pixels = transform(pixels)
+            pixels = pixels.clamp(0, 1) if kind == "Resize" else pixels  # as Pillow does, which ends at 0 and 255
         elif kind not in FOR_PILLOW:
             raise UserError(
                 f"{what} prepares its pictures with {kind}, through which no gradient is known. Take a model with "
-                "resize_mode shortest or squash, or a rule that needs no gradient."
+                "resize_mode squash, or shortest and a square, or a rule that needs no gradient."
             )
     return pixels
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import Field, model_validator
 
 from raftdiff import embedded
+from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -242,13 +243,16 @@ def _check_path(recipe: Recipe, learner: str) -> None:
     """
     if not isinstance(recipe.sampler, DiffusionSamplerConfig):
         raise UserError(
-            f"sampler: {learner} learns from the steps in which the policy itself drew; use type: diffusion."
+            f"sampler: {learner} learns from the path on which a picture was drawn, and only the policy's own sampler "
+            "records it; use type: diffusion."
         )
     if "path" not in recipe.sampler.can_provide:
         raise UserError(
             f"sampler: {learner} learns from steps between pictures under noise of a known level; use scheduler: ddim "
             "or dpm++."
         )
+    if isinstance(rule := recipe.finetuner.learning.build(), Draft | Refl):
+        rule.walk(recipe.sampler.steps)
 
 
 def _check_chain(recipe: Recipe, learner: str) -> None:

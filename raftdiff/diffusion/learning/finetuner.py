@@ -13,8 +13,8 @@ from raftdiff.diffusion.learning import losses, schedule
 from raftdiff.diffusion.learning.descent import Descent, processes
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps, stacked
-from raftdiff.diffusion.learning.pleasing import pleasing
 from raftdiff.diffusion.learning.policy_gradient import Chain
+from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, Draft, Refl, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.diffusion.models.loading import Parts
@@ -300,18 +300,21 @@ class DiffusionFineTuner:
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Within, the network holds the live weights, in training precision and layout; afterwards the policy again."""
-        unet = self.parts.unet
+        # the decoder too, where the gradient goes through it: at 512 pixels it is the largest part
+        kept_small = [self.parts.unet, *([self.parts.vae] if isinstance(self.lesson, Endings) else [])]
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
         if self.config.learning.build().reference == "old":
             self._old = {name: weight.clone() for name, weight in self.descent.policy.items()}
         if self.config.gradient_checkpointing:
-            unet.enable_gradient_checkpointing()
+            for module in kept_small:
+                module.enable_gradient_checkpointing()
         try:
             yield
         finally:
             if self.config.gradient_checkpointing:
-                unet.disable_gradient_checkpointing()
+                for module in kept_small:
+                    module.disable_gradient_checkpointing()
             self._old = {}
             self.trainable.rest(self.descent.average)
 
@@ -329,8 +332,9 @@ def _lesson(
         if chain is None:
             raise ValueError(f"learning: {config.learning.type} needs the chain of the sampler's steps")
         if isinstance(rule, Ddpo):
+            chain.random()  # raises where there is nothing to learn from
             return Steps(chain, rule, kind, config.timesteps, config.anchor)
-        said = pleasing(parts, rewards, config.learning.type)
+        said = graded(parts, rewards, config.learning.type)
         return Endings(chain, rule.walk(len(chain.timesteps)), said, kind, config.timesteps, config.anchor)
     if config.pure_noise_steps > len(abar):
         raise UserError(

@@ -10,8 +10,8 @@ from PIL.Image import Image
 from torch import Tensor
 
 from raftdiff.diffusion.learning import losses, schedule
-from raftdiff.diffusion.learning.pleasing import Pleasing
 from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
+from raftdiff.diffusion.learning.reward_gradient import Graded
 from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt, Sample
@@ -171,7 +171,7 @@ class Endings:
 
     chain: Chain
     walk: Walk
-    reward: Pleasing
+    reward: Graded
     prediction_type: str
     timesteps: str
     """How the first step is drawn, of those that may be it."""

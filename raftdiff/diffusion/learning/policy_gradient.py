@@ -61,21 +61,22 @@ def chain_of(scheduler: Any, eta: float, guidance: float) -> Chain:
     Raises:
         UserError: the model's scheduler confines x0.
     """
-    config = scheduler.config
-    if config.get("clip_sample") or config.get("thresholding"):
+    config, ddim = scheduler.config, hasattr(scheduler, "final_alpha_cumprod")
+    if (ddim and config.clip_sample) or config.thresholding:
         raise UserError(
             "finetuner.learning: steps that are clipped cannot be learnt from, and this model's scheduler_config.json "
             "says clip_sample or thresholding; set both to false, as they should be for latents."
         )
     timesteps = scheduler.timesteps.cpu().long()
-    abar = scheduler.alphas_cumprod.float().cpu()
-    level = abar[timesteps]
-    if hasattr(scheduler, "final_alpha_cumprod"):
+    if ddim:
+        abar = scheduler.alphas_cumprod.float().cpu()
+        level = abar[timesteps]
         before = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
         end = scheduler.final_alpha_cumprod.float().cpu()
         following = torch.where(before >= 0, abar[before.clamp(min=0)], end)
-    else:
-        following = torch.cat([level[1:], torch.ones(1)])
+    else:  # the levels that the solver works at, which may lie between the timesteps
+        levels = 1 / (1 + scheduler.sigmas.float().cpu() ** 2)
+        level, following = levels[:-1], levels[1:]
     return Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
 
 

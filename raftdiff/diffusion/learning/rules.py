@@ -327,8 +327,8 @@ class Refl:
     """One late step of a path, from which the picture is foretold at once.
 
     Source: ReFL, arXiv:2304.05977, Algorithm 1. Departures: the state comes from the path on which the picture was
-    drawn, not from a drawing at every step; the reward has no map of its own, and what keeps the model near the base is
-    ``anchor``, not a loss on pictures of before.
+    drawn, not from a drawing at every step; it is guided as the drawing was; the reward has no map of its own, and what
+    keeps the model near the base is ``anchor``, not a loss on pictures of before.
     """
 
     earliest: float

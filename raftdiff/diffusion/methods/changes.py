@@ -29,13 +29,17 @@ class Method:
     """Of the rule."""
     kept: tuple[str, ...] = ()
     """Options that the recipe's own selector passes on, where it has them."""
+    ranked: bool = True
+    """Whether it learns from what was selected; else from all candidates."""
     drawing: tuple[str, ...] = ()
     """Changes of how the candidates are drawn, for a rule that learns from the drawing itself."""
 
     def overrides(self, recipe: Recipe) -> list[str]:
         """The changes, as on the command line."""
         own, found = recipe.ranker.selector, []
-        if own.type != self.selector:
+        if not self.ranked:
+            found.append(f"ranker.selector={{type: {self.selector}, keep: {recipe.loop.candidates}}}")
+        elif own.type != self.selector:
             passed = [f"{name}: {getattr(own, name)}" for name in self.kept if hasattr(own, name)]
             found.append(f"ranker.selector={{{', '.join([f'type: {self.selector}', *passed])}}}")
         if recipe.finetuner.learning.type != self.learning:
@@ -63,8 +67,8 @@ METHODS: Mapping[str, Method] = {
     "ipo": Method("best_worst", "dpo", {"loss": "ipo"}),
     "kto": Method("threshold", "kto"),
     "ddpo": Method("advantage", "ddpo", drawing=OWN_STEPS),
-    "draft": Method("random", "draft", kept=("keep",)),
-    "refl": Method("random", "refl", kept=("keep",)),
+    "draft": Method("random", "draft", ranked=False),
+    "refl": Method("random", "refl", ranked=False),
 }
 NAMED = ("ddpo", "draft", "refl")
 """Those that learn from paths, which not every recipe has; run where they are named."""

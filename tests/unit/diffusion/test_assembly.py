@@ -101,7 +101,7 @@ TEACHER = "sampler={type: teacher, drawing: {scheduler: ddim, eta: 1}}"
     [
         (["sampler.scheduler=dpm++", "sampler.eta=0"], "sampler: learning: ddpo learns from steps that draw noise"),
         (["sampler.eta=0"], "use scheduler: ddim with an eta above 0, such as eta: 1"),
-        ([TEACHER], "sampler: learning: ddpo learns from the steps in which the policy itself drew; use type: diff"),
+        ([TEACHER], "sampler: learning: ddpo learns from the path on which a picture was drawn, and only the"),
         (["loop.sample_every=2"], "loop.sample_every: learning: ddpo learns from fresh pictures; make it 1"),
         (["loop.replay_rounds=1"], "loop.replay_rounds: learning: ddpo learns from fresh pictures; make it 0"),
         (
@@ -126,8 +126,12 @@ CLIMBED = ("finetuner.learning={type: draft, steps: 2}", "ranker.selector={type:
             ["sampler.scheduler=euler"],
             "learning: draft learns from steps between pictures under noise of a known level",
         ),
-        ([TEACHER], "sampler: learning: draft learns from the steps in which the policy itself drew; use type: diff"),
+        (
+            [TEACHER],
+            "sampler: learning: draft learns from the path on which a picture was drawn, and only the policy's",
+        ),
         (["ranker.selector={type: advantage}"], "it selects 'advantages', and learning: draft learns from weighted"),
+        (["finetuner.learning.steps=9"], r"finetuner.learning.steps: 9 are to be taken .* \(sampler.steps\)"),
     ],
 )
 def test_what_draft_cannot_learn_from_is_told_before_a_model_is_loaded(changes, sentence):

@@ -7,8 +7,8 @@ import torch
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.lessons import Endings, Part, Places
-from raftdiff.diffusion.learning.pleasing import pleasing
 from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
+from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -29,7 +29,7 @@ class Red:
         return torch.tensor([float(np.asarray(sample.media)[..., 0].mean()) / 255 for sample in samples])
 
     def graded(self, pixels, prompts):
-        assert all(prompt.caption == "red" for prompt in prompts)
+        assert len(prompts) == len(pixels)
         return pixels[:, 0].mean(dim=(1, 2))
 
 
@@ -179,8 +179,8 @@ def test_a_reward_without_gradient_is_refused_and_one_of_no_weight_left_alone(mo
     parts = load(ModelConfig(base=str(models["sd15"])))
     jpeg = JpegConfig().build()
     with pytest.raises(UserError, match="draft follows the gradient of the rewards, and 'jpeg' has none. Take th"):
-        pleasing(parts, [(Red(), 1.0), (jpeg, 0.5)], "draft")
-    said = pleasing(parts, [(Red(), 2.0), (jpeg, 0.0)], "draft")
+        graded(parts, [(Red(), 1.0), (jpeg, 0.5)], "draft")
+    said = graded(parts, [(Red(), 2.0), (jpeg, 0.0)], "draft")
     latents = torch.randn(2, 4, 8, 8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
         pixels = (parts.decode(latents) / 2 + 0.5).clamp(0, 1)

@@ -63,7 +63,7 @@ def test_the_gradient_of_the_reward_is_taken_on_pictures_that_are_not_ranked(rec
     raft = found.pop("raft")
     for name, one in found.items():
         assert parts(one) == ("random", name)
-        assert one.recipe.ranker.selector.keep == 2
+        assert one.recipe.ranker.selector.keep == 4
         assert one.recipe.sampler == raft.recipe.sampler
         assert step_cost(one.recipe) == 2 * step_cost(raft.recipe)
 

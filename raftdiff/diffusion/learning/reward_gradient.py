@@ -12,28 +12,28 @@ from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.types import Differentiable, Prompt, Reward
 
-Pleasing: TypeAlias = Callable[
-    [Float[Tensor, "batch channels height width"], Sequence[Prompt]], Float[Tensor, " batch"]
-]
+Graded: TypeAlias = Callable[[Float[Tensor, "batch channels height width"], Sequence[Prompt]], Float[Tensor, " batch"]]
 """(latents, their prompts) -> the weighted sum of the rewards, float32, with gradient."""
 
 
-def pleasing(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner: str) -> Pleasing:
+def graded(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner: str) -> Graded:
     """
     Args:
         rewards: each with its weight; those of weight 0 are left out.
         learner: who climbs, for the sentence.
 
     Raises:
-        UserError: one of them has no gradient.
+        UserError: one of them has no gradient, or not with the model that it is on.
     """
     counted = [(reward, weight) for reward, weight in rewards if weight]
     for reward, _ in counted:
         if not isinstance(reward, Differentiable):
             raise UserError(
                 f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward.name}' has none. "
-                "Take those that have one (clip, aesthetic, pickscore, hps), or give it the weight 0."
+                "Take those that have one (clip, aesthetic, pickscore, hps, image_reward), or give it the weight 0."
             )
+        with torch.no_grad():
+            reward.graded(torch.full((1, 3, 64, 64), 0.5, device=parts.device), [Prompt("a", "a", "a", "a")])
 
     def of(latents: Float[Tensor, "batch channels height width"], prompts: Sequence[Prompt]) -> Float[Tensor, " batch"]:
         pixels = (parts.decode(latents) / 2 + 0.5).clamp(0, 1)
