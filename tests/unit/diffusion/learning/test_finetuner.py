@@ -301,6 +301,15 @@ def test_a_step_of_the_path_becomes_likelier_where_it_led_to_a_better_picture(mo
     assert learner.fit(lesson, samples, seed=1, report=silent)["loss"] < -0.5 - 1e-4
 
 
+def test_a_sampler_that_draws_no_noise_is_told_before_anything_is_drawn(models):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+    still = DiffusionSamplerConfig(steps=4, guidance=2.0, scheduler="ddim").build(parts, ("latent", "path"))
+    chain = chain_of(still.solver(), 0.0, 2.0)
+    config = DiffusionFineTunerConfig(learning={"type": "ddpo"})
+    with pytest.raises(UserError, match="sampler.steps: no step of this sampler draws noise"):
+        config.build(parts, total_rounds=1, guidance=1.0, seed=0, chain=chain)
+
+
 def test_ddpo_resumes_to_the_bit(models):
     straight, samples, lesson = walked(models["sd21"], steps=2, ema=0.5)
     straight.fit(lesson, samples, seed=1, report=silent)

@@ -9,6 +9,7 @@ from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.lessons import Part, Places, Steps
 from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of, clipped, ddim_mean, log_ratio
 from raftdiff.diffusion.learning.rules import Ddpo
+from raftdiff.diffusion.learning.schedule import to_x0
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
@@ -65,6 +66,24 @@ def test_the_last_step_is_left_out_where_it_leads_to_the_picture_itself():
     assert ends.random().tolist() == [0, 1, 2, 3]
     with pytest.raises(UserError, match="sampler.steps: no step of this sampler draws noise"):
         chain_of(solver(set_alpha_to_one=True, steps=1), 1.0, 1.0).random()
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:diffusers")
+@pytest.mark.parametrize("changes", [{}, {"use_karras_sigmas": True}, {"timestep_spacing": "trailing"}])
+def test_the_levels_of_dpm_are_those_at_which_it_works(changes):
+    """Between the timesteps too; and it does not clip, whatever a scheduler of another kind left in its config."""
+    import diffusers
+
+    scheduler = diffusers.DPMSolverMultistepScheduler.from_config({**solver().config, "clip_sample": True, **changes})
+    scheduler.set_timesteps(5)
+    chain = chain_of(scheduler, 0.0, 1.0)
+    said, xt = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for place in range(5):
+        scheduler._step_index = place
+        x0 = scheduler.convert_model_output(said, sample=xt)
+        torch.testing.assert_close(to_x0("v_prediction", said, xt, chain.abar[place : place + 1]), x0)
+    assert chain.following[-1] == 1
+    assert torch.equal(chain.following[:-1], chain.abar[1:])
 
 
 def test_a_model_whose_steps_are_clipped_is_refused():
