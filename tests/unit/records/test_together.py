@@ -4,6 +4,7 @@ import errno
 import json
 import tempfile
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -137,7 +138,10 @@ def test_settings_that_draw_nothing_sensible_are_told_before_a_model_is_loaded(
     change: dict[str, Any], sentence: str
 ) -> None:
     settings = Settings(**{"seed": -3, "per_prompt": 1, "steps": 2, "guidance": 1.0, **change})
-    no_models = SimpleNamespace(_one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0)
+    no_models = SimpleNamespace(
+        _one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0, _known={}, _most=bench.MOST_PICTURES
+    )
+    no_models._asked = partial(bench.Bench._asked, no_models)
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
         bench.Bench.notes(no_models, 0, ["a cat"], settings)  # type: ignore[arg-type]
 
