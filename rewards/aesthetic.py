@@ -1,7 +1,6 @@
 """LAION's aesthetic predictors: how much would people like the picture, whatever it shows?"""
 
 import itertools
-import pickle
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -140,7 +139,7 @@ def load_head(path: Path) -> Head:
     try:
         # The version 2 file was saved on a GPU, so without map_location it does not open on a machine without one.
         tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, OSError) as error:
+    except Exception as error:  # of a text PyTorch raises nearly anything
         reason = str(error).strip().partition("\n")[0][:120]
         raise UserError(f"'{path}' is not a PyTorch file of plain tensors ({reason}).") from error
     layers = _layers(tensors)

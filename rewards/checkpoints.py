@@ -10,7 +10,7 @@ from typing import Any, Literal
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.training.weights import demand_all, first_line, reading
+from raftdiff.training.weights import demand_all, reading
 
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -52,16 +52,15 @@ def _safetensors(what: str, path: Path, device: str) -> dict[str, torch.Tensor]:
 
 
 def _unpickled(what: str, path: Path, device: str, advice: str) -> Any:
-    try:
-        return torch.load(path, map_location=device, weights_only=True)
-    except pickle.UnpicklingError as error:
-        # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
-        named = re.search(r"GLOBAL ([\w.]+)", str(error))
-        held = f"holds more than tensors ({named[1]})" if named else "is no file of PyTorch, or more than tensors"
-        code = "Such a file may run code, and is never opened here."
-        raise UserError(" ".join(filter(None, [f"{what} '{path}' {held}.", code, advice]))) from None
-    except (RuntimeError, EOFError, ValueError, KeyError, OSError, AttributeError) as error:
-        raise UserError(f"{what} '{path}' cannot be read: {first_line(error)}") from error
+    with reading(f"{what} '{path}' cannot be read"):
+        try:
+            return torch.load(path, map_location=device, weights_only=True)
+        except pickle.UnpicklingError as error:
+            # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
+            named = re.search(r"GLOBAL ([\w.]+)", str(error))
+            held = f"holds more than tensors ({named[1]})" if named else "is no file of PyTorch, or more than tensors"
+            code = "Such a file may run code, and is never opened here."
+            raise UserError(" ".join(filter(None, [f"{what} '{path}' {held}.", code, advice]))) from None
 
 
 def demand_layout(what: str, found: Mapping[str, torch.Tensor], wanted: Shapes, *, spare: Sequence[str] = ()) -> None:

@@ -170,6 +170,9 @@ def test_a_wrong_file_gets_a_sentence(file: Path, tmp_path: Path) -> None:
     wrong.write_bytes(b"<html>not found</html>")
     with pytest.raises(UserError, match="The HPS checkpoint '.*wrong.pt' is no file of PyTorch|cannot be read"):
         HpsConfig(checkpoint=wrong).build()
+    wrong.write_text("a fox on a white background")  # a text that begins as a pickle of its own does
+    with pytest.raises(UserError, match="The HPS checkpoint '.*wrong.pt' cannot be read"):
+        HpsConfig(checkpoint=wrong).build()
 
 
 class Planted:

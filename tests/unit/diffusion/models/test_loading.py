@@ -201,6 +201,9 @@ def test_unreadable_files(tmp_path):
     (tmp_path / "c.bin").touch()
     with pytest.raises(UserError, match="this is not a readable safetensors file"):
         load(base(tmp_path / "a.safetensors"))
+    (tmp_path / "text.ckpt").write_text("a fox on a white background")
+    with pytest.raises(UserError, match=r"text.ckpt: this .ckpt cannot be read as plain weights"):
+        load(base(tmp_path / "text.ckpt"))
     with pytest.raises(UserError, match=r"this .ckpt cannot be read as plain weights"):
         load(base(tmp_path / "b.ckpt"))
     with pytest.raises(UserError, match=r"a single-file model ends in .safetensors or .ckpt"):
