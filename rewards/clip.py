@@ -52,17 +52,18 @@ class ClipConfig(Config):
 
 @final
 class ClipReward:
-    """100 times the cosine between the embeddings of the picture and of ``sample.prompt.caption``.
+    """``scale`` times the cosine between the embeddings of the picture and of ``sample.prompt.caption``: CLIP score,
+    and the preference models that are a CLIP tuned on choices (``hps``, ``pickscore``).
 
-    Range -100 to 100, in practice 10 to 40 for OpenAI's models; higher is better. The paper's CLIPScore is
-    2.5 max(cos, 0): divide by 40 to compare.
+    Range minus to plus the scale, in practice 10 to 40 for OpenAI's models at 100; higher is better. The paper's
+    CLIPScore is 2.5 max(cos, 0): divide by 40 to compare.
 
     Source: Radford et al. 2021, arXiv:2103.00020; CLIPScore: Hessel et al. 2021, arXiv:2104.08718. Licences of the
     weights: OpenAI's and LAION's CLIP, MIT; for others see their model card.
     """
 
-    def __init__(self, tower: Tower, *, name: str = "clip") -> None:
-        self.name = name
+    def __init__(self, tower: Tower, *, scale: float = 100.0, name: str = "clip") -> None:
+        self.name, self.scale = name, scale
         self.tower = tower
         """Shared with every other reward on the same weights, and of use for diversity figures."""
 
@@ -77,10 +78,10 @@ class ClipReward:
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         images = self.tower.image_features(samples)
         texts = self.tower.text_features([sample.prompt.caption for sample in samples])
-        return 100 * (images * texts).sum(dim=-1)
+        return self.scale * (images * texts).sum(dim=-1)
 
     def graded(
         self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
     ) -> Float[torch.Tensor, " batch"]:
         """The same with gradient; see ``types.Differentiable``."""
-        return 100 * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])
+        return self.scale * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])

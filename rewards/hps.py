@@ -1,20 +1,28 @@
-"""Human Preference Score v2 and v2.1: which picture of a caption do people prefer?"""
+"""Human Preference Score v2 and v2.1: which picture of a caption do people prefer?
 
-from collections.abc import Callable, Iterator, Sequence
+A CLIP ViT-H/14 of open_clip, tuned on choices from LAION's weights. Range -100 to 100, in practice 20 to 35; higher is
+better. Comparable for pictures of one caption; v2 and v2.1 have scales of their own. Of two pictures for one caption, a
+difference of d means that the first is preferred with a probability of about 1 / (1 + exp(-d)). Pictures are shown
+whole: made smaller until the longer edge fits, on black.
+
+Source: Wu et al. 2023, "Human Preference Score v2", arXiv:2306.09341; https://github.com/tgxs002/HPSv2 (Apache-2.0, the
+weights too).
+"""
+
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, final
 
 import torch
-from jaxtyping import Float, Float32
-from PIL import Image
+from jaxtyping import Float
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
+from raftdiff.rewards.clip import ClipReward
 from raftdiff.rewards.clip_weights import Precision
-from raftdiff.rewards.tower import Tower, open_tower
-from raftdiff.types import Prompt, Sample
+from raftdiff.rewards.tower import open_tower
 
 MODEL = "ViT-H-14"
 """As open_clip calls it; both versions have its layout."""
@@ -40,7 +48,8 @@ class HpsConfig(Config):
         if not self.checkpoint.is_file():
             yield Need("checkpoint", _missing(self.checkpoint))
 
-    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "HpsReward":
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> ClipReward:
+        """100 cosines, as the authors' tables have it; their function ``hpsv2.score`` returns a hundredth of it."""
         del resolve
         demand_hps(self.checkpoint)  # before the tower: a wrong file should not cost a minute of loading
         tower = open_tower(
@@ -52,47 +61,7 @@ class HpsConfig(Config):
             dtype=self.dtype,
             batch_size=self.batch_size,
         )
-        return HpsReward(tower, name=self.name)
-
-
-@final
-class HpsReward:
-    """100 times the cosine between the embeddings of the picture and of ``sample.prompt.caption``, as the authors'
-    tables have it; their function ``hpsv2.score`` returns a hundredth of it.
-
-    Range -100 to 100, in practice 20 to 35; higher is better. Comparable for pictures of one caption; v2 and v2.1 have
-    scales of their own. Of two pictures for one caption, a difference of d means that the first is preferred with a
-    probability of about 1 / (1 + exp(-d)).
-
-    Pictures are shown whole: made smaller until the longer edge fits, on black.
-
-    Source: Wu et al. 2023, "Human Preference Score v2", arXiv:2306.09341; https://github.com/tgxs002/HPSv2 (Apache-2.0,
-    the weights too). A CLIP ViT-H/14 of open_clip, from LAION's weights.
-    """
-
-    def __init__(self, tower: Tower, *, name: str = "hps") -> None:
-        self.name = name
-        self.tower = tower
-        """Shared with every other reward on the same weights, and of use for diversity figures."""
-
-    @property
-    def token_limit(self) -> int:
-        return self.tower.token_limit
-
-    def reads_whole(self, text: str) -> bool:
-        """Whether all of a caption is read."""
-        return self.tower.reads_whole(text)
-
-    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
-        images = self.tower.image_features(samples)
-        texts = self.tower.text_features([sample.prompt.caption for sample in samples])
-        return 100 * (images * texts).sum(dim=-1)
-
-    def graded(
-        self, pixels: Float[torch.Tensor, "batch 3 height width"], prompts: Sequence[Prompt]
-    ) -> Float[torch.Tensor, " batch"]:
-        """The same with gradient; see ``types.Differentiable``."""
-        return 100 * self.tower.cosines(pixels, [prompt.caption for prompt in prompts])
+        return ClipReward(tower, name=self.name)
 
 
 @final

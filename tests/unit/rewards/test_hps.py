@@ -15,8 +15,8 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 from raftdiff.rewards import tiny
 from raftdiff.rewards.checkpoints import demand_layout, shapes
-from raftdiff.rewards.clip import ClipConfig
-from raftdiff.rewards.hps import FitWhole, HpsConfig, HpsReward, demand_hps
+from raftdiff.rewards.clip import ClipConfig, ClipReward
+from raftdiff.rewards.hps import FitWhole, HpsConfig, demand_hps
 from raftdiff.testing.conformance import check_reward
 from raftdiff.testing.examples import reward_samples
 
@@ -68,14 +68,14 @@ def by_hand(file: Path) -> ByHand:
 
 
 @pytest.fixture(scope="module")
-def reward(file: Path) -> HpsReward:
+def reward(file: Path) -> ClipReward:
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(factory._MODEL_CONFIGS, "ViT-H-14", dict(tiny.CLIP))
         return HpsConfig(checkpoint=file).build()
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 32), (64, 40), (30, 47), (20, 20), (32, 20)])
-def test_it_equals_the_authors_function(reward: HpsReward, by_hand: ByHand, size: tuple[int, int]) -> None:
+def test_it_equals_the_authors_function(reward: ClipReward, by_hand: ByHand, size: tuple[int, int]) -> None:
     samples = [replace(sample, media=sample.media.resize(size)) for sample in reward_samples(count=3)]
     expected = torch.tensor([by_hand(sample.media, sample.prompt.caption) for sample in samples])
     torch.testing.assert_close(reward.score(samples), expected, atol=1e-4, rtol=0)
@@ -97,7 +97,7 @@ def test_pictures_are_shown_whole() -> None:
     assert torch.equal(FitWhole(8)(torch.ones(2, 3, 5, 8))[:, :, 1:6], torch.ones(2, 3, 5, 8))
 
 
-def test_a_wide_picture_shows_its_ends_where_clip_cuts_them_off(file: Path, reward: HpsReward) -> None:
+def test_a_wide_picture_shows_its_ends_where_clip_cuts_them_off(file: Path, reward: ClipReward) -> None:
     sample = reward_samples(count=1)[0]
     plain, ended = Image.new("RGB", (96, 32), "white"), Image.new("RGB", (96, 32), "white")
     ended.paste((255, 0, 0), (0, 0, 20, 32))
@@ -199,7 +199,7 @@ def test_what_is_missing_is_told_before_a_run_begins(file: Path, tmp_path: Path)
         HpsConfig(checkpoint=tmp_path / "hps.pt").build()
 
 
-def test_two_names_of_one_file_are_one_tower(file: Path, reward: HpsReward, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_names_of_one_file_are_one_tower(file: Path, reward: ClipReward, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(file.parent)
     assert HpsConfig(checkpoint=Path(file.name), name="again").build().tower is reward.tower
     assert (reward.token_limit, reward.reads_whole("a cat"), reward.reads_whole("cat " * 20)) == (16, True, False)

@@ -14,7 +14,7 @@ from raftdiff.recipes import needs as recipe_needs
 from raftdiff.recipes.config import check
 from raftdiff.rewards import tiny
 from raftdiff.rewards.clip import ClipConfig
-from raftdiff.rewards.pickscore import PickScoreConfig, PickScoreReward
+from raftdiff.rewards.pickscore import PickScoreConfig, pickscore
 from raftdiff.rewards.tower import Tower
 from raftdiff.rewards.transformers_clip import Encoders
 from raftdiff.testing.conformance import check_reward
@@ -66,7 +66,7 @@ def test_the_unit_is_the_cosine_times_the_models_own_scale() -> None:
     def pixels(picture: Image.Image) -> torch.Tensor:
         return torch.zeros(3, 2, 2)
 
-    reward = PickScoreReward(Tower(Two(), pixels, lambda texts: torch.zeros(1, 4), 2, name="two"))
+    reward = pickscore(Tower(Two(), pixels, lambda texts: torch.zeros(1, 4), 2, name="two"))
     torch.testing.assert_close(reward.score(reward_samples(count=2)), torch.full((2,), 7.38905609893 * 0.6))
 
 
