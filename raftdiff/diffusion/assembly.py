@@ -112,7 +112,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
         chain=chain,
-        rewards=ranker.rewards,
+        rewards=ranker.rewards if training else (),
     )
     sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
     measures = measuring(recipe, ranker, device=str(model.device))

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner, DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.rules import PathRule
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, decode
 from raftdiff.types import Item, Prompt, Sample, Selection
 
@@ -93,9 +94,8 @@ def evaluations_per_row(tuner: DiffusionFineTunerConfig, guidance: float, *, dra
     """Rows through the U-Net for each picture shown: its own, the guided loss's second, those of base and old. Steps of
     a path are learnt with the guidance that they were ``drawn`` with."""
     rule, anchored = tuner.learning.build(), tuner.anchor > 0
-    if "path" in tuner.requires.aux:
-        walked = {"ddpo": 2, "draft": getattr(rule, "steps", 1)}.get(tuner.learning.type, 1)
-        return (1 if drawn == 1 else 2) * walked + int(anchored)
+    if isinstance(rule, PathRule):
+        return (1 if drawn == 1 else 2) * rule.passes + int(anchored)
     guided = tuner.loss_on == "guided" and (tuner.guidance or guidance) != 1
     fixed = {rule.reference, "base" if anchored else "none"} - {"none"}
     return 1 + int(guided) + len(fixed)

@@ -157,7 +157,10 @@ def rank(
     asked = sorted(pictures, key=lambda it: (it[1] is not UNTITLED, it[1].id))  # what may be refused is refused at once
     ids = list(dict.fromkeys(prompt.id for _, prompt in asked))
     row, met = {name: place for place, name in enumerate(ids)}, Counter[str]()
-    cells = [(row[prompt.id], (met.update([prompt.id]), met[prompt.id] - 1)[1]) for _, prompt in asked]
+    cells = []
+    for _, prompt in asked:
+        cells.append((row[prompt.id], met[prompt.id]))
+        met[prompt.id] += 1
     damaged, flat = dict[int, str](), set[Key]()
     comparing = any(sees_prompts(reward) for reward, _ in rewards)
 

@@ -15,7 +15,7 @@ from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps, stacked
 from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
-from raftdiff.diffusion.learning.rules import Ddpo, Draft, Refl, RuleConfig, SftConfig
+from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
@@ -110,7 +110,7 @@ class DiffusionFineTunerConfig(Config):
     def requires(self) -> Requires:
         """What its rule learns from."""
         rule = self.learning.build()
-        aux = ("latent", "path") if isinstance(rule, Ddpo | Draft | Refl) else ("latent",)
+        aux = ("latent", "path") if isinstance(rule, PathRule) else ("latent",)
         fresh = isinstance(rule, Ddpo)
         return Requires((rule.kind,), aux, reference_model=rule.reference == "base", fresh_samples=fresh)
 
@@ -328,7 +328,7 @@ def _lesson(
 ) -> Lesson[Any]:
     """What the rule is taught on."""
     rule, kind, abar = config.learning.build(), parts.prediction_type, schedule.of_scheduler(parts.scheduler)
-    if isinstance(rule, Ddpo | Draft | Refl):
+    if isinstance(rule, PathRule):
         if chain is None:
             raise ValueError(f"learning: {config.learning.type} needs the chain of the sampler's steps")
         if isinstance(rule, Ddpo):

@@ -147,16 +147,14 @@ class Steps:
             return toward, ddim_mean(kind, guided, xt, abar=level, following=following, deviation=deviation)
 
         # what is held fixed first, as in losses.step_loss
+        base = _base(self.anchor, networks, xt, timesteps, part)
         with torch.no_grad():
-            base = networks.base(xt, timesteps, part.captions) if self.anchor > 0 else None
             _, old = said(networks.old)
         conditional, mean = said(networks.policy)
         change = log_ratio(then, mean, old, deviation)
         loss = self.rule.loss(change, part.weights.to(device))
-        anchor = torch.zeros((), device=device)
-        if base is not None:
-            anchor = self.anchor * row_mean((conditional - base) ** 2).sum()
-        evaluations = len(at) * ((2 if chain.guidance == 1 else 4) + int(base is not None))
+        evaluations = len(at) * ((1 if chain.guidance == 1 else 2) * self.rule.passes + int(base is not None))
+        anchor = _pull(self.anchor, conditional, base)
         return losses.Terms(loss.sum(), anchor, evaluations, self.rule.figures(change.detach()))
 
 
@@ -189,17 +187,14 @@ class Endings:
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, chain, first = part.captions.device, self.chain, part.drawn.at
         xt = part.held[torch.arange(len(first)), first].to(device)
+        base = _base(self.anchor, networks, xt, chain.timesteps[first].to(device), part)
         anchor = torch.zeros((), device=device)
-        base = None
-        if self.anchor > 0:
-            with torch.no_grad():
-                base = networks.base(xt, chain.timesteps[first].to(device), part.captions)
         for step in range(self.walk.steps):
             at = first + step
             level, following = chain.abar[at].to(device), chain.following[at].to(device)
             toward, guided = _predicted(networks.policy, xt, chain.timesteps[at].to(device), part, chain.guidance)
-            if base is not None and step == 0:
-                anchor = self.anchor * row_mean((toward - base) ** 2).sum()
+            if step == 0:
+                anchor = _pull(self.anchor, toward, base)
             following = torch.ones_like(level) if self.walk.leap else following
             none = torch.zeros_like(level)
             xt = ddim_mean(self.prediction_type, guided, xt, abar=level, following=following, deviation=none)
@@ -207,6 +202,17 @@ class Endings:
         loss = -(part.weights.to(device) * reward).sum()
         evaluations = len(first) * (self.walk.steps * (1 if chain.guidance == 1 else 2) + int(base is not None))
         return losses.Terms(loss, anchor, evaluations, {"reward": float(reward.detach().sum())})
+
+
+def _base(anchor: float, networks: losses.Networks, xt: Tensor, timesteps: Tensor, part: Part[Any]) -> Tensor | None:
+    """What the base says for the caption, held fixed; None where nothing is anchored to it."""
+    with torch.no_grad():
+        return networks.base(xt, timesteps, part.captions) if anchor > 0 else None
+
+
+def _pull(anchor: float, toward: Tensor, base: Tensor | None) -> Float[Tensor, ""]:
+    """The anchor's term: the squared distance to what the base says, summed over the rows."""
+    return torch.zeros((), device=toward.device) if base is None else anchor * row_mean((toward - base) ** 2).sum()
 
 
 def _predicted(

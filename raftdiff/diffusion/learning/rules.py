@@ -283,6 +283,8 @@ class Ddpo:
     most: float
     kind: SelectionKind = "advantages"
     reference: Reference = "old"
+    passes: int = 2
+    """The policy's and old's; see ``Draft.passes``."""
 
     def loss(self, log_ratio: PerRow, advantage: PerRow) -> PerItem:
         """-min(A rho, A clip(rho, 1 - c, 1 + c)) of one step each, rho = p(x' | x, caption) / p_old(x' | x, caption).
@@ -306,6 +308,11 @@ class Draft:
     steps: int
     kind: SelectionKind = "weighted"
     reference: Reference = "none"
+
+    @property
+    def passes(self) -> int:
+        """How often a picture that is shown goes through the network, each half of guidance alone: once a step."""
+        return self.steps
 
     def walk(self, steps: int) -> Walk:
         """Which of so many steps are walked.
@@ -334,9 +341,14 @@ class Refl:
     earliest: float
     kind: SelectionKind = "weighted"
     reference: Reference = "none"
+    passes: int = 1
 
     def walk(self, steps: int) -> Walk:
         return Walk(range(min(steps - 1, round(self.earliest * steps)), steps), 1, leap=True)
+
+
+PathRule: TypeAlias = Ddpo | Draft | Refl
+"""Those that learn on the path of the drawing."""
 
 
 def row_mean(values: Latents) -> PerRow:
