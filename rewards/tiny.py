@@ -4,11 +4,13 @@ They read lower-case letters, each a token.
 """
 
 import string
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from raftdiff.rewards.detection import without_scipy
 
 ENDS = ("<|startoftext|>", "<|endoftext|>")
 CLIP: Mapping[str, Any] = {
@@ -113,3 +115,50 @@ def image_reward_layout(
         **{f"{name}.bias": shape[:1] for name, shape in linear.items()},
         **{f"{name}.{kind}": (size,) for name, size in norms.items() for kind in ("weight", "bias")},
     }
+
+
+def write_mask2former(folder: Path, labels: Sequence[str], *, seed: int = 0) -> Path:
+    """An instance model on a Swin backbone, such as facebook/mask2former-swin-small-coco-instance, of these classes."""
+    from transformers import (
+        Mask2FormerConfig,
+        Mask2FormerForUniversalSegmentation,
+        Mask2FormerImageProcessor,
+        SwinConfig,
+    )
+
+    stages = [f"stage{number}" for number in range(1, 5)]
+    heads = {"depths": [1] * 4, "num_heads": [1] * 4}
+    swin = SwinConfig(image_size=32, embed_dim=8, window_size=2, out_features=stages, **heads)
+    sizes = {"feature_size": 32, "mask_feature_size": 32, "hidden_dim": 32, "num_attention_heads": 2, "num_queries": 6}
+    layers = {"encoder_layers": 1, "decoder_layers": 2, "encoder_feedforward_dim": 16, "dim_feedforward": 16}
+    names = dict(enumerate(labels))
+    config = Mask2FormerConfig(
+        backbone_config=swin, id2label=names, label2id={name: at for at, name in names.items()}, **sizes, **layers
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        with without_scipy():
+            model = Mask2FormerForUniversalSegmentation(config)
+        model.save_pretrained(folder)
+    Mask2FormerImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}).save_pretrained(folder)
+    return folder
+
+
+def write_owlv2(folder: Path, *, seed: int = 0) -> Path:
+    """A detector that is asked by words, such as google/owlv2-base-patch16-ensemble."""
+    from transformers import CLIPTokenizer, Owlv2Config, Owlv2ForObjectDetection, Owlv2ImageProcessor, Owlv2Processor
+
+    words = [*string.ascii_lowercase, *(f"{letter}</w>" for letter in string.ascii_lowercase), *ENDS]
+    tokenizer = CLIPTokenizer(vocab={word: place for place, word in enumerate(words)}, merges=[])
+    tokenizer.model_max_length = 16
+    shape = {"num_hidden_layers": 1, "num_attention_heads": 2, "hidden_size": 16, "intermediate_size": 16}
+    ends = {"bos_token_id": len(words) - 2, "eos_token_id": len(words) - 1}
+    text = {"vocab_size": len(words), "max_position_embeddings": 16, **ends, **shape}
+    vision = {"image_size": 64, "patch_size": 16, **shape}
+    config = Owlv2Config(text_config=text, vision_config=vision, projection_dim=16)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        Owlv2ForObjectDetection(config).save_pretrained(folder)
+    processor = Owlv2ImageProcessor(size={"height": 64, "width": 64})
+    Owlv2Processor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder

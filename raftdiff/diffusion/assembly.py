@@ -26,7 +26,7 @@ from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Prompt, Reader, Reward, Sampler
+from raftdiff.types import ChoosesPrompts, Prompt, Reader, Reward, Sampler
 
 
 @final
@@ -116,6 +116,9 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     )
     sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
     measures = measuring(recipe, ranker, device=str(model.device))
+    for reward, _ in ranker.rewards if training else ():
+        if isinstance(reward, ChoosesPrompts):
+            reward.check_prompts(prompts)
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
     parts = Parts(
         sampler=sampler,

@@ -25,6 +25,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "pickscore": "raftdiff.rewards.pickscore:PickScoreConfig",
         "hps": "raftdiff.rewards.hps:HpsConfig",
         "image_reward": "raftdiff.rewards.image_reward:ImageRewardConfig",
+        "geneval": "raftdiff.rewards.geneval:GenEvalConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",
