@@ -5,12 +5,12 @@ pictures.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Literal, final
+from typing import ClassVar, Literal, final
 
 import torch
 from jaxtyping import Float32
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from raftdiff.measures import signals
 from raftdiff.recipes.config import Config
@@ -25,13 +25,25 @@ class SignalConfig(Config):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward; below 0 for as little as possible."""
     target: float | None = Field(default=None, allow_inf_nan=False)
-    """The best value: the reward is then minus the distance to it. Without one, more is better."""
+    """The best value, within the signal's range: the reward is then minus the distance to it. Without one, more is
+    better."""
+    span: ClassVar[tuple[float, float]]
+    """The least and the most that the signal says of any picture."""
+
+    @field_validator("target")
+    @classmethod
+    def _within(cls, target: float | None) -> float | None:
+        least, most = cls.span
+        if target is not None and not least <= target <= most:
+            raise ValueError(f"this signal is {least:g} to {most:g} for any picture; name a value within")
+        return target
 
 
 class SharpnessConfig(SignalConfig):
     type: Literal["sharpness"] = "sharpness"
     name: str = "sharpness"
     """The column of this reward in tables and logs."""
+    span = (0, 1020)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "SignalReward":
         del device, resolve  # no model here, nor below
@@ -42,6 +54,7 @@ class ExposureConfig(SignalConfig):
     type: Literal["exposure"] = "exposure"
     name: str = "exposure"
     """The column of this reward in tables and logs."""
+    span = (0.04, 1)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "SignalReward":
         del device, resolve
@@ -52,6 +65,7 @@ class SaturationConfig(SignalConfig):
     type: Literal["saturation"] = "saturation"
     name: str = "saturation"
     """The column of this reward in tables and logs."""
+    span = (0, 1)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "SignalReward":
         del device, resolve
@@ -62,6 +76,7 @@ class EdgeDensityConfig(SignalConfig):
     type: Literal["edge_density"] = "edge_density"
     name: str = "edge_density"
     """The column of this reward in tables and logs."""
+    span = (0, 1)
     threshold: float = Field(default=signals.EDGE, ge=0, le=1)
     """What counts as an edge: a step of so much of the way from black to white, over one pixel."""
 
@@ -75,6 +90,7 @@ class ColourEntropyConfig(SignalConfig):
     type: Literal["colour_entropy"] = "colour_entropy"
     name: str = "colour_entropy"
     """The column of this reward in tables and logs."""
+    span = (0, 9)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "SignalReward":
         del device, resolve

@@ -117,7 +117,7 @@ def load_recipe(name: str, overrides: Sequence[str] = ()) -> Recipe:
     prompts = inline(recipe.prompts, path.parent)
     if not prompts.captions and (known := [one for it in samplers(recipe) for one in _own_prompts(it)]):
         prompts = prompts.model_copy(update={"captions": list({str(one): one for one in known}.values())})
-    held_out = inline(recipe.evaluation.prompts, path.parent)
+    held_out = inline(recipe.evaluation.prompts, path.parent, "evaluation.prompts")
     evaluation = recipe.evaluation.model_copy(update={"prompts": held_out})
     recipe = recipe.model_copy(update={"prompts": prompts, "evaluation": evaluation})
     _check(recipe)

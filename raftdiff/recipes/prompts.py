@@ -66,17 +66,20 @@ class PromptsConfig(Config):
     sampler read: the ablation."""
 
 
-def inline(config: PromptsConfig, folder: Path) -> PromptsConfig:
-    """The same prompts, held in the config itself instead of in a file.
+def inline(config: PromptsConfig, folder: Path, key: str = "prompts") -> PromptsConfig:
+    """The same prompts, held in the config itself instead of in a file; ``key`` is where they stand in the recipe.
+
+    Captions that stand there more than once are told, here and in ``read_captions``: once, whoever builds them.
 
     Raises:
         UserError: the file is missing, empty, or wrong in a line.
     """
     if config.file is None:
+        _tell_repeated(f"{key}.captions", config.captions)
         return config
     if config.captions:
-        raise UserError("prompts: 'file' and 'captions' are both given; keep one of the two.")
-    found = find_file(config.file, folder, "prompts.file")
+        raise UserError(f"{key}: 'file' and 'captions' are both given; keep one of the two.")
+    found = find_file(config.file, folder, f"{key}.file")
     return config.model_copy(update={"file": None, "captions": read_captions(found)})
 
 
@@ -111,6 +114,12 @@ def read_captions(path: Path) -> list[str | dict[str, Any]]:
     Raises:
         UserError: as ``rows.read_file``; a row has no caption, or one of its texts is none; with file and line.
     """
+    found = _captions(path)
+    _tell_repeated(str(path), found)
+    return found
+
+
+def _captions(path: Path) -> list[str | dict[str, Any]]:
     rows = read_file(path, pictures=False)
     if kind(path) == ".txt" and not path.is_dir():
         return [_checked(row.where, row.columns)["caption"] for row in rows]
@@ -188,7 +197,6 @@ def build(config: PromptsConfig) -> list[Prompt]:
     ids = made_ids([row.get("id") for row in held], captions)
     check_ids(ids)
     _check_files(ids)
-    _tell_repeated([caption for caption, row in zip(captions, held, strict=True) if not row.get("id")])
     return [_prompt(config, place, name, row) for place, (name, row) in enumerate(zip(ids, held, strict=True))]
 
 
@@ -200,12 +208,14 @@ def _prompt(config: PromptsConfig, place: int, name: str, row: Mapping[str, Any]
     return Prompt(name, caption, sampling, learning, row.get("negative", config.negative), meta)
 
 
-def _tell_repeated(captions: Sequence[str]) -> None:
+def _tell_repeated(where: str, rows: Sequence[str | Mapping[str, Any]]) -> None:
+    """Say which captions stand in a file, or in a recipe, more than once; those with ids of their own are meant."""
+    named = [{"caption": row} if isinstance(row, str) else _known(row) for row in rows]
+    captions = [str(row["caption"]).strip() for row in named if row.get("caption") and not row.get("id")]
     if repeated := [caption for caption, count in Counter(captions).items() if count > 1]:
         some = f"{len(repeated)} captions stand" if len(repeated) > 1 else "a caption stands"
         warnings.warn(
-            f"prompts: {some} more than once ('{repeated[0]}'); each is asked as often as it stands.",
-            stacklevel=3,
+            f"{where}: {some} more than once ('{repeated[0]}'); each is asked as often as it stands.", stacklevel=3
         )
 
 

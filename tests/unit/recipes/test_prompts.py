@@ -255,6 +255,15 @@ def test_captions_that_slug_alike_get_numbered_ids() -> None:
     assert ids == ["a-cat", "a-cat-2", "a-cat-3", "c-logo", "c-logo-2", "Dog", "dog-2"]
 
 
-def test_a_caption_that_stands_twice_is_asked_twice_and_said() -> None:
-    with pytest.warns(UserWarning, match=r"a caption stands more than once \('a cat'\)"):
-        assert [prompt.id for prompt in build(PromptsConfig(captions=["a cat", "a cat"]))] == ["a-cat", "a-cat-2"]
+def test_a_caption_that_stands_twice_is_asked_twice_and_said_once_with_its_place(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("a cat\na dog\na cat\n")
+    with pytest.warns(UserWarning, match="more than once") as told:
+        config = inline(PromptsConfig(file="p.txt"), tmp_path)
+    assert [prompt.id for prompt in build(config)] == ["a-cat", "a-dog", "a-cat-2"]  # and nothing more is said
+    sentence = "a caption stands more than once ('a cat'); each is asked as often as it stands."
+    assert [str(one.message) for one in told] == [f"{tmp_path / 'p.txt'}: {sentence}"]
+    with pytest.warns(
+        UserWarning, match=r"^evaluation\.prompts\.captions: a caption stands more than once \('a cat'\)"
+    ):
+        inline(PromptsConfig(captions=["a cat", {"prompt": "a cat "}]), tmp_path, "evaluation.prompts")
+    inline(PromptsConfig(captions=[{"caption": "a cat", "id": "a"}, {"caption": "a cat", "id": "b"}]), tmp_path)

@@ -49,3 +49,18 @@ def test_the_threshold_of_an_edge_is_a_share() -> None:
     assert float(some.sum()) > float(none.sum())
     with pytest.raises(UserError, match="threshold"):
         built("edge_density", threshold=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "target", "told"),
+    [
+        ("sharpness", -1, "0 to 1020"),
+        ("exposure", 0, "0.04 to 1"),
+        ("saturation", 5, "0 to 1"),
+        ("edge_density", 1.01, "0 to 1"),
+        ("colour_entropy", 9.5, "0 to 9"),
+    ],
+)
+def test_a_target_that_no_picture_can_reach_is_a_sentence(name: str, target: float, told: str) -> None:
+    with pytest.raises(UserError, match=f"target: this signal is {told} for any picture; name a value within"):
+        built(name, target=target)
