@@ -9,7 +9,6 @@ import hashlib
 import io
 import json
 import math
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, final
@@ -20,7 +19,7 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field, model_validator
 
-from raftdiff.chat.kept import KeptReplies
+from raftdiff.chat.kept import Remembered
 from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
@@ -32,8 +31,6 @@ TOKEN = "RAFTDIFF_REWARD_TOKEN"
 """The environment variable that holds the token, on both sides."""
 MODES = ("1", "L", "LA", "P", "RGB", "RGBA")
 """Pictures that PNG holds as they are."""
-REMEMBERED = 2**17
-"""Scores that a client keeps."""
 Media = Literal["picture", "text"]
 Ask = Callable[[str, Mapping[str, Any]], Any]
 """What a server answers to a request at a path."""
@@ -122,12 +119,11 @@ class RemoteReward:
         self._media: Media = told["media"]
         self.whole_prompts = told.get("whole_prompts") is True
         self._mark = hashlib.sha256(f"{where} {told.get('digest')}".encode()).digest()
-        self._known: OrderedDict[str, list[float]] = OrderedDict()
-        self._kept: KeptReplies | None = None
+        self._known = Remembered()
 
     def keep_replies(self, file: Path) -> None:
         """Keep scores in ``file`` from now on, and ask for none that is there."""
-        self._kept = KeptReplies(file)
+        self._known.keep(file)
 
     def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
         if wrong := [one for one in samples if isinstance(one.media, str) != (self._media == "text")]:
@@ -163,26 +159,16 @@ class RemoteReward:
         values = iter(numbers([np.nan if it is None else it for it in told], len(places), self._who).tolist())
         found = {mark: [next(values) for _ in several] for mark, several in some.items()}
         for mark, said in found.items():
-            self._remember(mark, said)
-            if self._kept:
-                self._kept.add(mark, json.dumps([None if math.isnan(it) else it for it in said]))
+            self._known.add(mark, json.dumps([None if math.isnan(it) else it for it in said]))
         return found
 
     def _remembered(self, mark: str, count: int) -> list[float] | None:
-        if mark in self._known:
-            self._known.move_to_end(mark)
-            return self._known[mark]
         with contextlib.suppress(ValueError, TypeError, RecursionError):  # somebody's edit is asked for again
-            told = json.loads(self._kept.get(mark) or "") if self._kept else []
+            told = json.loads(self._known.get(mark) or "")
             said = [math.nan if it is None else float(it) for it in told]
             if len(said) == count:
                 return said
         return None
-
-    def _remember(self, mark: str, said: list[float]) -> None:
-        self._known[mark] = said
-        while len(self._known) > REMEMBERED:
-            self._known.popitem(last=False)
 
     def _marked(self, rows: Sequence[Mapping[str, Any]]) -> str:
         digest = hashlib.sha256(self._mark)

@@ -19,6 +19,14 @@ CLIP: Mapping[str, Any] = {
     "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 """A model of open_clip's, as its configurations describe them."""
+SHAPE = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
+ANSWERS = ("Yes", "yes", "No", "no", "two", "Two")
+VLM_TOKENS = ("<|im_start|>", "<|im_end|>", "<image>", "<fake_token_around_image>", "<global-img>")
+QWEN_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+TEMPLATE = """{% for turn in messages %}<|im_start|>{{ turn['role'] }}
+{% for part in turn['content'] %}{{ 'IMAGE' if part['type'] == 'image' else part['text'] }}{% endfor %}<|im_end|>
+{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant
+{% endif %}"""
 
 
 def write_pickscore(folder: Path, *, seed: int = 0) -> Path:
@@ -161,4 +169,72 @@ def write_owlv2(folder: Path, *, seed: int = 0) -> Path:
         Owlv2ForObjectDetection(config).save_pretrained(folder)
     processor = Owlv2ImageProcessor(size={"height": 64, "width": 64})
     Owlv2Processor(image_processor=processor, tokenizer=tokenizer).save_pretrained(folder)
+    return folder
+
+
+def write_smolvlm(folder: Path, *, seed: int = 0) -> Path:
+    """An Idefics3 model, as SmolVLM is one: pictures of 64 pixels in four parts of 32, and as a whole."""
+    from transformers import Idefics3Config, Idefics3ForConditionalGeneration, Idefics3ImageProcessor, Idefics3Processor
+
+    tokenizer = _bytes(VLM_TOKENS)
+    config = Idefics3Config(
+        image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
+        text_config={"model_type": "llama", **_llama(tokenizer)},
+        vision_config={**SHAPE, "image_size": 32, "patch_size": 8},
+        scale_factor=2,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    pictures = Idefics3ImageProcessor(size={"longest_edge": 64}, max_image_size={"longest_edge": 32})
+    template = TEMPLATE.replace("IMAGE", "<image>")
+    processor = Idefics3Processor(pictures, tokenizer, image_seq_len=4, chat_template=template)
+    return _write_vlm(folder, Idefics3ForConditionalGeneration, config, processor, seed)
+
+
+def write_qwen2_vl(folder: Path, *, seed: int = 0) -> Path:
+    """A Qwen2-VL model: pictures in parts of 16 pixels, as many as there are."""
+    from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor
+    from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
+
+    tokenizer = _bytes(QWEN_TOKENS)
+    numbers = {f"{it}_token_id": tokenizer.convert_tokens_to_ids(f"<|{it}|>") for it in ("vision_start", "vision_end")}
+    numbers |= {f"{it}_token_id": tokenizer.convert_tokens_to_ids(f"<|{it}_pad|>") for it in ("image", "video")}
+    turning = {"rope_type": "default", "rope_theta": 10_000.0, "mrope_section": [2, 3, 3]}
+    vision = {"depth": 2, "embed_dim": 32, "hidden_size": 32, "num_heads": 2, "patch_size": 8, "mlp_ratio": 2}
+    ends = {"bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.pad_token_id}
+    text = {**_llama(tokenizer), **ends, "rope_parameters": turning}
+    config = Qwen2VLConfig(text_config=text, vision_config=vision, **numbers)
+    pictures = Qwen2VLImageProcessor(patch_size=8, min_pixels=16**2, max_pixels=64**2)
+    template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
+    processor = Qwen2VLProcessor(pictures, tokenizer, Qwen2VLVideoProcessor(patch_size=8), chat_template=template)
+    return _write_vlm(folder, Qwen2VLForConditionalGeneration, config, processor, seed)
+
+
+def _llama(tokenizer: Any) -> dict[str, Any]:
+    return {**SHAPE, "num_key_value_heads": 2, "vocab_size": len(tokenizer), "max_position_embeddings": 4096}
+
+
+def _bytes(special: tuple[str, ...]) -> Any:
+    """A tokenizer of single bytes, but for a few answers, each a token, with a space before it and without."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    merges = [(word[:end], word[end]) for word in ANSWERS for end in range(1, len(word))]
+    merges = list(dict.fromkeys([*merges, *(("Ġ", word) for word in ANSWERS)]))
+    words = list(dict.fromkeys([*sorted(pre_tokenizers.ByteLevel.alphabet()), *map("".join, merges)]))
+    bytewise = Tokenizer(models.BPE({word: place for place, word in enumerate(words)}, merges))
+    bytewise.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    bytewise.decoder = decoders.ByteLevel()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=bytewise, eos_token="<|im_end|>", pad_token="<|im_end|>")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(special)})
+    return tokenizer
+
+
+def _write_vlm(folder: Path, kind: Any, config: Any, processor: Any, seed: int) -> Path:
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config)
+    for weight in model.parameters():  # so that pictures and questions tell
+        weight.data.mul_(4 if weight.ndim > 1 else 1)
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
     return folder

@@ -3,8 +3,12 @@
 import contextlib
 import json
 import threading
+from collections import OrderedDict
 from pathlib import Path
 from typing import final
+
+MOST = 2**17
+"""Replies that are held in memory."""
 
 
 @final
@@ -29,3 +33,33 @@ class KeptReplies:
             self._found[mark] = reply
             start = b"\n" if file.tell() else b""  # ends what was cut short
             file.write(start + json.dumps({"mark": mark, "reply": reply}).encode())
+
+
+@final
+class Remembered:
+    """Replies by the marks of their questions: the latest in memory, from ``keep`` on all of them in a file too.
+    Several threads may use it."""
+
+    def __init__(self, most: int = MOST) -> None:
+        self._most, self._lock = most, threading.Lock()
+        self._said: OrderedDict[str, str] = OrderedDict()
+        self._kept: KeptReplies | None = None
+
+    def keep(self, file: Path) -> None:
+        """Keep replies in ``file`` from now on, and know those that are there."""
+        self._kept = KeptReplies(file)
+
+    def get(self, mark: str) -> str | None:
+        with self._lock:
+            if mark in self._said:
+                self._said.move_to_end(mark)
+                return self._said[mark]
+        return self._kept.get(mark) if self._kept else None
+
+    def add(self, mark: str, reply: str) -> None:
+        with self._lock:
+            self._said[mark] = reply
+            while len(self._said) > self._most:
+                self._said.popitem(last=False)
+        if self._kept:
+            self._kept.add(mark, reply)

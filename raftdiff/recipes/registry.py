@@ -26,6 +26,8 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "hps": "raftdiff.rewards.hps:HpsConfig",
         "image_reward": "raftdiff.rewards.image_reward:ImageRewardConfig",
         "geneval": "raftdiff.rewards.geneval:GenEvalConfig",
+        "vqa": "raftdiff.rewards.vqa:VqaConfig",
+        "soft_tifa": "raftdiff.rewards.soft_tifa:SoftTifaConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",

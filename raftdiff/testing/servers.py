@@ -12,13 +12,20 @@ from raftdiff.chat.server import Reply
 
 @contextmanager
 def chat_server(reply: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
-    """An OpenAI-compatible server on the loopback address whose answer to each request, given as it came, is what
-    ``reply`` makes of it. Yields its address, ``base_url``; within, several may ask at once."""
+    """An OpenAI-compatible server on the loopback address that says to each request what ``reply`` makes of it. Yields
+    its address, ``base_url``; within, several may ask at once."""
+    with server(lambda asked: {"choices": [{"message": {"content": reply(asked)}}]}) as url:
+        yield url
+
+
+@contextmanager
+def server(reply: Callable[[Mapping[str, Any]], Any]) -> Iterator[str]:
+    """The same, of which ``reply`` makes the whole answer, as JSON."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            data = json.dumps({"choices": [{"message": {"content": reply(asked)}}]}).encode()
+            data = json.dumps(reply(asked)).encode()
             self.send_response(200)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
@@ -27,13 +34,13 @@ def chat_server(reply: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
         def log_message(self, *args: Any) -> None:
             del args
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     try:
-        yield f"http://127.0.0.1:{server.server_port}/v1"
+        yield f"http://127.0.0.1:{running.server_port}/v1"
     finally:
-        server.shutdown()
-        server.server_close()
+        running.shutdown()
+        running.server_close()
 
 
 @final

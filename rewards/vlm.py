@@ -1,0 +1,221 @@
+"""A vision-language model of transformers, asked about pictures: how probable is each first token of its answer?
+
+Any that ``AutoModelForImageTextToText`` reads and that has a chat template: SmolVLM, Qwen2-VL to Qwen3-VL, Gemma 3,
+LLaVA, InternVL. Its weights are safetensors, and no code of theirs is run.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
+from itertools import groupby
+from pathlib import Path
+from typing import Any, final
+from weakref import WeakValueDictionary
+
+import torch
+from jaxtyping import Float32
+from pydantic import Field, model_validator
+
+from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
+from raftdiff.errors import Need, UserError
+from raftdiff.measures.pictures import on_paper
+from raftdiff.recipes.config import Config
+from raftdiff.recipes.needs import model_at
+from raftdiff.rewards.clip_weights import Precision
+from raftdiff.rewards.questions import THINKING, Question, Vlm, spellings
+from raftdiff.rewards.vlm_server import ServedVlm
+from raftdiff.training.weights import loaded, reading
+
+WHERE = "It takes a folder or a hub id, such as HuggingFaceTB/SmolVLM-500M-Instruct, or with 'server' its model's name."
+
+
+class VlmConfig(Config):
+    """Which model is asked, here or behind a server."""
+
+    model: str
+    """The folder or hub id of a vision-language model of transformers, such as Qwen/Qwen3-VL-8B-Instruct; with `server`
+    the name that it has there."""
+    server: str | None = None
+    """Address of an OpenAI-compatible server that is asked instead, for example http://127.0.0.1:8000/v1. It must tell
+    log-probabilities, as vLLM, SGLang and llama.cpp do."""
+    api_key_env: str | None = None
+    """Of a server: the environment variable that holds the key, for example OPENAI_API_KEY; never the key itself."""
+    timeout: float = Field(default=120.0, gt=0)
+    """Of a server: seconds without a byte before a try counts as failed."""
+    retries: int = Field(default=4, ge=0)
+    """Of a server: further tries, after pauses that double."""
+    workers: int = Field(default=8, ge=1)
+    """Of a server: requests at a time."""
+    extra: dict[str, Any] = Field(default_factory=dict)
+    """Of a server: further keys of the request, for example chat_template_kwargs."""
+    dtype: Precision = "float32"
+    """Precision of a model here: float32, bfloat16 or float16."""
+    batch_size: int = Field(default=8, ge=1)
+    """Pictures per forward of a model here."""
+
+    @model_validator(mode="after")  # not of the field: its mistakes are told with the value, which may be a key
+    def _key_by_name(self) -> "VlmConfig":
+        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
+            raise ValueError(NO_VARIABLE)
+        return self
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        if self.server is None:
+            yield from model_at("model", resolve(self.model), where=WHERE)
+            return
+        try:
+            key_in(self.api_key_env)
+        except UserError as error:
+            yield Need("api_key_env", str(error).removeprefix("api_key_env: "))
+
+    def vlm(self, device: str, resolve: Callable[[str], str]) -> Vlm:
+        """
+        Raises:
+            UserError: the model cannot be read, or the address or the key's variable cannot be used.
+        """
+        if self.server is None:
+            return LocalVlm(load(resolve(self.model), device, self.dtype), batch_size=self.batch_size)
+        check_address(self.server)
+        key_in(self.api_key_env)
+        ask = partial(
+            post,
+            self.server,
+            "chat/completions",
+            api_key_env=self.api_key_env,
+            timeout=self.timeout,
+            retries=self.retries,
+        )
+        return ServedVlm(ask, where=self.server, model=self.model, extra=self.extra, workers=self.workers)
+
+
+@final
+class Network:
+    """A model and its processor, which turns pictures and texts into what the model reads."""
+
+    def __init__(self, model: Any, processor: Any, name: str) -> None:
+        self.model, self.processor, self.name = model, processor, name
+
+
+@final
+class LocalVlm:
+    """What a model in this process says.
+
+    The picture comes before the question in one turn of a user, in the model's own chat template, and the probabilities
+    are those of the first token of the assistant's, by softmax over the whole vocabulary in float32. Only questions of
+    one length about pictures of one size go through the network together, so that nothing is padded and what is said of
+    a picture does not depend on its companions, but for rounding.
+
+    Raises:
+        UserError: the model has no chat template, thinks before it answers, or has no single token for an answer; or a
+            question holds a token that steers the model.
+    """
+
+    def __init__(self, network: Network, *, batch_size: int = 8) -> None:
+        self._network, self._batch_size = network, batch_size
+        self._known: dict[str, list[int]] = {}
+
+    def probabilities(self, questions: Sequence[Question]) -> Float32[torch.Tensor, " questions"]:
+        """See ``questions.Vlm``."""
+        answers = [self._tokens(question.answer) for question in questions]
+        texts = {text: self._length(text) for text in {question.text for question in questions}}
+        alike = [(question.picture.size, texts[question.text]) for question in questions]
+        order = sorted(range(len(questions)), key=lambda place: (alike[place], questions[place].text))
+        found = torch.zeros(len(questions))
+        for _, group in groupby(order, key=alike.__getitem__):
+            places = list(group)
+            for start in range(0, len(places), self._batch_size):
+                some = places[start : start + self._batch_size]
+                said = self._first([questions[place] for place in some])
+                for place, probabilities in zip(some, said, strict=True):
+                    found[place] = probabilities[answers[place]].sum()
+        return found
+
+    def _first(self, questions: Sequence[Question]) -> Float32[torch.Tensor, "questions vocabulary"]:
+        """The probabilities of all tokens as the first of the answers, on the CPU."""
+        asked = [[_turn(question.text, on_paper(question.picture))] for question in questions]
+        model = self._network.model
+        with reading(f"{self._network.name} could not read a picture"):
+            inputs = self._rendered(asked, tokenize=True, return_dict=True, return_tensors="pt")
+        inputs = inputs.to(model.device, model.dtype)  # of floats alone the dtype
+        with torch.no_grad():
+            logits: torch.Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits.float().softmax(dim=-1).cpu()
+
+    def _length(self, text: str) -> int:
+        """Tokens of a question in its template, the picture one of them."""
+        tokenizer = self._network.processor.tokenizer
+        steering = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+        if held := sorted(token for token in steering if token in text):
+            raise UserError(
+                f"A question to {self._network.name} holds '{held[0]}', which steers the model: {text} Take it out of "
+                "the prompt."
+            )
+        with reading(f"{self._network.name} has no chat template that can be used", "Take an instruction-tuned model."):
+            rendered = self._rendered([_turn(text, None)], tokenize=False)
+        if rendered.rstrip().endswith(f"{THINKING}>"):
+            raise UserError(f"{self._network.name} thinks before it answers. Take an instruct model that does not.")
+        return len(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+    def _rendered(self, turns: Any, **options: Any) -> Any:
+        """In the model's chat template, up to where its answer begins."""
+        processor = self._network.processor
+        if "enable_thinking" in str(processor.chat_template):
+            options["enable_thinking"] = False
+        return processor.apply_chat_template(turns, add_generation_prompt=True, **options)
+
+    def _tokens(self, answer: str) -> list[int]:
+        """Of an answer's spellings those that are one token."""
+        if answer not in self._known:
+            tokenizer = self._network.processor.tokenizer
+            read = [tokenizer(one, add_special_tokens=False).input_ids for one in spellings(answer)]
+            self._known[answer] = sorted({ids[0] for ids in read if len(ids) == 1} - {tokenizer.unk_token_id})
+        if not self._known[answer]:
+            raise UserError(
+                f"{self._network.name} has no single token for the answer '{answer}', whose probability is read from "
+                "the first token. Ask so that the answer is yes, no, or a number up to ten."
+            )
+        return self._known[answer]
+
+
+def _turn(text: str, picture: Any) -> dict[str, Any]:
+    image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
+    return {"role": "user", "content": [image, {"type": "text", "text": text}]}
+
+
+_networks: WeakValueDictionary[tuple[str, str, Precision], Network] = WeakValueDictionary()
+"""Weak, so that a network leaves memory with the last reward that uses it."""
+
+
+def load(where: str, device: str = "cpu", dtype: Precision = "float32") -> Network:
+    """The model in a folder or on the hub, read on first use and shared from then on.
+
+    Raises:
+        UserError: it is not there, no vision-language model, lacks weights, or has none in safetensors.
+    """
+    from transformers import (
+        MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+        AutoConfig,
+        AutoModelForImageTextToText,
+        AutoProcessor,
+    )
+
+    folder = Path(where).expanduser()
+    key = (str(folder.resolve()) if folder.is_dir() else where, device, dtype)
+    network = _networks.get(key)
+    if network is None:
+        name = f"The vision-language model '{where}'"
+        for need in model_at("model", where, where=WHERE):
+            if not need.fetched:
+                raise UserError(f"{name}: {need.sentence}")
+        safe: Mapping[str, Any] = {"trust_remote_code": False}
+        with reading(f"{name} has no configuration that can be read"):
+            config = AutoConfig.from_pretrained(key[0], **safe)
+        if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+            raise UserError(f"{name} is a model of the type '{config.model_type}', which answers no questions. {WHERE}")
+        with reading(f"{name} has no processor that can be read"):
+            processor = AutoProcessor.from_pretrained(key[0], **safe)
+        options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **safe}
+        model = loaded(name, AutoModelForImageTextToText, key[0], **options)
+        model = model.eval().requires_grad_(False).to(device)
+        network = _networks[key] = Network(model, processor, name)
+    return network

@@ -1,0 +1,121 @@
+"""A vision-language model behind an OpenAI-compatible server: the probabilities of the first token of its answers."""
+
+import contextlib
+import hashlib
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, final
+
+import torch
+from jaxtyping import Float32
+
+from raftdiff.chat.kept import Remembered
+from raftdiff.chat.threads import concurrently
+from raftdiff.errors import UserError
+from raftdiff.measures.pictures import on_paper
+from raftdiff.rewards.questions import THINKING, Question, spellings
+from raftdiff.rewards.remote import png
+
+TOP = 20
+"""Tokens whose probabilities are asked for: the most that OpenAI and vLLM tell."""
+REMEMBERED = 2**15
+"""Replies in memory, about a kilobyte each."""
+Tops = list[tuple[str, float]]
+"""The likeliest first tokens, with their log-probabilities."""
+
+
+@final
+class ServedVlm:
+    """What a model behind ``chat/completions`` says, asked for one token with ``logprobs``.
+
+    A picture goes over the line as PNG in a data URL, to the pixel. Of the answer's spellings those among the 20
+    likeliest first tokens count; the others count 0. Each question about a picture is asked once and remembered, within
+    a round on disk too.
+
+    Args:
+        ask: what the server answers to a request's body.
+        where: its address, for sentences.
+        model: its name for the model.
+        extra: further keys of the request.
+
+    Raises:
+        UserError: nobody answers, or without log-probabilities.
+    """
+
+    def __init__(
+        self,
+        ask: Callable[[Mapping[str, Any]], Any],
+        *,
+        where: str,
+        model: str,
+        extra: Mapping[str, Any] | None = None,
+        workers: int = 8,
+    ) -> None:
+        self._ask, self._where, self._workers = ask, where, workers
+        self._settings = {"model": model, "max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP}
+        self._settings |= extra or {}
+        self._known = Remembered(REMEMBERED)
+
+    def keep_replies(self, file: Path) -> None:
+        """Keep replies in ``file`` from now on, and ask for none that is there."""
+        self._known.keep(file)
+
+    def probabilities(self, questions: Sequence[Question]) -> Float32[torch.Tensor, " questions"]:
+        """See ``questions.Vlm``."""
+        told = concurrently(self._tops, questions, self._workers)
+        found = [probability(tops, question.answer) for tops, question in zip(told, questions, strict=True)]
+        return torch.tensor(found, dtype=torch.float32)
+
+    def _tops(self, question: Question) -> Tops:
+        url = f"data:image/png;base64,{png(on_paper(question.picture))}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
+        body = {**self._settings, "messages": [{"role": "user", "content": content}]}
+        mark = hashlib.sha256(json.dumps([self._where, body], sort_keys=True).encode()).hexdigest()[:32]
+        with contextlib.suppress(ValueError, TypeError, RecursionError):  # somebody's edit is asked for again
+            return [(str(token), float(logarithm)) for token, logarithm in json.loads(self._known.get(mark) or "")]
+        tops = likeliest(self._ask(body), self._where)
+        self._known.add(mark, json.dumps(tops))
+        return tops
+
+
+def likeliest(reply: Any, where: str) -> Tops:
+    """The first token's candidates in a reply of ``chat/completions``.
+
+    Raises:
+        UserError: there are none, or the answer begins with a thought.
+    """
+    try:
+        first = reply["choices"][0]["logprobs"]["content"][0]
+        tops = [(one["token"], one["logprob"]) for one in first["top_logprobs"]]
+        said = first["token"]
+    except (TypeError, KeyError, IndexError):
+        tops, said = [], ""
+    if not tops or not all(isinstance(token, str) and _is_logarithm(value) for token, value in tops):
+        raise UserError(
+            f"The server at {where} sent a reply without choices[0].logprobs.content[0].top_logprobs, from which the "
+            "answer's probability is read. vLLM, SGLang, llama.cpp and OpenAI tell them; is the model a chat model "
+            "with vision?"
+        )
+    if str(said).strip().startswith(THINKING):
+        raise UserError(
+            f"The model behind {where} begins its answer with '{str(said).strip()}'. Take one that does not think, or "
+            "tell its template: extra: {chat_template_kwargs: {enable_thinking: false}}."
+        )
+    return tops
+
+
+def probability(tops: Tops, answer: str) -> float:
+    """The sum over the answer's spellings among the likeliest tokens.
+
+    >>> round(probability([("Yes", -0.6931), ("No", -1.3863), (" yes", -2.0794)], "yes"), 3)
+    0.625
+    """
+    wanted = spellings(answer)
+    return min(1.0, math.fsum(math.exp(logarithm) for token, logarithm in tops if token in wanted))
+
+
+def _is_logarithm(value: Any) -> bool:
+    """Of a probability; a server may round one of 1 up."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and value <= 1e-3
