@@ -2,7 +2,6 @@
 
 import argparse
 import json
-import math
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -12,6 +11,7 @@ from typing import Any
 from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, prepared, run_to_read, tell_once
 from raftdiff.cli.opening import chosen_round
+from raftdiff.cli.options import strengths
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.comparison import compare, compare_over, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
@@ -45,14 +45,22 @@ FREE = (
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    run, recipe = run_to_read(args, free=FREE)
     if args.name in ("before", "after"):
         raise UserError(f"--name {args.name}: eval/{args.name} holds pictures already; choose another name.")
     if args.name is not None and not re.fullmatch(r"[A-Za-z0-9_-]+", args.name):
         raise UserError(f"--name '{args.name}': use letters, digits, '_' and '-'; it names a folder within the run.")
+    guidance = strengths(args.guidance)
+    if args.benchmark is not None:
+        from raftdiff.cli.pictures.benchmarks import benchmark
+
+        benchmark(args, free=FREE, guidance=guidance)
+        return
+    if args.reward or args.out is not None:
+        given = "--reward" if args.reward else "--out"
+        raise UserError(f"{given} goes with --benchmark; a run is evaluated by its own rewards, and that lies in it.")
+    run, recipe = run_to_read(args, free=FREE)
     if args.steps is not None and not isinstance(recipe, Recipe):
         raise UserError("--steps is for pictures; how answers are drawn is changed with evaluation.decoding.")
-    guidance = strengths(args.guidance)
     if guidance and not isinstance(recipe, Recipe):
         raise UserError("--guidance is for pictures; answers have none.")
     if args.steps is not None and isinstance(recipe, Recipe):
@@ -68,23 +76,6 @@ def evaluate(args: argparse.Namespace) -> None:
     else:
         show(result)
         print(f"\nreport: {report}")
-
-
-def strengths(text: str | None) -> tuple[float, ...]:
-    """
-    Raises:
-        UserError: they are no numbers from 0 on with commas between.
-    """
-    if text is None:
-        return ()
-    wrong = f"--guidance '{text}': give strengths from 0 on with commas between, such as --guidance 1,2,3."
-    try:
-        found = tuple(float(part) for part in text.split(","))
-    except ValueError:
-        raise UserError(wrong) from None
-    if not all(0 <= strength < math.inf for strength in found):
-        raise UserError(wrong)
-    return found
 
 
 def measure(

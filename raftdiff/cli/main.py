@@ -87,11 +87,30 @@ def _stages(commands: Commands) -> None:
 def _results(commands: Commands) -> None:
     """What a run came to."""
     evaluate = add_command(commands, "eval", "evaluate:evaluate", "before and after on prompts, same seeds")
-    add_recipe(evaluate, metavar="RUN")
+    add_recipe(evaluate, metavar="RUN|MODEL|FOLDER")
     evaluate.add_argument(
-        "--prompts", metavar="FILE", help="a prompt file, or 'training' for the run's own; held-out ones by default"
+        "--benchmark",
+        metavar="NAME",
+        help="geneval, parti, compbench, hpsv2, imagereward or pick-a-pic: figures by category and a table for papers, "
+        "of a run, and also of a model or of a folder of pictures in its place",
     )
-    evaluate.add_argument("--samples", type=from_one, metavar="N", help="pictures per prompt; the recipe's by default")
+    evaluate.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt file, the benchmark's for one, or 'training' for the run's own; held-out ones by default",
+    )
+    evaluate.add_argument(
+        "--samples", type=from_one, metavar="N", help="pictures per prompt; the recipe's or benchmark's by default"
+    )
+    evaluate.add_argument(
+        "--reward",
+        action="append",
+        metavar="NAME[:key=value,...]",
+        help="with --benchmark: what scores it, as for rank, in place of the recipe's rewards",
+    )
+    evaluate.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="with --benchmark, of a model or a folder; default: NAME-BENCHMARK"
+    )
     evaluate.add_argument("--steps", type=from_one, metavar="N", help="sampling steps; the recipe's by default")
     evaluate.add_argument("--guidance", metavar="W,W", help="draw with each, such as 1,2,3: each model at its best")
     evaluate.add_argument(

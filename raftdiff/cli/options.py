@@ -1,13 +1,17 @@
 """What the commands' parsers are made of."""
 
 import argparse
+import math
 from pathlib import Path
 from typing import TypeAlias
+
+from raftdiff.errors import UserError
 
 Commands: TypeAlias = "argparse._SubParsersAction[argparse.ArgumentParser]"
 RECIPE_HELP = {
     "RECIPE": "a recipe's name or file",
     "RUN": "a run directory",
+    "RUN|MODEL|FOLDER": "a run directory; with --benchmark also a model without a run, or a folder of pictures",
     "RECIPE|RUN": "a recipe's name or file, or a run directory",
 }
 
@@ -55,3 +59,20 @@ def from_one(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
     return int(text)
+
+
+def strengths(text: str | None) -> tuple[float, ...]:
+    """
+    Raises:
+        UserError: they are no numbers from 0 on with commas between.
+    """
+    if text is None:
+        return ()
+    wrong = f"--guidance '{text}': give strengths from 0 on with commas between, such as --guidance 1,2,3."
+    try:
+        found = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise UserError(wrong) from None
+    if not all(0 <= strength < math.inf for strength in found):
+        raise UserError(wrong)
+    return found

@@ -205,8 +205,13 @@ BLANK = Unfit[Image](
 
 
 def read_by(*rankers: Ranker[Image]) -> list[Reading]:
-    """The rewards that read captions up to a limit."""
-    held = {reward.name: reward for ranker in rankers for reward, _ in ranker.rewards}
+    """The rewards of rankers that read captions up to a limit, each once."""
+    return read_by_rewards([reward for ranker in rankers for reward, _ in ranker.rewards])
+
+
+def read_by_rewards(rewards: Sequence[Reward[Image]]) -> list[Reading]:
+    """Those that read captions up to a limit."""
+    held = {reward.name: reward for reward in rewards}
     return [
         Reading(f"the reward '{name}'", reward, lambda prompt: prompt.caption)
         for name, reward in held.items()

@@ -20,7 +20,7 @@ from raftdiff.recipes.config import flat
 WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 NOTHING = hashlib.blake2b(digest_size=8).hexdigest()
 """What earlier versions put down for a folder without weights, such as one of GGUF files: no mark of anything."""
-MODELS, RUN = ("base", "model", "vae", "head", "checkpoint"), "run"
+MODELS, RUN = ("base", "model", "vae", "head", "checkpoint", "detector"), "run"
 """How the recipe keys end that name weights, or another run."""
 Flat: TypeAlias = Mapping[str, Any]
 """A recipe's leaves by dotted key."""

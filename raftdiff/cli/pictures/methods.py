@@ -5,7 +5,7 @@ import sys
 from pathlib import Path
 
 from raftdiff.cli.either import begin
-from raftdiff.cli.evaluate import strengths
+from raftdiff.cli.options import strengths
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.methods.changes import ALIKE, Trial, planned
 from raftdiff.diffusion.methods.standings import summary, written

@@ -1,0 +1,162 @@
+"""The benchmarks by name: where their prompts come from, how many there are, and what they are reduced by."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, final
+
+from raftdiff.errors import UserError, counted
+from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.types import Prompt
+
+CATEGORY = "category"
+"""The column of prompts that lie in a file for each category."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Suite:
+    """A benchmark."""
+
+    title: str
+    prompts: int
+    """As published; that a file has others is told."""
+    samples: int
+    """Pictures a prompt, as its authors draw them."""
+    source: str
+    """The published file or folder, and where it is."""
+    columns: tuple[str, ...] = ()
+    """Of the prompts, which sort them into categories; there are figures by each of them."""
+    balanced: bool = False
+    """Whether its figure is the mean over the categories, each with the same weight; else it is that of all prompts."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Of a folder with a file for each category: category -> file."""
+    reward: Mapping[str, Any] | None = None
+    """What it is scored by where nothing else is named; else by the run's own rewards, or those that the user names."""
+
+
+SUITES: Mapping[str, Suite] = {
+    "geneval": Suite(
+        "GenEval",
+        553,
+        4,
+        "evaluation_metadata.jsonl, in prompts at github.com/djghosh13/geneval",
+        columns=("tag",),
+        balanced=True,
+        reward={"type": "geneval"},
+    ),
+    "parti": Suite(
+        "PartiPrompts",
+        1632,
+        1,
+        "PartiPrompts.tsv at github.com/google-research/parti",
+        columns=("Category", "Challenge"),
+    ),
+    "compbench": Suite(
+        "T2I-CompBench",
+        2400,
+        10,
+        "the folder examples/dataset of github.com/Karine-Huang/T2I-CompBench",
+        columns=(CATEGORY,),
+        balanced=True,
+        files={
+            name: f"{name}_val.txt"
+            for name in ("color", "shape", "texture", "spatial", "3d_spatial", "numeracy", "non_spatial", "complex")
+        },
+    ),
+    "hpsv2": Suite(
+        "HPSv2",
+        3200,
+        1,
+        "the folder benchmark of the data set zhwang/HPDv2 on the hub: anime.json, concept-art.json, paintings.json"
+        " and photo.json",
+        columns=(CATEGORY,),
+        balanced=True,
+        files={name: f"{name}.json" for name in ("anime", "concept-art", "paintings", "photo")},
+    ),
+    "imagereward": Suite(
+        "ImageReward", 100, 10, "benchmark-prompts.json, in benchmark at github.com/zai-org/ImageReward"
+    ),
+    "pick-a-pic": Suite("Pick-a-Pic", 500, 1, "a file with the captions of a split of yuvalkirstain/pickapic_v1"),
+}
+"""DPG-Bench is not among them: its score is a graph of questions to a VQA model."""
+
+
+def suite(name: str) -> Suite:
+    """
+    Raises:
+        UserError: there is none of that name, or it is not scored here.
+    """
+    if name == "dpg":
+        raise UserError(
+            "--benchmark dpg: DPG-Bench scores a picture by a graph of questions that a VQA model answers, and there "
+            "is no such reward here yet. Its prompts can be evaluated without it: raftdiff eval RUN --prompts FOLDER."
+        )
+    if name not in SUITES:
+        raise UserError(f"--benchmark: '{name}' is none of {', '.join(SUITES)}.")
+    return SUITES[name]
+
+
+def rows_of(name: str, place: str | None) -> list[str | dict[str, Any]]:
+    """The prompts of a benchmark's file or folder, as rows of ``prompts.captions``; captions that stand twice once,
+    where the file gives them no other difference.
+
+    Raises:
+        UserError: none is named, it cannot be read, or a row lacks the column that it is reduced by.
+    """
+    it = suite(name)
+    if place is None:
+        raise UserError(
+            f"--benchmark {name}: name its prompts with --prompts: {it.source}. Nothing is fetched, and none ships."
+        )
+    found = find_file(place, Path(), "--prompts")
+    if it.files and found.is_dir():
+        if missing := [file for file in it.files.values() if not (found / file).is_file()]:
+            raise UserError(f"{found}: there is no {missing[0]} here, which {it.title} has; it is {it.source}.")
+        rows = [
+            {**(row if isinstance(row, dict) else {"caption": row}), CATEGORY: category}
+            for category, file in it.files.items()
+            for row in read_captions(found / file)
+        ]
+        return list(rows)
+    if it.files:
+        category = next((name for name, file in it.files.items() if file == found.name), found.stem)
+        return [
+            {CATEGORY: category, **(row if isinstance(row, dict) else {"caption": row})} for row in read_captions(found)
+        ]
+    if name == "pick-a-pic":  # a row a pair, and many pairs of a caption
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".* more than once ")
+            pairs = read_captions(found)
+        return list(dict.fromkeys(row if isinstance(row, str) else row["caption"] for row in pairs))
+    captions = read_captions(found)
+    for number, row in enumerate(captions, 1):
+        if lacking := [column for column in it.columns if not isinstance(row, dict) or not row.get(column)]:
+            raise UserError(
+                f"{found}: prompt {number} has no '{lacking[0]}', by which {it.title} is reduced. The published file "
+                f"is {it.source}."
+            )
+    return captions
+
+
+def prompts_of(name: str, rows: Sequence[str | dict[str, Any]], config: PromptsConfig) -> list[Prompt]:
+    """The prompts, with the magic and the negative prompt of ``config``."""
+    return build(config.model_copy(update={"file": None, "captions": list(rows)}))
+
+
+def told_of(name: str, prompts: int, samples: int | None = None) -> list[str]:
+    """What sets these prompts apart from the published benchmark, a sentence each."""
+    it = suite(name)
+    found = []
+    if prompts != it.prompts:
+        found.append(
+            f"{it.title} has {counted(it.prompts, 'prompt')}, and here are {prompts:,}: its figure is not comparable "
+            "with published ones."
+        )
+    if samples is not None and samples < it.samples:
+        found.append(
+            f"{it.title} is drawn with {counted(it.samples, 'picture')} a prompt, and here are {samples}: the "
+            "intervals are wider."
+        )
+    return found

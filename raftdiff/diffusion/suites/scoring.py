@@ -1,0 +1,118 @@
+"""Scores of a benchmark's pictures, batch after batch; what was said of a picture is kept, and not asked again."""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from PIL import Image
+
+from raftdiff.diffusion.suites.lying import Picture, row_of
+from raftdiff.errors import UserError, counted
+from raftdiff.measures.pictures import is_flat, opened
+from raftdiff.ranking import scores
+from raftdiff.recipes.config import digest
+from raftdiff.records.disk import append, read_appended
+from raftdiff.scoring import in_batches, sees_prompts
+from raftdiff.types import ChoosesPrompts, Prompt, Report, Reward, Sample, silent
+
+BATCH = 32
+"""Pictures that the rewards see together."""
+UNKEPT = ("callable", "remote", "labels")
+"""Rewards that may say something else tomorrow under the same settings: each is asked again."""
+
+Table = Float[np.ndarray, "prompts samples"]
+
+
+class Scorer(NamedTuple):
+    """A reward and what its scores depend on."""
+
+    reward: Reward[Image.Image]
+    settings: Mapping[str, Any]
+    """Its recipe, and the fingerprints of its weights; under them its scores are kept."""
+
+
+class Scored(NamedTuple):
+    tables: dict[str, Table]
+    """By reward; rows are the prompts, NaN where there is no picture or the reward discards it."""
+    blank: int
+    """Pictures of one colour all over. They are scored as all are: a benchmark leaves none out."""
+    pictures: int
+
+
+def score(
+    pictures: Sequence[Picture],
+    prompts: Sequence[Prompt],
+    scorers: Sequence[Scorer],
+    file: Path,
+    *,
+    report: Report = silent,
+) -> Scored:
+    """The tables of all rewards; ``file`` keeps scores as JSON lines.
+
+    Raises:
+        UserError: a picture is damaged, a reward does not know a prompt, or gives no numbers; all are of one colour.
+    """
+    for one in scorers:
+        if isinstance(one.reward, ChoosesPrompts):
+            one.reward.check_prompts(prompts)
+    row = {prompt.id: place for place, prompt in enumerate(prompts)}
+    size = (len(prompts), 1 + max((one.index for one in pictures), default=0))
+    tables = {one.reward.name: np.full(size, np.nan) for one in scorers}
+    held = {line["key"]: line["score"] for line in read_appended(file) if {"key", "score"} <= set(line)}
+    marks = {one.reward.name: digest(one.settings) for one in scorers}
+    done, blank = 0, 0
+    for places in in_batches(((one.prompt.id, one.index) for one in pictures), BATCH):
+        batch = [pictures[place] for place in places]
+        media = [opened(one.source, one.where) for one in batch]
+        blank += sum(map(is_flat, media))
+        samples = [
+            Sample(0, one.prompt, one.index, 0, "policy", picture) for one, picture in zip(batch, media, strict=True)
+        ]
+        seen = [_seen(sample) for sample in samples]
+        together = {sample.prompt.id: "" for sample in samples}
+        for sample, mark in zip(samples, seen, strict=True):
+            together[sample.prompt.id] += mark
+        lines = []
+        for one in scorers:
+            name = one.reward.name
+            whole = [together[sample.prompt.id] if sees_prompts(one.reward) else "" for sample in samples]
+            keys = [_key(marks[name], *said) for said in zip(seen, whole, strict=True)]
+            lacking = one.settings.get("type") in UNKEPT or any(key not in held for key in keys)
+            values = scores(one.reward, samples) if lacking else np.array([_read(held[key]) for key in keys])
+            for sample, key, value in zip(samples, keys, values, strict=True):
+                tables[name][row[sample.prompt.id], sample.index] = value
+                if lacking:
+                    held[key] = None if np.isnan(value) else float(value)
+                    said = {"reward": name, "prompt": sample.prompt.id, "index": sample.index}
+                    lines.append(json.dumps({"key": key, **said, "score": held[key]}) + "\n")
+        if lines:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            append(file, lines)
+        done += len(batch)
+        report(done, len(pictures))
+    if pictures and blank == len(pictures):
+        raise UserError(
+            f"All {counted(blank, 'picture')} are of one colour, as where a model computes NaN: set model.dtype to "
+            "bfloat16 or float32."
+        )
+    return Scored(tables, blank, len(pictures))
+
+
+def _seen(sample: Sample[Image.Image]) -> str:
+    """Names a picture by its pixels, with all that is known of its prompt."""
+    mark = hashlib.blake2b(digest_size=16)
+    mark.update(json.dumps([sample.media.size, row_of(sample.prompt)], sort_keys=True, default=str).encode())
+    mark.update(sample.media.tobytes())
+    return mark.hexdigest()
+
+
+def _key(reward: str, picture: str, others: str) -> str:
+    return hashlib.blake2b("-".join((reward, picture, others)).encode(), digest_size=12).hexdigest()
+
+
+def _read(value: float | None) -> float:
+    return np.nan if value is None else float(value)
