@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
-from raftdiff.scoring import demand_reward, numbers, sees_prompts
+from raftdiff.scoring import called, demand_reward, numbers, sees_prompts
 from raftdiff.types import Key, Media, Reward, Sample, Scores, Selection, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
@@ -100,16 +100,16 @@ class Ranker(Generic[Media]):
                     raw[name][row[sample.prompt.id], sample.index] = value
                     index = sample.round
         self._refuse(there, unfit)
-        for name, table in raw.items():
-            if np.isnan(table).all():
+        for reward, _ in self.rewards:
+            if np.isnan(raw[reward.name]).all():
                 raise UserError(
-                    f"The reward '{name}' is NaN (discard) for all {table.size} candidates, so there is nothing to "
-                    f"learn from. Try it on candidates that you know, with: raftdiff check-reward."
+                    f"{called(reward)} is NaN (discard) for all {there - unfit} candidates, so none is "
+                    f"better than another. Try it on candidates that you know, with: raftdiff check-reward."
                 )
         total = self.total(raw)
         if np.isnan(total).all():
             raise UserError(
-                "Every candidate is discarded by one reward or another (NaN), so there is nothing to learn from. "
+                "Every candidate is discarded by one reward or another (NaN), so none is better than another. "
                 "Give a reward that should not discard the weight 0."
             )
         return Scores(index, tuple(prompts), total, raw, unfit)
@@ -172,4 +172,4 @@ def scores(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> Float[np.
     Raises:
         UserError: it says something else than one number a sample, or infinity.
     """
-    return numbers(reward.score(samples), len(samples), f"The reward '{reward.name}'")
+    return numbers(reward.score(samples), len(samples), called(reward).rstrip(","))

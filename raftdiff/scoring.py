@@ -35,7 +35,11 @@ def numbers(returned: Any, count: int, who: str, *, kind: str = "sample") -> Flo
     """
     try:
         values = _array(returned)
-    except (TypeError, ValueError, OverflowError):
+    except OverflowError:
+        raise UserError(
+            f"{who} returned a whole number that is too large for a score. Scores are finite; NaN discards a {kind}."
+        ) from None
+    except (TypeError, ValueError):
         values = None
     if values is not None and values.shape == (count, 1):
         values = values[:, 0]
@@ -68,6 +72,12 @@ def demand_reward(reward: Any) -> None:
             f"A reward should have a name, which is a text, and score(samples), but {what} was given or built. "
             "Does build() return the reward?"
         )
+
+
+def called(reward: Any) -> str:
+    """What sentences call a reward: by its name, and where another process has it (an attribute ``where``), by that."""
+    where = getattr(reward, "where", None)
+    return f"The reward '{reward.name}'" + (f", of the server at {where}," if where else "")
 
 
 def sees_prompts(reward: Any) -> bool:

@@ -4,9 +4,11 @@ import argparse
 import errno
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
+from collections import Counter
 from collections.abc import Sequence
 from itertools import takewhile
 from pathlib import Path
@@ -33,6 +35,10 @@ start here:
 
 Recipes are YAML files; every value can be overridden: raftdiff train demo loop.rounds=5 sampler.steps=20
 """
+CONTINUES = "Nothing that was finished is lost; the same command continues."
+"""What an interrupt means to a command that writes into a run as it goes on."""
+SEVERAL = ("--reward",)
+"""Options that may be given more than once."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -227,21 +233,42 @@ def _tools(commands: Commands) -> None:
     checked.add_argument("--pictures", type=Path, metavar="FOLDER", help="pictures to try it on, instead of patterns")
 
     ranked = add_command(commands, "rank", "pictures.rank:rank_pictures", "score pictures that you have, copy the best")
-    ranked.add_argument("folder", type=Path, metavar="FOLDER", help="pictures, with captions where rewards read them")
+    ranked.add_argument(
+        "folder",
+        type=Path,
+        metavar="FOLDER",
+        help="pictures: an ImageFolder or its table, GenEval's folders, or any with captions in .txt files beside them",
+    )
     ranked.add_argument(
         "--reward",
         action="append",
         required=True,
         metavar="NAME[:key=value,...]",
-        help="such as clip:model=scene-clip,weight=0.5, or as in a recipe; several are added up",
+        help="a reward (clip, jpeg, ...) or your module:function, its options behind a colon, such as "
+        "clip:model=scene-clip,weight=0.5; or a mapping as in a recipe. Several are added up",
     )
-    ranked.add_argument("--prompts", metavar="FILE", help="a prompt file: what the pictures should show")
+    ranked.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a prompt file: what the pictures should show, in place of their own captions; a picture that is of none "
+        "of several prompts is left out",
+    )
     ranked.add_argument(
         "--top", type=from_one, default=100, metavar="N", help="pictures to copy (default: %(default)s)"
     )
-    ranked.add_argument("--per-prompt", type=from_one, metavar="N", help="of one prompt copy at most so many")
+    ranked.add_argument(
+        "--per-prompt",
+        type=from_one,
+        metavar="N",
+        help="of one prompt copy at most so many: else those that score highest anyway fill the best",
+    )
     ranked.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
-    ranked.add_argument("--out", type=Path, metavar="FOLDER", help="a new folder; default: FOLDER-ranked")
+    ranked.add_argument(
+        "--out",
+        type=Path,
+        metavar="FOLDER",
+        help="a new folder, FOLDER-ranked by default; one with something in it is refused",
+    )
 
     rewards = commands.add_parser(
         "rewards", help="serve a reward to other processes", description="Rewards apart from a run."
@@ -260,6 +287,9 @@ def _tools(commands: Commands) -> None:
     served.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
     served.add_argument("--port", type=from_one, help="default: the first free one from 7860")
 
+    for command in (plan, checked, ranked, served):
+        command.set_defaults(stopped="Nothing was written; the same command begins again.")
+
     add_command(commands, "recipes", "tools:recipes", "list the recipes that ship")
     schema = add_command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
     media = ("image", "text", "preferences", "pipeline")
@@ -268,6 +298,7 @@ def _tools(commands: Commands) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
+    stopped = CONTINUES
     console.show_all()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
@@ -279,12 +310,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not hasattr(parsed, "run"):
             parser().print_help()
             return 0
+        stopped = getattr(parsed, "stopped", CONTINUES)
         status = _run(parsed)
     except UserError as error:
         print(f"raftdiff: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("\nraftdiff: stopped. Nothing that was finished is lost; the same command continues.", file=sys.stderr)
+        print(f"\nraftdiff: stopped. {stopped}", file=sys.stderr)
         console.caught()
         return 130
     except BrokenPipeError:
@@ -321,13 +353,17 @@ def _run(parsed: argparse.Namespace) -> int | None:
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides in any order: argparse alone wants all positional words in one place."""
     top = parser()
+    words = [*takewhile(lambda word: word != "--", sys.argv[1:] if arguments is None else arguments)]
     parsed, rest = top.parse_known_args(arguments)
-    if isinstance(given := getattr(parsed, "prompts", None), list):  # of draw, which has words in place of overrides
+    given = Counter(word.partition("=")[0] for word in words if re.match("--[a-z-]+(=|$)", word))
+    if twice := next((name for name, count in given.items() if count > 1 and name not in SEVERAL), None):
+        top.error(f"argument {twice}: given {given[twice]} times; it can be given once")
+    if isinstance(asked := getattr(parsed, "prompts", None), list):  # of draw, which has words in place of overrides
         words = list(takewhile(lambda word: not word.startswith("-"), rest))
         rest = rest[len(words) :]
         if rest[:1] == ["--"]:
             words, rest = [*words, *rest[1:]], []
-        parsed.prompts = [*given, *words]
+        parsed.prompts = [*asked, *words]
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (overrides and not hasattr(parsed, "overrides")):
         top.error(f"unrecognized arguments: {' '.join(rest)}")

@@ -33,8 +33,8 @@ BATCH = 32
 """Pictures that the rewards see together; as many again are being opened meanwhile."""
 THREADS = 2
 """That open pictures while the rewards compute."""
-SHEET, COLUMNS, LABEL, LONGEST = 100, 10, 18, 80
-"""Pictures on a contact sheet and in a row of it; letters of a name under one, and of a copy's name."""
+SHEET, COLUMNS, LABEL, LONGEST = 100, 10, 18, 160
+"""Pictures on a contact sheet and in a row of it; letters of a name under one, and bytes of a copy's name."""
 
 
 class NoCaptionError(UserError):
@@ -85,7 +85,7 @@ def titled(found: Sequence[Found], given: Sequence[Prompt] = ()) -> tuple[list[t
 
     Prompts that are ``given`` come before what is known of the pictures: one alone holds for all of them, of several
     the one with the picture's id or caption, or whose id is its file's name, by choice with a number behind. A picture
-    that is of none of them keeps its caption; without one it is left out.
+    that is of none of them is left out, whatever its caption.
 
     Raises:
         UserError: some prompts are given, and no picture is of one.
@@ -102,14 +102,28 @@ def titled(found: Sequence[Found], given: Sequence[Prompt] = ()) -> tuple[list[t
             f"'{given[0].id}'. A picture is named after its prompt's id, such as {given[0].id}-000.png, or has its "
             "caption in metadata.jsonl or in a .txt file beside it."
         )
-    own = _own([one for one, prompt in zip(found, matched, strict=True) if prompt is None and one.caption])
-    held, left = [], []
-    for one, prompt in zip(found, matched, strict=True):
-        if prompt is None and not one.caption and given:
-            left.append(f"{one.where}: this picture is of none of the prompts, and has no caption.")
-        else:
-            held.append((one, prompt or own.get(_key(one)) or UNTITLED))
-    return held, left
+    if given:
+        held = [(one, prompt) for one, prompt in zip(found, matched, strict=True) if prompt is not None]
+        strange = [one for one, prompt in zip(found, matched, strict=True) if prompt is None]
+        return held, [f"{one.where}: this picture is of none of the prompts." for one in strange]
+    own = _own([one for one in found if one.caption])
+    return [(one, own.get(_key(one)) or UNTITLED) for one in found], []
+
+
+def retitled(pictures: Sequence[tuple[Found, Prompt]]) -> str:
+    """Of how many pictures the caption that they have is not the one of their prompt, with one of them; nothing where
+    it is of all."""
+    other = [(one, prompt) for one, prompt in pictures if one.caption and one.caption != prompt.caption]
+    if not other:
+        return ""
+    (one, prompt), count = other[0], f"{len(other)} of {counted(len(pictures), 'picture')}"
+    return f"{count} with a caption of their own are scored by another: {one.where} by '{prompt.caption}'"
+
+
+def constant(ranked: Sequence[Ranked], name: str) -> float | None:
+    """What a reward says of each picture of which it says something, where that is the same of two or more of them."""
+    told = [one.scores[name] for one in ranked if not math.isnan(one.scores[name])]
+    return told[0] if len(told) > 1 and len(set(told)) == 1 else None
 
 
 UNTITLED = Untitled()
@@ -340,10 +354,20 @@ def _copy(folder: Path, place: str, one: Found) -> str:
             name = f"{place}.{(picture.format or 'png').lower()}"
         (folder / name).write_bytes(one.picture)
         return name
-    plain = re.sub(r"[^A-Za-z0-9._-]+", "-", one.picture.stem)[:LONGEST].strip("-.") or "picture"
+    plain = _short("".join(letter if _keeps(letter) else "-" for letter in one.picture.stem)) or "picture"
     name = apart(f"{place}-{plain}{one.picture.suffix.lower()}")
     shutil.copyfile(one.picture, folder / name)
     return name
+
+
+def _keeps(letter: str) -> bool:
+    """Whether a letter of any script can stand in a file's name everywhere."""
+    return letter in "._-" or letter.isalnum() if letter.isascii() else letter.isprintable()
+
+
+def _short(name: str) -> str:
+    """As much of a name as file systems take, which count bytes, with signs before and behind taken off."""
+    return re.sub(r"-+", "-", name).encode()[:LONGEST].decode(errors="ignore").strip("-.")
 
 
 def _number(value: float) -> float | None:

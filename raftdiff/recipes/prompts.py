@@ -13,7 +13,7 @@ from pydantic_core import PydanticCustomError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.rows import CELLS, ID, SUFFIXES, heading, json_value, kind, read_file
+from raftdiff.recipes.rows import CELLS, ID, SUFFIXES, heading, json_value, kind, read_file, tell_choice
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
@@ -127,6 +127,7 @@ def _captions(path: Path) -> list[str | dict[str, Any]]:
     if kind(path) in CELLS and not any(name.lower() in ALIASES["caption"] for name in names):
         raise UserError(f"{path}: no column is called 'caption' or 'prompt'.{heading(path, names)}")
     absent = (None, "") if kind(path) in CELLS else (None,)  # whose empty cells say nothing
+    tell_choice(rows, lambda row: _given(row.columns, "caption", absent))
     return [_checked(row.where, _known(row.columns, absent=absent)) for row in rows]
 
 
@@ -134,14 +135,20 @@ def _known(columns: Mapping[str, Any], *, absent: Collection[Any] = (None,)) -> 
     """The columns under our own names, whatever their case; a text that is ``absent`` was not given."""
     row: dict[str, Any] = dict(columns)
     for ours, names in ALIASES.items():
-        held = [name for alias in names for name in columns if name.lower() == alias]
-        given = [name for name in held if columns[name] not in absent]
+        held = [name for name in columns if name.lower() in names]
+        given = _given(columns, ours, absent)
         for name in held:
             if name not in given[1:]:
                 del row[name]
         if given:
             row = {ours: columns[given[0]], **row}
     return row
+
+
+def _given(columns: Mapping[str, Any], ours: str, absent: Collection[Any]) -> list[str]:
+    """The columns that may stand for one of our names and say something; the first counts."""
+    held = [name for alias in ALIASES[ours] for name in columns if name.lower() == alias]
+    return [name for name in held if columns[name] not in absent]
 
 
 def _checked(where: str, row: Mapping[str, Any]) -> dict[str, Any]:

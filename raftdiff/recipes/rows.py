@@ -10,7 +10,7 @@ import re
 import sys
 import warnings
 import zlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -107,6 +107,28 @@ def heading(path: Path, columns: Iterable[str]) -> str:
 def _listed(names: Iterable[str]) -> str:
     shown = [repr(name if len(name) <= SHORT else f"{name[:SHORT]}...") for name in names]
     return ", ".join(shown[:MOST_NAMES]) + (", ..." if len(shown) > MOST_NAMES else "")
+
+
+def tell_choice(rows: Sequence[Row], columns: Callable[[Row], Sequence[str]]) -> None:
+    """Say which column is read as the caption, where rows have several that could be and that differ.
+
+    Args:
+        columns: of a row those that could be, the one that is read first.
+    """
+    told = [(row, columns(row)) for row in rows]
+    held = [(row, names) for row, names in told if len({_spelled(row.columns[name]) for name in names}) > 1]
+    if held:
+        row, (read, *others) = held[0]
+        others = [name for name in others if _spelled(row.columns[name]) != _spelled(row.columns[read])]
+        and_so = f", and so in {len(held)} of {len(rows)} rows" if len(held) > 1 else ""
+        warnings.warn(
+            f"{row.where}: the caption is read from '{read}', not from {_listed(others)}, which differs{and_so}.",
+            stacklevel=2,
+        )
+
+
+def _spelled(value: Any) -> str:
+    return " ".join(str(value).split())
 
 
 def json_value(value: Any) -> Any:

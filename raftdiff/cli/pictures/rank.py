@@ -10,12 +10,11 @@ from typing import Any
 
 import yaml
 
-from raftdiff import console
 from raftdiff.cli.either import tell
 from raftdiff.cli.show import Bars
 from raftdiff.cli.tools import reward_type
-from raftdiff.diffusion.ranked import Ranked, best, place_of, rank, titled, untitled, write
-from raftdiff.diffusion.sampling.pictures import gathered
+from raftdiff.diffusion.ranked import Ranked, best, constant, place_of, rank, retitled, titled, untitled, write
+from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
@@ -32,8 +31,8 @@ SHOWN = 10
 """Pictures in the printed table, and sentences on those that were left out."""
 
 
-def rank_pictures(args: argparse.Namespace) -> int | None:
-    """Score all, print the best, and write tables, contact sheet and copies; or nothing, where it is interrupted."""
+def rank_pictures(args: argparse.Namespace) -> None:
+    """Score all, print the best, and write tables, contact sheet and copies: all of it or, interrupted, nothing."""
     configs = rewards_of(args.reward)
     out = _vacant(args.out or Path(f"{args.folder.resolve().name}-ranked"), args.folder)
     given = [] if args.prompts is None else build(_asked(args.prompts))
@@ -41,6 +40,8 @@ def rank_pictures(args: argparse.Namespace) -> int | None:
         print(sentence, file=sys.stderr)
     found, left = gathered(args.folder)
     pictures, strange = titled(found, given)
+    if given and (other := retitled(pictures)):
+        tell([f"--prompts: {other}"])
     device = str(find_device(args.device))
     rewards = [(config.build(device=device, resolve=resolve), config.weight) for config in configs]
     known = list({prompt.id: prompt for _, prompt in pictures if not untitled(prompt)}.values())
@@ -58,12 +59,11 @@ def rank_pictures(args: argparse.Namespace) -> int | None:
         left = [*left, *strange, *damaged]
         record = {config.name: plain(config) for config in configs}
         write(out, ranked, chosen, root=args.folder, rewards=record, left_out=left)
-    except KeyboardInterrupt:
-        print("\nraftdiff: stopped. Nothing was written; the same command begins again.", file=sys.stderr)
-        console.caught()
-        return 130
     finally:
         bars.close()
+    for config in configs:
+        if config.weight and (value := constant(ranked, config.name)) is not None:
+            tell([f"the reward '{config.name}' is {value:.4g} for every picture, and tells none from another"])
     for sentence in left[:SHOWN]:
         print(f"left out: {sentence}", file=sys.stderr)
     if len(left) > SHOWN:
@@ -74,7 +74,6 @@ def rank_pictures(args: argparse.Namespace) -> int | None:
     pace = f"{duration(spent)}, {len(ranked) / max(spent, 1e-9):.0f} a second"
     print(f"\n{counted(len(ranked), 'picture')} in {pace}{none if scored < len(ranked) else ''}")
     print(f"{out}: ranking.csv, ranking.json, sheet.png, and {counted(len(chosen), 'picture')} in best")
-    return None
 
 
 def rewards_of(words: Sequence[str]) -> list[Any]:

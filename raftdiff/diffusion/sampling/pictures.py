@@ -7,40 +7,22 @@ a table of pairs, .jsonl, .csv or .parquet        see ``PAIRS``
 """
 
 import hashlib
-import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from raftdiff.errors import UserError, nearest
-from raftdiff.recipes.needs import near
-from raftdiff.recipes.rows import Row, json_value, read_file
+from raftdiff.recipes.rows import Row, read_file, tell_choice
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")
 BESIDE = (".txt", ".caption")
 TABLES = tuple(f"metadata{suffix}" for suffix in (".jsonl", ".csv", ".parquet"))
 CAPTIONS, IDS = ("caption", "prompt", "text"), ("id", "prompt_id")
 PICTURES = ("file_name", "image", "jpg")
-MADE = (
-    "index",
-    "sampling",
-    "learning",
-    "negative",
-    "seed",
-    "source",
-    "cut",
-    "side",
-    "meta",
-    "score",
-    "total",
-    "selected",
-)
-"""Columns about how a picture came to be, and what was said of it."""
 PAIR = re.compile(r"pair-[0-9a-f]{6}-\d{5,}")
 """Ids of pairs."""
 FOLDERS = (("chosen", "rejected"), ("preferred", "rejected"), ("good", "bad"), ("win", "lose"))
@@ -105,74 +87,9 @@ def read(path: Path, *, root: Path | None = None, score: str = "score") -> list[
     )
 
 
-def gathered(path: Path) -> tuple[list[Found], list[str]]:
-    """All pictures of a table, of a folder that has one, or of a folder and those in it, also those without a caption,
-    which have an empty one; and what is left out, a sentence each: a file that is missing, what a link leads to
-    elsewhere.
-
-    Raises:
-        UserError: there is none, or the table cannot be read.
-    """
-    if not path.exists():
-        raise UserError(f"{path}: nothing is there. {near(str(path))}".rstrip())
-    if (path / "run.json").is_file():
-        raise UserError(f"{path}: this is a run; the pictures of a round lie in {path / 'rounds' / '000' / 'samples'}.")
-    if path.is_file() and path.suffix.lower() in SUFFIXES:
-        raise UserError(f"{path}: one picture has none to be ranked with; name the folder.")
-    table = path if path.is_file() else next((path / name for name in TABLES if (path / name).is_file()), None)
-    jobs: list[Callable[[], Found]] = []
-    left: list[str] = []
-    if table is not None:
-        jobs = [partial(_known, row, table.parent) for row in read_file(table)]
-    else:
-        for above, folders, files in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            links = [Path(above, name) for name in folders if Path(above, name).is_symlink()]
-            left += [f"{link}: this is a link to a folder, and is not followed." for link in links]
-            own = (Path(above, name) for name in sorted(files) if not name.startswith("."))
-            jobs += [partial(_lying, file, path) for file in own if file.suffix.lower() in SUFFIXES]
-    found = []
-    for job in jobs:
-        try:
-            found.append(job())
-        except UserError as error:
-            left.append(str(error))
-    if not found:
-        some = f" Left out: {left[0]}" if left else f" Known: {', '.join(SUFFIXES)}."
-        raise UserError(f"{path}: there is no picture here.{some}")
-    return found, left
-
-
-def _lying(file: Path, root: Path) -> Found:
-    """A picture within ``root``, with the caption beside it."""
-    _refuse_outside(str(file), file, root)
-    return Found(str(file), None, _beside(file) or "", file, None)
-
-
-def _known(row: Row, root: Path) -> Found:
-    """A picture that a row names, with all that the row says; a run's rows say more of a prompt under "meta"."""
-    if (value := _first(row, PICTURES)) is None:
-        raise UserError(f"{row.where}: this row names no picture; write it as '{PICTURES[0]}'.")
-    name, caption = (_first(row, names) for names in (IDS, CAPTIONS))
-    told = next((key for key in CAPTIONS if row.columns.get(key) not in (None, "")), None)
-    own = {*PICTURES, *IDS, *MADE, told}
-    meta = {key: it for key, it in row.columns.items() if key not in own and not key.startswith(("reward_", "judge_"))}
-    return Found(
-        row.where,
-        None if name is None else str(name),
-        "" if caption is None else str(caption).strip(),
-        _picture(row.where, value, root),
-        _number(row, "score"),
-        {**json_value(meta), **_of_run(row.columns.get("meta"))},
-    )
-
-
-def _of_run(told: Any) -> Mapping[str, Any]:
-    try:
-        held = json.loads(told) if isinstance(told, str) else told
-    except ValueError:
-        held = None
-    return held if isinstance(held, Mapping) else {}
+def captions_of(row: Row) -> list[str]:
+    """The columns that could be the caption; the first is read."""
+    return [name for name in CAPTIONS if row.columns.get(name) not in (None, "")]
 
 
 def asked(found: Sequence[Found]) -> list[dict[str, str]]:
@@ -195,6 +112,7 @@ def _prompt(one: Found) -> dict[str, str]:
 
 def _table(path: Path, root: Path, score: str) -> list[Found]:
     rows = read_file(path)
+    tell_choice(rows, captions_of)
     names = {name for row in rows for name in row.columns}
     if score not in ("score", *names):
         raise UserError(f"{path}: no row has a column '{score}' (sampler.score). {nearest(score, names)}")
@@ -208,16 +126,16 @@ def _table(path: Path, root: Path, score: str) -> list[Found]:
 
 
 def _single(row: Row, root: Path, score: str) -> Found:
-    value = _first(row, PICTURES)
+    value = first(row, PICTURES)
     if value is None:
         raise UserError(f"{row.where}: this row names no picture; write it as '{PICTURES[0]}'.")
-    name = _first(row, IDS)
+    name = first(row, IDS)
     return Found(
         row.where,
         None if name is None else str(name),
         _caption(row),
-        _picture(row.where, value, root),
-        _number(row, score),
+        picture_in(row.where, value, root),
+        number(row, score),
     )
 
 
@@ -229,7 +147,7 @@ def _pair(row: Row, columns: Columns, root: Path) -> Iterator[Found]:
     for value, score in ((better, 1.0), (worse, 0.0)):
         if value in (None, ""):
             raise UserError(f"{row.where}: one of the pair's pictures is missing.")
-        yield Found(row.where, None, _caption(row), _picture(row.where, value, root), score)
+        yield Found(row.where, None, _caption(row), picture_in(row.where, value, root), score)
 
 
 def _numbered(found: Sequence[Found]) -> list[Found]:
@@ -245,7 +163,7 @@ def _tie(row: Row, columns: Columns) -> bool:
 
 
 def _label(row: Row, name: str) -> float:
-    value = _number(row, name)
+    value = number(row, name)
     if value is None:
         raise UserError(f"{row.where}: '{name}' is missing, which says which picture of the pair is better.")
     return value
@@ -264,7 +182,7 @@ def _paired(better: Path, worse: Path) -> Iterator[Found]:
     if not chosen:
         raise UserError(f"{better}: there is no picture here ({', '.join(SUFFIXES)}).")
     for name in sorted(chosen):
-        caption = _beside(chosen[name]) or _beside(rejected[name])
+        caption = beside(chosen[name]) or beside(rejected[name])
         if caption is None:
             raise UserError(f"{chosen[name]}: this picture has no caption; write it into {name}.txt beside it.")
         for file, score in ((chosen[name], 1.0), (rejected[name], 0.0)):
@@ -290,7 +208,7 @@ def _captioned(folder: Path) -> Iterator[Found]:
         UserError: some have one and others not.
     """
     files = _files(folder)
-    captions = [_beside(file) for file in files]
+    captions = [beside(file) for file in files]
     if not any(captions):
         return
     for file, caption in zip(files, captions, strict=True):
@@ -306,16 +224,20 @@ def _files(folder: Path) -> list[Path]:
     """
     found = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES and file.is_file())
     for file in found:
-        _refuse_outside(str(file), file, folder)
+        refuse_outside(str(file), file, folder)
     return found
 
 
-def _beside(file: Path) -> str | None:
-    """The first line with words of the text file of a picture's name."""
+def beside(file: Path) -> str | None:
+    """The first line with words of the text file of a picture's name.
+
+    Raises:
+        UserError: it cannot be read, or a link leads elsewhere.
+    """
     text = next((path for path in map(file.with_suffix, BESIDE) if path.is_file()), None)
     if text is None:
         return None
-    _refuse_outside(str(text), text, file.parent)
+    refuse_outside(str(text), text, file.parent)
     try:
         lines = text.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
@@ -324,14 +246,18 @@ def _beside(file: Path) -> str | None:
 
 
 def _caption(row: Row) -> str:
-    value = _first(row, CAPTIONS)
+    value = first(row, CAPTIONS)
     if not isinstance(value, str) or not value.strip():
         raise UserError(f"{row.where}: this row has no caption; write it as '{CAPTIONS[0]}'.")
     return value.strip()
 
 
-def _picture(where: str, value: Any, root: Path) -> Path | bytes:
-    """What a cell says of a picture: its bytes, or a file within ``root``."""
+def picture_in(where: str, value: Any, root: Path) -> Path | bytes:
+    """What a cell says of a picture: its bytes, or a file within ``root``.
+
+    Raises:
+        UserError: neither, or the file is missing or lies elsewhere.
+    """
     if isinstance(value, Mapping):  # how datasets keep a picture
         value = value.get("bytes") or value.get("path")
     if isinstance(value, bytes):
@@ -339,13 +265,17 @@ def _picture(where: str, value: Any, root: Path) -> Path | bytes:
     if not isinstance(value, str) or not value:
         raise UserError(f"{where}: {str(value)[:60]!r} is neither a picture nor the name of one.")
     file = root / value
-    _refuse_outside(f"{where}: the picture '{value}'", file, root)
+    refuse_outside(f"{where}: the picture '{value}'", file, root)
     if not file.is_file():
         raise UserError(f"{where}: there is no picture '{value}' in {root}.")
     return file
 
 
-def _refuse_outside(what: str, file: Path, root: Path) -> None:
+def refuse_outside(what: str, file: Path, root: Path) -> None:
+    """
+    Raises:
+        UserError: ``file`` is not within ``root``, its links followed.
+    """
     inner = file.relative_to(root).parts if file.is_relative_to(root) else ("..",)
     steps = (root.joinpath(*inner[: depth + 1]) for depth in range(len(inner)))
     straight = ".." not in inner and not any(map(Path.is_symlink, steps))  # as nearly all are, and soon told
@@ -353,19 +283,25 @@ def _refuse_outside(what: str, file: Path, root: Path) -> None:
         raise UserError(f"{what} lies outside of {root}, and is not opened.")
 
 
-def _number(row: Row, name: str) -> float | None:
+def number(row: Row, name: str) -> float | None:
+    """What a column says, true and false as 1 and 0; None for nothing and for NaN.
+
+    Raises:
+        UserError: it is no number, or infinite.
+    """
     value = row.columns.get(name)
     if value is None or value == "":
         return None
     words = {"true": 1.0, "false": 0.0}
     try:
-        number = words[value.lower()] if isinstance(value, str) and value.lower() in words else float(value)
+        told = words[value.lower()] if isinstance(value, str) and value.lower() in words else float(value)
     except (TypeError, ValueError):
         raise UserError(f"{row.where}: '{name}' is {value!r}, which is no number.") from None
-    if math.isinf(number):
+    if math.isinf(told):
         raise UserError(f"{row.where}: '{name}' is infinite.")
-    return None if math.isnan(number) else number  # so tables keep what is missing
+    return None if math.isnan(told) else told  # so tables keep what is missing
 
 
-def _first(row: Row, names: Sequence[str]) -> Any:
+def first(row: Row, names: Sequence[str]) -> Any:
+    """What the first of these columns says that says something."""
     return next((row.columns[name] for name in names if row.columns.get(name) not in (None, "")), None)

@@ -100,8 +100,43 @@ def test_the_best_are_printed_and_copied(folder: Path, capsys: pytest.CaptureFix
 def test_an_interrupted_ranking_leaves_nothing(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     Path("stop_reward.py").write_text("def stop(images, prompts):\n    raise KeyboardInterrupt\n")
     assert main(["rank", str(folder), "--reward", "stop_reward:stop", "--out", "out"]) == 130
-    assert "stopped. Nothing was written" in capsys.readouterr().err
+    assert "stopped. Nothing was written; the same command begins again." in capsys.readouterr().err
     assert not Path("out").exists()
+
+
+def test_an_interrupt_before_anything_is_read_says_that_nothing_was_written(
+    folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(parsed: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("raftdiff.cli.main._run", interrupted)
+    assert main(["rank", str(folder), "--reward", "jpeg"]) == 130
+    assert "stopped. Nothing was written; the same command begins again." in capsys.readouterr().err
+    assert main(["train", "demo"]) == 130
+    assert "the same command continues." in capsys.readouterr().err
+
+
+def test_captions_that_give_way_and_a_reward_that_orders_nothing_are_told(folder: Path) -> None:
+    Path("all_reward.py").write_text("def same(images, prompts):\n    return [2.0] * len(images)\n")
+    Path("one.txt").write_text("a mole\n")
+    words = ["rank", str(folder), "--reward", "all_reward:same:name=same", "--top", "1", "--device", "cpu"]
+    with pytest.warns(UserWarning) as told:  # noqa: PT030
+        assert main([*words, "--prompts", "one.txt"]) == 0
+    assert [str(one.message) for one in told] == [
+        "--prompts: 12 of 12 pictures with a caption of their own are scored by another: pictures/p00.png by 'a mole'",
+        "the reward 'same' is 2 for every picture, and tells none from another",
+    ]
+
+
+def test_an_option_that_is_given_twice_is_refused_but_for_rewards(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["rank", str(folder), "--reward", "jpeg", "--reward", "saturation:weight=0"]
+    with pytest.raises(SystemExit):
+        main([*words, "--out", "a", "--out=b"])
+    assert "argument --out: given 2 times; it can be given once" in capsys.readouterr().err
+    assert main([*words, "--out", "a", "--top", "1", "--device", "cpu"]) == 0
 
 
 class Short:

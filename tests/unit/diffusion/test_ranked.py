@@ -12,9 +12,10 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.ranked import UNTITLED, Ranked, best, rank, titled, untitled, write
+from raftdiff.diffusion.ranked import UNTITLED, Ranked, best, constant, rank, retitled, titled, untitled, write
 from raftdiff.diffusion.sampling import pictures
-from raftdiff.diffusion.sampling.pictures import Found, gathered
+from raftdiff.diffusion.sampling.gathering import gathered
+from raftdiff.diffusion.sampling.pictures import Found
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build
 from raftdiff.rewards.callable import CallableReward
@@ -151,6 +152,10 @@ def test_what_is_damaged_or_elsewhere_is_named_and_left_out(tmp_path: Path) -> N
         ("empty", r"empty: there is no picture here. Known: \.png"),
         ("run", r"run: this is a run; the pictures of a round lie in .*run/rounds/000/samples\."),
         ("one.png", r"one\.png: one picture has none to be ranked with; name the folder"),
+        (
+            "notes.md",
+            r"notes\.md: this is neither a folder of pictures nor a table of them \(\.jsonl, .* file_name and",
+        ),
         ("rows", r"rows: there is no picture here. Left out: .*metadata\.jsonl:1: there is no picture 'x\.png' in"),
     ],
 )
@@ -158,6 +163,7 @@ def test_what_is_no_folder_of_pictures_is_named(tmp_path: Path, file: str, sente
     for folder in ("empty", "run", "rows"):
         (tmp_path / folder).mkdir()
     (tmp_path / "run" / "run.json").write_text("{}")
+    (tmp_path / "notes.md").write_text("a cat")
     picture(tmp_path / "one.png", 1)
     table(tmp_path / "rows", {"file_name": "x.png"})
     with pytest.raises(UserError, match=sentence):
@@ -185,7 +191,8 @@ def test_captions_are_those_of_the_table_or_beside_the_pictures(tmp_path: Path) 
         {"file_name": "../beside/a.png", "caption": "a dog"},
         {"file_name": "c.png"},
     ]
-    found, left = gathered(table(tmp_path / "table", *rows))
+    with pytest.warns(UserWarning, match=r"metadata\.jsonl:1: the caption is read from 'caption', not from 'text'"):
+        found, left = gathered(table(tmp_path / "table", *rows))
     held, strange = titled(found)
     fox, cat = (prompt for _, prompt in held[:2])
     assert (fox.id, fox.caption, fox.meta) == ("x", "a fox", {"level": 3, "text": "FOX"})
@@ -222,16 +229,98 @@ def test_a_file_of_prompts_says_what_each_picture_shows(tmp_path: Path) -> None:
         "7_1": "a cat",
         "a-train~-002": "a train",
     }
-    assert left == [f"{tmp_path}/stray.png: this picture is of none of the prompts, and has no caption."]
+    assert left == [f"{tmp_path}/stray.png: this picture is of none of the prompts."]
     (tmp_path / "stray.txt").write_text("a cat")
-    assert [prompt.meta for one, prompt in titled(gathered(tmp_path)[0], given)[0] if "stray" in one.where] == [
-        {"tag": 2}
-    ]
-    assert {prompt.caption for _, prompt in titled(gathered(tmp_path)[0], asked("a mole"))[0]} == {"a mole"}
+    held, left = titled(gathered(tmp_path)[0], given)
+    assert [prompt.meta for one, prompt in held if "stray" in one.where] == [{"tag": 2}]
+    assert (left, retitled(held)) == ([], "")
+    (tmp_path / "stray.txt").write_text("a mole")
+    assert titled(gathered(tmp_path)[0], given)[1] == [f"{tmp_path}/stray.png: this picture is of none of the prompts."]
     with pytest.raises(
         UserError, match=r"--prompts: not one of 5 pictures is of one of these 2 prompts, such as 'x'\. A"
     ):
         titled(gathered(tmp_path)[0], asked({"caption": "an x", "id": "x"}, "a y"))
+
+
+def test_captions_in_whose_place_a_prompt_stands_are_counted(tmp_path: Path) -> None:
+    for name in ("a", "b", "fox-1"):
+        picture(tmp_path / f"{name}.png", 50)
+    (tmp_path / "a.txt").write_text("a fox")
+    (tmp_path / "fox-1.txt").write_text("a red fox")
+    found, _ = gathered(tmp_path)
+    one, _ = titled(found, asked("a mole"))
+    assert {prompt.caption for _, prompt in one} == {"a mole"}
+    told = f"2 of 3 pictures with a caption of their own are scored by another: {tmp_path}/a.png by 'a mole'"
+    assert retitled(one) == told
+    several, left = titled(found, asked({"caption": "a fox", "id": "fox"}, "a cat"))
+    assert (len(several), len(left)) == (2, 1)
+    assert retitled(several).startswith("1 of 2 pictures with a caption of their own are scored by another: ")
+
+
+# benchmarks' layouts
+
+
+def geneval(folder: Path, *prompts: dict[str, Any]) -> Path:
+    for place, row in enumerate(prompts):
+        for k in range(2):
+            picture(folder / f"{place:05d}" / "samples" / f"{k:05d}.png", 50 + 20 * place + k)
+        picture(folder / f"{place:05d}" / "grid.png", 200)
+        (folder / f"{place:05d}" / "metadata.jsonl").write_text(json.dumps(row))
+    return folder
+
+
+def test_a_folder_a_prompt_as_geneval_has_them(tmp_path: Path) -> None:
+    include = [{"class": "fox", "count": 2}]
+    rows = [
+        {"tag": "counting", "include": include, "prompt": "a photo of two foxes"},
+        {"tag": "single_object", "include": include[:1], "prompt": "a photo of a cat"},
+    ]
+    folder = geneval(tmp_path / "out", *rows)
+    held, strange = titled(gathered(folder)[0])
+    told = [(one.where, prompt.id, prompt.caption, prompt.meta["tag"]) for one, prompt in held]
+    assert told == [
+        (f"{folder}/{name}/samples/{k:05d}.png", name, row["prompt"], row["tag"])
+        for name, row in zip(("00000", "00001"), rows, strict=True)
+        for k in range(2)
+    ]
+    assert (held[0][1].meta, strange) == ({"tag": "counting", "include": include}, [])
+    scored, left = ranked(folder)
+    write(tmp_path / "ranked", scored, best(scored, 9, per_prompt=1), root=folder, rewards={"redness": {}}, left_out=[])
+    copies = [json.loads(line) for line in (tmp_path / "ranked" / "best" / "metadata.jsonl").read_text().splitlines()]
+    assert [(row["prompt_id"], row["file"]) for row in copies] == [
+        ("00001", "00001/samples/00001.png"),
+        ("00000", "00000/samples/00001.png"),
+    ]
+    assert (json.loads(copies[1]["meta"])["include"], left) == (include, [])
+    assert len(gathered(folder / "00001")[0]) == 2, "one prompt's folder alone"
+
+
+def test_what_is_wrong_in_one_folder_of_geneval_is_left_out_and_told(tmp_path: Path) -> None:
+    folder = geneval(
+        tmp_path / "out", {"prompt": "a cat"}, {"prompt": "a dog"}, {"prompt": "a fox"}, {"prompt": "an ox"}
+    )
+    (folder / "00001" / "metadata.jsonl").write_text("{")
+    for path in (folder / "00002" / "samples").iterdir():
+        path.unlink()
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "00003" / "samples").rename(tmp_path / "elsewhere" / "samples")
+    (folder / "00003" / "samples").symlink_to(tmp_path / "elsewhere" / "samples")
+    found, left = gathered(folder)
+    assert {one.caption for one in found} == {"a cat"}
+    assert [sentence.partition(": ")[0] for sentence in left] == [
+        f"{folder}/00001/metadata.jsonl:1",
+        f"{folder}/00002/samples",
+        f"{folder}/00003/samples",
+    ]
+    assert left[1].endswith("there is no picture of this prompt.")
+
+
+def test_a_folder_within_may_have_a_table_of_its_own(tmp_path: Path) -> None:
+    for name in ("one/a", "two/b", "c"):
+        picture(tmp_path / f"{name}.png", 50)
+    table(tmp_path / "two", {"file_name": "b.png", "caption": "a cat"})
+    (tmp_path / "one" / "a.txt").write_text("a fox")
+    assert [one.caption for one in gathered(tmp_path)[0]] == ["", "a fox", "a cat"]
 
 
 def test_one_id_with_two_captions_is_two_prompts() -> None:
@@ -252,7 +341,30 @@ def test_the_best_may_be_limited_for_each_prompt() -> None:
     assert [one.total for one in best(held, 9, per_prompt=1)] == [5.0, 3.0]
 
 
+def test_a_reward_that_tells_no_picture_from_another_is_found() -> None:
+    def held(*scores: float) -> list[Ranked]:
+        prompt = Prompt("a", "a", "a", "a")
+        return [Ranked(Found("", None, "", b"", None), prompt, score, {"r": score}) for score in scores]
+
+    assert constant(held(2.0, math.nan, 2.0), "r") == 2.0
+    assert constant(held(2.0, math.nan), "r") is None, "one alone is no choice"
+    assert constant(held(2.0, 2.0, 1.0), "r") is None
+
+
 # what is written
+
+
+@pytest.mark.parametrize(
+    ("name", "copied"),
+    [("猫 と 犬", "1-猫-と-犬"), ("Zu\u0308ge", "1-Zu\u0308ge"), ("猫" * 80, "1-" + "猫" * 53), ("(!)", "1-picture")],
+)
+def test_copies_keep_the_names_of_any_script(tmp_path: Path, name: str, copied: str) -> None:
+    picture(tmp_path / "folder" / f"{name}.png", 50)
+    scored, _ = ranked(tmp_path / "folder")
+    write(tmp_path / "out", scored, scored, root=tmp_path / "folder", rewards={"redness": {}}, left_out=[])
+    (row,) = map(json.loads, (tmp_path / "out" / "best" / "metadata.jsonl").read_text("utf-8").splitlines())
+    assert row["file_name"] == f"{copied}.png"
+    assert (tmp_path / "out" / "best" / row["file_name"]).is_file()
 
 
 def test_tables_sheet_and_copies(tmp_path: Path) -> None:

@@ -154,7 +154,11 @@ def test_other_columns_stay_with_the_prompt_as_json_holds_them(tmp_path: Path) -
 
 def test_a_column_beside_the_caption_that_could_be_one_is_kept(tmp_path: Path) -> None:
     (tmp_path / "o.jsonl").write_text('{"prompt": "a sign that says STOP", "text": "STOP"}\n')
-    assert read_captions(tmp_path / "o.jsonl") == [{"caption": "a sign that says STOP", "text": "STOP"}]
+    told = r"o\.jsonl:1: the caption is read from 'prompt', not from 'text', which differs\.$"
+    with pytest.warns(UserWarning, match=told):
+        assert read_captions(tmp_path / "o.jsonl") == [{"caption": "a sign that says STOP", "text": "STOP"}]
+    (tmp_path / "same.csv").write_text("Prompt,caption\na cat, a  cat\n,a dog\n")
+    assert [row["caption"] for row in read_captions(tmp_path / "same.csv")] == [" a  cat", "a dog"]
 
 
 def test_lmflow_instances_are_read(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_what_serves_no_reward_is_told_before_anything_is_drawn(serve: Serve, to
         ({"score": [1, 2, 3]}, "sent a reply without 'scores', a list of numbers and null"),
         ([1, 2, 3], "sent a reply without 'scores', a list of numbers and null"),
         (b'{"scores": [1, Infinity, 3]}', "returned infinity for 1 of 3 samples"),
-        (b'{"scores": [1, 1' + b"0" * 400 + b", 3]}", "returned a list of 3 items"),
+        (b'{"scores": [1, 1' + b"0" * 400 + b", 3]}", "returned a whole number that is too large for a score"),
     ],
 )
 def test_a_wrong_reply_is_a_sentence_that_names_the_server(serve: Serve, told: Any, sentence: str) -> None:
