@@ -143,7 +143,7 @@ def _table(table: Path, jobs: _Jobs) -> None:
 def _of_benchmark(row: Row, samples: Path, jobs: _Jobs) -> Iterator[Callable[[], Found]]:
     """The pictures of a prompt in GenEval's layout, by ``generation/diffusers_generate.py`` of
     https://github.com/djghosh13/geneval: the prompt's row of the benchmark's file lies beside them, and the folder's
-    name is the prompt's. What else lies there, such as grid.png, is none of its pictures."""
+    name is the prompt's, unless the row has an id. What else lies there, such as grid.png, is none of its pictures."""
     if samples.is_symlink():
         jobs.left.append(f"{samples}: this is a link to a folder, and is not followed.")
         return
@@ -156,7 +156,8 @@ def _of_benchmark(row: Row, samples: Path, jobs: _Jobs) -> Iterator[Callable[[],
 
 def _sampled(row: Row, file: Path, samples: Path) -> Found:
     refuse_outside(str(file), file, samples)
-    return Found(str(file), samples.absolute().parent.name, _caption(row), file, None, _meta(row))
+    name = first(row, IDS) or samples.absolute().parent.name
+    return Found(str(file), str(name), _caption(row), file, None, _meta(row))
 
 
 def _bare(file: Path, root: Path) -> Found:

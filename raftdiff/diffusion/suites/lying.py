@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, final
 
 from raftdiff.diffusion.ranked import titled, untitled
-from raftdiff.diffusion.sampling.pictures import SUFFIXES, Found, gathered
+from raftdiff.diffusion.sampling.gathering import gathered
+from raftdiff.diffusion.sampling.pictures import SUFFIXES, Found
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build
 from raftdiff.types import Prompt
@@ -51,15 +52,12 @@ def pictures(path: Path, given: Sequence[Prompt] = ()) -> tuple[list[Picture], l
             f"{bare.where}: of this picture no prompt is known. Captions stand in {ROW} beside the pictures, with "
             "file_name and caption, or in .txt files; or name the benchmark's file with --prompts."
         )
-    asked = {prompt.id for prompt in given}
-    other = [one for one, prompt in held if asked and prompt.id not in asked]
-    left += [*strange, *(f"{one.where}: this picture is of none of the prompts." for one in other)]
+    left += strange
     count: dict[str, int] = {}
     placed = []
     for one, prompt in held:
-        if not asked or prompt.id in asked:
-            index = count[prompt.id] = count.get(prompt.id, -1) + 1
-            placed.append(Picture(prompt, index, one.picture, one.where))
+        index = count[prompt.id] = count.get(prompt.id, -1) + 1
+        placed.append(Picture(prompt, index, one.picture, one.where))
     order = {prompt.id: place for place, prompt in enumerate(given)}
     return sorted(placed, key=lambda it: order.get(it.prompt.id, 0)), left
 
