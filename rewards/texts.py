@@ -35,14 +35,14 @@ def fenced(text: str, languages: Sequence[str]) -> str | None:
     return "".join(block) if fence is not None and wanted else None
 
 
-def extra_needs(module: str) -> Iterator[Need]:
-    """The extra, where it is not installed."""
+def extra_needs(module: str, *, brings: str = "llm") -> Iterator[Need]:
+    """The extra ``raftdiff[brings]``, where it is not installed."""
     if find_spec(module) is None:
-        yield Need("type", f"it needs {module}: pip install 'raftdiff[llm]'.")
+        yield Need("type", f"it needs {module}: pip install 'raftdiff[{brings}]'.")
 
 
-def extra(module: str, reward: str) -> Any:
-    """A module that the extra ``raftdiff[llm]`` brings.
+def extra(module: str, reward: str, *, brings: str = "llm") -> Any:
+    """A module that the extra ``raftdiff[brings]`` brings.
 
     Raises:
         UserError: it is not installed.
@@ -51,5 +51,5 @@ def extra(module: str, reward: str) -> Any:
         return importlib.import_module(module)
     except ImportError as error:
         raise UserError(
-            f"The reward '{reward}' needs {module.partition('.')[0]} ({error}): pip install 'raftdiff[llm]'."
+            f"The reward '{reward}' needs {module.partition('.')[0]} ({error}): pip install 'raftdiff[{brings}]'."
         ) from None

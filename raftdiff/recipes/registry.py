@@ -28,6 +28,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "geneval": "raftdiff.rewards.geneval:GenEvalConfig",
         "vqa": "raftdiff.rewards.vqa:VqaConfig",
         "soft_tifa": "raftdiff.rewards.soft_tifa:SoftTifaConfig",
+        "ocr": "raftdiff.rewards.ocr:OcrConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",

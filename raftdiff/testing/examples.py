@@ -30,7 +30,8 @@ def reward_samples(
     side: int = 64,
 ) -> list[Sample[Image.Image]]:
     """What to try a reward on: the given pictures, captioned "a picture", by their ``names`` if there are some; or
-    ``count`` coloured shapes, every other one over noise, with questions about them in each prompt's ``meta``."""
+    ``count`` coloured shapes, every other one over noise, with questions about them and a text in each prompt's
+    ``meta``."""
     if not pictures:
         return [_example(index, side) for index in range(count)]
     called = names or [f"picture-{n}" for n in range(len(pictures))]
@@ -55,7 +56,9 @@ def _example(index: int, side: int) -> Sample[Image.Image]:
         pen.line((low, low, high, high), fill=colour, width=1 + index % 4)
     caption = f"a {colour} {shape}"
     asked = [[f"Is the {shape} {colour}?", "Yes"], [f"How many {shape}s are in the image?", "one"]]
-    prompt = Prompt(f"example-{index}", caption, sampling=caption, learning=caption, meta={"vqa_list": asked})
+    prompt = Prompt(
+        f"example-{index}", caption, sampling=caption, learning=caption, meta={"vqa_list": asked, "text": shape}
+    )
     return Sample(0, prompt, 0, fold(0, prompt.id, 0), "dataset", picture)
 
 

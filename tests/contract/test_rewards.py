@@ -89,7 +89,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
 
 
-ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval"}
+ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "ocr"}
 """Made of the policy, of a trained classifier, of a server, of prompts that say more: their own tests build those."""
 
 

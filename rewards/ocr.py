@@ -1,0 +1,157 @@
+"""Text accuracy: does the picture show the words that its prompt asks for, letter by letter?"""
+
+import itertools
+import math
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from typing import Any, Literal, final
+
+import torch
+from jaxtyping import Float32
+from PIL import Image
+from pydantic import Field
+
+from raftdiff.errors import Need, UserError
+from raftdiff.measures.pictures import on_paper
+from raftdiff.recipes.config import Config
+from raftdiff.rewards.texts import extra, extra_needs
+from raftdiff.types import Prompt, Sample
+
+COLUMN = "text"
+"""Of the prompt file, for what should be read where the caption does not quote it."""
+QUOTED = re.compile(r'"([^"]+)"|[“„]([^“”]+)[“”]')
+Read = Callable[[Image.Image], str]
+"""What is read in a picture, its lines behind each other."""
+
+
+class OcrConfig(Config):
+    type: Literal["ocr"] = "ocr"
+    name: str = "ocr"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    without_text: float | None = None
+    """The score of pictures whose prompt asks for no text; null discards them."""
+
+    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What is not on this machine; see ``recipes.needs``."""
+        del resolve
+        for module in ("rapidocr", "onnxruntime"):
+            yield from extra_needs(module, brings="rewards")
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "OcrReward":
+        """
+        Raises:
+            UserError: the extra ``raftdiff[rewards]`` is not installed.
+        """
+        del device, resolve  # it reads on the CPU, with weights that its package brings
+        for module in ("rapidocr", "onnxruntime"):
+            extra(module, self.name, brings="rewards")
+        return OcrReward(rapid, without_text=self.without_text, name=self.name)
+
+
+@final
+class OcrReward:
+    """1 - edit distance / length, of the text read in the picture to that asked for: 0 to 1. Higher is better.
+
+    Asked for is what the caption has in double quotes, or the prompt's column ``text``: one text or a list. Spaces and
+    case do not count. A text that stands in the picture as it should scores 1 whatever else is read there; else the
+    distance counts all that is read, up to the text's length, which is a score of 0. Of several texts those that are
+    there are taken out first, and the rest is compared in the order of the prompt. NaN, or ``without_text``, where
+    none is asked for.
+
+    Source: the reward of Flow-GRPO, Liu et al. 2025, arXiv:2505.05470 (github.com/yifan123/flow_grpo, MIT), after the
+    OCR measures of TextDiffuser, Chen et al. 2023, arXiv:2305.10855. Departures: read by PP-OCRv6 in place of PaddleOCR
+    2.9, in RapidOCR's package (Apache-2.0, the weights too); other Unicode forms of a letter are the letter (NFKC);
+    where a caption quotes several texts all count, in place of the first; what the reader raises is an error, in place
+    of a score of 0.
+
+    Raises:
+        UserError: the column ``text`` holds something else.
+    """
+
+    def __init__(self, read: Read, *, without_text: float | None = None, name: str = "ocr") -> None:
+        self.name = name
+        self._read, self._without = read, math.nan if without_text is None else without_text
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
+        scores = []
+        for sample in samples:
+            wanted = texts(sample.prompt)
+            scores.append(accuracy(self._read(sample.media), wanted) if wanted else self._without)
+        return torch.tensor(scores, dtype=torch.float32)
+
+
+def texts(prompt: Prompt) -> list[str]:
+    """What a picture of a prompt should say; nothing where no text is asked for.
+
+    Raises:
+        UserError: the column is no text and no list of texts.
+    """
+    told: Any = prompt.meta.get(COLUMN)
+    if told is None:
+        found = [one or other for one, other in QUOTED.findall(prompt.caption)]
+    else:
+        found = [told] if isinstance(told, str) else told
+        if not isinstance(found, Sequence) or not all(isinstance(one, str) for one in found):
+            raise UserError(
+                f"ocr: the column '{COLUMN}' of the prompt '{prompt.id}' holds {told!r:.80}, where a text or a list of "
+                "texts is expected. Without the column, what the caption has in double quotes is looked for."
+            )
+    return [one for one in found if plain(one)]
+
+
+def accuracy(read: str, wanted: Sequence[str]) -> float:
+    """
+    >>> accuracy("OPEN 24h", ["open"]), accuracy("OPAN", ["open"]), accuracy("", ["open"])
+    (1.0, 0.75, 0.0)
+    >>> accuracy("go STOP", ["stop", "go"])
+    1.0
+    """
+    left, parts = plain(read), [plain(one) for one in wanted]
+    missing = set(range(len(parts)))
+    for place in sorted(missing, key=lambda place: -len(parts[place])):  # or a short one is found within a long one
+        if parts[place] in left:
+            left = left.replace(parts[place], "", 1)
+            missing.remove(place)
+    target = "".join(parts[place] for place in sorted(missing))
+    wrong = min(edit_distance(left, target), len(target)) if target else 0
+    return 1 - wrong / sum(map(len, parts))
+
+
+def plain(text: str) -> str:
+    """Without spaces, in lower case, each letter in one form.
+
+    >>> plain(" Straße Ａ！")
+    'strassea!'
+    """
+    return "".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def edit_distance(one: str, other: str) -> int:
+    """How many letters are put in, left out or changed (Levenshtein 1966).
+
+    >>> edit_distance("kitten", "sitting")
+    3
+    """
+    row = list(range(len(other) + 1))
+    for place, letter in enumerate(one, start=1):
+        above, row = row, [place]
+        for (corner, over), there in zip(itertools.pairwise(above), other, strict=True):
+            row.append(min(corner + (letter != there), over + 1, row[-1] + 1))
+    return row[-1]
+
+
+def rapid(picture: Image.Image) -> str:
+    """What RapidOCR reads, from top to bottom."""
+    return "".join(_reader()(on_paper(picture)).txts or ())
+
+
+@cache
+def _reader() -> Any:
+    from rapidocr import RapidOCR
+
+    quiet = {"Global.log_level": "critical"}  # it warns of each picture without text
+    return RapidOCR(params={**quiet, "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()})
