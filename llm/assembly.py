@@ -25,9 +25,11 @@ from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, Teacher
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
 from raftdiff.mixing import MixSamplerConfig
-from raftdiff.ranking import Ranker, Unfit, measured_by
+from raftdiff.ranking import Ranker, Unfit, assigned, measured_by
+from raftdiff.recipes.checks import has_say
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
+from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
 from raftdiff.types import ChoosesPrompts, Prompt, Reward, Sampler
@@ -118,7 +120,7 @@ def training_prompts(recipe: TextRecipe) -> list[Prompt]:
     DatasetSampler().check(prompts)
     if isinstance(selector, ThresholdConfig) and selector.threshold is None:
         refuse_mean(prompts)
-    given = all(reward.type == "given" for reward in recipe.ranker.rewards if reward.weight)
+    given = all(reward.type == "given" for reward in recipe.ranker.rewards if has_say(reward))
     return screened(prompts, selector.build(seed=0).kind, candidates=recipe.loop.candidates, given=given)
 
 
@@ -166,17 +168,16 @@ def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFine
 
 def build_text_ranker(recipe: TextRecipe, lm: LM, base: Base) -> Ranker[str]:
     """The rewards, the selector, and what a round says of its answers."""
-    rewards: list[tuple[Reward[str], float]] = [
-        (
-            config.build_on(lm, base)
-            if isinstance(config, KlConfig)
-            else config.build(device=str(lm.device), resolve=resolve),
-            config.weight,
-        )
-        for config in recipe.ranker.rewards
+    configs = recipe.ranker.rewards
+    built: list[Reward[str]] = [
+        config.build_on(lm, base)
+        if isinstance(config, KlConfig)
+        else config.build(device=str(lm.device), resolve=resolve)
+        for config in configs
     ]
+    rewards, bounds = assigned(configs, built)
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    return Ranker(rewards, selector, describe, _too_long(lm), similarity)
+    return Ranker(rewards, selector, describe, _too_long(lm), similarity, MIXES[recipe.ranker.mix], bounds)
 
 
 def _too_long(lm: LM) -> Unfit[str]:
@@ -196,7 +197,7 @@ def _measures(recipe: TextRecipe, ranker: Ranker[str], *, device: str) -> Ranker
     configs = recipe.ranker.rewards
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
     built = [(one.build(device=device, resolve=resolve), one.weight) for one in recipe.evaluation.rewards]
-    return Ranker(measured_by(kept, built), ranker.selector)
+    return ranker.measuring(measured_by(kept, built))
 
 
 def _held(

@@ -11,11 +11,11 @@ from raftdiff.llm.figures import Base, Distances
 from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, row_of, score
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Prompt, Sample
 
 
-class KlConfig(Config):
+class KlConfig(RewardConfig):
     """RAFT's KL-corrected ranking: r - beta (log p - log p0) is the reward with this one beside it, beta its weight."""
 
     type: Literal["kl"] = "kl"
@@ -52,7 +52,7 @@ class KlReward:
         return torch.stack([(q - p).sum() for p, q in zip(now, base, strict=True)]).float()
 
 
-class LikelihoodConfig(Config):
+class LikelihoodConfig(RewardConfig):
     """A language model's mean log p a token: a model trained by RRHF is a reward model by this."""
 
     type: Literal["likelihood"] = "likelihood"

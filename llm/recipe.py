@@ -27,6 +27,7 @@ from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprint, fingerprints
 from raftdiff.records.run import Run
+from raftdiff.selection.mixes import MixName
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
 from raftdiff.types import Prompt
@@ -59,10 +60,14 @@ UNMEASURED = ("given", "labels", "kl")
 
 
 class TextRankerConfig(Config):
-    """Rewards with weights, and what is selected by their weighted sum."""
+    """Rewards with weights and roles, how they are mixed, and what is selected by that."""
 
     rewards: list[TextRewardConfig] = Field(min_length=1)
-    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
+    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing, as with role:
+    hold_out."""
+    mix: MixName = "weighted_sum"
+    """How they become one ranking: weighted_sum; grpo, its z-score within the prompt; gdpo, the weighted sum of each
+    reward's own z-score; rank_sum, of its rank; or minimum, of weight times score."""
     selector: SelectorConfig
     """best_of_k, top_fraction, diverse, random, softmax (to be learnt as they are); ranked (RRHF), best_worst (pairs),
     threshold (KTO), advantage (policy gradients), all (PPO)."""

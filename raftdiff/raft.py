@@ -33,7 +33,7 @@ def raft(run: Run, parts: Parts[Media], progress: Progress | None = None) -> Ite
         draft = run.draft(t)
         sample(draft, run, parts, progress)
         score(draft, parts.ranker, parts.prompts, parts.loop, progress)
-        select(draft, parts.ranker)
+        select(draft, run, parts.ranker)
         tune(draft, run, parts, progress)
         yield commit(draft, run, parts)
 

@@ -1,15 +1,19 @@
-"""The ranker: rewards with weights, and a selector. Every raw score is kept beside the total."""
+"""The ranker: rewards with weights and roles, how they are mixed, and a selector. Every raw score is kept beside the
+total."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import dataclass, replace
-from typing import Any, Generic, Literal, final
+from dataclasses import dataclass, field, replace
+from typing import Any, Generic, Literal, NamedTuple, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.checks import weight_of
+from raftdiff.recipes.config import Role
 from raftdiff.scoring import called, demand_reward, numbers, sees_prompts
+from raftdiff.selection.mixes import MIXES, Mix, holds, last
 from raftdiff.types import Key, Media, Reward, Sample, Scores, Selection, Selector
 
 Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples features"]]
@@ -17,6 +21,19 @@ Features = Callable[[Sequence[Sample[Any]]], Float[torch.Tensor, "samples featur
 Similarity = Callable[[Iterable[Sequence[Sample[Any]]], Scores], Float[np.ndarray, "prompts candidates candidates"]]
 """``Scores.similarity`` of a round's candidates, those that are scored."""
 Describe = Callable[[Iterable[Sequence[Sample[Any]]], Set[Key]], Mapping[str, Any]]
+
+
+Raw = Mapping[str, Float[np.ndarray, "prompts candidates"]]
+"""The scores of a round's candidates by reward."""
+
+
+class Bound(NamedTuple):
+    """The lowest score that is good enough."""
+
+    role: Literal["veto", "constraint"]
+    """Below it a candidate is not chosen, or comes after all others."""
+    at_least: float | Literal["median"]
+    """A score, or the median of the prompt's candidates."""
 
 
 class AllUnfitError(UserError):
@@ -40,13 +57,16 @@ class Unfit(Generic[Media]):
 @dataclass(frozen=True)
 class Ranker(Generic[Media]):
     rewards: Sequence[tuple[Reward[Media], float]]
-    """Each with its weight; the total is the weighted sum, NaN where any reward of non-zero weight is NaN."""
+    """Each with its weight in the total; of weight 0 are those that only look on, and those of ``bounds``."""
     selector: Selector
     describe: Describe | None = None
     """Further figures of a round's candidates, given which of them were selected."""
     unfit: Unfit[Media] | None = None
     similarity: Similarity | None = None
     """How alike the candidates of a prompt are, for a selector that sees it; nobody else asks."""
+    mix: Mix = MIXES["weighted_sum"]
+    bounds: Mapping[str, Bound] = field(default_factory=dict)
+    """By the name of the reward; constraints in the order in which they matter."""
 
     def __post_init__(self) -> None:
         for reward, _ in self.rewards:
@@ -68,19 +88,81 @@ class Ranker(Generic[Media]):
             found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
         return found, len(samples) - len(seen)
 
-    def total(self, raw: dict[str, Float[np.ndarray, "..."]]) -> Float[np.ndarray, "..."]:
-        """The weighted sum; NaN where a reward of it is.
+    def measuring(
+        self, rewards: Sequence[tuple[Reward[Media], float]], unfit: Unfit[Media] | None = None
+    ) -> "Ranker[Media]":
+        """A ranker of samples that are looked at, with other rewards, mixed as here; what is not among them bounds
+        nothing."""
+        known = {reward.name for reward, _ in rewards}
+        bounds = {name: bound for name, bound in self.bounds.items() if name in known}
+        return replace(self, rewards=rewards, describe=None, unfit=unfit, similarity=None, bounds=bounds)
+
+    def role(self, name: str) -> Role:
+        """What a reward is for. One of weight 0 looks on."""
+        if name in self.bounds:
+            return self.bounds[name].role
+        return "train" if any(weight for reward, weight in self.rewards if reward.name == name) else "hold_out"
+
+    def total(self, raw: Raw) -> Float[np.ndarray, "prompts candidates"]:
+        """What candidates are ranked by, higher first; NaN where one is discarded, by a NaN or by a veto.
 
         Raises:
             UserError: it is infinite.
         """
-        with np.errstate(over="ignore", invalid="ignore"):
-            weighted = [weight * raw[reward.name] for reward, weight in self.rewards if weight]
-            total = np.sum(weighted, axis=0) if weighted else np.zeros_like(next(iter(raw.values())))
-        # of two that are too large with opposite signs the sum is NaN, which would pass for a discard
-        if count := int(np.isinf([*weighted, total]).any(axis=0).sum()):
-            raise UserError(f"The total reward of {count} candidates is infinite: the rewards' weights are too large.")
-        return total
+        parts = self.parts(raw)
+        return np.sum([*parts.values()], axis=0) if parts else np.zeros_like(next(iter(raw.values())))
+
+    def parts(self, raw: Raw) -> dict[str, Float[np.ndarray, "prompts candidates"]]:
+        """What each reward that ranks or constrains adds to the total.
+
+        Raises:
+            UserError: the total is infinite.
+        """
+        weights = {reward.name: weight for reward, weight in self.rewards if weight}
+        if not weights:
+            return {}
+        kept = ~np.isnan([raw[name] for name in (*weights, *self.bounds)]).any(axis=0)
+        for name, bound in self.bounds.items():
+            if bound.role == "veto":
+                kept &= holds(np.where(kept, raw[name], np.nan), bound.at_least)
+        tables = {name: np.where(kept, table, np.nan) for name, table in raw.items()}
+        weighted = [(weight, tables[name]) for name, weight in weights.items()]
+        _refuse_infinite(weighted)
+        parts = dict(zip(weights, self.mix.parts(weighted), strict=True))
+        total = np.sum([*parts.values()], axis=0)
+        for name in reversed([name for name, bound in self.bounds.items() if bound.role == "constraint"]):
+            parts[name] = last(total, ~holds(tables[name], self.bounds[name].at_least))
+            total = total + parts[name]
+        return parts
+
+    def level(
+        self, raw: Mapping[str, Float[np.ndarray, "..."]], units: Mapping[str, float]
+    ) -> Float[np.ndarray, "..."]:
+        """How good each sample is by itself, for curves over the rounds: see ``Mix.level``. Neither vetoes nor
+        constraints have a part in it; NaN where a reward that ranks is.
+
+        Raises:
+            UserError: it is infinite.
+        """
+        weighted = [(weight, raw[reward.name]) for reward, weight in self.rewards if weight]
+        if not weighted:
+            return np.zeros_like(next(iter(raw.values())))
+        _refuse_infinite(weighted)
+        return self.mix.level(weighted, [units.get(reward.name, 1.0) for reward, weight in self.rewards if weight])
+
+    def units(self, raw: Mapping[str, Float[np.ndarray, "..."]]) -> dict[str, float]:
+        """What ``level`` divides scores by where weights count a reward's own spread: its standard deviation among
+        these, 1 where it has none."""
+        names = [reward.name for reward, weight in self.rewards if weight and not np.isnan(raw[reward.name]).all()]
+        return {name: float(np.nanstd(raw[name])) or 1.0 for name in names}
+
+    def vetoed(self, raw: Raw) -> dict[str, int]:
+        """How many candidates each veto turned down, NaN left out."""
+        vetoes = {name: bound for name, bound in self.bounds.items() if bound.role == "veto"}
+        return {
+            name: int((~holds(raw[name], bound.at_least) & ~np.isnan(raw[name])).sum())
+            for name, bound in vetoes.items()
+        }
 
     def score(self, batches: Iterator[Sequence[Sample[Media]]], prompts: Sequence[str], per_prompt: int) -> Scores:
         """The score table of a round, batch after batch; cells without a sample are NaN.
@@ -108,9 +190,11 @@ class Ranker(Generic[Media]):
                 )
         total = self.total(raw)
         if np.isnan(total).all():
+            turned_down = [f"'{name}' {count}" for name, count in self.vetoed(raw).items() if count]
+            vetoes = f"Vetoes turned down: {', '.join(turned_down)}; look at its scores, and lower at_least. "
             raise UserError(
-                "Every candidate is discarded by one reward or another (NaN), so none is better than another. "
-                "Give a reward that should not discard the weight 0."
+                "Every candidate is discarded by one reward or another (NaN, or a veto), so none is better "
+                f"than another. {vetoes if turned_down else ''}A reward that should discard nothing has role: hold_out."
             )
         return Scores(index, tuple(prompts), total, raw, unfit)
 
@@ -155,6 +239,32 @@ class Ranker(Generic[Media]):
     def _refuse(self, there: int, unfit: int) -> None:
         if self.unfit and there and unfit == there:
             raise AllUnfitError(f"All {there} {self.unfit.all_are}")
+
+
+def _refuse_infinite(weighted: Sequence[tuple[float, Float[np.ndarray, "..."]]]) -> None:
+    """
+    Raises:
+        UserError: a weighted score is infinite, or the sum is: of two that are too large with opposite signs it would
+            be NaN, which would pass for a discard.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        products = [weight * values for weight, values in weighted]
+        found = [*products, np.sum(products, axis=0)]
+    if count := int(np.isinf(found).any(axis=0).sum()):
+        raise UserError(f"The total reward of {count} candidates is infinite: the rewards' weights are too large.")
+
+
+def assigned(
+    configs: Sequence[Any], rewards: Sequence[Reward[Media]]
+) -> tuple[list[tuple[Reward[Media], float]], dict[str, Bound]]:
+    """The ``rewards`` and the ``bounds`` of a Ranker, from a recipe's configs and what was built of them."""
+    pairs, bounds = [], dict[str, Bound]()
+    for config, reward in zip(configs, rewards, strict=True):
+        pairs.append((reward, weight_of(config)))
+        role: Any = getattr(config, "role", "train")
+        if role in ("veto", "constraint"):
+            bounds[reward.name] = Bound(role, config.at_least)
+    return pairs, bounds
 
 
 def measured_by(

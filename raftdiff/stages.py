@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, final
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import Field
 
 from raftdiff.errors import UserError
+from raftdiff.measures.mixing import agreements, chosen_above, contributions, signed, told_nothing
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
+from raftdiff.records.changes import alike
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms, best_round
@@ -88,7 +91,7 @@ def sample(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> N
     """K candidates for each of the round's prompts; those already on disk are not drawn again. In rounds that draw
     none, those of the last round that did."""
     if draft.index == 0 and "held_out_base" not in draft.metrics():
-        _validate(draft, parts, "held_out_base", progress)
+        _validate(draft, run, parts, "held_out_base", progress)
     loop, t = parts.loop, draft.index
     prompts = asked(parts.prompts, loop, t)
     done, total = draft.sampled(), len(prompts) * loop.candidates
@@ -129,9 +132,10 @@ def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: 
     draft.note(per_prompt=loop.candidates, **counted)
 
 
-def select(draft: Draft, ranker: Ranker[Media]) -> None:
+def select(draft: Draft, run: Run, ranker: Ranker[Media]) -> None:
     """What to learn from, and the round's figures."""
     scores = draft.folder.scores()
+    units = _units(draft, run, ranker, scores.raw)
     with _timed(draft, "select"):
         selection = ranker.select(scores, draft.folder.batches(SCORING_BATCH))
         draft.write_selection(selection)
@@ -139,12 +143,14 @@ def select(draft: Draft, ranker: Ranker[Media]) -> None:
         batches = draft.folder.batches(SCORING_BATCH)
         described = ranker.describe(batches, chosen) if ranker.describe else {}
         draft.note(
-            **figures(scores, selection),
+            **figures(replace(scores, total=_levels(ranker, scores, units.get("units", {}))), selection),
             selected=len(selection.items),
             left_out=list(selection.left_out),
             prompts=len(scores.prompts),
             **_alike(draft, scores, ranker),
             rewards={name: _mean(table) for name, table in scores.raw.items()},
+            **units,
+            mixing=_mixing(ranker, scores, selection),
             **described,
         )
 
@@ -158,7 +164,7 @@ def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> Non
     if not lesson.items and lesson.kind not in ("pairs", "labelled"):  # all candidates alike: no pair, no label
         raise UserError(f"{draft.path}: nothing was selected in this round, so there is nothing to learn from.")
     if draft.index == 0 and "held_out_base" not in draft.metrics():  # a fork's, which was sampled elsewhere
-        _validate(draft, parts, "held_out_base", progress)
+        _validate(draft, run, parts, "held_out_base", progress)
     with _timed(draft, "tune"):
         samples: dict[Key, Sample[Media]] = _samples(draft, run, lesson)
         report = progress.stage(draft.index, "tune")
@@ -166,7 +172,7 @@ def tune(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> Non
         learnt = parts.finetuner.fit(lesson, samples, seed=seed, report=report) if lesson.items else {"steps": 0.0}
     draft.note(tune=dict(learnt))
     draft.spend("tune", seconds=0.0, evaluations=int(learnt.get("network_evaluations", 0)))
-    _validate(draft, parts, "held_out", progress)
+    _validate(draft, run, parts, "held_out", progress)
 
 
 def commit(draft: Draft, run: Run, parts: Parts[Media]) -> Round:
@@ -211,7 +217,7 @@ def merge(selections: Sequence[Selection]) -> Selection:
     return Selection(selections[0].kind, items, selections[0].left_out)
 
 
-def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) -> None:
+def _validate(draft: Draft, run: Run, parts: Parts[Media], name: str, progress: Progress) -> None:
     """The mean total reward on the held-out prompts, with the same seeds in every round."""
     if not parts.held_out:
         return
@@ -228,7 +234,8 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
         _keep_replies(draft, ranker)
         ranker.refuse_unfit(drawn)
         raw = ranker.raw(drawn)
-        totals = ranker.total(raw)
+        units = _units(draft, run, ranker, raw)
+        totals = ranker.level(raw, units.get("units", {}))
         draft.keep(name, drawn)
         further = parts.examine(drawn) if parts.examine else {}
     draft.note(
@@ -236,6 +243,8 @@ def _validate(draft: Draft, parts: Parts[Media], name: str, progress: Progress) 
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
         **{f"{name}_rewards_each": {reward: _each(drawn, values) for reward, values in raw.items()}},
         **{f"{name}_weights": {reward.name: weight for reward, weight in ranker.rewards}},
+        **{f"{name}_roles": {reward: ranker.role(reward) for reward in raw}},
+        **units,
         **({f"{name}_figures": dict(further)} if further else {}),
     )
 
@@ -271,12 +280,47 @@ def _alike(draft: Draft, scores: Scores, ranker: Ranker[Any]) -> dict[str, Any]:
         return {"undecided": 0, "constant": []}
     weighed = [
         reward.name
-        for reward, weight in ranker.rewards
-        if weight and not (draft.index == 0 and getattr(reward, "nothing_at_first", False))
+        for reward, _ in ranker.rewards
+        if ranker.role(reward.name) in ("train", "constraint")
+        and not (draft.index == 0 and getattr(reward, "nothing_at_first", False))
     ]
     return {
         "undecided": undecided(scores.total, getattr(ranker.selector, "compares", "prompt")),
         "constant": [name for name in weighed if name in scores.raw and constant(scores.raw[name])],
+    }
+
+
+def _units(
+    draft: Draft, run: Run, ranker: Ranker[Any], raw: Mapping[str, Float[np.ndarray, "..."]]
+) -> dict[str, dict[str, float]]:
+    """What scores are divided by in the figures of the total, to be noted, where the weights count a reward's own
+    spread: of each reward the spread that was first seen while the rewards meant the same, so that rounds can be
+    compared. Nothing for other mixes."""
+    if not ranker.mix.unitless:
+        return {}
+    before = alike([*run.metrics(), {"changed": run.changes().get(draft.index, [])}])[:-1]
+    seen = [*(it.get("units") or {} for it in (*before, draft.metrics())), ranker.units(raw)]
+    return {"units": {name: unit for units in reversed(seen) for name, unit in units.items()}}
+
+
+def _levels(ranker: Ranker[Any], scores: Scores, units: Mapping[str, float]) -> Float[np.ndarray, "prompts candidates"]:
+    """How good candidates are by themselves; NaN where one is discarded."""
+    return np.where(np.isnan(scores.total), np.nan, ranker.level(scores.raw, units))
+
+
+def _mixing(ranker: Ranker[Any], scores: Scores, selection: Selection) -> dict[str, Any]:
+    """How the rewards went together: what ``measures.mixing`` says of them."""
+    learnt = signed(scores, selection)
+    weights = {reward.name: weight for reward, weight in ranker.rewards}
+    wanted = {name: -table if weights[name] < 0 else table for name, table in scores.raw.items()}
+    return {
+        "mix": ranker.mix.name,
+        "roles": {name: ranker.role(name) for name in scores.raw},
+        "told_nothing": {name: told_nothing(table) for name, table in scores.raw.items()},
+        "agreement": agreements(wanted),
+        "contribution": contributions(ranker.parts(scores.raw), learnt),
+        "chosen_above": {name: chosen_above(table, learnt) for name, table in scores.raw.items()},
+        "vetoed": ranker.vetoed(scores.raw),
     }
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Prompt, Sample
@@ -25,7 +25,7 @@ V2_RELU = (0, 3, 6, 9, 11)
 """Places of the linear layers in the ``reluMSE`` files: a ReLU follows each but the last, dropout the first three."""
 
 
-class AestheticConfig(Config):
+class AestheticConfig(RewardConfig):
     type: Literal["aesthetic"] = "aesthetic"
     name: str = "aesthetic"
     """The column of this reward in tables and logs."""

@@ -26,7 +26,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError, nearest
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.registry import resolve_function
 from raftdiff.scoring import by_prompt, numbers
 from raftdiff.types import Sample
@@ -36,7 +36,7 @@ NEAR = 0.65
 """How like a known name a parameter's must be, 0 to 1, to be taken for a slip of it."""
 
 
-class CallableConfig(Config):
+class CallableConfig(RewardConfig):
     type: Literal["callable"] = "callable"
     name: str = "callable"
     """The column of this reward in tables and logs."""

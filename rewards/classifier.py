@@ -13,7 +13,7 @@ from pydantic import Field
 from raftdiff.chat.dialogue import cut, fill, messages, spoken
 from raftdiff.chat.marks import Frame, added, chat_frame, guarded, without_end
 from raftdiff.errors import Need, UserError, nearest
-from raftdiff.recipes.config import Config, Said
+from raftdiff.recipes.config import RewardConfig, Said
 from raftdiff.recipes.needs import model_at
 from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
@@ -24,7 +24,7 @@ Output = Literal["log_odds", "probability"]
 Precision = Literal["float32", "bfloat16", "float16"]
 
 
-class ClassifierConfig(Config):
+class ClassifierConfig(RewardConfig):
     type: Literal["classifier"] = "classifier"
     name: str = "classifier"
     """The column of this reward in tables and logs."""

@@ -9,13 +9,13 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import Need
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Prompt, Sample
 
 
-class ClipConfig(Config):
+class ClipConfig(RewardConfig):
     type: Literal["clip"] = "clip"
     name: str = "clip"
     """The column of this reward in tables and logs."""

@@ -12,7 +12,7 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.sandbox import Network, Outcome, Sandbox, Test
 from raftdiff.rewards.texts import fenced
 from raftdiff.types import Sample
@@ -20,7 +20,7 @@ from raftdiff.types import Sample
 COMPILES = 0.25
 
 
-class CodeConfig(Config):
+class CodeConfig(RewardConfig):
     type: Literal["code"] = "code"
     name: str = "code"
     """The column of this reward in tables and logs."""

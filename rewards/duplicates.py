@@ -13,7 +13,7 @@ from raftdiff.measures.diversity import pixels
 from raftdiff.measures.statistics import cosines, nearest, originals, unit_length
 from raftdiff.measures.texts import alike
 from raftdiff.ranking import Features
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import open_tower
 from raftdiff.scoring import by_prompt
@@ -24,7 +24,7 @@ Alike = Callable[[Sequence[Sample[Any]], Sequence[Sequence[int]]], list[Likeness
 """The cosines of any two candidates of each prompt, given all samples and the places of each prompt's."""
 
 
-class DuplicatesConfig(Config):
+class DuplicatesConfig(RewardConfig):
     type: Literal["duplicates"] = "duplicates"
     name: str = "duplicates"
     """The column of this reward in tables and logs."""
@@ -64,7 +64,7 @@ class DuplicatesConfig(Config):
         return DuplicatesReward(by_features(features), discard=self.discard, name=self.name)
 
 
-class DuplicateTextsConfig(Config):
+class DuplicateTextsConfig(RewardConfig):
     type: Literal["duplicates"] = "duplicates"
     name: str = "duplicates"
     """The column of this reward in tables and logs."""

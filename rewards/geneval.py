@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.detection import Detector, detector_needs, open_detector
 from raftdiff.rewards.geneval_rules import COLOURS, Detection, Verdict, judge, kept, wanted
@@ -26,7 +26,7 @@ COUNTING = 0.9
 """The published threshold where objects are counted."""
 
 
-class GenEvalConfig(Config):
+class GenEvalConfig(RewardConfig):
     type: Literal["geneval"] = "geneval"
     name: str = "geneval"
     """The column of this reward in tables and logs."""

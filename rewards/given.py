@@ -9,11 +9,11 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Sample
 
 
-class GivenConfig(Config):
+class GivenConfig(RewardConfig):
     type: Literal["given"] = "given"
     name: str = "given"
     """The column of this reward in tables and logs."""

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
 from raftdiff.rewards.clip import ClipReward
 from raftdiff.rewards.clip_weights import Precision
@@ -29,7 +29,7 @@ MODEL = "ViT-H-14"
 WHERE = "HPS_v2.1_compressed.pt and HPS_v2_compressed.pt are at huggingface.co/xswu/HPSv2"
 
 
-class HpsConfig(Config):
+class HpsConfig(RewardConfig):
     type: Literal["hps"] = "hps"
     name: str = "hps"
     """The column of this reward in tables and logs."""

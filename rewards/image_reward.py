@@ -12,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards import blip
 from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
@@ -36,7 +36,7 @@ ADDED = ("[DEC]", "[ENC]")
 WHERE = "ImageReward.pt is at huggingface.co/zai-org/ImageReward"
 
 
-class ImageRewardConfig(Config):
+class ImageRewardConfig(RewardConfig):
     type: Literal["image_reward"] = "image_reward"
     name: str = "image_reward"
     """The column of this reward in tables and logs."""

@@ -9,13 +9,13 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Sample
 
 Direction = Literal["compressible", "incompressible"]
 
 
-class JpegConfig(Config):
+class JpegConfig(RewardConfig):
     type: Literal["jpeg"] = "jpeg"
     name: str = "jpeg"
     """The column of this reward in tables and logs."""

@@ -8,14 +8,14 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.texts import fenced
 from raftdiff.types import Sample
 
 Kind = Literal["any", "object", "array", "string", "number", "integer", "boolean", "null"]
 
 
-class JsonConfig(Config):
+class JsonConfig(RewardConfig):
     type: Literal["json"] = "json"
     name: str = "json"
     """The column of this reward in tables and logs."""

@@ -10,14 +10,14 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import UserError, command
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.records.entries import found
 from raftdiff.records.labels import acts, ballots, points
 from raftdiff.records.run import Run
 from raftdiff.types import Sample
 
 
-class LabelsConfig(Config):
+class LabelsConfig(RewardConfig):
     type: Literal["labels"] = "labels"
     name: str = "labels"
     """The column of this reward in tables and logs."""

@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from pydantic import Field, model_validator
 
 from raftdiff.measures.texts import spaced
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Sample
 
 Unit = Literal["words", "characters", "tokens"]
@@ -17,7 +17,7 @@ Direction = Literal["target", "more", "fewer"]
 WORD = re.compile(r"\w+(?:['’\-]\w+)*")
 
 
-class LengthConfig(Config):
+class LengthConfig(RewardConfig):
     type: Literal["length"] = "length"
     name: str = "length"
     """The column of this reward in tables and logs."""

@@ -15,14 +15,14 @@ from typing import Literal
 from pydantic import Field
 
 from raftdiff.errors import Need
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.clip import ClipReward
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.rewards.transformers_clip import PREFIX
 
 
-class PickScoreConfig(Config):
+class PickScoreConfig(RewardConfig):
     type: Literal["pickscore"] = "pickscore"
     name: str = "pickscore"
     """The column of this reward in tables and logs."""

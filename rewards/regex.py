@@ -9,13 +9,13 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Sample
 
 Mode = Literal["any", "whole", "count", "fraction"]
 
 
-class RegexConfig(Config):
+class RegexConfig(RewardConfig):
     type: Literal["regex"] = "regex"
     name: str = "regex"
     """The column of this reward in tables and logs."""

@@ -23,7 +23,7 @@ from raftdiff.chat.kept import Remembered
 from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.scoring import by_prompt, numbers
 from raftdiff.types import Sample
 
@@ -36,7 +36,7 @@ Ask = Callable[[str, Mapping[str, Any]], Any]
 """What a server answers to a request at a path."""
 
 
-class RemoteConfig(Config):
+class RemoteConfig(RewardConfig):
     type: Literal["remote"] = "remote"
     name: str = "remote"
     """The column of this reward in tables and logs."""

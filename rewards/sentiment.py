@@ -9,7 +9,7 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import Need
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.types import Sample
 
@@ -17,7 +17,7 @@ Direction = Literal["positive", "negative"]
 Unit = Literal["text", "sentence"]
 
 
-class SentimentConfig(Config):
+class SentimentConfig(RewardConfig):
     type: Literal["sentiment"] = "sentiment"
     name: str = "sentiment"
     """The column of this reward in tables and logs."""

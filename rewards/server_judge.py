@@ -15,7 +15,7 @@ from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue
 from raftdiff.chat.kept import KeptReplies
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Said
+from raftdiff.recipes.config import RewardConfig, Said
 from raftdiff.types import Sample
 
 WOMBAT = ("relevance", "correctness", "coherence", "safety")
@@ -34,7 +34,7 @@ Reply with these lines and nothing else, with your numbers:
 {form}"""
 
 
-class ServerConfig(AskingConfig):
+class ServerConfig(AskingConfig, RewardConfig):
     type: Literal["server"] = "server"
     name: str = "server"
     """The column of this reward in tables and logs."""

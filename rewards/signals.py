@@ -13,13 +13,13 @@ from PIL import Image
 from pydantic import Field, field_validator
 
 from raftdiff.measures import signals
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Sample
 
 Signal = Callable[[signals.Pixels], float]
 
 
-class SignalConfig(Config):
+class SignalConfig(RewardConfig):
     """What all of them have."""
 
     weight: float = Field(default=1.0, allow_inf_nan=False)

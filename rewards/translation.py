@@ -8,14 +8,14 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.types import Prompt, Sample
 
 Metric = Literal["chrf", "chrf++", "bleu"]
 
 
-class TranslationConfig(Config):
+class TranslationConfig(RewardConfig):
     type: Literal["translation"] = "translation"
     name: str = "translation"
     """The column of this reward in tables and logs."""

@@ -18,7 +18,7 @@ from pydantic import Field, model_validator
 from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.questions import THINKING, Question, Vlm, spellings
@@ -28,7 +28,7 @@ from raftdiff.training.weights import loaded, reading
 WHERE = "It takes a folder or a hub id, such as HuggingFaceTB/SmolVLM-500M-Instruct, or with 'server' its model's name."
 
 
-class VlmConfig(Config):
+class VlmConfig(RewardConfig):
     """Which model is asked, here or behind a server."""
 
     model: str

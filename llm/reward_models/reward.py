@@ -21,7 +21,7 @@ from raftdiff.llm.reward_models.value_model import (
     readable_rows,
     score_rows,
 )
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.registry import resolve_function
 from raftdiff.types import Prompt, Sample
 
@@ -29,7 +29,7 @@ MODEL = "model"
 """Where a run of a reward model keeps it."""
 
 
-class RewardModelConfig(Config):
+class RewardModelConfig(RewardConfig):
     type: Literal["reward_model"] = "reward_model"
     name: str = "reward_model"
     """The column of this reward in tables and logs."""
@@ -80,7 +80,7 @@ class RewardModel:
         return _scored(self._model, rows, self._batch_size)
 
 
-class CaptionRewardConfig(Config):
+class CaptionRewardConfig(RewardConfig):
     type: Literal["reward_model"] = "reward_model"
     name: str = "reward_model"
     """The column of this reward in tables and logs."""

@@ -39,6 +39,8 @@ CONTINUES = "Nothing that was finished is lost; the same command continues."
 """What an interrupt means to a command that writes into a run as it goes on."""
 SEVERAL = ("--reward",)
 """Options that may be given more than once."""
+MIXES = ("weighted_sum", "grpo", "gdpo", "rank_sum", "minimum")
+"""As in ``selection.mixes``, which is not loaded for the help."""
 
 
 def parser() -> argparse.ArgumentParser:
@@ -245,7 +247,10 @@ def _tools(commands: Commands) -> None:
         required=True,
         metavar="NAME[:key=value,...]",
         help="a reward (clip, jpeg, ...) or your module:function, its options behind a colon, such as "
-        "clip:model=scene-clip,weight=0.5; or a mapping as in a recipe. Several are added up",
+        "clip:model=scene-clip,weight=0.5; or a mapping as in a recipe. Several are mixed",
+    )
+    ranked.add_argument(
+        "--mix", choices=MIXES, default=MIXES[0], help="how they become one ranking (default: %(default)s)"
     )
     ranked.add_argument(
         "--prompts",

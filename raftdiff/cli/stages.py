@@ -76,7 +76,7 @@ def select(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args)
     with run.locked():
         draft = next_draft(run, recipe.loop)
-        stages.select(draft, ranker_of(recipe, None)[0])
+        stages.select(draft, run, ranker_of(recipe, None)[0])
     metrics = draft.metrics()
     print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
     print(f"next: {command('tune', run.path)}")

@@ -21,9 +21,11 @@ from raftdiff.measures.diversity import HeldOutFigures, PictureFigures, PictureS
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
 from raftdiff.mixing import MixSamplerConfig
-from raftdiff.ranking import Features, Ranker, Unfit, measured_by
+from raftdiff.ranking import Features, Ranker, Unfit, assigned, measured_by
+from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
+from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
 from raftdiff.types import ChoosesPrompts, Prompt, Reader, Reward, Sampler
@@ -146,7 +148,7 @@ def _training_sampler(
     for one, share in zip(held, shares(recipe), strict=True):
         if isinstance(one, FolderSampler):
             one.check(prompts, share, alone=len(held) == 1 and recipe.loop.prompts_per_round is not None)
-        given = any(it.type == "given" and it.weight for it in recipe.ranker.rewards)
+        given = any(it.type == "given" and has_say(it) for it in recipe.ranker.rewards)
         if given and isinstance(one, FolderSampler) and not one.scored:
             raise UserError(
                 f"ranker.rewards: 'given' is what is said of a picture, and '{one.config.path}' says nothing of any: "
@@ -182,17 +184,18 @@ def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[I
     if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards:
         return ranker
     built = [(one.build(device=device, resolve=embedded.resolve), one.weight) for one in recipe.evaluation.rewards]
-    return Ranker(measured_by(kept, built), ranker.selector, unfit=BLANK)
+    return ranker.measuring(measured_by(kept, built), BLANK)
 
 
 def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
     """The rewards, the selector, and what a round says of its pictures."""
-    rewards: list[tuple[Reward[Image], float]] = [
-        (config.build(device=device, resolve=embedded.resolve), config.weight) for config in recipe.ranker.rewards
-    ]
+    configs = recipe.ranker.rewards
+    built: list[Reward[Image]] = [config.build(device=device, resolve=embedded.resolve) for config in configs]
+    rewards, bounds = assigned(configs, built)
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
     seen = features(rewards)
-    return Ranker(rewards, selector, PictureFigures(seen), BLANK, PictureSimilarity(seen))
+    mix = MIXES[recipe.ranker.mix]
+    return Ranker(rewards, selector, PictureFigures(seen), BLANK, PictureSimilarity(seen), mix, bounds)
 
 
 BLANK = Unfit[Image](

@@ -20,13 +20,14 @@ from PIL import Image
 from raftdiff.diffusion.sampling.pictures import Found
 from raftdiff.errors import UserError, counted
 from raftdiff.measures.pictures import is_flat, opened
-from raftdiff.ranking import Ranker, Unfit
+from raftdiff.ranking import Bound, Ranker, Unfit
 from raftdiff.recipes.prompts import made_ids
 from raftdiff.records.disk import together, write_text
 from raftdiff.records.media import apart
 from raftdiff.reports.images import grid
 from raftdiff.scoring import sees_prompts
 from raftdiff.selection.best import BestOfKConfig
+from raftdiff.selection.mixes import MIXES, Mix
 from raftdiff.types import Key, Prompt, Report, Reward, Sample, silent
 
 BATCH = 32
@@ -67,7 +68,7 @@ class Ranked:
     found: Found
     prompt: Prompt
     total: float
-    """The weighted sum; higher is better, NaN where it has no score."""
+    """What it is ranked by, as the rewards are mixed; higher is better, NaN where it has no score or was vetoed."""
     scores: Mapping[str, float]
     """By reward, as each says it."""
 
@@ -160,10 +161,12 @@ def rank(
     pictures: Sequence[tuple[Found, Prompt]],
     rewards: Sequence[tuple[Reward[Image.Image], float]],
     *,
+    mix: Mix = MIXES["weighted_sum"],
+    bounds: Mapping[str, Bound] | None = None,
     report: Report = silent,
 ) -> tuple[list[Ranked], list[str]]:
     """The pictures by their total, best first and those without one last; and what could not be opened, a sentence
-    each. ``report`` hears how many were looked at.
+    each. ``report`` hears how many were looked at; ``mix`` and ``bounds`` are those of a ``Ranker``.
 
     Raises:
         UserError: no picture can be opened, none has a total, or a reward reads captions where one is not known.
@@ -200,7 +203,7 @@ def rank(
             raise UserError(f"Not one of {counted(len(asked), 'picture')} can be opened: {damaged[0]}")
 
     unfit = Unfit[Image.Image](lambda sample: sample.key in flat, "blank", "pictures are of one colour all over.")
-    ranker = Ranker(rewards, BestOfKConfig().build(seed=0), unfit=unfit)
+    ranker = Ranker(rewards, BestOfKConfig().build(seed=0), unfit=unfit, mix=mix, bounds=bounds or {})
     try:
         scores = ranker.score(batches(), ids, 1 + max(place for _, place in cells))
     except NoCaptionError:
@@ -281,13 +284,14 @@ def write(
     root: Path,
     rewards: Mapping[str, Mapping[str, Any]],
     left_out: Sequence[str],
+    mix: str = "weighted_sum",
 ) -> None:
     """Tables of all pictures, best first, as CSV and JSON; of those that were chosen a contact sheet, and copies in
     ``best``, a folder as datasets' ImageFolder and the sampler ``folder`` read it. All of it or nothing.
 
     Args:
         root: what the tables name files within.
-        rewards: their settings by name, for the record.
+        rewards: their settings by name, for the record, as is ``mix``.
 
     Raises:
         OSError: the disk refuses.
@@ -295,7 +299,7 @@ def write(
     rows = [_row(place, one, root) for place, one in enumerate(ranked, 1)]
     with together(folder) as aside:
         write_text(aside / "ranking.csv", _csv(rows, list(rewards)))
-        record = {"folder": str(root), "rewards": rewards, "left_out": list(left_out), "pictures": rows}
+        record = {"folder": str(root), "rewards": rewards, "mix": mix, "left_out": list(left_out), "pictures": rows}
         write_text(aside / "ranking.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         (copies := aside / "best").mkdir()
         lines = []

@@ -16,13 +16,14 @@ from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
 from raftdiff.mixing import MixSamplerConfig, parts
-from raftdiff.recipes.checks import check_alike, check_fresh, check_kind
+from raftdiff.recipes.checks import check_alike, check_fresh, check_kind, has_say, weight_of
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
 from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
+from raftdiff.selection.mixes import MixName
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
 
@@ -41,10 +42,14 @@ UNMEASURED = ("given",)
 
 
 class RankerConfig(Config):
-    """Rewards with weights, and what is selected by their weighted sum."""
+    """Rewards with weights and roles, how they are mixed, and what is selected by that."""
 
     rewards: list[RewardConfig] = Field(min_length=1)
-    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing."""
+    """Every raw score is kept beside the total; a reward of weight 0 is recorded and changes nothing, as with role:
+    hold_out."""
+    mix: MixName = "weighted_sum"
+    """How they become one ranking: weighted_sum; grpo, its z-score within the prompt; gdpo, the weighted sum of each
+    reward's own z-score; rank_sum, of its rank; or minimum, of weight times score."""
     selector: SelectorConfig
     """best_of_k (the paper's), top_fraction, diverse, softmax or random (the control) for imitation; best_worst,
     threshold or advantage for the other rules."""
@@ -212,28 +217,46 @@ def _check(recipe: Recipe) -> None:
     check_alike(recipe, held_out=bool(evaluation.prompts.captions), onlookers=evaluation.rewards)
     if any(reward.type in UNMEASURED for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: 'given' knows the pictures of a folder alone, not what a model draws.")
-    rewards = [*recipe.ranker.rewards, *evaluation.rewards]
-    if all(reward.type in UNMEASURED or not reward.weight for reward in rewards):
+    counted = [weight_of(reward) for reward in recipe.ranker.rewards if reward.type not in UNMEASURED]
+    if not any([*counted, *(reward.weight for reward in evaluation.rewards)]):
         raise UserError(
             "evaluation.rewards: data score their own pictures alone (ranker.rewards: given), so the tuned model's "
             "pictures would have no reward; name one here that looks on, such as clip, with a weight."
         )
     drawn = [one for one in samplers(recipe) if not isinstance(one, FolderSamplerConfig)]
-    if drawn and any(reward.type in UNMEASURED and reward.weight for reward in recipe.ranker.rewards):
+    if drawn and any(reward.type in UNMEASURED and has_say(reward) for reward in recipe.ranker.rewards):
         raise UserError(
             "ranker.rewards: 'given' is the data's word on its own pictures, so nothing that a model draws could be "
-            "selected; take sampler type: folder alone, or give 'given' the weight 0."
+            "selected; take sampler type: folder alone, or give 'given' role: hold_out."
         )
     if isinstance(recipe.sampler, MixSamplerConfig):
         if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):
             raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
         recipe.sampler.fit(recipe.loop.candidates)
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
+    if recipe.finetuner.learning.type in ("draft", "refl"):
+        _check_gradient(recipe, learner)
     check_kind(recipe, learner, needs)
     if "path" in needs.aux:
         _check_path(recipe, learner)
     if needs.fresh_samples:
         _check_chain(recipe, learner)
+
+
+def _check_gradient(recipe: Recipe, learner: str) -> None:
+    """
+    Raises:
+        UserError: the rewards are mixed or bounded in a way that has no gradient.
+    """
+    if recipe.ranker.mix != "weighted_sum":
+        raise UserError(
+            f"ranker.mix: {learner} climbs the weighted sum of the rewards, and ranks nothing; use mix: weighted_sum."
+        )
+    if bound := next((it for it in recipe.ranker.rewards if getattr(it, "role", "train") == "constraint"), None):
+        raise UserError(
+            f"ranker.rewards: {learner} climbs the rewards' gradient and ranks nothing, so that the constraint "
+            f"'{bound.name or bound.type}' would do nothing; give it role: train, veto or hold_out."
+        )
 
 
 def _check_path(recipe: Recipe, learner: str) -> None:

@@ -61,10 +61,12 @@ class HeldOut:
     rewards: Mapping[str, Each] = field(default_factory=dict)
     """The mean of each prompt's samples, NaN where a reward discards all."""
     weights: Mapping[str, float] = field(default_factory=dict)
-    """Of the rewards in the total; 0 of those that only look on."""
+    """Of the rewards in the total; 0 of the others."""
     signals: Mapping[str, Signal] = field(default_factory=dict)
     vendi: float | None = None
     near_duplicates: float | None = None
+    roles: Mapping[str, str] = field(default_factory=dict)
+    """What the rewards are for; of rounds of an earlier version, one of weight 0 looks on."""
 
     @staticmethod
     def of(metrics: Mapping[str, Any], name: str) -> "HeldOut":
@@ -80,7 +82,17 @@ class HeldOut:
             },
             figures.get("vendi"),
             figures.get("near_duplicates"),
+            metrics.get(f"{name}_roles") or {},
         )
+
+    def role(self, reward: str) -> str:
+        """What a reward is for."""
+        return self.roles.get(reward) or ("train" if self.weights.get(reward, 0.0) else "hold_out")
+
+    @property
+    def onlookers(self) -> list[str]:
+        """The rewards that look on: they have no part in what is chosen, and so are witnesses of what is done to it."""
+        return [name for name in self.rewards if self.role(name) == "hold_out"]
 
 
 def alarms(base: HeldOut, now: HeldOut) -> list[Alarm]:
@@ -90,11 +102,11 @@ def alarms(base: HeldOut, now: HeldOut) -> list[Alarm]:
     more than chance and by ``MOVED``, unless it is itself what is trained for; Vendi and the share of near-duplicates
     by ``KEPT`` and ``ALIKE``. Fewer than two prompts tell nothing from chance.
     """
-    trained = {name for name, weight in now.weights.items() if weight}
+    trained = {name for name in now.weights if now.role(name) != "hold_out"}
     rewards = [name for name in base.rewards if name in now.rewards]
     signals = [name for name in base.signals if name in now.signals and name not in trained]
     level = SURE / max(1, len(rewards) + len(signals))
-    found = [_fall(name, base.rewards[name], now.rewards[name], now.weights.get(name, 0.0), level) for name in rewards]
+    found = [_fall(name, base, now, level) for name in rewards]
     found += [_move(name, base.signals[name], now.signals[name], level) for name in signals]
     found += [_sameness(base, now), _repeated(base, now)]
     return [alarm for alarm in found if alarm]
@@ -106,7 +118,7 @@ def gain(base: HeldOut, now: HeldOut) -> float | None:
     Of the rewards that only look on, where there are any, the mean change in units of the base's standard deviation
     between prompts: what is trained for is no witness of its own hacking. Else the change of the total.
     """
-    onlookers = [name for name in base.rewards if name in now.rewards and not now.weights.get(name, 0.0)]
+    onlookers = [name for name in now.onlookers if name in base.rewards]
     changes = [_change(base.rewards[name], now.rewards[name]) for name in onlookers]
     told = [it.mean() / spread for it, spread in changes if len(it) and spread > 0]
     if told:
@@ -137,8 +149,9 @@ def half_width(changes: Changes, level: float) -> float:
     return float(t_quantile(len(changes) - 1, 1 - level / 2) * changes.std(ddof=1) / np.sqrt(len(changes)))
 
 
-def _fall(name: str, before: Each, after: Each, weight: float, level: float) -> Alarm | None:
+def _fall(name: str, base: HeldOut, now: HeldOut, level: float) -> Alarm | None:
     """A reward, in the direction that is wanted of it: below 0 of a weight the fall is a rise."""
+    before, after, weight = base.rewards[name], now.rewards[name], now.weights.get(name, 0.0)
     changes, spread = _change(before, after)
     wanted = -1.0 if weight < 0 else 1.0
     if not len(changes) or wanted * changes.mean() + half_width(changes, level) >= 0:
@@ -146,7 +159,8 @@ def _fall(name: str, before: Each, after: Each, weight: float, level: float) -> 
     if wanted * changes.mean() > -FELL * spread:
         return None
     both = ~np.isnan(before) & ~np.isnan(after)
-    role = f"weight {weight:g}" if weight else "it only looks on"
+    bounds = {"veto": "it vetoes", "constraint": "it constrains"}
+    role = f"weight {weight:g}" if weight else bounds.get(now.role(name), "it only looks on")
     return Alarm(
         f"reward {name}",
         f"The held-out reward '{name}' ({role}) {'fell' if wanted > 0 else 'rose'} from {before[both].mean():.4g} to "

@@ -15,6 +15,26 @@ SELECTORS: Mapping[SelectionKind, str] = {
     "all": "all",
 }
 """What gives each kind of selection."""
+RELATIVE = ("grpo", "gdpo", "rank_sum")
+"""Mixes that say how a candidate stands among those of its prompt."""
+ABSOLUTE = ("all",)
+"""Selectors that pass on how good a candidate is."""
+RESCALING = ("grpo", "rloo")
+"""Advantages that undo what GDPO did over the batch."""
+
+
+def weight_of(reward: Any) -> float:
+    """A reward's weight in the total, from its config; 0 of one that does not train. A plug-in's may have no role."""
+    return float(reward.weight) if _role(reward) == "train" else 0.0
+
+
+def has_say(reward: Any) -> bool:
+    """Whether a reward has a part in what is chosen, from its config: it trains, vetoes or constrains."""
+    return weight_of(reward) != 0 or _role(reward) in ("veto", "constraint")
+
+
+def _role(reward: Any) -> str:
+    return str(getattr(reward, "role", "train"))
 
 
 def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
@@ -25,16 +45,26 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
         onlookers: rewards of the evaluation alone; None where there is no such key.
 
     Raises:
-        UserError: two rewards of one name, or none that counts; held-out figures without held-out prompts; stopping by
-            a curve, or a guard over figures, that are not drawn; more candidates kept than there are.
+        UserError: two rewards of one name, or none that ranks; a mix or a role that has no meaning there; held-out
+            figures without held-out prompts; stopping by a curve, or a guard over figures, that are not drawn; more
+            candidates kept than there are.
     """
     rewards, loop, evaluation = recipe.ranker.rewards, recipe.loop, recipe.evaluation
     names = [reward.name or reward.type for reward in (*rewards, *(onlookers or ()))]
     if twice := {name for name in names if names.count(name) > 1}:
         where = "ranker.rewards" if onlookers is None else "ranker.rewards, evaluation.rewards"
         raise UserError(f"{where}: two are called '{min(twice)}'; give each its own 'name'.")
-    if not any(reward.weight for reward in rewards):
-        raise UserError("ranker.rewards: every weight is 0, so nothing could be ranked; give one a weight.")
+    if not any(map(weight_of, rewards)):
+        raise UserError(
+            "ranker.rewards: every weight is 0, or of a role that does not rank, so nothing could be ranked; give "
+            "one a weight, and role: train."
+        )
+    if bound := next((it for it in onlookers or () if _role(it) in ("veto", "constraint")), None):
+        raise UserError(
+            f"evaluation.rewards: these look on, and '{bound.name or bound.type}' is to be a {bound.role}; give it "
+            "role: hold_out without at_least, or name it under ranker.rewards."
+        )
+    _check_mix(recipe)
     if evaluation.every_round and not held_out:
         raise UserError("evaluation.every_round: there are no held-out prompts; name a file under evaluation.prompts.")
     if loop.patience is not None and not evaluation.every_round:
@@ -47,6 +77,36 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
     keep = getattr(recipe.ranker.selector, "keep", 1)
     if keep > loop.candidates:
         raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
+
+
+def _check_mix(recipe: Any) -> None:
+    """
+    Raises:
+        UserError: the mix compares candidates, and there are none to compare, or who learns wants to know how good they
+            are by themselves.
+    """
+    ranker, mix = recipe.ranker, recipe.ranker.mix
+    medians = [it for it in ranker.rewards if getattr(it, "at_least", None) == "median"]
+    if recipe.loop.candidates == 1 and (mix in RELATIVE or medians):
+        what = f"mix: {mix}" if mix in RELATIVE else "at_least: median"
+        raise UserError(
+            f"ranker: {what} compares the candidates of a prompt, and there is one; make loop.candidates 2 or more."
+        )
+    if mix in RELATIVE and ranker.selector.type in ABSOLUTE:
+        raise UserError(
+            f"ranker.mix: {mix} says how a candidate stands among those of its prompt, and the selector "
+            f"'{ranker.selector.type}' passes on how good it is; use mix: weighted_sum."
+        )
+    if ranker.selector.type in ABSOLUTE and (held := [it for it in ranker.rewards if _role(it) == "constraint"]):
+        raise UserError(
+            f"ranker.rewards: the constraint '{held[0].name or held[0].type}' puts candidates in an order, and the "
+            f"selector '{ranker.selector.type}' passes on how good each is; give it role: train, veto or hold_out."
+        )
+    if mix == "gdpo" and getattr(ranker.selector, "method", None) in RESCALING:
+        raise UserError(
+            f"ranker.selector.method: {ranker.selector.method} would scale each prompt anew, and mix: gdpo has scaled "
+            "the batch; use method: dr_grpo, which leaves it as it is."
+        )
 
 
 def check_fresh(recipe: Any, learner: str, samples: str) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, TypeAlias, TypeVar
+from typing import Annotated, Any, Literal, TypeAlias, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, GetJsonSchemaHandler, ValidationError, model_validator
@@ -45,6 +45,29 @@ class Config(BaseModel):
                 kinds = {name: value for name, value in said.items() if name not in ABOUT}
                 properties[key] = {"anyOf": [kinds, {"type": "null"}], **about}
         return found
+
+
+Role = Literal["train", "hold_out", "veto", "constraint"]
+
+
+class RewardConfig(Config):
+    """What every reward has in a recipe beside its own keys."""
+
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    role: Role = "train"
+    """train: it ranks. hold_out: it looks on, scored and recorded, and never ranks. veto: candidates below 'at_least'
+    are not chosen. constraint: candidates below 'at_least' come after all others. Only train reads the weight."""
+    at_least: float | Literal["median"] | None = None
+    """Of a veto or a constraint: a score, or median for that of the prompt's candidates."""
+
+    @model_validator(mode="after")
+    def _bound(self) -> "RewardConfig":
+        if self.role in ("veto", "constraint") and self.at_least is None:
+            raise ValueError(f"role: {self.role} takes 'at_least', the lowest score that is good enough, or median")
+        if self.role in ("train", "hold_out") and self.at_least is not None:
+            raise ValueError(f"'at_least' says something with role: veto or constraint alone, and this is {self.role}")
+        return self
 
 
 C = TypeVar("C", bound=Config)

@@ -38,9 +38,8 @@ def _watched(rounds: Rounds) -> Points:
     found: Points = [("base", 0.0, 0.0)]
     for place, metrics in enumerate(rounds):
         now = HeldOut.of(metrics, "held_out")
-        looking_on = any(name in now.rewards and weight == 0 for name, weight in now.weights.items())
         change = gain(base, now)
-        if not looking_on or now.total is None or base.total is None or change is None or spread <= 0:
+        if not now.onlookers or now.total is None or base.total is None or change is None or spread <= 0:
             return []
         found.append((str(metrics.get("round", place)), (now.total - base.total) / spread, change))
     return found

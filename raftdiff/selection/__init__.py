@@ -1,4 +1,4 @@
 """What to learn from: pure functions of a score table, each beside its config.
 
-``best`` imitates, ``lessons`` compares, ``advantages`` holds the formulas.
+``mixes`` makes one table of several, ``best`` imitates, ``lessons`` compares, ``advantages`` holds the formulas.
 """

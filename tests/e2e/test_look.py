@@ -26,7 +26,10 @@ RECIPE = {
     "model": {"base": "MODEL", "device": "cpu"},
     "prompts": {"captions": ["a cat", "a dog"]},
     "sampler": {"type": "diffusion", "steps": 2, "guidance": 2.0, "batch_size": 4},
-    "ranker": {"rewards": [{"type": "jpeg"}], "selector": {"type": "best_of_k"}},
+    "ranker": {
+        "rewards": [{"type": "jpeg"}, {"type": "saturation", "role": "hold_out"}],
+        "selector": {"type": "best_of_k"},
+    },
     "finetuner": {"type": "diffusion", "rank": 2, "steps": 4, "batch_size": 2, "learning_rate": 0.05},
     "loop": {"rounds": 2, "candidates": 3},
     "evaluation": {"prompts": {"captions": ["a bus"]}, "samples_per_prompt": 2, "every_round": 1},
@@ -192,6 +195,11 @@ def test_show_tells_how_the_run_stands(finished: Path, capsys: pytest.CaptureFix
     out = capsys.readouterr().out
     assert "tiny: 2 of 2 rounds done" in out
     assert "round 1: reward" in out
+    assert "rewards in round 1, mix: weighted_sum" in out
+    table = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(line.startswith("jpeg train 100%") for line in table)
+    assert any(line.startswith("saturation hold_out -") for line in table)
+    assert "jpeg and saturation order" in out
     assert "network evaluations spent" in out
 
 

@@ -13,7 +13,7 @@ from raftdiff import stages
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
 from raftdiff.raft import raft, until_no_gain
-from raftdiff.ranking import Ranker, Unfit
+from raftdiff.ranking import Bound, Ranker, Unfit
 from raftdiff.recipes.config import Config
 from raftdiff.records import integrity, rounds
 from raftdiff.records.checking import check
@@ -22,6 +22,7 @@ from raftdiff.records.run import Run
 from raftdiff.rewards.duplicates import DuplicatesReward, by_features
 from raftdiff.selection.best import BestOfK, Random
 from raftdiff.selection.diverse import Diverse
+from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import LoopConfig, Parts, asked
 from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample, Selector
@@ -117,6 +118,60 @@ def test_a_round_says_where_the_rewards_told_nothing_apart(tmp_path: Path) -> No
     early = Ranker([*toy_parts().ranker.rewards, (first, 1.0)], BestOfK(1))
     assert told(tmp_path / "early", replace(toy_parts(rounds=1), ranker=early)) == (6, 0, [])
     assert told(tmp_path / "random", toy_parts(Random(1, seed=0), rounds=1)) == (6, 0, [])
+
+
+class Hundreds:
+    """A hundred times how red a picture is. Higher is better."""
+
+    name = "hundreds"
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        return torch.tensor([100.0 * sample.media.getpixel((0, 0))[0] for sample in samples])
+
+
+def mixed(path: Path, mix: Any, **bounds: Bound) -> list[Round]:
+    """Two rounds by the toy's reward, of about -0.3 to 0.3, and one that is a hundred thousand times as large."""
+    parts = toy_parts(rounds=2)
+    rewards = [*parts.ranker.rewards, (Hundreds(), 0.5), (Same(), 0.0)]
+    return finish(path, replace(parts, ranker=Ranker(rewards, BestOfK(1), mix=MIXES[mix], bounds=bounds)))
+
+
+def test_a_round_says_what_each_reward_had_in_the_choice(tmp_path: Path) -> None:
+    summed = mixed(tmp_path / "sum", "weighted_sum")[0].metrics["mixing"]
+    assert summed["contribution"] == {"toy": pytest.approx(0, abs=1e-3), "hundreds": pytest.approx(1, abs=1e-3)}
+    assert summed["roles"] == {"toy": "train", "hundreds": "train", "same": "hold_out"}
+    assert summed["told_nothing"] == {"toy": 0, "hundreds": 0, "same": 1}
+    assert summed["chosen_above"]["hundreds"] > 1 > summed["chosen_above"]["toy"]
+    scaled = mixed(tmp_path / "gdpo", "gdpo")[0].metrics["mixing"]
+    assert scaled["contribution"]["toy"] > scaled["contribution"]["hundreds"]
+    assert scaled["chosen_above"]["toy"] > summed["chosen_above"]["toy"]
+
+
+def test_curves_of_a_mix_without_units_count_the_spreads_of_the_first_round(tmp_path: Path) -> None:
+    """Totals that are z-scores have the mean 0 in every round, of which nothing could be read."""
+    first, second = (finished.metrics for finished in mixed(tmp_path / "run", "gdpo"))
+    assert first["units"] == second["units"]
+    for metrics in (first, second):
+        expected = sum(
+            w * metrics["rewards"][name] / first["units"][name] for name, w in (("toy", 1), ("hundreds", 0.5))
+        )
+        assert metrics["mean"] == pytest.approx(expected)
+    assert first["held_out_base"] == pytest.approx(first["mean"], abs=0.5)
+    assert second["held_out"] > first["held_out_base"] + 0.5
+
+
+def test_what_is_vetoed_is_not_chosen_and_counts_on_held_out_prompts_all_the_same(tmp_path: Path) -> None:
+    free = mixed(tmp_path / "free", "weighted_sum")[0].metrics
+    rounds = mixed(tmp_path / "run", "weighted_sum", toy=Bound("veto", 0.0))
+    metrics = rounds[0].metrics
+    folder = Run.open(tmp_path / "run").round(0)
+    chosen = [row["reward_toy"] for row in folder.rows() if row["selected"]]
+    assert len(chosen) == 6
+    assert min(chosen) >= 0
+    assert metrics["discard_rate"] == pytest.approx(metrics["mixing"]["vetoed"]["toy"] / 48)
+    assert 0.2 < metrics["discard_rate"] < 0.8
+    assert metrics["held_out_base"] == free["held_out_base"]
+    assert metrics["held_out_roles"] == {"toy": "veto", "hundreds": "train", "same": "hold_out"}
 
 
 @pytest.mark.parametrize(("source", "undecided"), [("policy", 6), ("teacher", 0), ("dataset", 0), ("human", 0)])

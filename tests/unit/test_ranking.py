@@ -1,7 +1,8 @@
 """The ranker: every raw score beside the total, and a sentence for what cannot be ranked."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,10 +11,13 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.ranking import Ranker, Unfit, measured_by
+from raftdiff.ranking import Bound, Ranker, Unfit, assigned, measured_by
+from raftdiff.recipes.config import check
+from raftdiff.rewards.jpeg import JpegConfig
 from raftdiff.scoring import by_prompt
 from raftdiff.selection.best import BestOfK
 from raftdiff.selection.diverse import Diverse
+from raftdiff.selection.mixes import MIXES, MixName
 from raftdiff.types import Prompt, Sample, Scores
 
 PROMPTS = ("cat", "dog")
@@ -180,3 +184,104 @@ def test_rewards_that_look_on_count_where_no_other_does() -> None:
     one, other = Mine(index), Mine(index, "other")
     assert measured_by([(one, 2.0)], [(other, 3.0)]) == [(one, 2.0), (other, 0.0)]
     assert measured_by([(one, 0.0)], [(other, 3.0)]) == [(one, 0.0), (other, 3.0)]
+
+
+PLACES = [[0.0, 1.0], [0.0, 1.0]]
+
+
+def table(of: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, np.ndarray]:
+    return {name: np.array(rows, dtype=float) for name, rows in of.items()}
+
+
+def bounded(mix: MixName = "weighted_sum", **bounds: Bound) -> Ranker[Any]:
+    """A ranker by ``good``, beside the rewards that ``bounds`` names."""
+    rewards = [(Mine(index, "good"), 1.0), *((Mine(index, name), 0.0) for name in bounds)]
+    return Ranker(rewards, BestOfK(), mix=MIXES[mix], bounds=bounds)
+
+
+def test_a_veto_discards_what_is_below_it_and_what_it_has_no_score_of() -> None:
+    raw = table({"good": [[1, 2, 3, 4]], "safe": [[0.5, 0.4, np.nan, 0.9]]})
+    ranker = bounded(safe=Bound("veto", 0.5))
+    np.testing.assert_array_equal(ranker.total(raw), [[1, np.nan, np.nan, 4]])
+    assert ranker.vetoed(raw) == {"safe": 1}
+    assert ranker.role("safe") == "veto"
+
+
+def test_what_a_veto_turned_down_has_no_part_in_the_mix_of_the_others() -> None:
+    raw = table({"good": [[1, 2, 1000]], "safe": [[1, 1, 0]]})
+    found = bounded("grpo", safe=Bound("veto", 0.5)).total(raw)
+    np.testing.assert_allclose(found[0, :2], [-(0.5**0.5), 0.5**0.5], rtol=1e-3)
+
+
+def test_of_a_constraint_whoever_holds_comes_first_and_the_total_orders_the_rest() -> None:
+    """Aesthetic, among those with CLIP at least the prompt's median."""
+    raw = table({"good": [[9, 1, 2, 8], [1, 2, 3, 4]], "clip": [[10, 40, 30, 20], [1, 1, 1, 1]]})
+    found = bounded(clip=Bound("constraint", "median")).total(raw)
+    np.testing.assert_array_equal((-found[0]).argsort(), [2, 1, 0, 3])
+    np.testing.assert_array_equal((-found[1]).argsort(), [3, 2, 1, 0])
+
+
+def test_the_first_of_two_constraints_matters_more() -> None:
+    raw = table({"good": [[4, 3, 2, 1]], "a": [[0, 1, 0, 1]], "b": [[1, 0, 0, 1]]})
+    found = bounded(a=Bound("constraint", 1.0), b=Bound("constraint", 1.0)).total(raw)
+    np.testing.assert_array_equal((-found[0]).argsort(), [3, 1, 0, 2])
+
+
+def test_parts_add_up_to_the_total_and_leave_out_who_only_looks_on() -> None:
+    raw = table({"good": [[1, 2, 3]], "clip": [[3, 2, 1]]})
+    ranker = bounded("gdpo", clip=Bound("constraint", 2.0))
+    parts = ranker.parts(raw)
+    assert [*parts] == ["good", "clip"]
+    np.testing.assert_allclose(sum(parts.values()), ranker.total(raw))
+    assert [*Ranker([(Mine(index), 1.0), (Mine(index, "on"), 0.0)], BestOfK()).parts(table({"mine": PLACES}))] == [
+        "mine"
+    ]
+
+
+def test_a_veto_that_turns_everything_down_is_a_sentence_with_its_name() -> None:
+    ranker = bounded(safe=Bound("veto", 7.0))
+    with pytest.raises(UserError, match="Vetoes turned down: 'safe' 4; look at its scores, and lower at_least"):
+        ranker.score(iter([samples()]), PROMPTS, 2)
+
+
+def test_the_level_knows_no_veto_and_counts_spreads_where_weights_do() -> None:
+    raw = table({"good": [[0, 2, 4, 6]], "safe": [[0, 0, 1, 1]]})
+    np.testing.assert_array_equal(bounded(safe=Bound("veto", 0.5)).level(raw, {}), [[0, 2, 4, 6]])
+    gdpo = bounded("gdpo", safe=Bound("veto", 0.5))
+    assert gdpo.units(raw) == {"good": pytest.approx(5**0.5)}
+    np.testing.assert_allclose(gdpo.level(raw, gdpo.units(raw)), np.array([[0, 2, 4, 6]]) / 5**0.5)
+
+
+def test_a_recipes_roles_become_weights_and_bounds() -> None:
+    configs = [
+        JpegConfig(name="a", weight=2),
+        JpegConfig(name="b", role="hold_out"),
+        JpegConfig(name="c", role="veto", at_least=-3.0),
+        JpegConfig(name="d", role="constraint", at_least="median"),
+        SimpleNamespace(weight=0.5),  # of a plug-in that knows no roles
+    ]
+    rewards, bounds = assigned(configs, [Mine(index, name) for name in "abcde"])
+    assert [weight for _, weight in rewards] == [2, 0, 0, 0, 0.5]
+    assert bounds == {"c": Bound("veto", -3.0), "d": Bound("constraint", "median")}
+    ranker = Ranker(rewards, BestOfK(), bounds=bounds)
+    assert [ranker.role(name) for name in "abcde"] == ["train", "hold_out", "veto", "constraint", "train"]
+    looking = ranker.measuring(rewards[:3])
+    assert [*looking.bounds] == ["c"], "what is not among the rewards bounds nothing"
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"role": "veto"}, "role: veto takes 'at_least', the lowest score that is good enough, or median"),
+        ({"role": "constraint"}, "role: constraint takes 'at_least'"),
+        ({"at_least": 1.0}, "'at_least' says something with role: veto or constraint alone, and this is train"),
+        ({"role": "hold_out", "at_least": 1.0}, "and this is hold_out"),
+        (
+            {"role": "hold out"},
+            "this should be 'train', 'hold_out', 'veto' or 'constraint', and 'hold out' is read here",
+        ),
+    ],
+)
+def test_a_role_that_lacks_its_bound_or_has_one_too_many_is_a_sentence(keys: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        check(JpegConfig, {"type": "jpeg", **keys})

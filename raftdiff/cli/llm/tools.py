@@ -75,7 +75,8 @@ def reply(args: argparse.Namespace) -> None:
         print(f"{prompt.caption}")
         for side, samples in sides.items():
             held = samples[place * args.best_of : (place + 1) * args.best_of]
-            totals = assembly.measures.total(assembly.measures.raw(held)) if args.best_of > 1 else [0.0]
+            raw = assembly.measures.raw(held) if args.best_of > 1 else {}
+            totals = assembly.measures.total({name: one[None] for name, one in raw.items()})[0] if raw else [0.0]
             best = max(range(len(held)), key=lambda at: (totals[at] == totals[at], totals[at]))
             score = f" ({totals[best]:.2f})" if args.best_of > 1 else ""
             print(f"  {side + ': ' if args.before else ''}{held[best].media}{score}")

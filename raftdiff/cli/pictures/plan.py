@@ -9,8 +9,9 @@ from pathlib import Path
 from raftdiff.cli.either import tell
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
-from raftdiff.diffusion.recipe import load_recipe, work
+from raftdiff.diffusion.recipe import Recipe, load_recipe, work
 from raftdiff.embedded import resolve
+from raftdiff.recipes.checks import weight_of
 from raftdiff.recipes.needs import ready
 from raftdiff.records.provenance import hardware
 from raftdiff.reports.words import duration
@@ -52,6 +53,7 @@ def plan(args: argparse.Namespace) -> None:
         ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations{every}"),
         ("held out per round", f"{watched}, {watched_evaluations:,} network evaluations"),
         ("learnt from per round", f"{counts.selected} {learnt}, replayed ones included, at most"),
+        ("ranked by", _ranked_by(recipe)),
         ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
@@ -61,6 +63,22 @@ def plan(args: argparse.Namespace) -> None:
     )
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _ranked_by(recipe: Recipe) -> str:
+    """The rewards by what they are for: "gdpo of clip, aesthetic x 0.5; nsfw vetoes below 0.5; jpeg looks on"."""
+    ranker = recipe.ranker
+    ranks = [f"{it.name}{f' x {it.weight:g}' if it.weight != 1 else ''}" for it in ranker.rewards if weight_of(it)]
+    told = [f"{ranker.mix} of {', '.join(ranks)}" if len(ranks) > 1 else ranks[0]]
+    for it in ranker.rewards:
+        match getattr(it, "role", "train"):
+            case "veto":
+                told.append(f"{it.name} vetoes below {it.at_least}")
+            case "constraint":
+                told.append(f"those below {it.at_least} in {it.name} come last")
+            case _ if not weight_of(it):
+                told.append(f"{it.name} looks on")
+    return "; ".join(told)
 
 
 def _watched(assembly: Assembly) -> tuple[int, int]:

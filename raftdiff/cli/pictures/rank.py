@@ -18,12 +18,15 @@ from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
+from raftdiff.ranking import assigned
 from raftdiff.recipes import registry
+from raftdiff.recipes.checks import RELATIVE, weight_of
 from raftdiff.recipes.config import options, plain
 from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
 from raftdiff.records.disk import demand_place, vacant
 from raftdiff.reports.words import duration
+from raftdiff.selection.mixes import MIXES
 from raftdiff.training.devices import find_device
 from raftdiff.types import Reader
 
@@ -43,7 +46,7 @@ def rank_pictures(args: argparse.Namespace) -> None:
     if given and (other := retitled(pictures)):
         tell([f"--prompts: {other}"])
     device = str(find_device(args.device))
-    rewards = [(config.build(device=device, resolve=resolve), config.weight) for config in configs]
+    rewards, bounds = assigned(configs, [config.build(device=device, resolve=resolve) for config in configs])
     known = list({prompt.id: prompt for _, prompt in pictures if not untitled(prompt)}.values())
     readings = [
         Reading(f"the reward '{config.name}'", reward, lambda prompt: prompt.caption)
@@ -51,25 +54,26 @@ def rank_pictures(args: argparse.Namespace) -> None:
         if isinstance(reward, Reader)
     ]
     tell([*limits("captions", known, readings), *signs("captions", known)])
+    _comparable(args.mix, [prompt.id for _, prompt in pictures])
     bars, began = Bars(), time.monotonic()
     try:
-        ranked, damaged = rank(pictures, rewards, report=bars.stage(0, "score"))
+        ranked, damaged = rank(pictures, rewards, mix=MIXES[args.mix], bounds=bounds, report=bars.stage(0, "score"))
         spent = time.monotonic() - began
         chosen = best(ranked, args.top, args.per_prompt)
         left = [*left, *strange, *damaged]
         record = {config.name: plain(config) for config in configs}
-        write(out, ranked, chosen, root=args.folder, rewards=record, left_out=left)
+        write(out, ranked, chosen, root=args.folder, rewards=record, left_out=left, mix=args.mix)
     finally:
         bars.close()
     for config in configs:
-        if config.weight and (value := constant(ranked, config.name)) is not None:
+        if weight_of(config) and (value := constant(ranked, config.name)) is not None:
             tell([f"the reward '{config.name}' is {value:.4g} for every picture, and tells none from another"])
     for sentence in left[:SHOWN]:
         print(f"left out: {sentence}", file=sys.stderr)
     if len(left) > SHOWN:
         print(f"left out: {len(left) - SHOWN} more, named in ranking.json", file=sys.stderr)
     scored = sum(it.total == it.total for it in ranked)
-    none = f"; {len(ranked) - scored} without a score (of one colour, or discarded by a reward)"
+    none = f"; {len(ranked) - scored} without a score (of one colour, discarded by a reward, or vetoed)"
     print(_table(ranked[: min(SHOWN, scored)], args.folder))
     pace = f"{duration(spent)}, {len(ranked) / max(spent, 1e-9):.0f} a second"
     print(f"\n{counted(len(ranked), 'picture')} in {pace}{none if scored < len(ranked) else ''}")
@@ -87,9 +91,24 @@ def rewards_of(words: Sequence[str]) -> list[Any]:
     names = [config.name for config in configs]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise UserError(f"--reward: two rewards are called '{twice}'; give one another name, such as name={twice}2.")
-    if not any(config.weight for config in configs):
-        raise UserError("--reward: every reward has the weight 0, so nothing is better than anything else.")
+    if not any(map(weight_of, configs)):
+        raise UserError(
+            "--reward: every reward has the weight 0, or a role that does not rank, so nothing is better than anything "
+            "else."
+        )
     return configs
+
+
+def _comparable(mix: str, ids: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: the mix compares pictures of one prompt, and there is one of each.
+    """
+    if mix in RELATIVE and len(set(ids)) == len(ids):
+        raise UserError(
+            f"--mix {mix}: it compares the pictures of a prompt, and there is one of each; leave it out, or name one "
+            "prompt for all of them with --prompts."
+        )
 
 
 def _reward(word: str) -> Any:

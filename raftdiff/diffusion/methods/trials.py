@@ -124,7 +124,9 @@ class Yardstick:
         trained_on = {TRAINING: TRAINING} if training or not held_out else {}
         self.prompts = {where: evaluation_prompts(recipe, file) for where, file in {**held_out, **trained_on}.items()}
         self.places = [(where, strength) for where in self.prompts for strength in self.ways]
-        used_by = {"sampler": plain(used), "rewards": plain(recipe.ranker)["rewards"], "model": plain(recipe.model)}
+        ranker = plain(recipe.ranker)
+        ranked_by = {"rewards": ranker["rewards"], "mix": ranker["mix"]}
+        used_by = {"sampler": plain(used), **ranked_by, "model": plain(recipe.model)}
         counted = {"evaluation": plain(evaluation), "candidates": recipe.loop.candidates, "marks": weights(recipe)}
         asked = {where: [[prompt.id, prompt.caption] for prompt in held] for where, held in self.prompts.items()}
         self.how = digest({**used_by, **counted, "asked": asked}, ("model.device",))
@@ -157,8 +159,9 @@ class Yardstick:
         with assembly.finetuner.base_weights():
             for place, prompt in enumerate(prompts):
                 drawn = draw(there.evaluator, [prompt], per_prompt=n * count, seed=evaluation.seed)
-                totals = there.measures.total(there.measures.raw(drawn))
-                best += best_in_place(drawn, totals, count)
+                # each place has its own candidates, and is ranked among these
+                raw = {name: told.reshape(-1, count).T for name, told in there.measures.raw(drawn).items()}
+                best += best_in_place(drawn, there.measures.total(raw).T.ravel(), count)
                 report(place + 1, len(prompts))
         both = measured(there, prompts, before, best)
         return _look(both.evaluation, "before", before), _look(both.evaluation, "after", best)

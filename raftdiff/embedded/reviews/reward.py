@@ -9,11 +9,11 @@ from jaxtyping import Float32
 from pydantic import Field
 
 from raftdiff.embedded.reviews import world
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.types import Prompt, Sample
 
 
-class ReviewConfig(Config):
+class ReviewConfig(RewardConfig):
     """How positive a review of the text world is, by its grammar."""
 
     type: Literal["review"] = "review"

@@ -166,3 +166,25 @@ def test_captions_that_a_reward_does_not_read_whole_are_told(folder: Path, monke
     told = r"the reward 'short' reads 3 tokens, and 1 of 12 prompts is longer: of 'a fox .*' it does not read 'a cat'"
     with pytest.warns(UserWarning, match=told):
         assert main(["rank", str(folder), "--reward", "short", "--top", "1", "--device", "cpu"]) == 0
+
+
+def test_a_veto_keeps_pictures_back_and_a_mix_ranks_those_of_a_prompt(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("prompt.txt").write_text("foxes\n")
+    green = "{type: callable, name: green, function: 'green_reward:green'"
+    words = ["rank", str(folder), "--prompts", "prompt.txt", "--mix", "rank_sum", "--reward", f"{green}}}"]
+    veto = f"{green.replace('name: green', 'name: dark')}, role: veto, at_least: median}}"
+    assert main([*words, "--reward", veto]) == 0
+    assert "; 6 without a score (of one colour, discarded by a reward, or vetoed)" in capsys.readouterr().out
+    told = json.loads(Path("pictures-ranked/ranking.json").read_text())
+    assert told["mix"] == "rank_sum"
+    assert [row["total"] for row in told["pictures"]] == [1, 0.8, 0.6, 0.4, 0.2, 0, *[None] * 6]
+    assert told["rewards"]["dark"]["role"] == "veto"
+
+
+def test_a_mix_that_compares_wants_several_pictures_of_a_prompt(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["rank", str(folder), "--reward", "jpeg", "--mix", "gdpo"]) == 2
+    assert "--mix gdpo: it compares the pictures of a prompt, and there is one of each" in capsys.readouterr().err

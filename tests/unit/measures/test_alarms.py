@@ -117,3 +117,17 @@ def test_the_best_is_a_round_that_did_not_alarm_or_the_base() -> None:
     assert best([0.1, 0.4, 0.4, 2.0], {3}) == 1
     assert best([-0.1, -0.2], ()) is None
     assert best([2.0], {0}) is None
+
+
+def test_who_vetoes_or_constrains_is_no_witness_though_it_alarms() -> None:
+    """Its scores have a part in the choice; who looks on has none."""
+    each = {"clip": LEVELS, "safe": LEVELS}
+    falls = {"clip": LEVELS, "safe": LEVELS - 2 * SPREAD}
+    roles = {"clip": "hold_out", "safe": "veto"}
+    base, now = (HeldOut(rewards=held, weights={"clip": 0.0, "safe": 0.0}, roles=roles) for held in (each, falls))
+    assert now.onlookers == ["clip"]
+    assert gain(base, now) == 0
+    (alarm,) = alarms(base, now)
+    assert "'safe' (it vetoes) fell" in alarm.told
+    old = HeldOut.of({"held_out_rewards_each": {"clip": [1.0]}, "held_out_weights": {"clip": 0.0}}, "held_out")
+    assert old.onlookers == ["clip"], "a round of an earlier version, which knew no roles"

@@ -142,8 +142,8 @@ def test_the_total_is_the_weighted_sum_and_nan_of_a_weighted_reward_discards() -
             return torch.zeros(len(samples))
 
     ranker = Ranker([(Fixed("a"), 2.0), (Fixed("b"), 0.0)], BestOfK())
-    total = ranker.total({"a": np.array([1.0, NAN]), "b": np.array([NAN, 1.0])})
-    np.testing.assert_array_equal(total, [2.0, NAN])
+    total = ranker.total({"a": np.array([[1.0, NAN]]), "b": np.array([[NAN, 1.0]])})
+    np.testing.assert_array_equal(total, [[2.0, NAN]])
 
 
 def test_prompts_of_which_no_reward_could_choose_are_counted_and_a_discard_is_a_choice() -> None:
