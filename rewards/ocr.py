@@ -15,7 +15,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.types import Prompt, Sample
 
@@ -26,7 +26,7 @@ Read = Callable[[Image.Image], str]
 """What is read in a picture, its lines behind each other."""
 
 
-class OcrConfig(Config):
+class OcrConfig(RewardConfig):
     type: Literal["ocr"] = "ocr"
     name: str = "ocr"
     """The column of this reward in tables and logs."""

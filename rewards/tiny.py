@@ -125,6 +125,25 @@ def image_reward_layout(
     }
 
 
+def write_image_classifier(folder: Path, labels: Sequence[str], *, seed: int = 0) -> Path:
+    """A ViT with a head of these labels, such as Falconsai/nsfw_image_detection."""
+    from transformers import ViTConfig, ViTForImageClassification
+    from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
+
+    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    names = dict(enumerate(labels))
+    config = ViTConfig(
+        image_size=32, patch_size=8, id2label=names, label2id={name: at for at, name in names.items()}, **sizes
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = ViTForImageClassification(config)
+        torch.nn.init.normal_(model.classifier.weight)  # as initialised, it would call all pictures nearly alike
+        model.save_pretrained(folder)
+    ViTImageProcessorPil(size={"height": 32, "width": 32}).save_pretrained(folder)
+    return folder
+
+
 def write_mask2former(folder: Path, labels: Sequence[str], *, seed: int = 0) -> Path:
     """An instance model on a Swin backbone, such as facebook/mask2former-swin-small-coco-instance, of these classes."""
     from transformers import (

@@ -29,6 +29,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "vqa": "raftdiff.rewards.vqa:VqaConfig",
         "soft_tifa": "raftdiff.rewards.soft_tifa:SoftTifaConfig",
         "ocr": "raftdiff.rewards.ocr:OcrConfig",
+        "nsfw": "raftdiff.rewards.nsfw:NsfwConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",
         "callable": "raftdiff.rewards.callable:CallableConfig",
         "sharpness": "raftdiff.rewards.signals:SharpnessConfig",

@@ -52,6 +52,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tiny.write_hps(folder / "hps.pt")
     tiny.write_image_reward(folder)
     tiny.write_smolvlm(folder / "vlm")
+    tiny.write_image_classifier(folder / "nsfw", ["normal", "nsfw"])
     Run.create(folder / "run", Config(), seed=0)
     reward_model(folder / "rm", sorted({word for one in reward_samples() for word in one.prompt.caption.split()}))
     return folder
@@ -72,6 +73,7 @@ def needs(name: str, folder: Path) -> dict[str, Any]:
         "pickscore": {"model": str(folder / "pickscore")},
         "hps": {"checkpoint": str(folder / "hps.pt")},
         "image_reward": {"checkpoint": str(folder / "ImageReward.pt"), "tokenizer": str(folder / "tokenizer")},
+        "nsfw": {"model": str(folder / "nsfw")},
         "vqa": {"model": str(folder / "vlm")},
         "soft_tifa": {"model": str(folder / "vlm")},
         "callable": {"function": "contract_reward:redness"},
