@@ -15,7 +15,7 @@ from raftdiff.records.disk import demand_writable, write_text
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
-from raftdiff.reports.rewards import rewards_told
+from raftdiff.reports.tables import rewards_told
 from raftdiff.reports.words import duration
 
 
