@@ -13,11 +13,11 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.data import trees
 from raftdiff.llm.data.cells import BrokenRow, Record, text_of
-from raftdiff.llm.data.files import file_digest, read_hub, rows_digest
+from raftdiff.llm.data.files import file_digest, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.prompts import Asked, check_ids, find_file, made_ids
-from raftdiff.recipes.rows import Row, heading, json_value, read_file
+from raftdiff.recipes.rows import Row, heading, json_value, read_file, read_hub
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 

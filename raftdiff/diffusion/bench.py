@@ -17,7 +17,7 @@ from raftdiff.diffusion.recipe import Recipe, drawing_of, recipe_of
 from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
-from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import read_json_lines, together, write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
@@ -83,7 +83,7 @@ class Bench:
             if not run.rounds_done():
                 raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
         self._device, self._most = device, most
-        found = [] if file is None else read_captions(find_file(file, Path(), "--prompts"))
+        found = [] if file is None else read_named(file, Path(), "--prompts")
         self.file: Sequence[Mapping[str, Any]] = [{"caption": row} if isinstance(row, str) else row for row in found]
         """What the file asks for."""
         self._assemblies: dict[int, Assembly] = {}

@@ -20,7 +20,7 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw, draw_both, evaluate
 from raftdiff.ranking import AllUnfitError
-from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
@@ -66,7 +66,7 @@ def evaluation_prompts(recipe: Recipe, file: str | None) -> list[Prompt]:
     """
     held_out = recipe.evaluation.prompts
     if file is not None and file != "training":
-        captions = read_captions(find_file(file, Path(), "--prompts"))
+        captions = read_named(file, Path(), "--prompts")
         return build(held_out.model_copy(update={"file": None, "captions": captions}))
     if file is None and held_out.captions:
         return build(held_out)

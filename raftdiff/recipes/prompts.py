@@ -13,11 +13,13 @@ from pydantic_core import PydanticCustomError
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.rows import CELLS, ID, SUFFIXES, heading, json_value, kind, read_file, tell_choice
+from raftdiff.recipes.rows import CELLS, ID, SUFFIXES, heading, hub_prompts, json_value, kind, read_file, tell_choice
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
 
 MAX_SLUG, MAX_ID = 80, 200
+HUB = "hub:"
+"""Before the id of a data set, in place of a file's name."""
 TEXTS = ("caption", "sampling", "negative")
 ALIASES: Mapping[str, tuple[str, ...]] = {
     "negative": ("negative", "negative_prompt"),
@@ -53,7 +55,7 @@ class PromptsConfig(Config):
     file: str | None = None
     """A .txt file with a caption a line, or a .jsonl, .ndjson, .json, .csv, .tsv or .parquet file with at least a
     "caption" (or "prompt") in each row, or a folder of .txt files with a caption in each; beside the recipe, or under
-    the current folder."""
+    the current folder. Or a data set on the hub, hub:owner/name or hub:owner/name:split."""
     captions: list[Asked] = Field(default_factory=list)
     """The prompts themselves: captions, or mappings with "caption" and by choice "id", "sampling", "negative"; what
     else these hold is kept with the prompt, for rewards that read it."""
@@ -79,8 +81,24 @@ def inline(config: PromptsConfig, folder: Path, key: str = "prompts") -> Prompts
         return config
     if config.captions:
         raise UserError(f"{key}: 'file' and 'captions' are both given; keep one of the two.")
-    found = find_file(config.file, folder, f"{key}.file")
-    return config.model_copy(update={"file": None, "captions": read_captions(found)})
+    found = read_named(config.file, folder, f"{key}.file")
+    return config.model_copy(update={"file": None, "captions": found})
+
+
+def read_named(name: str, folder: Path, key: str) -> list[str | dict[str, Any]]:
+    """The prompts of a file or folder, as ``find_file`` and ``read_captions``, or of a data set of the hub, which is
+    called ``hub:owner/name``, by choice with ``:split`` behind.
+
+    Raises:
+        UserError: it is not there, or a row of it is wrong.
+    """
+    if not name.startswith(HUB):
+        return read_captions(find_file(name, folder, key))
+    found: list[str | dict[str, Any]] = [
+        _checked(row.where, _known(row.columns)) for row in hub_prompts(name.removeprefix(HUB), key)
+    ]
+    _tell_repeated(name, found)
+    return found
 
 
 def find_file(name: str, folder: Path, key: str) -> Path:
@@ -101,10 +119,7 @@ def _downloaded(name: str) -> str:
     """How to come by a file, where the name is one that a hub's data set may have."""
     if not re.fullmatch(r"[\w-][\w.-]*/[\w.-]+", name) or Path(name).suffix.lower() in (*SUFFIXES, ".gz"):
         return ""
-    return (
-        f" If it is a data set on the hub, fetch it and name a file of it: hf download {name} --repo-type dataset "
-        f"--local-dir {Path(name).name}."
-    )
+    return f" If it is a data set on the hub, write {HUB}{name}."
 
 
 def read_captions(path: Path) -> list[str | dict[str, Any]]:

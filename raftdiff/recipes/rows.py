@@ -17,6 +17,7 @@ from typing import Any, final
 
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.encoding import decode
+from raftdiff.recipes.needs import unreachable
 
 CELLS = {".csv": ",", ".tsv": "\t"}
 """What stands between the cells of a row, by suffix."""
@@ -25,6 +26,8 @@ SHORT, MOST_NAMES = 60, 8
 SEPARATORS = {",": "','", ";": "';'", "\t": "tabs", "|": "'|'"}
 """What programs put between cells, as sentences say it."""
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".txt")
+SAVED = ("state.json", "dataset_dict.json")
+"""What ``datasets`` leaves in a folder that it saved itself."""
 ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """What can name a prompt, and so its files."""
 
@@ -314,3 +317,76 @@ def _table(path: Path, *, pictures: bool) -> list[Row]:
     if left := [name for name in schema.names if name not in texts]:
         warnings.warn(f"{path}: left out, for it holds bytes, such as a picture's: {_listed(left)}.", stacklevel=3)
     return [Row(f"{path}: row {number}", row) for number, row in enumerate(held, 1)]
+
+
+def read_hub(
+    name: str, *, split: str, subset: str | None = None, data_dir: str | None = None, revision: str | None = None
+) -> list[Row]:
+    """The rows of a Hugging Face data set: an id on the hub, or a local folder. Code that comes with it is never run.
+
+    Raises:
+        UserError: ``datasets`` is not installed or too old, or the data set or split cannot be had.
+    """
+    datasets, folder = _datasets(name, "prompts.hub", "llm"), Path(name).expanduser()
+    try:
+        if any((folder / mark).is_file() for mark in SAVED):
+            held = datasets.load_from_disk(str(folder))
+            table = held[split] if isinstance(held, Mapping) else held
+        else:
+            source = str(folder) if folder.is_dir() else name
+            table = datasets.load_dataset(source, subset, data_dir=data_dir, split=split, revision=revision)
+    except Exception as error:  # whatever it raises: no network, no such id, no such split, a script in the folder
+        raise _not_had("prompts.hub", name, split, error) from None
+    return _rows(table, f"{name}[{split}]", "prompts.hub")
+
+
+def hub_prompts(word: str, key: str) -> list[Row]:
+    """The rows of ``owner/name`` or ``owner/name:split``, a data set of the hub; without a split, of the only one.
+    Columns of pictures are left out, which is said.
+
+    Raises:
+        UserError: as ``read_hub``, or there are several splits; ``key`` says in the sentence who named it.
+    """
+    name, _, split = word.partition(":")
+    datasets = _datasets(name, key, "hub")
+    try:
+        splits = [split] if split else list(datasets.get_dataset_split_names(name))
+        if len(splits) != 1:
+            raise UserError(f"{key}: '{name}' has the splits {', '.join(splits)}; name one: hub:{name}:{splits[0]}.")
+        table = datasets.load_dataset(name, split=splits[0])
+    except UserError:
+        raise
+    except Exception as error:  # as above
+        raise _not_had(key, name, split or "the only one", error) from None
+    seen = [column for column, held in table.features.items() if isinstance(held, datasets.Image | datasets.Audio)]
+    if seen:
+        warnings.warn(f"{key}: of '{name}' left out, for it holds pictures or sound: {_listed(seen)}.", stacklevel=3)
+    return _rows(table.remove_columns(seen), f"{name}[{splits[0]}]", key)
+
+
+def _datasets(name: str, key: str, extra: str) -> Any:
+    """The package that reads data sets of the hub."""
+    if not Path(name).expanduser().is_dir():
+        unreachable()  # where it is, the library looks into its cache at once
+    try:
+        import datasets  # noqa: PLC0415  (large, and needed for data sets of the hub alone)
+    except ImportError:
+        raise UserError(
+            f"{key}: the package 'datasets' is missing; install it: pip install 'raftdiff[{extra}]'."
+        ) from None
+    if int(datasets.__version__.split(".")[0]) < 4:
+        raise UserError(
+            f"{key}: datasets {datasets.__version__} may run code that comes with a data set; install a newer one: pip "
+            "install 'datasets>=4'."
+        )
+    return datasets
+
+
+def _not_had(key: str, name: str, split: str, error: Exception) -> UserError:
+    return UserError(f"{key}: cannot load '{name}', split '{split}': {' '.join(str(error).split())[:300]}")
+
+
+def _rows(table: Iterable[Mapping[str, Any]], where: str, key: str) -> list[Row]:
+    if not (found := [Row(f"{where}: row {number}", row) for number, row in enumerate(table)]):
+        raise UserError(f"{key}: {where} has no rows.")
+    return found

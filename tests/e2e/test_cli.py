@@ -277,7 +277,10 @@ def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys
     assert plan["per_round"]["sampling_evaluations"] == metrics["network_evaluations"]["sample"]
     assert plan["per_round"]["tuning_steps"] == metrics["tune"]["steps"]
     assert plan["measured"]["trained_parameters"] > 0
-    status, out, _ = said(capsys, "plan", recipe)
+    rows = [{"caption": f"cat {n}", "tag": tag} for n, tag in enumerate(("counting", "colors", "colors") * 2)]
+    Path("tagged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    status, out, _ = said(capsys, "plan", recipe, "prompts.captions=null", "prompts.file=tagged.jsonl")
+    assert "prompts by tag         colors 4, counting 2" in out
     assert "parameters trained" in out
     assert "time for all rounds" in out
 

@@ -3,6 +3,7 @@
 import argparse
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
@@ -11,10 +12,14 @@ from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import Recipe, load_recipe, work
 from raftdiff.embedded import resolve
+from raftdiff.measures.categories import columns
 from raftdiff.recipes.checks import weight_of
 from raftdiff.recipes.needs import ready
 from raftdiff.records.provenance import hardware
 from raftdiff.reports.words import duration
+
+SHOWN = 12
+"""Categories of a column."""
 
 
 def plan(args: argparse.Namespace) -> None:
@@ -38,9 +43,11 @@ def plan(args: argparse.Namespace) -> None:
         + watched_evaluations * measured.seconds_per_evaluation
     )
     whole = seconds * recipe.loop.rounds - (recipe.loop.rounds - recipe.loop.draws) * drawing
+    sorts = columns(prompt.meta for prompt in assembly.parts.prompts)
     if args.json:
         per_round = asdict(counts) | {"held_out_images": watched, "held_out_evaluations": watched_evaluations}
         facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}
+        facts |= {"categories": sorts} if sorts else {}
         times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
@@ -50,6 +57,7 @@ def plan(args: argparse.Namespace) -> None:
     rows = (
         ("rounds", f"{recipe.loop.rounds}"),
         ("prompts per round", f"{prompts} of {len(assembly.parts.prompts)}, {recipe.loop.candidates} candidates each"),
+        *((f"prompts by {name}", _listed(counts)) for name, counts in sorts.items()),
         ("pictures per round", f"{counts.images}, {counts.sampling_evaluations:,} network evaluations{every}"),
         ("held out per round", f"{watched}, {watched_evaluations:,} network evaluations"),
         ("learnt from per round", f"{counts.selected} {learnt}, replayed ones included, at most"),
@@ -79,6 +87,13 @@ def _ranked_by(recipe: Recipe) -> str:
             case _ if not weight_of(it):
                 told.append(f"{it.name} looks on")
     return "; ".join(told)
+
+
+def _listed(counts: Mapping[str, int]) -> str:
+    """The categories, the largest first."""
+    held = sorted(counts.items(), key=lambda it: -it[1])
+    more = f" and {len(held) - SHOWN} more" if len(held) > SHOWN else ""
+    return ", ".join(f"{name} {count}" for name, count in held[:SHOWN]) + more
 
 
 def _watched(assembly: Assembly) -> tuple[int, int]:

@@ -23,7 +23,7 @@ from raftdiff.recipes import registry
 from raftdiff.recipes.checks import RELATIVE, weight_of
 from raftdiff.recipes.config import options, plain
 from raftdiff.recipes.needs import ready
-from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import demand_place, vacant
 from raftdiff.reports.words import duration
 from raftdiff.selection.mixes import MIXES
@@ -134,7 +134,7 @@ def _reward(word: str) -> Any:
 
 
 def _asked(file: str) -> PromptsConfig:
-    return PromptsConfig(captions=read_captions(find_file(file, Path(), "--prompts")))
+    return PromptsConfig(captions=read_named(file, Path(), "--prompts"))
 
 
 def _vacant(out: Path, folder: Path) -> Path:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, final
 
 from raftdiff.errors import UserError, counted
-from raftdiff.recipes.prompts import PromptsConfig, build, find_file, read_captions
+from raftdiff.recipes.prompts import HUB, PromptsConfig, build, find_file, read_captions, read_named
 from raftdiff.types import Prompt
 
 CATEGORY = "category"
@@ -110,6 +110,8 @@ def rows_of(name: str, place: str | None) -> list[str | dict[str, Any]]:
         raise UserError(
             f"--benchmark {name}: name its prompts with --prompts: {it.source}. Nothing is fetched, and none ships."
         )
+    if place.startswith(HUB):
+        return _demanded(name, _read(name, place), place)
     found = find_file(place, Path(), "--prompts")
     if it.files and found.is_dir():
         if missing := [file for file in it.files.values() if not (found / file).is_file()]:
@@ -125,16 +127,28 @@ def rows_of(name: str, place: str | None) -> list[str | dict[str, Any]]:
         return [
             {CATEGORY: category, **(row if isinstance(row, dict) else {"caption": row})} for row in read_captions(found)
         ]
-    if name == "pick-a-pic":  # a row a pair, and many pairs of a caption
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".* more than once ")
-            pairs = read_captions(found)
-        return list(dict.fromkeys(row if isinstance(row, str) else row["caption"] for row in pairs))
-    captions = read_captions(found)
+    return _demanded(name, _read(name, place), place)
+
+
+def _read(name: str, place: str) -> list[str | dict[str, Any]]:
+    if name != "pick-a-pic":
+        return read_named(place, Path(), "--prompts")
+    with warnings.catch_warnings():  # a row a pair, and many pairs of a caption
+        warnings.filterwarnings("ignore", message=".* more than once ")
+        pairs = read_named(place, Path(), "--prompts")
+    return list(dict.fromkeys(row if isinstance(row, str) else row["caption"] for row in pairs))
+
+
+def _demanded(name: str, captions: list[str | dict[str, Any]], place: str) -> list[str | dict[str, Any]]:
+    """
+    Raises:
+        UserError: a row lacks the column that the benchmark is reduced by.
+    """
+    it = suite(name)
     for number, row in enumerate(captions, 1):
         if lacking := [column for column in it.columns if not isinstance(row, dict) or not row.get(column)]:
             raise UserError(
-                f"{found}: prompt {number} has no '{lacking[0]}', by which {it.title} is reduced. The published file "
+                f"{place}: prompt {number} has no '{lacking[0]}', by which {it.title} is reduced. The published file "
                 f"is {it.source}."
             )
     return captions

@@ -3,9 +3,11 @@
 import datetime
 import json
 import math
+import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build, find_file, inline, read_captions
@@ -167,8 +169,8 @@ def test_lmflow_instances_are_read(tmp_path: Path) -> None:
 
 
 def test_how_to_fetch_a_data_set_is_said(tmp_path: Path) -> None:
-    fetch = r"hf download nateraw/parti-prompts --repo-type dataset --local-dir parti-prompts\."
-    with pytest.raises(UserError, match=rf"no file 'nateraw/parti-prompts', .*fetch it and name a file of it: {fetch}"):
+    fetch = r"If it is a data set on the hub, write hub:nateraw/parti-prompts\."
+    with pytest.raises(UserError, match=rf"no file 'nateraw/parti-prompts', .*{fetch}"):
         inline(PromptsConfig(file="nateraw/parti-prompts"), tmp_path)
     with pytest.raises(UserError, match=r"there is no file 'files/p\.txt', neither in .* nor in this folder\.$"):
         inline(PromptsConfig(file="files/p.txt"), tmp_path)
@@ -271,3 +273,35 @@ def test_a_caption_that_stands_twice_is_asked_twice_and_said_once_with_its_place
     ):
         inline(PromptsConfig(captions=["a cat", {"prompt": "a cat "}]), tmp_path, "evaluation.prompts")
     inline(PromptsConfig(captions=[{"caption": "a cat", "id": "a"}, {"caption": "a cat", "id": "b"}]), tmp_path)
+
+
+def test_a_data_set_of_the_hub_is_read_with_all_its_columns_but_pictures(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A folder stands in for the hub: the library takes one of that name for the data set."""
+    datasets = pytest.importorskip("datasets", reason="the package 'datasets' is not installed")
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.chdir(tmp_path)
+    datasets.disable_progress_bars()
+    (tmp_path / "team" / "set").mkdir(parents=True)
+    rows = [{"Prompt": "a cat", "Category": "Animals"}, {"Prompt": "a bus", "Category": "Vehicles"}]
+    for name in ("train", "test"):
+        (tmp_path / "team" / "set" / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found = inline(PromptsConfig(file="hub:team/set:test"), tmp_path)
+    assert found.captions == [{"caption": row["Prompt"], "Category": row["Category"]} for row in rows]
+    assert found.file is None
+    with pytest.raises(UserError, match=r"prompts.file: 'team/set' has the splits .*; name one: hub:team/set:"):
+        inline(PromptsConfig(file="hub:team/set"), tmp_path)
+    (tmp_path / "team" / "set" / "test.jsonl").unlink()
+    with pytest.raises(UserError, match="prompts.file: cannot load 'team/set', split 'test': "):
+        inline(PromptsConfig(file="hub:team/set:test"), tmp_path)
+    (tmp_path / "team" / "pictures").mkdir()
+    Image.new("RGB", (4, 4)).save(tmp_path / "team" / "pictures" / "1.png")
+    (tmp_path / "team" / "pictures" / "metadata.jsonl").write_text('{"file_name": "1.png", "text": "a dog", "n": 2}\n')
+    with pytest.warns(UserWarning, match="of 'team/pictures' left out, for it holds pictures or sound: 'image'"):
+        found = inline(PromptsConfig(file="hub:team/pictures"), tmp_path)
+    assert found.captions == [{"caption": "a dog", "n": 2}]
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    missing = r"prompts.file: the package 'datasets' is missing; install it: pip install 'raftdiff\[hub\]'"
+    with pytest.raises(UserError, match=missing):
+        inline(PromptsConfig(file="hub:team/set"), tmp_path)
