@@ -41,6 +41,8 @@ from raftdiff.types import ChoosesPrompts, Prompt
 RESULT, SCORES = "benchmark.json", "scores.jsonl"
 SHOWN = 5
 """Sentences on pictures that were left out."""
+UNSEEN = ("weight", "batch_size", "role", "at_least")
+"""Of a reward, what changes no score of it."""
 ALIKE = ("device", "attention", "channels_last", "compile", "batch_size", "vae_batch_size")
 """Settings that change nothing in what is drawn but its last bits."""
 
@@ -250,7 +252,7 @@ def _own(recipe: Recipe, assembly: Assembly) -> list[Scorer]:
 
 
 def _marked(config: Any) -> dict[str, Any]:
-    settings = {key: value for key, value in plain(config).items() if key not in ("weight", "batch_size")}
+    settings = {key: value for key, value in plain(config).items() if key not in UNSEEN}
     return {**settings, "weights": fingerprints({"reward": plain(config)}, resolve)}
 
 

@@ -113,16 +113,6 @@ def test_pictures_with_captions_beside_them_are_of_those_prompts(tmp_path: Path)
     assert [(one.prompt.id, one.index) for one in found] == [("dog", 0), ("dog", 1)]
 
 
-def test_a_damaged_row_and_folders_without_pictures_are_told(tmp_path: Path) -> None:
-    (tmp_path / "00000" / "samples").mkdir(parents=True)
-    (tmp_path / "00000" / "metadata.jsonl").write_text('{"prompt": "a cat"}')
-    with pytest.raises(UserError, match="the folders of 1 prompts lie here, and there is no picture in any"):
-        lying.pictures(tmp_path)
-    (tmp_path / "00000" / "metadata.jsonl").write_text('{"caption": "a cat"}')
-    with pytest.raises(UserError, match="there is no object with a 'prompt' here"):
-        lying.pictures(tmp_path)
-
-
 def test_a_score_is_asked_for_once_and_again_where_anything_changed(tmp_path: Path) -> None:
     pictures, reward = drawn(tmp_path / "pictures", Noise()), Brightness()
     scorer = Scorer(reward, {"type": "brightness"})
