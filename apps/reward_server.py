@@ -27,7 +27,7 @@ from raftdiff.errors import UserError
 from raftdiff.ranking import scores
 from raftdiff.recipes.config import Config, check
 from raftdiff.rewards.remote import TOKEN, Media
-from raftdiff.scoring import sees_prompts
+from raftdiff.scoring import described, sees_prompts
 from raftdiff.types import Prompt, Reward, Sample, Source
 
 LOG = logging.getLogger(__name__)
@@ -128,6 +128,7 @@ class Served:
                 "media": self._media,
                 "whole_prompts": whole,
                 "digest": self._digest,
+                "description": described(self._reward),
             }
         try:
             samples = [self._sample(one) for one in check(Request, asked, "request").samples]

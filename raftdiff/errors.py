@@ -78,7 +78,7 @@ def gone(name: str) -> str:
 
 def nearest(wrong: str, valid: Iterable[str]) -> str:
     """``Did you mean 'x'? Known: a, b, x.`` for a misspelt name; without the question where nothing is near."""
-    names = sorted(valid)
+    names = sorted(set(valid))
     close = difflib.get_close_matches(wrong, names, n=1, cutoff=0.5)
     hint = f"Did you mean '{close[0]}'? " if close else ""
     return f"{hint}Known: {', '.join(names)}."

@@ -80,6 +80,13 @@ def called(reward: Any) -> str:
     return f"The reward '{reward.name}'" + (f", of the server at {where}," if where else "")
 
 
+def described(reward: Any) -> str:
+    """What a reward says of itself: its ``description``, where it has one (a function's own text, that of a reward
+    which another process has), else its docstrings."""
+    own = getattr(reward, "description", None)
+    return own if isinstance(own, str) else " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+
+
 def sees_prompts(reward: Any) -> bool:
     """Whether a reward scores candidates beside the others of their prompt, and wants all of them at once."""
     return bool(getattr(reward, "whole_prompts", False))

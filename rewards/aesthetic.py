@@ -12,6 +12,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
+from raftdiff.rewards.checkpoints import no_file
 from raftdiff.rewards.clip_weights import Precision, clip_needs
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Prompt, Sample
@@ -23,6 +24,12 @@ V2_AFFINE = (0, 2, 4, 6, 7)
 """Places of the linear layers in the ``linearMSE`` files: only dropout stands between them."""
 V2_RELU = (0, 3, 6, 9, 11)
 """Places of the linear layers in the ``reluMSE`` files: a ReLU follows each but the last, dropout the first three."""
+
+
+WHERE = (
+    "Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 at "
+    "github.com/christophschuhmann/improved-aesthetic-predictor"
+)
 
 
 class AestheticConfig(RewardConfig):
@@ -46,8 +53,10 @@ class AestheticConfig(RewardConfig):
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
-        if not self.head.is_file():
-            yield Need("head", _no_head(self.head))
+        try:  # a wrong file is told before anything is fetched that would stand beside it
+            load_head(self.head)
+        except UserError as error:
+            yield Need("head", str(error))
         name = resolve(self.model)
         yield from clip_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
 
@@ -149,10 +158,7 @@ def load_head(path: Path) -> Head:
 
 
 def _no_head(path: Path) -> str:
-    return (
-        f"There is no aesthetic head '{path}'. Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 at "
-        "github.com/christophschuhmann/improved-aesthetic-predictor; give the path of the .pth file as 'head'."
-    )
+    return no_file("aesthetic head", path, "head", WHERE)
 
 
 _KNOWN = (

@@ -88,9 +88,21 @@ class CallableReward:
         self._asked = _asked(call, function, self._options)
 
     @property
-    def function_doc(self) -> str:
+    def description(self) -> str:
         """What the function says of itself."""
         return inspect.getdoc(self._call) or ""
+
+    def demand_sent(self, kind: Literal["picture", "text"]) -> None:
+        """
+        Raises:
+            UserError: the function asks for more than is sent to a server of it, or scores the other medium.
+        """
+        self._refuse_other_medium(kind)
+        if "latents" in self._asked.named.values():
+            raise UserError(
+                f"The reward function '{self._function}' asks for 'latents', which are not sent to a server; name it "
+                "in the recipe that draws."
+            )
 
     def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
         if not self.whole_prompts:
@@ -114,10 +126,15 @@ class CallableReward:
         with np.errstate(over="ignore"):  # infinity, which the ranker refuses
             return torch.from_numpy(found.astype(np.float32))
 
+    def _refuse_other_medium(self, kind: str) -> None:
+        if wrong := [name for name in self._asked.named if MEDIA.get(name, kind) != kind]:
+            raise UserError(
+                f"The reward function '{self._function}' asks for '{wrong[0]}', and what it is to score are {kind}s."
+            )
+
     def _refuse_other(self, samples: Sequence[Sample[Any]], kind: str) -> None:
         who, named = f"The reward function '{self._function}'", self._asked.named
-        if wrong := [name for name in named if MEDIA.get(name, kind) != kind]:
-            raise UserError(f"{who} asks for '{wrong[0]}', and what it is to score are {kind}s.")
+        self._refuse_other_medium(kind)
         bare = [one for one in samples if "latent" not in one.aux] if "latents" in named.values() else []
         if bare:
             raise UserError(

@@ -10,9 +10,27 @@ from typing import Any, Literal
 import torch
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.needs import near
 from raftdiff.training.weights import demand_all, reading
 
 Shapes = Mapping[str, tuple[int, ...]]
+SUFFIXES = (".pt", ".pth", ".bin", ".safetensors")
+
+
+def no_file(what: str, path: Path, key: str, where: str) -> str:
+    """What to say of a path that is no file: that it is a folder, or that nothing is there.
+
+    Args:
+        what: what the file would be, such as "HPS checkpoint".
+        key: the recipe's key that names it.
+        where: where to get it.
+    """
+    if path.is_dir():
+        held = sorted(file.name for file in path.iterdir() if file.suffix in SUFFIXES)
+        some = f", such as {path / held[0]}" if held else ""
+        return f"'{path}' is a folder, and '{key}' names the {what} itself, a file{some}. {where}."
+    hint = f" {found}" if (found := near(str(path))) else ""
+    return f"There is no {what} '{path}'.{hint} {where}; give the path of the file as '{key}'."
 
 
 def tensors(

@@ -42,6 +42,17 @@ class GivenReward:
     def __init__(self, *, name: str = "given") -> None:
         self.name = name
 
+    def demand_sent(self, kind: Literal["picture", "text"]) -> None:
+        """
+        Raises:
+            UserError: what is said of pictures is not sent to a server of this reward; of answers it is.
+        """
+        if kind == "picture":
+            raise UserError(
+                f"The reward '{self.name}' is what a folder or table says of its own pictures, and that is not sent to "
+                "a server; name it in the recipe that reads them."
+            )
+
     def score(self, samples: Sequence[Sample[Any]]) -> Float32[torch.Tensor, " samples"]:
         return torch.tensor([given(sample) for sample in samples], dtype=torch.float32)
 

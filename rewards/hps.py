@@ -19,7 +19,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
+from raftdiff.rewards.checkpoints import demand_layout, no_file, shapes, tensors
 from raftdiff.rewards.clip import ClipReward
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.tower import open_tower
@@ -114,4 +114,4 @@ def demand_hps(path: Path) -> None:
 
 
 def _missing(path: Path) -> str:
-    return f"There is no HPS checkpoint '{path}'. {WHERE}; give the path of the file as 'checkpoint'."
+    return no_file("HPS checkpoint", path, "checkpoint", WHERE)

@@ -15,7 +15,7 @@ from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards import blip
-from raftdiff.rewards.checkpoints import demand_layout, shapes, tensors
+from raftdiff.rewards.checkpoints import demand_layout, no_file, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.tower import prepared
 from raftdiff.training.weights import demand_all, demand_finite, reading
@@ -53,8 +53,10 @@ class ImageRewardConfig(RewardConfig):
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
-        if not self.checkpoint.is_file():
-            yield Need("checkpoint", _missing(self.checkpoint))
+        try:  # a wrong file is told before anything is fetched that would stand beside it
+            _recognised(self.checkpoint, "meta")
+        except UserError as error:
+            yield Need("checkpoint", str(error))
         yield from model_at("tokenizer", resolve(self.tokenizer), where="It takes a folder or a hub id.")
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "ImageRewardReward":
@@ -164,17 +166,28 @@ def load(path: Path, device: str = "cpu", dtype: Precision = "float32") -> Netwo
 
 
 def _load(path: Path) -> Network:
-    if not path.is_file():
-        raise UserError(_missing(path))
-    found = tensors("The ImageReward checkpoint", path, advice=f"{WHERE}.")
-    what = f"The ImageReward checkpoint '{path}'"
-    network = empty(what, found)
+    network, found = _recognised(path, "cpu")
     names = {name: published(name) for name in network.state_dict()}
-    demand_layout(what, found, {names[one]: shape for one, shape in shapes(network).items()}, spare=SPARE)
     network.load_state_dict({name: found[there].float() for name, there in names.items()}, assign=True)
     blip.materialise(network.blip)
-    demand_finite(what, network)
+    demand_finite(f"The ImageReward checkpoint '{path}'", network)
     return network
+
+
+def _recognised(path: Path, device: Literal["meta", "cpu"]) -> tuple[Network, dict[str, torch.Tensor]]:
+    """The network of a file on the meta device, and the file's weights; on ``meta`` they are not read.
+
+    Raises:
+        UserError: no such file, or it holds other things than the weights of such a model.
+    """
+    if not path.is_file():
+        raise UserError(_missing(path))
+    found = tensors("The ImageReward checkpoint", path, device=device, advice=f"{WHERE}.")
+    what = f"The ImageReward checkpoint '{path}'"
+    network = empty(what, found)
+    wanted = {published(name): shape for name, shape in shapes(network).items()}
+    demand_layout(what, found, wanted, spare=SPARE)
+    return network, found
 
 
 def empty(what: str, found: Mapping[str, torch.Tensor]) -> Network:
@@ -231,4 +244,4 @@ def load_tokenizer(where: str, rows: int) -> Any:
 
 
 def _missing(path: Path) -> str:
-    return f"There is no ImageReward checkpoint '{path}'. {WHERE}; give the path of the file as 'checkpoint'."
+    return no_file("ImageReward checkpoint", path, "checkpoint", WHERE)

@@ -117,8 +117,15 @@ class RemoteReward:
                 "address with /v1?"
             )
         self._media: Media = told["media"]
+        self.where = where
         self.whole_prompts = told.get("whole_prompts") is True
+        self.description = str(told.get("description") or "")
+        """What the reward there says of itself."""
         self._mark = hashlib.sha256(f"{where} {told.get('digest')}".encode()).digest()
+        self._known = Remembered()
+
+    def forget(self) -> None:
+        """Ask again for what was asked before: for whoever wants to know whether the answers are the same."""
         self._known = Remembered()
 
     def keep_replies(self, file: Path) -> None:

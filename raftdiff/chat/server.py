@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import logging
 import os
 import re
 import ssl
@@ -17,6 +18,7 @@ from raftdiff.chat.dialogue import untorn
 from raftdiff.chat.threads import within
 from raftdiff.errors import UserError
 
+LOG = logging.getLogger(__name__)
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
 LONGEST_PAUSE = 60.0
 LARGEST_REPLY = 16 * 2**20
@@ -166,7 +168,9 @@ def post(
     for attempt in range(retries + 1):
         asked = 0.0
         try:
-            return _parsed(within(LONGEST_REPLY * timeout, lambda: _read(opener, request, timeout)), base_url)
+            reply = within(LONGEST_REPLY * timeout, lambda: _read(opener, request, timeout))
+            _silent.discard(base_url)
+            return _parsed(reply, base_url)
         except urllib.error.HTTPError as error:
             with error:
                 text = _readable(error, key)
@@ -181,10 +185,23 @@ def post(
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(f"The certificate of {base_url} is not trusted: {reason}.") from None
             what = f"gave no answer ({str(reason) or type(reason).__name__})"
+            _tell_silence(base_url, what, [pause * 2**tried for tried in range(attempt, retries)])
         if attempt < retries:
             time.sleep(min(LONGEST_PAUSE, max(asked, pause * 2**attempt)))
     tries = "1 try" if retries == 0 else f"{retries + 1} tries"
     raise UserError(f"The server at {base_url} {what}, after {tries}. Is it running, and the address right?")
+
+
+_silent: set[str] = set()
+"""Servers of which it was said that they do not answer, and that have not answered since."""
+
+
+def _tell_silence(base_url: str, what: str, pauses: Sequence[float]) -> None:
+    """Say it at once where it will be tried again: whoever waits should know what for."""
+    if pauses and base_url not in _silent:
+        _silent.add(base_url)
+        spent = sum(min(LONGEST_PAUSE, one) for one in pauses)
+        LOG.warning("The server at %s %s; trying again for %.0f s", base_url, what, spent)
 
 
 def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> bytes:

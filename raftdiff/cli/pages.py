@@ -77,6 +77,8 @@ def serve_reward(args: argparse.Namespace) -> None:
             print(f"warning: this reward is open to {told}. It runs this machine's GPU.", file=sys.stderr)
         reward = config.build(device=device, resolve=resolve)
         media: Media = "text" if texts else "picture"
+        if callable(demand := getattr(reward, "demand_sent", None)):
+            demand(media)
         served = Served(reward, media, listening, token=secret, digest=digest(plain(config)))
         here, elsewhere = addresses(door, listening.getsockname()[1])
         for address in filter(None, (here, elsewhere)):

@@ -37,6 +37,17 @@ def _role(reward: Any) -> str:
     return str(getattr(reward, "role", "train"))
 
 
+SELECTED: Mapping[SelectionKind, str] = {
+    "weighted": "candidates, each with a weight",
+    "pairs": "pairs, the better first",
+    "ranked": "rankings, the best first",
+    "labelled": "candidates, each good or bad",
+    "advantages": "candidates, each with an advantage",
+    "all": "all candidates",
+}
+"""What a selection of each kind is, in words."""
+
+
 def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None = None) -> None:
     """What can be wrong in the same way in a recipe for pictures and in one for texts.
 
@@ -130,8 +141,8 @@ def check_kind(recipe: Any, learner: str, needs: Requires) -> None:
     selector = recipe.ranker.selector.build(seed=0)
     kind = selector.kind
     if kind not in needs.kinds:
-        wanted, fitting = ", ".join(needs.kinds), " or ".join(SELECTORS[one] for one in needs.kinds)
-        told = f"it selects '{kind}', and {learner} learns from {wanted}; use type: {fitting}."
+        wanted, fitting = (" or ".join(words[one] for one in needs.kinds) for words in (SELECTED, SELECTORS))
+        told = f"it selects {SELECTED[kind]}, and {learner} learns from {wanted}; use type: {fitting}."
         raise UserError(f"ranker.selector: {told}")
     if kind == "pairs" and recipe.loop.candidates == 1:
         raise UserError("loop.candidates: a pair takes two candidates of a prompt; make it 2 or more.")

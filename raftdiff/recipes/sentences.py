@@ -3,7 +3,7 @@
 import datetime
 import difflib
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
@@ -29,7 +29,11 @@ NAMES: Mapping[Any, tuple[str, str]] = {
 """One and several of a kind."""
 NAME, STAGE = r"^[A-Za-z0-9_-]+$", r"^[A-Za-z][A-Za-z0-9_-]*$"
 LETTERS = "letters a to z and A to Z, digits, '_' and '-' alone"
-PATTERNS = {NAME: f"consist of {LETTERS}", STAGE: f"begin with a letter and consist of {LETTERS}"}
+PATTERNS = {
+    NAME: f"consist of {LETTERS}",
+    STAGE: f"begin with a letter and consist of {LETTERS}",
+    r"\S": "say something",
+}
 """What each pattern of a text asks for, in words."""
 BOUNDS = {"ge": "at least", "gt": "more than", "le": "at most", "lt": "less than", "multiple_of": "a multiple of"}
 
@@ -69,7 +73,7 @@ def _said_of(problem: Any, meant: Meant, written: str) -> str:
     key = meant.where[-1] if meant.where else ""
     texts = all(is_text(one) or one is types.NoneType for one in meant.kinds)
     if kind == "extra_forbidden":
-        said = f"unknown key. {nearest(str(key), meant.owner.model_fields if meant.owner else {})}"
+        said = _unknown(str(key), meant.owner.model_fields if meant.owner else {})
     elif kind == "missing":
         said = f"this {'item' if isinstance(key, int) else 'key'} is required."
     elif kind == "union_tag_invalid":
@@ -85,6 +89,12 @@ def _said_of(problem: Any, meant: Meant, written: str) -> str:
     else:
         said = f"this should be {expected(meant.kinds)}, and {read(given)} is read here.{_hint(meant.kinds, given)}"
     return said + (_default(meant) if given is None else "")
+
+
+def _unknown(key: str, known: Collection[str]) -> str:
+    said = nearest(key, known)
+    own = f"A parameter of the function's own is written options.{key}. "
+    return f"unknown key. {own if 'options' in known and not said.startswith('Did') else ''}{said}"
 
 
 def expected(kinds: Sequence[Any]) -> str:

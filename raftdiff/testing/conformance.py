@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from raftdiff.errors import UserError
-from raftdiff.scoring import by_prompt, demand_reward, numbers, sees_prompts
+from raftdiff.scoring import by_prompt, demand_reward, described, numbers, sees_prompts
 from raftdiff.seeds import fold
 from raftdiff.types import (
     FineTuner,
@@ -114,7 +114,7 @@ def check_reward(
         sentence = f"score() of another batch of the same samples failed: {error}; keep the batch axis, and no state."
         found = (*checks, Check("batch-invariant", False, sentence))
         return CheckReport(subject, found, _shown(given, together))
-    text = direction if direction is not None else " ".join(filter(None, [type(reward).__doc__, reward.score.__doc__]))
+    text = described(reward) if direction is None else direction
     subjects = "prompt got the same scores" if whole else "sample got the same score"
     alone = near(singly) and _near(together[order], tolerance)(permuted)
     several = len(samples) < 2 or len(set(together[~together.isnan()].tolist())) > 1
@@ -186,6 +186,8 @@ def _batch(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> torch.Ten
     Raises:
         UserError: something else than one number a sample comes back.
     """
+    if callable(forget := getattr(reward, "forget", None)):  # of one that is elsewhere, whose answers are kept here
+        forget()
     return torch.from_numpy(numbers(reward.score(samples), len(samples), f"score() of {len(samples)}"))
 
 

@@ -253,7 +253,10 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ("ranker.selector={type: best_worst}", "it selects 'pairs', and the objective 'sft' learns from weighted"),
+        (
+            "ranker.selector={type: best_worst}",
+            "it selects pairs, the better first, and the objective 'sft' learns from candidates",
+        ),
         ("finetuner.objective={type: rrhf}", "the objective 'rrhf' learns from ranked"),
         ("ranker.rewards.1.weight=x", "ranker.rewards.1"),
         ("ranker.rewards.0.type=sentimant", "'sentimant' is not a reward. Did you mean 'sentiment'?"),

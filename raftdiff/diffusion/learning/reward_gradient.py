@@ -30,7 +30,8 @@ def graded(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner
         if not isinstance(reward, Differentiable):
             raise UserError(
                 f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward.name}' has none. "
-                "Take those that have one (clip, aesthetic, pickscore, hps, image_reward), or give it the weight 0."
+                "Take those that have one (clip, aesthetic, pickscore, hps, image_reward), give it the weight 0, or, "
+                "where it is a class of your own, a method 'graded' (docs/rewards.md, 'A gradient')."
             )
         with torch.no_grad():
             reward.graded(torch.full((1, 3, 64, 64), 0.5, device=parts.device), [Prompt("a", "a", "a", "a")])

@@ -143,6 +143,28 @@ def test_answers_are_scored_too_and_the_other_medium_is_a_sentence(serve: Serve)
         remote(url).score(reward_samples(count=1))
 
 
+def restless(images: list[Image.Image]) -> list[float]:
+    COUNT.append(0)
+    return [float(len(COUNT))] * len(images)
+
+
+COUNT: list[int] = []
+
+
+@pytest.mark.parametrize(
+    ("reward", "failing"),
+    [
+        (CallableReward(lambda images: [float(image.width) for image in images], function="mine:f"), {"direction"}),
+        (CallableReward(restless, function="mine:restless"), {"direction", "deterministic", "batch-invariant"}),
+    ],
+)
+def test_what_is_checked_is_the_reward_there_and_not_the_client(
+    serve: Serve, reward: Reward[Any], failing: set[str]
+) -> None:
+    report = check_reward(remote(serve(reward)), reward_samples(count=4))
+    assert {check.name for check in report.checks if not check.passed} - {"varied"} == failing
+
+
 @pytest.mark.parametrize("size", [1, 3, 100])
 def test_whole_prompts_stay_whole_over_the_line(serve: Serve, size: int) -> None:
     for own, media, samples in (

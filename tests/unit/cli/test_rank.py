@@ -66,6 +66,11 @@ def test_rewards_are_named_as_for_check_reward_or_as_in_a_recipe() -> None:
         (["jpg"], r"'jpg' is not a reward\. Did you mean 'jpeg'"),
         (["jpeg:qualty=3"], r"qualty: unknown key\. Did you mean 'quality'"),
         (["clip"], r"--reward clip: model: "),
+        (
+            ["my:f:strength=2"],
+            r"strength: unknown key\. A parameter of the function's own is written options\.strength\.",
+        ),
+        (["my:f:wieght=2"], r"wieght: unknown key\. Did you mean 'weight'"),
         (["jpeg,weight=2"], r"--reward jpeg,weight=2: write it as NAME:key=value,key=value"),
         (["{type: jpeg"], r"this is no mapping as in a recipe"),
         (["{name: x}"], r"a mapping names the reward as its 'type'"),

@@ -77,14 +77,16 @@ def test_an_evaluation_says_once_that_it_goes_without_its_judge(
 @pytest.mark.parametrize(
     ("rule", "wanted"),
     [
-        ("dpo", "pairs; use type: best_worst"),
-        ("nft", "advantages; use type: advantage"),
-        ("kto", "labelled; use type: threshold"),
-        ("ddpo", "advantages; use type: advantage"),
+        ("dpo", "pairs, the better first; use type: best_worst"),
+        ("nft", "candidates, each with an advantage; use type: advantage"),
+        ("kto", "candidates, each good or bad; use type: threshold"),
+        ("ddpo", "candidates, each with an advantage; use type: advantage"),
     ],
 )
 def test_a_rule_names_the_selector_that_it_learns_from(rule, wanted):
-    with pytest.raises(UserError, match=f"it selects 'weighted', and learning: {rule} learns from {wanted}."):
+    with pytest.raises(
+        UserError, match=f"it selects candidates, each with a weight, and learning: {rule} learns from {wanted}."
+    ):
         load_recipe("demo", [f"finetuner.learning={{type: {rule}}}"])
     selector = wanted.rpartition(" ")[2]
     changes = [f"finetuner.learning={{type: {rule}}}", f"ranker.selector={{type: {selector}}}"]
@@ -130,7 +132,10 @@ CLIMBED = ("finetuner.learning={type: draft, steps: 2}", "ranker.selector={type:
             [TEACHER],
             "sampler: learning: draft learns from the path on which a picture was drawn, and only the policy's",
         ),
-        (["ranker.selector={type: advantage}"], "it selects 'advantages', and learning: draft learns from weighted"),
+        (
+            ["ranker.selector={type: advantage}"],
+            "an advantage, and learning: draft learns from candidates, each with a weight; use",
+        ),
         (["finetuner.learning.steps=9"], r"finetuner.learning.steps: 9 are to be taken .* \(sampler.steps\)"),
     ],
 )
@@ -149,7 +154,9 @@ def test_a_recipe_s_rewards_are_climbed_as_they_are_weighted(tmp_path: Path) -> 
     assert assembly.parts.sampler.provides == ("latent", "path")
     assert not assembly.finetuner.requires.fresh_samples
     assert (lesson.walk.starts, lesson.walk.steps) == (range(6, 7), 2)
-    with pytest.raises(UserError, match="learning: draft follows the gradient of the rewards, and 'jpeg' has none"):
+    with pytest.raises(
+        UserError, match="learning: draft follows the gradient of the rewards, and 'jpeg' has none.*'graded'"
+    ):
         assemble(load_recipe("demo", [*base, "ranker.rewards=[{type: jpeg}]"]))
 
 

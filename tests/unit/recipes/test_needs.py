@@ -1,6 +1,7 @@
 """Everything that a recipe lacks is said at once, before anything is loaded."""
 
 import os
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,6 +18,9 @@ from raftdiff.recipes import needs as recipe_needs
 from raftdiff.recipes.config import check
 from raftdiff.recipes.needs import model_at, needs, ready
 from raftdiff.rewards import classifier, sentiment, texts
+from raftdiff.rewards.aesthetic import AestheticConfig
+from raftdiff.rewards.hps import HpsConfig
+from raftdiff.rewards.image_reward import ImageRewardConfig
 from raftdiff.rewards.tower import open_tower
 
 RECIPE = {
@@ -163,3 +167,35 @@ def test_a_diffusion_model_and_its_vae_are_not_looked_for_again_and_again(asked:
         with pytest.raises(UserError, match=f"{key}: there is no folder 'owner/name' here, and .* .no such host"):
             load("owner/name")
     assert asked == ["asked"]
+
+
+def test_a_local_file_that_is_wrong_is_told_before_what_a_hub_lacks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(recipe_needs, "unreachable", lambda: "the hub is silent")
+    (tmp_path / "x.pt").write_text("no weights")
+    head = AestheticConfig(head=tmp_path / "x.pt", model="hf-hub:nobody/nothing")
+    rating = ImageRewardConfig(checkpoint=tmp_path / "x.pt", tokenizer="nobody/nothing")
+    for config, first in ((head, "is not a PyTorch file"), (rating, "The ImageReward checkpoint '.*' ")):
+        own, hub = needs(config, str)
+        assert re.search(first, own.sentence)
+        assert hub.sentence.startswith("'nobody/nothing' is not in the hub's cache here, and the hub is silent")
+
+
+@pytest.mark.parametrize(
+    ("path", "sentence"),
+    [
+        ("", r"'\.' is a folder, and 'checkpoint' names the HPS checkpoint itself, a file, such as x\.pt\. HPS_v2\.1"),
+        (
+            "y.pt",
+            r"There is no HPS checkpoint 'y\.pt'\. Did you mean 'x\.pt'\? HPS_v2\.1.*; give the path of the file as",
+        ),
+    ],
+)
+def test_a_folder_in_place_of_a_file_is_no_missing_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, path: str, sentence: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("x.pt").write_text("")
+    (need,) = needs(HpsConfig(checkpoint=Path(path)), str)
+    assert re.match(sentence, need.sentence)

@@ -152,6 +152,6 @@ def brightest(images: list[Image.Image], prompts: list[str]) -> list[float]:
 
 def test_a_function_of_whole_prompts_is_called_once_for_each() -> None:
     reward = CallableReward(brightest, function="mine:brightest", whole_prompts=True)
-    report = check_reward(reward, reward_samples(count=8), direction=reward.function_doc)
+    report = check_reward(reward, reward_samples(count=8), direction=reward.description)
     assert all(check.passed for check in report.checks), str(report)
     assert sorted(score for _, score in report.scores) == [0] * 6 + [1] * 2

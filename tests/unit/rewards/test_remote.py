@@ -10,8 +10,10 @@ from typing import Any
 import pytest
 
 from raftdiff.errors import UserError
+from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import check
 from raftdiff.rewards.remote import RemoteConfig, RemoteReward
+from raftdiff.selection.best import BestOfKConfig
 from raftdiff.testing.examples import reward_samples
 
 SAMPLES = reward_samples(count=3)
@@ -104,6 +106,29 @@ def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyP
             remote(f"http://127.0.0.1:{port}/v1", timeout=0.1, retries=1)
     with pytest.raises(UserError, match=r"gave no answer \(.*refused.*\), after 3 tries. Is it running"):
         remote(f"http://127.0.0.1:{port}/v1")
+
+
+def test_that_a_server_is_silent_is_said_at_once_and_once(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("raftdiff.chat.server.time.sleep", lambda seconds: None)
+    with socket.create_server(("127.0.0.1", 0)) as closed:
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
+    for _ in range(2):
+        with pytest.raises(UserError, match="gave no answer"):
+            remote(url, retries=4)
+    (told,) = caplog.messages
+    assert told.startswith(f"The server at {url} gave no answer (")
+    assert told.endswith("refused); trying again for 15 s")
+
+
+def test_what_is_wrong_with_all_scores_names_the_server(serve: Serve) -> None:
+    url = serve((200, PICTURES), (200, {"scores": [None] * 3}))
+    ranker = Ranker([(remote(url, name="far"), 1.0)], BestOfKConfig().build(seed=0))
+    names = [sample.prompt.id for sample in SAMPLES]
+    told = rf"The reward 'far', of the server at {url}, is NaN \(discard\) for all 3 candidates, so none is better than"
+    with pytest.raises(UserError, match=told):
+        ranker.score(iter([SAMPLES]), names, 1)
 
 
 def test_a_token_in_place_of_its_name_and_a_wrong_address_are_sentences() -> None:

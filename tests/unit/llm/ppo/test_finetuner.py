@@ -521,7 +521,10 @@ def test_a_loss_that_is_no_number_names_whose_rate_to_lower(folder):
 @pytest.mark.parametrize(
     ("override", "sentence"),
     [
-        ("ranker.selector.type=best_of_k", "it selects 'weighted', and the fine-tuner 'ppo' learns from all"),
+        (
+            "ranker.selector.type=best_of_k",
+            "it selects candidates, each with a weight, and the fine-tuner 'ppo' learns from all candidates",
+        ),
         ("sampler={type: dataset}", "the fine-tuner 'ppo' learns from the policy's own fresh answers"),
         ("sampler.decoding.temperature=0.7", "the fine-tuner 'ppo' needs answers drawn from the model itself"),
         ("loop.sample_every=2", "loop.sample_every: the fine-tuner 'ppo' learns from fresh answers"),
