@@ -31,6 +31,7 @@ from raftdiff.records.beginning import fork
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import unfit_told
+from raftdiff.reports.tables import rewards_told
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
 from raftdiff.types import Prompt
@@ -79,6 +80,8 @@ def select(args: argparse.Namespace) -> None:
         stages.select(draft, run, ranker_of(recipe, None)[0])
     metrics = draft.metrics()
     print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
+    for line in rewards_told(metrics):
+        print(line)
     print(f"next: {command('tune', run.path)}")
 
 

@@ -31,9 +31,12 @@ def agreement(one: Table, other: Table) -> float | None:
     return alike / (alike + apart) if alike + apart else None
 
 
-def agreements(tables: Mapping[str, Table]) -> list[tuple[str, str, float | None]]:
-    """``agreement`` of every two rewards."""
-    return [(one, other, agreement(tables[one], tables[other])) for one, other in combinations(tables, 2)]
+def agreements(tables: Mapping[str, Table]) -> dict[str, dict[str, float | None]]:
+    """``agreement`` of every two rewards, once each: of the first with those behind it."""
+    found: dict[str, dict[str, float | None]] = {}
+    for one, other in combinations(tables, 2):
+        found.setdefault(one, {})[other] = agreement(tables[one], tables[other])
+    return found
 
 
 def told_nothing(table: Table) -> float:

@@ -122,7 +122,9 @@ def warnings(rounds: Sequence[Metrics]) -> list[str]:
     ]
     unfit = (last.get("blank") or 0) + (last.get("too_long") or 0)
     if (discarded := (last.get("discard_rate") or 0) - unfit / (last.get("candidates") or 1)) > DISCARDED:
-        found.append(f"The rewards discard {discarded:.0%} of the candidates.")
+        vetoed = [f"'{name}' {count}" for name, count in (last.get("mixing") or {}).get("vetoed", {}).items() if count]
+        vetoes = f" Vetoes turned down: {', '.join(vetoed)} (at_least)." if vetoed else ""
+        found.append(f"The rewards discard {discarded:.0%} of the candidates.{vetoes}")
     if strangers := last.get("not_replayed"):
         found.append(
             f"{counted(strangers, 'earlier round')} selected '{last['not_replayed_kind']}', of which the last round's "

@@ -337,7 +337,8 @@ def _reward_row(told: Mapping[str, Any], name: str) -> tuple[str, ...]:
 
 def _agreeing(told: Mapping[str, Any]) -> list[str]:
     """A line for every two rewards, those that agree least first."""
-    known = sorted((share, one, other) for one, other, share in told["agreement"] if share is not None)
+    held = [(share, one, other) for one, others in told["agreement"].items() for other, share in others.items()]
+    known = sorted(it for it in held if it[0] is not None)
     lines = [
         f"  {one} and {other} order {_percent(share)} of the pairs alike" for share, one, other in known[:AGREEMENTS]
     ]

@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference, win_rate
+from raftdiff.recipes.checks import weight_of
 from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
 
@@ -210,7 +211,12 @@ def _total(run: Path, lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.n
     prompts = list(dict.fromkeys(line["prompt"] for line in lines))
     ordered = sorted(lines, key=lambda line: prompts.index(line["prompt"]))
     before, after = (
-        np.array([sum(one.weight * line[f"{side}_scores"][one.name] for one in rewards) for line in ordered])
+        np.array(
+            [
+                sum(weight_of(one) * line[f"{side}_scores"][one.name] for one in rewards if weight_of(one))
+                for line in ordered
+            ]
+        )
         for side in ("before", "after")
     )
     return before.reshape(len(prompts), -1), after.reshape(len(prompts), -1)

@@ -19,7 +19,7 @@ def test_agreement_counts_the_pairs_that_both_tell_apart() -> None:
 
 
 def test_rewards_that_tell_no_pair_apart_agree_on_nothing() -> None:
-    assert agreements({"a": np.ones((2, 3)), "b": np.arange(6.0).reshape(2, 3)}) == [("a", "b", None)]
+    assert agreements({"a": np.ones((2, 3)), "b": np.arange(6.0).reshape(2, 3)}) == {"a": {"b": None}}
 
 
 def test_a_prompt_that_is_told_nothing_of_has_one_score_or_none() -> None:

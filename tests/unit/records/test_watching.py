@@ -124,6 +124,10 @@ def test_a_healthy_run_warns_of_nothing() -> None:
         ({"tune": {"latent_std": 1.12}}, "spread 1.12 times as far"),
         ({"discard_rate": 0.4}, "discard 40% of the candidates"),
         (
+            {"discard_rate": 0.4, "mixing": {"vetoed": {"nsfw": 3, "dark": 0}}},
+            "discard 40% of the candidates. Vetoes turned down: 'nsfw' 3 (at_least).",
+        ),
+        (
             {"not_replayed": 1, "not_replayed_kind": "pairs"},
             "1 earlier round selected 'pairs', of which the last round's",
         ),
