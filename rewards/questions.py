@@ -1,11 +1,14 @@
 """Questions about pictures, and how their answers are spelt: what rewards that ask a vision-language model share."""
 
-from collections.abc import Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from collections.abc import Iterator, Sequence
+from itertools import groupby
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 from jaxtyping import Float32
 from PIL import Image
 from torch import Tensor
+
+from raftdiff.errors import UserError
 
 THINKING = "<think"
 """So begins what some models say before they answer."""
@@ -45,3 +48,31 @@ def spellings(answer: str) -> tuple[str, ...]:
     elif bare in map(str, range(1, 1 + len(NUMBERS))):
         words += [NUMBERS[int(bare) - 1], NUMBERS[int(bare) - 1].capitalize()]
     return tuple(f"{space}{word}" for word in dict.fromkeys(words) for space in ("", " "))
+
+
+def turn(text: str, picture: Image.Image | None) -> dict[str, Any]:
+    """What a user says with a picture before it, for a chat template; of None only its place is marked."""
+    image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
+    return {"role": "user", "content": [image, {"type": "text", "text": text}]}
+
+
+def demand_plain(who: str, tokenizer: Any, text: str) -> None:
+    """
+    Raises:
+        UserError: a text, such as a caption, holds a token that steers the model or stands for a picture.
+    """
+    steering = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
+    if held := sorted(token for token in steering if token in text):
+        raise UserError(f"{who} is to read '{held[0]}', which steers the model. Take it out of the prompt: {text:.200}")
+
+
+def batches(kinds: Sequence[Any], size: int) -> Iterator[list[int]]:
+    """Places of what is of one kind, at most ``size`` at a time: alike enough to be read together without filling up.
+
+    >>> list(batches(["b", "a", "b", "b"], 2))
+    [[1], [0, 2], [3]]
+    """
+    order = sorted(range(len(kinds)), key=kinds.__getitem__)
+    for _, group in groupby(order, key=kinds.__getitem__):
+        places = list(group)
+        yield from (places[start : start + size] for start in range(0, len(places), size))

@@ -3,6 +3,8 @@
 They read lower-case letters, each a token.
 """
 
+import itertools
+import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -209,8 +211,8 @@ def write_smolvlm(folder: Path, *, seed: int = 0) -> Path:
     return _write_vlm(folder, Idefics3ForConditionalGeneration, config, processor, seed)
 
 
-def write_qwen2_vl(folder: Path, *, seed: int = 0) -> Path:
-    """A Qwen2-VL model: pictures in parts of 16 pixels, as many as there are."""
+def write_qwen2_vl(folder: Path, *, seed: int = 0, most: int = 64**2) -> Path:
+    """A Qwen2-VL model: pictures in parts of 16 pixels, as many as there are in ``most`` pixels."""
     from transformers import Qwen2VLConfig, Qwen2VLForConditionalGeneration, Qwen2VLImageProcessor, Qwen2VLProcessor
     from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
@@ -222,10 +224,30 @@ def write_qwen2_vl(folder: Path, *, seed: int = 0) -> Path:
     ends = {"bos_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.pad_token_id}
     text = {**_llama(tokenizer), **ends, "rope_parameters": turning}
     config = Qwen2VLConfig(text_config=text, vision_config=vision, **numbers)
-    pictures = Qwen2VLImageProcessor(patch_size=8, min_pixels=16**2, max_pixels=64**2)
+    pictures = Qwen2VLImageProcessor(patch_size=8, min_pixels=16**2, max_pixels=most)
     template = TEMPLATE.replace("IMAGE", "<|vision_start|><|image_pad|><|vision_end|>")
     processor = Qwen2VLProcessor(pictures, tokenizer, Qwen2VLVideoProcessor(patch_size=8), chat_template=template)
     return _write_vlm(folder, Qwen2VLForConditionalGeneration, config, processor, seed)
+
+
+def write_hpsv3(folder: Path, *, seed: int = 0) -> Path:
+    """HPSv3.safetensors, beside the Qwen2-VL model that it was tuned from: weights under the names of transformers
+    4.45, one token more, and the head."""
+    from safetensors.torch import load_file, save_file
+
+    base = load_file(write_qwen2_vl(folder, seed=seed, most=2**20) / "model.safetensors")
+    generator = torch.Generator().manual_seed(seed)
+    weights = {re.sub(r"^model\.language_model\.", "model.", name): weight for name, weight in base.items()}
+    weights = {name.removeprefix("model.") if "model.visual." in name else name: it for name, it in weights.items()}
+    for name in ("model.embed_tokens.weight", "lm_head.weight"):
+        more = torch.randn(1, weights[name].shape[1], generator=generator)
+        weights[name] = torch.cat([weights[name], 0.1 * more])
+    widths = (32, 24, 16, 2)
+    for at, (read, told) in zip((0, 3, 5), itertools.pairwise(widths), strict=True):
+        weights[f"rm_head.{at}.weight"] = 0.3 * torch.randn(told, read, generator=generator)
+        weights[f"rm_head.{at}.bias"] = 0.3 * torch.randn(told, generator=generator)
+    save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / "HPSv3.safetensors")
+    return folder
 
 
 def _llama(tokenizer: Any) -> dict[str, Any]:

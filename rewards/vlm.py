@@ -6,7 +6,6 @@ LLaVA, InternVL. Its weights are safetensors, and no code of theirs is run.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, final
 from weakref import WeakValueDictionary
@@ -21,7 +20,7 @@ from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards.clip_weights import Precision
-from raftdiff.rewards.questions import THINKING, Question, Vlm, spellings
+from raftdiff.rewards.questions import THINKING, Question, Vlm, batches, demand_plain, spellings, turn
 from raftdiff.rewards.vlm_server import ServedVlm
 from raftdiff.training.weights import loaded, reading
 
@@ -119,20 +118,16 @@ class LocalVlm:
         answers = [self._tokens(question.answer) for question in questions]
         texts = {text: self._length(text) for text in {question.text for question in questions}}
         alike = [(question.picture.size, texts[question.text]) for question in questions]
-        order = sorted(range(len(questions)), key=lambda place: (alike[place], questions[place].text))
         found = torch.zeros(len(questions))
-        for _, group in groupby(order, key=alike.__getitem__):
-            places = list(group)
-            for start in range(0, len(places), self._batch_size):
-                some = places[start : start + self._batch_size]
-                said = self._first([questions[place] for place in some])
-                for place, probabilities in zip(some, said, strict=True):
-                    found[place] = probabilities[answers[place]].sum()
+        for some in batches(alike, self._batch_size):
+            said = self._first([questions[place] for place in some])
+            for place, probabilities in zip(some, said, strict=True):
+                found[place] = probabilities[answers[place]].sum()
         return found
 
     def _first(self, questions: Sequence[Question]) -> Float32[torch.Tensor, "questions vocabulary"]:
         """The probabilities of all tokens as the first of the answers, on the CPU."""
-        asked = [[_turn(question.text, on_paper(question.picture))] for question in questions]
+        asked = [[turn(question.text, on_paper(question.picture))] for question in questions]
         model = self._network.model
         with reading(f"{self._network.name} could not read a picture"):
             inputs = self._rendered(asked, tokenize=True, return_dict=True, return_tensors="pt")
@@ -144,14 +139,9 @@ class LocalVlm:
     def _length(self, text: str) -> int:
         """Tokens of a question in its template, the picture one of them."""
         tokenizer = self._network.processor.tokenizer
-        steering = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-        if held := sorted(token for token in steering if token in text):
-            raise UserError(
-                f"A question to {self._network.name} holds '{held[0]}', which steers the model: {text} Take it out of "
-                "the prompt."
-            )
+        demand_plain(self._network.name, tokenizer, text)
         with reading(f"{self._network.name} has no chat template that can be used", "Take an instruction-tuned model."):
-            rendered = self._rendered([_turn(text, None)], tokenize=False)
+            rendered = self._rendered([turn(text, None)], tokenize=False)
         if rendered.rstrip().endswith(f"{THINKING}>"):
             raise UserError(f"{self._network.name} thinks before it answers. Take an instruct model that does not.")
         return len(tokenizer(rendered, add_special_tokens=False).input_ids)
@@ -175,11 +165,6 @@ class LocalVlm:
                 "the first token. Ask so that the answer is yes, no, or a number up to ten."
             )
         return self._known[answer]
-
-
-def _turn(text: str, picture: Any) -> dict[str, Any]:
-    image = {"type": "image"} if picture is None else {"type": "image", "image": picture}
-    return {"role": "user", "content": [image, {"type": "text", "text": text}]}
 
 
 _networks: WeakValueDictionary[tuple[str, str, Precision], Network] = WeakValueDictionary()

@@ -24,6 +24,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "aesthetic": "raftdiff.rewards.aesthetic:AestheticConfig",
         "pickscore": "raftdiff.rewards.pickscore:PickScoreConfig",
         "hps": "raftdiff.rewards.hps:HpsConfig",
+        "hpsv3": "raftdiff.rewards.hpsv3:HpsV3Config",
         "image_reward": "raftdiff.rewards.image_reward:ImageRewardConfig",
         "geneval": "raftdiff.rewards.geneval:GenEvalConfig",
         "vqa": "raftdiff.rewards.vqa:VqaConfig",

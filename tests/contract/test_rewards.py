@@ -91,8 +91,8 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
 
 
-ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "ocr"}
-"""Made of the policy, of a trained classifier, of a server, of prompts that say more: their own tests build those."""
+ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "ocr", "hpsv3"}
+"""Made of the policy, of a trained classifier, of a server, of prompts that say more, or slow: their own tests build those."""
 
 
 @pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["rewards"]} - ELSEWHERE))
