@@ -92,7 +92,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "ocr", "hpsv3"}
-"""Made of the policy, of a trained classifier, of a server, of prompts that say more, or slow: their own tests build those."""
+"""Made of the policy, a trained classifier, a server, prompts that say more; or slow. Their own tests do it."""
 
 
 @pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["rewards"]} - ELSEWHERE))
