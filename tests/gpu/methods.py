@@ -1,8 +1,9 @@
 """Learning rules and sources of candidates side by side, three seeds each: is there one that gains at its own best?
 
-All draw for many captions of kinds that ``scene-sd`` never saw, and cost the same number of network evaluations. The
-base with guidance is the teacher, but where the name says otherwise; everybody is looked at with and without guidance.
-Each run is a process of ``raftdiff methods``; what is not ended when the time is over is left out of the table.
+All learn round by round from what the policy then draws for captions of kinds that ``scene-sd`` never saw, without
+guidance, and cost the same number of network evaluations; where the name says otherwise the guided base draws, the
+judge is the reward, or what is selected differs. Everybody is looked at with and without guidance. Each run is a
+process of ``raftdiff methods``; what is not ended when the time is over is left out of the table.
 """
 
 import argparse
@@ -22,38 +23,59 @@ from PIL.Image import Image
 
 SPARE = 15.0
 """Seconds in which the table is written."""
-METHODS = ("raft", "raft_random", "rwr", "nft", "awm", "dpo", "kto")
 GUIDANCE = "1,2.5"
-DRAWING = {"steps": 10, "guidance": 2.5, "scheduler": "dpm++", "batch_size": 64}
-TEACHER, POLICY = {"type": "teacher", "drawing": DRAWING}, {"type": "diffusion", **DRAWING}
+DRAWING = {"steps": 10, "guidance": 1.0, "scheduler": "dpm++", "batch_size": 512}
+POLICY = {"type": "diffusion", **DRAWING}
+TEACHER = {"type": "teacher", "drawing": {**DRAWING, "guidance": 2.5}}
 MIXED = {"type": "mix", "parts": [{"share": 4, "sampler": TEACHER}, {"share": 4, "sampler": POLICY}]}
-ORACLE = {"type": "callable", "name": "exact", "function": "methods:exact", "weight": 100.0}
+ORACLE = {"type": "callable", "name": "exact", "function": "methods:exact"}
 CLIP = {"type": "clip", "model": "scene-clip"}
-ROUNDS, CANDIDATES, CAPTIONS, EVALUATIONS = 4, 8, 192, 80_000
-OTHERS: dict[str, dict[str, Any]] = {
-    "policy": {
-        "sampler": POLICY,
-        "loop": {"rounds": ROUNDS, "candidates": 2},
-        "ranker": {"rewards": [CLIP], "selector": {"type": "best_of_k", "keep": 1}},
-    },
-    "mixed": {"sampler": MIXED, "loop": {"rounds": ROUNDS, "candidates": 8, "sample_every": 2}},
-    "oracle": {"ranker": {"rewards": [CLIP, ORACLE], "selector": {"type": "best_of_k", "keep": 2}}},
-    "diverse": {"ranker": {"rewards": [CLIP], "selector": {"type": "diverse", "keep": 2, "penalty": 0.5}}},
+ROUNDS, CANDIDATES, CAPTIONS, PROMPTS, EVALUATIONS = 24, 8, 192, 64, 172_000
+
+
+def _method(selector: dict[str, Any], rate: float, learning: str = "sft", **settings: Any) -> dict[str, Any]:
+    return {
+        "ranker": {"selector": selector},
+        "finetuner": {"learning": {"type": learning, **settings}, "learning_rate": rate},
+    }
+
+
+BEST, ADVANTAGE = {"type": "best_of_k", "keep": 2}, {"type": "advantage"}
+NFT = _method(ADVANTAGE, 1e-3, "nft", most=1.0)
+METHODS: dict[str, dict[str, Any]] = {
+    "raft": _method(BEST, 1e-4),
+    "raft_random": _method({"type": "random", "keep": 2}, 1e-4),
+    "rwr": _method({"type": "softmax"}, 1e-4),
+    "awm": _method(ADVANTAGE, 3e-4, "advantage"),
+    "nft": NFT,
+    "dpo": _method({"type": "best_worst"}, 3e-4, "dpo", beta=500.0),
+    "kto": _method({"type": "threshold"}, 3e-4, "kto", beta=500.0),
+    "oracle": {**NFT, "ranker": {"selector": ADVANTAGE, "rewards": [ORACLE]}},
 }
-"""What differs from the recipe of all: other sources, another reward, another selector."""
+"""What differs from the recipe of all. A rate does not suit every rule: imitating what one draws oneself at 1e-3 lost
+seven points of reward in seven rounds, where ``nft`` gained four; the others' were not searched."""
+SOURCES: dict[str, dict[str, Any]] = {
+    "student": {**_method(BEST, 1e-4), "sampler": TEACHER, "loop": {"sample_every": 2}},
+    "mixed": {**NFT, "sampler": MIXED, "loop": {"sample_every": 2}},
+    "diverse": _method({"type": "diverse", "keep": 2, "penalty": 0.5}, 1e-4),
+}
+"""Further ones, run where they are named."""
 
 
 def exact(images: Sequence[Image], prompts: Sequence[str]) -> list[float]:
     """The judge itself as a reward, which no other run may see: 1 where everything is right. What is not gained with it
     either is no fault of the reward's."""
-    return [float(value) for value in _judge()(images, prompts)["exact"]]
+    return [float(value) for value in _judge().judge(images, prompts)["exact"]]
 
 
 @cache
 def _judge() -> Any:
-    from raftdiff.embedded.worlds import open_judge
+    from torch import cuda
 
-    return open_judge("scene-judge")
+    from raftdiff.embedded import folder
+    from raftdiff.embedded.scenes.judge import SceneJudge
+
+    return SceneJudge(folder("scene-judge"), "cuda" if cuda.is_available() else "cpu")
 
 
 def recipe(captions: Path, held_out: Path, *, small: bool) -> dict[str, Any]:
@@ -61,20 +83,22 @@ def recipe(captions: Path, held_out: Path, *, small: bool) -> dict[str, Any]:
     return {
         "name": "methods",
         "model": {"base": "scene-sd", "dtype": "float32"},
-        "prompts": {"file": str(captions), "magic": ["{caption}, high quality"]},
-        "sampler": {**TEACHER, "drawing": {**DRAWING, "steps": 1}} if small else TEACHER,
-        "ranker": {"rewards": [CLIP], "selector": {"type": "best_of_k", "keep": 2}},
+        "prompts": {"file": str(captions)},
+        "sampler": {**POLICY, "steps": 1} if small else POLICY,
+        "ranker": {"rewards": [CLIP], "selector": BEST},
         "finetuner": {
             "type": "diffusion",
             "rank": 32,
             "target_modules": "all",
-            "learning_rate": 3e-4,
-            "lr_schedule": "cosine",
-            "ema": 0.98,
-            "batch_size": 4 if small else 64,
+            "ema": 0.9,
+            "batch_size": 4 if small else 128,
             "exposures": None,
         },
-        "loop": {"rounds": 1 if small else ROUNDS, "candidates": 2 if small else CANDIDATES, "sample_every": ROUNDS},
+        "loop": {
+            "rounds": 1 if small else ROUNDS,
+            "candidates": 2 if small else CANDIDATES,
+            "prompts_per_round": None if small else PROMPTS,
+        },
         "evaluation": {
             "prompts": {"file": str(held_out)},
             "samples_per_prompt": 1 if small else 4,
@@ -98,8 +122,8 @@ def _compared(given: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
     from raftdiff.diffusion.recipe import load_recipe
 
     files = _written(work, small=given.small)
-    known = given.methods or ([*METHODS[:1]] if given.small else [*METHODS, *OTHERS])
-    names = [str(files[name]) if name in OTHERS else name for name in known]
+    known = given.methods or [*METHODS][: 1 if given.small else None]
+    names = [str(files.get(name, name)) for name in known]
     allowed = 24 if given.small else EVALUATIONS
     base, root = load_recipe(str(files["methods"])), given.out / "methods"
     yardstick = Yardstick(base, [float(one) for one in GUIDANCE.split(",")], training=True)
@@ -143,10 +167,16 @@ def _written(work: Path, *, small: bool) -> dict[str, Path]:
         (work / name).write_text("\n".join(lines) + "\n")
     common = recipe(work / "captions.txt", work / "held_out.txt", small=small)
     found = {}
-    for name, changes in {"methods": {}, **OTHERS}.items():
+    for name, changes in {"methods": {}, **METHODS, **SOURCES}.items():
+        told = {**common, **{section: _over(common[section], it) for section, it in changes.items()}, "name": name}
         found[name] = work / f"{name}.yaml"
-        found[name].write_text(yaml.safe_dump({**common, **changes, "name": name}))
+        found[name].write_text(yaml.safe_dump(told))
     return found
+
+
+def _over(section: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """A section of the recipe with some keys changed; a sampler of another type takes the place of the whole."""
+    return changes if changes.get("type", section.get("type")) != section.get("type") else {**section, **changes}
 
 
 def _run(

@@ -188,18 +188,21 @@ def test_what_methods_compares_are_recipes(tmp_path: Path, monkeypatch: pytest.M
     files = methods._written(tmp_path, small=False)
     base = load_recipe(str(files["methods"]))
     assert not set(base.prompts.captions) & set(base.evaluation.prompts.captions)
-    trials = planned(
-        [*methods.METHODS, *map(str, list(files.values())[1:])], base, str(files["methods"]), evaluations=80_000
-    )
-    assert [trial.name for trial in trials] == [*methods.METHODS, *methods.OTHERS]
-    assert all(75_000 < trial.cost.total <= 80_000 for trial in trials)
-    assert all(getattr(trial.recipe.ranker.selector, "keep", 1) < trial.recipe.loop.candidates for trial in trials)
-    # the policy draws in every round, the others once or twice, and as many pictures in all
+    trials = planned(list(map(str, list(files.values())[1:])), base, str(files["methods"]), evaluations=172_000)
+    assert [trial.name for trial in trials] == [*methods.METHODS, *methods.SOURCES]
+    assert all(160_000 < trial.cost.total <= 172_000 for trial in trials)
+    rules = {trial.name: trial.recipe.finetuner.learning.type for trial in trials}
+    assert [rules[name] for name in ("raft", "awm", "nft", "dpo", "kto", "oracle", "student")] == [
+        "sft", "advantage", "nft", "dpo", "kto", "nft", "sft",
+    ]  # fmt: skip
+    assert {trial.recipe.sampler.type for trial in trials[: len(methods.METHODS)]} == {"diffusion"}
+    # guided drawings cost twice, every other round
     assert len({trial.cost.sampling for trial in trials if trial.name != "mixed"}) == 1
 
 
 def test_the_judge_as_a_reward_is_the_judge(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raftdiff.embedded.worlds.open_judge", lambda name: lambda *_: {"exact": np.array([1.0, 0.0])})
+    judge = SimpleNamespace(judge=lambda *_: {"exact": np.array([1.0, 0.0])})
+    monkeypatch.setattr("raftdiff.embedded.scenes.judge.SceneJudge", lambda *_: judge)
     assert load("methods").exact([], []) == [1.0, 0.0]
 
 
