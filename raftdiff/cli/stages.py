@@ -149,6 +149,12 @@ def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[P
     parent = Run.open(Path(args.recipe))
     parent.demand_recipe()
     recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
+    first = next(parent.round(args.round).batches(1), [])
+    if lacking := [name for name in recipe.finetuner.requires.aux if first and name not in first[0].aux]:
+        raise UserError(
+            f"{parent.path}: round {args.round} was drawn without its {' and '.join(lacking)}, which this recipe's "
+            "fine-tuner learns from; begin a new run."
+        )
     before = parent.state(args.round)
     ranker, prompts = ranker_of(recipe, before)
     labelled = _labelled(ranker, parent.round(args.round))

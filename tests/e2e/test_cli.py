@@ -180,6 +180,15 @@ def test_a_selector_that_is_told_nonsense_is_a_sentence_before_anything_is_loade
         assert (status, sentence in err) == (2, True), err
 
 
+def test_a_fork_to_a_rule_on_paths_is_refused_where_no_path_was_recorded(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rule = ["finetuner.learning={type: draft}", "ranker.rewards=[{type: clip, model: scene-clip}]"]
+    status, _, err = said(capsys, "score", finished, "--round", 0, "--out", tmp_path / "x", *rule)
+    assert (status, (tmp_path / "x").exists()) == (2, False)
+    assert "round 0 was drawn without its path, which this recipe's fine-tuner learns from; begin a new run." in err
+
+
 def test_a_fork_keeps_what_made_the_samples(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, _, err = said(capsys, "score", finished, "--round", 0, "--out", tmp_path / "x", "loop.candidates=2")
     assert (status, "with another loop.candidates the samples would be others" in err) == (2, True)

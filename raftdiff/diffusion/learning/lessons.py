@@ -235,7 +235,11 @@ def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:
     """
     for sample in samples:
         if name not in sample.aux:
-            raise UserError(f"{sample.key}: this sample carries no {name}, which the diffusion fine-tuner learns from.")
+            raise UserError(
+                f"round {sample.round}: '{sample.prompt.id}', candidate {sample.index}, is recorded without its {name}, "
+                "which the fine-tuner learns from: another rule drew that round. Replay none of those "
+                "(loop.replay_rounds: 0), or begin a new run."
+            )
     found = [sample.aux[name].float() for sample in samples]
     shapes = sorted({tuple(tensor.shape) for tensor in found})
     if len(shapes) > 1:

@@ -354,7 +354,7 @@ def test_negative_prompts_are_what_guidance_leads_away_from_in_learning_too(mode
 def test_a_sample_without_its_path_is_named(models):
     learner, samples, lesson = walked(models["sd15"], count=2)
     bare = {key: replace(sample, aux={"latent": sample.aux["latent"]}) for key, sample in samples.items()}
-    with pytest.raises(UserError, match="carries no path, which the diffusion fine-tuner learns from"):
+    with pytest.raises(UserError, match="is recorded without its path, which the fine-tuner learns from"):
         learner.fit(lesson, bare, seed=0, report=silent)
 
 
@@ -537,7 +537,7 @@ def test_errors_are_sentences(models):
     with pytest.raises(UserError, match="float16 needs a GPU"):
         tuner(models["sd15"], precision="float16")
     bare = {key: Sample(0, s.prompt, s.index, 0, "policy", s.media) for key, s in samples.items()}
-    with pytest.raises(UserError, match="carries no latent"):
+    with pytest.raises(UserError, match="is recorded without its latent"):
         learner.fit(selection(bare), bare, seed=0, report=silent)
     odd = dict(samples)
     odd[Key(0, "p0", 0)].aux["latent"].resize_(4, 4, 16)
