@@ -16,6 +16,7 @@ from PIL import Image
 from raftdiff.errors import UserError
 from raftdiff.scoring import by_prompt, demand_reward, described, numbers, sees_prompts
 from raftdiff.seeds import fold
+from raftdiff.testing.gradients import gradient
 from raftdiff.types import (
     FineTuner,
     Key,
@@ -148,6 +149,8 @@ def check_reward(
             advice=True,
         ),
     ]
+    if found_of := gradient(reward, samples):
+        checks.append(Check("gradient", *found_of))
     return CheckReport(subject, tuple(checks), _shown(given, together))
 
 

@@ -236,8 +236,8 @@ def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:
     for sample in samples:
         if name not in sample.aux:
             raise UserError(
-                f"round {sample.round}: '{sample.prompt.id}', candidate {sample.index}, is recorded without its {name}, "
-                "which the fine-tuner learns from: another rule drew that round. Replay none of those "
+                f"round {sample.round}: '{sample.prompt.id}', candidate {sample.index}, is recorded without its "
+                f"{name}, which the fine-tuner learns from: another rule drew that round. Replay none of those "
                 "(loop.replay_rounds: 0), or begin a new run."
             )
     found = [sample.aux[name].float() for sample in samples]

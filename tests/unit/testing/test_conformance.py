@@ -145,6 +145,40 @@ def test_a_reward_that_harms_the_latents_is_found() -> None:
     assert failed(check_reward(Scored(aux_vandal), samples)) == {"pure"}
 
 
+class Brightness:
+    """Mean of all channels, 0 to 1; higher is brighter."""
+
+    name = "brightness"
+
+    def __init__(self, graded: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self._graded = graded
+
+    def score(self, samples: Sequence[Sample[Any]]) -> torch.Tensor:
+        return torch.tensor([float(np.asarray(sample.media.convert("RGB")).mean() / 255) for sample in samples])
+
+    def graded(self, pixels: torch.Tensor, prompts: Sequence[Prompt]) -> torch.Tensor:
+        return self._graded(pixels)
+
+
+@pytest.mark.parametrize(
+    ("graded", "passed", "sentence"),
+    [
+        (lambda pixels: pixels.mean(dim=(1, 2, 3)), True, "says what score() says"),
+        (lambda pixels: 1 - pixels.mean(dim=(1, 2, 3)), False, "differ by up to"),
+        (lambda pixels: pixels.mean(), False, "should return 5 numbers for as many pictures; it returned ()"),
+        (lambda pixels: pixels.detach().mean(dim=(1, 2, 3)), False, "raised RuntimeError"),
+        (lambda pixels: pixels.detach().mean(dim=(1, 2, 3)) + 0 * pixels.sum(), False, "no gradient for some picture"),
+    ],
+)
+def test_a_gradient_belongs_to_its_score(
+    graded: Callable[[torch.Tensor], torch.Tensor], passed: bool, sentence: str
+) -> None:
+    report = check_reward(Brightness(graded), reward_samples(count=5))
+    (found,) = (check for check in report.checks if check.name == "gradient")
+    assert (found.passed, report.passed) == (passed, passed)
+    assert sentence in found.sentence
+
+
 def test_some_nan_is_a_discard_not_a_fault() -> None:
     def picky(samples: Samples) -> torch.Tensor:
         return torch.where(brightness(samples) > 150, brightness(samples), torch.nan)
