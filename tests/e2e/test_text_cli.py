@@ -257,7 +257,7 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
             "ranker.selector={type: best_worst}",
             "it selects pairs, the better first, and the objective 'sft' learns from candidates",
         ),
-        ("finetuner.objective={type: rrhf}", "the objective 'rrhf' learns from ranked"),
+        ("finetuner.objective={type: rrhf}", "the objective 'rrhf' learns from rankings"),
         ("ranker.rewards.1.weight=x", "ranker.rewards.1"),
         ("ranker.rewards.0.type=sentimant", "'sentimant' is not a reward. Did you mean 'sentiment'?"),
         ("finetuner.learing_rate=1", "Did you mean 'learning_rate'?"),
