@@ -12,7 +12,7 @@ from pydantic import Field
 from raftdiff.chat.dialogue import fill
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards.checkpoints import Shapes, demand_layout, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
@@ -77,7 +77,7 @@ INSTRUCTION = (
 )
 
 
-class HpsV3Config(Config):
+class HpsV3Config(RewardConfig):
     type: Literal["hpsv3"] = "hpsv3"
     name: str = "hpsv3"
     """The column of this reward in tables and logs."""
