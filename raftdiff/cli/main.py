@@ -99,8 +99,8 @@ def _results(commands: Commands) -> None:
     evaluate.add_argument(
         "--benchmark",
         metavar="NAME",
-        help="geneval, parti, compbench, hpsv2, imagereward or pick-a-pic: figures by category and a table for papers, "
-        "of a run, and also of a model or of a folder of pictures in its place",
+        help="geneval, geneval2, parti, compbench, dpg, hpsv2, imagereward or pick-a-pic: figures by category and a "
+        "table for papers, of a run, and also of a model or of a folder of pictures in its place",
     )
     evaluate.add_argument(
         "--prompts",

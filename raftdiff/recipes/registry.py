@@ -29,6 +29,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "geneval": "raftdiff.rewards.geneval:GenEvalConfig",
         "vqa": "raftdiff.rewards.vqa:VqaConfig",
         "soft_tifa": "raftdiff.rewards.soft_tifa:SoftTifaConfig",
+        "dpg": "raftdiff.rewards.dpg:DpgConfig",
         "ocr": "raftdiff.rewards.ocr:OcrConfig",
         "nsfw": "raftdiff.rewards.nsfw:NsfwConfig",
         "jpeg": "raftdiff.rewards.jpeg:JpegConfig",

@@ -91,7 +91,7 @@ def importable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(importlib.import_module("sys").modules, "contract_reward", module)
 
 
-ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "ocr", "hpsv3"}
+ELSEWHERE = {"kl", "classifier", "server", "remote", "geneval", "dpg", "ocr", "hpsv3"}
 """Made of the policy, a trained classifier, a server, prompts that say more; or slow. Their own tests do it."""
 
 

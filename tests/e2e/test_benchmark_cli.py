@@ -112,6 +112,10 @@ def test_a_model_and_then_the_folder_that_it_drew_have_the_same_scores(
         (["scene-sd", "--benchmark", "parti", "--round", "1"], "scene-sd: --round is for runs"),
         (["FOLDER", "--benchmark", "parti"], "--benchmark parti: say what scores the pictures with --reward"),
         (["FOLDER", "--benchmark", "parti", "--steps", "3"], "--steps does not go with a folder of pictures"),
+        (
+            ["FOLDER", "--benchmark", "geneval2"],
+            "it is scored by a vision-language model that you name: --reward soft_tifa",
+        ),
         (["./none", "--benchmark", "parti"], "There is no run, model or folder './none'"),
     ],
 )

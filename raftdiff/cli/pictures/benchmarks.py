@@ -217,9 +217,19 @@ def _place(args: argparse.Namespace, stem: str) -> Path:
 
 
 def _configs(args: argparse.Namespace) -> list[Any]:
-    """The rewards that the user names, else the benchmark's own; none where there is neither."""
-    if args.reward:
-        return rewards_of(args.reward)
+    """The rewards that the user names, else the benchmark's own; none where there is neither.
+
+    Raises:
+        UserError: the benchmark's figure is by a reward for which a model must be named, and none is.
+    """
+    configs, needed = rewards_of(args.reward) if args.reward else [], suite(args.benchmark).scored_by
+    if needed and needed not in [it.type for it in configs]:
+        raise UserError(
+            f"--benchmark {args.benchmark}: it is scored by a vision-language model that you name: --reward "
+            f"{needed}:model=Qwen/Qwen3-VL-8B-Instruct, a folder, or with server=http://... the name that it has there."
+        )
+    if configs:
+        return configs
     own = suite(args.benchmark).reward
     return (
         [options(registry.load("rewards", own["type"]), dict(own), [], f"--benchmark {args.benchmark}")] if own else []

@@ -8,8 +8,11 @@ from typing import Any, final
 
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.prompts import HUB, PromptsConfig, build, find_file, read_captions, read_named
+from raftdiff.recipes.rows import Row, read_file
 from raftdiff.types import Prompt
 
+DPG = ("item_id", "text", "proposition_id", "dependency", "question_natural_language")
+"""Columns of DPG-Bench's table that are read; of ``dependency`` 0 is no parent."""
 CATEGORY = "category"
 """The column of prompts that lie in a file for each category."""
 
@@ -32,6 +35,8 @@ class Suite:
     """Whether its figure is the mean over the categories, each with the same weight; else it is that of all prompts."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Of a folder with a file for each category: category -> file."""
+    scored_by: str | None = None
+    """The reward without which it is not that benchmark, where a model must be named for it."""
     reward: Mapping[str, Any] | None = None
     """What it is scored by where nothing else is named; else by the run's own rewards, or those that the user names."""
 
@@ -75,24 +80,33 @@ SUITES: Mapping[str, Suite] = {
         balanced=True,
         files={name: f"{name}.json" for name in ("anime", "concept-art", "paintings", "photo")},
     ),
+    "geneval2": Suite(
+        "GenEval 2",
+        800,
+        1,
+        "geneval2_data.jsonl at github.com/facebookresearch/GenEval2",
+        columns=("atom_count",),
+        scored_by="soft_tifa",
+    ),
+    "dpg": Suite(
+        "DPG-Bench",
+        1065,
+        4,
+        "dpg_bench.csv, in dpg_bench at github.com/TencentQQGYLab/ELLA",
+        scored_by="dpg",
+    ),
     "imagereward": Suite(
         "ImageReward", 100, 10, "benchmark-prompts.json, in benchmark at github.com/zai-org/ImageReward"
     ),
     "pick-a-pic": Suite("Pick-a-Pic", 500, 1, "a file with the captions of a split of yuvalkirstain/pickapic_v1"),
 }
-"""DPG-Bench is not among them: its score is a graph of questions to a VQA model."""
 
 
 def suite(name: str) -> Suite:
     """
     Raises:
-        UserError: there is none of that name, or it is not scored here.
+        UserError: there is none of that name.
     """
-    if name == "dpg":
-        raise UserError(
-            "--benchmark dpg: DPG-Bench scores a picture by a graph of questions that a VQA model answers, and there "
-            "is no such reward here yet. Its prompts can be evaluated without it: raftdiff eval RUN --prompts FOLDER."
-        )
     if name not in SUITES:
         raise UserError(f"--benchmark: '{name}' is none of {', '.join(SUITES)}.")
     return SUITES[name]
@@ -127,7 +141,34 @@ def rows_of(name: str, place: str | None) -> list[str | dict[str, Any]]:
         return [
             {CATEGORY: category, **(row if isinstance(row, dict) else {"caption": row})} for row in read_captions(found)
         ]
+    if name == "dpg":
+        return questioned(read_file(found), str(found))
     return _demanded(name, _read(name, place), place)
+
+
+def questioned(rows: Sequence[Row], where: str) -> list[str | dict[str, Any]]:
+    """DPG-Bench's table, a row a question, as prompts with their graphs under ``questions`` (``rewards.dpg``).
+
+    Raises:
+        UserError: it is another table.
+    """
+    prompts: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        try:
+            name, text, number, parents, question = (str(row.columns[column]).strip() for column in DPG)
+            above = [int(parent) for parent in parents.split(",") if int(parent)]
+            asked = {"id": int(number), "question": question, "parents": above}
+        except (KeyError, ValueError):
+            raise UserError(
+                f"{row.where}: this is no row of dpg_bench.csv, which has {', '.join(DPG)}; DPG-Bench's folder of "
+                "prompts has no questions."
+            ) from None
+        one = prompts.setdefault(name, {"id": name, "caption": text, "questions": []})
+        one["caption"] = one["caption"] or text
+        one["questions"].append(asked)
+    if bare := next((name for name, one in prompts.items() if not one["caption"]), None):
+        raise UserError(f"{where}: '{bare}' has no text.")
+    return list(prompts.values())
 
 
 def _read(name: str, place: str) -> list[str | dict[str, Any]]:

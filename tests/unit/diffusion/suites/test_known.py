@@ -11,6 +11,7 @@ from raftdiff.diffusion.suites.known import SUITES, prompts_of, rows_of, suite, 
 from raftdiff.errors import UserError
 from raftdiff.measures.categories import columns
 from raftdiff.recipes.prompts import PromptsConfig
+from raftdiff.rewards.dpg import graph
 
 SHARED = Path(os.environ.get("RAFTDIFF_SHARED") or Path(__file__).parents[5] / "shared")
 FILES = SHARED / "data" / "benchmarks"
@@ -57,8 +58,6 @@ def test_captions_of_pairs_are_asked_once(tmp_path: Path) -> None:
 def test_what_is_no_benchmark_or_not_its_file_is_a_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="'gen-eval' is none of geneval, parti"):
         suite("gen-eval")
-    with pytest.raises(UserError, match="a graph of questions that a VQA model answers"):
-        suite("dpg")
     with pytest.raises(UserError, match="name its prompts with --prompts: PartiPrompts.tsv"):
         rows_of("parti", None)
     (tmp_path / "cats.txt").write_text("a cat\n")
@@ -70,3 +69,20 @@ def test_what_is_not_comparable_with_published_figures_is_told() -> None:
     fewer, sparse = told_of("geneval", 10, 1)
     assert fewer.startswith("GenEval has 553 prompts, and here are 10")
     assert sparse.startswith("GenEval is drawn with 4 pictures a prompt, and here are 1")
+
+
+def test_questions_of_a_table_become_graphs_of_prompts(tmp_path: Path) -> None:
+    head = "item_id,text,keywords,proposition_id,dependency,category_broad,tuple,question_natural_language"
+    lines = ['p1,"a cat, and a dog",,1,0,entity,whole (cat),Is there a cat?', "p1,,,2,1,attribute,a,Is the cat black?"]
+    lines += ['p1,,,3,"1,2",relation,r,Is it left of the dog?', "p2,a bus,,1,0,entity,e,Is there a bus?"]
+    (tmp_path / "dpg_bench.csv").write_text("\n".join([head, *lines]))
+    prompts = prompts_of("dpg", rows_of("dpg", str(tmp_path / "dpg_bench.csv")), PromptsConfig())
+    assert [(one.id, one.caption) for one in prompts] == [("p1", "a cat, and a dog"), ("p2", "a bus")]
+    assert [(it.id, it.text, it.parents) for it in graph(prompts[0])] == [
+        (1, "Is there a cat?", ()),
+        (2, "Is the cat black?", (1,)),
+        (3, "Is it left of the dog?", (1, 2)),
+    ]
+    (tmp_path / "prompts.csv").write_text("prompt\na cat\n")
+    with pytest.raises(UserError, match=r"prompts.csv:2: this is no row of dpg_bench.csv, which has item_id, text"):
+        rows_of("dpg", str(tmp_path / "prompts.csv"))
