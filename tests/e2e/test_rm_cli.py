@@ -153,7 +153,8 @@ def test_strength_goes_into_the_data_and_out_again(recipe: Path, capsys: pytest.
     flipped = ["pairs.data.file=strong.jsonl", "denoise={type: flip, share: 1.0}", "loop.rounds=1", "--out", "flipped"]
     assert said(capsys, "llm", "rm", "train", recipe, *flipped)[0] == 0
     assert json.loads(Path("flipped/rounds/000/metrics.json").read_text())["held_out_pairs"]["accuracy"] == 0.0
-    assert said(capsys, *measured[:-1], "--models", "1", "tuner.epochs=1")[0] == 2, "members of another recipe"
+    other = [*measured[:4], "--models", "1", "--out", "strong.jsonl", "tuner.epochs=1"]
+    assert said(capsys, *other)[0] == 2, "members of another recipe"
 
 
 def test_pairs_of_a_run_and_of_its_labels_train_a_model(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

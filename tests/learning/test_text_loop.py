@@ -201,7 +201,7 @@ def test_stages_in_a_process_each_give_the_same_bits(whole: tuple[str, Path], fo
             sample(run.draft(t), run, fresh(), Quiet())
             loop = fresh()
             score(run.draft(t), loop.ranker, loop.prompts, loop.loop, Quiet())
-            select(run.draft(t), fresh().ranker)
+            select(run.draft(t), run, fresh().ranker)
             last = fresh()
             tune(run.draft(t), run, last, Quiet())
             yield commit(run.draft(t), run, last)
