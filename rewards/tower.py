@@ -83,13 +83,6 @@ class Tower:
         pixels = prepared(f"The CLIP model '{self.name}'", self._preprocess, pixels)
         return _normalised(self._encoder("encode_image")(pixels.to(self._device, self._dtype)))
 
-    def cosines(
-        self, pixels: Float[torch.Tensor, "batch 3 high wide"], captions: Sequence[str]
-    ) -> Float[torch.Tensor, " batch"]:
-        """Of each picture and its caption, with gradient; see ``pixel_features``."""
-        images, texts = self.pixel_features(pixels), self.text_features(captions)
-        return (images * texts.to(images.device)).sum(dim=-1)
-
     def text_features(self, texts: Sequence[str]) -> Float32[torch.Tensor, "texts width"]:
         """Embeddings of captions, each computed once. Words beyond ``limit`` are not read; ``fits`` says of which.
 

@@ -138,12 +138,13 @@ def raftdiff(*words: object) -> None:
 
 
 def judged(run: Path, round_: int) -> dict[str, float]:
-    """Right in everything, in percent: the base, and the model after a round."""
+    """Right in everything, as a share: the base, and the model after a round."""
     result = run / "eval" / f"round{round_}" / "eval.json"
     if not result.is_file():
         raftdiff("eval", run, "--round", round_, "--name", f"round{round_}")
     found = json.loads(result.read_text())
-    return {"base": found["base"]["judge"]["exact"], "tuned": found["tuned"]["judge"]["exact"]}
+    exact = found["judge"]["exact"]
+    return {"base": exact["before"], "tuned": exact["after"]}
 
 
 def main() -> None:

@@ -27,6 +27,26 @@ def test_the_caption_is_compared_not_what_the_sampler_read(tiny_clip: Path) -> N
     assert not torch.equal(reward.score([other]), reward.score([sample]))
 
 
+def test_several_templates_are_the_mean_of_their_unit_embeddings_made_a_unit(tiny_clip: Path) -> None:
+    templates = ["{caption}", "a photo of {caption}, seen from above"]
+    reward, samples = ClipConfig(model=str(tiny_clip), templates=templates).build(), reward_samples(count=4)
+    captions = [sample.prompt.caption for sample in samples]
+    first = reward.tower.text_features(captions)
+    second = reward.tower.text_features([f"a photo of {caption}, seen from above" for caption in captions])
+    expected = 100 * torch.nn.functional.cosine_similarity(reward.tower.image_features(samples), first + second)
+    torch.testing.assert_close(reward.score(samples), expected, atol=1e-4, rtol=0)
+    assert not torch.allclose(expected, ClipConfig(model=str(tiny_clip)).build().score(samples))
+    assert all(found.passed for found in check_reward(reward, samples).checks)
+    words = "cat " * 12
+    assert ClipConfig(model=str(tiny_clip)).build().reads_whole(words)
+    assert not reward.reads_whole(words)
+
+
+def test_a_template_without_the_caption_is_refused() -> None:
+    with pytest.raises(UserError, match=r"'a photo' has no \{caption\}, so every caption would get the same score"):
+        check(ClipConfig, {"model": "ViT-L-14", "templates": ["a photo"]})
+
+
 def test_it_keeps_the_contract(tiny_clip: Path) -> None:
     report = check_reward(ClipConfig(model=str(tiny_clip), batch_size=3).build(), reward_samples(count=6))
     assert all(check.passed for check in report.checks), str(report)
