@@ -204,6 +204,10 @@ class KeepsReplies(Protocol):
         """Keep replies in this file from now on, and ask for none that is there already."""
         ...
 
+    def forget(self) -> None:
+        """Ask again for what was asked before: for whoever wants to know whether the answers are the same."""
+        ...
+
 
 @runtime_checkable
 class ChoosesPrompts(Protocol):

@@ -63,7 +63,7 @@ class DpgReward:
     def __init__(self, vlm: Vlm, *, name: str = "dpg") -> None:
         self.name, self._vlm = name, vlm
         if isinstance(vlm, KeepsReplies):
-            self.keep_replies = vlm.keep_replies
+            self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """

@@ -99,6 +99,10 @@ class ServerReward:
         """Keep replies in ``file`` from now on, and ask for none that is there."""
         self._asking = replace(self._asking, kept=KeptReplies(file))
 
+    def forget(self) -> None:
+        """Ask again for what was asked before."""
+        self._asking = replace(self._asking, kept=None)
+
     def _slots(self, sample: Sample[str]) -> dict[str, str]:
         return {
             "prompt": dialogue(sample.prompt),

@@ -57,7 +57,7 @@ class SoftTifaReward:
     def __init__(self, vlm: Vlm, *, name: str = "soft_tifa") -> None:
         self.name, self._vlm = name, vlm
         if isinstance(vlm, KeepsReplies):
-            self.keep_replies = vlm.keep_replies
+            self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         asked = [

@@ -62,6 +62,10 @@ class ServedVlm:
         """Keep replies in ``file`` from now on, and ask for none that is there."""
         self._known.keep(file)
 
+    def forget(self) -> None:
+        """Ask again for what was asked before."""
+        self._known = Remembered(REMEMBERED)
+
     def probabilities(self, questions: Sequence[Question]) -> Float32[torch.Tensor, " questions"]:
         """See ``questions.Vlm``."""
         told = concurrently(self._tops, questions, self._workers)

@@ -56,7 +56,7 @@ class VqaReward:
         self.name = name
         self._vlm, self._question, self._answer = vlm, question, answer
         if isinstance(vlm, KeepsReplies):
-            self.keep_replies = vlm.keep_replies
+            self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         texts = [fill(self._question, {"caption": sample.prompt.caption}) for sample in samples]

@@ -19,6 +19,7 @@ from raftdiff.seeds import fold
 from raftdiff.testing.gradients import gradient
 from raftdiff.types import (
     FineTuner,
+    KeepsReplies,
     Key,
     Media,
     Prompt,
@@ -189,8 +190,8 @@ def _batch(reward: Reward[Media], samples: Sequence[Sample[Media]]) -> torch.Ten
     Raises:
         UserError: something else than one number a sample comes back.
     """
-    if callable(forget := getattr(reward, "forget", None)):  # of one that is elsewhere, whose answers are kept here
-        forget()
+    if isinstance(reward, KeepsReplies):
+        reward.forget()
     return torch.from_numpy(numbers(reward.score(samples), len(samples), f"score() of {len(samples)}"))
 
 

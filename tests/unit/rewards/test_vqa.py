@@ -307,6 +307,9 @@ class TestServer:
             assert len(seen) == 5
             later.score(samples)
             assert len(seen) == 15
+            again.forget()
+            again.score(samples)
+            assert len(seen) == 20
 
     def test_further_keys_go_along(self) -> None:
         extra = {"chat_template_kwargs": {"enable_thinking": False}, "top_logprobs": 5}
