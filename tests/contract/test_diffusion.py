@@ -18,7 +18,8 @@ SAMPLERS = [
     {"scheduler": "euler_a", "guidance": 1.0, "batch_size": 2},
     {"scheduler": "ddim", "eta": 0.5, "guidance": 3.0, "batch_size": 4},
 ]
-TUNERS = [{}, {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}]
+FULL, GUIDED = {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}
+TUNERS = [("sd15", {}), ("sd15", FULL), ("sd15", GUIDED), ("sd21", {}), ("sd21_zero_snr", GUIDED)]
 
 
 @pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr"])
@@ -37,7 +38,9 @@ def test_sampler(folder, config):
     check_sampler(sampler, PROMPTS, per_prompt=2).demand()
 
 
-@pytest.mark.parametrize("config", TUNERS, ids=["lora", "full", "guided"])
+@pytest.mark.parametrize(
+    ("folder", "config"), TUNERS, ids=["lora", "full", "guided", "v", "zero-snr"], indirect=["folder"]
+)
 def test_finetuner(folder, config):
     sampler = DiffusionSamplerConfig(steps=2).build(model(folder))
     samples = {s.key: s for s in sampler.sample(PROMPTS, per_prompt=1, seed=0, round=0, done=set())}
