@@ -20,7 +20,7 @@ from PIL import Image
 from pydantic import Field, model_validator
 
 from raftdiff.chat.kept import Remembered
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
+from raftdiff.chat.server import check_address, demand_variable, key_in, key_needs, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
@@ -55,17 +55,13 @@ class RemoteConfig(RewardConfig):
 
     @model_validator(mode="after")  # not of the field: its mistakes are told with the value, which may be a token
     def _key_by_name(self) -> "RemoteConfig":
-        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
-            raise ValueError(NO_VARIABLE)
+        demand_variable(self.api_key_env)
         return self
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
         del resolve
-        try:
-            key_in(self.api_key_env)
-        except UserError as error:
-            yield Need("api_key_env", str(error).removeprefix("api_key_env: "))
+        yield from key_needs(self.api_key_env)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "RemoteReward":
         """

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field, model_validator
 
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, check_address, key_in, post
+from raftdiff.chat.server import check_address, demand_variable, key_in, key_needs, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
@@ -53,8 +53,7 @@ class VlmConfig(RewardConfig):
 
     @model_validator(mode="after")  # not of the field: its mistakes are told with the value, which may be a key
     def _key_by_name(self) -> "VlmConfig":
-        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
-            raise ValueError(NO_VARIABLE)
+        demand_variable(self.api_key_env)
         return self
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
@@ -62,10 +61,7 @@ class VlmConfig(RewardConfig):
         if self.server is None:
             yield from model_at("model", resolve(self.model), where=WHERE)
             return
-        try:
-            key_in(self.api_key_env)
-        except UserError as error:
-            yield Need("api_key_env", str(error).removeprefix("api_key_env: "))
+        yield from key_needs(self.api_key_env)
 
     def vlm(self, device: str, resolve: Callable[[str], str]) -> Vlm:
         """

@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from raftdiff.chat.dialogue import fill
 from raftdiff.chat.kept import KeptReplies
-from raftdiff.chat.server import NO_VARIABLE, VARIABLE, Chat, ChatServer
+from raftdiff.chat.server import Chat, ChatServer, demand_variable
 from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config
 
@@ -41,8 +41,7 @@ class AskingConfig(Config):
 
     @model_validator(mode="after")  # not of the field: its mistakes are told with the value, which may be a key
     def _key_by_name(self) -> "AskingConfig":
-        if self.api_key_env is not None and not VARIABLE.fullmatch(self.api_key_env):
-            raise ValueError(NO_VARIABLE)
+        demand_variable(self.api_key_env)
         return self
 
     def asking(self, template: str) -> "Asking":

@@ -9,14 +9,14 @@ import ssl
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
 
 from raftdiff.chat.dialogue import untorn
 from raftdiff.chat.threads import within
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 
 LOG = logging.getLogger(__name__)
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -247,6 +247,24 @@ def check_address(url: str) -> None:
         )
     if not usable or re.search(r"[\s\x00-\x1f\x7f]", url) or not url.isascii():
         raise UserError(f"base_url: '{url}' is not an http or https address; write it like http://localhost:8000/v1.")
+
+
+def demand_variable(name: str | None) -> None:
+    """A recipe's ``api_key_env`` is the name of a variable, or nothing.
+
+    Raises:
+        ValueError: it is no plain name, and so may be a key, which is not repeated.
+    """
+    if name is not None and not VARIABLE.fullmatch(name):
+        raise ValueError(NO_VARIABLE)
+
+
+def key_needs(variable: str | None) -> Iterator[Need]:
+    """What of a server's key is not there; see ``recipes.needs``."""
+    try:
+        key_in(variable)
+    except UserError as error:
+        yield Need("api_key_env", str(error).removeprefix("api_key_env: "))
 
 
 def key_in(variable: str | None) -> str | None:
