@@ -13,7 +13,7 @@ from pydantic import Field
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.checkpoints import no_file
-from raftdiff.rewards.clip_weights import Precision, clip_needs
+from raftdiff.rewards.clip_weights import Precision, clip_needs, openai_weights
 from raftdiff.rewards.tower import Tower, open_tower
 from raftdiff.types import Prompt, Sample
 
@@ -58,25 +58,20 @@ class AestheticConfig(RewardConfig):
         except UserError as error:
             yield Need("head", str(error))
         name = resolve(self.model)
-        yield from clip_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
+        yield from clip_needs(name, self.pretrained or openai_weights(name), self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
         head = load_head(self.head)  # before the tower: a wrong file should not cost a minute of loading
         tower = open_tower(
             resolve(self.model),
-            self.pretrained or self._default_weights(resolve(self.model)),
+            self.pretrained or openai_weights(resolve(self.model)),
             device=device,
             dtype=self.dtype,
             quick_gelu=self.quick_gelu,
             batch_size=self.batch_size,
         )
         return AestheticReward(tower, head, name=self.name)
-
-    def _default_weights(self, model: str) -> str | None:
-        import open_clip
-
-        return "openai" if model.replace("/", "-") in open_clip.list_models() else None
 
 
 @final

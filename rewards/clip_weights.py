@@ -41,6 +41,14 @@ class Identity(NamedTuple):
         return f"{bare} {self.pretrained}" if self.pretrained else bare
 
 
+def openai_weights(model: str) -> str | None:
+    """OpenAI's tag for a name of open_clip, which says nothing of whose weights; None for a folder or hub id, which has
+    its own."""
+    import open_clip
+
+    return "openai" if model.replace("/", "-") in open_clip.list_models() else None
+
+
 def clip_needs(model: str, pretrained: str | None, quick_gelu: bool | None) -> Iterator[Need]:
     """What of a CLIP model is not on this machine."""
     try:

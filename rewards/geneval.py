@@ -13,7 +13,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.rewards.clip_weights import Precision, clip_needs
+from raftdiff.rewards.clip_weights import Precision, clip_needs, openai_weights
 from raftdiff.rewards.detection import Detector, detector_needs, open_detector
 from raftdiff.rewards.geneval_rules import COLOURS, Detection, Verdict, judge, kept, wanted
 from raftdiff.rewards.tower import open_tower
@@ -55,7 +55,7 @@ class GenEvalConfig(RewardConfig):
         """What is not on this machine; see ``recipes.needs``."""
         yield from detector_needs(resolve(self.detector))
         name = resolve(self.model)
-        yield from clip_needs(name, self.pretrained or self._default_weights(name), self.quick_gelu)
+        yield from clip_needs(name, self.pretrained or openai_weights(name), self.quick_gelu)
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "GenEvalReward":
         """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
@@ -67,7 +67,7 @@ class GenEvalConfig(RewardConfig):
             )
         tower = open_tower(
             resolve(self.model),
-            self.pretrained or self._default_weights(resolve(self.model)),
+            self.pretrained or openai_weights(resolve(self.model)),
             device=device,
             dtype=self.dtype,
             quick_gelu=self.quick_gelu,
@@ -75,11 +75,6 @@ class GenEvalConfig(RewardConfig):
         )
         counting = COUNTING if self.counting_threshold is None else self.counting_threshold
         return GenEvalReward(detector, tower, threshold=self.threshold, counting_threshold=counting, name=self.name)
-
-    def _default_weights(self, model: str) -> str | None:
-        import open_clip
-
-        return "openai" if model.replace("/", "-") in open_clip.list_models() else None
 
 
 @runtime_checkable
