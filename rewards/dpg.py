@@ -3,9 +3,8 @@
 Source: Hu et al. 2024, "ELLA", arXiv:2403.05135; https://github.com/TencentQQGYLab/ELLA (dpg_bench, Apache-2.0).
 """
 
-import json
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float32
@@ -13,7 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.rewards.questions import Question, Vlm
+from raftdiff.rewards.questions import Question, Vlm, column
 from raftdiff.rewards.vlm import VlmConfig
 from raftdiff.types import KeepsReplies, Prompt, Sample
 
@@ -104,14 +103,9 @@ def graph(prompt: Prompt) -> list[Asked]:
     Raises:
         UserError: there are none, or one is written in another way or has a parent that is not among them.
     """
-    told: Any = prompt.meta.get(COLUMN)
-    if isinstance(told, str):  # of a table, whose cells are texts
-        try:
-            told = json.loads(told)
-        except (ValueError, RecursionError):
-            told = None
+    told = column(prompt, COLUMN) or ()
     try:
-        found = [Asked(int(row["id"]), str(row["question"]), tuple(map(int, row["parents"]))) for row in told or ()]
+        found = [Asked(int(row["id"]), str(row["question"]), tuple(map(int, row["parents"]))) for row in told]
     except (KeyError, TypeError, ValueError):
         found = []
     known = {one.id for one in found}

@@ -1,5 +1,6 @@
 """Questions about pictures, and how their answers are spelt: what rewards that ask a vision-language model share."""
 
+import json
 from collections.abc import Iterator, Sequence
 from itertools import groupby
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,6 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from raftdiff.errors import UserError
+from raftdiff.types import Prompt
 
 THINKING = "<think"
 """So begins what some models say before they answer."""
@@ -48,6 +50,18 @@ def spellings(answer: str) -> tuple[str, ...]:
     elif bare in map(str, range(1, 1 + len(NUMBERS))):
         words += [NUMBERS[int(bare) - 1], NUMBERS[int(bare) - 1].capitalize()]
     return tuple(f"{space}{word}" for word in dict.fromkeys(words) for space in ("", " "))
+
+
+def column(prompt: Prompt, name: str) -> Any:
+    """What a prompt's column holds; of a table, whose cells are texts, what the text says in JSON. None without one,
+    and "broken" of a text that says nothing."""
+    told: Any = prompt.meta.get(name)
+    if not isinstance(told, str):
+        return told
+    try:
+        return json.loads(told)
+    except (ValueError, RecursionError):
+        return "broken"
 
 
 def turn(text: str, picture: Image.Image | None) -> dict[str, Any]:

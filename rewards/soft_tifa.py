@@ -1,6 +1,5 @@
 """Soft-TIFA: how sure is a vision-language model of the right answers to questions that come with the prompt?"""
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from itertools import islice
@@ -12,7 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError
-from raftdiff.rewards.questions import Question, Vlm
+from raftdiff.rewards.questions import Question, Vlm, column
 from raftdiff.rewards.vlm import VlmConfig
 from raftdiff.types import KeepsReplies, Prompt, Sample
 
@@ -59,6 +58,14 @@ class SoftTifaReward:
         if isinstance(vlm, KeepsReplies):
             self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt has no questions, or they are written in another way.
+        """
+        for prompt in prompts:
+            questions(prompt)
+
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         asked = [
             [Question(one.media, f"{text} {IN_ONE_WORD}", answer) for text, answer in questions(one.prompt)]
@@ -76,12 +83,7 @@ def questions(prompt: Prompt) -> list[tuple[str, str]]:
     Raises:
         UserError: nothing, or not in pairs.
     """
-    told: Any = prompt.meta.get(COLUMN)
-    if isinstance(told, str):  # of a table, whose cells are texts
-        try:
-            told = json.loads(told)
-        except (ValueError, RecursionError):
-            told = "broken"
+    told = column(prompt, COLUMN)
     rows = list(told) if isinstance(told, Sequence) and not isinstance(told, str) else []
     pairs = [tuple(map(_text, row)) for row in rows if isinstance(row, Sequence) and not isinstance(row, str)]
     if not pairs or len(pairs) < len(rows) or any(len(pair) != 2 or not all(pair) for pair in pairs):

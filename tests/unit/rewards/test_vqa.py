@@ -259,6 +259,8 @@ class TestQuestions:
         sample = Sample(0, Prompt("p", "x", "x", "x", meta=meta), 0, 0, "policy", Image.new("RGB", (8, 8)))
         with pytest.raises(UserError, match=sentence):
             SoftTifaReward(Sure()).score([sample])
+        with pytest.raises(UserError, match=sentence):  # before anything is drawn
+            SoftTifaReward(Sure()).check_prompts([sample.prompt])
 
     def test_one_sure_mistake_takes_all(self) -> None:
         sample = reward_samples(count=1)[0]
