@@ -27,12 +27,13 @@ from raftdiff.measures.evaluation import Judge
 from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Ranker, Unfit, assigned, measured_by
 from raftdiff.recipes.checks import has_say
+from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import ChoosesPrompts, Prompt, Reward, Sampler
+from raftdiff.types import Prompt, Reward, Sampler
 
 TextFineTuner: TypeAlias = LMFineTuner | PpoFineTuner
 
@@ -149,9 +150,7 @@ def check_known(ranker: Ranker[str], prompts: Sequence[Prompt]) -> None:
     Raises:
         UserError: a reward can say nothing of answers to one of the prompts.
     """
-    for reward, _ in ranker.rewards:
-        if isinstance(reward, ChoosesPrompts):
-            reward.check_prompts(prompts)
+    demand_prompts([reward for reward, _ in ranker.rewards], prompts)
 
 
 def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFineTuner:

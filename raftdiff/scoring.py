@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
+from raftdiff.types import ChoosesPrompts, Prompt, Reward
 
 BYTES = (bytes, bytearray, memoryview)
 SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
@@ -23,6 +24,17 @@ SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
     ),
     (callable, "It makes a reward and is none: name what it makes, such as 'score = make()' in the module. "),
 )
+
+
+def demand_prompts(rewards: Iterable[Reward[Any]], prompts: Sequence[Prompt]) -> None:
+    """Every reward can say something of every prompt: asked before anything is drawn.
+
+    Raises:
+        UserError: whatever a reward that chooses its prompts (``types.ChoosesPrompts``) says of one.
+    """
+    for reward in rewards:
+        if isinstance(reward, ChoosesPrompts):
+            reward.check_prompts(prompts)
 
 
 def numbers(returned: Any, count: int, who: str, *, kind: str = "sample") -> Float[np.ndarray, " samples"]:

@@ -24,11 +24,12 @@ from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Features, Ranker, Unfit, assigned, measured_by
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
+from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import ChoosesPrompts, Prompt, Reader, Reward, Sampler
+from raftdiff.types import Prompt, Reader, Reward, Sampler
 
 
 @final
@@ -118,9 +119,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     )
     sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
     measures = measuring(recipe, ranker, device=str(model.device))
-    for reward, _ in ranker.rewards if training else ():
-        if isinstance(reward, ChoosesPrompts):
-            reward.check_prompts(prompts)
+    demand_prompts([reward for reward, _ in ranker.rewards] if training else [], prompts)
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
     parts = Parts(
         sampler=sampler,

@@ -35,8 +35,9 @@ from raftdiff.records.disk import demand_writable, vacant, write_text
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import load_round
 from raftdiff.reports import benchmark as tables
+from raftdiff.scoring import demand_prompts
 from raftdiff.training.devices import find_device, flush_denormals
-from raftdiff.types import ChoosesPrompts, Prompt
+from raftdiff.types import Prompt
 
 RESULT, SCORES = "benchmark.json", "scores.jsonl"
 SHOWN = 5
@@ -118,7 +119,7 @@ def _of_run(args: argparse.Namespace, free: Sequence[str], guidance: Sequence[fl
     assert isinstance(assembly, Assembly)
     load_round(run, assembly.finetuner, chosen)
     scorers = _built(configs, str(assembly.model.device)) if configs else _own(recipe, assembly)
-    _check(scorers, prompts)
+    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
     notes = told_of(args.benchmark, len(prompts), samples)
     tell_once(run, [*assembly.notes(f"--benchmark {args.benchmark}", prompts), *notes])
     demand_writable(folder)
@@ -151,7 +152,7 @@ def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
     flush_denormals()
     parts = loading.load(config.model, resolve)
     scorers = _built(configs, str(parts.device))
-    _check(scorers, prompts)
+    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
     what = f"--benchmark {args.benchmark}"
     readings = [Reading("the sampler", parts.prompts, lambda prompt: prompt.sampling), *_readings(scorers)]
     notes = told_of(args.benchmark, len(prompts), samples)
@@ -184,7 +185,7 @@ def _of_folder(args: argparse.Namespace, place: Path) -> None:
     pictures, left = lying.pictures(place, asked)
     prompts = list({one.prompt.id: one.prompt for one in pictures}.values())
     scorers = _built(configs, str(find_device("auto")))
-    _check(scorers, prompts)
+    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
     notes = told_of(name, len(prompts))
     if asked and (bare := len(asked) - len(prompts)):
         notes.append(f"{args.recipe}: of {counted(bare, 'prompt')} there is no picture; the figures are of the others.")
@@ -271,13 +272,6 @@ def _settings(model: ModelConfig, sampler: DiffusionSamplerConfig) -> dict[str, 
     told = {"model": plain(model), "sampler": plain(sampler)}
     kept = {part: {key: it for key, it in held.items() if key not in ALIKE} for part, held in told.items()}
     return {**kept, "weights": fingerprints({"model": plain(model)}, resolve)}
-
-
-def _check(scorers: Sequence[Scorer], prompts: Sequence[Prompt]) -> None:
-    """Before hours of drawing."""
-    for one in scorers:
-        if isinstance(one.reward, ChoosesPrompts):
-            one.reward.check_prompts(prompts)
 
 
 def _readings(scorers: Sequence[Scorer]) -> list[Reading]:

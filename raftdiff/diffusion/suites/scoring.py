@@ -16,8 +16,8 @@ from raftdiff.measures.pictures import is_flat, opened
 from raftdiff.ranking import scores
 from raftdiff.recipes.config import digest
 from raftdiff.records.disk import append, read_appended
-from raftdiff.scoring import in_batches, sees_prompts
-from raftdiff.types import ChoosesPrompts, Prompt, Report, Reward, Sample, silent
+from raftdiff.scoring import demand_prompts, in_batches, sees_prompts
+from raftdiff.types import Prompt, Report, Reward, Sample, silent
 
 BATCH = 32
 """Pictures that the rewards see together."""
@@ -56,9 +56,7 @@ def score(
     Raises:
         UserError: a picture is damaged, a reward does not know a prompt, or gives no numbers; all are of one colour.
     """
-    for one in scorers:
-        if isinstance(one.reward, ChoosesPrompts):
-            one.reward.check_prompts(prompts)
+    demand_prompts([one.reward for one in scorers], prompts)
     row = {prompt.id: place for place, prompt in enumerate(prompts)}
     size = (len(prompts), 1 + max((one.index for one in pictures), default=0))
     tables = {one.reward.name: np.full(size, np.nan) for one in scorers}
