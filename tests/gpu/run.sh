@@ -9,8 +9,8 @@
 # train   scene-sd and scene-clip trained on from their weights, scene-judge from scratch (7 minutes); with
 #         OPTIONS=--fresh all from scratch, with OPTIONS="--parts clip" that part alone, with OPTIONS=--measure what lies
 #         in $OUT is measured
-# methods learning rules side by side, three seeds each (9 minutes); with OPTIONS="--methods raft student mixed --jobs 6"
-#         these alone, other sources of candidates among them, six runs at once
+# methods learning rules side by side, three seeds each (9 minutes); with OPTIONS="--methods kto student mixed --jobs 6"
+#         these alone, of the further ones in tests/gpu/methods.py, six runs at once
 #
 # A step that fails, or is killed when its time is over, does not stop the next. Each figure is a line of JSON, as is each
 # failed step, on standard output and in $OUT/figures.jsonl; weights and a contact sheet go to $OUT too. The exit status

@@ -189,7 +189,7 @@ def test_what_methods_compares_are_recipes(tmp_path: Path, monkeypatch: pytest.M
     base = load_recipe(str(files["methods"]))
     assert not set(base.prompts.captions) & set(base.evaluation.prompts.captions)
     trials = planned(list(map(str, list(files.values())[1:])), base, str(files["methods"]), evaluations=172_000)
-    assert [trial.name for trial in trials] == [*methods.METHODS, *methods.SOURCES]
+    assert [trial.name for trial in trials] == [*methods.METHODS, *methods.OTHERS]
     assert all(160_000 < trial.cost.total <= 172_000 for trial in trials)
     rules = {trial.name: trial.recipe.finetuner.learning.type for trial in trials}
     assert [rules[name] for name in ("raft", "awm", "nft", "dpo", "kto", "oracle", "student")] == [

@@ -1,6 +1,7 @@
 """What methods came to, for people: tables in Markdown, a plot of quality against cost, and all of it as JSON."""
 
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -61,13 +62,15 @@ def told(yardstick: Yardstick, trials: Sequence[Trial], base: Baselines, outcome
         if len(yardstick.ways) > 1:
             parts.append(f"## {head}, over guidance: {_label(decisive(found))}")
             parts.append(over_guidance(yardstick, base, outcomes, where))
-    seeds = sorted({outcome.seed for outcome in outcomes})
-    over = f"over {len(seeds)} training seeds; of the base and its best, over the prompts"
+    each = Counter(outcome.method for outcome in outcomes)
+    fewest, most = min(each.values(), default=0), max(each.values(), default=0)
+    over = f"over {most} training seeds; of the base and its best, over the prompts"
+    fewer = "" if fewest == most else f", of some methods {fewest}{', whose ± is over the prompts' * (fewest == 1)}"
     spent = sorted({trial.cost.total for trial in trials})
     spread = f"{spent[0]:,}" if len(spent) == 1 else f"{spent[0]:,} to {spent[-1]:,}"
     parts.append(
-        f"± is half the 95% interval {over if len(seeds) > 1 else 'over the prompts'}. {spread} network evaluations a "
-        f"method and seed, drawing and learning together; {counted(len(seeds), 'seed')}."
+        f"± is half the 95% interval {over if most > 1 else 'over the prompts'}. {spread} network evaluations a "
+        f"method and seed, drawing and learning together; {counted(most, 'seed')}{fewer}."
     )
     return "\n\n".join(parts) + "\n"
 

@@ -82,6 +82,10 @@ def test_the_table_has_means_over_seeds_with_intervals_and_what_each_spent(recip
         *("method", "base", "best of 3, base", "raft", "nft")
     ]
     assert "over 2 training seeds; of the base and its best, over the prompts. 26,000 network evaluations" in text
+    assert text.endswith("; 2 seeds.\n")
+    fewer = [one for one in OUTCOMES if (one.method, one.seed) != ("nft", 1)]
+    text = told(Yardstick(recipe), [trial("raft", recipe), trial("nft", recipe)], BASE, fewer)
+    assert text.endswith("; 2 seeds, of some methods 1, whose ± is over the prompts.\n")
     assert "Held-out prompts: 2 x 2 pictures, guidance 2" in text
 
 
