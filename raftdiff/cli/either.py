@@ -27,6 +27,7 @@ from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
+from raftdiff.scoring import demand_prompts
 from raftdiff.stages import LoopConfig, Parts, heed
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, Round, State
@@ -176,7 +177,12 @@ def begin(run: Run, assembly: AnyAssembly) -> None:
 
 
 def begin_scoring(run: Run, recipe: AnyRecipe, ranker: Ranker[Any], prompts: Sequence[Prompt]) -> None:
-    """Tell what of a run's prompts its rewards do not read."""
+    """Tell what of a run's prompts its rewards do not read.
+
+    Raises:
+        UserError: a reward can say nothing of one of the prompts.
+    """
+    demand_prompts([reward for reward, _ in ranker.rewards], prompts)
     if isinstance(recipe, Recipe):
         tell_once(run, limits("prompts", prompts, read_by(ranker)))
 

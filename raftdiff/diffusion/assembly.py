@@ -121,6 +121,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     measures = measuring(recipe, ranker, device=str(model.device))
     demand_prompts([reward for reward, _ in ranker.rewards] if training else [], prompts)
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
+    demand_prompts([reward for reward, _ in measures.rewards] if training else [], held_out)
     parts = Parts(
         sampler=sampler,
         ranker=ranker,
@@ -180,7 +181,8 @@ def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[I
     nothing else. Left out are scores that data gave to their own pictures."""
     configs = recipe.ranker.rewards
     kept = [pair for pair, config in zip(ranker.rewards, configs, strict=True) if config.type not in UNMEASURED]
-    if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards:
+    decided = all(weight for _, weight in ranker.rewards[:1])
+    if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards and decided:
         return ranker
     built = [(one.build(device=device, resolve=embedded.resolve), one.weight) for one in recipe.evaluation.rewards]
     return ranker.measuring(measured_by(kept, built), BLANK)

@@ -26,6 +26,7 @@ from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter
 from raftdiff.reports.comparison import write_comparison
+from raftdiff.scoring import demand_prompts
 from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
@@ -87,10 +88,11 @@ def compare(
     where they were drawn already.
 
     Raises:
-        UserError: the judge understands some of the captions and not others, as after a slip of the pen, or one side
-            drew nothing but pictures of one colour.
+        UserError: the judge understands some of the captions and not others, as after a slip of the pen; a reward can
+            say nothing of one of the prompts; or one side drew nothing but pictures of one colour.
     """
     _judged_or_not(assembly, [prompt.caption for prompt in prompts])
+    demand_prompts([reward for reward, _ in assembly.measures.rewards], prompts)
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
     base_weights, evaluator = assembly.finetuner.base_weights, assembly.evaluator
     if before is None:

@@ -1,19 +1,22 @@
 """What a recipe's parts say together: of pictures that show nothing, and of a judge of another world."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from raftdiff.cli import evaluate
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.comparison import compare
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
+from raftdiff.rewards.jpeg import JpegConfig
 from raftdiff.types import Prompt, Sample
 
 EVALUATED = ["evaluation.prompts.file=null", "evaluation.prompts.captions=[a cat on a white background, two stars]"]
@@ -44,6 +47,30 @@ def test_black_pictures_are_what_a_model_that_computes_nan_draws() -> None:
         ranker.score(iter([drawn]), ["cat"], 2)
     drawn[0].media.putpixel((3, 3), (255, 0, 0))
     assert ranker.score(iter([drawn]), ["cat"], 2).unfit == 1
+
+
+class Picky:
+    """Knows no stars. Higher is better."""
+
+    name = "jpeg"
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        if any("star" in prompt.caption for prompt in prompts):
+            raise UserError("It knows no stars.")
+
+    def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
+        raise AssertionError("something was drawn")
+
+
+def test_held_out_prompts_are_asked_of_the_rewards_before_anything_is_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(JpegConfig, "build", lambda *_, **__: Picky())
+    looks_on = ["evaluation.rewards=[{type: jpeg}]", "evaluation.every_round=1"]
+    recipe = load_recipe("scene_align", [*EVALUATED, *looks_on])
+    with pytest.raises(UserError, match="It knows no stars"):
+        assemble(recipe)
+    looking = assemble(load_recipe("scene_align", [*EVALUATED, looks_on[0]]), training=False)
+    with pytest.raises(UserError, match="It knows no stars"):
+        compare(looking, [Prompt("stars", "two stars", "two stars", "two stars")], per_prompt=1, seed=0)
 
 
 def test_a_judge_that_understands_no_caption_is_told() -> None:
