@@ -94,6 +94,10 @@ def test_a_model_and_then_the_folder_that_it_drew_have_the_same_scores(
     assert main(["eval", "sd15-imagereward/pictures", *asked, "--out", "again", "--json"]) == 0
     of_folder = json.loads(capsys.readouterr().out)
     assert of_folder["rewards"] == of_model["rewards"]
+    shutil.copytree("sd15-imagereward/pictures", "other/pictures")
+    assert main(["eval", "other/pictures", *asked, "--out", "again"]) == 2
+    assert f"again: these are the results of {tmp_path / 'sd15-imagereward/pictures'}" in capsys.readouterr().err
+    assert main(["eval", "other/pictures", "--benchmark", "imagereward", "--reward", "jpeg:weight=0"]) == 0
     assert of_model["sides"] == ["score"]
     assert of_model["how"]["sampler"]["steps"] == 2
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from raftdiff import embedded
 from raftdiff.cli.either import prepared, run_to_read, tell, tell_once
 from raftdiff.cli.opening import chosen_round
-from raftdiff.cli.pictures.rank import rewards_of
+from raftdiff.cli.pictures.rank import named_rewards
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.assembly import Assembly, read_by_rewards
 from raftdiff.diffusion.models import loading
@@ -146,7 +146,8 @@ def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
     config = options(DrawingConfig, {"model": {"base": args.recipe}}, [*args.overrides, *words], args.recipe)
     samples = args.samples or suite(args.benchmark).samples
     prompts = prompts_of(args.benchmark, rows_of(args.benchmark, args.prompts), PromptsConfig())
-    folder = _place(args, Path(args.recipe).stem)
+    named = Path(args.recipe)
+    folder = _place(args, named.stem if named.is_file() else named.name)
     configs = _demanded(args)
     _ready([config, *configs])
     flush_denormals()
@@ -180,6 +181,7 @@ def _of_folder(args: argparse.Namespace, place: Path) -> None:
     given = {**drawn, "guidance": args.guidance, "key=value": args.overrides or None}
     _refuse(args, given, "does not go with a folder of pictures, which are drawn already")
     name, configs, folder = args.benchmark, _demanded(args), _place(args, place.resolve().name)
+    _same_pictures(folder, place)
     asked = prompts_of(name, rows_of(name, args.prompts), PromptsConfig()) if args.prompts else []
     _ready(configs)
     pictures, left = lying.pictures(place, asked)
@@ -195,7 +197,13 @@ def _of_folder(args: argparse.Namespace, place: Path) -> None:
     more = [f"left out: {len(left) - SHOWN} more"] if len(left) > SHOWN else []
     print(*told, *more, sep="\n", end="\n" if left else "", file=sys.stderr)
     tell([*limits(args.recipe, prompts, _readings(scorers)), *notes])
-    _report(args, place.resolve().name, Drawn({"score": pictures}, prompts, {"left_out": left}, notes), scorers, folder)
+    _report(
+        args,
+        place.resolve().name,
+        Drawn({"score": pictures}, prompts, {"folder": str(place.resolve()), "left_out": left}, notes),
+        scorers,
+        folder,
+    )
 
 
 def _refuse(args: argparse.Namespace, given: Mapping[str, Any], why: str) -> None:
@@ -217,13 +225,26 @@ def _place(args: argparse.Namespace, stem: str) -> Path:
     return folder
 
 
+def _same_pictures(folder: Path, place: Path) -> None:
+    """
+    Raises:
+        UserError: the results there are of another folder of pictures, and would be lost.
+    """
+    try:
+        other = json.loads((folder / RESULT).read_text(encoding="utf-8"))["how"]["folder"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return
+    if other != str(place.resolve()):
+        raise UserError(f"{folder}: these are the results of {other}; name another folder with --out.")
+
+
 def _configs(args: argparse.Namespace) -> list[Any]:
     """The rewards that the user names, else the benchmark's own; none where there is neither.
 
     Raises:
         UserError: the benchmark's figure is by a reward for which a model must be named, and none is.
     """
-    configs, needed = rewards_of(args.reward) if args.reward else [], suite(args.benchmark).scored_by
+    configs, needed = named_rewards(args.reward) if args.reward else [], suite(args.benchmark).scored_by
     if needed and needed not in [it.type for it in configs]:
         raise UserError(
             f"--benchmark {args.benchmark}: it is scored by a vision-language model that you name: --reward "

@@ -4,7 +4,7 @@ import argparse
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
-from raftdiff.ranking import assigned
+from raftdiff.ranking import Bound, assigned
 from raftdiff.recipes import registry
 from raftdiff.recipes.checks import RELATIVE, weight_of
 from raftdiff.recipes.config import options, plain
@@ -26,6 +26,7 @@ from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import demand_place, vacant
 from raftdiff.reports.words import duration
+from raftdiff.scoring import demand_prompts
 from raftdiff.selection.mixes import MIXES
 from raftdiff.training.devices import find_device
 from raftdiff.types import Reader
@@ -54,7 +55,8 @@ def rank_pictures(args: argparse.Namespace) -> None:
         if isinstance(reward, Reader)
     ]
     tell([*limits("captions", known, readings), *signs("captions", known)])
-    _comparable(args.mix, [prompt.id for _, prompt in pictures])
+    demand_prompts([reward for reward, _ in rewards], known)
+    _comparable(args.mix, bounds, [prompt.id for _, prompt in pictures])
     bars, began = Bars(), time.monotonic()
     try:
         ranked, damaged = rank(pictures, rewards, mix=MIXES[args.mix], bounds=bounds, report=bars.stage(0, "score"))
@@ -81,16 +83,12 @@ def rank_pictures(args: argparse.Namespace) -> None:
 
 
 def rewards_of(words: Sequence[str]) -> list[Any]:
-    """The rewards that ``--reward`` names: ``NAME`` or ``module:function``, by choice with ``:key=value,key=value``
-    behind, or a mapping as in a recipe.
+    """The rewards to rank by.
 
     Raises:
-        UserError: one is not known, or wrong in a key or value; two have one name; none has a weight.
+        UserError: as ``named_rewards``, or none has a weight.
     """
-    configs = [_reward(word) for word in words]
-    names = [config.name for config in configs]
-    if twice := next((name for name in names if names.count(name) > 1), None):
-        raise UserError(f"--reward: two rewards are called '{twice}'; give one another name, such as name={twice}2.")
+    configs = named_rewards(words)
     if not any(map(weight_of, configs)):
         raise UserError(
             "--reward: every reward has the weight 0, or a role that does not rank, so nothing is better than anything "
@@ -99,14 +97,30 @@ def rewards_of(words: Sequence[str]) -> list[Any]:
     return configs
 
 
-def _comparable(mix: str, ids: Sequence[str]) -> None:
+def named_rewards(words: Sequence[str]) -> list[Any]:
+    """The rewards that ``--reward`` names: ``NAME`` or ``module:function``, by choice with ``:key=value,key=value``
+    behind, or a mapping as in a recipe.
+
+    Raises:
+        UserError: one is not known, or wrong in a key or value; two have one name.
+    """
+    configs = [_reward(word) for word in words]
+    names = [config.name for config in configs]
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise UserError(f"--reward: two rewards are called '{twice}'; give one another name, such as name={twice}2.")
+    return configs
+
+
+def _comparable(mix: str, bounds: Mapping[str, Bound], ids: Sequence[str]) -> None:
     """
     Raises:
-        UserError: the mix compares pictures of one prompt, and there is one of each.
+        UserError: the mix or a bound compares pictures of one prompt, and there is one of each.
     """
-    if mix in RELATIVE and len(set(ids)) == len(ids):
+    medians = [name for name, bound in bounds.items() if bound.at_least == "median"]
+    if (mix in RELATIVE or medians) and len(set(ids)) == len(ids):
+        what = f"--mix {mix}" if mix in RELATIVE else f"--reward: at_least=median of '{medians[0]}'"
         raise UserError(
-            f"--mix {mix}: it compares the pictures of a prompt, and there is one of each; leave it out, or name one "
+            f"{what}: it compares the pictures of a prompt, and there is one of each; leave it out, or name one "
             "prompt for all of them with --prompts."
         )
 

@@ -15,6 +15,7 @@ from raftdiff.errors import UserError, counted
 from raftdiff.measures.pictures import is_flat, opened
 from raftdiff.ranking import scores
 from raftdiff.recipes.config import digest
+from raftdiff.recipes.registry import BUILT_IN
 from raftdiff.records.disk import append, read_appended
 from raftdiff.scoring import demand_prompts, in_batches, sees_prompts
 from raftdiff.types import Prompt, Report, Reward, Sample, silent
@@ -22,7 +23,8 @@ from raftdiff.types import Prompt, Report, Reward, Sample, silent
 BATCH = 32
 """Pictures that the rewards see together."""
 UNKEPT = ("callable", "remote", "labels")
-"""Rewards that may say something else tomorrow under the same settings: each is asked again."""
+"""Rewards of ours that may say something else tomorrow under the same settings: each is asked again, as those of
+plug-ins are."""
 
 Table = Float[np.ndarray, "prompts samples"]
 
@@ -79,7 +81,8 @@ def score(
             name = one.reward.name
             whole = [together[sample.prompt.id] if sees_prompts(one.reward) else "" for sample in samples]
             keys = [_key(marks[name], *said) for said in zip(seen, whole, strict=True)]
-            lacking = one.settings.get("type") in UNKEPT or any(key not in held for key in keys)
+            kept = one.settings.get("type") in {*BUILT_IN["rewards"]}.difference(UNKEPT)
+            lacking = not kept or any(key not in held for key in keys)
             values = scores(one.reward, samples) if lacking else np.array([_read(held[key]) for key in keys])
             for sample, key, value in zip(samples, keys, values, strict=True):
                 tables[name][row[sample.prompt.id], sample.index] = value

@@ -194,3 +194,6 @@ def test_a_mix_that_compares_wants_several_pictures_of_a_prompt(
 ) -> None:
     assert main(["rank", str(folder), "--reward", "jpeg", "--mix", "gdpo"]) == 2
     assert "--mix gdpo: it compares the pictures of a prompt, and there is one of each" in capsys.readouterr().err
+    median = ["--reward", "jpeg", "--reward", "saturation:role=constraint,at_least=median"]
+    assert main(["rank", str(folder), *median]) == 2
+    assert "at_least=median of 'saturation': it compares the pictures of a prompt" in capsys.readouterr().err

@@ -115,13 +115,13 @@ def test_pictures_with_captions_beside_them_are_of_those_prompts(tmp_path: Path)
 
 def test_a_score_is_asked_for_once_and_again_where_anything_changed(tmp_path: Path) -> None:
     pictures, reward = drawn(tmp_path / "pictures", Noise()), Brightness()
-    scorer = Scorer(reward, {"type": "brightness"})
+    scorer = Scorer(reward, {"type": "exposure"})
     first = score(pictures, PROMPTS, [scorer], tmp_path / "scores.jsonl")
     again = score(pictures, PROMPTS, [scorer], tmp_path / "scores.jsonl")
     assert reward.asked == 6
     assert first.tables["brightness"].tolist() == again.tables["brightness"].tolist()
     assert first.tables["brightness"].shape == (3, 2)
-    score(pictures, PROMPTS, [Scorer(reward, {"type": "brightness", "gamma": 2})], tmp_path / "scores.jsonl")
+    score(pictures, PROMPTS, [Scorer(reward, {"type": "exposure", "gamma": 2})], tmp_path / "scores.jsonl")
     assert reward.asked == 12  # another reward under the same name
     Image.new("RGB", (8, 8), "white").save(pictures[0].source)  # type: ignore[arg-type]
     changed = score(pictures, PROMPTS, [scorer], tmp_path / "scores.jsonl")
@@ -131,6 +131,9 @@ def test_a_score_is_asked_for_once_and_again_where_anything_changed(tmp_path: Pa
     score(pictures, PROMPTS, [Scorer(reward, {"type": "callable"})], tmp_path / "scores.jsonl")
     score(pictures, PROMPTS, [Scorer(reward, {"type": "callable"})], tmp_path / "scores.jsonl")
     assert reward.asked == 30  # a function may be another one tomorrow
+    score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
+    score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
+    assert reward.asked == 42  # likewise
 
 
 def test_pictures_that_are_all_blank_are_refused(tmp_path: Path) -> None:
