@@ -22,6 +22,7 @@ from raftdiff.measures import statistics
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft
 from raftdiff.ranking import scores
+from raftdiff.recipes.checks import weight_of
 from raftdiff.recipes.files import locate
 from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import read_json, write_text
@@ -175,14 +176,14 @@ def _figure(one: Outcome, column: str) -> float:
 
 
 def first_reward(name: str, overrides: Sequence[str] = ()) -> str:
-    """The name of the reward that a recipe's answers are evaluated by, the first of them.
+    """The name of the reward that a recipe's answers are evaluated by, the first of them that counts, else the first.
 
     Raises:
         UserError: there is no such recipe, or it has none.
     """
     recipe = load_text_recipe(locate(name), overrides)
-    rewards = (*recipe.ranker.rewards, *recipe.evaluation.rewards)
-    return str(next(one.name for one in rewards if one.type not in UNMEASURED))
+    rewards = [one for one in (*recipe.ranker.rewards, *recipe.evaluation.rewards) if one.type not in UNMEASURED]
+    return str(sorted(rewards, key=lambda one: not weight_of(one))[0].name)
 
 
 def _measured(name: str, seed: int, run: Run, assembly: TextAssembly, reward: str, *, baselines: bool) -> list[Outcome]:

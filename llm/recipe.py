@@ -21,7 +21,7 @@ from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConf
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
 from raftdiff.mixing import MixSamplerConfig, parts
-from raftdiff.recipes.checks import check_alike, check_fresh, check_kind
+from raftdiff.recipes.checks import check_alike, check_fresh, check_kind, weight_of
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect
 from raftdiff.recipes.registry import one_of
@@ -197,10 +197,11 @@ def _check(recipe: TextRecipe) -> None:
         raise UserError(
             "sampler: vLLM takes up a LoRA after each round, and no other weights; use finetuner.adapter: lora."
         )
-    if not evaluation.rewards and all(reward.type in UNMEASURED for reward in recipe.ranker.rewards):
+    counted = [weight_of(reward) for reward in recipe.ranker.rewards if reward.type not in UNMEASURED]
+    if not any([*counted, *(reward.weight for reward in evaluation.rewards)]):
         raise UserError(
             "evaluation.rewards: data and people score the answers that they saw alone (ranker.rewards: given, "
-            "labels); name a reward that can score the model's."
+            "labels); name a reward that can score the model's, with a weight."
         )
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")

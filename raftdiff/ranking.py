@@ -7,7 +7,7 @@ from typing import Any, Generic, Literal, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.checks import weight_of
@@ -92,7 +92,8 @@ class Ranker(Generic[Media]):
         self, rewards: Sequence[tuple[Reward[Media], float]], unfit: Unfit[Media] | None = None
     ) -> "Ranker[Media]":
         """A ranker of samples that are looked at, with other rewards, mixed as here; what is not among them bounds
-        nothing."""
+        nothing. Those that count come first: the first is what an evaluation without a judge goes by."""
+        rewards = sorted(rewards, key=lambda pair: not pair[1])
         known = {reward.name for reward, _ in rewards}
         bounds = {name: bound for name, bound in self.bounds.items() if name in known}
         return replace(self, rewards=rewards, describe=None, unfit=unfit, similarity=None, bounds=bounds)
@@ -110,7 +111,7 @@ class Ranker(Generic[Media]):
             UserError: it is infinite.
         """
         parts = self.parts(raw)
-        return np.sum([*parts.values()], axis=0) if parts else np.zeros_like(next(iter(raw.values())))
+        return np.sum([*parts.values()], axis=0) if parts else np.where(self._kept(raw, []), 0.0, np.nan)
 
     def parts(self, raw: Raw) -> dict[str, Float[np.ndarray, "prompts candidates"]]:
         """What each reward that ranks or constrains adds to the total.
@@ -121,10 +122,7 @@ class Ranker(Generic[Media]):
         weights = {reward.name: weight for reward, weight in self.rewards if weight}
         if not weights:
             return {}
-        kept = ~np.isnan([raw[name] for name in (*weights, *self.bounds)]).any(axis=0)
-        for name, bound in self.bounds.items():
-            if bound.role == "veto":
-                kept &= holds(np.where(kept, raw[name], np.nan), bound.at_least)
+        kept = self._kept(raw, [*weights])
         tables = {name: np.where(kept, table, np.nan) for name, table in raw.items()}
         weighted = [(weight, tables[name]) for name, weight in weights.items()]
         _refuse_infinite(weighted)
@@ -134,6 +132,16 @@ class Ranker(Generic[Media]):
             parts[name] = last(total, ~holds(tables[name], self.bounds[name].at_least))
             total = total + parts[name]
         return parts
+
+    def _kept(self, raw: Raw, ranking: Sequence[str]) -> Bool[np.ndarray, "prompts candidates"]:
+        """Where no reward that ranks or bounds is NaN, and no veto speaks."""
+        kept = np.full(next(iter(raw.values())).shape, True)
+        for name in (*ranking, *self.bounds):
+            kept &= ~np.isnan(raw[name])
+        for name, bound in self.bounds.items():
+            if bound.role == "veto":
+                kept &= holds(np.where(kept, raw[name], np.nan), bound.at_least)
+        return kept
 
     def level(
         self, raw: Mapping[str, Float[np.ndarray, "..."]], units: Mapping[str, float]

@@ -58,7 +58,7 @@ class RewardConfig(Config):
     role: Role = "train"
     """train: it ranks. hold_out: it looks on, scored and recorded, and never ranks. veto: candidates below 'at_least'
     are not chosen. constraint: candidates below 'at_least' come after all others. Only train reads the weight."""
-    at_least: float | Literal["median"] | None = None
+    at_least: Annotated[float, Field(allow_inf_nan=False)] | Literal["median"] | None = None
     """Of a veto or a constraint: a score, or median for that of the prompt's candidates."""
 
     @model_validator(mode="after")

@@ -207,6 +207,20 @@ def test_a_veto_discards_what_is_below_it_and_what_it_has_no_score_of() -> None:
     assert ranker.role("safe") == "veto"
 
 
+def test_a_veto_discards_also_where_nothing_ranks() -> None:
+    raw = table({"good": [[1, 2, 3]], "safe": [[0.5, 0.4, np.nan]]})
+    ranker = bounded(safe=Bound("veto", 0.5))
+    only = replace(ranker, rewards=[(reward, 0.0) for reward, _ in ranker.rewards])
+    np.testing.assert_array_equal(only.total(raw), [[0, np.nan, np.nan]])
+
+
+def test_of_what_is_measured_those_that_count_come_first() -> None:
+    ranker = bounded(safe=Bound("veto", 0.5))
+    turned = sorted(ranker.rewards, key=lambda pair: pair[1])
+    assert [weight for _, weight in turned] == [0, 1]
+    assert [reward.name for reward, _ in ranker.measuring(turned).rewards] == ["good", "safe"]
+
+
 def test_what_a_veto_turned_down_has_no_part_in_the_mix_of_the_others() -> None:
     raw = table({"good": [[1, 2, 1000]], "safe": [[1, 1, 0]]})
     found = bounded("grpo", safe=Bound("veto", 0.5)).total(raw)

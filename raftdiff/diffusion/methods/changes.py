@@ -41,6 +41,8 @@ class Method:
             found.append(f"ranker.selector={{type: {self.selector}, keep: {recipe.loop.candidates}}}")
         elif own.type != self.selector:
             passed = [f"{name}: {getattr(own, name)}" for name in self.kept if hasattr(own, name)]
+            if self.selector == "advantage" and recipe.ranker.mix == "gdpo":  # which has scaled them already
+                passed.append("method: dr_grpo")
             found.append(f"ranker.selector={{{', '.join([f'type: {self.selector}', *passed])}}}")
         if recipe.finetuner.learning.type != self.learning:
             found.append(f"finetuner.learning={{type: {self.learning}}}")

@@ -62,6 +62,7 @@ def test_a_plan_says_who_ranks_and_who_does_not() -> None:
         ([rewards("{type: jpeg, role: hold_out}")], "every weight is 0, or of a role that does not rank"),
         ([rewards(JPEG, "{type: exposure, role: veto}")], "ranker.rewards.1: role: veto takes 'at_least'"),
         ([f"evaluation.rewards=[{VETO}]"], "evaluation.rewards: these look on, and 'exposure' is to be a veto"),
+        ([rewards(JPEG, "{type: exposure, role: veto, at_least: .nan}")], "ranker.rewards.1.at_least"),
         (["ranker.mix=gdpa"], "ranker.mix: this should be 'weighted_sum', 'grpo', 'gdpo', 'rank_sum' or 'minimum'"),
         (["ranker.mix=grpo", "loop.candidates=1"], "mix: grpo compares the candidates of a prompt, and there is one"),
         ([rewards(JPEG, MEDIAN), "loop.candidates=1"], "at_least: median compares the candidates of a prompt"),

@@ -24,6 +24,12 @@ def parts(trial: Trial) -> tuple[str, str]:
     return trial.recipe.ranker.selector.type, trial.recipe.finetuner.learning.type
 
 
+def test_what_gdpo_has_scaled_is_not_scaled_again(recipe_file: RecipeFile) -> None:
+    found = trials(recipe_file(), "ranker.mix=gdpo")
+    assert [found[name].recipe.ranker.selector.method for name in ("awm", "nft")] == ["dr_grpo", "dr_grpo"]
+    assert trials(recipe_file())["nft"].recipe.ranker.selector.method == "grpo"
+
+
 def test_each_method_is_a_selector_and_a_rule(recipe_file: RecipeFile) -> None:
     found = trials(recipe_file())
     assert {name: parts(one) for name, one in found.items()} == {
