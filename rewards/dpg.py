@@ -12,6 +12,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.questions import Question, Vlm, column
 from raftdiff.rewards.vlm import VlmConfig
 from raftdiff.types import KeepsReplies, Prompt, Sample
@@ -22,7 +23,7 @@ YES_OR_NO = "Please answer yes or no."
 SURE = 0.5
 
 
-class DpgConfig(VlmConfig):
+class DpgConfig(VlmConfig, RewardConfig):
     type: Literal["dpg"] = "dpg"
     name: str = "dpg"
     """The column of this reward in tables and logs."""

@@ -4,8 +4,7 @@ import itertools
 import math
 import re
 import unicodedata
-from collections.abc import Callable, Iterator, Sequence
-from functools import cache
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, final
 
 import torch
@@ -13,17 +12,14 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field
 
-from raftdiff.errors import Need, UserError
-from raftdiff.measures.pictures import on_paper
+from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.rewards.texts import extra, extra_needs
-from raftdiff.types import Prompt, Sample
+from raftdiff.rewards.ocr_readers import RapidConfig, Read, ReaderConfig
+from raftdiff.types import KeepsReplies, Prompt, Sample
 
 COLUMN = "text"
 """Of the prompt file, for what should be read where the caption does not quote it."""
 QUOTED = re.compile(r'"([^"]+)"|[“„]([^“”]+)[“”]')
-Read = Callable[[Image.Image], str]
-"""What is read in a picture, its lines behind each other."""
 
 
 class OcrConfig(RewardConfig):
@@ -34,22 +30,13 @@ class OcrConfig(RewardConfig):
     """Factor in the total reward."""
     without_text: float | None = None
     """The score of pictures whose prompt asks for no text; null discards them."""
-
-    def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
-        """What is not on this machine; see ``recipes.needs``."""
-        del resolve
-        for module in ("rapidocr", "onnxruntime"):
-            yield from extra_needs(module, brings="rewards")
+    reader: ReaderConfig = RapidConfig()
+    """Who reads: rapidocr, an OCR library; or vlm, a vision-language model, here or behind a server."""
 
     def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "OcrReward":
-        """
-        Raises:
-            UserError: the extra ``raftdiff[rewards]`` is not installed.
-        """
-        del device, resolve  # it reads on the CPU, with weights that its package brings
-        for module in ("rapidocr", "onnxruntime"):
-            extra(module, self.name, brings="rewards")
-        return OcrReward(rapid, without_text=self.without_text, name=self.name)
+        """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
+        read = self.reader.build(device=device, resolve=resolve)
+        return OcrReward(read, without_text=self.without_text, name=self.name)
 
 
 @final
@@ -64,9 +51,9 @@ class OcrReward:
 
     Source: the reward of Flow-GRPO, Liu et al. 2025, arXiv:2505.05470 (github.com/yifan123/flow_grpo, MIT), after the
     OCR measures of TextDiffuser, Chen et al. 2023, arXiv:2305.10855. Departures: read by PP-OCRv6 in place of PaddleOCR
-    2.9, in RapidOCR's package (Apache-2.0, the weights too); other Unicode forms of a letter are the letter (NFKC);
-    where a caption quotes several texts all count, in place of the first; what the reader raises is an error, in place
-    of a score of 0.
+    2.9, in RapidOCR's package (Apache-2.0, the weights too), or by a vision-language model that the recipe names, under
+    its own licence; other Unicode forms of a letter are the letter (NFKC); where a caption quotes several texts all
+    count, in place of the first; what the reader raises is an error, in place of a score of 0.
 
     Raises:
         UserError: the column ``text`` holds something else.
@@ -75,12 +62,13 @@ class OcrReward:
     def __init__(self, read: Read, *, without_text: float | None = None, name: str = "ocr") -> None:
         self.name = name
         self._read, self._without = read, math.nan if without_text is None else without_text
+        if isinstance(read, KeepsReplies):
+            self.keep_replies, self.forget = read.keep_replies, read.forget
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
-        scores = []
-        for sample in samples:
-            wanted = texts(sample.prompt)
-            scores.append(accuracy(self._read(sample.media), wanted) if wanted else self._without)
+        wanted = [texts(sample.prompt) for sample in samples]
+        said = iter(self._read([sample.media for sample, asked in zip(samples, wanted, strict=True) if asked]))
+        scores = [accuracy(next(said), asked) if asked else self._without for asked in wanted]
         return torch.tensor(scores, dtype=torch.float32)
 
 
@@ -142,16 +130,3 @@ def edit_distance(one: str, other: str) -> int:
         for (corner, over), there in zip(itertools.pairwise(above), other, strict=True):
             row.append(min(corner + (letter != there), over + 1, row[-1] + 1))
     return row[-1]
-
-
-def rapid(picture: Image.Image) -> str:
-    """What RapidOCR reads, from top to bottom."""
-    return "".join(_reader()(on_paper(picture)).txts or ())
-
-
-@cache
-def _reader() -> Any:
-    from rapidocr import RapidOCR
-
-    quiet = {"Global.log_level": "critical"}  # it warns of each picture without text
-    return RapidOCR(params={**quiet, "EngineConfig.onnxruntime.intra_op_num_threads": torch.get_num_threads()})

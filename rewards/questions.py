@@ -34,6 +34,15 @@ class Vlm(Protocol):
         ...
 
 
+@runtime_checkable
+class Answers(Protocol):
+    """The same, asked to say something."""
+
+    def answers(self, pictures: Sequence[Image.Image], text: str, *, max_tokens: int) -> list[str]:
+        """What it says of each picture, asked the same of all, at most so many tokens: the likeliest at each step."""
+        ...
+
+
 def spellings(answer: str) -> tuple[str, ...]:
     """An answer as a model may begin with it: small and with a capital, a number also in digits, each with a space
     before it or none, as a chat template may end with one or leave it to the model. These are GenEval 2's.

@@ -11,6 +11,7 @@ from PIL import Image
 from pydantic import Field
 
 from raftdiff.errors import UserError
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.questions import Question, Vlm, column
 from raftdiff.rewards.vlm import VlmConfig
 from raftdiff.types import KeepsReplies, Prompt, Sample
@@ -20,7 +21,7 @@ COLUMN = "vqa_list"
 IN_ONE_WORD = "Answer in one word."
 
 
-class SoftTifaConfig(VlmConfig):
+class SoftTifaConfig(VlmConfig, RewardConfig):
     type: Literal["soft_tifa"] = "soft_tifa"
     name: str = "soft_tifa"
     """The column of this reward in tables and logs."""

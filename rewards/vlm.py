@@ -1,4 +1,4 @@
-"""A vision-language model of transformers, asked about pictures: how probable is each first token of its answer?
+"""A vision-language model of transformers, asked about pictures: how probable is an answer, or what does it say?
 
 Any that ``AutoModelForImageTextToText`` reads and that has a chat template: SmolVLM, Qwen2-VL to Qwen3-VL, Gemma 3,
 LLaVA, InternVL. Its weights are safetensors, and no code of theirs is run.
@@ -12,22 +12,23 @@ from weakref import WeakValueDictionary
 
 import torch
 from jaxtyping import Float32
+from PIL import Image
 from pydantic import Field, model_validator
 
 from raftdiff.chat.server import check_address, demand_variable, key_in, key_needs, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
-from raftdiff.recipes.config import RewardConfig
+from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at
 from raftdiff.rewards.clip_weights import Precision
-from raftdiff.rewards.questions import THINKING, Question, Vlm, batches, demand_plain, spellings, turn
+from raftdiff.rewards.questions import THINKING, Question, batches, demand_plain, spellings, turn
 from raftdiff.rewards.vlm_server import ServedVlm
 from raftdiff.training.weights import loaded, reading
 
 WHERE = "It takes a folder or a hub id, such as HuggingFaceTB/SmolVLM-500M-Instruct, or with 'server' its model's name."
 
 
-class VlmConfig(RewardConfig):
+class VlmConfig(Config):
     """Which model is asked, here or behind a server."""
 
     model: str
@@ -63,7 +64,7 @@ class VlmConfig(RewardConfig):
             return
         yield from key_needs(self.api_key_env)
 
-    def vlm(self, device: str, resolve: Callable[[str], str]) -> Vlm:
+    def vlm(self, device: str, resolve: Callable[[str], str]) -> "LocalVlm | ServedVlm":
         """
         Raises:
             UserError: the model cannot be read, or the address or the key's variable cannot be used.
@@ -95,10 +96,11 @@ class Network:
 class LocalVlm:
     """What a model in this process says.
 
-    The picture comes before the question in one turn of a user, in the model's own chat template, and the probabilities
-    are those of the first token of the assistant's, by softmax over the whole vocabulary in float32. Only questions of
-    one length about pictures of one size go through the network together, so that nothing is padded and what is said of
-    a picture does not depend on its companions, but for rounding.
+    The picture comes before the question in one turn of a user, in the model's own chat template. Probabilities are
+    those of the first token of the assistant's, by softmax over the whole vocabulary in float32. An answer is the
+    likeliest token at each step, whatever the model's own settings say of drawing. Only questions of one length about
+    pictures of one size go through the network together, so that nothing is padded and what is said of a picture does
+    not depend on its companions, but for rounding.
 
     Raises:
         UserError: the model has no chat template, thinks before it answers, or has no single token for an answer; or a
@@ -121,16 +123,36 @@ class LocalVlm:
                 found[place] = probabilities[answers[place]].sum()
         return found
 
+    def answers(self, pictures: Sequence[Image.Image], text: str, *, max_tokens: int) -> list[str]:
+        """See ``questions.Answers``."""
+        self._length(text)
+        found = [""] * len(pictures)
+        for some in batches([picture.size for picture in pictures], self._batch_size):
+            inputs = self._inputs([Question(pictures[place], text, "") for place in some])
+            with torch.no_grad():
+                said = self._network.model.generate(**inputs, max_new_tokens=max_tokens)
+            bare = self._network.processor.tokenizer.batch_decode(
+                said[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+            )
+            for place, answer in zip(some, map(str.strip, bare), strict=True):
+                if answer.startswith(THINKING):
+                    raise UserError(self._thinks())
+                found[place] = answer
+        return found
+
     def _first(self, questions: Sequence[Question]) -> Float32[torch.Tensor, "questions vocabulary"]:
         """The probabilities of all tokens as the first of the answers, on the CPU."""
+        inputs = self._inputs(questions)
+        with torch.no_grad():
+            logits: torch.Tensor = self._network.model(**inputs, logits_to_keep=1).logits[:, -1]
+        return logits.float().softmax(dim=-1).cpu()
+
+    def _inputs(self, questions: Sequence[Question]) -> Any:
+        """What the model reads."""
         asked = [[turn(question.text, on_paper(question.picture))] for question in questions]
-        model = self._network.model
         with reading(f"{self._network.name} could not read a picture"):
             inputs = self._rendered(asked, tokenize=True, return_dict=True, return_tensors="pt")
-        inputs = inputs.to(model.device, model.dtype)  # of floats alone the dtype
-        with torch.no_grad():
-            logits: torch.Tensor = model(**inputs, logits_to_keep=1).logits[:, -1]
-        return logits.float().softmax(dim=-1).cpu()
+        return inputs.to(self._network.model.device, self._network.model.dtype)  # of floats alone the dtype
 
     def _length(self, text: str) -> int:
         """Tokens of a question in its template, the picture one of them."""
@@ -139,8 +161,11 @@ class LocalVlm:
         with reading(f"{self._network.name} has no chat template that can be used", "Take an instruction-tuned model."):
             rendered = self._rendered([turn(text, None)], tokenize=False)
         if rendered.rstrip().endswith(f"{THINKING}>"):
-            raise UserError(f"{self._network.name} thinks before it answers. Take an instruct model that does not.")
+            raise UserError(self._thinks())
         return len(tokenizer(rendered, add_special_tokens=False).input_ids)
+
+    def _thinks(self) -> str:
+        return f"{self._network.name} thinks before it answers. Take an instruct model that does not."
 
     def _rendered(self, turns: Any, **options: Any) -> Any:
         """In the model's chat template, up to where its answer begins."""
@@ -198,5 +223,17 @@ def load(where: str, device: str = "cpu", dtype: Precision = "float32") -> Netwo
         options = {"dtype": getattr(torch, dtype), "use_safetensors": True, **safe}
         model = loaded(name, AutoModelForImageTextToText, key[0], **options)
         model = model.eval().requires_grad_(False).to(device)
+        model.generation_config = _greedy(model.generation_config, processor.tokenizer)
         network = _networks[key] = Network(model, processor, name)
     return network
+
+
+def _greedy(own: Any, tokenizer: Any) -> Any:
+    """The likeliest token at each step, up to where the model or its tokenizer ends an answer: its own settings may say
+    to draw, or punish what is said twice."""
+    from transformers import GenerationConfig
+
+    told = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+    ends = sorted({end for end in (*told, tokenizer.eos_token_id) if end is not None})
+    pad = next((one for one in (own.pad_token_id, tokenizer.pad_token_id, *ends) if one is not None), None)
+    return GenerationConfig(do_sample=False, eos_token_id=ends or None, pad_token_id=pad, bos_token_id=own.bos_token_id)

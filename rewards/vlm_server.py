@@ -1,4 +1,4 @@
-"""A vision-language model behind an OpenAI-compatible server: the probabilities of the first token of its answers."""
+"""A vision-language model behind an OpenAI-compatible server: how probable an answer begins so, and what it says."""
 
 import contextlib
 import hashlib
@@ -10,8 +10,10 @@ from typing import Any, final
 
 import torch
 from jaxtyping import Float32
+from PIL import Image
 
 from raftdiff.chat.kept import Remembered
+from raftdiff.chat.server import replies_in
 from raftdiff.chat.threads import concurrently
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import on_paper
@@ -28,11 +30,11 @@ Tops = list[tuple[str, float]]
 
 @final
 class ServedVlm:
-    """What a model behind ``chat/completions`` says, asked for one token with ``logprobs``.
+    """What a model behind ``chat/completions`` says, at temperature 0.
 
-    A picture goes over the line as PNG in a data URL, to the pixel. Of the answer's spellings those among the 20
-    likeliest first tokens count; the others count 0. Each question about a picture is asked once and remembered, within
-    a round on disk too.
+    A picture goes over the line as PNG in a data URL, to the pixel. For probabilities it is asked for one token with
+    ``logprobs``: of the answer's spellings those among the 20 likeliest first tokens count; the others count 0. Each
+    question about a picture is asked once and remembered, within a round on disk too.
 
     Args:
         ask: what the server answers to a request's body.
@@ -41,7 +43,7 @@ class ServedVlm:
         extra: further keys of the request.
 
     Raises:
-        UserError: nobody answers, or without log-probabilities.
+        UserError: nobody answers, or without what is read from the reply.
     """
 
     def __init__(
@@ -54,8 +56,7 @@ class ServedVlm:
         workers: int = 8,
     ) -> None:
         self._ask, self._where, self._workers = ask, where, workers
-        self._settings = {"model": model, "max_tokens": 1, "temperature": 0.0, "logprobs": True, "top_logprobs": TOP}
-        self._settings |= extra or {}
+        self._model, self._extra = model, extra or {}
         self._known = Remembered(REMEMBERED)
 
     def keep_replies(self, file: Path) -> None:
@@ -72,16 +73,39 @@ class ServedVlm:
         found = [probability(tops, question.answer) for tops, question in zip(told, questions, strict=True)]
         return torch.tensor(found, dtype=torch.float32)
 
+    def answers(self, pictures: Sequence[Image.Image], text: str, *, max_tokens: int) -> list[str]:
+        """See ``questions.Answers``."""
+        return list(concurrently(lambda picture: self._answer(picture, text, max_tokens), pictures, self._workers))
+
+    def _answer(self, picture: Image.Image, text: str, max_tokens: int) -> str:
+        body = self._body(picture, text, max_tokens=max_tokens)
+        mark = self._mark(body)
+        if (kept := self._known.get(mark)) is not None:
+            return kept
+        said = replies_in(self._ask(body), self._where)[0].text.strip()
+        if said.startswith(THINKING):
+            raise UserError(thinks(self._where, THINKING))
+        self._known.add(mark, said)
+        return said
+
     def _tops(self, question: Question) -> Tops:
-        url = f"data:image/png;base64,{png(on_paper(question.picture))}"
-        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": question.text}]
-        body = {**self._settings, "messages": [{"role": "user", "content": content}]}
-        mark = hashlib.sha256(json.dumps([self._where, body], sort_keys=True).encode()).hexdigest()[:32]
+        told = {"max_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        body = self._body(question.picture, question.text, **told)
+        mark = self._mark(body)
         with contextlib.suppress(ValueError, TypeError, RecursionError):  # somebody's edit is asked for again
             return [(str(token), float(logarithm)) for token, logarithm in json.loads(self._known.get(mark) or "")]
         tops = likeliest(self._ask(body), self._where)
         self._known.add(mark, json.dumps(tops))
         return tops
+
+    def _body(self, picture: Image.Image, text: str, **told: Any) -> dict[str, Any]:
+        url = f"data:image/png;base64,{png(on_paper(picture))}"
+        content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
+        settings = {"model": self._model, "temperature": 0.0, **told, **self._extra}
+        return {**settings, "messages": [{"role": "user", "content": content}]}
+
+    def _mark(self, body: Mapping[str, Any]) -> str:
+        return hashlib.sha256(json.dumps([self._where, body], sort_keys=True).encode()).hexdigest()[:32]
 
 
 def likeliest(reply: Any, where: str) -> Tops:
@@ -103,11 +127,16 @@ def likeliest(reply: Any, where: str) -> Tops:
             "with vision?"
         )
     if str(said).strip().startswith(THINKING):
-        raise UserError(
-            f"The model behind {where} begins its answer with '{str(said).strip()}'. Take one that does not think, or "
-            "tell its template: extra: {chat_template_kwargs: {enable_thinking: false}}."
-        )
+        raise UserError(thinks(where, str(said).strip()))
     return tops
+
+
+def thinks(where: str, first: str) -> str:
+    """A sentence on a model whose answer begins with a thought."""
+    return (
+        f"The model behind {where} begins its answer with '{first}'. Take one that does not think, or tell its "
+        "template: extra: {chat_template_kwargs: {enable_thinking: false}}."
+    )
 
 
 def probability(tops: Tops, answer: str) -> float:

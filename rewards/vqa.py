@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 
 from raftdiff.chat.asking import require_slots
 from raftdiff.chat.dialogue import fill
+from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.questions import Question, Vlm
 from raftdiff.rewards.vlm import VlmConfig
 from raftdiff.types import KeepsReplies, Sample
@@ -17,7 +18,7 @@ from raftdiff.types import KeepsReplies, Sample
 QUESTION = 'Does this figure show "{caption}"? Please answer yes or no.'
 
 
-class VqaConfig(VlmConfig):
+class VqaConfig(VlmConfig, RewardConfig):
     type: Literal["vqa"] = "vqa"
     name: str = "vqa"
     """The column of this reward in tables and logs."""

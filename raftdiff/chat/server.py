@@ -123,7 +123,7 @@ class ChatServer:
                 "stop": list(stop) or None,
             }
             body |= {key: value for key, value in optional.items() if value is not None}
-            answers += _answers(self._post(body | dict(self.extra)), self.base_url)
+            answers += replies_in(self._post(body | dict(self.extra)), self.base_url)
         return answers[:n]
 
     def _post(self, body: Mapping[str, Any]) -> Any:
@@ -285,7 +285,12 @@ def key_in(variable: str | None) -> str | None:
     return key
 
 
-def _answers(reply: Any, where: str) -> list[Reply]:
+def replies_in(reply: Any, where: str) -> list[Reply]:
+    """What a reply of ``chat/completions`` from ``where`` says, a choice each.
+
+    Raises:
+        UserError: it has another form.
+    """
     try:
         told = [(choice["message"].get("content"), choice.get("finish_reason")) for choice in reply["choices"]]
     except (TypeError, KeyError, AttributeError):
