@@ -1,10 +1,12 @@
-"""LAION's aesthetic predictors: how much would people like the picture, whatever it shows?"""
+"""Aesthetic predictors, LAION's and one's own: how much would people like the picture, whatever it shows?"""
 
+import base64
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from PIL import Image
@@ -12,9 +14,11 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
+from raftdiff.records.disk import save_tensors
 from raftdiff.rewards.checkpoints import no_file
 from raftdiff.rewards.clip_weights import Precision, clip_needs, openai_weights
 from raftdiff.rewards.tower import Tower, open_tower
+from raftdiff.training.weights import reading
 from raftdiff.types import Prompt, Sample
 
 Layer = tuple[torch.Tensor, torch.Tensor]
@@ -24,11 +28,12 @@ V2_AFFINE = (0, 2, 4, 6, 7)
 """Places of the linear layers in the ``linearMSE`` files: only dropout stands between them."""
 V2_RELU = (0, 3, 6, 9, 11)
 """Places of the linear layers in the ``reluMSE`` files: a ReLU follows each but the last, dropout the first three."""
-
-
+SAME = 0.99
+"""Cosine of two towers' marks from which on they are taken for one: in bfloat16 it is 0.9999 with float32."""
 WHERE = (
     "Version 1 is at github.com/LAION-AI/aesthetic-predictor, version 2 at "
-    "github.com/christophschuhmann/improved-aesthetic-predictor"
+    "github.com/christophschuhmann/improved-aesthetic-predictor; 'raftdiff rewards train-aesthetic' makes one of your "
+    "own ratings"
 )
 
 
@@ -39,7 +44,8 @@ class AestheticConfig(RewardConfig):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     head: Path
-    """The predictor's file: sa_0_4_vit_*_linear.pth (v1) or sac+logos+ava1-l14-linearMSE.pth (v2)."""
+    """The predictor's file: sa_0_4_vit_*_linear.pth (v1), sac+logos+ava1-l14-linearMSE.pth (v2), or what `raftdiff
+    rewards train-aesthetic` wrote."""
     model: str = "ViT-L-14"
     """The CLIP model whose embeddings the head was trained on; see `clip`."""
     pretrained: str | None = None
@@ -53,34 +59,67 @@ class AestheticConfig(RewardConfig):
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
+        head = None
         try:  # a wrong file is told before anything is fetched that would stand beside it
-            load_head(self.head)
+            head = load_head(self.head)
         except UserError as error:
             yield Need("head", str(error))
-        name = resolve(self.model)
-        yield from clip_needs(name, self.pretrained or openai_weights(name), self.quick_gelu)
+        lacking = list(self.tower_needs(resolve))
+        if lacking and head is not None and head.origin is not None and head.origin.model != self.model:
+            yield Need("model", f"The aesthetic head '{head.name}' {head.origin.belongs}.")  # not fetched in vain
+        else:
+            yield from lacking
 
-    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
-        """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
-        head = load_head(self.head)  # before the tower: a wrong file should not cost a minute of loading
-        tower = open_tower(
+    def tower_needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
+        """What of the CLIP model alone is not on this machine."""
+        return clip_needs(resolve(self.model), self.weights(resolve), self.quick_gelu)
+
+    def weights(self, resolve: Callable[[str], str]) -> str | None:
+        """The weights that ``pretrained`` means: OpenAI's where a name of open_clip stands alone."""
+        return self.pretrained or openai_weights(resolve(self.model))
+
+    def open(self, device: str, resolve: Callable[[str], str]) -> Tower:
+        """The CLIP model."""
+        return open_tower(
             resolve(self.model),
-            self.pretrained or openai_weights(resolve(self.model)),
+            self.weights(resolve),
             device=device,
             dtype=self.dtype,
             quick_gelu=self.quick_gelu,
             batch_size=self.batch_size,
         )
-        return AestheticReward(tower, head, name=self.name)
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "AestheticReward":
+        """The reward; ``resolve`` turns the name of a shipped model into its folder and leaves other names alone."""
+        head = load_head(self.head)  # before the tower: a wrong file should not cost a minute of loading
+        return AestheticReward(self.open(device, resolve), head, name=self.name)
+
+
+class Origin(NamedTuple):
+    """The CLIP model on whose embeddings a head was trained by ``rewards train-aesthetic``."""
+
+    model: str
+    pretrained: str | None
+    """As a recipe says them."""
+    mark: Float32[torch.Tensor, " width"]
+    """``Tower.mark``."""
+
+    @property
+    def belongs(self) -> str:
+        """For sentences, behind the head's name."""
+        weights = f", 'pretrained: {self.pretrained}'" if self.pretrained else ""
+        return f"was trained on the embeddings of another CLIP model: 'model: {self.model}'{weights}"
 
 
 @final
 class Head:
     """The predictor on top of the embedding, as linear layers with a ReLU between; an affine one is a single layer."""
 
-    def __init__(self, layers: Sequence[Layer], *, name: str) -> None:
+    def __init__(self, layers: Sequence[Layer], *, name: str, origin: Origin | None = None) -> None:
         self.layers = tuple(layers)
         self.name = name
+        self.origin = origin
+        """None of LAION's, which do not say it."""
         self.width = int(self.layers[0][0].shape[1])
         """Numbers that it expects in an embedding."""
 
@@ -93,7 +132,8 @@ class Head:
 
 @final
 class AestheticReward:
-    """The mean rating that people would give, on LAION's scale of about 1 to 10; higher is better.
+    """The mean rating that people would give; higher is better. On LAION's scale of about 1 to 10, with a head of one's
+    own on that of one's ratings, beyond which a prediction may lie.
 
     Version 1 is linear; version 2 (``linearMSE``) has five linear layers and nothing but dropout between them, so it is
     folded into one vector and a bias when it is read. ``ava+logos-l14-reluMSE`` has real ReLUs and is kept whole. No
@@ -107,8 +147,10 @@ class AestheticReward:
         if head.width != tower.width:
             raise UserError(
                 f"The aesthetic head '{head.name}' reads embeddings of {head.width} numbers, but the CLIP model "
-                f"'{tower.name}' gives {tower.width}. {_TOWERS.get(head.width, 'Take the model it was trained on')}."
+                f"'{tower.name}' gives {tower.width}. {_whose(head)}."
             )
+        if head.origin is not None and float(head.origin.mark @ tower.mark) < SAME:
+            raise UserError(f"The aesthetic head '{head.name}' {head.origin.belongs}, and not of '{tower.name}'.")
         self.name = name
         self.tower = tower
         """Shared with every other reward on the same weights."""
@@ -125,6 +167,13 @@ class AestheticReward:
         return self._head(self.tower.pixel_features(pixels).cpu())
 
 
+def _whose(head: Head) -> str:
+    """The model that a head belongs to, as far as it is known."""
+    if head.origin is not None:
+        return f"It {head.origin.belongs}"
+    return _TOWERS.get(head.width, "Take the model it was trained on")
+
+
 _TOWERS = {
     768: "LAION's heads of 768 numbers belong to 'model: ViT-L-14', 'pretrained: openai'",
     512: "LAION's heads of 512 numbers belong to 'model: ViT-B-32' or 'ViT-B-16', as in their file name, "
@@ -133,23 +182,58 @@ _TOWERS = {
 
 
 def load_head(path: Path) -> Head:
-    """Read a head of any of LAION's three formats, known by its keys and shapes.
+    """Read a head of any of LAION's three formats, known by its keys and shapes, or one that ``save_head`` wrote.
 
     Raises:
-        UserError: no such file, not a PyTorch file of plain tensors, or tensors of another model.
+        UserError: no such file, not a PyTorch or safetensors file of plain tensors, or tensors of another model.
     """
     if not path.is_file():
         raise UserError(_no_head(path))
-    try:
-        # The version 2 file was saved on a GPU, so without map_location it does not open on a machine without one.
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of a text PyTorch raises nearly anything
-        reason = str(error).strip().partition("\n")[0][:120]
-        raise UserError(f"'{path}' is not a PyTorch file of plain tensors ({reason}).") from error
+    tensors, about = _safetensors(path) if path.suffix == ".safetensors" else (_unpickled(path), {})
     layers = _layers(tensors)
     if layers is None:
         raise UserError(f"'{path}' is not an aesthetic head that is known here. {_holds(tensors)} {_KNOWN}")
-    return Head(layers, name=path.name)
+    return Head(layers, name=path.name, origin=_origin(path, about, layers[0][0].shape[1]))
+
+
+def save_head(
+    path: Path, weights: Float32[torch.Tensor, " width"], bias: float, origin: Origin, about: Mapping[str, str]
+) -> None:
+    """A linear head as safetensors, with the keys of LAION's version 1; ``origin`` and ``about`` are its metadata.
+
+    Raises:
+        OSError: the disk refuses.
+    """
+    said = {"model": origin.model, **({"pretrained": origin.pretrained} if origin.pretrained else {})}
+    mark = base64.b64encode(origin.mark.numpy().astype("<f4").tobytes()).decode()
+    save_tensors(path, {"weight": weights[None], "bias": torch.tensor([bias])}, {**about, **said, MARK: mark})
+
+
+MARK = "tower_mark"
+
+
+def _origin(path: Path, about: Mapping[str, str], width: int) -> Origin | None:
+    if MARK not in about:
+        return None
+    with reading(f"'{path}' does not say on which CLIP model it was trained, as it should"):
+        mark = np.frombuffer(base64.b64decode(about[MARK], validate=True), dtype="<f4").astype(np.float32)
+        return Origin(about["model"], about.get("pretrained"), torch.from_numpy(mark.reshape(width)))
+
+
+def _safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    from safetensors import safe_open
+
+    with reading(f"'{path}' is no readable safetensors file"), safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def _unpickled(path: Path) -> Any:
+    try:
+        # The version 2 file was saved on a GPU, so without map_location it does not open on a machine without one.
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of a text PyTorch raises nearly anything
+        reason = str(error).strip().partition("\n")[0][:120]
+        raise UserError(f"'{path}' is not a PyTorch file of plain tensors ({reason}).") from error
 
 
 def _no_head(path: Path) -> str:

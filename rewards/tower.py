@@ -8,6 +8,7 @@ second reward of a recipe costs no forward.
 import hashlib
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, cast, final
 from weakref import WeakValueDictionary
 
@@ -23,6 +24,7 @@ WITH_GRADIENT = {"Resize", "CenterCrop", "Normalize", "FitWhole"}
 """Of the transforms by which a model's pictures are prepared, those that take tensors."""
 FOR_PILLOW = {"MaybeConvertMode", "MaybeToTensor", "ToTensor"}
 """Those that make a tensor of a picture."""
+_RAMP = Image.linear_gradient("L")
 REMEMBERED = 16_384
 """Pictures whose features a tower keeps: several rounds of a large run, about 50 MB at 768 numbers each."""
 
@@ -62,7 +64,7 @@ class Tower:
     ) -> Float32[torch.Tensor, "images width"]:
         """Embeddings of pictures, or of the pictures of samples."""
         pictures = [_picture(image).convert("RGB") for image in images]
-        digests = [_digest(picture) for picture in pictures]
+        digests = [pixel_digest(picture) for picture in pictures]
         fresh = {digest: picture for digest, picture in zip(digests, pictures, strict=True) if digest not in self._seen}
         known = {digest: self._seen[digest] for digest in digests if digest not in fresh}
         known.update(zip(fresh, self._encode(list(fresh.values())), strict=True))
@@ -95,6 +97,15 @@ class Tower:
                 with torch.no_grad():
                     self._texts[text] = _unit(self._encoder("encode_text")(tokens))[0]
         return torch.stack([self._texts[text] for text in texts]) if texts else torch.empty(0, self.width)
+
+    @cached_property
+    def mark(self) -> Float32[torch.Tensor, " width"]:
+        """The embedding of one pattern, by which weights are known again whatever they are called: the cosine with that
+        of the same ones in another precision is near 1, with that of others far below."""
+        pattern = Image.merge("RGB", [_RAMP, Image.radial_gradient("L"), _RAMP.rotate(90)])
+        with torch.no_grad():
+            pixels = self._preprocess(pattern)[None].to(self._device, self._dtype)
+            return _unit(self._encoder("encode_image")(pixels))[0]
 
     @property
     def logit_scale(self) -> float:
@@ -214,7 +225,7 @@ def _picture(image: Image.Image | Sample[Image.Image]) -> Image.Image:
     return image.media if isinstance(image, Sample) else image
 
 
-def _digest(picture: Image.Image) -> bytes:
+def pixel_digest(picture: Image.Image) -> bytes:
     """Names an RGB picture by its pixels: the same one read from disk again is the same one."""
     digest = hashlib.blake2b(str(picture.size).encode(), digest_size=16)
     digest.update(picture.tobytes())

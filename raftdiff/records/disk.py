@@ -307,14 +307,15 @@ def load_tensors(path: Path) -> dict[str, torch.Tensor]:
         raise damaged(path, error) from None
 
 
-def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    """A safetensors file, as ``write_text`` writes.
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """A safetensors file, by choice with ``metadata`` in its head, as ``write_text`` writes.
 
     Raises:
         OSError: the disk refuses, with ``path`` as its file name.
     """
     with _aside(path) as aside:
-        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, aside)
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        save_file(plain, aside, dict(metadata) if metadata else None)
         with aside.open("rb") as file:
             os.fsync(file.fileno())
 

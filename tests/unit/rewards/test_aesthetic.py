@@ -5,10 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
 from raftdiff.errors import UserError
-from raftdiff.rewards.aesthetic import AestheticConfig, AestheticReward, load_head
+from raftdiff.recipes import needs as recipe_needs
+from raftdiff.rewards.aesthetic import AestheticConfig, AestheticReward, Head, Origin, load_head, save_head
 from raftdiff.rewards.tower import open_tower
 from raftdiff.testing.conformance import check_reward
 from raftdiff.testing.examples import reward_samples
@@ -174,3 +176,62 @@ def test_layers_that_do_not_join_get_a_sentence(tmp_path: Path) -> None:
     torch.save(tensors, tmp_path / "head.pth")
     with pytest.raises(UserError, match="is not an aesthetic head that is known here"):
         load_head(tmp_path / "head.pth")
+
+
+# heads of one's own
+
+
+def own(file: Path, mark: torch.Tensor, model: str = "scene-clip", pretrained: str | None = None) -> Path:
+    save_head(file, torch.ones(len(mark)), 0.5, Origin(model, pretrained, mark), {"seed": "3"})
+    return file
+
+
+def test_a_head_knows_its_tower_by_what_it_computes(tmp_path: Path, tiny_clip: Path) -> None:
+    half = open_tower(str(tiny_clip), dtype="bfloat16")
+    head = load_head(own(tmp_path / "own.safetensors", open_tower(str(tiny_clip)).mark, "another/name"))
+    assert head.origin is not None
+    assert (head.origin.model, head.origin.pretrained, head.width) == ("another/name", None, 24)
+    AestheticReward(half, head)
+    torch.testing.assert_close(head(unit(3)), unit(3).sum(dim=-1) + 0.5)
+    other = own(tmp_path / "other.safetensors", unit(1)[0], "ViT-L-14", "openai")
+    sentence = (
+        r"'other\.safetensors' was trained on the embeddings of another CLIP model: 'model: ViT-L-14', 'pretrained: "
+        r"openai', and not of '.*clip.*'\."
+    )
+    with pytest.raises(UserError, match=sentence):
+        AestheticReward(half, load_head(other))
+
+
+def test_a_head_of_ones_own_and_of_another_width_says_whose_it_is(tmp_path: Path, tiny_clip: Path) -> None:
+    wide = own(tmp_path / "wide.safetensors", unit(1, 30)[0])
+    with pytest.raises(UserError, match=r"of 30 numbers, but .* gives 24\. It was trained on .*'model: scene-clip'\."):
+        AestheticReward(open_tower(str(tiny_clip)), load_head(wide))
+
+
+def test_no_tower_is_fetched_for_a_head_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(recipe_needs, "_silent", "the hub is silent")
+    file = own(tmp_path / "own.safetensors", unit(1)[0])
+    (need,) = AestheticConfig(head=file, model="hf-hub:nobody/nothing").needs(str)
+    assert (need.key, need.fetched) == ("model", False)
+    assert need.sentence.endswith("was trained on the embeddings of another CLIP model: 'model: scene-clip'.")
+    (need,) = AestheticConfig(head=own(file, unit(1)[0], "hf-hub:nobody/nothing"), model="hf-hub:nobody/nothing").needs(
+        str
+    )
+    assert "the hub is silent" in need.sentence
+
+
+def test_a_safetensors_file_of_another_kind_gets_a_sentence(tmp_path: Path) -> None:
+    file = tmp_path / "head.safetensors"
+    file.write_text("not weights")
+    with pytest.raises(UserError, match=r"head\.safetensors' is no readable safetensors file: "):
+        load_head(file)
+    save_file({"visual.proj": torch.zeros(3, 4)}, file)
+    with pytest.raises(UserError, match=r"It holds visual\.proj \(3, 4\)\. Known are"):
+        load_head(file)
+    layer = {"weight": torch.ones(1, 24), "bias": torch.zeros(1)}
+    for mark in ("no base64", "AAAA"):
+        save_file(layer, file, {"model": "scene-clip", "tower_mark": mark})
+        with pytest.raises(UserError, match="does not say on which CLIP model it was trained, as it should"):
+            load_head(file)
+    save_file(layer, file)
+    assert isinstance(load_head(file), Head), "LAION's version 1, as others may have converted it"
