@@ -25,6 +25,7 @@ from raftdiff.cli.options import (
     from_one,
     from_zero,
 )
+from raftdiff.cli.pictures.parsers import add_rewards
 from raftdiff.errors import UserError
 
 EPILOG = """\
@@ -275,24 +276,7 @@ def _tools(commands: Commands) -> None:
         help="a new folder, FOLDER-ranked by default; one with something in it is refused",
     )
 
-    rewards = commands.add_parser(
-        "rewards", help="serve a reward to other processes", description="Rewards apart from a run."
-    )
-    served = add_command(
-        rewards.add_subparsers(title="commands", metavar="WHAT", required=True),
-        "serve",
-        "pages:serve_reward",
-        "serve a reward over HTTP, for 'type: remote' in recipes elsewhere",
-    )
-    served.add_argument("reward", metavar="NAME|RECIPE", help="a reward, your module:function, or a recipe that has it")
-    served.add_argument("overrides", nargs="*", metavar="key=value", help="options of the reward, or of the recipe")
-    served.add_argument("--only", metavar="NAME", help="which reward of a recipe that has several")
-    served.add_argument("--text", action="store_true", help="a module:function on answers")
-    served.add_argument("--device", default="auto", metavar="DEVICE", help="auto, cpu, cuda or cuda:N")
-    served.add_argument("--host", default="127.0.0.1", help="default: %(default)s, this machine alone")
-    served.add_argument("--port", type=from_one, help="default: the first free one from 7860")
-
-    for command in (plan, checked, ranked, served):
+    for command in (plan, checked, ranked, *add_rewards(commands)):
         command.set_defaults(stopped="Nothing was written; the same command begins again.")
 
     add_command(commands, "recipes", "tools:recipes", "list the recipes that ship")

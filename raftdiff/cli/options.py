@@ -61,6 +61,17 @@ def from_one(text: str) -> int:
     return int(text)
 
 
+def part(text: str) -> float:
+    """A number between 0 and 1."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number between 0 and 1")
+    return found
+
+
 def strengths(text: str | None) -> tuple[float, ...]:
     """
     Raises:

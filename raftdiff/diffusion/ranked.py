@@ -183,7 +183,7 @@ def rank(
 
     def batches() -> Iterator[list[Sample[Image.Image]]]:
         batch: list[Sample[Image.Image]] = []
-        for k, opening in enumerate(_ahead([one for one, _ in asked])):
+        for k, opening in enumerate(ahead([one for one, _ in asked])):
             if comparing and k and asked[k][1].id != asked[k - 1][1].id and len(batch) >= BATCH:
                 yield batch  # only here, where a prompt's pictures are compared with each other
                 batch = []
@@ -218,7 +218,7 @@ def rank(
     return found, list(damaged.values())
 
 
-def _ahead(found: Sequence[Found]) -> Iterator[Opened | UserError]:
+def ahead(found: Sequence[Found]) -> Iterator[Opened | UserError]:
     """The pictures one after the other, or why one cannot be opened; the next ones are being opened meanwhile."""
     with ThreadPoolExecutor(THREADS) as pool:
         waiting = deque[Future[Opened | UserError]]()

@@ -1,4 +1,4 @@
-"""``raftdiff plan`` and ``raftdiff methods``: the commands that there are for pictures alone.
+"""``raftdiff plan``, ``methods``, ``rank``, ``eval --benchmark`` and ``rewards``: what there is for pictures alone.
 
 What runs recipes of either medium stands one room up.
 """

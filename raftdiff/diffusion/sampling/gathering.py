@@ -1,4 +1,5 @@
-"""All pictures of a place, for whoever only looks at them: captions where there are any, also as benchmarks keep them.
+"""All pictures of a place, for whoever only looks at them: captions where there are any, also as benchmarks keep them;
+ratings, for whoever learns from those.
 
 a folder with metadata.jsonl, .csv or .parquet    datasets' ImageFolder, a run's samples; a table alone
 00000/metadata.jsonl and 00000/samples/*.png      GenEval's: a folder a prompt, what is known of it, its pictures
@@ -6,6 +7,7 @@ any other folder, and the folders in it           each as it stands, captions in
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from pathlib import Path
@@ -25,12 +27,14 @@ from raftdiff.diffusion.sampling.pictures import (
     picture_in,
     refuse_outside,
 )
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, nearest
 from raftdiff.recipes.needs import near
 from raftdiff.recipes.rows import Row, json_value, read_file, tell_choice
 
 ROWS = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet")
 """Of files that can be a table of pictures, by choice with .gz behind."""
+RATING, RATED = "rating", re.compile(r"-?\d+(\.\d+)?")
+"""The column that a rating is looked for in, and how a folder is called that rates what lies in it."""
 SAMPLES = "samples"
 """The folder with a prompt's pictures, in GenEval's layout."""
 MADE = (
@@ -68,6 +72,45 @@ def gathered(path: Path) -> tuple[list[Found], list[str]]:
     Raises:
         UserError: there is none, or the table cannot be read.
     """
+    jobs = _all(path)
+    tell_choice(jobs.rows, captions_of)
+    return _found(path, jobs), jobs.left
+
+
+def rated(path: Path, column: str | None = None) -> tuple[list[Found], list[str]]:
+    """The pictures of a place, as ``gathered`` finds them, each with a rating as its ``score``; and what is left out, a
+    sentence each, those without a rating too.
+
+    A rating stands in a column of the table, ``RATING`` by default. Where there is no table it is the number that the
+    folder of the picture is called, or the nearest folder above that, within ``path``, which is called one.
+
+    Raises:
+        UserError: as ``gathered``; no table has the column, a rating is no number, or nothing is rated.
+    """
+    jobs, asked = _all(path), column or RATING
+    names = {name for row in jobs.rows for name in row.columns}
+    if jobs.rows and asked not in names:
+        raise UserError(f"{path}: no row has a column '{asked}' with ratings (--column). {nearest(asked, names)}")
+    if column and not jobs.rows:
+        raise UserError(f"{path}: there is no table here that could have a column '{column}'. {_tables_in(path)}")
+    ratings = {row.where: number(row, asked) for row in jobs.rows}  # one that is no number leaves none out: it is told
+    found = _found(path, jobs)
+    said = [one._replace(score=ratings.get(one.where) if jobs.rows else _rating_by_folder(one, path)) for one in found]
+    if all(one.score is None for one in said):
+        raise UserError(
+            f"{path}: not one of the pictures here has a rating. {_tables_in(path)}"
+            if not jobs.rows
+            else f"{path}: the column '{asked}' says nothing of any of the pictures here."
+        )
+    bare = [f"{one.where}: this picture has no rating." for one in said if one.score is None]
+    return [one for one in said if one.score is not None], [*jobs.left, *bare]
+
+
+def _all(path: Path) -> _Jobs:
+    """
+    Raises:
+        UserError: there is nothing of the kind, or the table cannot be read.
+    """
     if not path.exists():
         raise UserError(f"{path}: nothing is there. {near(str(path))}".rstrip())
     if (path / "run.json").is_file():
@@ -84,7 +127,14 @@ def gathered(path: Path) -> tuple[list[Found], list[str]]:
         _table(path, jobs)
     else:
         _folder(path, path, jobs)
-    tell_choice(jobs.rows, captions_of)
+    return jobs
+
+
+def _found(path: Path, jobs: _Jobs) -> list[Found]:
+    """
+    Raises:
+        UserError: there is none.
+    """
     found = []
     for job in jobs.pictures:
         try:
@@ -94,7 +144,24 @@ def gathered(path: Path) -> tuple[list[Found], list[str]]:
     if not found:
         some = f" Left out: {jobs.left[0]}" if jobs.left else f" Known: {', '.join(SUFFIXES)}."
         raise UserError(f"{path}: there is no picture here.{some}")
-    return found, jobs.left
+    return found
+
+
+def _rating_by_folder(one: Found, path: Path) -> float | None:
+    """What the folders between ``path`` and a picture are called, the nearest number."""
+    inner = one.picture.relative_to(path).parent.parts if isinstance(one.picture, Path) else ()
+    return next((float(name) for name in reversed(inner) if RATED.fullmatch(name)), None)
+
+
+def _tables_in(path: Path) -> str:
+    """How ratings may stand beside pictures, and whether a table of another name lies there, which is not read."""
+    lying = sorted(path.iterdir()) if path.is_dir() else []
+    tables = [file for file in lying if file.name.lower().removesuffix(".gz").endswith(ROWS)]
+    some = f" Or is it {tables[0]} that has them? Then name that file in place of the folder." if tables else ""
+    return (
+        f"Ratings stand in {' or '.join(TABLES[:2])} with file_name and {RATING}, or pictures lie in folders that are "
+        f"called by them, such as {Path('1') / 'a.png'}.{some}"
+    )
 
 
 def _folder(folder: Path, root: Path, jobs: _Jobs) -> None:
