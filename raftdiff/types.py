@@ -209,6 +209,31 @@ class KeepsReplies(Protocol):
         ...
 
 
+class Reason(NamedTuple):
+    """Why a sample has no higher score."""
+
+    kind: str
+    """One of the few of its reward, by which reasons are counted: "too few"."""
+    text: str
+    """What it was here: "expected cat>=2, found 1"."""
+
+
+class Explained(NamedTuple):
+    """A score and why it is no higher; no reason where nothing is wrong."""
+
+    score: float
+    reasons: tuple[Reason, ...] = ()
+
+
+@runtime_checkable
+class Explains(Protocol[Media]):
+    """A reward that knows what is wrong with a sample."""
+
+    def explained(self, samples: Sequence[Sample[Media]]) -> list[Explained]:
+        """What ``score`` says of each, with the reasons."""
+        ...
+
+
 @runtime_checkable
 class ChoosesPrompts(Protocol):
     """A reward that can say something of some prompts' answers alone."""

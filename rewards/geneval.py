@@ -17,7 +17,7 @@ from raftdiff.rewards.clip_weights import Precision, clip_needs, openai_weights
 from raftdiff.rewards.detection import Detector, detector_needs, open_detector
 from raftdiff.rewards.geneval_rules import COLOURS, Detection, Verdict, judge, kept, wanted
 from raftdiff.rewards.tower import open_tower
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import Explained, Prompt, Sample
 
 GROUND = "#999999"
 """What stands in place of the pixels beside an object, where its colour is asked for."""
@@ -116,7 +116,12 @@ class GenEvalReward:
             wanted(prompt.meta, f"geneval: the prompt '{prompt.id}'")
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
-        return torch.tensor([float(self.verdict(sample.media, sample.prompt).right) for sample in samples])
+        return torch.tensor([one.score for one in self.explained(samples)])
+
+    def explained(self, samples: Sequence[Sample[Image.Image]]) -> list[Explained]:
+        """See ``types.Explains``."""
+        verdicts = [self.verdict(sample.media, sample.prompt) for sample in samples]
+        return [Explained(float(it.right), it.reasons) for it in verdicts]
 
     def verdict(self, picture: Image.Image, prompt: Prompt) -> Verdict:
         """Whether one picture is right, and what is wrong with it.

@@ -14,7 +14,11 @@ import numpy as np
 from jaxtyping import Bool
 
 from raftdiff.errors import UserError
+from raftdiff.types import Reason
 
+MISSING, TOO_FEW, TOO_MANY = "missing", "too few", "too many"
+COLOUR, PLACE, NO_TARGET = "another colour", "another place", "no target"
+"""The kinds of reasons."""
 COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "brown", "black", "white")
 RELATIONS = ("left of", "right of", "above", "below")
 MARGIN = 0.1
@@ -71,8 +75,8 @@ class Wanted(NamedTuple):
 
 class Verdict(NamedTuple):
     right: bool
-    reasons: tuple[str, ...] = ()
-    """What is wrong, a clause each."""
+    reasons: tuple[Reason, ...] = ()
+    """What is wrong, one of a clause, in the published words."""
 
 
 def wanted(meta: Mapping[str, Any], where: str) -> Wanted:
@@ -162,7 +166,7 @@ def judge(
         found: ``kept`` detections by class, the surest first.
         colours: names the colour of each of some objects of a class; it is asked only where a clause names one.
     """
-    wrong: list[str] = []
+    wrong: list[Reason] = []
     matched: list[Sequence[Detection]] = []  # empty where the clause does not hold: nothing can stand relative to it
     for clause in asked.include:
         objects = list(found.get(clause.label, ()))[: clause.count]
@@ -171,7 +175,7 @@ def judge(
         wrong += [reason] if reason else []
     for clause in asked.exclude:
         if (there := len(found.get(clause.label, ()))) >= clause.count:
-            wrong.append(f"expected {clause.label}<{clause.count}, found {there}")
+            wrong.append(Reason(TOO_MANY, f"expected {clause.label}<{clause.count}, found {there}"))
     return Verdict(not wrong, tuple(wrong))
 
 
@@ -180,20 +184,23 @@ def _lacks(
     objects: Sequence[Detection],
     matched: Sequence[Sequence[Detection]],
     colours: Callable[[Sequence[Detection], str], Sequence[str]],
-) -> str:
-    """Why a clause does not hold; empty where it does."""
+) -> Reason | None:
+    """Why a clause does not hold; None where it does."""
     if len(objects) < clause.count:
-        return f"expected {clause.label}>={clause.count}, found {len(objects)}"
+        kind = TOO_FEW if objects else MISSING
+        return Reason(kind, f"expected {clause.label}>={clause.count}, found {len(objects)}")
     if clause.colour is not None:
         seen = list(colours(objects, clause.label))
         if seen.count(clause.colour) < clause.count:
-            return f"expected {clause.colour} {clause.label}>={clause.count}, found {', '.join(seen)}"
+            told = f"expected {clause.colour} {clause.label}>={clause.count}, found {', '.join(seen)}"
+            return Reason(COLOUR, told)
     if clause.position is not None:
         relation, target = clause.position
         if not matched[target]:
-            return f"no target for {clause.label} to be {relation}"
+            return Reason(NO_TARGET, f"no target for {clause.label} to be {relation}")
         for one in objects:
             for other in matched[target]:
                 if relation not in (true := relations(one.box, other.box)):
-                    return f"expected {clause.label} {relation} target, found {' and '.join(sorted(true)) or 'neither'}"
-    return ""
+                    where = " and ".join(sorted(true)) or "neither"
+                    return Reason(PLACE, f"expected {clause.label} {relation} target, found {where}")
+    return None

@@ -1,12 +1,15 @@
 """The table of a benchmark: for a terminal, and for papers in Markdown and LaTeX. One source for all, the JSON."""
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 TEX = {"\\": r"\textbackslash{}", **{sign: f"\\{sign}" for sign in "&%$#_{}"}, "~": r"\textasciitilde{}", "^": r"\^{}"}
 RULE = [""]
 """Stands for a line across the table."""
+COMMONEST = 3
+"""Reasons of a category that are shown; the JSON has all."""
 
 
 def rows(outcome: Mapping[str, Any]) -> list[list[str]]:
@@ -61,24 +64,56 @@ def caption(outcome: Mapping[str, Any]) -> str:
     return f"{outcome['title']}, {outcome['model']}: {drawn}{both}; higher is better; 95% intervals over prompts."
 
 
+def reasons(outcome: Mapping[str, Any]) -> list[list[str]]:
+    """What is most often wrong with the pictures of each category, as cells like those of ``rows``: the share of its
+    pictures with such a reason, of which one may have several. Nothing where no reward gives reasons."""
+    sides: Sequence[str] = outcome["sides"]
+    found = [["what is wrong", "pictures", *(sides if len(sides) > 1 else ["share"])]]
+    for name, told in outcome["reasons"].items():
+        found += [RULE, [name]]
+        shown: Counter[str] = Counter()
+        for why in told:
+            shown[why["category"]] += 1
+            if shown[why["category"]] <= COMMONEST:
+                label = f"{why['category']}: {why['kind']}" if why["category"] else why["kind"]
+                shares = [f"{why['wrong'][side] / max(why['pictures'][side], 1):.1%}" for side in sides]
+                found.append([label, f"{max(why['pictures'].values()):,}", *shares])
+        if not told:
+            found.append(["nothing", *[""] * (1 + len(sides))])
+    return found if len(found) > 1 else []
+
+
 def plain(outcome: Mapping[str, Any]) -> str:
     """For a terminal."""
-    table = rows(outcome)
+    parts = [_aligned(rows(outcome)), caption(outcome)]
+    if wrong := reasons(outcome):
+        parts.append(_aligned(wrong))
+    return "\n\n".join(parts)
+
+
+def _aligned(table: Sequence[list[str]]) -> str:
     width = [max(len(row[place]) for row in table if place < len(row)) for place in range(len(table[0]))]
     lines = [
         "" if row == RULE else "  ".join([row[0].ljust(width[0]), *map(str.rjust, row[1:], width[1:])]) for row in table
     ]
-    return "\n".join([*(line.rstrip() for line in lines), "", caption(outcome)])
+    return "\n".join(line.rstrip() for line in lines)
 
 
 def markdown(outcome: Mapping[str, Any]) -> str:
     """As GitHub reads it."""
-    head, *body = rows(outcome)
+    parts = [_piped(rows(outcome)), caption(outcome)]
+    if wrong := reasons(outcome):
+        parts.append(_piped(wrong))
+    return "\n\n".join(parts) + "\n"
+
+
+def _piped(table: Sequence[list[str]]) -> str:
+    head, *body = table
     lines = [_pipes(head), "|---|" + "--:|" * (len(head) - 1)]
     for row in body:
         if row != RULE:
             lines.append(_pipes([f"**{row[0]}**"] + [""] * (len(head) - 1) if len(row) == 1 else row))
-    return "\n".join([*lines, "", caption(outcome), ""])
+    return "\n".join(lines)
 
 
 def _pipes(row: Sequence[str]) -> str:

@@ -63,6 +63,17 @@ def test_a_run_is_compared_before_and_after_and_goes_on_where_it_was(
     assert (result["sides"], result["prompts"], result["samples"]) == (["before", "after"], 2, 2)
     mean = result["rewards"]["geneval"]["by"]["tag"]["mean"]["scores"]
     assert result["rewards"]["geneval"]["overall"]["scores"] == mean
+    assert "what is wrong" in out
+    for side in ("before", "after"):
+        rows = [json.loads(line) for line in (folder / f"results-{side}.jsonl").read_text().splitlines()]
+        assert [row["tag"] for row in rows] == ["single_object"] * 2 + ["colors"] * 2
+        assert sum(row["correct"] for row in rows) / 4 == mean[side]["mean"]
+        assert all(bool(row["reason"]) != row["correct"] for row in rows)
+        assert all(Path(row["filename"]).is_file() for row in rows)
+        assert json.loads(rows[2]["metadata"])["include"] == ROWS[1]["include"]
+        counted = [why["wrong"][side] for why in result["reasons"]["geneval"]]
+        assert sum(counted) == sum(len(set(row["kinds"])) for row in rows)
+    assert "results-before.jsonl, results-after.jsonl" in out
     pictures = {file: file.stat().st_mtime_ns for file in folder.rglob("*.png")}
     assert len(pictures) == 8
     lost = min(pictures)
@@ -72,7 +83,8 @@ def test_a_run_is_compared_before_and_after_and_goes_on_where_it_was(
     assert main(words) == 0
     assert lost.read_bytes() == held
     assert sum(file.stat().st_mtime_ns != then for file, then in pictures.items()) == 1
-    assert json.loads((folder / "benchmark.json").read_text())["rewards"] == result["rewards"]
+    again = json.loads((folder / "benchmark.json").read_text())
+    assert [again[part] for part in ("rewards", "reasons")] == [result[part] for part in ("rewards", "reasons")]
     assert (folder / "table.tex").read_text().startswith(r"% \usepackage{booktabs}")
     assert main(["check", str(place / "run")]) == 0
 

@@ -23,7 +23,8 @@ from raftdiff.diffusion.suites.drawing import draw
 from raftdiff.diffusion.suites.known import prompts_of, rows_of, suite, told_of
 from raftdiff.diffusion.suites.lying import Picture
 from raftdiff.diffusion.suites.outcome import Outcome, outcome
-from raftdiff.diffusion.suites.scoring import Scorer, Table, score
+from raftdiff.diffusion.suites.results import results
+from raftdiff.diffusion.suites.scoring import Scored, Scorer, score
 from raftdiff.diffusion.wording import Reading, limits
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted, gone
@@ -300,12 +301,12 @@ def _readings(scorers: Sequence[Scorer]) -> list[Reading]:
 
 
 def _report(args: argparse.Namespace, model: str, made: Drawn, scorers: Sequence[Scorer], folder: Path) -> None:
-    bars, found, blank = Bars(), dict[str, Mapping[str, Table]](), dict[str, int]()
+    bars, found, blank = Bars(), dict[str, Scored](), dict[str, int]()
     try:
         for side, pictures in made.sides.items():
             report = bars.stage(0, "score" if len(made.sides) == 1 else f"score {side}")
-            scored = score(pictures, made.prompts, scorers, folder / SCORES, report=report)
-            found[side], blank[side] = scored.tables, scored.blank
+            found[side] = score(pictures, made.prompts, scorers, folder / SCORES, report=report)
+            blank[side] = found[side].blank
     finally:
         bars.close()
     if any(blank.values()):
@@ -313,12 +314,15 @@ def _report(args: argparse.Namespace, model: str, made: Drawn, scorers: Sequence
         tell([f"pictures of one colour all over, scored as the others are: {told}."])
     settings = {one.reward.name: dict(one.settings) for one in scorers}
     how = {**made.how, "rewards": settings, "notes": list(made.notes), "blank": blank}
-    result = outcome(args.benchmark, model, made.prompts, found, how)
+    figures = {side: it.tables for side, it in found.items()}
+    reasons = {side: it.reasons for side, it in found.items()}
+    result = outcome(args.benchmark, model, made.prompts, figures, how, reasons=reasons)
     _write(folder, result)
+    files = ["table.md", "table.tex", RESULT, *_explain(folder, args.benchmark, made, found), SCORES]
     if args.json:
         print((folder / RESULT).read_text(encoding="utf-8"), end="")
     else:
-        print(f"\n{tables.plain(result)}\n\n{folder}: table.md, table.tex, {RESULT}, {SCORES}")
+        print(f"\n{tables.plain(result)}\n\n{folder}: {', '.join(files)}")
 
 
 def _write(folder: Path, result: Outcome) -> None:
@@ -326,3 +330,15 @@ def _write(folder: Path, result: Outcome) -> None:
     write_text(folder / RESULT, json.dumps(result, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
     write_text(folder / "table.md", tables.markdown(result))
     write_text(folder / "table.tex", tables.latex(result))
+
+
+def _explain(folder: Path, name: str, made: Drawn, scored: Mapping[str, Scored]) -> list[str]:
+    """Write what is wrong with each picture; returns the files' names, of rewards without reasons none."""
+    found = []
+    for side, it in scored.items():
+        file = folder / (f"results-{side}.jsonl" if len(scored) > 1 else "results.jsonl")
+        file.unlink(missing_ok=True)  # of other rewards
+        if rows := list(results(made.sides[side], it.reasons, suite(name).columns)):
+            write_text(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            found.append(file.name)
+    return found

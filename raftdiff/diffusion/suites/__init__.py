@@ -2,5 +2,6 @@
 
 ``known`` says what each benchmark is, and reads its prompt file; ``drawing`` draws onto the disk as GenEval keeps
 pictures, and goes on where it was stopped; ``lying`` finds pictures that are there; ``scoring`` scores them and keeps
-what was said; ``outcome`` reduces it by category. The prompt files are the user's: nothing ships, nothing is fetched.
+what was said; ``outcome`` reduces it by category, and ``results`` says what is wrong with each picture.
+The prompt files are the user's: nothing ships, nothing is fetched.
 """

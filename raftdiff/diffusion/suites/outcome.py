@@ -1,5 +1,6 @@
 """What a benchmark came to: its scores by category, as the JSON that every table is made of."""
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any, TypedDict
 
@@ -7,6 +8,7 @@ import numpy as np
 from jaxtyping import Float
 
 from raftdiff.diffusion.suites.known import suite
+from raftdiff.diffusion.suites.scoring import Told
 from raftdiff.measures.categories import Grouping, Line, grouped, line
 from raftdiff.types import Prompt
 
@@ -27,6 +29,18 @@ class Reward(TypedDict):
     win rate to speak of."""
 
 
+class Why(TypedDict):
+    """How common one kind of reason is among the pictures of a category."""
+
+    category: str
+    """Of the first column that the benchmark is reduced by; empty without one."""
+    kind: str
+    pictures: dict[str, int]
+    """Side -> how many pictures were scored."""
+    wrong: dict[str, int]
+    """Side -> how many of those have such a reason; a picture may have several."""
+
+
 class Outcome(TypedDict):
     benchmark: str
     title: str
@@ -37,6 +51,8 @@ class Outcome(TypedDict):
     sides: list[str]
     """``before`` and ``after``, or ``score``."""
     rewards: dict[str, Reward]
+    reasons: dict[str, list[Why]]
+    """By reward that gives any: what is wrong with pictures, category by category, the commonest first."""
     how: dict[str, Any]
     """What the figures depend on: settings of the drawing, rewards, notes."""
 
@@ -47,9 +63,12 @@ def outcome(
     prompts: Sequence[Prompt],
     tables: Mapping[str, Mapping[str, Table]],
     how: Mapping[str, Any],
+    *,
+    reasons: Mapping[str, Mapping[str, Told]] | None = None,
 ) -> Outcome:
     """Args:
     tables: side -> reward -> scores; the sides have the same prompts and, side by side, the same seeds.
+    reasons: side -> reward -> what is wrong with each picture.
     """
     sides = list(tables)
     rewards = {
@@ -64,6 +83,7 @@ def outcome(
         samples=samples,
         sides=sides,
         rewards=rewards,
+        reasons=_reasons(name, prompts, reasons or {}),
         how=dict(how),
     )
 
@@ -81,6 +101,32 @@ def _reward(name: str, prompts: Sequence[Prompt], sides: Mapping[str, Table]) ->
     rates = set(np.unique(every[~np.isnan(every)])) <= {0.0, 1.0}
     best = {side: _best(table) for side, table in sides.items()}
     return Reward(overall=mean or pictures, pictures=pictures, by=by, any=line(best) if rates else None)
+
+
+def _reasons(name: str, prompts: Sequence[Prompt], sides: Mapping[str, Mapping[str, Told]]) -> dict[str, list[Why]]:
+    column = next(iter(suite(name).columns), "")
+    category = {prompt.id: str(prompt.meta.get(column, "")) for prompt in prompts}
+    found: dict[str, list[Why]] = {}
+    for reward in dict.fromkeys(reward for of_side in sides.values() for reward in of_side):
+        pictures: dict[str, Counter[str]] = {one: Counter() for one in category.values()}
+        wrong: dict[tuple[str, str], Counter[str]] = {}
+        for side, told in sides.items():
+            for (prompt, _), reasons in told[reward].items():
+                pictures[category[prompt]][side] += 1
+                for kind in {reason.kind for reason in reasons}:
+                    wrong.setdefault((category[prompt], kind), Counter())[side] += 1
+        places = {one: place for place, one in enumerate(pictures)}
+        order = sorted(wrong, key=lambda it: (places[it[0]], -wrong[it].total(), it[1]))
+        found[reward] = [
+            Why(
+                category=one,
+                kind=kind,
+                pictures={side: pictures[one][side] for side in sides},
+                wrong={side: wrong[one, kind][side] for side in sides},
+            )
+            for one, kind in order
+        ]
+    return found
 
 
 def _best(table: Table) -> Float[np.ndarray, "prompts 1"]:

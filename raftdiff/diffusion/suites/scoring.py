@@ -4,7 +4,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from jaxtyping import Float
@@ -17,8 +17,8 @@ from raftdiff.ranking import scores
 from raftdiff.recipes.config import digest
 from raftdiff.recipes.registry import BUILT_IN
 from raftdiff.records.disk import append, read_appended
-from raftdiff.scoring import demand_prompts, in_batches, sees_prompts
-from raftdiff.types import Prompt, Report, Reward, Sample, silent
+from raftdiff.scoring import called, demand_prompts, in_batches, numbers, sees_prompts
+from raftdiff.types import Explained, Explains, Prompt, Reason, Report, Reward, Sample, silent
 
 BATCH = 32
 """Pictures that the rewards see together."""
@@ -27,6 +27,8 @@ UNKEPT = ("callable", "remote", "labels")
 plug-ins are."""
 
 Table = Float[np.ndarray, "prompts samples"]
+Told: TypeAlias = dict[tuple[str, int], tuple[Reason, ...]]
+"""What is wrong with each picture that has a score, by prompt id and index."""
 
 
 class Scorer(NamedTuple):
@@ -40,6 +42,8 @@ class Scorer(NamedTuple):
 class Scored(NamedTuple):
     tables: dict[str, Table]
     """By reward; rows are the prompts, NaN where there is no picture or the reward discards it."""
+    reasons: dict[str, Told]
+    """By reward that gives any."""
     blank: int
     """Pictures of one colour all over. They are scored as all are: a benchmark leaves none out."""
     pictures: int
@@ -62,7 +66,8 @@ def score(
     row = {prompt.id: place for place, prompt in enumerate(prompts)}
     size = (len(prompts), 1 + max((one.index for one in pictures), default=0))
     tables = {one.reward.name: np.full(size, np.nan) for one in scorers}
-    held = {line["key"]: line["score"] for line in read_appended(file) if {"key", "score"} <= set(line)}
+    reasons: dict[str, Told] = {one.reward.name: {} for one in scorers if isinstance(one.reward, Explains)}
+    held = {line["key"]: line for line in read_appended(file) if {"key", "score"} <= set(line)}
     marks = {one.reward.name: digest(one.settings) for one in scorers}
     done, blank = 0, 0
     for places in in_batches(((one.prompt.id, one.index) for one in pictures), BATCH):
@@ -82,14 +87,18 @@ def score(
             whole = [together[sample.prompt.id] if sees_prompts(one.reward) else "" for sample in samples]
             keys = [_key(marks[name], *said) for said in zip(seen, whole, strict=True)]
             kept = one.settings.get("type") in {*BUILT_IN["rewards"]}.difference(UNKEPT)
-            lacking = not kept or any(key not in held for key in keys)
-            values = scores(one.reward, samples) if lacking else np.array([_read(held[key]) for key in keys])
+            known = [_read(held.get(key), one.reward) for key in keys] if kept else []
+            values = [it for it in known if it is not None]
+            if lacking := len(values) < len(samples):
+                values = _asked(one.reward, samples)
             for sample, key, value in zip(samples, keys, values, strict=True):
-                tables[name][row[sample.prompt.id], sample.index] = value
+                tables[name][row[sample.prompt.id], sample.index] = value.score
+                if name in reasons and not np.isnan(value.score):
+                    reasons[name][sample.prompt.id, sample.index] = value.reasons
                 if lacking:
-                    held[key] = None if np.isnan(value) else float(value)
                     said = {"reward": name, "prompt": sample.prompt.id, "index": sample.index}
-                    lines.append(json.dumps({"key": key, **said, "score": held[key]}) + "\n")
+                    held[key] = {"key": key, **said, **_written(value, one.reward)}
+                    lines.append(json.dumps(held[key], ensure_ascii=False) + "\n")
         if lines:
             file.parent.mkdir(parents=True, exist_ok=True)
             append(file, lines)
@@ -100,7 +109,7 @@ def score(
             f"All {counted(blank, 'picture')} are of one colour, as where a model computes NaN: set model.dtype to "
             "bfloat16 or float32."
         )
-    return Scored(tables, blank, len(pictures))
+    return Scored(tables, reasons, blank, len(pictures))
 
 
 def _seen(sample: Sample[Image.Image]) -> str:
@@ -115,5 +124,27 @@ def _key(reward: str, picture: str, others: str) -> str:
     return hashlib.blake2b("-".join((reward, picture, others)).encode(), digest_size=12).hexdigest()
 
 
-def _read(value: float | None) -> float:
-    return np.nan if value is None else float(value)
+def _asked(reward: Reward[Image.Image], samples: Sequence[Sample[Image.Image]]) -> list[Explained]:
+    """
+    Raises:
+        UserError: as ``ranking.scores``.
+    """
+    if not isinstance(reward, Explains):
+        return [Explained(float(value)) for value in scores(reward, samples)]
+    told = reward.explained(samples)
+    values = numbers([one.score for one in told], len(samples), called(reward))
+    return [Explained(float(value), one.reasons) for value, one in zip(values, told, strict=True)]
+
+
+def _written(value: Explained, reward: Reward[Image.Image]) -> dict[str, Any]:
+    """As a line of JSON holds it."""
+    score = {"score": None if np.isnan(value.score) else value.score}
+    return {**score, "reasons": value.reasons} if isinstance(reward, Explains) else score
+
+
+def _read(line: Mapping[str, Any] | None, reward: Reward[Image.Image]) -> Explained | None:
+    """What a line holds; None where it lacks anything, as the reasons that earlier versions did not keep."""
+    if line is None or (isinstance(reward, Explains) and "reasons" not in line):
+        return None
+    score = np.nan if line["score"] is None else float(line["score"])
+    return Explained(score, tuple(Reason(*reason) for reason in line.get("reasons", ())))

@@ -4,7 +4,7 @@ import numpy as np
 
 from raftdiff.diffusion.suites.outcome import outcome
 from raftdiff.reports.benchmark import latex, markdown, plain
-from raftdiff.types import Prompt
+from raftdiff.types import Prompt, Reason
 
 
 def prompts(tags: list[str]) -> list[Prompt]:
@@ -45,3 +45,47 @@ def test_without_categories_there_is_one_line_over_all_prompts() -> None:
     assert "26.00" in text
     assert "all pictures" not in text
     assert "before" not in text
+
+
+def explained():  # type: ignore[no-untyped-def]
+    """Four pictures of color_attr and two of counting; each reason by its kind."""
+    few, many = Reason("too few", "1"), Reason("too many", "9")
+    hue, hue2 = (Reason("another colour", it) for it in ("red", "blue"))
+    told = {
+        "before": {("p-0", 0): (few,), ("p-0", 1): (hue, hue2), ("p-1", 0): (few, hue), ("p-1", 1): (few,)},
+        "after": {("p-0", 0): (), ("p-0", 1): (hue,), ("p-1", 0): (), ("p-1", 1): ()},
+    }
+    told["before"] |= {("p-2", 0): (many,), ("p-2", 1): ()}
+    told["after"] |= {("p-2", 0): (), ("p-2", 1): ()}
+    tables = {side: {"geneval": np.zeros((3, 2))} for side in told}
+    asked = prompts(["color_attr", "color_attr", "counting"])
+    reasons = {side: {"geneval": it} for side, it in told.items()}
+    return outcome("geneval", "run_1", asked, tables, {}, reasons=reasons)
+
+
+def test_reasons_are_counted_by_category_and_kind_the_commonest_first() -> None:
+    """A picture with two reasons of a kind has that kind once."""
+    lines = [line.split("|") for line in markdown(explained()).split("| what is wrong")[1].splitlines()[2:]]
+    assert [[cell.strip() for cell in cells[1:5]] for cells in lines] == [
+        ["**geneval**", "", "", ""],
+        ["color_attr: another colour", "4", "50.0%", "25.0%"],
+        ["color_attr: too few", "4", "75.0%", "0.0%"],
+        ["counting: too many", "2", "50.0%", "0.0%"],
+    ]
+    assert "counting: too many" in plain(explained())
+    assert "what is wrong" not in latex(explained())
+    assert "what is wrong" not in plain(found())
+
+
+def test_of_a_category_the_three_commonest_are_shown_and_all_are_kept() -> None:
+    told = {("p-0", n): tuple(Reason(kind, "") for kind in "abcd"[: n + 1]) for n in range(4)}
+    tables = {"score": {"geneval": np.zeros((1, 4))}}
+    it = outcome("geneval", "m", prompts(["x"]), tables, {}, reasons={"score": {"geneval": told}})
+    assert [why["kind"] for why in it["reasons"]["geneval"]] == ["a", "b", "c", "d"]
+    assert [line.split(" ")[1] for line in plain(it).splitlines() if line.startswith("x: ")] == ["a", "b", "c"]
+
+
+def test_where_nothing_is_wrong_it_is_said() -> None:
+    told = {"score": {"g": {("p-0", 0): ()}}}
+    it = outcome("geneval", "m", prompts(["x"]), {"score": {"g": np.ones((1, 1))}}, {}, reasons=told)
+    assert plain(it).splitlines()[-4:] == ["what is wrong  pictures  share", "", "g", "nothing"]

@@ -16,7 +16,7 @@ from raftdiff.rewards.detection import around, instances, open_detector
 from raftdiff.rewards.geneval import GenEvalConfig, GenEvalReward, cut
 from raftdiff.rewards.geneval_rules import COLOURS, Detection
 from raftdiff.testing.conformance import check_reward
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import Explains, Prompt, Reason, Sample
 
 SHADES = {"red": (255, 0, 0), "blue": (0, 0, 255), "green": (0, 128, 0)}
 
@@ -75,10 +75,13 @@ def test_a_drawn_scene_is_right_in_count_colour_and_place_or_is_not() -> None:
     reward = GenEvalReward(Eye({"dog": [UP], "cat": [DOWN]}), Palette())
     right, wrong = sample(meta, ("red", UP), ("blue", DOWN)), sample(meta, ("green", UP), ("blue", DOWN))
     assert reward.score([right, wrong]).tolist() == [1, 0]
-    assert reward.verdict(wrong.media, wrong.prompt).reasons == ("expected red dog>=1, found green",)
+    reasons = (Reason("another colour", "expected red dog>=1, found green"),)
+    assert reward.explained([right, wrong]) == [(1.0, ()), (0.0, reasons)]
+    assert isinstance(reward, Explains)
     turned = GenEvalReward(Eye({"dog": [DOWN], "cat": [UP]}), Palette())
     below = sample(meta, ("blue", UP), ("red", DOWN))
-    assert turned.verdict(below.media, below.prompt).reasons == ("expected dog above target, found below",)
+    (reason,) = turned.verdict(below.media, below.prompt).reasons
+    assert reason == ("another place", "expected dog above target, found below")
 
 
 def test_where_objects_are_counted_the_detector_must_be_surer() -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from raftdiff.errors import UserError
 from raftdiff.rewards.geneval_rules import Box, Detection, Verdict, judge, kept, relations, wanted
+from raftdiff.types import Reason
 
 BENCH = {"tag": "single_object", "include": [{"class": "bench", "count": 1}]}
 
@@ -24,8 +25,9 @@ LEFT, RIGHT, HERE = (0, 40, 20, 60), (80, 40, 100, 60), (40, 40, 60, 60)
 
 def test_an_object_that_is_found_is_right_and_one_that_is_not_is_told() -> None:
     assert verdict(BENCH, ("bench", 0.9, HERE)) == (True, ())
-    assert verdict(BENCH, ("cat", 0.9, HERE)) == (False, ("expected bench>=1, found 0",))
-    assert verdict(BENCH, ("bench", 0.3, HERE)) == (False, ("expected bench>=1, found 0",))  # not surer than 0.3
+    missing = Reason("missing", "expected bench>=1, found 0")
+    assert verdict(BENCH, ("cat", 0.9, HERE)) == (False, (missing,))
+    assert verdict(BENCH, ("bench", 0.3, HERE)) == (False, (missing,))  # not surer than 0.3
 
 
 def test_more_than_asked_is_wrong_only_where_it_is_excluded() -> None:
@@ -33,22 +35,23 @@ def test_more_than_asked_is_wrong_only_where_it_is_excluded() -> None:
     two = {"tag": "counting", "include": [{"class": "bench", "count": 2}]}
     assert verdict(two, *three).right
     exactly = {**two, "exclude": [{"class": "bench", "count": 3}]}
-    assert verdict(exactly, *three) == (False, ("expected bench<3, found 3",))
+    assert verdict(exactly, *three) == (False, (Reason("too many", "expected bench<3, found 3"),))
     assert verdict(exactly, *three[:2]).right
-    assert verdict(exactly, three[0]).reasons == ("expected bench>=2, found 1",)
+    assert verdict(exactly, three[0]).reasons == (Reason("too few", "expected bench>=2, found 1"),)
 
 
 def test_every_class_must_be_there() -> None:
     both = {"tag": "two_object", "include": [{"class": "bench", "count": 1}, {"class": "cat", "count": 1}]}
     assert verdict(both, ("bench", 0.9, LEFT), ("cat", 0.5, RIGHT)).right
-    assert verdict(both, ("bench", 0.9, LEFT)).reasons == ("expected cat>=1, found 0",)
+    assert verdict(both, ("bench", 0.9, LEFT)).reasons == (Reason("missing", "expected cat>=1, found 0"),)
 
 
 def test_the_colour_of_the_surest_objects_counts() -> None:
     red = {"tag": "colors", "include": [{"class": "bench", "count": 1, "color": "red"}]}
     two = [("bench", 0.6, LEFT), ("bench", 0.9, RIGHT)]
     assert verdict(red, *two, colours=["red", "blue"]).right  # only the surest is asked about
-    assert verdict(red, *two, colours=["blue", "red"]).reasons == ("expected red bench>=1, found blue",)
+    (reason,) = verdict(red, *two, colours=["blue", "red"]).reasons
+    assert reason == ("another colour", "expected red bench>=1, found blue")
     asked: list[Box] = []
 
     def colours(objects: Sequence[Detection], label: str) -> list[str]:
@@ -77,7 +80,8 @@ def test_each_relation_is_known_by_the_boxes(place: Box, word: str) -> None:
     assert verdict(meta, ("cat", 0.9, HERE), ("bench", 0.9, place)).right
     turned = verdict(meta, ("cat", 0.9, place), ("bench", 0.9, HERE))
     assert not turned.right
-    assert turned.reasons[0].startswith(f"expected bench {word} target, found ")
+    assert turned.reasons[0].kind == "another place"
+    assert turned.reasons[0].text.startswith(f"expected bench {word} target, found ")
 
 
 def test_a_diagonal_is_both_and_what_is_nearer_than_the_margin_is_neither() -> None:
@@ -98,8 +102,8 @@ def test_nothing_stands_relative_to_what_is_not_right() -> None:
         "include": [{"class": "cat", "count": 1}, {"class": "bench", "count": 1, "position": ["above", 0]}],
     }
     assert verdict(meta, ("bench", 0.9, HERE)).reasons == (
-        "expected cat>=1, found 0",
-        "no target for bench to be above",
+        ("missing", "expected cat>=1, found 0"),
+        ("no target", "no target for bench to be above"),
     )
 
 

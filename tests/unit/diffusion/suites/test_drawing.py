@@ -12,10 +12,11 @@ from PIL import Image
 
 from raftdiff.diffusion.suites import lying
 from raftdiff.diffusion.suites.drawing import draw
+from raftdiff.diffusion.suites.results import results
 from raftdiff.diffusion.suites.scoring import Scorer, score
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import Explained, Prompt, Reason, Sample
 
 PROMPTS = [Prompt(name, f"a {name}", f"a {name}", f"a {name}", meta={"tag": "x"}) for name in ("cat", "dog", "bus")]
 
@@ -55,6 +56,13 @@ class Brightness:
     def score(self, samples: Sequence[Sample[Image.Image]]) -> torch.Tensor:
         self.asked += len(samples)
         return torch.tensor([np.asarray(one.media).mean() for one in samples], dtype=torch.float32)
+
+
+class Dark(Brightness):
+    """Says what is wrong: darkness."""
+
+    def explained(self, samples: Sequence[Sample[Image.Image]]) -> list[Explained]:
+        return [Explained(value, (Reason("dark", f"{value:.0f}"),)) for value in self.score(samples).tolist()]
 
 
 def drawn(folder: Path, sampler: Noise, **how: object) -> list[lying.Picture]:
@@ -134,6 +142,28 @@ def test_a_score_is_asked_for_once_and_again_where_anything_changed(tmp_path: Pa
     score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
     score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
     assert reward.asked == 42  # likewise
+
+
+def test_reasons_are_kept_with_the_scores_and_asked_for_where_they_were_not(tmp_path: Path) -> None:
+    pictures, file = drawn(tmp_path / "pictures", Noise()), tmp_path / "scores.jsonl"
+    score(pictures, PROMPTS, [Scorer(Brightness(), {"type": "exposure"})], file)  # as before there were any
+    reward = Dark()
+    found = [score(pictures, PROMPTS, [Scorer(reward, {"type": "exposure"})], file) for _ in range(2)]
+    assert reward.asked == 6
+    assert found[0].reasons == found[1].reasons
+    level = found[0].tables["brightness"][1, 0]
+    assert found[0].reasons["brightness"]["dog", 0] == (Reason("dark", f"{level:.0f}"),)
+    assert score(pictures, PROMPTS, [Scorer(Brightness(), {"type": "exposure"})], file).reasons == {}
+    rows = list(results(pictures, found[1].reasons, ["tag"]))
+    assert [Path(row["filename"]) for row in rows] == [one.source for one in pictures]
+    assert {name: rows[2][name] for name in ("tag", "prompt", "correct", "reason", "kinds", "reward")} == {
+        "tag": "x",
+        "prompt": "a dog",
+        "correct": False,
+        "reason": f"{level:.0f}",
+        "kinds": ["dark"],
+        "reward": "brightness",
+    }
 
 
 def test_pictures_that_are_all_blank_are_refused(tmp_path: Path) -> None:
