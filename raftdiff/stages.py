@@ -16,6 +16,7 @@ from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
 from raftdiff.records.changes import alike
+from raftdiff.records.media import file_name, opened
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms, best_round
@@ -84,6 +85,8 @@ class Parts(Generic[Media]):
     """Samples per held-out prompt; their seeds are the same in every round."""
     examine: Callable[[Sequence[Sample[Media]]], Mapping[str, Any]] | None = None
     """Further figures of the held-out samples, such as their distance from the base model, or what their pixels say."""
+    moved: Callable[[Sequence[Sample[Media]], Sequence[Sample[Media]]], Mapping[str, Any]] | None = None
+    """How far the held-out samples lie from the base's of the same prompts and seeds, which come first."""
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
@@ -238,6 +241,8 @@ def _validate(draft: Draft, run: Run, parts: Parts[Media], name: str, progress: 
         totals = ranker.level(raw, units.get("units", {}))
         draft.keep(name, drawn)
         further = parts.examine(drawn) if parts.examine else {}
+        base = _of_base(draft, run, drawn) if parts.moved and name == "held_out" else []
+        moved = {f"{name}_drift": dict(parts.moved(base, drawn))} if parts.moved and base else {}
     draft.note(
         **{name: _mean(totals), f"{name}_each": _each(drawn, totals)},
         **{f"{name}_rewards": {reward: _mean(values) for reward, values in raw.items()}},
@@ -246,7 +251,25 @@ def _validate(draft: Draft, run: Run, parts: Parts[Media], name: str, progress: 
         **{f"{name}_roles": {reward: ranker.role(reward) for reward in raw}},
         **units,
         **({f"{name}_figures": dict(further)} if further else {}),
+        **moved,
     )
+
+
+def _of_base(draft: Draft, run: Run, drawn: Sequence[Sample[Any]]) -> list[Sample[Any]]:
+    """What the base drew for the same prompts and seeds; nothing where that was not kept, or in another way, before a
+    change of the evaluation."""
+    since = {"changed": run.changes().get(draft.index, [])}
+    if draft.index and len(alike([*run.metrics(), since])) <= draft.index:
+        return []
+    first = run.round(0) if draft.index else draft.folder
+    kept, names = first.held_out("held_out_base"), [file_name(sample) for sample in drawn]
+    if not all(name in kept for name in names):
+        return []
+    folder = first.path / "held_out_base"
+    return [
+        replace(sample, media=opened(folder, {"file_name": name}), aux={})
+        for sample, name in zip(drawn, names, strict=True)
+    ]
 
 
 def _keep_replies(draft: Draft, ranker: Ranker[Media]) -> None:

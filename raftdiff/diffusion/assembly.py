@@ -17,7 +17,7 @@ from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
 from raftdiff.embedded.worlds import open_judge, understands
 from raftdiff.errors import UserError
-from raftdiff.measures.diversity import HeldOutFigures, PictureFigures, PictureSimilarity, pixels
+from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures, PictureFigures, PictureSimilarity, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
 from raftdiff.mixing import MixSamplerConfig
@@ -132,6 +132,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
         examine=HeldOutFigures(features(measures.rewards)),
+        moved=HeldOutDrift(features(measures.rewards)),
         loop=recipe.loop,
     )
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)

@@ -29,6 +29,10 @@ KEPT = 0.75
 ALIKE = 0.2
 """A share of near-duplicates so much higher than the base's is an alarm: a fifth of the held-out pictures say nothing
 of their own."""
+LEFT = 1.0
+"""Of the distance between two of the base's pictures of a prompt: held-out pictures that lie further from the base's of
+the same prompt and seed are an alarm. At 1 a picture has no more of its counterpart than one of another seed had.
+Honest runs stayed below 0.7, seen by a CLIP tower."""
 
 Each = Float[np.ndarray, " prompts"]
 Changes = Float[np.ndarray, " changes"]
@@ -40,6 +44,22 @@ class Alarm(NamedTuple):
     what: str
     """Which figure, for whoever asks whether it is a new alarm."""
     told: str
+
+
+class Drift(NamedTuple):
+    """What ``measures.diversity.HeldOutDrift`` says of a round's pictures."""
+
+    each: Each
+    """How far each prompt's pictures lie from the base's of the same seeds."""
+    apart: Each
+    """How far the base's own lie from each other; NaN for one picture a prompt."""
+
+    @property
+    def share(self) -> float | None:
+        """Of the yardstick; None where there is none."""
+        known = ~np.isnan(self.apart)
+        whole = float(self.apart[known].mean()) if known.any() else 0.0
+        return float(self.each[known].mean()) / whole if whole > 0 else None
 
 
 class Signal(NamedTuple):
@@ -67,11 +87,13 @@ class HeldOut:
     near_duplicates: float | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
     """What the rewards are for; of rounds of an earlier version, one of weight 0 looks on."""
+    drift: Drift | None = None
+    """From the base; None of the base itself, and of answers."""
 
     @staticmethod
     def of(metrics: Mapping[str, Any], name: str) -> "HeldOut":
         """From a round's ``metrics.json``, where ``name`` is ``held_out`` or ``held_out_base``."""
-        figures = metrics.get(f"{name}_figures") or {}
+        figures, moved = metrics.get(f"{name}_figures") or {}, metrics.get(f"{name}_drift")
         return HeldOut(
             metrics.get(name),
             {reward: _floats(each) for reward, each in (metrics.get(f"{name}_rewards_each") or {}).items()},
@@ -83,6 +105,7 @@ class HeldOut:
             figures.get("vendi"),
             figures.get("near_duplicates"),
             metrics.get(f"{name}_roles") or {},
+            Drift(_floats(moved["each"]), _floats(moved["apart"])) if moved else None,
         )
 
     def role(self, reward: str) -> str:
@@ -100,15 +123,16 @@ def alarms(base: HeldOut, now: HeldOut) -> list[Alarm]:
 
     A reward that fell, by more than chance from prompt to prompt and by ``FELL``; a signal that moved either way, by
     more than chance and by ``MOVED``, unless it is itself what is trained for; Vendi and the share of near-duplicates
-    by ``KEPT`` and ``ALIKE``. Fewer than two prompts tell nothing from chance.
+    by ``KEPT`` and ``ALIKE``; pictures that left those of the base, by more than chance and ``LEFT``. Fewer than two
+    prompts tell nothing from chance.
     """
     trained = {name for name in now.weights if now.role(name) != "hold_out"}
     rewards = [name for name in base.rewards if name in now.rewards]
     signals = [name for name in base.signals if name in now.signals and name not in trained]
-    level = SURE / max(1, len(rewards) + len(signals))
+    level = SURE / max(1, len(rewards) + len(signals) + (now.drift is not None))
     found = [_fall(name, base, now, level) for name in rewards]
     found += [_move(name, base.signals[name], now.signals[name], level) for name in signals]
-    found += [_sameness(base, now), _repeated(base, now)]
+    found += [_sameness(base, now), _repeated(base, now), _departed(now.drift, level)]
     return [alarm for alarm in found if alarm]
 
 
@@ -119,7 +143,7 @@ def gain(base: HeldOut, now: HeldOut) -> float | None:
     between prompts: what is trained for is no witness of its own hacking. Else the change of the total.
     """
     onlookers = [name for name in now.onlookers if name in base.rewards]
-    changes = [_change(base.rewards[name], now.rewards[name]) for name in onlookers]
+    changes = [changed(base.rewards[name], now.rewards[name]) for name in onlookers]
     told = [it.mean() / spread for it, spread in changes if len(it) and spread > 0]
     if told:
         return float(np.mean(told))
@@ -149,10 +173,19 @@ def half_width(changes: Changes, level: float) -> float:
     return float(t_quantile(len(changes) - 1, 1 - level / 2) * changes.std(ddof=1) / np.sqrt(len(changes)))
 
 
+def changed(before: Each, after: Each) -> tuple[Changes, float]:
+    """After less before of each prompt that has both, and the standard deviation of before; nothing of two sets that
+    are not of one length, as where the prompts are others."""
+    if len(before) != len(after):
+        return np.empty(0), 0.0
+    both = ~np.isnan(before) & ~np.isnan(after)
+    return after[both] - before[both], float(before[both].std(ddof=1)) if both.sum() > 1 else 0.0
+
+
 def _fall(name: str, base: HeldOut, now: HeldOut, level: float) -> Alarm | None:
     """A reward, in the direction that is wanted of it: below 0 of a weight the fall is a rise."""
     before, after, weight = base.rewards[name], now.rewards[name], now.weights.get(name, 0.0)
-    changes, spread = _change(before, after)
+    changes, spread = changed(before, after)
     wanted = -1.0 if weight < 0 else 1.0
     if not len(changes) or wanted * changes.mean() + half_width(changes, level) >= 0:
         return None
@@ -171,7 +204,7 @@ def _fall(name: str, base: HeldOut, now: HeldOut, level: float) -> Alarm | None:
 
 
 def _move(name: str, before: Signal, after: Signal, level: float) -> Alarm | None:
-    changes, _ = _change(before.each, after.each)
+    changes, _ = changed(before.each, after.each)
     if not len(changes) or abs(changes.mean()) <= max(MOVED * before.std, half_width(changes, level)):
         return None
     direction = "rose" if after.mean > before.mean else "fell"
@@ -209,13 +242,19 @@ def _repeated(base: HeldOut, now: HeldOut) -> Alarm | None:
     )
 
 
-def _change(before: Each, after: Each) -> tuple[Changes, float]:
-    """After less before of each prompt that has both, and the standard deviation of before; nothing of two sets that
-    are not of one length, as where the prompts are others."""
-    if len(before) != len(after):
-        return np.empty(0), 0.0
-    both = ~np.isnan(before) & ~np.isnan(after)
-    return after[both] - before[both], float(before[both].std(ddof=1)) if both.sum() > 1 else 0.0
+def _departed(drift: Drift | None, level: float) -> Alarm | None:
+    if drift is None or (share := drift.share) is None:
+        return None
+    beyond, _ = changed(LEFT * drift.apart, drift.each)
+    if beyond.mean() - half_width(beyond, level) <= 0:
+        return None
+    return Alarm(
+        "drift",
+        f"The held-out pictures lie {share:.2g} times as far from the base's of the same prompt and seed as its own "
+        "pictures of one prompt lie from each other: little of what the base drew is left. Look at the pictures; go "
+        "back to an earlier round (loop.guard: rollback), or use a smaller learning rate, fewer exposures, or an "
+        "anchor.",
+    )
 
 
 def _spreads(change: float, spread: float) -> str:

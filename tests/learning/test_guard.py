@@ -2,15 +2,17 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from raftdiff import stages
 from raftdiff.errors import UserError
-from raftdiff.measures.diversity import HeldOutFigures
+from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures
 from raftdiff.raft import guarded, raft, until_alarm
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
@@ -59,11 +61,16 @@ class Learning(Config):
     rate: float = 0.3
 
 
+class Looked(Config):
+    guidance: float = 1.0
+
+
 class Recipe(Config):
     name: str = "toy"
     loop: LoopConfig = LoopConfig()
     prompts: Asked = Asked()
     finetuner: Learning = Learning()
+    evaluation: Looked = Looked()
 
 
 def parts(reward: Any, **loop: Any) -> Parts:
@@ -170,6 +177,30 @@ def test_a_guard_that_is_set_later_goes_back_at_once(tmp_path: Path) -> None:
     assert finish(tmp_path / "run", parts(Dark(), rounds=5, guard="rollback")) == []
     run = Run.open(tmp_path / "run")
     assert run.rollbacks() == {3: best_round(run.metrics())}
+
+
+def test_what_left_the_base_is_told_by_its_pictures_also_in_another_process(tmp_path: Path) -> None:
+    """The base's pictures are on the disk; the yardstick is the base's, the same in every round."""
+    for rounds in (1, 2, 4):
+        finish(tmp_path / "run", replace(parts(Dark(), rounds=rounds), moved=HeldOutDrift(toy_features)))
+    found = [it["held_out_drift"] for it in Run.open(tmp_path / "run").metrics()]
+    shares = [np.mean(it["each"]) / np.mean(it["apart"]) for it in found]
+    assert shares == sorted(shares)
+    assert shares[0] < shares[-1]
+    assert all(it["apart"] == pytest.approx(found[0]["apart"]) for it in found)
+    once = replace(parts(Dark(), rounds=4), moved=HeldOutDrift(toy_features))
+    (*_, last) = finish(tmp_path / "once", once)
+    assert last.metrics["held_out_drift"] == found[-1]
+
+
+def test_nothing_is_compared_with_a_base_that_was_drawn_in_another_way(tmp_path: Path) -> None:
+    path, made = tmp_path / "run", replace(parts(Dark(), rounds=2), moved=HeldOutDrift(toy_features))
+    finish(path, made)
+    run = Run.open(path)
+    go_on_with(run, Recipe(loop=LoopConfig(rounds=3, candidates=8), evaluation=Looked(guidance=2.0)))
+    (more,) = raft(run, replace(made, loop=LoopConfig(rounds=3, candidates=8)))
+    assert "held_out_drift" not in more.metrics
+    assert "held_out_drift" in run.round(1).metrics()
 
 
 @pytest.mark.parametrize(("place", "name"), [(Run, "go_back"), (Draft, "commit")])

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raftdiff.measures.alarms import FELL, KEPT, SURE, HeldOut, Signal, alarms, best, gain, half_width
+from raftdiff.measures.alarms import FELL, KEPT, SURE, Drift, HeldOut, Signal, alarms, best, gain, half_width
 from raftdiff.measures.statistics import t_quantile
 
 LEVELS = np.linspace(0.4, 0.6, 16)
@@ -87,6 +87,28 @@ def test_diversity_is_of_what_there_is_beyond_one_picture() -> None:
     base = HeldOut(vendi=11.0, near_duplicates=0.0)
     assert whats(base, HeldOut(vendi=1 + 10 * KEPT, near_duplicates=0.1)) == []
     assert whats(base, HeldOut(vendi=8.4, near_duplicates=0.25)) == ["vendi", "near-duplicates"]
+
+
+def drifted(share: float, noise: float = 0.0, apart: float = 0.3) -> HeldOut:
+    return HeldOut(drift=Drift(share * apart + noise * np.resize([1.0, -1.0], 16), np.full(16, apart)))
+
+
+def test_drift_alarms_beyond_the_distance_between_the_bases_own_seeds() -> None:
+    assert whats(HeldOut(), drifted(0.95)) == []
+    assert whats(HeldOut(), drifted(1.05)) == ["drift"]
+    (alarm,) = alarms(HeldOut(), drifted(1.5))
+    assert "lie 1.5 times as far from the base's of the same prompt and seed" in alarm.told
+    wide = 0.15 / (t_quantile(15, 1 - SURE / 2) * np.sqrt(16 / 15) / 4)  # noise at which the interval reaches 0
+    assert whats(HeldOut(), drifted(1.5, 0.95 * wide)) == ["drift"]
+    assert whats(HeldOut(), drifted(1.5, 1.05 * wide)) == []
+
+
+def test_drift_without_a_yardstick_is_no_alarm() -> None:
+    """One picture a prompt; and a base that draws one picture whatever the seed, so that none would be near enough."""
+    told = {"held_out_drift": {"mean": 1.0, "each": [1.0, 1.0], "apart": [None, None]}}
+    assert HeldOut.of(told, "held_out").drift is not None
+    assert alarms(HeldOut(), HeldOut.of(told, "held_out")) == []
+    assert whats(HeldOut(), HeldOut(drift=Drift(np.full(16, 0.1), np.zeros(16)))) == []
 
 
 def test_rounds_without_figures_raise_no_alarm() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.measures.diversity import HeldOutFigures, PictureSimilarity, pixels
+from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures, PictureSimilarity, pixels
 from raftdiff.types import Prompt, Sample, Scores
 
 
@@ -60,3 +60,27 @@ def test_near_duplicates_are_those_that_an_earlier_picture_shows_already() -> No
     media = [ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp, ramp.transpose(Image.Transpose.ROTATE_90)]
     held = [Sample(0, one, 0, 0, "policy", it) for one, it in zip(asked, media, strict=True)]
     assert HeldOutFigures(pixels)(held)["near_duplicates"] == 0.25
+
+
+def at_angles(*degrees: float) -> list[Sample[Any]]:
+    """Two seeds of each prompt, whose features are directions in the plane."""
+    asked = [Prompt(name, name, name, name) for name in "abcd"]
+    return [Sample(0, asked[place // 2], place % 2, 0, "policy", angle) for place, angle in enumerate(degrees)]
+
+
+def directions(samples: Sequence[Sample[Any]]) -> torch.Tensor:
+    turned = torch.deg2rad(torch.tensor([sample.media for sample in samples]))
+    return 3 * torch.stack([turned.cos(), turned.sin()], dim=1)
+
+
+def test_drift_is_between_pictures_of_one_seed_and_its_yardstick_between_seeds() -> None:
+    base, now = at_angles(0, 60, 30, 30), at_angles(90, 60, 30, 150)
+    found = HeldOutDrift(directions)(base, now)
+    assert found["each"] == pytest.approx([(1 + 0) / 2, (0 + 1.5) / 2], abs=1e-6)
+    assert found["apart"] == pytest.approx([1 - 0.5, 0], abs=1e-6)
+    assert found["mean"] == pytest.approx(2.5 / 4, abs=1e-6)
+
+
+def test_of_one_picture_a_prompt_there_is_no_yardstick_for_drift() -> None:
+    one = at_angles(0, 60)[:1]
+    assert HeldOutDrift(directions)(one, one) == {"mean": 0, "each": [0], "apart": [None]}
