@@ -17,6 +17,8 @@ from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import Metrics, Snapshot, snapshot, steadily
 from raftdiff.reports.curve import curve_svg
+from raftdiff.reports.goodhart import SIGNS_HEAD, SIGNS_NOTE, signs
+from raftdiff.reports.tables import REWARDS_HEAD, rewards_table
 from raftdiff.reports.words import said
 
 SECONDS = 2.0
@@ -88,9 +90,18 @@ def build(run: Run) -> Any:
 
 
 def overview(now: Snapshot) -> str:
-    """Where the run stands, what to worry about, the curves, and what each round cost."""
+    """Where the run stands, what to worry about, the curves, what each round cost, what the guard looks at, and which
+    reward decided."""
     return page.view(
-        "state", snapshot=now, curve=Markup(curve_svg(now.metrics)), spent=[_spent(it) for it in now.metrics]
+        "state",
+        snapshot=now,
+        curve=Markup(curve_svg(now.metrics)),
+        spent=[_spent(it) for it in now.metrics],
+        decided=rewards_table(now.metrics[-1]) if now.metrics else None,
+        rewards_head=REWARDS_HEAD,
+        signs=signs(now.metrics),
+        signs_head=SIGNS_HEAD,
+        signs_note=SIGNS_NOTE,
     )
 
 

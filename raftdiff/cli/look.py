@@ -15,6 +15,7 @@ from raftdiff.records.disk import demand_writable, write_text
 from raftdiff.records.labels import ballots, preferences, tally
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot
+from raftdiff.reports.goodhart import signs_told
 from raftdiff.reports.tables import rewards_told
 from raftdiff.reports.words import duration
 
@@ -41,7 +42,7 @@ def show(args: argparse.Namespace) -> None:
         if it["round"] in back:
             to = back[it["round"]]
             print(f"  from here back to {'the base model' if to is None else f'round {to}'} (loop.guard)")
-    for line in rewards_told(now.metrics[-1]) if now.metrics else ():
+    for line in [*rewards_told(now.metrics[-1]), *signs_told(now.metrics)] if now.metrics else ():
         print(line)
     print(f"{duration(now.seconds)} and {counted(now.network_evaluations, 'network evaluation')} spent")
     for warning in now.warnings:

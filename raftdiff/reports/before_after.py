@@ -13,10 +13,10 @@ from markupsafe import Markup
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.goodhart import goodhart
+from raftdiff.reports.goodhart import SIGNS_HEAD, SIGNS_NOTE, goodhart, signs
 from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.plots import over
-from raftdiff.reports.tables import Row, best_told, rows, shown
+from raftdiff.reports.tables import REWARDS_HEAD, Row, best_told, rewards_table, rows, shown
 from raftdiff.reports.words import figure, said
 
 EXACT = "the share of pictures right in everything"
@@ -112,6 +112,11 @@ def write_report(
         warnings=warnings(rounds),
         curve=Markup(curve_svg(rounds)),
         goodhart=Markup(goodhart(rounds)),
+        signs=signs(rounds),
+        signs_head=SIGNS_HEAD,
+        signs_note=SIGNS_NOTE,
+        decided=rewards_table(rounds[-1]) if rounds else None,
+        rewards_head=REWARDS_HEAD,
         guidance=Markup(_over_guidance(evaluation)),
         rounds=[_round(index, it) for index, it in enumerate(rounds)],
         selected=_selected(selected),

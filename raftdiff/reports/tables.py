@@ -10,6 +10,7 @@ import numpy as np
 
 from raftdiff.errors import UserError, counted
 from raftdiff.measures.statistics import t_interval
+from raftdiff.reports.words import percent
 
 REWARDS_HEAD = ("reward", "role", "of the choice", "chosen lie", "nothing told", "turned down")
 AGREEMENTS = 6
@@ -308,19 +309,37 @@ def _row(
 def rewards_told(metrics: Mapping[str, Any]) -> list[str]:
     """A table of a round's rewards and lines on how often they agree, from its ``metrics.json``. Nothing where there is
     one reward alone, or the round is of an earlier version, which did not write it down."""
-    told = metrics.get("mixing")
-    if not told or len(told["roles"]) < 2:
+    if not (told := rewards_table(metrics)):
         return []
-    rows = [REWARDS_HEAD, *(_reward_row(told, name) for name in told["roles"])]
+    rows = [REWARDS_HEAD, *told.rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = [f"rewards in round {metrics['round']}, mix: {told['mix']}"]
+    lines = [told.title]
     for row in rows:
         cells = [
             cell.rjust(width) if at > 1 else cell.ljust(width)
             for at, (cell, width) in enumerate(zip(row, widths, strict=True))
         ]
         lines.append(f"  {'  '.join(cells)}")
-    return [*lines, *_agreeing(told)]
+    return [*lines, *(f"  {line}" for line in told.agreeing)]
+
+
+class RewardsTable(NamedTuple):
+    """Who decided in a round, in words."""
+
+    title: str
+    rows: list[tuple[str, ...]]
+    """Under ``REWARDS_HEAD``, a reward each."""
+    agreeing: list[str]
+    """How often two rewards agree, those that agree least first."""
+
+
+def rewards_table(metrics: Mapping[str, Any]) -> RewardsTable | None:
+    """A round's rewards beside each other; None where ``rewards_told`` has nothing."""
+    told = metrics.get("mixing")
+    if not told or len(told["roles"]) < 2:
+        return None
+    title = f"rewards in round {metrics['round']}, mix: {told['mix']}"
+    return RewardsTable(title, [_reward_row(told, name) for name in told["roles"]], _agreeing(told))
 
 
 def _reward_row(told: Mapping[str, Any], name: str) -> tuple[str, ...]:
@@ -328,9 +347,9 @@ def _reward_row(told: Mapping[str, Any], name: str) -> tuple[str, ...]:
     return (
         name,
         told["roles"][name],
-        "-" if share is None else _percent(share),
+        "-" if share is None else percent(share),
         "-" if above is None else f"{above:+.2f} sd",
-        _percent(told["told_nothing"][name]),
+        percent(told["told_nothing"][name]),
         str(told["vetoed"].get(name, "-")),
     )
 
@@ -339,17 +358,7 @@ def _agreeing(told: Mapping[str, Any]) -> list[str]:
     """A line for every two rewards, those that agree least first."""
     held = [(share, one, other) for one, others in told["agreement"].items() for other, share in others.items()]
     known = sorted(it for it in held if it[0] is not None)
-    lines = [
-        f"  {one} and {other} order {_percent(share)} of the pairs alike" for share, one, other in known[:AGREEMENTS]
-    ]
+    lines = [f"{one} and {other} order {percent(share)} of the pairs alike" for share, one, other in known[:AGREEMENTS]]
     if len(known) > AGREEMENTS:
-        lines.append(f"  and {len(known) - AGREEMENTS} more, {_percent(known[AGREEMENTS][0])} or above")
+        lines.append(f"and {len(known) - AGREEMENTS} more, {percent(known[AGREEMENTS][0])} or above")
     return lines
-
-
-def _percent(share: float) -> str:
-    """
-    >>> _percent(0.614), _percent(-0.001)
-    ('61%', '0%')
-    """
-    return f"{round(share, 2) + 0.0:.0%}"

@@ -22,6 +22,14 @@ def figure(value: float | bool | None) -> str:
     return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}"
 
 
+def percent(share: float) -> str:
+    """
+    >>> percent(0.614), percent(-0.001)
+    ('61%', '0%')
+    """
+    return f"{round(share, 2) + 0.0:.0%}"
+
+
 def duration(seconds: float) -> str:
     """As people say it.
 

@@ -300,3 +300,37 @@ def test_a_difference_of_one_pair_has_no_interval_and_no_verdict():
     alone, several = rows(evaluation)
     assert (alone.ci95, alone.verdict, alone.difference) == (None, "", 1.0)
     assert (several.ci95, several.verdict) == ((0.9, 1.1), "better")
+
+
+MIXING = {
+    "mix": "weighted_sum",
+    "roles": {"clip": "train", "<b>": "hold_out"},
+    "told_nothing": {"clip": 0.0, "<b>": 0.5},
+    "agreement": {"clip": {"<b>": 0.29}},
+    "contribution": {"clip": 1.0},
+    "chosen_above": {"clip": 1.33, "<b>": -1.26},
+    "vetoed": {},
+}
+
+
+def test_the_page_says_who_decided_and_what_the_guard_looks_at(tmp_path):
+    each = {"held_out_base_rewards_each": {"clip": [1.0, 3.0]}, "held_out_rewards_each": {"clip": [2.0, 4.0]}}
+    rounds = [*ROUNDS[:2], {**ROUNDS[0], **each}, {**ROUNDS[2], **each, "mixing": MIXING}]
+    rounds[0] = {**rounds[0], **each}
+    page = written(tmp_path, rounds)
+    assert "rewards in round 2, mix: weighted_sum" in page
+    assert "clip and &lt;b&gt; order 29% of the pairs alike" in page
+    row = re.search(r"<th scope=\"row\">&lt;b&gt;</th>(.*?)</tr>", page, re.S).group(1)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row) == ["hold_out", "-", "-1.26 sd", "50%", "-"]
+    row = re.search(r"<th scope=\"row\">reward clip</th>(.*?)</tr>", page, re.S).group(1)
+    assert re.findall(r"<td[^>]*>(.*?)</td>", row) == ["2", "3", "+0.7 sd"]
+    bare = written(tmp_path, ROUNDS)
+    assert "Who decided" not in bare
+    assert "What the guard looks at" not in bare
+
+
+def written(folder, rounds):
+    path = write_report(
+        folder / "report.html", title="t", evaluation=EVALUATION, rounds=rounds, pairs=[], selected=[], recipe=""
+    )
+    return path.read_text()

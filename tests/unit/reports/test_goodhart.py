@@ -2,9 +2,10 @@
 
 from typing import Any
 
+import numpy as np
 import pytest
 
-from raftdiff.reports.goodhart import _unseen, _watched, goodhart
+from raftdiff.reports.goodhart import _unseen, _watched, goodhart, signs, signs_told
 
 BASE = [0.0, 1.0, 2.0]  # of standard deviation 1
 
@@ -39,3 +40,45 @@ def test_runs_of_earlier_versions_and_without_held_out_prompts_have_no_such_curv
     assert "reward on the training prompts" in goodhart(
         [{"round": 0, "mean": 1.0, "held_out_base": 0.5, "held_out": 0.7}, {"round": 1, "mean": 2.0, "held_out": 0.6}]
     )
+
+
+def seen(clip: float, saturation: float, **more: Any) -> dict[str, Any]:
+    """A round of four prompts, whose base has a standard deviation of 1 in both figures."""
+    each = [-1.5, -0.5, 0.5, 1.5]
+    spread = float(np.std(each, ddof=1))
+    rewards = {"clip": [(it + clip) / spread for it in each], "none": [None] * 4}
+    told = {"mean": saturation, "std": 0.1, "each": [0.1 * it + saturation for it in each]}
+    return {
+        "held_out": 1.0,
+        "held_out_rewards_each": rewards,
+        "held_out_weights": {"clip": 1.0},
+        "held_out_figures": {"vendi": 8.0, "near_duplicates": 0.25, "signals": {"colour_entropy": told}},
+        **more,
+    }
+
+
+def of_base(clip: float, saturation: float) -> dict[str, Any]:
+    return {it.replace("held_out", "held_out_base"): told for it, told in seen(clip, saturation).items()}
+
+
+def test_signs_stand_in_units_of_the_bases_spread_with_the_alarms_marked() -> None:
+    drift = {"mean": 0.45, "each": [0.44, 0.46, 0.44, 0.46], "apart": [0.3, 0.3, 0.3, 0.3]}
+    tune = {"prediction_drift": 0.0123}
+    rounds = [seen(0.0, 0.5) | of_base(0.0, 0.5), seen(0.5, 0.7, held_out_drift=drift, tune=tune)]
+    found = {it.what: it for it in signs(rounds)}
+    assert found["reward clip"][1:] == ("0", "0.3873", "+0.4 sd", False)
+    assert found["reward none"][1:4] == ("", "", "")
+    assert found["colour entropy"][1:] == ("0.5", "0.7", "+2.0 sd", True)
+    assert found["vendi"].moved == "100% of it"
+    assert found["near-duplicates"].moved == "+0 pt"
+    assert found["drift"][1:] == ("", "0.450", "1.50 of two seeds'", True)
+    assert found["drift of predictions"].now == "0.0123"
+    lines = signs_told(rounds)
+    assert [line.split()[0] for line in lines if line.endswith("!")] == ["colour", "drift"]
+    assert len({len(line.removesuffix("  !")) for line in lines}) == 1, "columns stand under each other"
+
+
+def test_there_are_no_signs_without_a_base_to_compare_with() -> None:
+    assert signs([]) == signs([seen(0.0, 0.5)]) == signs_told([seen(0.0, 0.5)]) == []
+    changed = [seen(0.0, 0.5) | of_base(0.0, 0.5), seen(1.0, 0.5, changed=["evaluation.guidance"])]
+    assert signs(changed) == []
