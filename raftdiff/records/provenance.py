@@ -20,8 +20,12 @@ from raftdiff.recipes.config import flat
 WEIGHTS = {".safetensors", ".ckpt", ".pt", ".pth", ".bin"}
 NOTHING = hashlib.blake2b(digest_size=8).hexdigest()
 """What earlier versions put down for a folder without weights, such as one of GGUF files: no mark of anything."""
-MODELS, RUN = ("base", "model", "vae", "head", "checkpoint", "detector"), "run"
-"""How the recipe keys end that name weights, or another run."""
+FILE, RUN = "pretrained", "run"
+MODELS = ("base", "model", "vae", "head", "checkpoint", "detector", FILE)
+"""How the recipe keys end that name weights, ``RUN`` another run. ``FILE`` names a file, or weights by a tag, which a
+folder that happens to be called so has nothing to do with."""
+PLACED = re.compile("^(local-dir|transformers):")
+"""Before the folder of a CLIP model, whose it is."""
 Flat: TypeAlias = Mapping[str, Any]
 """A recipe's leaves by dotted key."""
 ENDS = 1 << 20
@@ -77,11 +81,11 @@ def fingerprints(recipe: Mapping[str, Any], resolve: Callable[[str], str]) -> di
 def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None = None) -> dict[str, str]:
     """The marks of what lies in ``place`` and is named under ``key`` of a recipe, by ``name`` and, of what belongs to
     it, by names made of that. ``called`` as of ``fingerprint``."""
-    path = Path(place).expanduser()
+    path, kind = _path(place), key.rpartition(".")[2]
     marks: dict[str, str | None]
-    if key.rpartition(".")[2] == RUN:
+    if kind == RUN:
         marks = {name: run_mark(path)}
-    elif not path.exists():
+    elif not path.exists() or (kind == FILE and path.is_dir()):
         return {}
     else:
         marks = {name: fingerprint(path, called)}
@@ -92,6 +96,10 @@ def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None =
         elif path.is_dir():
             marks |= {f"{name}/{file.relative_to(path)}": fingerprint(file) for file in _gguf(path, chosen)}
     return {one: mark for one, mark in marks.items() if mark is not None}
+
+
+def _path(place: str) -> Path:
+    return Path(PLACED.sub("", place)).expanduser()
 
 
 def _base_of(name: str) -> str:
@@ -143,7 +151,7 @@ def moves(old: Flat, new: Flat, marks: Mapping[str, str]) -> dict[str, tuple[str
 
 def _same(was: str, now: str, key: str, new: Flat, marks: Mapping[str, str]) -> bool:
     """Whether all that ``was`` was read from lies at ``now`` too."""
-    here = marks_at(now, key, was, new, Path(was).expanduser().name)
+    here = marks_at(now, key, was, new, _path(was).name)
     gguf = new.get(key.rpartition(".")[0] + ".gguf_file")
     names = {*here, was, _base_of(was), f"{was}/{gguf}"}
     wanted = {name: marks[name] for name in names if marks.get(name, NOTHING) != NOTHING}
@@ -156,7 +164,7 @@ def told(keys: Sequence[str], old: Flat, new: Flat, marks: Mapping[str, str]) ->
     for key in keys:
         was, now = old.get(key), new.get(key)
         mark = (
-            marks_at(now, key, was, new, Path(was).expanduser().name).get(was)
+            marks_at(now, key, was, new, _path(was).name).get(was)
             if isinstance(now, str) and isinstance(was, str)
             else None
         )

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import open_clip
 import pytest
+import torch
 import yaml
+from open_clip import factory
+from PIL import Image
 from safetensors.torch import save_file
 
 from raftdiff.cli.main import main
@@ -112,6 +115,28 @@ def test_a_model_and_then_the_folder_that_it_drew_have_the_same_scores(
     assert main(["eval", "other/pictures", "--benchmark", "imagereward", "--reward", "jpeg:weight=0"]) == 0
     assert of_model["sides"] == ["score"]
     assert of_model["how"]["sampler"]["steps"] == 2
+
+
+def test_weights_that_were_replaced_under_their_name_score_anew(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(factory._MODEL_CONFIGS, "ViT-H-14", dict(tiny.CLIP))
+    for name, colour in (("one", "red"), ("two", "blue")):
+        (tmp_path / "pictures").mkdir(exist_ok=True)
+        Image.effect_noise((32, 32), 80).convert("RGB").save(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(f"a {colour} cat")
+    reward = f"clip:model=ViT-H-14,pretrained={tmp_path / 'clip.pt'},quick_gelu=false"
+    words = ["eval", str(tmp_path / "pictures"), "--benchmark", "imagereward", "--reward", reward]
+    found = []
+    for seed in (0, 0, 1):
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            torch.save(open_clip.CLIP(**tiny.CLIP).state_dict(), tmp_path / "clip.pt")
+        assert main([*words, "--out", str(tmp_path / "out")]) == 0
+        result = json.loads((tmp_path / "out" / "benchmark.json").read_text())
+        found.append(result["rewards"]["clip"]["overall"]["scores"]["score"]["mean"])
+    assert found[0] == found[1] != found[2]
+    assert len((tmp_path / "out" / "scores.jsonl").read_text().splitlines()) == 4
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def score(
             name = one.reward.name
             whole = [together[sample.prompt.id] if sees_prompts(one.reward) else "" for sample in samples]
             keys = [_key(marks[name], *said) for said in zip(seen, whole, strict=True)]
-            kept = one.settings.get("type") in {*BUILT_IN["rewards"]}.difference(UNKEPT)
+            kept = _is_kept(one.settings)
             known = [_read(held.get(key), one.reward) for key in keys] if kept else []
             values = [it for it in known if it is not None]
             if lacking := len(values) < len(samples):
@@ -110,6 +110,11 @@ def score(
             "bfloat16 or float32."
         )
     return Scored(tables, reasons, blank, len(pictures))
+
+
+def _is_kept(settings: Mapping[str, Any]) -> bool:
+    """Whether a reward says the same again: one of ours that asks nobody's function."""
+    return settings.get("type") in {*BUILT_IN["rewards"]}.difference(UNKEPT) and not settings.get("captioner")
 
 
 def _seen(sample: Sample[Image.Image]) -> str:

@@ -185,6 +185,33 @@ def test_the_files_of_rewards_are_held_on_to(tmp_path: Path) -> None:
         assert fingerprints({"ranker": {"rewards": [{key: place}]}}, str).keys() == {place}
 
 
+def test_a_checkpoint_file_of_clip_is_held_on_to_and_a_tag_is_none(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    weights(tmp_path / "openai")  # somebody's folder, which the tag of that name does not mean
+    file = tmp_path / "clip.pt"
+    found = []
+    for content in (b"one", b"two"):
+        file.write_bytes(content)
+        rewards = [{"model": "ViT-L-14", "pretrained": name} for name in ("openai", str(file))]
+        found.append(fingerprints({"ranker": {"rewards": rewards}}, str))
+    assert [marks.keys() for marks in found] == [{str(file)}] * 2
+    assert found[0] != found[1]
+
+
+@pytest.mark.parametrize("prefix", ["local-dir:", "transformers:"])
+def test_a_folder_of_clip_is_held_on_to_however_it_is_written(prefix: str, tmp_path: Path) -> None:
+    place = weights(tmp_path / "m")
+    named = fingerprints({"model": f"{prefix}{place}"}, str)
+    assert named == {f"{prefix}{place}": fingerprint(Path(place))}
+    run = Run.create(tmp_path / "run", toy(f"{prefix}{place}"), seed=3)
+    run.bind({f"{prefix}{place}": str(fingerprint(Path(place)))})
+    (tmp_path / "m").rename(tmp_path / "n")
+    assert run.differing(toy(f"{prefix}{tmp_path / 'n'}")) == []
+    assert run.differing(toy(str(tmp_path / "n"))) == []
+
+
 def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
     place = weights(tmp_path / "m")
     assert fingerprints({"prompts": {"captions": [{"meta": {"model": place}}]}, "vae": place}, str).keys() == {place}

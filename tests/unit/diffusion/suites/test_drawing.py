@@ -142,6 +142,10 @@ def test_a_score_is_asked_for_once_and_again_where_anything_changed(tmp_path: Pa
     score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
     score(pictures, PROMPTS, [Scorer(reward, {"type": "of_a_plug_in"})], tmp_path / "scores.jsonl")
     assert reward.asked == 42  # likewise
+    captioned = Scorer(reward, {"type": "reward_model", "captioner": "mine:say"})
+    for _ in range(2):
+        score(pictures, PROMPTS, [captioned], tmp_path / "scores.jsonl")
+    assert reward.asked == 54  # likewise
 
 
 def test_reasons_are_kept_with_the_scores_and_asked_for_where_they_were_not(tmp_path: Path) -> None:
