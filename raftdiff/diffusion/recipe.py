@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 from pydantic import Field, model_validator
 
 from raftdiff import embedded
+from raftdiff.diffusion.learning.reward_gradient import without_gradient
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
@@ -16,7 +17,7 @@ from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.errors import UserError
 from raftdiff.mixing import MixSamplerConfig, parts
-from raftdiff.recipes.checks import check_alike, check_fresh, check_kind, has_say, weight_of
+from raftdiff.recipes.checks import check_alike, check_fresh, check_kind, has_say, lacks_gradient, weight_of
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import expect, locate, refuse_preferences
 from raftdiff.recipes.prompts import PromptsConfig, build, inline
@@ -246,7 +247,7 @@ def _check(recipe: Recipe) -> None:
 def _check_gradient(recipe: Recipe, learner: str) -> None:
     """
     Raises:
-        UserError: the rewards are mixed or bounded in a way that has no gradient.
+        UserError: the rewards are mixed or bounded in a way that has no gradient, or one of them has none.
     """
     if recipe.ranker.mix != "weighted_sum":
         raise UserError(
@@ -257,6 +258,8 @@ def _check_gradient(recipe: Recipe, learner: str) -> None:
             f"ranker.rewards: {learner} climbs the rewards' gradient and ranks nothing, so that the constraint "
             f"'{bound.name or bound.type}' would do nothing; give it role: train, veto or hold_out."
         )
+    if flat := next((it for it in recipe.ranker.rewards if weight_of(it) and lacks_gradient(it)), None):
+        raise UserError(without_gradient(recipe.finetuner.learning.type, flat.name or flat.type))
 
 
 def _check_path(recipe: Recipe, learner: str) -> None:

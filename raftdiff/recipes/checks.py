@@ -1,5 +1,6 @@
 """What can be wrong in the same way in recipes of both media, found before a model is loaded."""
 
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -31,6 +32,16 @@ def weight_of(reward: Any) -> float:
 def has_say(reward: Any) -> bool:
     """Whether a reward has a part in what is chosen, from its config: it trains, vetoes or constrains."""
     return weight_of(reward) != 0 or _role(reward) in ("veto", "constraint")
+
+
+def lacks_gradient(reward: Any) -> bool:
+    """Whether a reward has no gradient for sure (``types.Differentiable``), from its config: ``build`` says what it
+    makes, and that is final. Of a plug-in that does not say so, it is known once it is made."""
+    try:
+        made = typing.get_type_hints(type(reward).build).get("return")
+    except (AttributeError, NameError, TypeError):  # of names that are imported for type checkers alone
+        return False
+    return getattr(made, "__final__", False) and not hasattr(made, "graded")
 
 
 def _role(reward: Any) -> str:

@@ -21,6 +21,7 @@ from raftdiff.llm.model import tiny as tiny_lm
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.reward_models.value_model import load_value_model, save_value_model
 from raftdiff.recipes import registry
+from raftdiff.recipes.checks import lacks_gradient
 from raftdiff.recipes.config import Config, check
 from raftdiff.records.run import Run
 from raftdiff.rewards import tiny
@@ -107,6 +108,7 @@ def test_every_reward_of_ours_keeps_the_contract(name: str, folder: Path) -> Non
     assert all(found.passed for found in report.checks if told_apart or found.name != "varied"), str(report)
     graded = name in ("clip", "aesthetic", "pickscore", "hps", "image_reward")
     assert any(found.name == "gradient" for found in report.checks) == graded
+    assert lacks_gradient(config) != graded  # as is known from the recipe alone
 
 
 @pytest.mark.parametrize("name", sorted({*registry.BUILT_IN["rewards"]} - ELSEWHERE))

@@ -16,6 +16,15 @@ Graded: TypeAlias = Callable[[Float[Tensor, "batch channels height width"], Sequ
 """(latents, their prompts) -> the weighted sum of the rewards, float32, with gradient."""
 
 
+def without_gradient(learner: str, reward: str) -> str:
+    """A sentence on a reward that ``learner`` cannot climb."""
+    return (
+        f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward}' has none. Take those that "
+        "have one (clip, aesthetic, pickscore, hps, image_reward), give it the weight 0, or, where it is a class of "
+        "your own, a method 'graded' (docs/rewards.md, 'A gradient')."
+    )
+
+
 def graded(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner: str) -> Graded:
     """
     Args:
@@ -28,11 +37,7 @@ def graded(parts: Parts, rewards: Sequence[tuple[Reward[Image], float]], learner
     counted = [(reward, weight) for reward, weight in rewards if weight]
     for reward, _ in counted:
         if not isinstance(reward, Differentiable):
-            raise UserError(
-                f"finetuner.learning: {learner} follows the gradient of the rewards, and '{reward.name}' has none. "
-                "Take those that have one (clip, aesthetic, pickscore, hps, image_reward), give it the weight 0, or, "
-                "where it is a class of your own, a method 'graded' (docs/rewards.md, 'A gradient')."
-            )
+            raise UserError(without_gradient(learner, reward.name))
         with torch.no_grad():
             reward.graded(torch.full((1, 3, 64, 64), 0.5, device=parts.device), [Prompt("a", "a", "a", "a")])
 

@@ -65,7 +65,11 @@ def test_a_policy_gradient_draws_anew_for_the_caption_itself_at_the_same_cost(re
 
 def test_the_gradient_of_the_reward_is_taken_on_pictures_that_are_not_ranked(recipe_file: RecipeFile) -> None:
     """Of which each costs its guided steps, and no more."""
-    found = trials(recipe_file(), "ranker.selector.keep=2", "loop.candidates=4", names=("raft", "draft", "refl"))
+    changes = ("ranker.selector.keep=2", "loop.candidates=4")
+    climbed = "ranker.rewards=[{type: clip, model: scene-clip}]"
+    found = trials(recipe_file(), *changes, climbed, names=("raft", "draft", "refl"))
+    with pytest.raises(UserError, match=r"(?s)refl follows the gradient.*'jpeg' has none.*So 'refl' does not fit this"):
+        trials(recipe_file(), *changes, "ranker.rewards=[{type: jpeg}]", names=("raft", "refl"))
     raft = found.pop("raft")
     for name, one in found.items():
         assert parts(one) == ("random", name)
