@@ -62,6 +62,19 @@ class Detector(Protocol):
 
 
 @final
+class Network:
+    """A model on its device, and its preparation of pictures and texts."""
+
+    def __init__(self, model: Any, processor: Any, device: str) -> None:
+        self.model, self.processor, self._device = model.eval().to(device), processor, device
+
+    def said_of(self, picture: Image.Image, **asked: Any) -> tuple[Any, Any]:
+        """What the model was given of a picture, and what it says."""
+        inputs = self.processor(images=picture, return_tensors="pt", **asked).to(self._device)
+        return inputs, self.model(**inputs)
+
+
+@final
 class MaskDetector:
     """Mask2Former or MaskFormer: the probability of a class times the mean probability of its mask's own pixels.
 
@@ -71,15 +84,13 @@ class MaskDetector:
 
     by_words = False
 
-    def __init__(self, model: Any, processor: Any, device: str, name: str) -> None:
-        self._model, self._processor, self._device = model.eval().to(device), processor, device
-        self._places = Places(model.config.id2label, name)
+    def __init__(self, network: Network, places: "Places") -> None:
+        self._network, self._places = network, places
 
     @torch.no_grad()
     def detect(self, picture: Image.Image, labels: Sequence[str]) -> list[Detection]:
         places = self._places.of(labels)
-        inputs = self._processor(images=picture, return_tensors="pt").to(self._device)
-        read = self._model(**inputs)
+        inputs, read = self._network.said_of(picture)
         high, wide = inputs["pixel_values"].shape[-2:]
         filled = inputs["pixel_mask"][0].bool() if "pixel_mask" in inputs else torch.ones(high, wide, dtype=torch.bool)
         rows, columns = int(filled.any(dim=1).sum()), int(filled.any(dim=0).sum())
@@ -131,16 +142,15 @@ class BoxDetector:
 
     by_words = False
 
-    def __init__(self, model: Any, processor: Any, device: str, name: str) -> None:
-        self._model, self._processor, self._device = model.eval().to(device), processor, device
-        self._places = Places(model.config.id2label, name)
+    def __init__(self, network: Network, places: "Places") -> None:
+        self._network, self._places = network, places
 
     @torch.no_grad()
     def detect(self, picture: Image.Image, labels: Sequence[str]) -> list[Detection]:
         names = {place: label for label, place in self._places.of(labels).items()}
-        read = self._model(**self._processor(images=picture, return_tensors="pt").to(self._device))
+        _, read = self._network.said_of(picture)
         sizes = [(picture.height, picture.width)]
-        (said,) = self._processor.post_process_object_detection(read, threshold=LOWEST, target_sizes=sizes)
+        (said,) = self._network.processor.post_process_object_detection(read, threshold=LOWEST, target_sizes=sizes)
         return [
             Detection(names[place], score, _box(box))
             for place, score, box in zip(*(said[key].tolist() for key in ("labels", "scores", "boxes")), strict=True)
@@ -154,18 +164,18 @@ class WordDetector:
 
     by_words = True
 
-    def __init__(self, model: Any, processor: Any, device: str) -> None:
-        self._model, self._processor, self._device = model.eval().to(device), processor, device
+    def __init__(self, network: Network) -> None:
+        self._network = network
 
     @torch.no_grad()
     def detect(self, picture: Image.Image, labels: Sequence[str]) -> list[Detection]:
         found = []
         for label in labels:
             # OWL's models read a phrase, Grounding DINO sentences in lower case with a full stop.
-            text = [[f"a photo of a {label}"]] if self._model.config.model_type.startswith("owl") else f"a {label}."
-            inputs = self._processor(images=picture, text=text, return_tensors="pt").to(self._device)
-            (said,) = self._processor.post_process_grounded_object_detection(
-                self._model(**inputs), threshold=LOWEST, target_sizes=[(picture.height, picture.width)]
+            phrase = self._network.model.config.model_type.startswith("owl")
+            _, read = self._network.said_of(picture, text=[[f"a photo of a {label}"]] if phrase else f"a {label}.")
+            (said,) = self._network.processor.post_process_grounded_object_detection(
+                read, threshold=LOWEST, target_sizes=[(picture.height, picture.width)]
             )
             found += [
                 Detection(label, score, _box(box))
@@ -232,14 +242,16 @@ def open_detector(name: str, *, device: str = "cpu") -> Detector:
         known = transformers.models.auto.modeling_auto.MODEL_FOR_OBJECT_DETECTION_MAPPING
     if kind in BY_WORDS:
         model = loaded(what, transformers.AutoModelForZeroShotObjectDetection, name, use_safetensors=True)
-        return WordDetector(model, _processor(what, transformers.AutoProcessor, name), device)
+        return WordDetector(Network(model, _processor(what, transformers.AutoProcessor, name), device))
     if kind in MASKS:
         with without_scipy():
             model = loaded(what, transformers.AutoModelForUniversalSegmentation, name, use_safetensors=True)
-        return MaskDetector(model, _processor(what, transformers.AutoImageProcessor, name), device, name)
+        network = Network(model, _processor(what, transformers.AutoImageProcessor, name), device)
+        return MaskDetector(network, Places(model.config.id2label, name))
     if type(config) in known:
         model = loaded(what, transformers.AutoModelForObjectDetection, name, use_safetensors=True)
-        return BoxDetector(model, _processor(what, transformers.AutoImageProcessor, name), device, name)
+        network = Network(model, _processor(what, transformers.AutoImageProcessor, name), device)
+        return BoxDetector(network, Places(model.config.id2label, name))
     raise UserError(f"{what} is a model of the type '{kind}', and no detector that is known here. {WHERE}")
 
 
