@@ -14,7 +14,7 @@ from raftdiff.chat.dialogue import cut, fill, messages, spoken
 from raftdiff.chat.marks import Frame, added, chat_frame, guarded, without_end
 from raftdiff.errors import Need, UserError, nearest
 from raftdiff.recipes.config import RewardConfig, Said
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.training.tokenizers import check_tokenizer, longest, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Sample
@@ -273,9 +273,7 @@ def load(model: str, *, revision: str | None, dtype: Precision, device: str) -> 
     """
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
-    for need in model_at("model", model):
-        if not need.fetched:
-            raise UserError(f"The reward 'classifier' cannot load '{model}': {need.sentence}")
+    demand(f"The reward 'classifier' cannot load '{model}'", model_at("model", model))
     advice = "It takes a folder or an id with safetensors weights and a tokenizer."
     with reading(f"The reward 'classifier' cannot load '{model}'", advice):
         tokenizer = AutoTokenizer.from_pretrained(model, revision=revision)

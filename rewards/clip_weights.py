@@ -13,7 +13,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 
 from raftdiff.errors import Need, UserError
-from raftdiff.recipes.needs import from_hub, near
+from raftdiff.recipes.needs import demand, from_hub, near
 from raftdiff.rewards import transformers_clip
 from raftdiff.rewards.transformers_clip import Parts
 from raftdiff.training.tokenizers import check_tokenizer, check_vocabulary
@@ -162,8 +162,7 @@ def load(identity: Identity, device: str, dtype: Precision) -> Parts:
     Raises:
         UserError: they are not here, are another model's, or damaged.
     """
-    if lacking := [need for need in _hub_needs(identity) if not need.fetched]:
-        raise UserError(f"The CLIP model {_spelled(identity)}: {lacking[0].sentence}")
+    demand(f"The CLIP model {_spelled(identity)}", _hub_needs(identity))
     if identity.model.startswith(transformers_clip.PREFIX):
         parts = transformers_clip.load(identity.model, device=device, dtype=getattr(torch, dtype))
     else:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float
 from PIL import Image
 
 from raftdiff.errors import Need, UserError, nearest
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.rewards.geneval_rules import Box, Detection
 from raftdiff.training.weights import loaded, reading
 
@@ -232,10 +232,8 @@ def open_detector(name: str, *, device: str = "cpu") -> Detector:
     """
     import transformers
 
-    lacking = [need for need in detector_needs(name) if not need.fetched]
-    if lacking:
-        raise UserError(f"The detector '{name}': {lacking[0].sentence}")
     what = f"The detector '{name}'"
+    demand(what, detector_needs(name))
     with reading(f"{what} cannot be read", WHERE):
         config = transformers.AutoConfig.from_pretrained(name)
         kind = str(config.model_type)

@@ -13,7 +13,7 @@ from raftdiff.chat.dialogue import fill
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.rewards.checkpoints import Shapes, demand_layout, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.questions import batches, demand_plain, turn
@@ -189,9 +189,7 @@ def load(path: Path, where: str, device: str = "cpu", dtype: Precision = "bfloat
     if not path.is_file():
         raise UserError(_missing(path))
     what, base = f"The HPSv3 checkpoint '{path}'", f"The model '{where}' of hpsv3"
-    for need in model_at("model", where):
-        if not need.fetched:
-            raise UserError(f"{base}: {need.sentence}")
+    demand(base, model_at("model", where))
     with reading(f"{base} cannot be read"):
         config = AutoConfig.from_pretrained(where, trust_remote_code=False)
         processor = AutoProcessor.from_pretrained(where, trust_remote_code=False)

@@ -13,7 +13,7 @@ from pydantic import Field
 
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.rewards import blip
 from raftdiff.rewards.checkpoints import demand_layout, no_file, shapes, tensors
 from raftdiff.rewards.clip_weights import Precision
@@ -229,9 +229,7 @@ def load_tokenizer(where: str, rows: int) -> Any:
     from transformers import BertTokenizer
 
     what = f"The tokenizer '{where}' of image_reward"
-    for need in model_at("tokenizer", where):
-        if not need.fetched:
-            raise UserError(f"{what}: {need.sentence}")
+    demand(what, model_at("tokenizer", where))
     with reading(f"{what} cannot be read"):
         tokenizer = BertTokenizer.from_pretrained(where)
     tokenizer.add_tokens(list(ADDED), special_tokens=True)

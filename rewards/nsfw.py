@@ -11,7 +11,7 @@ from pydantic import Field
 from raftdiff.errors import Need, UserError, nearest
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.rewards.classifier import values
 from raftdiff.training.weights import loaded, reading
 from raftdiff.types import Sample
@@ -93,8 +93,7 @@ def load(name: str, *, device: str) -> tuple[Any, Any]:
     from transformers import AutoImageProcessor, AutoModelForImageClassification
 
     what = f"The image classifier '{name}'"
-    if lacking := [need for need in model_at("model", name, where=WHERE) if not need.fetched]:
-        raise UserError(f"{what}: {lacking[0].sentence}")
+    demand(what, model_at("model", name, where=WHERE))
     model = loaded(what, AutoModelForImageClassification, name, use_safetensors=True)
     with reading(f"{what} lacks its preparation of pictures (preprocessor_config.json)"):
         processor = AutoImageProcessor.from_pretrained(name, backend="pil")

@@ -19,7 +19,7 @@ from raftdiff.chat.server import check_address, demand_variable, key_in, key_nee
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.needs import model_at
+from raftdiff.recipes.needs import demand, model_at
 from raftdiff.rewards.clip_weights import Precision
 from raftdiff.rewards.questions import THINKING, Question, batches, demand_plain, spellings, turn
 from raftdiff.rewards.vlm_server import ServedVlm
@@ -210,9 +210,7 @@ def load(where: str, device: str = "cpu", dtype: Precision = "float32") -> Netwo
     network = _networks.get(key)
     if network is None:
         name = f"The vision-language model '{where}'"
-        for need in model_at("model", where, where=WHERE):
-            if not need.fetched:
-                raise UserError(f"{name}: {need.sentence}")
+        demand(name, model_at("model", where, where=WHERE))
         safe: Mapping[str, Any] = {"trust_remote_code": False}
         with reading(f"{name} has no configuration that can be read"):
             config = AutoConfig.from_pretrained(key[0], **safe)

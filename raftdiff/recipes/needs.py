@@ -58,6 +58,16 @@ def refuse(key: str, lacking: Iterable[Need]) -> None:
         raise UserError("\n".join(sentences))
 
 
+def demand(who: str, lacking: Iterable[Need]) -> None:
+    """For whoever loads: ``who`` names what is loaded, at the beginning of the sentence.
+
+    Raises:
+        UserError: something is missing that nobody will fetch.
+    """
+    if lost := next((need for need in lacking if not need.fetched), None):
+        raise UserError(f"{who}: {lost.sentence}")
+
+
 def model_at(key: str, name: str, *, where: str = "") -> Iterator[Need]:
     """A model that is a folder, a file or a hub id; ``where`` says what would do, and where to get it."""
     if _there(name):

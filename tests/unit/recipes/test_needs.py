@@ -11,12 +11,12 @@ from huggingface_hub import constants
 from raftdiff.diffusion.models import checkpoints
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError
+from raftdiff.errors import Need, UserError
 from raftdiff.llm.model.loading import LMConfig
 from raftdiff.llm.model.loading import load as load_lm
 from raftdiff.recipes import needs as recipe_needs
 from raftdiff.recipes.config import check
-from raftdiff.recipes.needs import model_at, needs, ready
+from raftdiff.recipes.needs import demand, model_at, needs, ready
 from raftdiff.rewards import classifier, sentiment, texts
 from raftdiff.rewards.aesthetic import AestheticConfig
 from raftdiff.rewards.hps import HpsConfig
@@ -85,6 +85,13 @@ def test_what_the_hub_has_is_fetched_or_missing_where_the_hub_is_forbidden(
     with pytest.raises(UserError, match=f"ranker.rewards.0.model: '{clip}' is not in the hub's cache") as told:
         ready(from_hub, resolve)
     assert "model.base" not in str(told.value)
+
+
+def test_whoever_loads_waits_for_what_is_fetched_and_for_nothing_else() -> None:
+    fetched, lost = Need("model", "it will be fetched.", fetched=True), Need("model", "it is not here.")
+    demand("The model 'x'", [fetched])
+    with pytest.raises(UserError, match=r"^The model 'x': it is not here\.$"):
+        demand("The model 'x'", [fetched, lost])
 
 
 def test_texts_say_the_same() -> None:
