@@ -17,7 +17,7 @@ from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import Metrics, Snapshot, snapshot, steadily
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.goodhart import SIGNS_HEAD, SIGNS_NOTE, signs
+from raftdiff.reports.goodhart import SIGNS_HEAD, signs, signs_note
 from raftdiff.reports.tables import REWARDS_HEAD, rewards_table
 from raftdiff.reports.words import said
 
@@ -101,7 +101,7 @@ def overview(now: Snapshot) -> str:
         rewards_head=REWARDS_HEAD,
         signs=signs(now.metrics),
         signs_head=SIGNS_HEAD,
-        signs_note=SIGNS_NOTE,
+        signs_note=signs_note(now.metrics),
     )
 
 

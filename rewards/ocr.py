@@ -14,7 +14,7 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.rewards.ocr_readers import RapidConfig, Read, ReaderConfig
+from raftdiff.rewards.ocr_readers import RapidConfig, Read, ReaderConfig, glance
 from raftdiff.types import KeepsReplies, Prompt, Sample
 
 COLUMN = "text"
@@ -98,15 +98,44 @@ def accuracy(read: str, wanted: Sequence[str]) -> float:
     >>> accuracy("go STOP", ["stop", "go"])
     1.0
     """
+    left, target = left_over(read, wanted)
+    wrong = min(edit_distance(left, target), len(target)) if target else 0
+    return 1 - wrong / sum(len(plain(one)) for one in wanted)
+
+
+def left_over(read: str, wanted: Sequence[str]) -> tuple[str, str]:
+    """What was read beside the texts that stand there as they should, and of those what does not, both plain.
+
+    >>> left_over("Go, OPEN 24h", ["open", "stop"])
+    ('go,24h', 'stop')
+    """
     left, parts = plain(read), [plain(one) for one in wanted]
     missing = set(range(len(parts)))
     for place in sorted(missing, key=lambda place: -len(parts[place])):  # or a short one is found within a long one
         if parts[place] in left:
             left = left.replace(parts[place], "", 1)
             missing.remove(place)
-    target = "".join(parts[place] for place in sorted(missing))
-    wrong = min(edit_distance(left, target), len(target)) if target else 0
-    return 1 - wrong / sum(map(len, parts))
+    return left, "".join(parts[place] for place in sorted(missing))
+
+
+def unasked(samples: Sequence[Sample[Image.Image]]) -> list[int] | None:
+    """How many letters and digits are read in each picture beyond those that its prompt asks for, at a glance; letters
+    of a text that is asked for and misspelt are none. None where no OCR is at hand."""
+    found = glance([sample.media for sample in samples])
+    return None if found is None else [beyond(read, sample.prompt) for read, sample in zip(found, samples, strict=True)]
+
+
+def beyond(read: str, prompt: Prompt) -> int:
+    """
+    >>> beyond("a cat OPAN 7", Prompt("p", 'a cat, "open"', "", ""))
+    5
+    """
+    try:
+        wanted = texts(prompt)
+    except UserError:  # a column of this name that is no text: nothing of it could be drawn
+        wanted = []
+    left, target = left_over(read, wanted)
+    return max(0, sum(map(str.isalnum, left)) - sum(map(str.isalnum, target)))
 
 
 def plain(text: str) -> str:

@@ -24,6 +24,7 @@ from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Features, Ranker, Unfit, assigned, measured_by
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
+from raftdiff.rewards.ocr import unasked
 from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.mixes import MIXES
@@ -131,7 +132,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         held_out_sampler=used.build(model) if guidance != drawing.guidance else own,
         held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
-        examine=HeldOutFigures(features(measures.rewards)),
+        examine=HeldOutFigures(features(measures.rewards), unasked),
         moved=HeldOutDrift(features(measures.rewards)),
         loop=recipe.loop,
     )

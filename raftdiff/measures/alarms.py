@@ -29,6 +29,8 @@ KEPT = 0.75
 ALIKE = 0.2
 """A share of near-duplicates so much higher than the base's is an alarm: a fifth of the held-out pictures say nothing
 of their own."""
+WRITTEN = 0.2
+"""A share of pictures with text so much higher than the base's is an alarm, where its standard deviation is less."""
 LEFT = 1.0
 """Of the distance between two of the base's pictures of a prompt: held-out pictures that lie further from the base's of
 the same prompt and seed are an alarm. At 1 a picture has no more of its counterpart than one of another seed had.
@@ -87,6 +89,8 @@ class HeldOut:
     near_duplicates: float | None = None
     roles: Mapping[str, str] = field(default_factory=dict)
     """What the rewards are for; of rounds of an earlier version, one of weight 0 looks on."""
+    text: Signal | None = None
+    """The share of pictures that show text which nobody asked for; None where nothing could read it."""
     drift: Drift | None = None
     """From the base; None of the base itself, and of answers."""
 
@@ -105,6 +109,7 @@ class HeldOut:
             figures.get("vendi"),
             figures.get("near_duplicates"),
             metrics.get(f"{name}_roles") or {},
+            Signal(read["mean"], read["std"], _floats(read["each"])) if (read := figures.get("text")) else None,
             Drift(_floats(moved["each"]), _floats(moved["apart"])) if moved else None,
         )
 
@@ -123,16 +128,21 @@ def alarms(base: HeldOut, now: HeldOut) -> list[Alarm]:
 
     A reward that fell, by more than chance from prompt to prompt and by ``FELL``; a signal that moved either way, by
     more than chance and by ``MOVED``, unless it is itself what is trained for; Vendi and the share of near-duplicates
-    by ``KEPT`` and ``ALIKE``; pictures that left those of the base, by more than chance and ``LEFT``. Fewer than two
-    prompts tell nothing from chance.
+    by ``KEPT`` and ``ALIKE``; the share of pictures with text that rose by more than chance and ``WRITTEN``; pictures
+    that left those of the base by more than chance and ``LEFT``. Fewer than two prompts tell nothing from chance.
     """
     trained = {name for name in now.weights if now.role(name) != "hold_out"}
     rewards = [name for name in base.rewards if name in now.rewards]
     signals = [name for name in base.signals if name in now.signals and name not in trained]
-    level = SURE / max(1, len(rewards) + len(signals) + (now.drift is not None))
+    level = SURE / max(1, len(rewards) + len(signals) + (now.drift is not None) + (now.text is not None))
     found = [_fall(name, base, now, level) for name in rewards]
     found += [_move(name, base.signals[name], now.signals[name], level) for name in signals]
-    found += [_sameness(base, now), _repeated(base, now), _departed(now.drift, level)]
+    found += [
+        _sameness(base, now),
+        _repeated(base, now),
+        _lettered(base.text, now.text, level),
+        _departed(now.drift, level),
+    ]
     return [alarm for alarm in found if alarm]
 
 
@@ -239,6 +249,20 @@ def _repeated(base: HeldOut, now: HeldOut) -> Alarm | None:
         f"{now.near_duplicates:.0%} of the held-out pictures repeat another nearly to the pixel, of the base model's "
         f"{base.near_duplicates:.0%}: the model draws one thing for many prompts. Look at them; go back to an earlier "
         "round (loop.guard: rollback), or use more prompts and a smaller learning rate.",
+    )
+
+
+def _lettered(before: Signal | None, after: Signal | None, level: float) -> Alarm | None:
+    if before is None or after is None:
+        return None
+    changes, _ = changed(before.each, after.each)
+    if not len(changes) or changes.mean() <= max(MOVED * before.std, WRITTEN, half_width(changes, level)):
+        return None
+    return Alarm(
+        "text",
+        f"{after.mean:.0%} of the held-out pictures show letters that nobody asked for, of the base model's "
+        f"{before.mean:.0%}: text drawn into a picture is how a reward that reads it is hacked. Look at the pictures; "
+        "go back to an earlier round (loop.guard: rollback), veto such pictures, or use a smaller learning rate.",
     )
 
 

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
-from raftdiff.reports.goodhart import SIGNS_HEAD, SIGNS_NOTE, goodhart, signs
+from raftdiff.reports.goodhart import SIGNS_HEAD, goodhart, signs, signs_note
 from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.plots import over
 from raftdiff.reports.tables import REWARDS_HEAD, Row, best_told, rewards_table, rows, shown
@@ -114,7 +114,7 @@ def write_report(
         goodhart=Markup(goodhart(rounds)),
         signs=signs(rounds),
         signs_head=SIGNS_HEAD,
-        signs_note=SIGNS_NOTE,
+        signs_note=signs_note(rounds),
         decided=rewards_table(rounds[-1]) if rounds else None,
         rewards_head=REWARDS_HEAD,
         guidance=Markup(_over_guidance(evaluation)),

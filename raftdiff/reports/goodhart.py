@@ -51,6 +51,9 @@ def signs(rounds: Rounds) -> list[Sign]:
     if base.near_duplicates is not None and now.near_duplicates is not None:
         shares = (base.near_duplicates, now.near_duplicates)
         found.append(Sign("near-duplicates", percent(shares[0]), percent(shares[1]), _points(*shares)))
+    if base.text and now.text:
+        shares = (base.text.mean, now.text.mean)
+        found.append(Sign("text", percent(shares[0]), percent(shares[1]), _points(*shares)))
     found += [_drift(now.drift)] if now.drift else []
     if (predictions := (same[-1].get("tune") or {}).get("prediction_drift")) is not None:
         found.append(Sign("drift of predictions", "", f"{predictions:.3g}", ""))
@@ -58,17 +61,34 @@ def signs(rounds: Rounds) -> list[Sign]:
     return [it._replace(what=it.what.removeprefix("signal ").replace("_", " "), alarm=it.what in told) for it in found]
 
 
+def signs_note(rounds: Rounds) -> str:
+    """How ``signs`` are to be read, and what was not looked at."""
+    return " ".join(filter(None, [SIGNS_NOTE, _unread(rounds)]))
+
+
+def _unread(rounds: Rounds) -> str:
+    """A sentence where text was not looked for in what ``signs`` compares."""
+    if not (same := alike(rounds)):
+        return ""
+    if "text" in ((same[-1].get("held_out_figures") or {}).get("not_looked_at") or ()):
+        return "Text in the pictures was not looked for: no OCR is at hand (pip install 'raftdiff[rewards]')."
+    if "text" in ((same[0].get("held_out_base_figures") or {}).get("not_looked_at") or ()):
+        return "Text in the base's pictures was not looked for, so that there is nothing to compare with."
+    return ""
+
+
 def signs_told(rounds: Rounds) -> list[str]:
-    """``signs`` as a table for a terminal; an alarm is marked."""
+    """``signs`` as a table for a terminal; an alarm is marked, and what was not looked at is said."""
     if not (found := signs(rounds)):
         return []
     lines = [SIGNS_HEAD, *((it.what, it.base, it.now, it.moved) for it in found)]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     marks = ["", *("  !" if it.alarm else "" for it in found)]
-    return [
+    table = [
         f"  {line[0]:<{widths[0]}}  {line[1]:>{widths[1]}}  {line[2]:>{widths[2]}}  {line[3]:>{widths[3]}}{mark}"
         for line, mark in zip(lines, marks, strict=True)
     ]
+    return [*table, *([f"  {unread}"] if (unread := _unread(rounds)) else [])]
 
 
 def _reward(name: str, base: HeldOut, now: HeldOut) -> Sign:

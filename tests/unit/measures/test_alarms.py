@@ -111,6 +111,21 @@ def test_drift_without_a_yardstick_is_no_alarm() -> None:
     assert whats(HeldOut(), HeldOut(drift=Drift(np.full(16, 0.1), np.zeros(16)))) == []
 
 
+def lettered(share: float) -> HeldOut:
+    each = np.array([1.0] * round(16 * share) + [0.0] * round(16 * (1 - share)))
+    return HeldOut(text=Signal(float(each.mean()), float(each.std()), each))
+
+
+def test_text_alarms_where_surely_more_pictures_show_it_than_the_bases_spread() -> None:
+    assert whats(lettered(0), lettered(0.25)) == []  # four pictures: it may be chance
+    assert whats(lettered(0), lettered(0.75)) == ["text"]
+    assert whats(lettered(0.75), lettered(0)) == []
+    assert whats(lettered(0.5), lettered(0.9375)) == []  # less than the base's standard deviation of a half
+    assert whats(HeldOut(), lettered(1.0)) == [], "nobody looked at the base"
+    (alarm,) = alarms(lettered(0), lettered(0.75))
+    assert alarm.told.startswith("75% of the held-out pictures show letters that nobody asked for, of the base model's")
+
+
 def test_rounds_without_figures_raise_no_alarm() -> None:
     assert alarms(HeldOut.of({}, "held_out_base"), HeldOut.of({"held_out": 1.0}, "held_out")) == []
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures, PictureSimilarity, pixels
+from raftdiff.measures.diversity import LETTERS, HeldOutDrift, HeldOutFigures, PictureSimilarity, pixels
 from raftdiff.types import Prompt, Sample, Scores
 
 
@@ -60,6 +60,40 @@ def test_near_duplicates_are_those_that_an_earlier_picture_shows_already() -> No
     media = [ramp, ramp.transpose(Image.Transpose.FLIP_LEFT_RIGHT), ramp, ramp.transpose(Image.Transpose.ROTATE_90)]
     held = [Sample(0, one, 0, 0, "policy", it) for one, it in zip(asked, media, strict=True)]
     assert HeldOutFigures(pixels)(held)["near_duplicates"] == 0.25
+
+
+def drawn(prompts: int, per_prompt: int) -> list[Sample[Any]]:
+    """Each picture is as grey as its place."""
+    asked = [Prompt(str(place), "a", "a", "a") for place in range(prompts)]
+    places = [(one, index) for one in asked for index in range(per_prompt)]
+    grey = [Image.new("RGB", (4, 4), (at, at, at)) for at in range(len(places))]
+    return [Sample(0, one, index, 0, "policy", it) for (one, index), it in zip(places, grey, strict=True)]
+
+
+@pytest.mark.parametrize(("prompts", "per_prompt", "looked"), [(100, 2, 24), (10, 4, 20), (2, 4, 8)])
+def test_text_is_looked_for_in_a_few_pictures_of_prompts_at_even_distances(
+    prompts: int, per_prompt: int, looked: int
+) -> None:
+    seen: list[Sample[Any]] = []
+
+    def unasked(samples: Sequence[Sample[Any]]) -> list[int]:
+        seen.extend(samples)
+        return [LETTERS - (sample.prompt.id == "0") for sample in samples]
+
+    found = HeldOutFigures(pixels, unasked)(drawn(prompts, per_prompt))
+    assert len(seen) == looked
+    ids = list(dict.fromkeys(int(sample.prompt.id) for sample in seen))
+    assert (ids[0], ids[-1]) == (0, prompts - 1)
+    share = 1 - 1 / len(ids)
+    assert found["text"]["each"] == [0.0] + [1.0] * (len(ids) - 1)
+    assert (found["text"]["mean"], found["text"]["std"]) == pytest.approx((share, np.sqrt(share * (1 - share))))
+    assert "not_looked_at" not in found
+
+
+def test_where_nothing_can_read_that_is_on_record() -> None:
+    found = HeldOutFigures(pixels, lambda samples: None)(drawn(2, 1))
+    assert found["not_looked_at"] == ["text"]
+    assert "text" not in found
 
 
 def at_angles(*degrees: float) -> list[Sample[Any]]:

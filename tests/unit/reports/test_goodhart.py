@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raftdiff.reports.goodhart import _unseen, _watched, goodhart, signs, signs_told
+from raftdiff.reports.goodhart import _unseen, _watched, goodhart, signs, signs_note, signs_told
 
 BASE = [0.0, 1.0, 2.0]  # of standard deviation 1
 
@@ -82,3 +82,24 @@ def test_there_are_no_signs_without_a_base_to_compare_with() -> None:
     assert signs([]) == signs([seen(0.0, 0.5)]) == signs_told([seen(0.0, 0.5)]) == []
     changed = [seen(0.0, 0.5) | of_base(0.0, 0.5), seen(1.0, 0.5, changed=["evaluation.guidance"])]
     assert signs(changed) == []
+
+
+def test_text_is_a_sign_where_it_was_looked_for_in_both_rounds_and_is_said_where_not() -> None:
+    first, last = seen(0.0, 0.5) | of_base(0.0, 0.5), seen(0.0, 0.5)
+    read = {"text": {"mean": 0.5, "std": 0.5, "each": [0.0, 1.0, 0.0, 1.0]}}
+    blind = {"not_looked_at": ["text"]}
+
+    def told(base: dict[str, Any], now: dict[str, Any]) -> tuple[list[str], str]:
+        rounds = [
+            first | {"held_out_base_figures": {**first["held_out_base_figures"], **base}},
+            last | {"held_out_figures": {**last["held_out_figures"], **now}},
+        ]
+        note = signs_note(rounds)
+        assert (signs_told(rounds)[-1].strip() in note) == bool(base.get("not_looked_at") or now.get("not_looked_at"))
+        return [it.moved for it in signs(rounds) if it.what == "text"], note
+
+    assert told(read, {"text": {**read["text"], "mean": 0.75}})[0] == ["+25 pt"]
+    assert told(read, blind)[0] == told(blind, read)[0] == []
+    assert "was not looked for: no OCR is at hand (pip install 'raftdiff[rewards]')" in told(read, blind)[1]
+    assert "Text in the base's pictures was not looked for" in told(blind, read)[1]
+    assert signs_note([]) == signs_note([first, last])

@@ -16,8 +16,8 @@ from raftdiff.errors import UserError
 from raftdiff.recipes import needs as recipe_needs
 from raftdiff.recipes.config import check
 from raftdiff.rewards import tiny
-from raftdiff.rewards.ocr import OcrConfig, OcrReward, accuracy, edit_distance, texts
-from raftdiff.rewards.ocr_readers import QUESTION, Read, VlmReader
+from raftdiff.rewards.ocr import OcrConfig, OcrReward, accuracy, edit_distance, texts, unasked
+from raftdiff.rewards.ocr_readers import GLANCED, QUESTION, Read, VlmReader, _glancer, glance
 from raftdiff.rewards.vlm import LocalVlm, load
 from raftdiff.testing.conformance import check_reward
 from raftdiff.testing.examples import reward_samples
@@ -147,6 +147,41 @@ def test_rapidocr_reads_what_is_written() -> None:
     ImageDraw.Draw(written).text((20, 100), "Helo World", "black", ImageFont.load_default(36))
     samples = [replace(sample('a sign "Hello World"'), media=picture) for picture in (written, blank)]
     torch.testing.assert_close(OcrConfig().build().score(samples), torch.tensor([0.9, 0.0]))
+
+
+@pytest.mark.parametrize(
+    ("caption", "read", "letters"),
+    [
+        ("a cat", "a cat ○", 4),
+        ('a sign "STOP"', "Stop!", 0),
+        ('a sign "STOP"', "STQP", 0),  # asked for, and misspelt
+        ('a sign "STOP"', "stop a sign 24", 7),
+        ("a cat", "", 0),
+    ],
+)
+def test_letters_that_a_prompt_asks_for_are_not_counted(
+    caption: str, read: str, letters: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftdiff.rewards.ocr.glance", lambda pictures: [read for _ in pictures])
+    assert unasked([sample(caption)]) == [letters]
+    assert unasked([replace(sample(caption), prompt=prompt(caption, text=7.0))]) == [sum(map(str.isalnum, read))]
+
+
+def test_without_an_ocr_nothing_is_known_of_letters(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "rapidocr", None)
+    _glancer.cache_clear()
+    assert unasked([sample("a cat")]) is None
+
+
+@pytest.mark.skipif(not all(map(importlib.util.find_spec, READERS)), reason="the extra raftdiff[rewards] is not there")
+def test_at_a_glance_small_letters_of_small_and_large_pictures_are_read() -> None:
+    small, large = Image.new("RGB", (80, 80), "white"), Image.new("RGB", (1024, 512), "lightblue")
+    ImageDraw.Draw(small).text((1, 66), "a blue sketch", "black")
+    ImageDraw.Draw(large).text((20, 400), "a cat on a mat", "black", ImageFont.load_default(48))
+    blank = Image.new("RGB", (64, 64), "white")
+    assert glance([small, large, blank]) == ["a blue sketch", "a cat on a mat", ""]
+    assert large.size == (1024, 512), "it is as it was"
+    assert GLANCED < 512
 
 
 def by_vlm(**reader: Any) -> OcrConfig:
