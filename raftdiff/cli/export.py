@@ -12,7 +12,8 @@ from raftdiff.records.run import load_round
 HOW = {
     "diffusers": "load it with: pipeline.load_lora_weights('{out}')",
     "kohya": "put it into the Lora folder of A1111 or ComfyUI",
-    "merged": "load it with: StableDiffusionPipeline.from_pretrained('{out}')",
+    "merged": "load it with: DiffusionPipeline.from_pretrained('{out}')",
+    "checkpoint": "put it into the folder of checkpoints of A1111 (Stable-diffusion) or ComfyUI (checkpoints)",
     "peft": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
     "peft gguf": "load it with: PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained('{base}', "
     "gguf_file='{file}'), '{out}')",
@@ -27,7 +28,7 @@ def export(args: argparse.Namespace) -> None:
     if text and args.format not in (None, "peft", "merged"):
         raise UserError(f"--format {args.format}: a language model is exported as peft or merged.")
     if not text and args.format == "peft":
-        raise UserError("--format peft: a diffusion model is exported as diffusers, kohya or merged.")
+        raise UserError("--format peft: a diffusion model is exported as diffusers, kohya, merged or checkpoint.")
     chosen_round(run, args.round)
     base = file = None
     assembly = prepared(run, recipe)
@@ -45,7 +46,12 @@ def export(args: argparse.Namespace) -> None:
         from raftdiff.diffusion import export as pictures
 
         form = args.format or ("kohya" if args.out is not None and args.out.suffix == ".safetensors" else "diffusers")
-        out = args.out or run.path / "export" / (form + (".safetensors" if form == "kohya" else ""))
-        written = pictures.export(assembly.finetuner, form, out)
+        out = args.out or run.path / "export" / (form + (".safetensors" if form in pictures.FILES else ""))
+        told = {
+            "raftdiff.recipe": recipe.name,
+            "raftdiff.digest": str(run.info().get("digest", "")),
+            "raftdiff.rewards": ", ".join(one.name for one in recipe.ranker.rewards),
+        }
+        written = pictures.export(assembly.finetuner, form, out, told)
         how = HOW[form]
     print(f"{written}\n{how.format(out=written, base=base, file=file)}")

@@ -161,7 +161,9 @@ def _results(commands: Commands) -> None:
     export = add_command(commands, "export", "export:export", "the tuned weights in a format that others read")
     add_recipe(export, metavar="RUN")
     export.add_argument(
-        "--format", choices=("diffusers", "kohya", "merged", "peft"), help="diffusers by default; of a text run, peft"
+        "--format",
+        choices=("diffusers", "kohya", "merged", "checkpoint", "peft"),
+        help="diffusers by default; of a text run, peft",
     )
     export.add_argument("--round", type=from_zero, metavar="N", help="the model after this round; the last by default")
     export.add_argument("--out", type=Path, metavar="PATH", help="default: RUN/export/FORMAT")

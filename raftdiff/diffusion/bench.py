@@ -184,7 +184,7 @@ class Bench:
                 }
             )
             sampler = config.build(assembly.model)
-            with self._weights(assembly, checkpoint), _checked(assembly.model.unet, check):
+            with self._weights(assembly, checkpoint), _checked(assembly.model.denoiser, check):
                 samples = draw(sampler, prompts, per_prompt=settings.per_prompt, seed=settings.seed, report=report)
             return judged(assembly, samples)
 

@@ -109,14 +109,9 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     parts = sampler.parts
     batch = sampler.config.batch_size
     quick = DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), parts)
-    shape = (
-        batch,
-        parts.unet.config.in_channels,
-        sampler.height // parts.vae_factor,
-        sampler.width // parts.vae_factor,
-    )
+    shape = (1, *parts.latent_shape(sampler.height, sampler.width))
     generators = [torch.Generator().manual_seed(row) for row in range(batch)]
-    noise = torch.cat([torch.randn((1, *shape[1:]), generator=generator) for generator in generators])
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     text = parts.prompts(["a picture"] * batch)
     negative = parts.prompts([""] * batch) if sampler.config.guidance != 1 else None
     if parts.device.type == "cuda":
@@ -137,8 +132,8 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
 
 
 def model_parameters(tuner: DiffusionFineTuner) -> int:
-    """Numbers in U-Net, VAE and text encoder, without an adapter's."""
-    modules = (tuner.parts.unet, tuner.parts.vae, tuner.parts.text_encoder)
+    """Numbers in denoiser, VAE and text encoders, without an adapter's."""
+    modules = [tuner.parts.modules[name] for name in tuner.parts.family.components]
     total = sum(parameter.numel() for module in modules for parameter in module.parameters())
     return int(total) - (tuner.parameter_count() if tuner.config.adapter == "lora" else 0)
 

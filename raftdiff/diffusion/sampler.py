@@ -13,6 +13,7 @@ from PIL import Image
 from pydantic import Field
 from torch import Tensor
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
@@ -96,8 +97,8 @@ class DiffusionSampler:
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Image.Image]]:
         """Yield ``per_prompt`` pictures for each prompt, in order; ``aux["latent"]`` is (channels, height, width),
-        float32, scaled as the U-Net sees it, ``aux["path"]`` (steps + 1, channels, height, width): the noise first, the
-        latent last.
+        float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels, height, width): the noise first,
+        the latent last.
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
         Under accelerate launch the processes draw batches in turn, and each yields all of them.
@@ -113,7 +114,7 @@ class DiffusionSampler:
                     yield Sample(round, prompt, index, one, self.source, picture, aux)
 
     def network_evaluations(self) -> int:
-        """Rows through the U-Net since construction; a picture with guidance counts two a step."""
+        """Rows through the network since construction; a picture with guidance counts two a step."""
         return self._evaluations
 
     def solver(self) -> Any:
@@ -125,12 +126,11 @@ class DiffusionSampler:
 
     def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
         generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in batch]
-        embeddings = self.parts.prompts([prompt.sampling for prompt, _ in batch])
+        texts = self.parts.prompts([prompt.sampling for prompt, _ in batch])
         negative = self.parts.prompts([prompt.negative for prompt, _ in batch]) if self.config.guidance != 1 else None
-        channels, factor = self.parts.unet.config.in_channels, self.parts.vae_factor
-        shape = (1, channels, self.height // factor, self.width // factor)
+        shape = (1, *self.parts.latent_shape(self.height, self.width))
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        way = self.denoising(noise, embeddings, negative, generators)
+        way = self.denoising(noise, texts, negative, generators)
         path = deque(way, maxlen=None if "path" in self.provides else 1)
         latents = path[-1]
         pictures = decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
@@ -145,19 +145,19 @@ class DiffusionSampler:
     def denoise(
         self,
         noise: Float[Tensor, "batch channels height width"],
-        embeddings: Float[Tensor, "batch tokens embedding"],
-        negative: Float[Tensor, "batch tokens embedding"] | None,
+        texts: Texts,
+        negative: Texts | None,
         generators: list[torch.Generator],
     ) -> Float[Tensor, "batch channels height width"]:
         """The last of ``denoising``."""
-        return deque(self.denoising(noise, embeddings, negative, generators), maxlen=1).pop()
+        return deque(self.denoising(noise, texts, negative, generators), maxlen=1).pop()
 
     @torch.no_grad()
     def denoising(
         self,
         noise: Float[Tensor, "batch channels height width"],
-        embeddings: Float[Tensor, "batch tokens embedding"],
-        negative: Float[Tensor, "batch tokens embedding"] | None,
+        texts: Texts,
+        negative: Texts | None,
         generators: list[torch.Generator],
     ) -> Iterator[Float[Tensor, "batch channels height width"]]:
         """From standard normal noise to latents, float32 on the model's device: the noise, then what each step leaves.
@@ -166,17 +166,14 @@ class DiffusionSampler:
         without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
         """
         parts, scheduler, guidance = self.parts, self.solver(), self.config.guidance
-        context = embeddings if negative is None else torch.cat([negative, embeddings])
-        context = context.to(parts.device, parts.dtype)
+        context = (texts if negative is None else Texts.cat([negative, texts])).to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
         latents = noise.to(parts.device) * scheduler.init_noise_sigma
         yield latents
         for timestep in scheduler.timesteps:
             seen = scheduler.scale_model_input(latents, timestep)
             seen = seen if negative is None else torch.cat([seen, seen])
-            predicted = parts.network(seen.to(parts.dtype), timestep, encoder_hidden_states=context, return_dict=False)[
-                0
-            ].float()
+            predicted = parts.ask(parts.network, seen.to(parts.dtype), timestep, context).float()
             self._evaluations += len(seen)
             if negative is not None:
                 away, toward = predicted.chunk(2)
@@ -187,7 +184,7 @@ class DiffusionSampler:
 
 @torch.no_grad()
 def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], batch_size: int) -> list[Image.Image]:
-    """Pictures from latents scaled as the U-Net sees them.
+    """Pictures from latents scaled as the denoiser sees them.
 
     One with any number that is none (NaN, infinity) is black all over: a picture of one colour is discarded, a part of
     one would not be noticed.
@@ -206,13 +203,13 @@ def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], 
 def encode(
     parts: Parts, pictures: Sequence[Image.Image], batch_size: int
 ) -> Float[Tensor, "batch channels height width"]:
-    """Latents of pictures of one size, scaled as the U-Net sees them, float32 on the CPU; of what the VAE says the
+    """Latents of pictures of one size, scaled as the denoiser sees them, float32 on the CPU; of what the VAE says the
     mean, so that the same picture is always the same lesson."""
     config, found = parts.vae.config, []
     for start in range(0, len(pictures), batch_size):
         rows = np.stack([np.asarray(one.convert("RGB")) for one in pictures[start : start + batch_size]])
         pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-        said = parts.vae.encode(pixels.to(parts.device, parts.dtype)).latent_dist
+        said = parts.vae.encode(pixels.to(parts.device, parts.vae.dtype)).latent_dist
         found.append(said.mode().float().cpu())
     shift = getattr(config, "shift_factor", None) or 0.0
     latents: Tensor = (torch.cat(found) - shift) * config.scaling_factor
@@ -256,8 +253,8 @@ def size_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
     own = parts.size
     if own is None and not (config.height and config.width):
         raise UserError(
-            f"sampler: the model '{parts.name}' does not say at what size it was trained (unet/config.json has no "
-            "sample_size). Set sampler.height and sampler.width, 512 for most."
+            f"sampler: the model '{parts.name}' does not say at what size it was trained ({parts.family.denoiser}/"
+            "config.json has no sample_size). Set sampler.height and sampler.width, 512 for most."
         )
     height, width = own or (0, 0)
     return config.height or height, config.width or width
@@ -268,9 +265,7 @@ def check_size(height: int, width: int, parts: Parts) -> None:
     Raises:
         UserError: a picture of so many pixels does not fit the model.
     """
-    # the U-Net halves its input between blocks; what does not divide would be stretched back, which no model was
-    # trained on
-    multiple = parts.vae_factor * 2 ** (len(parts.unet.config.block_out_channels) - 1)
+    multiple = parts.multiple
     if height % multiple or width % multiple:
         raise UserError(
             f"sampler: a picture of {width}x{height} does not fit this model; both must be multiples of {multiple}."

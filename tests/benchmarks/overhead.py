@@ -51,7 +51,8 @@ def main() -> None:
     recipe = load_recipe(given.recipe, [*given.overrides, "loop.rounds=1", "logging.tracker=null"])
     assembly = assemble(recipe)
     model = assembly.model
-    for module, name in ((model.unet, "U-Net"), (model.vae, "VAE"), (model.text_encoder, "text encoder")):
+    texts = [(module, "text encoder") for module in model.text_encoders.values()]
+    for module, name in ((model.denoiser, "U-Net"), (model.vae, "VAE"), *texts):
         module.forward = timed(name, module.forward)
     model.vae.decode = timed("VAE", model.vae.decode)
     torch.Tensor.backward = timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]

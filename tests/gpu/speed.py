@@ -155,12 +155,13 @@ def sd15_parts(*, small: bool) -> Any:
     import diffusers
     import transformers
 
+    from raftdiff.diffusion.families.sd import StableDiffusion
     from raftdiff.diffusion.models.loading import ModelConfig, assemble
-    from raftdiff.diffusion.models.single_file import write_configs
 
     narrow = {"block_out_channels": (32, 32, 32, 32), "layers_per_block": 1}
     with tempfile.TemporaryDirectory() as scratch, torch.device(DEVICE):
-        configs = write_configs("sd1", Path(scratch), None, Path("sd1"))
+        configs, family = Path(scratch), StableDiffusion()
+        family.configs("sd1", None, configs, Path("sd1"))
         kinds = {"unet": diffusers.UNet2DConditionModel, "vae": diffusers.AutoencoderKL}
         modules = {
             name: kind.from_config(kind.load_config(configs / name), **(narrow if small else {}))
@@ -173,7 +174,7 @@ def sd15_parts(*, small: bool) -> Any:
             modules["tokenizer"] = transformers.CLIPTokenizer.from_pretrained(configs / "tokenizer")
             modules["scheduler"] = diffusers.DDIMScheduler.from_pretrained(configs / "scheduler")
     config = ModelConfig(base="SD 1.5's size, random", dtype="bfloat16", channels_last=True)
-    return assemble(modules, config, DEVICE, DTYPES["bfloat16"])
+    return assemble(family, modules, config, DEVICE, DTYPES["bfloat16"])
 
 
 def per_second(work: Callable[[int], int], *, repeats: int) -> float:

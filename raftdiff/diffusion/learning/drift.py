@@ -41,8 +41,6 @@ def drift(
 
 @torch.no_grad()
 def _predictions(parts: Parts, xt: Tensor, timesteps: Tensor, captions: Sequence[str], batch_size: int) -> Tensor:
-    embeddings = parts.prompts(captions)
+    texts = parts.prompts(captions)
     rows = [torch.arange(start, min(start + batch_size, len(xt))) for start in range(0, len(xt), batch_size)]
-    return torch.cat(
-        [parts.predict(xt[row], timesteps[row], embeddings[row.to(embeddings.device)]).cpu() for row in rows]
-    )
+    return torch.cat([parts.predict(xt[row], timesteps[row], texts[row.to(texts.device)]).cpu() for row in rows])

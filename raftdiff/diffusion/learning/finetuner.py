@@ -9,6 +9,7 @@ from PIL.Image import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses, schedule
 from raftdiff.diffusion.learning.descent import Descent, processes
 from raftdiff.diffusion.learning.drift import drift
@@ -16,7 +17,7 @@ from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, S
 from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
-from raftdiff.diffusion.learning.trainable import ATTENTION, EVERYTHING, attach
+from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
@@ -24,7 +25,6 @@ from raftdiff.seeds import fold
 from raftdiff.training import optimizer
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
-from raftdiff.training.trainable import ALL_LINEAR
 from raftdiff.types import Key, Prompt, Report, Requires, Reward, Sample, Selection, State
 
 DRIFT_ROWS = 16
@@ -38,7 +38,7 @@ class DiffusionFineTunerConfig(Config):
     learning: RuleConfig = Field(default_factory=SftConfig)
     """What is learned from what was selected: sft imitates it; the others learn from differences."""
     adapter: Literal["lora", "full"] = "lora"
-    """Low-rank updates (arXiv:2106.09685), or every weight of the U-Net."""
+    """Low-rank updates (arXiv:2106.09685), or every weight of the denoiser."""
     rank: int = Field(default=8, ge=1)
     """Rank of the LoRA."""
     alpha: float | None = Field(default=None, gt=0)
@@ -47,7 +47,7 @@ class DiffusionFineTunerConfig(Config):
     """Layers that get a LoRA: attention projections; those, convolutions and feed-forward layers; of these all that are
     linear; or names."""
     train_text_encoder: bool = False
-    """Train the text encoder too."""
+    """Train the text encoder too; of several all."""
     learning_rate: float = Field(default=1e-4, gt=0)
     lr_schedule: Literal["constant", "cosine", "linear"] = "constant"
     """How the learning rate falls over all the rounds of the recipe."""
@@ -171,8 +171,8 @@ class DiffusionFineTuner:
             adapter=config.adapter,
             rank=config.rank,
             alpha=config.alpha if config.alpha is not None else float(config.rank),
-            targets=_targets(config.target_modules),
-            text_encoder=config.train_text_encoder,
+            targets=config.target_modules,
+            text_encoders=config.train_text_encoder,
             channels_last=config.channels_last,
             seed=seed,
         )
@@ -273,35 +273,35 @@ class DiffusionFineTuner:
         texts = [self.lesson.against(prompt) for prompt in prompts]
         each = list(dict.fromkeys(texts))
         with torch.no_grad():
-            against = self._embed(each)[[each.index(text) for text in texts]]
+            against = self._embed(each)[torch.tensor([each.index(text) for text in texts])]
         networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
         return self.lesson.terms(Part(shown, drawn, captions, against, weights, prompts), networks)
 
-    def _embed(self, captions: Sequence[str]) -> Tensor:
+    def _embed(self, captions: Sequence[str]) -> Texts:
         """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
-        if "text_encoder" not in self.trainable.modules:
-            return self.parts.prompts(captions).float()
+        if not self.config.train_text_encoder:
+            return self.parts.prompts(captions).to(dtype=torch.float32)
         with torch.autocast(self.parts.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
-            return self.parts.prompts.encode(captions).float()
+            return self.parts.prompts.encode(captions).to(dtype=torch.float32)
 
-    def _predict(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
-        return self.parts.predict(xt, timesteps, embeddings, self.precision)
+    def _predict(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
+        return self.parts.predict(xt, timesteps, texts, self.precision)
 
-    def _predict_base(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def _predict_base(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
         """What the base says. The caption is embedded by the text encoder as it is now."""
         with self.trainable.passed_by():
-            return self._predict(xt, timesteps, embeddings)
+            return self._predict(xt, timesteps, texts)
 
-    def _predict_old(self, xt: Tensor, timesteps: Tensor, embeddings: Tensor) -> Tensor:
+    def _predict_old(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
         """What the policy said before this round's tuning."""
         with self.trainable.holding(self._old):
-            return self._predict(xt, timesteps, embeddings)
+            return self._predict(xt, timesteps, texts)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
         """Within, the network holds the live weights, in training precision and layout; afterwards the policy again."""
         # the decoder too, where the gradient goes through it: at 512 pixels it is the largest part
-        kept_small = [self.parts.unet, *([self.parts.vae] if isinstance(self.lesson, Endings) else [])]
+        kept_small = [self.parts.denoiser, *([self.parts.vae] if isinstance(self.lesson, Endings) else [])]
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
         if self.config.learning.build().reference == "old":
@@ -349,12 +349,6 @@ def _lesson(
         rule=rule,
     )
     return Noised(objective, abar, config.timesteps, config.offset_noise, config.caption_dropout)
-
-
-def _targets(chosen: str | tuple[str, ...]) -> tuple[str, ...]:
-    if isinstance(chosen, tuple):
-        return chosen
-    return {"attention": ATTENTION, "all": EVERYTHING, ALL_LINEAR: (ALL_LINEAR,)}[chosen]
 
 
 def _rows(items: Tensor, pictures: int) -> Tensor:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from PIL.Image import Image
 from torch import Tensor
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses, schedule
 from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
 from raftdiff.diffusion.learning.reward_gradient import Graded
@@ -16,7 +17,6 @@ from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt, Sample
 
-Texts = Float[Tensor, "batch tokens embedding"]
 Held = Float[Tensor, "rows ..."]
 D = TypeVar("D")
 
@@ -222,7 +222,7 @@ def _predicted(
     if guidance == 1:
         toward = network(xt, timesteps, part.captions)
         return toward, toward
-    both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), torch.cat([part.against, part.captions]))
+    both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), Texts.cat([part.against, part.captions]))
     away, toward = both.chunk(2)
     return toward, schedule.guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
 

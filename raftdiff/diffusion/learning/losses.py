@@ -24,14 +24,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.rules import Rows, Rule, row_mean
 
 Predict = Callable[
-    [Float[Tensor, "batch channels height width"], Int[Tensor, " batch"], Float[Tensor, "batch tokens embedding"]],
+    [Float[Tensor, "batch channels height width"], Int[Tensor, " batch"], Texts],
     Float[Tensor, "batch channels height width"],
 ]
-"""(xt, timesteps, embeddings) -> what the network predicts, float32."""
+"""(xt, timesteps, texts) -> what the network predicts, float32."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +57,8 @@ class Batch:
     """Some rows of a step, on the model's device, float32."""
 
     x0: Float[Tensor, "batch channels height width"]
-    captions: Float[Tensor, "batch tokens embedding"]
-    empty: Float[Tensor, "batch tokens embedding"]
+    captions: Texts
+    empty: Texts
     """The empty caption's embedding, one per row."""
     weights: Float[Tensor, " batch"]
     """The items' own; rows of one item stand together."""
@@ -108,7 +109,7 @@ def step_loss(batch: Batch, abar: schedule.Schedule, objective: Objective, netwo
     noise = schedule.pure_noise(draws.noise, x0, level, draws.timesteps >= last)
     xt = schedule.add_noise(x0, noise, level)
     target = schedule.target(objective.prediction_type, x0, noise, level)
-    shown = torch.where(schedule.rows(draws.dropped, empty), empty, batch.captions)
+    shown = empty.where(draws.dropped, batch.captions)
     evaluations = count
     scale = torch.where(draws.dropped, 1.0, objective.guidance)
 

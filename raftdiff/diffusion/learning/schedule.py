@@ -2,7 +2,7 @@
 
 Notation, after Ho et al. 2020 (arXiv:2006.11239) and Salimans & Ho 2022 (arXiv:2202.00512):
 
-    x0      the latent of a picture, as the U-Net sees it (the VAE's output times its scaling factor)
+    x0      the latent of a picture, as the denoiser sees it (the VAE's output times its scaling factor)
     noise   epsilon, standard normal
     abar    the cumulative product of alphas at a timestep: the share of the picture in the variance
     xt      sqrt(abar) x0 + sqrt(1 - abar) noise

@@ -1,4 +1,5 @@
-"""Stable Diffusion on disk and in memory: folders, hub ids and single files as the parts that everyone shares.
+"""Diffusion models on disk and in memory: folders, hub ids and single files as the parts that everyone shares.
 
-``loading.load`` opens one, ``text`` encodes captions, ``ldm`` writes single files; ``tiny`` makes small ones for tests.
+``loading.load`` opens one, ``text`` encodes captions; ``tiny`` makes small ones for tests. What differs from family to
+family stands in ``families``.
 """

@@ -8,16 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from raftdiff.diffusion.families.family import Checkpoint, Family
+from raftdiff.diffusion.families.known import FAMILIES, TUNABLE, of_index
+from raftdiff.diffusion.families.unet import NETWORKS
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.needs import near, unreachable
 from raftdiff.training.weights import WRAPPERS, first_line, wrapper
 
-TUNABLE = "raftdiff tunes Stable Diffusion 1.x and 2.x models, and others in their format (StableDiffusionPipeline)"
-COMPONENTS: Mapping[str, tuple[str, ...]] = {
-    "unet": ("diffusion_pytorch_model", "UNet2DConditionModel"),
-    "vae": ("diffusion_pytorch_model", "AutoencoderKL"),
-    "text_encoder": ("model", "CLIPTextModel"),
-}
 PLAIN = (".safetensors", ".safetensors.index.json", "-*.safetensors")
 HALF = (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16-*.safetensors", "-*.fp16.safetensors")
 """How the files of whole and of half precision may end, sharded ones too, behind their stem."""
@@ -28,23 +25,12 @@ LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "
 
 @dataclass(frozen=True, slots=True)
 class Layout:
-    """A folder known to hold the parts of a ``StableDiffusionPipeline``."""
+    """A folder known to hold the parts of a family's pipeline."""
 
     path: Path
+    family: Family
     scheduler: str
     """The scheduler's class name."""
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """A single file known to hold a Stable Diffusion model."""
-
-    kind: str
-    """sd1 or sd2."""
-    prediction_type: str | None = None
-    """What its network predicts, where the file says it."""
-    zero_terminal_snr: bool | None = None
-    """Whether its noise schedule ends in pure noise, where the file says it."""
 
 
 def variant(folder: Path, stem: str, what: str) -> str | None:
@@ -87,24 +73,24 @@ def folder_layout(path: Path, *, weights: bool = True, vae: bool = True) -> Layo
     if not index.is_file():
         raise UserError(_not_a_pipeline(path))
     described = read_json(index)
-    pipeline = str(described.get("_class_name"))
-    if pipeline != "StableDiffusionPipeline":
-        raise UserError(f"{path}: this is a {pipeline}; {TUNABLE}.")
-    for component, (stem, expected) in COMPONENTS.items():
+    family = of_index(described)
+    if family is None:
+        raise UserError(f"{path}: this is a {described.get('_class_name')}; {TUNABLE}.")
+    for component, expected in family.components.items():
         if component == "vae" and not vae:
             continue
         found = _class_name(described, component)
-        if found != expected:
-            raise UserError(f"{path}: its {component} is a {found}, not a {expected}; {TUNABLE}.")
+        if found != expected.kind:
+            raise UserError(f"{path}: its {component} is a {found}, not a {expected.kind}; {TUNABLE}.")
         if not (path / component / "config.json").is_file():
             raise UserError(f"{path}: {component}/config.json is missing; the folder is incomplete.")
         read_json(path / component / "config.json")
         if weights:
-            variant(path / component, stem, f"{path}: {component}/")
-    for name in ("tokenizer", "scheduler"):
+            variant(path / component, expected.stem, f"{path}: {component}/")
+    for name in (*family.tokenizers, "scheduler"):
         if not (path / name).is_dir():
             raise UserError(f"{path}: {name}/ is missing; the folder is incomplete.")
-    return Layout(path, scheduler=_class_name(described, "scheduler") or "DDIMScheduler")
+    return Layout(path, family, scheduler=_class_name(described, "scheduler") or "DDIMScheduler")
 
 
 def _class_name(described: Mapping[str, Any], component: str) -> str | None:
@@ -119,8 +105,12 @@ def hub_folder(name: str) -> Path:
     Raises:
         UserError: ``name`` is no hub id, or the model cannot be fetched.
     """
-    configs = ["model_index.json", "tokenizer/*", "scheduler/*", "*/config.json"]
-    return _snapshot(name, configs, {f"{part}/": stem for part, (stem, _) in COMPONENTS.items()}, "model.base")
+    index = _snapshot(name, ["model_index.json"], {}, "model.base") / "model_index.json"
+    family = of_index(read_json(index)) if index.is_file() else None
+    if family is None:
+        return index.parent  # what is wrong with it, ``folder_layout`` says
+    configs = [*(f"{part}/*" for part in family.tokenizers), "model_index.json", "scheduler/*", "*/config.json"]
+    return _snapshot(name, configs, {f"{part}/": it.stem for part, it in family.components.items()}, "model.base")
 
 
 def hub_vae(name: str) -> Path:
@@ -129,7 +119,7 @@ def hub_vae(name: str) -> Path:
     Raises:
         UserError: as there.
     """
-    stem = COMPONENTS["vae"][0]
+    stem = NETWORKS["vae"].stem
     return _snapshot(name, ["config.json", "vae/config.json"], {"": stem, "vae/": stem}, "model.vae")
 
 
@@ -192,22 +182,14 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
         shapes = _ckpt_shapes(path)
     else:
         raise UserError(f"{path}: a single-file model ends in .safetensors or .ckpt.")
-    key = "model.diffusion_model.input_blocks.0.0.weight"
-    if key not in shapes:
+    family, kind = next(((it, kind) for it in FAMILIES if (kind := it.recognise(shapes, path))), (None, ""))
+    if family is None:
         raise UserError(f"{path}: {_other_kind(shapes)}; {TUNABLE}.")
-    if any(name.startswith("conditioner.embedders.") for name in shapes):
-        raise UserError(f"{path}: this is an SDXL checkpoint; {TUNABLE}.")
-    if shapes[key][1] == 9:
-        raise UserError(f"{path}: this is an inpainting checkpoint; raftdiff tunes text-to-image models.")
-    kinds = {"cond_stage_model.model.": "sd2", "cond_stage_model.transformer.": "sd1"}
-    kind = next((kinds[start] for start in kinds if any(name.startswith(start) for name in shapes)), None)
-    if kind is None:
-        raise UserError(f"{path}: it holds a U-Net but no text encoder; a whole checkpoint is needed.")
     if vae and not any(name.startswith("first_stage_model.") for name in shapes):
         raise UserError(f"{path}: it holds no VAE; name one as model.vae: a folder, a file or a hub id.")
     # Trainings mark what a network predicts by an empty tensor of that name, or in the metadata.
     stated = "v_prediction" if "v_pred" in shapes else MARKS.get(told.get("modelspec.prediction_type", "").lower())
-    return Checkpoint(kind, stated, True if "ztsnr" in shapes else None)
+    return Checkpoint(family, kind, stated, True if "ztsnr" in shapes else None)
 
 
 SIGNS = {

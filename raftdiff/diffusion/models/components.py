@@ -2,13 +2,16 @@
 
 import tempfile
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from raftdiff.diffusion.families import unet
+from raftdiff.diffusion.families.family import Checkpoint, Component
+from raftdiff.diffusion.families.vocabulary import write_configs
 from raftdiff.diffusion.models.checkpoints import (
-    COMPONENTS,
     Layout,
     folder_layout,
     hub_vae,
@@ -16,75 +19,75 @@ from raftdiff.diffusion.models.checkpoints import (
     variant,
 )
 from raftdiff.diffusion.models.quiet import quietly
-from raftdiff.diffusion.models.single_file import write_configs
 from raftdiff.errors import UserError
 from raftdiff.training.weights import demand_all, demand_finite, loaded, reading, without_data
 
 LOCAL: Mapping[str, Any] = {"local_files_only": True}
-CLIP = "cond_stage_model.transformer."
-SHORT = tuple(f"{CLIP}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
 
 
 def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None) -> dict[str, Any]:
     """Each component by its own loader: no safety checker, no feature extractor, no remote code, safetensors only.
     ``vae`` names another VAE than the folder's own."""
-    import diffusers
-    import transformers
-
-    kinds = {"unet": diffusers.UNet2DConditionModel, "text_encoder": transformers.CLIPTextModel}
-    if vae is None:
-        kinds["vae"] = diffusers.AutoencoderKL
+    wanted = {name: it for name, it in layout.family.components.items() if vae is None or name != "vae"}
     with quietly():
-        parts = {name: _component(layout.path, name, kind, dtype) for name, kind in kinds.items()}
+        parts = {
+            name: _component(f"{layout.path}: {name}/", layout.path / name, it, dtype) for name, it in wanted.items()
+        }
     if vae is not None:
-        parts["vae"] = read_vae(vae, layout.path, dtype)
+        parts["vae"] = read_vae(vae, layout, dtype)
     return {**parts, **_without_weights(layout)}
 
 
 def read_single_file(
-    path: Path, kind: str, dtype: torch.dtype, *, vae: str | None, configs: str | None, prediction_type: str | None
+    path: Path,
+    found: Checkpoint,
+    dtype: torch.dtype,
+    *,
+    vae: str | None,
+    configs: str | None,
+    prediction_type: str | None,
 ) -> dict[str, Any]:
     """The parts of a checkpoint in the original names.
 
     Args:
-        kind: sd1 or sd2.
+        found: what it is.
         vae: another VAE than the file's own, which may then lack.
-        configs: the diffusers folder that says how large its parts are; those of SD 1.x or 2.x by default.
-        prediction_type: what an SD 2.x network predicts.
+        configs: the diffusers folder that says how large its parts are; those of the published models by default.
+        prediction_type: what its network predicts, where the file does not say it.
     """
-    import diffusers
-
     weights = _tensors(path)
     with tempfile.TemporaryDirectory() as scratch, quietly():
         if configs is not None:
             layout = folder_layout(Path(configs).expanduser(), weights=False)
+            if layout.family.name != found.family.name:
+                raise UserError(
+                    f"model.config: {configs} holds the configs of {layout.family.told}, and {path} is "
+                    f"{found.family.told}."
+                )
         else:
-            layout = folder_layout(write_configs(kind, Path(scratch), prediction_type, path), weights=False)
-        misfit = f"{path}: these weights do not fit the model configs in {configs or kind}"
+            found.family.configs(found.kind, prediction_type, Path(scratch), path)
+            layout = folder_layout(Path(scratch), weights=False)
+        misfit = f"{path}: these weights do not fit the model configs in {configs or found.kind}"
         with reading(misfit, "Name the diffusers folder that holds the right ones as model.config."):
-            parts = {
-                "unet": _converted(diffusers.UNet2DConditionModel, weights, layout.path, "unet", dtype),
-                "text_encoder": _text_encoder(weights, layout.path, dtype),
-            }
+            parts = layout.family.converted(weights, layout.path, dtype)
             if vae is None:
-                parts["vae"] = _converted(diffusers.AutoencoderKL, weights, layout.path, "vae", dtype)
+                parts["vae"] = unet.converted(weights, layout.path, "vae", dtype)
         for name, part in parts.items():
             _demand(f"{path}: {name}", part, weights)
         if vae is not None:
-            parts["vae"] = read_vae(vae, layout.path, dtype)
+            parts["vae"] = read_vae(vae, layout, dtype)
         return {**parts, **_without_weights(layout)}
 
 
-def read_vae(name: str, configs: Path, dtype: torch.dtype) -> Any:
+def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:
     """The AutoencoderKL that ``model.vae`` names: its folder, that of a whole model, a single file, or a hub id.
 
     Args:
-        configs: the folder of the model that it is to serve, whose VAE says how large one in a single file is.
+        layout: of the model that it is to serve, whose VAE says how large one in a single file is.
 
     Raises:
         UserError: nothing of the kind is there.
     """
-    import diffusers
 
     path, what = Path(name).expanduser(), f"model.vae: {name}"
     if path.is_file():
@@ -92,11 +95,12 @@ def read_vae(name: str, configs: Path, dtype: torch.dtype) -> Any:
         if not any("decoder." in key for key in weights):
             raise UserError(f"{what} holds no VAE: no weight of it belongs to a decoder.")
         with tempfile.TemporaryDirectory() as scratch, quietly():
-            sizes = (
-                configs if (configs / "vae/config.json").is_file() else write_configs("sd1", Path(scratch), None, path)
-            )
+            sizes = layout.path
+            if not (sizes / "vae/config.json").is_file():
+                sizes = Path(scratch)
+                write_configs(sizes, {"vae/config.json": layout.family.vae_config})
             with reading(f"{what} does not fit the VAE config in {sizes}"):
-                vae = _converted(diffusers.AutoencoderKL, weights, sizes, "vae", dtype)
+                vae = unet.converted(weights, sizes, "vae", dtype)
         _demand(what, vae, weights)
         return vae
     folder = path if path.is_dir() else hub_vae(name)
@@ -109,17 +113,17 @@ def read_vae(name: str, configs: Path, dtype: torch.dtype) -> Any:
             f"{what} holds a {kind or 'model that does not say its class'}; raftdiff takes an AutoencoderKL."
         )
     with quietly():
-        return _component(folder, "vae" if inside != folder else "", diffusers.AutoencoderKL, dtype, what=what)
+        return _component(what, inside, unet.NETWORKS["vae"], dtype)
 
 
-def _component(folder: Path, name: str, kind: Any, dtype: torch.dtype, what: str | None = None) -> Any:
-    stem = COMPONENTS[name or "vae"][0]
+def _component(what: str, folder: Path, component: Component, dtype: torch.dtype) -> Any:
+    """``what`` begins sentences; of a folder within a model's it ends in a slash."""
     return loaded(
-        what or f"{folder}: {name}",
-        kind,
-        folder / name,
+        what.removesuffix("/"),
+        getattr(import_module(component.library), component.kind),
+        folder,
         use_safetensors=True,
-        variant=variant(folder / name, stem, what or f"{folder}: {name}/"),
+        variant=variant(folder, component.stem, what),
         dtype=dtype,
         **LOCAL,
     )
@@ -129,9 +133,11 @@ def _without_weights(layout: Layout) -> dict[str, Any]:
     import transformers
 
     with quietly():
-        with reading(f"{layout.path}: its tokenizer cannot be read"):
-            tokenizer = transformers.CLIPTokenizer.from_pretrained(layout.path / "tokenizer", **LOCAL)
-        return {"tokenizer": tokenizer, "scheduler": _scheduler(layout)}
+        tokenizers = {}
+        for name in layout.family.tokenizers:
+            with reading(f"{layout.path}: its {name} cannot be read"):
+                tokenizers[name] = transformers.CLIPTokenizer.from_pretrained(layout.path / name, **LOCAL)
+        return {**tokenizers, "scheduler": _scheduler(layout)}
 
 
 def _scheduler(layout: Layout) -> Any:
@@ -158,35 +164,6 @@ def _scheduler(layout: Layout) -> Any:
             "use the one that the model was trained with, such as a DDIMScheduler."
         )
     return scheduler
-
-
-def _converted(kind: Any, weights: Mapping[str, torch.Tensor], configs: Path, part: str, dtype: torch.dtype) -> Any:
-    """A part whose weights have the original names, or diffusers' already."""
-    from diffusers.loaders import single_file_utils as original
-
-    config = kind.load_config(str(configs), subfolder=part, **LOCAL)
-    with torch.device("meta"):
-        model = kind.from_config(config)
-    known, named = set(model.state_dict()), weights
-    if not known <= set(weights):
-        convert = {"unet": original.convert_ldm_unet_checkpoint, "vae": original.convert_ldm_vae_checkpoint}[part]
-        named = convert(dict(weights), config=config)
-    model.load_state_dict(named, strict=False, assign=True)
-    return model.to(dtype) if not without_data(model) else model
-
-
-def _text_encoder(weights: Mapping[str, torch.Tensor], configs: Path, dtype: torch.dtype) -> Any:
-    import transformers
-    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
-
-    # Some programs write CLIP's names without the level that transformers dropped: the converter knows them with it.
-    named = {
-        key.replace(CLIP, f"{CLIP}text_model.") if key.startswith(SHORT) else key: weight
-        for key, weight in weights.items()
-    }
-    return create_diffusers_clip_model_from_ldm(
-        transformers.CLIPTextModel, named, "text_encoder", config=str(configs), torch_dtype=dtype, **LOCAL
-    )
 
 
 def _demand(what: str, part: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:

@@ -1,4 +1,4 @@
-"""A Stable Diffusion model, by folder, hub id or single file, as the parts that sampler and fine-tuner share."""
+"""A diffusion model, by folder, hub id or single file, as the parts that sampler and fine-tuner share."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -8,7 +8,9 @@ from typing import Any, Literal
 
 import torch
 
-from raftdiff.diffusion.models.checkpoints import Checkpoint, folder_layout, hub_folder, recognise_file
+from raftdiff.diffusion.families.family import Checkpoint, Family
+from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.components import read_folder, read_single_file
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.errors import Need, UserError
@@ -43,7 +45,7 @@ class ModelConfig(Config):
     """Another AutoencoderKL in place of the model's own: its folder, a single file (.safetensors, .ckpt, .pt), or a hub
     id."""
     config: str | None = None
-    """For a single-file model that is not of the usual SD 1.x or 2.x sizes: the diffusers folder with its configs."""
+    """For a single-file model that is not of its family's usual sizes: the diffusers folder with its configs."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the network predicts, where the model's own scheduler config is wrong or does not say."""
     zero_terminal_snr: bool | None = None
@@ -68,12 +70,11 @@ class ModelConfig(Config):
 
 @dataclass(slots=True, repr=False)
 class Parts:
-    """One loaded model. The fine-tuner changes ``unet`` (and ``text_encoder``) in place; the sampler reads them."""
+    """One loaded model. The fine-tuner changes denoiser (and text encoders) in place; the sampler reads them."""
 
-    unet: Any
-    vae: Any
-    text_encoder: Any
-    tokenizer: Any
+    family: Family
+    modules: Mapping[str, Any]
+    """Networks and tokenizers, by the names of their folders."""
     scheduler: Any
     """The model's own scheduler: the noise schedule and the prediction type. Never stepped."""
     device: torch.device
@@ -84,7 +85,21 @@ class Parts:
     prompts: PromptEncoder
     """Text -> embeddings, cached. Cleared by whoever changes the text encoder."""
     network: Callable[..., Any]
-    """The U-Net to call: ``unet`` itself, or its compiled form, which shares the weights."""
+    """The denoiser to call: itself, or its compiled form, which shares the weights."""
+
+    @property
+    def denoiser(self) -> Any:
+        """The network that is tuned: a U-Net."""
+        return self.modules[self.family.denoiser]
+
+    @property
+    def vae(self) -> Any:
+        return self.modules["vae"]
+
+    @property
+    def text_encoders(self) -> dict[str, Any]:
+        """By name, in the family's order."""
+        return {name: self.modules[name] for name in self.family.tokenizers.values()}
 
     @property
     def prediction_type(self) -> str:
@@ -93,7 +108,7 @@ class Parts:
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width, in pixels, of the pictures that the model was trained at; None where it does not say."""
-        side = self.unet.config.sample_size
+        side = self.denoiser.config.sample_size
         if side is None:
             return None
         height, width = (side, side) if isinstance(side, int) else side
@@ -104,29 +119,38 @@ class Parts:
         """Pixels per latent position, along one side."""
         return int(2 ** (len(self.vae.config.block_out_channels) - 1))
 
+    @property
+    def multiple(self) -> int:
+        """Heights and widths of pictures, in pixels, are multiples of it."""
+        return self.vae_factor * self.family.multiple(self.modules)
+
+    def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
+        """Channels, height and width of the latents of pictures of so many pixels."""
+        return int(self.denoiser.config.in_channels), height // self.vae_factor, width // self.vae_factor
+
+    def ask(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts) -> torch.Tensor:
+        """What ``network``, the denoiser or a compiled form of it, predicts, in the dtype that it is given."""
+        height, width = (side * self.vae_factor for side in xt.shape[-2:])
+        return self.family.ask(network, xt, timesteps, texts, pixels=(height, width))
+
     def predict(
-        self, xt: torch.Tensor, timesteps: torch.Tensor, embeddings: torch.Tensor, dtype: torch.dtype | None = None
+        self, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts, dtype: torch.dtype | None = None
     ) -> torch.Tensor:
-        """The U-Net's word on some rows, float32; under autocast where ``dtype`` is another than its weights' own.
+        """The denoiser's word on some rows, float32; under autocast where ``dtype`` is another than its weights' own.
 
         One autocast region a call: its cache of cast weights must not outlive a change of the weights, nor hand
         weights that were cast without gradient to a pass that needs one.
         """
         own = dtype or self.dtype
         with torch.autocast(self.device.type, dtype=own, enabled=dtype is not None and dtype != torch.float32):
-            found: torch.Tensor = self.unet(
-                xt.to(self.device, own),
-                timesteps.to(self.device),
-                encoder_hidden_states=embeddings.to(own),
-                return_dict=False,
-            )[0]
+            found = self.ask(self.denoiser, xt.to(self.device, own), timesteps.to(self.device), texts.to(dtype=own))
         return found.float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """The VAE's pictures of latents scaled as the U-Net sees them: RGB, about -1 to 1, float32."""
+        """The VAE's pictures of latents scaled as the denoiser sees them: RGB, about -1 to 1, float32."""
         config = self.vae.config
         unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        found: torch.Tensor = self.vae.decode(unscaled.to(self.device, self.dtype), return_dict=False)[0]
+        found: torch.Tensor = self.vae.decode(unscaled.to(self.device, self.vae.dtype), return_dict=False)[0]
         return found.float()
 
 
@@ -137,7 +161,7 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
         resolve: turns a shipped model's name into its folder; anything else it returns unchanged.
 
     Raises:
-        UserError: nothing is there, it is not a Stable Diffusion model, it cannot be read, or this machine lacks what
+        UserError: nothing is there, it is of no family that is known, it cannot be read, or this machine lacks what
             the config asks for.
     """
     refuse("model", config.machine_needs())
@@ -146,42 +170,44 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     path = Path(base).expanduser()
     own = config.vae is None
     if not path.is_file():
-        folder = path if path.is_dir() else hub_folder(base)
-        return assemble(read_folder(folder_layout(folder, vae=own), dtype, config.vae), config, device, dtype)
+        layout = folder_layout(path if path.is_dir() else hub_folder(base), vae=own)
+        return assemble(layout.family, read_folder(layout, dtype, config.vae), config, device, dtype)
     found = recognise_file(path, vae=own)
     config = _as_stated(config, found)
     modules = read_single_file(
-        path, found.kind, dtype, vae=config.vae, configs=config.config, prediction_type=config.prediction_type
+        path, found, dtype, vae=config.vae, configs=config.config, prediction_type=config.prediction_type
     )
-    return assemble(modules, config, device, dtype)
+    return assemble(found.family, modules, config, device, dtype)
 
 
-def assemble(modules: Mapping[str, Any], config: ModelConfig, device: torch.device, dtype: torch.dtype) -> Parts:
+def assemble(
+    family: Family, modules: Mapping[str, Any], config: ModelConfig, device: torch.device, dtype: torch.dtype
+) -> Parts:
     """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen."""
-    unet, vae, text_encoder = (modules[name] for name in ("unet", "vae", "text_encoder"))
-    _check_sizes(unet, vae, text_encoder, config.base)
-    check_tokenizer(f"{config.base}: tokenizer/", modules["tokenizer"], table_rows(text_encoder))
-    scheduler = _scheduler(modules["scheduler"], config)
-    for module in (unet, vae, text_encoder):
-        module.requires_grad_(False).eval()
-        torch.nn.Module.to(module, device=device, dtype=dtype)  # past diffusers' own .to, which warns at any dtype
+    family.check(modules, config.base)
+    for name, encoder in family.tokenizers.items():
+        check_tokenizer(f"{config.base}: {name}/", modules[name], table_rows(modules[encoder]))
+    scheduler, denoiser = _scheduler(modules["scheduler"], config), modules[family.denoiser]
+    for name in family.components:
+        module = modules[name].requires_grad_(False).eval()
+        wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
+        held = torch.float32 if wide else dtype
+        torch.nn.Module.to(module, device=device, dtype=held)  # past diffusers' own .to, which warns at any dtype
     if config.channels_last:
-        unet.to(memory_format=torch.channels_last)
-    _set_attention(unet, config.attention)
+        denoiser.to(memory_format=torch.channels_last)
+    _set_attention(denoiser, config.attention)
     if device.type == "cuda" and dtype == torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32: about twice as fast, and no picture shows the difference
     return Parts(
-        unet=unet,
-        vae=vae,
-        text_encoder=text_encoder,
-        tokenizer=modules["tokenizer"],
+        family=family,
+        modules={name: modules[name] for name in (*family.components, *family.tokenizers)},
         scheduler=scheduler,
         device=device,
         dtype=dtype,
         channels_last=config.channels_last,
         name=config.base,
-        prompts=PromptEncoder(modules["tokenizer"], text_encoder),
-        network=torch.compile(unet) if config.compile else unet,
+        prompts=PromptEncoder(family, modules),
+        network=torch.compile(denoiser) if config.compile else denoiser,
     )
 
 
@@ -234,35 +260,10 @@ def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
     return scheduler
 
 
-ALONE = ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
-"""What a U-Net's config names where it must be told more than the text: a guidance, sizes, a class, a picture."""
-
-
-def _check_sizes(unet: Any, vae: Any, text_encoder: Any, name: str) -> None:
-    for key in ALONE:
-        if (asked := unet.config.get(key)) is not None:
-            distilled = " This is a latent consistency model (LCM)." if key == "time_cond_proj_dim" else ""
-            raise UserError(
-                f"{name}: its U-Net must be told more than the text ({key}: {asked}), which Stable Diffusion 1.x and "
-                f"2.x do not tell.{distilled} raftdiff tunes ordinary text-to-image models."
-            )
-    if unet.config.in_channels != vae.config.latent_channels:
-        kind = "an inpainting model" if unet.config.in_channels == 9 else "another kind of model"
-        raise UserError(
-            f"{name}: its U-Net takes {unet.config.in_channels} channels where the VAE makes "
-            f"{vae.config.latent_channels}: this is {kind}; raftdiff tunes text-to-image models."
-        )
-    if unet.config.cross_attention_dim != text_encoder.config.hidden_size:
-        raise UserError(
-            f"{name}: its U-Net expects text embeddings of width {unet.config.cross_attention_dim}, the text encoder "
-            f"makes {text_encoder.config.hidden_size}: these parts are not of one model."
-        )
-
-
-def _set_attention(unet: Any, attention: str) -> None:
+def _set_attention(denoiser: Any, attention: str) -> None:
     if attention == "sdpa":
         from diffusers.models.attention_processor import AttnProcessor2_0
 
-        unet.set_attn_processor(AttnProcessor2_0())
+        denoiser.set_attn_processor(AttnProcessor2_0())
     elif attention == "xformers":
-        unet.enable_xformers_memory_efficient_attention()
+        denoiser.enable_xformers_memory_efficient_attention()

@@ -82,7 +82,7 @@ def test_the_time_of_a_round_adds_up():
 
 def test_measuring_leaves_no_trace(models):
     parts = load(ModelConfig(base=str(models["sd15"])))
-    plain = sum(p.numel() for m in (parts.unet, parts.vae, parts.text_encoder) for p in m.parameters())
+    plain = sum(p.numel() for m in (parts.denoiser, parts.vae, parts.modules["text_encoder"]) for p in m.parameters())
     sampler, tuner = SAMPLER.build(parts), TUNER.build(parts, total_rounds=1, guidance=3.0, seed=0)
     before = tuner.state_dict()
     probe = measure(sampler, tuner)

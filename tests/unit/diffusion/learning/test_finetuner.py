@@ -168,7 +168,7 @@ def test_a_change_too_small_for_half_precision_still_changes_the_pictures(models
     """A tenth of the distance between two bfloat16 numbers: merged, it would be rounded away."""
     learner = tuner(models[kind], dtype="bfloat16", precision="float32")
     untouched = predictions(learner.parts)
-    for layer in lora_layers([learner.parts.unet]):
+    for layer in lora_layers([learner.parts.denoiser]):
         base = layer.get_base_layer().weight.float()
         wanted = base.abs().mean() * 2.0**-8 / 10
         layer.lora_B["default"].weight.data.fill_(1.0)
@@ -449,7 +449,7 @@ def test_bfloat16_models_train_float32_weights(models, precision, adapter):
     )
     figures = learner.fit(selection(samples), samples, seed=1, report=silent)
     assert math.isfinite(figures["loss"])
-    sampled = {p.dtype for name, p in learner.parts.unet.named_parameters() if "lora_" not in name}
+    sampled = {p.dtype for name, p in learner.parts.denoiser.named_parameters() if "lora_" not in name}
     assert sampled == {torch.bfloat16}
     state = learner.state_dict()
     assert {w.dtype for w in state["adapter" if adapter == "lora" else "weights"].values()} == {torch.float32}

@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses, rules, schedule
 
 ABAR = schedule.alphas_cumprod(schedule.betas(0.00085, 0.012, 1000, "scaled_linear"))
@@ -26,8 +27,8 @@ def batch(count: int = 4, dropped: bool = False, **changes) -> losses.Batch:
     timesteps = torch.linspace(0, 999, count).long()
     made = {
         "x0": x0,
-        "captions": torch.ones(count, 3, 2),
-        "empty": torch.zeros(count, 3, 2),
+        "captions": Texts(torch.ones(count, 3, 2)),
+        "empty": Texts(torch.zeros(count, 3, 2)),
         "weights": torch.ones(count),
         "draws": losses.Draws(noise, timesteps, torch.full((count,), dropped)),
     }
@@ -39,7 +40,7 @@ def constant(conditional: float, unconditional: float):
 
     def predict(xt, timesteps, embeddings):
         del timesteps
-        value = torch.where(embeddings.mean(dim=(1, 2)) > 0.5, conditional, unconditional)
+        value = torch.where(embeddings.tokens.mean(dim=(1, 2)) > 0.5, conditional, unconditional)
         return value[:, None, None, None].expand_as(xt)
 
     return predict

@@ -5,6 +5,7 @@ import itertools
 import pytest
 import torch
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.lessons import Part, Places, Steps
 from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of, clipped, ddim_mean, log_ratio
@@ -132,7 +133,7 @@ def formula(value):
 
     def predict(xt, timesteps, embeddings):
         del timesteps
-        return (value * (1 + embeddings.mean(dim=(1, 2)))).view(-1, 1, 1, 1).expand_as(xt)
+        return (value * (1 + embeddings.tokens.mean(dim=(1, 2)))).view(-1, 1, 1, 1).expand_as(xt)
 
     return predict
 
@@ -151,7 +152,7 @@ def drawn_by(value, chain, count, guidance, seed=0):
 
 def part(paths, at, weights):
     count = len(paths)
-    return Part(paths, Places(at), torch.ones(count, 1, 1), torch.zeros(count, 1, 1), weights)
+    return Part(paths, Places(at), Texts(torch.ones(count, 1, 1)), Texts(torch.zeros(count, 1, 1)), weights)
 
 
 def never(*_):

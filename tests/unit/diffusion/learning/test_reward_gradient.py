@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.lessons import Endings, Part, Places
@@ -38,7 +39,7 @@ def formula(value):
 
     def predict(xt, timesteps, embeddings):
         del timesteps
-        return (value * (1 + embeddings.mean(dim=(1, 2)))).view(-1, 1, 1, 1).expand_as(xt)
+        return (value * (1 + embeddings.tokens.mean(dim=(1, 2)))).view(-1, 1, 1, 1).expand_as(xt)
 
     return predict
 
@@ -58,7 +59,7 @@ CHAIN = Chain(
 
 def part(paths, at):
     count = len(paths)
-    return Part(paths, Places(at), torch.ones(count, 1, 1), torch.zeros(count, 1, 1), torch.ones(count))
+    return Part(paths, Places(at), Texts(torch.ones(count, 1, 1)), Texts(torch.zeros(count, 1, 1)), torch.ones(count))
 
 
 def mean_of(latents, prompts):

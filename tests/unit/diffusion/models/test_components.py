@@ -192,7 +192,7 @@ def test_a_text_encoder_named_without_its_middle_level(models, file):
     whole = opened(file, config=str(models["sd15"]))
     rewritten(file, lambda w: {name.replace("transformer.text_model.", "transformer."): it for name, it in w.items()})
     found = opened(file, config=str(models["sd15"]))
-    assert torch.equal(found.prompts(["a cat"]), whole.prompts(["a cat"]))
+    assert torch.equal(found.prompts(["a cat"]).tokens, whole.prompts(["a cat"]).tokens)
 
 
 @pytest.mark.parametrize("how", ["key", "metadata"])
@@ -314,12 +314,12 @@ def test_folders_one_level_off(folder, tmp_path):
 
 def test_tokenizers(folder, models):
     """No limit, one beyond the text encoder's positions, the older files, and no vocabulary at all."""
-    whole = opened(models["sd15"]).prompts(["a cat on a red background"])
+    whole = opened(models["sd15"]).prompts(["a cat on a red background"]).tokens
     config = folder / "tokenizer/tokenizer_config.json"
     without(config, "model_max_length")
-    assert torch.equal(opened(folder).prompts(["a cat on a red background"]), whole)
+    assert torch.equal(opened(folder).prompts(["a cat on a red background"]).tokens, whole)
     edit(config, model_max_length=512)
-    assert torch.equal(opened(folder).prompts(["a cat on a red background"]), whole)
+    assert torch.equal(opened(folder).prompts(["a cat on a red background"]).tokens, whole)
     (folder / "tokenizer/tokenizer.json").unlink()
     with pytest.raises(UserError, match="tokenizer/: the tokenizer has no vocabulary"):
         opened(folder)

@@ -8,9 +8,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raftdiff.diffusion.models import ldm, tiny
+from raftdiff.diffusion.families import ldm
+from raftdiff.diffusion.families.sd import StableDiffusion
+from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.models.single_file import write_configs
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 from raftdiff.training.devices import find_device
@@ -34,9 +35,9 @@ def test_a_folder_loads_frozen_and_in_its_dtype(models):
     assert parts.prediction_type == "v_prediction"
     assert parts.size == (16, 16)
     assert parts.vae_factor == 2
-    assert {p.dtype for p in parts.unet.parameters()} == {torch.bfloat16}
-    assert not any(p.requires_grad for p in parts.unet.parameters())
-    assert parts.unet.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
+    assert {p.dtype for p in parts.denoiser.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in parts.denoiser.parameters())
+    assert parts.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
 def test_a_shipped_name_is_resolved_first(models):
@@ -59,6 +60,10 @@ def test_overrides_of_the_schedule(models):
     assert parts.scheduler.config.timestep_spacing == "trailing"
 
 
+XL = {"model.diffusion_model.input_blocks.0.0.weight": 4, "model.diffusion_model.label_emb.0.0.weight": 2}
+"""By which SDXL is known, and the columns of each weight."""
+
+
 def write(path, **described):
     path.mkdir()
     (path / "model_index.json").write_text(json.dumps(described))
@@ -68,7 +73,7 @@ def write(path, **described):
     ("make", "sentence"),
     [
         (lambda p: p.mkdir(), "this folder is empty"),
-        (lambda p: write(p, _class_name="StableDiffusionXLPipeline"), "this is a StableDiffusionXLPipeline; raftdiff"),
+        (lambda p: write(p, _class_name="StableDiffusionXLInpaintPipeline"), "this is a StableDiffusionXLInpaintPipel"),
         (lambda p: write(p, _class_name="FluxPipeline"), "this is a FluxPipeline; raftdiff tunes Stable Diffusion 1.x"),
         (
             lambda p: (p.mkdir(), (p / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')),
@@ -178,10 +183,12 @@ def test_no_network_for_local_models(models, tmp_path, monkeypatch):
         ("d.safetensors", {"model.diffusion_model.joint_blocks.0.x": 2}, "this is an SD 3 checkpoint"),
         ("e.safetensors", {"conv_in.weight": 4}, "this is a U-Net alone, in diffusers' form"),
         ("f.safetensors", {"something": 2}, "does not hold a Stable Diffusion checkpoint"),
+        ("g.safetensors", {**XL, "conditioner.embedders.0.transformer.x": 2}, r"not both text encoders \(conditioner"),
+        ("k.safetensors", {**XL, "conditioner.embedders.0.model.x": 2}, "this is SDXL's refiner"),
         (
-            "g.safetensors",
-            {"model.diffusion_model.input_blocks.0.0.weight": 4, "conditioner.embedders.0.x": 2},
-            "this is an SDXL checkpoint",
+            "l.safetensors",
+            {**XL, "model.diffusion_model.input_blocks.0.0.weight": 9},
+            "this is an inpainting checkpoint",
         ),
         ("h.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 9}, "this is an inpainting checkpoint"),
         ("i.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 4}, "a U-Net but no text encoder"),
@@ -237,7 +244,8 @@ def test_the_configs_in_code_are_those_of_the_published_models(tmp_path, kind, u
     import diffusers
     import transformers
 
-    folder = write_configs(kind, tmp_path, "v_prediction" if kind == "sd2" else None, tmp_path)
+    folder = tmp_path
+    StableDiffusion().configs(kind, "v_prediction" if kind == "sd2" else None, folder, tmp_path)
     with torch.device("meta"):
         made = {
             "unet": diffusers.UNet2DConditionModel.from_config(json.loads((folder / "unet/config.json").read_text())),

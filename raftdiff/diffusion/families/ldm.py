@@ -1,7 +1,7 @@
 """Weights from diffusers' names to those of the original single-file checkpoints (CompVis and Stability's ldm).
 
-diffusers converts the other way. With this direction a model can be written as one file; the tests use it to make the
-small checkpoints that the single-file loader is tried on.
+diffusers converts the other way. With this direction a model can be written as one file, and a LoRA of SDXL under the
+names that kohya's scripts give it.
 """
 
 import re
@@ -27,6 +27,8 @@ UNET_ENDS = {
     "conv_in": "input_blocks.0.0",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
 }
 OPEN_CLIP = {
     "embeddings.token_embedding.weight": "token_embedding.weight",
@@ -43,17 +45,6 @@ OPEN_CLIP_LAYER = {
 }
 
 
-def single_file(unet: Any, vae: Any, text_encoder: Any, *, open_clip: bool) -> dict[str, Tensor]:
-    """One checkpoint from three models; ``open_clip`` for the text encoder's form in SD 2.x."""
-    text = open_clip_weights if open_clip else clip_weights
-    weights = {
-        **unet_weights(unet.state_dict(), unet.config.layers_per_block),
-        **vae_weights(vae.state_dict(), len(vae.config.block_out_channels)),
-        **text(text_encoder.state_dict()),
-    }
-    return {name: weight.contiguous() for name, weight in weights.items()}
-
-
 def unet_weights(state: Weights, layers: int) -> dict[str, Tensor]:
     """``layers`` is the U-Net's layers per block."""
     attended = {match[1] for name in state if (match := re.match(r"up_blocks\.(\d+)\.attentions", name))}
@@ -65,16 +56,23 @@ def vae_weights(state: Weights, blocks: int) -> dict[str, Tensor]:
     return {f"first_stage_model.{_vae_name(name, blocks)}": _as_conv(name, weight) for name, weight in state.items()}
 
 
-def clip_weights(state: Weights) -> dict[str, Tensor]:
-    """A text encoder in SD 1.x's form."""
-    prefix = "cond_stage_model.transformer.text_model."
+def unet_layer(name: str, unet: Any) -> str:
+    """What a layer is called there, without the U-Net's own prefix."""
+    attended = {str(block) for block, kind in enumerate(unet.config.up_block_types) if "Attn" in kind}
+    return _unet_name(f"{name}.weight", unet.config.layers_per_block, attended).removesuffix(".weight")
+
+
+def clip_weights(state: Weights, prefix: str) -> dict[str, Tensor]:
+    """A text encoder in the form of SD 1.x, and of the first one of SDXL."""
     return {prefix + name.removeprefix("text_model."): weight for name, weight in state.items()}
 
 
-def open_clip_weights(state: Weights) -> dict[str, Tensor]:
-    """A text encoder in SD 2.x's form, whose query, key and value are one matrix."""
-    prefix, plain = "cond_stage_model.model.", {name.removeprefix("text_model."): w for name, w in state.items()}
+def open_clip_weights(state: Weights, prefix: str) -> dict[str, Tensor]:
+    """A text encoder in the form of SD 2.x, and of the second one of SDXL: query, key and value are one matrix."""
+    plain = {name.removeprefix("text_model."): weight for name, weight in state.items()}
     weights = {prefix + new: plain[old] for old, new in OPEN_CLIP.items()}
+    if (projection := plain.get("text_projection.weight")) is not None:
+        weights[f"{prefix}text_projection"] = projection.T
     for name, weight in plain.items():
         match = re.match(r"encoder\.layers\.(\d+)\.(.+)\.(weight|bias)$", name)
         if match is None:

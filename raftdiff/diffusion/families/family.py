@@ -1,0 +1,165 @@
+"""The interface of a family of diffusion models. Sampler, fine-tuner, learning rules and export know nothing else."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from raftdiff.diffusion.families.texts import Texts
+
+Shapes = Mapping[str, tuple[int, ...]]
+"""Of the weights of a single file, by name."""
+Modules = Mapping[str, Any]
+"""Networks and tokenizers by the names of their folders in diffusers' format."""
+
+
+class Component(NamedTuple):
+    """A network of a family."""
+
+    library: str
+    """diffusers or transformers."""
+    kind: str
+    """Its class there."""
+
+    @property
+    def stem(self) -> str:
+        """What its weights' file is called."""
+        return "model" if self.library == "transformers" else "diffusion_pytorch_model"
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """A single file known to hold a model of a family."""
+
+    family: "Family"
+    kind: str
+    """Which sizes it has, of those that the family publishes."""
+    prediction_type: str | None = None
+    """What its network predicts, where the file says it."""
+    zero_terminal_snr: bool | None = None
+    """Whether its noise schedule ends in pure noise, where the file says it."""
+
+
+class Layers(NamedTuple):
+    """Which layers get a LoRA, by the ends of their names."""
+
+    attention: tuple[str, ...]
+    """Of the denoiser: ``target_modules: attention``."""
+    everything: tuple[str, ...]
+    """Of the denoiser: ``target_modules: all``."""
+    text: tuple[str, ...]
+    """Of the text encoders."""
+
+
+@runtime_checkable
+class Family(Protocol):
+    """Models that differ in their weights alone. A stateless value: models are passed to it."""
+
+    @property
+    def name(self) -> str:
+        """As in file and folder names: ``sdxl``."""
+        ...
+
+    @property
+    def told(self) -> str:
+        """As in sentences: ``Stable Diffusion XL``."""
+        ...
+
+    @property
+    def pipeline(self) -> str:
+        """The class in diffusers that draws with it, which ``model_index.json`` names."""
+        ...
+
+    @property
+    def components(self) -> Mapping[str, Component]:
+        """Its networks by the names of their folders, in the order in which a person would list them."""
+        ...
+
+    @property
+    def tokenizers(self) -> Mapping[str, str]:
+        """Folders of tokenizers, each with the text encoder that reads its tokens."""
+        ...
+
+    @property
+    def denoiser(self) -> str:
+        """Which of the components is tuned."""
+        ...
+
+    @property
+    def layers(self) -> Layers: ...
+
+    @property
+    def full_vae(self) -> bool:
+        """Whether a VAE that asks for it (``force_upcast``) is held in float32 where the rest is in float16."""
+        ...
+
+    @property
+    def vae_config(self) -> Mapping[str, Any]:
+        """Of its published VAE, for one that comes without a config."""
+        ...
+
+    def stated(self, index: Mapping[str, Any]) -> "Family":
+        """The family with what a ``model_index.json`` says beside the names of its parts."""
+        ...
+
+    def recognise(self, shapes: Shapes, path: Path) -> str | None:
+        """Which kind of this family a single file holds; None for another model.
+
+        Raises:
+            UserError: a model of this family that cannot be tuned, or is not whole.
+        """
+        ...
+
+    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
+        """Write the component configs of a kind that is published, and its tokenizers, into ``folder``.
+
+        Raises:
+            UserError: the file at ``path`` does not say what its network predicts, and nothing else does.
+        """
+        ...
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        """The networks of a single file, but for the VAE."""
+        ...
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        """The other way: all weights, VAE and all, under the names of the original checkpoints."""
+        ...
+
+    def check(self, modules: Modules, name: str) -> None:
+        """
+        Raises:
+            UserError: the parts are not of one model, or of one that must be told what raftdiff does not tell.
+        """
+        ...
+
+    def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
+        """What the network is told of captions, on the text encoders' device and in their dtype.
+
+        ``tokens`` holds, by tokenizer, what it made of the captions.
+        """
+        ...
+
+    def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
+        """The network's prediction; ``pixels`` are height and width of the pictures."""
+        ...
+
+    def multiple(self, modules: Modules) -> int:
+        """Heights and widths of latents must be multiples of it."""
+        ...
+
+    def kohya(self, component: str, layer: str, modules: Modules) -> str:
+        """What a layer's LoRA is called in the files of kohya's scripts, A1111 and ComfyUI, with dots for
+        underscores."""
+        ...
+
+    def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
+        """Metadata by which programs sort LoRAs and checkpoints: ``ss_base_model_version`` and ``modelspec.*``."""
+        ...
+
+    def pipeline_arguments(self) -> Mapping[str, Any]:
+        """What its pipeline takes beside the modules."""
+        ...

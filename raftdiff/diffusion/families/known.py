@@ -1,0 +1,18 @@
+"""The families that raftdiff knows, and which of them a model is of."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from raftdiff.diffusion.families.family import Family
+from raftdiff.diffusion.families.sd import StableDiffusion
+from raftdiff.diffusion.families.sdxl import StableDiffusionXL
+
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
+TUNABLE = f"raftdiff tunes {' and '.join(family.told for family in FAMILIES)}, and others in their format"
+"""What ends sentences about other models."""
+
+
+def of_index(index: Mapping[str, Any]) -> Family | None:
+    """The family that a ``model_index.json`` names."""
+    named = index.get("_class_name")
+    return next((family.stated(index) for family in FAMILIES if family.pipeline == named), None)

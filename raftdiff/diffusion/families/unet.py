@@ -1,0 +1,166 @@
+"""What the families with Stable Diffusion's U-Net share: its layers, its sizes, and how it is read from one file."""
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from raftdiff.diffusion.families import ldm
+from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
+from raftdiff.errors import UserError
+
+NETWORKS = {
+    "unet": Component("diffusers", "UNet2DConditionModel"),
+    "vae": Component("diffusers", "AutoencoderKL"),
+}
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+LAYERS = Layers(
+    attention=ATTENTION,
+    everything=(
+        *ATTENTION,
+        "proj_in",
+        "proj_out",
+        "ff.net.0.proj",
+        "ff.net.2",
+        "conv1",
+        "conv2",
+        "conv_shortcut",
+        "time_emb_proj",
+        "downsamplers.0.conv",
+        "upsamplers.0.conv",
+    ),
+    text=("q_proj", "k_proj", "v_proj", "out_proj"),
+)
+ALONE = ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+"""What a U-Net's config names where it must be told more than the text: a guidance, sizes, a class, a picture."""
+FIRST = "model.diffusion_model.input_blocks.0.0.weight"
+"""The weight by which a U-Net is known in a single file."""
+SIZES = "model.diffusion_model.label_emb.0.0.weight"
+"""The weight by which a U-Net is known there that is told sizes."""
+PICTURE_AND_MASK = 9
+"""Channels that an inpainting model sees."""
+TEXT = {
+    "model_type": "clip_text_model",
+    "max_position_embeddings": 77,
+    "vocab_size": 49408,
+    "bos_token_id": 49406,
+    "eos_token_id": 49407,
+    "pad_token_id": 1,
+}
+"""What all of CLIP's text encoders have in common."""
+VAE = {
+    "_class_name": "AutoencoderKL",
+    "act_fn": "silu",
+    "block_out_channels": [128, 256, 512, 512],
+    "down_block_types": ["DownEncoderBlock2D"] * 4,
+    "up_block_types": ["UpDecoderBlock2D"] * 4,
+    "in_channels": 3,
+    "out_channels": 3,
+    "latent_channels": 4,
+    "layers_per_block": 2,
+}
+SCHEDULE = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "num_train_timesteps": 1000,
+}
+"""Of every model of these families."""
+
+
+def multiple(unet: Any) -> int:
+    """The U-Net halves its input between blocks; what does not divide would be stretched back, which no model was
+    trained on."""
+    return int(2 ** (len(unet.config.block_out_channels) - 1))
+
+
+def refuse_inpainting(shapes: Shapes, path: Path) -> None:
+    """
+    Raises:
+        UserError: a single file's U-Net sees a picture and a mask beside the noise.
+    """
+    if shapes[FIRST][1] == PICTURE_AND_MASK:
+        raise UserError(f"{path}: this is an inpainting checkpoint; raftdiff tunes text-to-image models.")
+
+
+def check(modules: Modules, name: str, width: int, allowed: Iterable[str] = ()) -> None:
+    """
+    Args:
+        width: of what the text encoders say of a token.
+        allowed: which of ``ALONE`` the family knows how to tell.
+
+    Raises:
+        UserError: the U-Net does not go with the VAE or the text encoders, or must be told more.
+    """
+    unet, vae = modules["unet"], modules["vae"]
+    for key in ALONE:
+        if key not in allowed and (asked := unet.config.get(key)) is not None:
+            distilled = " This is a latent consistency model (LCM)." if key == "time_cond_proj_dim" else ""
+            raise UserError(
+                f"{name}: its U-Net must be told more than the text ({key}: {asked}), which models of its family are "
+                f"not told.{distilled} raftdiff tunes ordinary text-to-image models."
+            )
+    if unet.config.in_channels != vae.config.latent_channels:
+        kind = "an inpainting model" if unet.config.in_channels == PICTURE_AND_MASK else "another kind of model"
+        raise UserError(
+            f"{name}: its U-Net takes {unet.config.in_channels} channels where the VAE makes "
+            f"{vae.config.latent_channels}: this is {kind}; raftdiff tunes text-to-image models."
+        )
+    if unet.config.cross_attention_dim != width:
+        raise UserError(
+            f"{name}: its U-Net expects text embeddings of width {unet.config.cross_attention_dim}, the text encoder "
+            f"makes {width}: these parts are not of one model."
+        )
+
+
+def converted(weights: Mapping[str, Tensor], configs: Path, part: str, dtype: torch.dtype) -> Any:
+    """The U-Net or the VAE of a single file, whose weights have the original names, or diffusers' already."""
+    import diffusers
+    from diffusers.loaders import single_file_utils as original
+
+    kind = getattr(diffusers, NETWORKS[part].kind)
+    config = kind.load_config(str(configs), subfolder=part, local_files_only=True)
+    with torch.device("meta"):
+        model = kind.from_config(config)
+    known, named = set(model.state_dict()), weights
+    if not known <= set(weights):
+        convert = {"unet": original.convert_ldm_unet_checkpoint, "vae": original.convert_ldm_vae_checkpoint}[part]
+        named = convert(dict(weights), config=config)
+    model.load_state_dict(named, strict=False, assign=True)
+    whole = not any(tensor.is_meta for tensor in model.state_dict().values())
+    return model.to(dtype) if whole else model
+
+
+def text_encoder(
+    weights: Mapping[str, Tensor], configs: Path, named: tuple[str, Component], *, start: str, dtype: torch.dtype
+) -> Any:
+    """A CLIP text encoder of a single file, whose weights begin with ``start``."""
+    import transformers
+    from diffusers.loaders.single_file_utils import create_diffusers_clip_model_from_ldm
+
+    # Some programs write CLIP's names without the level that transformers dropped: the converter knows them with it.
+    short = tuple(f"{start}{part}." for part in ("embeddings", "encoder", "final_layer_norm"))
+    whole = {
+        name.replace(start, f"{start}text_model.") if name.startswith(short) else name: weight
+        for name, weight in weights.items()
+    }
+    folder, component = named
+    return create_diffusers_clip_model_from_ldm(
+        getattr(transformers, component.kind),
+        whole,
+        folder,
+        config=str(configs),
+        torch_dtype=dtype,
+        local_files_only=True,
+    )
+
+
+def single_file(modules: Modules) -> dict[str, Tensor]:
+    """U-Net and VAE under the original names."""
+    network, vae = modules["unet"], modules["vae"]
+    return {
+        **ldm.unet_weights(network.state_dict(), network.config.layers_per_block),
+        **ldm.vae_weights(vae.state_dict(), len(vae.config.block_out_channels)),
+    }
