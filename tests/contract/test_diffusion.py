@@ -19,10 +19,18 @@ SAMPLERS = [
     {"scheduler": "ddim", "eta": 0.5, "guidance": 3.0, "batch_size": 4},
 ]
 FULL, GUIDED = {"adapter": "full", "ema": 0.9}, {"loss_on": "guided", "anchor": 0.1, "train_text_encoder": True}
-TUNERS = [("sd15", {}), ("sd15", FULL), ("sd15", GUIDED), ("sd21", {}), ("sd21_zero_snr", GUIDED)]
+TUNERS = {
+    "lora": ("sd15", {}),
+    "full": ("sd15", FULL),
+    "guided": ("sd15", GUIDED),
+    "v": ("sd21", {}),
+    "zero-snr": ("sd21_zero_snr", GUIDED),
+    "sdxl-full": ("sdxl", FULL),
+    "sdxl-guided": ("sdxl", GUIDED),
+}
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr"])
+@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr", "sdxl"])
 def folder(request, tmp_path_factory):
     return tiny.write_folder(tmp_path_factory.mktemp("models") / request.param, request.param)
 
@@ -38,9 +46,7 @@ def test_sampler(folder, config):
     check_sampler(sampler, PROMPTS, per_prompt=2).demand()
 
 
-@pytest.mark.parametrize(
-    ("folder", "config"), TUNERS, ids=["lora", "full", "guided", "v", "zero-snr"], indirect=["folder"]
-)
+@pytest.mark.parametrize(("folder", "config"), TUNERS.values(), ids=TUNERS, indirect=["folder"])
 def test_finetuner(folder, config):
     sampler = DiffusionSamplerConfig(steps=2).build(model(folder))
     samples = {s.key: s for s in sampler.sample(PROMPTS, per_prompt=1, seed=0, round=0, done=set())}

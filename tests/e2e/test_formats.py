@@ -1,4 +1,4 @@
-"""Models in the exact format of SD 1.5, SD 2.1 and a single-file checkpoint: sample, tune, export, and back."""
+"""Models in the exact formats of SD 1.5, SD 2.1 and SDXL, and in single files: sample, tune, export, and back."""
 
 import json
 import shutil
@@ -28,10 +28,13 @@ SAMPLER = DiffusionSamplerConfig(steps=3, guidance=3.0, batch_size=3)
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr")}
+    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl")}
 
 
-@pytest.fixture(params=["sd15", "sd21", "sd21_zero_snr", "sd15.safetensors", "sd21.safetensors"])
+FILES = ["sd15.safetensors", "sd21.safetensors", "sdxl.safetensors"]
+
+
+@pytest.fixture(params=["sd15", "sd21", "sd21_zero_snr", "sdxl", *FILES])
 def model(request, folders, tmp_path):
     """What a user would write under ``model:``."""
     kind, _, ending = request.param.partition(".")
@@ -69,7 +72,7 @@ def drawn_by_diffusers(pipeline, samples):
         [
             pipeline(
                 sample.prompt.sampling,
-                negative_prompt=sample.prompt.negative,
+                negative_prompt=sample.prompt.negative or None,
                 num_inference_steps=SAMPLER.steps,
                 guidance_scale=SAMPLER.guidance,
                 generator=torch.Generator().manual_seed(sample.seed),
@@ -82,7 +85,7 @@ def drawn_by_diffusers(pipeline, samples):
 
 def plain_pipeline(folder):
     with quietly():
-        return diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, local_files_only=True)
+        return diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
 
 
 def check_same(pipeline, after):
@@ -99,7 +102,7 @@ def test_sample_tune_and_export_merged(model, tmp_path):
 
 
 def test_single_file_and_folder_are_the_same_model(folders, tmp_path):
-    for kind in ("sd15", "sd21"):
+    for kind in ("sd15", "sd21", "sdxl"):
         path = tiny.write_single_file(tmp_path / f"{kind}.safetensors", kind)
         one = draw(load(ModelConfig(base=str(path), config=str(folders[kind]))))
         other = draw(load(ModelConfig(base=str(folders[kind]))))
@@ -111,6 +114,7 @@ CHANGES = [
     pytest.param("sd15", {"target_modules": "all"}, id="all"),
     pytest.param("sd15", {"train_text_encoder": True}, id="text-encoder"),
     pytest.param("sd21", {"ema": 0.5}, id="ema"),
+    pytest.param("sdxl", {"target_modules": "all", "train_text_encoder": True}, id="sdxl"),
 ]
 
 
@@ -143,6 +147,7 @@ def test_the_files_are_what_other_programs_expect(folders, tmp_path):
     [
         ("sd15", ("False", "sd_v1", "stable-diffusion-v1/lora", "epsilon")),
         ("sd21", ("True", "sd_v2_v", "stable-diffusion-v2-768-v/lora", "v")),
+        ("sdxl", ("False", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora", "epsilon")),
     ],
 )
 def test_a_kohya_file_says_which_model_it_is_for(folders, tmp_path, kind, expected):
@@ -164,7 +169,7 @@ def test_a_folder_is_not_given_the_name_of_a_file(folders, tmp_path, format):
     assert not (tmp_path / "mine.safetensors").exists()
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd21"])
+@pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
 def test_a_merged_pipeline_has_the_names_and_files_that_older_readers_know(folders, tmp_path, kind):
     """diffusers with transformers 4.57, and ComfyUI by diffusers' script, know no others."""
     from transformers import CLIPTokenizer
@@ -180,8 +185,8 @@ def test_a_merged_pipeline_has_the_names_and_files_that_older_readers_know(folde
         shutil.copy(out / "tokenizer" / name, slow / name)
     texts = ["a cat", "Two dogs, 3 trees!"]
     rows = [CLIPTokenizer.from_pretrained(folder)(texts)["input_ids"] for folder in (slow, out / "tokenizer")]
-    assert rows[0] == rows[1] == parts.tokenizer(texts)["input_ids"]
-    assert len(json.loads((slow / "vocab.json").read_text())) == len(parts.tokenizer)
+    assert rows[0] == rows[1] == parts.prompts.tokenizer(texts)["input_ids"]
+    assert len(json.loads((slow / "vocab.json").read_text())) == len(parts.prompts.tokenizer)
 
 
 @pytest.mark.parametrize("changes", [{"adapter": "full"}, {"adapter": "full", "train_text_encoder": True}])

@@ -1,4 +1,4 @@
-"""Tiny random models in the formats of SD 1.5 and 2.1, written once for all tests of this folder."""
+"""Tiny random models in the formats of the families, written once for all tests of this folder."""
 
 import pytest
 
@@ -9,4 +9,4 @@ from raftdiff.diffusion.models import tiny
 def models(tmp_path_factory):
     """{kind: folder}; not to be written to."""
     root = tmp_path_factory.mktemp("models")
-    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr")}
+    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl")}

@@ -22,7 +22,7 @@ PROMPTS = [
 ]
 
 
-@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr"])
+@pytest.fixture(scope="module", params=["sd15", "sd21", "sd21_zero_snr", "sdxl"])
 def parts(request, models):
     return load(ModelConfig(base=str(models[request.param])))
 
@@ -104,21 +104,14 @@ def test_ddim_with_eta_is_stochastic_per_sample(parts):
 @pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
 def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler):
     ours, sampler = draw(parts, scheduler=scheduler, batch_size=1)
-    pipeline = diffusers.StableDiffusionPipeline(
-        vae=parts.vae,
-        text_encoder=parts.text_encoder,
-        tokenizer=parts.tokenizer,
-        unet=parts.unet,
-        scheduler=make_scheduler(sampler.config, parts),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
+    pipeline = getattr(diffusers, parts.family.pipeline)(
+        **parts.modules, scheduler=make_scheduler(sampler.config, parts), **parts.family.pipeline_arguments()
     )
     pipeline.set_progress_bar_config(disable=True)
     for sample in (ours[0], ours[3]):
         theirs = pipeline(
             sample.prompt.sampling,
-            negative_prompt=sample.prompt.negative,
+            negative_prompt=sample.prompt.negative or None,
             num_inference_steps=3,
             guidance_scale=3.0,
             generator=torch.Generator().manual_seed(sample.seed),

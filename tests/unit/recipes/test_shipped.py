@@ -50,9 +50,8 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.glob("**/*.yaml")}
-    assert {"demo", "scene_align", "scene_small", "sd15_256", "sd15_align", "raft", "rrhf", "dpo", "rm_reviews"} <= set(
-        recipes()
-    )
+    pictures = {"demo", "scene_align", "scene_small", "sd15_256", "sd15_align", "sdxl_align", "sdxl_768"}
+    assert pictures | {"raft", "rrhf", "dpo", "rm_reviews"} <= set(recipes())
 
 
 @pytest.mark.parametrize(

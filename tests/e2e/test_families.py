@@ -1,0 +1,49 @@
+"""The recipes of other families than SD 1.5's, each from end to end on a tiny random model in the exact format."""
+
+from pathlib import Path
+
+import pytest
+from safetensors import safe_open
+
+from raftdiff.cli.main import main
+from raftdiff.diffusion.models import tiny
+from raftdiff.records.run import Run
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+SMALL = (
+    "model.device=cpu",
+    "model.dtype=float32",
+    "sampler.height=16",
+    "sampler.width=16",
+    "sampler.steps=2",
+    "ranker.rewards=[{type: jpeg}]",
+    "finetuner.rank=2",
+    "finetuner.steps=2",
+    "loop.rounds=1",
+    "loop.candidates=2",
+    "evaluation.steps=2",
+    "evaluation.samples_per_prompt=2",
+    "logging.tracker=null",
+)
+
+
+@pytest.mark.parametrize(("recipe", "kind"), [("sdxl_align", "sdxl"), ("sdxl_768", "sdxl")])
+def test_a_recipe_that_ships_trains_evaluates_and_exports(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], recipe: str, kind: tiny.Kind
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = tiny.write_folder(tmp_path / "model", kind)
+    run = tmp_path / "run"
+    assert main(["train", recipe, f"model.base={folder}", *SMALL, "--out", str(run)]) == 0
+    (round_,) = Run.open(run).metrics()
+    assert round_["candidates"] == 16
+    assert round_["tune"]["prediction_drift"] > 0
+    assert main(["eval", str(run)]) == 0
+    assert (run / "eval" / "report.html").is_file()
+    assert main(["export", str(run), "--format", "checkpoint"]) == 0
+    assert "checkpoints" in capsys.readouterr().out
+    with safe_open(run / "export" / "checkpoint.safetensors", "pt") as file:
+        told = file.metadata()
+    assert (told["raftdiff.recipe"], told["raftdiff.rewards"]) == (recipe, "jpeg")
+    assert told["raftdiff.digest"] == Run.open(run).info()["digest"]
