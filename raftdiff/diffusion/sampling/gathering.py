@@ -185,12 +185,22 @@ def _folder(folder: Path, root: Path, jobs: _Jobs) -> None:
 
 def _lying(folder: Path, jobs: _Jobs) -> tuple[list[Path], list[Path]]:
     """The pictures of a folder and the folders in it, by name; none that is hidden or a link to a folder."""
-    held = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    lying = sorted(path for path in folder.iterdir() if not path.name.startswith("."))
+    nameless = {path: shown for path in lying if (shown := _as_text(str(path))) != str(path)}
+    jobs.left.extend(f"{it}: its name is no UTF-8, which no table can hold; rename it." for it in nameless.values())
+    held = [path for path in lying if path not in nameless]
     files = [path for path in held if path.suffix.lower() in SUFFIXES and not path.is_dir()]
     folders = [path for path in held if path.is_dir()]
     links = [path for path in folders if path.is_symlink()]
     jobs.left.extend(f"{link}: this is a link to a folder, and is not followed." for link in links)
-    return files, [path for path in folders if path not in links]
+    endless = [path for path in files if path.exists() and not path.is_file()]
+    jobs.left.extend(f"{path}: this is a pipe, a socket or a device, and is not opened." for path in endless)
+    return [path for path in files if path not in endless], [path for path in folders if path not in links]
+
+
+def _as_text(name: str) -> str:
+    """A name as UTF-8 can hold it: of bytes that are none, their numbers."""
+    return name.encode("utf-8", "backslashreplace").decode()
 
 
 def _table(table: Path, jobs: _Jobs) -> None:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -67,7 +68,7 @@ def score(
     size = (len(prompts), 1 + max((one.index for one in pictures), default=0))
     tables = {one.reward.name: np.full(size, np.nan) for one in scorers}
     reasons: dict[str, Told] = {one.reward.name: {} for one in scorers if isinstance(one.reward, Explains)}
-    held = {line["key"]: line for line in read_appended(file) if {"key", "score"} <= set(line)}
+    held = {line["key"]: line for line in read_appended(file) if isinstance(line.get("key"), str)}
     marks = {one.reward.name: digest(one.settings) for one in scorers}
     done, blank = 0, 0
     for places in in_batches(((one.prompt.id, one.index) for one in pictures), BATCH):
@@ -148,8 +149,16 @@ def _written(value: Explained, reward: Reward[Image.Image]) -> dict[str, Any]:
 
 
 def _read(line: Mapping[str, Any] | None, reward: Reward[Image.Image]) -> Explained | None:
-    """What a line holds; None where it lacks anything, as the reasons that earlier versions did not keep."""
-    if line is None or (isinstance(reward, Explains) and "reasons" not in line):
+    """What a line holds; None where it is not as ``_written`` leaves it, by somebody's edit or without the reasons that
+    earlier versions did not keep: that is asked for again."""
+    score = (line or {}).get("score", "")
+    reasons = (line or {}).get("reasons") if isinstance(reward, Explains) else []
+    if score is not None and not (isinstance(score, float) and math.isfinite(score)):
         return None
-    score = np.nan if line["score"] is None else float(line["score"])
-    return Explained(score, tuple(Reason(*reason) for reason in line.get("reasons", ())))
+    if not isinstance(reasons, list | tuple) or not all(map(_is_reason, reasons)):
+        return None
+    return Explained(np.nan if score is None else score, tuple(Reason(*reason) for reason in reasons))
+
+
+def _is_reason(told: Any) -> bool:
+    return isinstance(told, list | tuple) and len(told) == 2 and all(isinstance(it, str) for it in told)

@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -137,12 +138,16 @@ def test_what_is_damaged_or_elsewhere_is_named_and_left_out(tmp_path: Path) -> N
     (folder / "inner.png").symlink_to(folder / "a.png")
     (folder / ".hidden.png").write_bytes(b"")
     (folder / "notes.md").write_text("no picture")
+    os.mkfifo(folder / "pipe.png")  # who opens it waits for ever
+    (folder / os.fsdecode(b"b\xfcro.png")).write_bytes((folder / "a.png").read_bytes())  # Latin-1
     scored, left = ranked(folder)
+    assert f"{folder}/b\\udcfcro.png: its name is no UTF-8, which no table can hold; rename it." in left
+    assert f"{folder}/pipe.png: this is a pipe, a socket or a device, and is not opened." in left
     assert sorted(names(scored)) == ["a", "b", "inner"]
     assert [sentence.partition(":")[0] for sentence in left if "link to a folder" in sentence] == [f"{folder}/linked"]
     assert any(f"{folder}/link.png lies outside of {folder}, and is not opened" in sentence for sentence in left)
     assert any(f"{folder}/cut.png: this is no whole picture" in sentence for sentence in left)
-    assert len(left) == 3
+    assert len(left) == 5
 
 
 @pytest.mark.parametrize(

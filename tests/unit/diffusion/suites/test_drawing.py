@@ -170,6 +170,33 @@ def test_reasons_are_kept_with_the_scores_and_asked_for_where_they_were_not(tmp_
     }
 
 
+@pytest.mark.parametrize(
+    "edit",
+    [
+        {"score": "3.5"},
+        {"score": [1.0]},
+        {"score": True},
+        {"score": float("nan")},
+        {"score": float("inf")},
+        {"score": 10**400},
+        {"key": ["a"]},
+        {"reasons": "dark"},
+        {"reasons": [["dark", 1]]},
+        {"reasons": None},
+    ],
+    ids=str,
+)
+def test_a_kept_score_that_is_none_is_asked_for_again(tmp_path: Path, edit: dict[str, object]) -> None:
+    pictures, file, scorer = drawn(tmp_path / "pictures", Noise()), tmp_path / "scores.jsonl", Dark()
+    first = score(pictures, PROMPTS, [Scorer(scorer, {"type": "exposure"})], file)
+    before, row, *others = file.read_text().splitlines()
+    file.write_text("\n".join([before, "[1]", json.dumps({**json.loads(row), **edit}), *others, others[0][:30]]))
+    again = score(pictures, PROMPTS, [Scorer(scorer, {"type": "exposure"})], file)
+    assert scorer.asked == 12
+    assert again.tables["brightness"].tolist() == first.tables["brightness"].tolist()
+    assert again.reasons == first.reasons
+
+
 def test_pictures_that_are_all_blank_are_refused(tmp_path: Path) -> None:
     pictures = drawn(tmp_path, Noise())
     for one in pictures:
