@@ -65,6 +65,19 @@ class OcrReward:
         if isinstance(read, KeepsReplies):
             self.keep_replies, self.forget = read.keep_replies, read.forget
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: no prompt asks for a text, and ``without_text`` is not given: every picture would be discarded.
+        """
+        if prompts and math.isnan(self._without) and not any(texts(prompt) for prompt in prompts):
+            raise UserError(
+                f"the reward '{self.name}': not one of {len(prompts)} prompts asks for a text, such as "
+                f"'{prompts[0].caption:.60}', so every picture would be discarded. Put what should be read in double "
+                f"quotes in the caption, or in the prompt file's column '{COLUMN}'; without_text is the score of "
+                "pictures whose prompt asks for none."
+            )
+
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         wanted = [texts(sample.prompt) for sample in samples]
         said = iter(self._read([sample.media for sample, asked in zip(samples, wanted, strict=True) if asked]))

@@ -18,6 +18,7 @@ from raftdiff.errors import Need, UserError
 
 MOST_RUNS = 5
 """That a sentence names."""
+ELSEWHERE = "Fetch it where there is a network, and give its folder in place of the name."
 LONGEST = 96
 """Characters in a hub id."""
 HUB_ID = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(/[A-Za-z0-9_-][A-Za-z0-9_.-]*)?")
@@ -87,7 +88,8 @@ def from_hub(key: str, name: str) -> Iterator[Need]:
     if hub_has(name):
         return
     if silent:
-        yield Need(key, " ".join(filter(None, [f"'{name}' is not in the hub's cache here, and {silent}.", near(name)])))
+        missing = f"'{name}' is not in the hub's cache here, and {silent}."
+        yield Need(key, " ".join(filter(None, [missing, near(name), ELSEWHERE])))
     else:
         yield Need(key, f"'{name}' is not here yet and will be fetched from the hub.", fetched=True)
 

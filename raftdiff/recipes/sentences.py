@@ -75,7 +75,7 @@ def _said_of(problem: Any, meant: Meant, written: str) -> str:
     if kind == "extra_forbidden":
         said = _unknown(str(key), meant.owner.model_fields if meant.owner else {})
     elif kind == "missing":
-        said = f"this {'item' if isinstance(key, int) else 'key'} is required."
+        said = f"this {'item' if isinstance(key, int) else 'key'} is required.{_about(meant)}"
     elif kind == "union_tag_invalid":
         said = _no_type(meant.where, about)
     elif kind == "union_tag_not_found":
@@ -89,6 +89,12 @@ def _said_of(problem: Any, meant: Meant, written: str) -> str:
     else:
         said = f"this should be {expected(meant.kinds)}, and {read(given)} is read here.{_hint(meant.kinds, given)}"
     return said + (_default(meant) if given is None else "")
+
+
+def _about(meant: Meant) -> str:
+    """What the description of a field says of it, with a space before it; nothing where it has none."""
+    field = meant.owner.model_fields.get(str(meant.where[-1])) if meant.owner and meant.where else None
+    return f" {' '.join(field.description.split())}" if field is not None and field.description else ""
 
 
 def _unknown(key: str, known: Collection[str]) -> str:

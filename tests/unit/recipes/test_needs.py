@@ -130,7 +130,7 @@ def test_without_a_network_the_hub_is_asked_once_and_its_libraries_are_kept_from
     lacking = [*model_at("base", "owner/name"), *model_at("vae", "owner/other"), *model_at("model", "owner/here")]
     assert [(need.key, need.fetched) for need in lacking] == [("base", False), ("vae", False)]
     said = "'owner/name' is not in the hub's cache here, and the hub cannot be reached (no such host)."
-    assert lacking[0].sentence == said
+    assert lacking[0].sentence == f"{said} Fetch it where there is a network, and give its folder in place of the name."
     assert asked == ["asked"]
     assert constants.is_offline_mode()
     assert os.environ["HF_HUB_OFFLINE"] == "1"

@@ -97,6 +97,20 @@ class Part(Config):
     one: int = 1
 
 
+class Needy(Config):
+    model: str
+    """A folder, or
+    a name."""
+    bare: int
+
+
+def test_a_key_that_is_missing_is_told_with_what_it_is() -> None:
+    assert told(Needy, {}) == [
+        "mine: model: this key is required. A folder, or a name.",
+        "mine: bare: this key is required.",
+    ]
+
+
 class Odd(Config):
     """Each kind of union that a recipe can have."""
 

@@ -118,6 +118,15 @@ def test_a_prompt_without_text_is_a_discard_or_what_the_recipe_says() -> None:
     assert OcrReward(reading(lambda picture: "cat"), without_text=0.5).score(samples).tolist() == [0.5, 1.0]
 
 
+def test_prompts_of_which_none_asks_for_text_are_refused_before_anything_is_drawn() -> None:
+    blind, silent = OcrReward(reading(lambda picture: "")), [prompt("a cat"), prompt("two dogs")]
+    with pytest.raises(UserError, match=r"'ocr': not one of 2 prompts asks for a text, such as 'a cat', so every"):
+        blind.check_prompts(silent)
+    blind.check_prompts([*silent, prompt("a sign", text="open")])
+    blind.check_prompts([])
+    OcrReward(reading(lambda picture: ""), without_text=0.5).check_prompts(silent)
+
+
 def test_the_contract_holds() -> None:
     samples = [replace(one, prompt=prompt('a "red"')) for one in reward_samples(count=4)]
     told = reading(lambda picture: "red" if picture.getpixel((32, 32))[0] > 128 else "blue")  # type: ignore[index]
