@@ -194,6 +194,17 @@ def test_a_bare_page_still_stands(write):
     assert [attrs["id"] for tag, attrs in page.tags if tag == "section"] == ["table", "time", "recipe"]
 
 
+def test_rounds_are_counted_from_0_as_their_folders_are(write):
+    page = write(selected=[candidate(0), candidate(2)]).read_text()
+    counted = re.search(r'<section id="rounds">.*?</section>', page, re.S).group()
+    assert re.findall(r"<tr><th>(\d+)</th>", counted) == ["0", "1", "2"]
+    said = re.findall(r"<summary>Round (\d+) <span class=\"folder\">rounds/(\d+)<", page)
+    assert said == [
+        ("0", "000"),
+        ("2", "002"),
+    ]
+
+
 def test_rounds_that_say_little(write):
     read(write(rounds=[{"seconds": {"sample": 1.0}}, {"mean": NAN, "held_out": None}]))
 
