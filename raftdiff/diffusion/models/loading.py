@@ -174,9 +174,8 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
         return assemble(layout.family, read_folder(layout, dtype, config.vae), config, device, dtype)
     found = recognise_file(path, vae=own)
     config = _as_stated(config, found)
-    modules = read_single_file(
-        path, found, dtype, vae=config.vae, configs=config.config, prediction_type=config.prediction_type
-    )
+    predicts = config.prediction_type or found.prediction_type
+    modules = read_single_file(path, found, dtype, vae=config.vae, configs=config.config, prediction_type=predicts)
     return assemble(found.family, modules, config, device, dtype)
 
 
@@ -214,10 +213,17 @@ def assemble(
 def _as_stated(config: ModelConfig, found: Checkpoint) -> ModelConfig:
     """The config with what a single file says of itself, which a config folder's scheduler cannot know.
 
+    Only of v is its word believed against the recipe's and a config folder's: kohya's script that merges SDXL writes
+    epsilon whatever the model predicts, and a schedule that ends in pure noise is nothing without v.
+
     Raises:
         UserError: the recipe says something else.
     """
-    stated = {"prediction_type": found.prediction_type, "zero_terminal_snr": found.zero_terminal_snr}
+    sure = found.prediction_type == "v_prediction"
+    stated = {
+        "prediction_type": found.prediction_type if sure else None,
+        "zero_terminal_snr": found.zero_terminal_snr if sure or config.zero_terminal_snr is None else None,
+    }
     for key, value in stated.items():
         if value is not None and getattr(config, key) not in (None, value):
             raise UserError(

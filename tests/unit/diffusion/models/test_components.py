@@ -209,6 +209,30 @@ def test_what_a_file_says_that_its_network_predicts(models, file, how):
         opened(file, config=str(models["sd15"]), prediction_type="epsilon")
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_of_epsilon_a_files_word_is_not_believed_against_others(models, tmp_path, kind):
+    """kohya's script that merges SDXL writes it whatever the model predicts, and leaves the key v_pred out."""
+    path = tiny.write_single_file(tmp_path / "it.safetensors", kind)
+    rewritten(path, dict, **{"modelspec.prediction_type": "epsilon"})
+    assert opened(path, config=str(models[kind])).prediction_type == "epsilon"
+    assert opened(path, config=str(models[kind]), prediction_type="v_prediction").prediction_type == "v_prediction"
+    configs = tmp_path / "configs"
+    shutil.copytree(models[kind], configs)
+    edit(configs / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
+    assert opened(path, config=str(configs)).prediction_type == "v_prediction"
+
+
+def test_an_end_in_pure_noise_is_nothing_without_v(models, tmp_path):
+    path, folder = tiny.write_single_file(tmp_path / "it.safetensors", "sdxl"), str(models["sdxl"])
+    rewritten(path, lambda w: {**w, "ztsnr": torch.zeros(0)})
+    with pytest.raises(UserError, match=r"Set model.zero_terminal_snr: false, or, .* model.prediction_type: v_pred"):
+        opened(path, config=folder)
+    assert not opened(path, config=folder, zero_terminal_snr=False).scheduler.config.rescale_betas_zero_snr
+    parts = opened(path, config=folder, prediction_type="v_prediction")
+    assert parts.scheduler.config.rescale_betas_zero_snr
+    assert parts.scheduler.config.timestep_spacing == "trailing"
+
+
 def test_an_sd2_file_that_says_it_is_not_asked(models, tmp_path, monkeypatch):
     path = tiny.write_single_file(tmp_path / "it.safetensors", "sd21")
     rewritten(path, lambda w: {**w, "v_pred": torch.zeros(0)})
