@@ -18,6 +18,8 @@ CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders
 """How the weights of the two text encoders begin in single files."""
 VAE = {**unet.VAE, "force_upcast": True, "sample_size": 1024, "scaling_factor": 0.13025}
 REFINER = "conditioner.embedders.0.model."
+CONTINUOUS = ("edm_mean", "edm_vpred.sigma_max")
+"""Weights that mark models of another noise process (EDM, arXiv:2206.00364): Playground v2.5, CosXL."""
 NUMBERS = 6
 """Told beside the text: height and width of the original, top and left of the crop, height and width to draw."""
 
@@ -63,6 +65,17 @@ class StableDiffusionXL:
             return None
         if any(name.startswith(REFINER) for name in shapes):
             raise UserError(f"{path}: this is SDXL's refiner, which goes on from pictures; name the base model.")
+        texts = {name.partition(".")[0] for name in shapes} & {"cond_stage_model", "conditioner"}
+        if texts == {"cond_stage_model"}:
+            raise UserError(
+                f"{path}: its U-Net must be told more than the text, as SD 2.1 unCLIP's is told a picture; raftdiff "
+                "tunes text-to-image models."
+            )
+        if mark := next((name for name in CONTINUOUS if name in shapes), None):
+            raise UserError(
+                f"{path}: by its key {mark} it follows EDM's noise process, as Playground v2.5 and CosXL do; raftdiff "
+                "tunes SDXL with the usual one."
+            )
         unet.refuse_inpainting(shapes, path)
         for start in (CLIP, OPEN_CLIP):
             if not any(name.startswith(start) for name in shapes):
@@ -102,6 +115,11 @@ class StableDiffusionXL:
             raise UserError(
                 f"{name}: its U-Net is told '{told}' beside the text, where SDXL's is told sizes (text_time): this is "
                 "no SDXL."
+            )
+        if modules["vae"].config.get("latents_mean") is not None:
+            raise UserError(
+                f"{name}: its latents are shifted by channel (latents_mean in vae/config.json), as Playground v2.5's "
+                "are; SDXL's are not."
             )
         unet.check(modules, name, first.hidden_size + second.hidden_size, allowed=("addition_embed_type",))
         takes, pooled = config.projection_class_embeddings_input_dim, second.projection_dim

@@ -194,6 +194,7 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
 
 SIGNS = {
     "lora": "this is a LoRA, which changes a model and is not one: name the model it belongs to",
+    "model_ema.": "of its U-Net it holds only the moving average of a training: fetch the file that holds the model",
     "double_blocks.": "this is a FLUX checkpoint",
     "joint_blocks.": "this is an SD 3 checkpoint",
     "lm_head": "this is a language model",

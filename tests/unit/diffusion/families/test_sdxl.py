@@ -199,6 +199,46 @@ def test_a_file_that_lost_weights_is_refused(models, file, tmp_path, lost):
         opened(tmp_path / "cut.safetensors", config=str(models["sdxl"]))
 
 
+def moving_average(weights):
+    """As ldm's trainings leave one in a file: names without dots, and other numbers."""
+    start = "model.diffusion_model."
+    return {
+        "model_ema." + "".join(name.split(".")[1:]): weight + 1
+        for name, weight in weights.items()
+        if name.startswith(start)
+    } | {"model_ema.decay": torch.tensor(0.9), "model_ema.num_updates": torch.tensor(3)}
+
+
+BESIDE = {
+    "open_clip": lambda _: {"conditioner.embedders.1.model.logit_scale": torch.tensor(4.6)},
+    "older transformers": lambda _: {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None]
+    },
+    "half of them": lambda _: {
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None].half()
+    },
+    "comfyui": lambda _: {
+        "conditioner.embedders.0.logit_scale": torch.tensor(4.6),
+        "conditioner.embedders.0.transformer.text_projection.weight": torch.eye(32),
+        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None],
+    },
+    "stability": lambda _: {"denoiser.sigmas": torch.ones(1000)},
+    "training": moving_average,
+}
+"""What files on model sites hold beside the model, by who left it there."""
+
+
+@pytest.mark.parametrize("who", BESIDE)
+def test_what_others_leave_in_a_file_changes_nothing(models, file, tmp_path, who):
+    weights = load_file(file)
+    save_file({**weights, **BESIDE[who](weights)}, tmp_path / "it.safetensors")
+    found, written = opened(tmp_path / "it.safetensors", config=str(models["sdxl"])), tiny.components("sdxl")
+    for name in found.family.components:
+        theirs = found.modules[name].state_dict()
+        for key, weight in written[name].state_dict().items():
+            assert torch.equal(theirs[key], weight)
+
+
 def test_another_familys_configs_are_refused(models, file):
     with pytest.raises(UserError, match=r"the configs of Stable Diffusion 1.x and 2.x, and .* is Stable Diffusion XL"):
         opened(file, config=str(models["sd15"]))
@@ -217,6 +257,13 @@ def test_parts_that_are_no_sdxl(changes, sentence):
     unet = diffusers.UNet2DConditionModel.from_config({**made["unet"].config, **changes})
     with pytest.raises(UserError, match=sentence):
         StableDiffusionXL().check({**made, "unet": unet}, "it")
+
+
+def test_latents_that_are_shifted_by_channel_are_refused():
+    made = tiny.components("sdxl")
+    made["vae"].register_to_config(latents_mean=[0.0] * 4)
+    with pytest.raises(UserError, match=r"shifted by channel .* as Playground v2\.5's are"):
+        StableDiffusionXL().check(made, "it")
 
 
 @pytest.mark.parametrize(("kind", "held"), [("sdxl", torch.float32), ("sd15", torch.float16)])

@@ -45,12 +45,16 @@ def test_a_shipped_name_is_resolved_first(models):
     assert parts.name == "scene-sd"
 
 
-def test_a_half_precision_variant_is_found(models, tmp_path):
-    folder = copied(models, tmp_path / "half")
-    for component, stem in (("unet", "diffusion_pytorch_model"), ("vae", "diffusion_pytorch_model")):
-        (folder / component / f"{stem}.safetensors").rename(folder / component / f"{stem}.fp16.safetensors")
-    (folder / "text_encoder" / "model.safetensors").rename(folder / "text_encoder" / "model.fp16.safetensors")
-    load(base(folder))
+@pytest.mark.parametrize("kind", ["sd15", "sdxl"])
+def test_a_half_precision_variant_is_found(models, tmp_path, kind):
+    folder = copied(models, tmp_path / "half", kind)
+    for name, component in tiny.of(kind).components.items():
+        weights = folder / name / f"{component.stem}.safetensors"
+        weights.rename(weights.with_suffix(".fp16.safetensors"))
+    whole, half = load(base(models[kind])), load(base(folder))
+    for name in half.family.components:
+        theirs, ours = (next(iter(parts.modules[name].parameters())) for parts in (whole, half))
+        assert torch.equal(theirs, ours)
 
 
 def test_overrides_of_the_schedule(models):
@@ -136,10 +140,10 @@ def test_missing_paths_and_names(monkeypatch):
         load(base("someone/model"))
 
 
-@pytest.mark.parametrize("half", [False, True])
-def test_a_hub_model_is_fetched_without_what_is_not_needed(models, tmp_path, monkeypatch, half):
+@pytest.mark.parametrize(("kind", "half"), [("sd15", False), ("sd15", True), ("sdxl", True)])
+def test_a_hub_model_is_fetched_without_what_is_not_needed(models, tmp_path, monkeypatch, kind, half):
     """A stand-in for the hub: copies from a folder what the patterns ask for."""
-    remote, local = copied(models, tmp_path / "remote"), tmp_path / "snapshot"
+    remote, local = copied(models, tmp_path / "remote", kind), tmp_path / "snapshot"
     weights = remote / "unet" / "diffusion_pytorch_model.safetensors"
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
     shutil.copy(weights, weights.with_name("diffusion_pytorch_model.non_ema.safetensors"))
@@ -189,6 +193,14 @@ def test_no_network_for_local_models(models, tmp_path, monkeypatch):
             "l.safetensors",
             {**XL, "model.diffusion_model.input_blocks.0.0.weight": 9},
             "this is an inpainting checkpoint",
+        ),
+        ("m.safetensors", {**XL, "cond_stage_model.model.x": 2}, "as SD 2.1 unCLIP's is told a picture"),
+        ("n.safetensors", {**XL, "edm_mean": 4}, "by its key edm_mean it follows EDM's noise process"),
+        ("o.safetensors", {**XL, "edm_vpred.sigma_max": 1, "v_pred": 0}, r"by its key edm_vpred\.sigma_max it follows"),
+        (
+            "p.safetensors",
+            {"model_ema.diffusion_modelinput_blocks00weight": 4, "cond.self_attn.q_proj.weight": 2},
+            "it holds only the moving average of a training",
         ),
         ("h.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 9}, "this is an inpainting checkpoint"),
         ("i.safetensors", {"model.diffusion_model.input_blocks.0.0.weight": 4}, "a U-Net but no text encoder"),
