@@ -67,9 +67,10 @@ class Assembly:
         """``notes`` of the recipe's own prompts, for whoever begins with them."""
         held_out = self.recipe.evaluation.prompts
         known = build(held_out) if held_out.captions else []
-        asked = self.unjudged("evaluation.prompts", known) if known else self.unjudged("prompts", self.parts.prompts)
+        what, asked = ("evaluation.prompts", known) if known else ("prompts", self.parts.prompts)
+        judged = [*self.unjudged(what, asked), *self._half_judged(what, asked)]
         own = self.notes("prompts", self.parts.prompts, learnt=True)
-        return [*own, *self.notes("evaluation.prompts", known), *asked]
+        return [*own, *self.notes("evaluation.prompts", known), *judged]
 
     def unjudged(self, what: str, prompts: Sequence[Prompt]) -> list[str]:
         """A note where the recipe names a judge that understands none of the prompts to be evaluated on, and is left
@@ -79,6 +80,15 @@ class Assembly:
             return []
         head = f"{what}: the judge {name} understands none of these captions, and the evaluation goes without it."
         return [NEXT.join([head, f"such as '{captions[0]}'; none that ships does"])]
+
+    def _half_judged(self, what: str, prompts: Sequence[Prompt]) -> list[str]:
+        """A note where the judge understands some of the prompts alone: the evaluation will be refused."""
+        name, strange = self.recipe.evaluation.judge, self.strange([prompt.caption for prompt in prompts])
+        if not strange or len(strange) == len(prompts):
+            return []
+        head = f"{what}: the judge {name} does not understand {len(strange)} of {len(prompts)} captions, so raftdiff "
+        line = f"such as '{strange[0]}'; write it as the others, or evaluate with: evaluation.judge=null"
+        return [NEXT.join([f"{head}eval will refuse them.", line])]
 
     def strange(self, captions: Sequence[str]) -> list[str]:
         """Those of the captions that the held-out judge does not understand; none where the recipe names no judge."""
