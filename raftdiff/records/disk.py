@@ -286,6 +286,27 @@ def _clear(folder: Path) -> None:
                 os.close(file)
 
 
+@contextlib.contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Hold a folder in which work goes on: two processes would take each other's files from under their hands. Where
+    folders cannot be locked it is held without.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    with contextlib.ExitStack() as held:
+        if fcntl is not None:
+            file = os.open(folder, os.O_RDONLY)
+            held.callback(os.close, file)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError):
+                raise UserError(f"{folder}: another raftdiff process is working in this folder.") from None
+            except OSError:
+                pass  # no locks here, as on some network file systems
+        yield
+
+
 def demand_writable(folder: Path) -> None:
     """Before hours of work whose result goes there.
 

@@ -13,6 +13,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from raftdiff.cli.main import main
+from raftdiff.records.disk import alone
 from raftdiff.rewards import tiny
 
 RECIPE = {
@@ -188,3 +189,31 @@ def test_an_own_detector_that_does_not_know_a_class_is_told_before_anything_is_k
     assert main(words) == 2
     assert "knows no class 'zebra', which a prompt asks for" in capsys.readouterr().err
     assert not (tmp_path / "out" / "benchmark.json").exists()
+
+
+def test_a_reward_that_discards_is_told_and_a_folder_that_another_process_has_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    (tmp_path / "discarding.py").write_text(
+        "nan = float('nan')\ndef some(images, prompts): return [nan if 'cat' in it else 1.0 for it in prompts]\n"
+        "def all_of_them(images, prompts): return [nan] * len(images)\n"
+    )
+    (tmp_path / "pictures").mkdir()
+    for name in ("cat", "dog"):
+        Image.linear_gradient("L").save(tmp_path / "pictures" / f"{name}.png")
+        (tmp_path / "pictures" / f"{name}.txt").write_text(f"a {name}")
+    words = ["eval", "pictures", "--benchmark", "imagereward", "--out", "found"]
+    words += ["--reward", "discarding:some:name=some", "--reward", "discarding:all_of_them:name=none"]
+    with pytest.warns(UserWarning, match="is NaN") as warned:
+        assert main(words) == 0
+    said = " ".join(str(one.message) for one in warned)
+    assert "'some' is NaN (discard) for 1 of 2 pictures (score); its figures are of the others" in said
+    assert "'none' is NaN (discard) for 2 of 2 pictures" in said
+    rewards = json.loads((tmp_path / "found" / "benchmark.json").read_text())["rewards"]
+    assert rewards["some"]["overall"]["scores"]["score"]["mean"] == 1.0
+    assert rewards["none"]["any"] is None
+    with alone(tmp_path / "found"):
+        assert main(words) == 2
+    assert "found: another raftdiff process is working in this folder" in capsys.readouterr().err

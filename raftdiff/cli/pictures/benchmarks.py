@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from raftdiff import embedded
 from raftdiff.cli.either import prepared, run_to_read, tell, tell_once
 from raftdiff.cli.opening import chosen_round
@@ -32,7 +34,7 @@ from raftdiff.recipes import registry
 from raftdiff.recipes.config import Config, check, options, plain
 from raftdiff.recipes.needs import HUB_ID, near, ready
 from raftdiff.recipes.prompts import PromptsConfig
-from raftdiff.records.disk import demand_writable, vacant, write_text
+from raftdiff.records.disk import alone, demand_writable, vacant, write_text
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import load_round
 from raftdiff.reports import benchmark as tables
@@ -126,18 +128,19 @@ def _of_run(args: argparse.Namespace, free: Sequence[str], guidance: Sequence[fl
     demand_writable(folder)
     how = _settings(recipe.model, assembly.evaluator.config)
     common: dict[str, Any] = {"per_prompt": samples, "seed": evaluation.seed}
-    bars = Bars()
-    try:
-        at = {"before": {"round": None, **how}, "after": {"round": chosen, **how}}
-        sampler = assembly.evaluator
-        with assembly.finetuner.base_weights():
-            report = bars.stage(0, "before")
-            before = draw(sampler, prompts, folder / "before", how=at["before"], report=report, **common)
-        after = draw(sampler, prompts, folder / "after", how=at["after"], report=bars.stage(0, "after"), **common)
-    finally:
-        bars.close()
-    made = Drawn({"before": before, "after": after}, prompts, {**how, "round": chosen, **common}, notes)
-    _report(args, run.path.name, made, scorers, folder)
+    with alone(folder):
+        bars = Bars()
+        try:
+            at = {"before": {"round": None, **how}, "after": {"round": chosen, **how}}
+            sampler = assembly.evaluator
+            with assembly.finetuner.base_weights():
+                report = bars.stage(0, "before")
+                before = draw(sampler, prompts, folder / "before", how=at["before"], report=report, **common)
+            after = draw(sampler, prompts, folder / "after", how=at["after"], report=bars.stage(0, "after"), **common)
+        finally:
+            bars.close()
+        made = Drawn({"before": before, "after": after}, prompts, {**how, "round": chosen, **common}, notes)
+        _report(args, run.path.name, made, scorers, folder)
 
 
 def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
@@ -160,21 +163,22 @@ def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
     notes = told_of(args.benchmark, len(prompts), samples)
     tell([*limits(what, prompts, readings), *notes])
     how = _settings(config.model, config.sampler)
-    bars = Bars()
-    try:
-        pictures = draw(
-            config.sampler.build(parts),
-            prompts,
-            folder / "pictures",
-            per_prompt=samples,
-            seed=config.seed,
-            how=how,
-            report=bars.stage(0, "draw"),
-        )
-    finally:
-        bars.close()
-    made = Drawn({"score": pictures}, prompts, {**how, "seed": config.seed, "per_prompt": samples}, notes)
-    _report(args, Path(args.recipe).name, made, scorers, folder)
+    with alone(folder):
+        bars = Bars()
+        try:
+            pictures = draw(
+                config.sampler.build(parts),
+                prompts,
+                folder / "pictures",
+                per_prompt=samples,
+                seed=config.seed,
+                how=how,
+                report=bars.stage(0, "draw"),
+            )
+        finally:
+            bars.close()
+        made = Drawn({"score": pictures}, prompts, {**how, "seed": config.seed, "per_prompt": samples}, notes)
+        _report(args, Path(args.recipe).name, made, scorers, folder)
 
 
 def _of_folder(args: argparse.Namespace, place: Path) -> None:
@@ -198,13 +202,14 @@ def _of_folder(args: argparse.Namespace, place: Path) -> None:
     more = [f"left out: {len(left) - SHOWN} more"] if len(left) > SHOWN else []
     print(*told, *more, sep="\n", end="\n" if left else "", file=sys.stderr)
     tell([*limits(args.recipe, prompts, _readings(scorers)), *notes])
-    _report(
-        args,
-        place.resolve().name,
-        Drawn({"score": pictures}, prompts, {"folder": str(place.resolve()), "left_out": left}, notes),
-        scorers,
-        folder,
-    )
+    with alone(folder):
+        _report(
+            args,
+            place.resolve().name,
+            Drawn({"score": pictures}, prompts, {"folder": str(place.resolve()), "left_out": left}, notes),
+            scorers,
+            folder,
+        )
 
 
 def _refuse(args: argparse.Namespace, given: Mapping[str, Any], why: str) -> None:
@@ -312,6 +317,7 @@ def _report(args: argparse.Namespace, model: str, made: Drawn, scorers: Sequence
     if any(blank.values()):
         told = ", ".join(f"{count} of {len(made.sides[side])} {side}" for side, count in blank.items() if count)
         tell([f"pictures of one colour all over, scored as the others are: {told}."])
+    tell([sentence for side, it in found.items() for sentence in _discards(it, side)])
     settings = {one.reward.name: dict(one.settings) for one in scorers}
     how = {**made.how, "rewards": settings, "notes": list(made.notes), "blank": blank}
     figures = {side: it.tables for side, it in found.items()}
@@ -323,6 +329,17 @@ def _report(args: argparse.Namespace, model: str, made: Drawn, scorers: Sequence
         print((folder / RESULT).read_text(encoding="utf-8"), end="")
     else:
         print(f"\n{tables.plain(result)}\n\n{folder}: {', '.join(files)}")
+
+
+def _discards(scored: Scored, side: str) -> list[str]:
+    """Of how many pictures each reward says nothing, those that say something of all left out."""
+    lost = {name: int(np.isnan(it).sum()) - it.size + scored.pictures for name, it in scored.tables.items()}
+    return [
+        f"the reward '{name}' is NaN (discard) for {count} of {scored.pictures} pictures ({side}); its figures are of "
+        "the others."
+        for name, count in lost.items()
+        if count
+    ]
 
 
 def _write(folder: Path, result: Outcome) -> None:

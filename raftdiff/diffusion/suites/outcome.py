@@ -98,7 +98,8 @@ def _reward(name: str, prompts: Sequence[Prompt], sides: Mapping[str, Table]) ->
     pictures = line(sides)
     mean = by[it.columns[0]]["mean"] if it.balanced and it.columns and it.columns[0] in by else None
     every = np.concatenate([table.ravel() for table in sides.values()])
-    rates = set(np.unique(every[~np.isnan(every)])) <= {0.0, 1.0}
+    said = set(np.unique(every[~np.isnan(every)]))
+    rates = bool(said) and said <= {0.0, 1.0}
     best = {side: _best(table) for side, table in sides.items()}
     return Reward(overall=mean or pictures, pictures=pictures, by=by, any=line(best) if rates else None)
 
