@@ -1,13 +1,14 @@
-"""Five ways to hack a reward, and honest runs, under the guard: when does it say so, how often without cause, and what
-is going back worth?
+"""Five ways to hack a reward, a rule that spoils the model, and honest runs, under the guard: when does it say so, how
+often without cause, and what is going back worth?
 
     python tests/benchmarks/hacks.py --seeds 0 1 2 --out runs/hacks
-    python tests/benchmarks/hacks.py --seeds 0 --only honest written
+    python tests/benchmarks/hacks.py --seeds 0 --only blank written
 
-"written" learns from the honest run's first pictures with text drawn on them, so that one comes first.
+"written" learns from the first pictures of "blank" with text drawn on them, so that one comes first.
 
 Each run is the demo's model and prompts, unguided, under another reward; the reward of its captions, ``scene-clip``,
-only looks on. The judge, whom nobody learns from, then compares the last round with the one that the guard goes back
+only looks on. "own" has that reward and imitates its own drawings, which spoils a model; "honest" is the demo's job: what
+the guided base draws is imitated, in four rounds. The judge, whom nobody learns from, then compares the last round with the one that the guard goes back
 to. A run that is finished is not trained again.
 """
 
@@ -36,6 +37,10 @@ ROUNDS = 4
 CLIP = {"type": "clip", "model": "scene-clip"}
 BEST = {"type": "best_of_k", "keep": 2}
 REPEATED = "a cartoon of a cat on a red background"
+HONEST = ("honest", "own")
+"""Kinds that are trained for what is wanted."""
+MAGIC = {"honest": {"magic": ["{caption}, high quality"]}}
+RATES = {"honest": 3e-4, "own": 1e-4}
 STRIP = 14
 """Pixels at a picture's lower edge that the prompt is written on."""
 
@@ -77,7 +82,7 @@ def recipe(kind: str, texts: Path) -> dict[str, Any]:
     prompts = Path(__file__).parents[2] / "configs" / "prompts"
     drawing = {"steps": 8, "guidance": 1.0, "scheduler": "dpm++", "batch_size": 32}
     rewards = {
-        "honest": [CLIP],
+        **dict.fromkeys(HONEST, [CLIP]),
         "jpeg": [{"type": "jpeg"}],
         **{
             name: [{"type": "callable", "name": name, "function": f"hacks:{name}"}]
@@ -87,17 +92,19 @@ def recipe(kind: str, texts: Path) -> dict[str, Any]:
     sampler: dict[str, Any] = {"type": "diffusion", **drawing}
     if kind == "written":
         sampler = {"type": "folder", "path": str(texts), "drawing": drawing}
+    if kind == "honest":
+        sampler = {"type": "teacher", "drawing": {**drawing, "guidance": 2.5}}
     return {
         "name": kind,
         "model": {"base": "scene-sd", "dtype": "float32", "channels_last": True},
-        "prompts": {"file": str(prompts / "demo.txt")},
+        "prompts": {"file": str(prompts / "demo.txt"), **MAGIC.get(kind, {})},
         "sampler": sampler,
         "ranker": {"rewards": rewards[kind], "selector": BEST},
         "finetuner": {
             "type": "diffusion",
             "rank": 16,
             "target_modules": "all",
-            "learning_rate": 1e-4 if kind == "honest" else 4e-4,
+            "learning_rate": RATES.get(kind, 4e-4),
             "steps": 24,
             "exposures": None,
             "batch_size": 16,
@@ -105,7 +112,7 @@ def recipe(kind: str, texts: Path) -> dict[str, Any]:
         "loop": {"rounds": ROUNDS, "candidates": 8},
         "evaluation": {
             "prompts": {"file": str(prompts / "demo_held_out.txt")},
-            "rewards": [] if kind == "honest" else [CLIP],
+            "rewards": [] if kind in HONEST else [CLIP],
             "samples_per_prompt": 4,
             "guidance": 1.0,
             "judge": "scene-judge",
@@ -149,7 +156,7 @@ def judged(run: Path, round_: int) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    kinds = ["honest", "jpeg", "vivid", "blank", "repeated", "written"]
+    kinds = ["honest", "own", "jpeg", "vivid", "blank", "repeated", "written"]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
     parser.add_argument("--out", type=Path, default=Path("runs/hacks"))
@@ -160,7 +167,7 @@ def main() -> None:
         for kind in given.only:
             texts, file, run = given.out / f"texts-{seed}", given.out / f"{kind}.yaml", given.out / f"{kind}-{seed}"
             if kind == "written":
-                texts_drawn(given.out / f"honest-{seed}" / "rounds" / "000" / "samples", texts)
+                texts_drawn(given.out / f"blank-{seed}" / "rounds" / "000" / "samples", texts)
             file.write_text(yaml.safe_dump(recipe(kind, texts.resolve())))
             raftdiff("train", file, f"loop.seed={seed}", "--out", run)
             metrics = Run.open(run).metrics()
