@@ -7,9 +7,9 @@ often without cause, and what is going back worth?
 "written" learns from the first pictures of "blank" with text drawn on them, so that one comes first.
 
 Each run is the demo's model and prompts, unguided, under another reward; the reward of its captions, ``scene-clip``,
-only looks on. "own" has that reward and imitates its own drawings, which spoils a model; "honest" is the demo's job: what
-the guided base draws is imitated, in four rounds. The judge, whom nobody learns from, then compares the last round with the one that the guard goes back
-to. A run that is finished is not trained again.
+only looks on. "own" has that reward and imitates its own drawings, which spoils a model; "honest" is the demo's job:
+what the guided base draws is imitated, in four rounds. The judge, whom nobody learns from, then compares the last round
+with the one that the guard goes back to. A run that is finished is not trained again.
 """
 
 import argparse
@@ -82,7 +82,7 @@ def recipe(kind: str, texts: Path) -> dict[str, Any]:
     prompts = Path(__file__).parents[2] / "configs" / "prompts"
     drawing = {"steps": 8, "guidance": 1.0, "scheduler": "dpm++", "batch_size": 32}
     rewards = {
-        **dict.fromkeys(HONEST, [CLIP]),
+        **{name: [CLIP] for name in HONEST},
         "jpeg": [{"type": "jpeg"}],
         **{
             name: [{"type": "callable", "name": name, "function": f"hacks:{name}"}]
