@@ -8,7 +8,7 @@ from PIL.Image import Image
 
 from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
-from raftdiff.diffusion.learning.policy_gradient import chain_of
+from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
 from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
@@ -118,7 +118,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     used = drawing.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     taught_on_path = "path" in recipe.finetuner.requires.aux
-    chain = chain_of(own.solver(), drawing.effective_eta, drawing.guidance) if taught_on_path else None
+    chain = _chain(own, drawing) if taught_on_path else None
     ranker = build_ranker(recipe, device=str(model.device))
     finetuner = recipe.finetuner.build(
         model,
@@ -147,6 +147,11 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         loop=recipe.loop,
     )
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
+
+
+def _chain(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> Chain:
+    flow = sampler.parts.process.predicts == "flow"
+    return chain_of(sampler.solver(), drawing.effective_eta, drawing.guidance, flow=flow)
 
 
 def _training_sampler(

@@ -123,7 +123,7 @@ def _write_checkpoint(tuner: DiffusionFineTuner, target: Path, about: Mapping[st
 
     parts = tuner.parts
     weights = parts.family.single_file(_merged(parts))
-    if parts.prediction_type == "v_prediction":  # ComfyUI and others look for these names
+    if parts.process.predicts == "v_prediction":  # ComfyUI and others look for these names
         weights["v_pred"] = torch.empty(0)
         if parts.scheduler.config.get("rescale_betas_zero_snr", False):
             weights["ztsnr"] = torch.empty(0)
@@ -135,7 +135,7 @@ def _write_checkpoint(tuner: DiffusionFineTuner, target: Path, about: Mapping[st
 def _metadata(parts: Parts, name: str, kind: str) -> dict[str, str]:
     """What trainers write into a file, for programs that ask before they show it. Keys as in sd-scripts and in
     Stability's model specification; ``kind`` ends the architecture."""
-    described = dict(parts.family.described(parts.modules, parts.prediction_type))
+    described = dict(parts.family.described(parts.modules, parts.process.predicts))
     return {
         "format": "pt",
         **described,
@@ -145,7 +145,7 @@ def _metadata(parts: Parts, name: str, kind: str) -> dict[str, str]:
         "modelspec.implementation": "diffusers" if kind else "sgm",
         "modelspec.title": name,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.prediction_type": "v" if parts.prediction_type == "v_prediction" else "epsilon",
+        "modelspec.prediction_type": "v" if parts.process.predicts == "v_prediction" else "epsilon",
         **({"modelspec.resolution": f"{parts.size[1]}x{parts.size[0]}"} if parts.size else {}),  # width, then height
     }
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.process import Process
 
 Shapes = Mapping[str, tuple[int, ...]]
 """Of the weights of a single file, by name."""
@@ -133,6 +134,14 @@ class Family(Protocol):
         """
         Raises:
             UserError: the parts are not of one model, or of one that must be told what raftdiff does not tell.
+        """
+        ...
+
+    def process(self, scheduler: Any, name: str) -> Process:
+        """What the network was trained on, by the model's own scheduler.
+
+        Raises:
+            UserError: it says something that models of this family were not trained on.
         """
         ...
 

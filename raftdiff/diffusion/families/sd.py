@@ -12,6 +12,7 @@ from raftdiff.diffusion.families import ldm, unet
 from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.families.vocabulary import write_configs, write_tokenizer
+from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
 
 CLIP, OPEN_CLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -80,6 +81,9 @@ class StableDiffusion:
 
     def check(self, modules: Modules, name: str) -> None:
         unet.check(modules, name, modules["text_encoder"].config.hidden_size)
+
+    def process(self, scheduler: Any, name: str) -> Process:
+        return unet.process(scheduler, name)
 
     def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
         del captions

@@ -12,6 +12,7 @@ from raftdiff.diffusion.families import ldm, unet
 from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.families.vocabulary import write_configs, write_tokenizer
+from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
 
 CLIP, OPEN_CLIP = "conditioner.embedders.0.transformer.", "conditioner.embedders.1.model."
@@ -129,6 +130,9 @@ class StableDiffusionXL:
                 f"{name}: its U-Net is told {numbers:g} numbers beside a caption of {pooled}, where SDXL's is told "
                 f"{NUMBERS}: this is a refiner, or these parts are not of one model."
             )
+
+    def process(self, scheduler: Any, name: str) -> Process:
+        return unet.process(scheduler, name)
 
     def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
         read = [

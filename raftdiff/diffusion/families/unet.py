@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from raftdiff.diffusion import process as processes
 from raftdiff.diffusion.families import ldm
 from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
 from raftdiff.errors import UserError
@@ -74,6 +75,22 @@ def multiple(unet: Any) -> int:
     """The U-Net halves its input between blocks; what does not divide would be stretched back, which no model was
     trained on."""
     return int(2 ** (len(unet.config.block_out_channels) - 1))
+
+
+def process(scheduler: Any, name: str) -> processes.Process:
+    """DDPM's, by the schedule that the scheduler holds.
+
+    Raises:
+        UserError: it holds none, or the network predicts something else than epsilon and v.
+    """
+    if not hasattr(scheduler, "alphas_cumprod"):
+        raise UserError(
+            f"{name}: a {type(scheduler).__name__} has no noise schedule of Stable Diffusion's kind (alphas_cumprod); "
+            "use the one that the model was trained with, such as a DDIMScheduler."
+        )
+    if (predicts := scheduler.config.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
+        raise UserError(f"{name}: this model predicts '{predicts}'; raftdiff knows epsilon and v_prediction.")
+    return processes.diffusion(scheduler)
 
 
 def refuse_inpainting(shapes: Shapes, path: Path) -> None:

@@ -7,8 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.process import add_noise, draw_places
 from raftdiff.seeds import fold
 
 
@@ -28,11 +28,11 @@ def drift(
     """
     if len(latents) == 0:
         return 0.0
-    abar = schedule.of_scheduler(parts.scheduler)
+    process = parts.process
     generator = torch.Generator().manual_seed(fold(seed, "drift"))
-    timesteps = schedule.draw_timesteps("stratified", len(latents), len(abar), generator)
+    places = draw_places("stratified", len(latents), len(process), generator)
     noise = torch.randn(latents.shape, generator=generator)
-    xt = schedule.add_noise(latents.float().cpu(), noise, abar[timesteps])
+    xt, timesteps = add_noise(latents.float().cpu(), noise, process.level[places]), process.timesteps[places]
     tuned = _predictions(parts, xt, timesteps, captions, batch_size)
     with base_weights():
         base = _predictions(parts, xt, timesteps, captions, batch_size)

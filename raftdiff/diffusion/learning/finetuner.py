@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.descent import Descent, processes
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps, stacked
@@ -327,28 +327,28 @@ def _lesson(
     rewards: Sequence[tuple[Reward[Image], float]],
 ) -> Lesson[Any]:
     """What the rule is taught on."""
-    rule, kind, abar = config.learning.build(), parts.prediction_type, schedule.of_scheduler(parts.scheduler)
+    rule, process = config.learning.build(), parts.process
     if isinstance(rule, PathRule):
         if chain is None:
             raise ValueError(f"learning: {config.learning.type} needs the chain of the sampler's steps")
         if isinstance(rule, Ddpo):
             chain.random()  # raises where there is nothing to learn from
-            return Steps(chain, rule, kind, config.timesteps, config.anchor)
+            return Steps(chain, rule, process.predicts, config.timesteps, config.anchor)
         said = graded(parts, rewards, config.learning.type)
-        return Endings(chain, rule.walk(len(chain.timesteps)), said, kind, config.timesteps, config.anchor)
-    if config.pure_noise_steps > len(abar):
+        walk = rule.walk(len(chain.timesteps))
+        return Endings(chain, walk, said, process.predicts, config.timesteps, config.anchor)
+    if config.pure_noise_steps > len(process):
         raise UserError(
-            f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(abar)} timesteps."
+            f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(process)} timesteps."
         )
     objective = losses.Objective(
-        prediction_type=kind,
         guidance=(config.guidance or guidance) if config.loss_on == "guided" else 1.0,
         min_snr_gamma=config.min_snr_gamma,
         pure_noise_steps=config.pure_noise_steps,
         anchor=config.anchor,
         rule=rule,
     )
-    return Noised(objective, abar, config.timesteps, config.offset_noise, config.caption_dropout)
+    return Noised(objective, process, config.timesteps, config.offset_noise, config.caption_dropout)
 
 
 def _rows(items: Tensor, pictures: int) -> Tensor:

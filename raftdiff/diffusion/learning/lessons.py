@@ -10,10 +10,11 @@ from PIL.Image import Image
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
 from raftdiff.diffusion.learning.reward_gradient import Graded
 from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
+from raftdiff.diffusion.process import Level, Prediction, Process, draw_places, guided
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt, Sample
 
@@ -63,7 +64,7 @@ class Noised:
     """Pictures under fresh noise, at a timestep of the training's schedule: what ``losses`` says."""
 
     objective: losses.Objective
-    abar: schedule.Schedule
+    process: Process
     timesteps: str
     """How they are drawn."""
     offset: float
@@ -79,7 +80,7 @@ class Noised:
         count, channels, height, width = shape
         return losses.draw(
             (count, channels, height, width),
-            len(self.abar),
+            len(self.process),
             generator,
             kind=self.timesteps,
             offset=self.offset,
@@ -91,7 +92,7 @@ class Noised:
         batch = losses.Batch(
             part.held.to(device), part.captions, part.against, part.weights.to(device), part.drawn.to(device)
         )
-        return losses.step_loss(batch, self.abar.to(device), self.objective, networks)
+        return losses.step_loss(batch, self.process.to(device), self.objective, networks)
 
 
 @final
@@ -119,7 +120,7 @@ class Steps:
 
     chain: Chain
     rule: Ddpo
-    prediction_type: str
+    predicts: Prediction
     timesteps: str
     """How steps are drawn."""
     anchor: float
@@ -131,20 +132,19 @@ class Steps:
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
         random = self.chain.random()
-        return Places(random[schedule.draw_timesteps(self.timesteps, shape[0], len(random), generator)])
+        return Places(random[draw_places(self.timesteps, shape[0], len(random), generator)])
 
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, at, chain = part.captions.device, part.drawn.at, self.chain
         rows = torch.arange(len(at))
         xt, then = part.held[rows, at].to(device), part.held[rows, at + 1].to(device)
-        timesteps, level = chain.timesteps[at].to(device), chain.abar[at].to(device)
+        timesteps, level = chain.timesteps[at].to(device), chain.level[at].to(device)
         following, deviation = chain.following[at].to(device), chain.deviation[at].to(device)
 
         def said(network: losses.Predict) -> tuple[Tensor, Tensor]:
             """The prediction for the caption, and where the step leads on average."""
-            toward, guided = _predicted(network, xt, timesteps, part, chain.guidance)
-            kind = self.prediction_type
-            return toward, ddim_mean(kind, guided, xt, abar=level, following=following, deviation=deviation)
+            toward, followed = _predicted(network, xt, timesteps, part, chain.guidance)
+            return toward, ddim_mean(self.predicts, followed, xt, level=level, following=following, deviation=deviation)
 
         # what is held fixed first, as in losses.step_loss
         base = _base(self.anchor, networks, xt, timesteps, part)
@@ -170,7 +170,7 @@ class Endings:
     chain: Chain
     walk: Walk
     reward: Graded
-    prediction_type: str
+    predicts: Prediction
     timesteps: str
     """How the first step is drawn, of those that may be it."""
     anchor: float
@@ -182,7 +182,7 @@ class Endings:
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
         starts = torch.tensor(self.walk.starts)
-        return Places(starts[schedule.draw_timesteps(self.timesteps, shape[0], len(starts), generator)])
+        return Places(starts[draw_places(self.timesteps, shape[0], len(starts), generator)])
 
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, chain, first = part.captions.device, self.chain, part.drawn.at
@@ -191,13 +191,13 @@ class Endings:
         anchor = torch.zeros((), device=device)
         for step in range(self.walk.steps):
             at = first + step
-            level, following = chain.abar[at].to(device), chain.following[at].to(device)
-            toward, guided = _predicted(networks.policy, xt, chain.timesteps[at].to(device), part, chain.guidance)
+            level, following = chain.level[at].to(device), chain.following[at].to(device)
+            toward, followed = _predicted(networks.policy, xt, chain.timesteps[at].to(device), part, chain.guidance)
             if step == 0:
                 anchor = _pull(self.anchor, toward, base)
-            following = torch.ones_like(level) if self.walk.leap else following
-            none = torch.zeros_like(level)
-            xt = ddim_mean(self.prediction_type, guided, xt, abar=level, following=following, deviation=none)
+            none, all_of_it = torch.zeros_like(level.s), torch.ones_like(level.a)
+            following = Level(all_of_it, none) if self.walk.leap else following
+            xt = ddim_mean(self.predicts, followed, xt, level=level, following=following, deviation=none)
         reward = self.reward(xt, part.prompts)
         loss = -(part.weights.to(device) * reward).sum()
         evaluations = len(first) * (self.walk.steps * (1 if chain.guidance == 1 else 2) + int(base is not None))
@@ -224,7 +224,7 @@ def _predicted(
         return toward, toward
     both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), Texts.cat([part.against, part.captions]))
     away, toward = both.chunk(2)
-    return toward, schedule.guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
+    return toward, guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
 
 
 def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:

@@ -1,6 +1,6 @@
 """What one optimizer step minimises.
 
-    x0, noise, t  ->  xt = sqrt(abar) x0 + sqrt(1 - abar) noise              schedule.add_noise
+    x0, noise, t  ->  xt = a x0 + s noise                                    process.add_noise
     c = network(xt, t, caption)                                              with gradient
     p = c,  or  u + w (c - u)  with  u = network(xt, t, "") held fixed       loss_on: conditional | guided
     item loss =  the rule's, of p and of what its reference says             rules; sft: weight * mean (p - target)^2
@@ -21,15 +21,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor
 
+from raftdiff.diffusion import process as diffusion
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.rules import Rows, Rule, row_mean
+from raftdiff.diffusion.process import Process
 
 Predict = Callable[
-    [Float[Tensor, "batch channels height width"], Int[Tensor, " batch"], Texts],
+    [Float[Tensor, "batch channels height width"], Shaped[Tensor, " batch"], Texts],
     Float[Tensor, "batch channels height width"],
 ]
 """(xt, timesteps, texts) -> what the network predicts, float32."""
@@ -41,15 +42,16 @@ class Draws:
 
     noise: Float[Tensor, "batch channels height width"]
     """Standard normal, offset already added."""
-    timesteps: Int[Tensor, " batch"]
+    places: Int[Tensor, " batch"]
+    """Of the timesteps, in the model's process."""
     dropped: Bool[Tensor, " batch"]
     """Rows that see the empty caption in place of their own."""
 
     def rows(self, chosen: Int[Tensor, " some"]) -> "Draws":
-        return Draws(self.noise[chosen], self.timesteps[chosen], self.dropped[chosen])
+        return Draws(self.noise[chosen], self.places[chosen], self.dropped[chosen])
 
     def to(self, device: torch.device) -> "Draws":
-        return Draws(self.noise.to(device), self.timesteps.to(device), self.dropped.to(device))
+        return Draws(self.noise.to(device), self.places.to(device), self.dropped.to(device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +71,6 @@ class Batch:
 class Objective:
     """The choices that say what is minimised; see the module's docstring."""
 
-    prediction_type: str
     guidance: float
     """w; 1 is the plain conditional loss."""
     min_snr_gamma: float | None
@@ -101,14 +102,14 @@ class Terms:
     """What else is to be told of the rows, without gradient."""
 
 
-def step_loss(batch: Batch, abar: schedule.Schedule, objective: Objective, networks: Networks) -> Terms:
+def step_loss(batch: Batch, process: Process, objective: Objective, networks: Networks) -> Terms:
     """The loss of some rows of a step, whole items."""
     x0, draws, empty = batch.x0, batch.draws, batch.empty
-    count, last = len(x0), len(abar) - objective.pure_noise_steps
-    level = abar[draws.timesteps]
-    noise = schedule.pure_noise(draws.noise, x0, level, draws.timesteps >= last)
-    xt = schedule.add_noise(x0, noise, level)
-    target = schedule.target(objective.prediction_type, x0, noise, level)
+    count, level, timesteps = len(x0), process.level[draws.places], process.timesteps[draws.places]
+    pure = draws.places >= len(process) - objective.pure_noise_steps
+    noise = diffusion.pure_noise(draws.noise, x0, level, pure)
+    xt = diffusion.add_noise(x0, noise, level)
+    target = diffusion.target(process.predicts, x0, noise, level)
     shown = empty.where(draws.dropped, batch.captions)
     evaluations = count
     scale = torch.where(draws.dropped, 1.0, objective.guidance)
@@ -119,20 +120,20 @@ def step_loss(batch: Batch, abar: schedule.Schedule, objective: Objective, netwo
     for name, network in (("base", networks.base), ("old", networks.old)):
         if name in wanted:
             with torch.no_grad():
-                fixed[name] = network(xt, draws.timesteps, shown)
+                fixed[name] = network(xt, timesteps, shown)
             evaluations += count
-    prediction = conditional = networks.policy(xt, draws.timesteps, shown)
+    prediction = conditional = networks.policy(xt, timesteps, shown)
     if objective.guidance != 1.0:
         with torch.no_grad():
-            unconditional = networks.policy(xt, draws.timesteps, empty)
-        prediction = schedule.guided(unconditional, conditional, scale)
+            unconditional = networks.policy(xt, timesteps, empty)
+        prediction = diffusion.guided(unconditional, conditional, scale)
         evaluations += count
 
     weight = batch.weights
     if objective.min_snr_gamma is not None:
-        weight = weight * schedule.min_snr_weight(objective.prediction_type, level, objective.min_snr_gamma)
+        weight = weight * diffusion.min_snr_weight(process.predicts, level, objective.min_snr_gamma)
     reference = fixed.get(objective.rule.reference)
-    loss = objective.rule.loss(Rows(prediction, reference, target, x0, xt, level, objective.prediction_type, weight))
+    loss = objective.rule.loss(Rows(prediction, reference, target, x0, xt, level, process.predicts, weight))
     anchor = torch.zeros((), device=x0.device)
     if objective.anchor > 0:
         anchor = objective.anchor * row_mean((conditional - fixed["base"]) ** 2).sum()
@@ -150,8 +151,8 @@ def draw(
 ) -> Draws:
     """The draws of a whole step, before it is cut into batches and processes: neither changes what is learned."""
     count, channels = shape[:2]
-    drawn = schedule.draw_timesteps(kind, count, timesteps, generator)
+    places = diffusion.draw_places(kind, count, timesteps, generator)
     noise = torch.randn(shape, generator=generator)
     if offset > 0:
-        noise = schedule.offset_noise(noise, torch.randn(count, channels, generator=generator), offset)
-    return Draws(noise, drawn, torch.rand(count, generator=generator) < dropout)
+        noise = diffusion.offset_noise(noise, torch.randn(count, channels, generator=generator), offset)
+    return Draws(noise, places, torch.rand(count, generator=generator) < dropout)

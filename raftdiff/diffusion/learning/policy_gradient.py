@@ -2,11 +2,12 @@
 
 A DDIM step with eta > 0 draws x' from a Gaussian of known mean and deviation (arXiv:2010.02502, equations 12 and 16):
 
-    deviation = eta sqrt((1 - abar') / (1 - abar)) sqrt(1 - abar / abar')
-    mean      = sqrt(abar') x0 + sqrt(1 - abar' - deviation^2) noise,    x0 and noise as the prediction means them
+    deviation = eta (s' / s) sqrt(s^2 - (a s' / a')^2)
+    mean      = a' x0 + sqrt(s'^2 - deviation^2) noise,    x0 and noise as the prediction means them
 
-abar is the step's own level, abar' that which it leads to. So the probability of a step that was drawn is known to
-every model that predicts at x, and can be raised or lowered: DDPO, arXiv:2305.13301.
+a and s are the step's own level, a' and s' that which it leads to. So the probability of a step that was drawn is known
+to every model that predicts at x, and can be raised or lowered: DDPO, arXiv:2305.13301. The paper of DDIM has
+a^2 + s^2 = 1, where the deviation is its own; written so, the step keeps the levels of a flow too.
 
 **Unit.** Log-probabilities are means over the numbers of a latent, not sums, as in the authors' code
 (kvablack/ddpo-pytorch). A ratio of probabilities is thus the root of the true one, of that many numbers, and its clip
@@ -17,11 +18,10 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from raftdiff.diffusion.learning import schedule
-from raftdiff.diffusion.learning.schedule import Latents, PerRow
+from raftdiff.diffusion.process import Latents, Level, PerRow, Prediction, of_abar, rows, to_noise, to_x0
 from raftdiff.errors import UserError
 
 PerStep = Float[Tensor, " steps"]
@@ -32,10 +32,10 @@ PerStep = Float[Tensor, " steps"]
 class Chain:
     """The steps by which a sampler draws, from noise to picture; on the CPU."""
 
-    timesteps: Int[Tensor, " steps"]
-    abar: PerStep
-    following: PerStep
-    """abar'."""
+    timesteps: Shaped[Tensor, " steps"]
+    level: Level
+    following: Level
+    """a' and s'."""
     deviation: PerStep
     guidance: float
     """With which they were drawn; 1 is none."""
@@ -54,46 +54,51 @@ class Chain:
         return places
 
 
-def chain_of(scheduler: Any, eta: float, guidance: float) -> Chain:
-    """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by; of another, such as DPM++, it
-    has the levels of the states, and the steps are those that DDIM would take between them.
+def chain_of(scheduler: Any, eta: float, guidance: float, *, flow: bool = False) -> Chain:
+    """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by, and Euler's of a flow; of
+    another, such as DPM++, it has the levels of the states, and the steps are those that DDIM would take between them.
+
+    Args:
+        flow: whether the solver's sigmas are those of a flow.
 
     Raises:
         UserError: the model's scheduler confines x0.
     """
     config, ddim = scheduler.config, hasattr(scheduler, "final_alpha_cumprod")
-    if (ddim and config.clip_sample) or config.thresholding:
+    if (ddim and config.clip_sample) or config.get("thresholding"):
         raise UserError(
             "finetuner.learning: steps that are clipped cannot be learnt from, and this model's scheduler_config.json "
             "says clip_sample or thresholding; set both to false, as they should be for latents."
         )
-    timesteps = scheduler.timesteps.cpu().long()
+    timesteps = scheduler.timesteps.cpu()
     if ddim:
-        abar = scheduler.alphas_cumprod.float().cpu()
-        level = abar[timesteps]
+        timesteps, abar = timesteps.long(), scheduler.alphas_cumprod.float().cpu()
         before = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
         end = scheduler.final_alpha_cumprod.float().cpu()
-        following = torch.where(before >= 0, abar[before.clamp(min=0)], end)
-    else:  # the levels that the solver works at, which may lie between the timesteps
-        levels = 1 / (1 + scheduler.sigmas.float().cpu() ** 2)
-        level, following = levels[:-1], levels[1:]
-    return Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
+        level, following = of_abar(abar[timesteps]), of_abar(torch.where(before >= 0, abar[before.clamp(min=0)], end))
+        return Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
+    # the levels that the solver works at, which may lie between the timesteps
+    sigmas = scheduler.sigmas.float().cpu()
+    levels = Level(1 - sigmas, sigmas) if flow else of_abar(1 / (1 + sigmas**2))
+    level, following = levels[:-1], levels[1:]
+    renewed = following.s if config.get("stochastic_sampling") else torch.zeros_like(following.s)
+    return Chain(timesteps, level, following, renewed, guidance)
 
 
-def ddim_deviation(abar: PerStep, following: PerStep, eta: float) -> PerStep:
+def ddim_deviation(level: Level, following: Level, eta: float) -> PerStep:
     """Standard deviation of each step; 0 where it leads to the picture itself."""
-    deviation: PerStep = eta * ((1 - following) / (1 - abar) * (1 - abar / following)).clamp(min=0).sqrt()
+    left = (level.s**2 - (level.a * following.s / following.a) ** 2).clamp(min=0)
+    deviation: PerStep = eta * following.s / level.s * left.sqrt()
     return deviation
 
 
 def ddim_mean(
-    prediction_type: str, prediction: Latents, xt: Latents, *, abar: PerRow, following: PerRow, deviation: PerRow
+    predicts: Prediction, prediction: Latents, xt: Latents, *, level: Level, following: Level, deviation: PerRow
 ) -> Latents:
     """Where a step leads on average, one step a row."""
-    x0 = schedule.to_x0(prediction_type, prediction, xt, abar)
-    noise = schedule.to_noise(prediction_type, prediction, xt, abar)
-    onward = (1 - following - deviation**2).clamp(min=0).sqrt()
-    mean: Latents = schedule.rows(following.sqrt(), xt) * x0 + schedule.rows(onward, xt) * noise
+    x0, noise = to_x0(predicts, prediction, xt, level), to_noise(predicts, prediction, xt, level)
+    onward = (following.s**2 - deviation**2).clamp(min=0).sqrt()
+    mean: Latents = rows(following.a, xt) * x0 + rows(onward, xt) * noise
     return mean
 
 

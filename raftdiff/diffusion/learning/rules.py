@@ -18,9 +18,8 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raftdiff.diffusion.learning import schedule
 from raftdiff.diffusion.learning.policy_gradient import clipped
-from raftdiff.diffusion.learning.schedule import Latents, PerRow
+from raftdiff.diffusion.process import Latents, Level, PerRow, Prediction, to_x0
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.types import SelectionKind
@@ -56,8 +55,8 @@ class Rows:
     target: Latents
     x0: Latents
     xt: Latents
-    abar: PerRow
-    prediction_type: str
+    level: Level
+    predicts: Prediction
     weight: PerRow
     """The item's weight, label (1 good, -1 bad) or advantage."""
 
@@ -238,7 +237,7 @@ class Nft:
 
     @staticmethod
     def _error(rows: Rows, prediction: Latents) -> PerRow:
-        away = schedule.to_x0(rows.prediction_type, prediction, rows.xt, rows.abar) - rows.x0
+        away = to_x0(rows.predicts, prediction, rows.xt, rows.level) - rows.x0
         return row_mean(away**2) / row_mean(away.detach().abs()).clamp(min=LEAST_WIDTH)
 
 

@@ -158,11 +158,7 @@ def _scheduler(layout: Layout) -> Any:
     silent = "clip_sample" not in told and "clip_sample" in kind.__init__.__annotations__
     with reading(f"{file.parent}: this scheduler cannot be read"):
         scheduler = kind.from_pretrained(file.parent, **LOCAL, **({"clip_sample": False} if silent else {}))
-    if not hasattr(scheduler, "alphas_cumprod"):
-        raise UserError(
-            f"{file.parent}: a {layout.scheduler} has no noise schedule of Stable Diffusion's kind (alphas_cumprod); "
-            "use the one that the model was trained with, such as a DDIMScheduler."
-        )
+    layout.family.process(scheduler, str(file.parent))  # raises where it is none of this family's
     return scheduler
 
 

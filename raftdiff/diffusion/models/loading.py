@@ -13,6 +13,7 @@ from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.components import read_folder, read_single_file
 from raftdiff.diffusion.models.text import PromptEncoder
+from raftdiff.diffusion.process import Process
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
@@ -76,7 +77,9 @@ class Parts:
     modules: Mapping[str, Any]
     """Networks and tokenizers, by the names of their folders."""
     scheduler: Any
-    """The model's own scheduler: the noise schedule and the prediction type. Never stepped."""
+    """The model's own. Never stepped."""
+    process: Process
+    """What the network was trained on."""
     device: torch.device
     dtype: torch.dtype
     channels_last: bool
@@ -100,10 +103,6 @@ class Parts:
     def text_encoders(self) -> dict[str, Any]:
         """By name, in the family's order."""
         return {name: self.modules[name] for name in self.family.tokenizers.values()}
-
-    @property
-    def prediction_type(self) -> str:
-        return str(self.scheduler.config.prediction_type)
 
     @property
     def size(self) -> tuple[int, int] | None:
@@ -201,6 +200,7 @@ def assemble(
         family=family,
         modules={name: modules[name] for name in (*family.components, *family.tokenizers)},
         scheduler=scheduler,
+        process=family.process(scheduler, config.base),
         device=device,
         dtype=dtype,
         channels_last=config.channels_last,
@@ -253,10 +253,6 @@ def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
         changes["clip_sample"] = scheduler.config.get("clip_sample", False)
         scheduler = diffusers.DDIMScheduler.from_config(scheduler.config, **changes)
     found = scheduler.config
-    if found.get("prediction_type", "epsilon") not in ("epsilon", "v_prediction"):
-        raise UserError(
-            f"{config.base}: this model predicts '{found.prediction_type}'; raftdiff knows epsilon and v_prediction."
-        )
     if found.get("rescale_betas_zero_snr") and found.get("prediction_type", "epsilon") == "epsilon":
         raise UserError(
             f"{config.base}: a zero-terminal-SNR schedule does not go with epsilon-prediction, whose last step would "

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.families import ldm
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
-from raftdiff.diffusion.learning import losses, schedule
+from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, assemble, load
@@ -140,7 +140,7 @@ def test_one_step_of_the_loss_is_the_published_training_loss(models):
     draws = losses.Draws(noise, timesteps, torch.tensor([False, False]))
     batch = losses.Batch(x0, texts, parts.prompts(["", ""]), torch.ones(2), draws)
     networks = losses.Networks(parts.predict, parts.predict, parts.predict)
-    ours = losses.step_loss(batch, schedule.of_scheduler(parts.scheduler), objective, networks).loss / 2
+    ours = losses.step_loss(batch, parts.process, objective, networks).loss / 2
 
     noisy = diffusers.DDPMScheduler.from_config(parts.scheduler.config).add_noise(x0, noise, timesteps)
     read = [
@@ -187,7 +187,7 @@ def test_a_checkpoint_of_a_v_model_has_the_marks_that_comfyui_looks_for(models, 
     assert path == tmp_path / "raftdiff_model.safetensors"
     assert {"v_pred", "ztsnr"} <= load_file(path).keys()
     again = opened(path, config=str(models["sdxl"]))  # whose scheduler says epsilon
-    assert again.prediction_type == "v_prediction"
+    assert again.process.predicts == "v_prediction"
     assert again.scheduler.config.rescale_betas_zero_snr
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.learning import schedule
+from raftdiff.diffusion import process
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.policy_gradient import chain_of
@@ -56,12 +56,13 @@ def better_and_worse(count=6):
 def errors(learner, samples):
     """Mean squared error of the policy's prediction on the better and on the worse pictures, at one noise."""
     latents = torch.stack([sample.aux["latent"] for sample in samples.values()])
-    timesteps, noise = torch.full((len(latents),), 500), torch.randn(latents[:1].shape, generator=torch.Generator())
-    level = learner.lesson.abar[timesteps]
-    xt = schedule.add_noise(latents, noise.expand_as(latents), level)
-    target = schedule.target(learner.parts.prediction_type, latents, noise.expand_as(latents), level)
+    places, noise = torch.full((len(latents),), 500), torch.randn(latents[:1].shape, generator=torch.Generator())
+    trained = learner.parts.process
+    level = trained.level[places]
+    xt = process.add_noise(latents, noise.expand_as(latents), level)
+    target = process.target(trained.predicts, latents, noise.expand_as(latents), level)
     with torch.no_grad():
-        said = learner.parts.predict(xt, timesteps, learner.parts.prompts(["x"] * len(latents)))
+        said = learner.parts.predict(xt, trained.timesteps[places], learner.parts.prompts(["x"] * len(latents)))
     each = ((said - target) ** 2).mean(dim=(1, 2, 3))
     return each[::2].mean(), each[1::2].mean()
 

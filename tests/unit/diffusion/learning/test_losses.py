@@ -2,16 +2,19 @@
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
+from raftdiff.diffusion import process
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.learning import losses, rules, schedule
+from raftdiff.diffusion.learning import losses, rules
 
-ABAR = schedule.alphas_cumprod(schedule.betas(0.00085, 0.012, 1000, "scaled_linear"))
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+EPSILON = process.diffusion(DDPMScheduler(**SD))
+V = process.diffusion(DDPMScheduler(**SD, prediction_type="v_prediction"))
 
 
 def objective(**changes) -> losses.Objective:
     plain = {
-        "prediction_type": "epsilon",
         "guidance": 1.0,
         "min_snr_gamma": None,
         "pure_noise_steps": 0,
@@ -50,14 +53,14 @@ def never(*_):
     raise AssertionError("the base model was asked without an anchor")
 
 
-def step(made, abar, chosen, predict, *networks):
+def step(made, trained, chosen, predict, *networks):
     base, old = (*networks, never, never)[:2]
-    return losses.step_loss(made, abar, chosen, losses.Networks(predict, base, old))
+    return losses.step_loss(made, trained, chosen, losses.Networks(predict, base, old))
 
 
 def test_plain_loss_is_the_mean_squared_error_to_the_noise():
     made = batch()
-    terms = step(made, ABAR, objective(), constant(0.0, 9.0), never)
+    terms = step(made, EPSILON, objective(), constant(0.0, 9.0), never)
     torch.testing.assert_close(terms.loss, (made.draws.noise**2).mean() * 4)
     assert terms.evaluations == 4
     assert terms.anchor == 0
@@ -65,21 +68,21 @@ def test_plain_loss_is_the_mean_squared_error_to_the_noise():
 
 def test_a_perfect_network_has_no_loss():
     made = batch()
-    level = ABAR[made.draws.timesteps]
-    velocity = schedule.velocity(made.x0, made.draws.noise, level)
-    terms = step(made, ABAR, objective(prediction_type="v_prediction"), lambda *_: velocity, never)
+    level = V.level[made.draws.places]
+    velocity = process.target("v_prediction", made.x0, made.draws.noise, level)
+    terms = step(made, V, objective(), lambda *_: velocity, never)
     torch.testing.assert_close(terms.loss, torch.tensor(0.0))
 
 
 def test_weights_multiply_rows():
-    whole = step(batch(), ABAR, objective(), constant(0.0, 0.0), never).loss
-    halved = step(batch(weights=torch.full((4,), 0.5)), ABAR, objective(), constant(0.0, 0.0), never).loss
+    whole = step(batch(), EPSILON, objective(), constant(0.0, 0.0), never).loss
+    halved = step(batch(weights=torch.full((4,), 0.5)), EPSILON, objective(), constant(0.0, 0.0), never).loss
     torch.testing.assert_close(halved, whole / 2)
 
 
 def test_guided_loss_is_on_the_guided_prediction():
     made = batch()
-    terms = step(made, ABAR, objective(guidance=3.0), constant(0.5, 0.2), never)
+    terms = step(made, EPSILON, objective(guidance=3.0), constant(0.5, 0.2), never)
     expected = ((0.2 + 3.0 * (0.5 - 0.2) - made.draws.noise) ** 2).mean() * 4
     torch.testing.assert_close(terms.loss, expected)
     assert terms.evaluations == 8
@@ -93,7 +96,7 @@ def test_guided_gradient_goes_through_the_conditional_alone():
         return parameter.expand_as(xt)
 
     made = batch()
-    step(made, ABAR, objective(guidance=3.0), predict, never).loss.backward()
+    step(made, EPSILON, objective(guidance=3.0), predict, never).loss.backward()
     # u = c = p, so the guided prediction is p; its derivative is w, not w + (1 - w)
     expected = 3.0 * 2 * (0.5 - made.draws.noise).mean() * 4
     torch.testing.assert_close(parameter.grad, expected)
@@ -101,13 +104,13 @@ def test_guided_gradient_goes_through_the_conditional_alone():
 
 def test_dropped_rows_learn_the_empty_caption_unguided():
     made = batch(dropped=True)
-    terms = step(made, ABAR, objective(guidance=3.0), constant(9.0, 0.2), never)
+    terms = step(made, EPSILON, objective(guidance=3.0), constant(9.0, 0.2), never)
     torch.testing.assert_close(terms.loss, ((0.2 - made.draws.noise) ** 2).mean() * 4)
 
 
 def test_anchor_is_the_distance_to_the_base():
     made = batch()
-    terms = step(made, ABAR, objective(anchor=0.1), constant(0.5, 0.0), constant(0.3, 0.0))
+    terms = step(made, EPSILON, objective(anchor=0.1), constant(0.5, 0.0), constant(0.3, 0.0))
     torch.testing.assert_close(terms.anchor, torch.tensor(0.1 * 0.2**2 * 4))
     assert terms.evaluations == 8
 
@@ -115,8 +118,8 @@ def test_anchor_is_the_distance_to_the_base():
 def test_min_snr_weighs_rows_by_their_timestep():
     made = batch()
     rows = ((made.draws.noise) ** 2).flatten(1).mean(1)
-    weight = schedule.min_snr_weight("epsilon", ABAR[made.draws.timesteps], 5.0)
-    terms = step(made, ABAR, objective(min_snr_gamma=5.0), constant(0.0, 0.0), never)
+    weight = process.min_snr_weight("epsilon", EPSILON.level[made.draws.places], 5.0)
+    terms = step(made, EPSILON, objective(min_snr_gamma=5.0), constant(0.0, 0.0), never)
     torch.testing.assert_close(terms.loss, (rows * weight).sum())
 
 
@@ -128,7 +131,7 @@ def test_at_the_last_steps_the_network_sees_pure_noise():
         seen.append(xt)
         return xt
 
-    step(made, ABAR, objective(pure_noise_steps=100), predict, never)
+    step(made, EPSILON, objective(pure_noise_steps=100), predict, never)
     torch.testing.assert_close(seen[0][-1], made.draws.noise[-1], atol=1e-5, rtol=1e-5)
     assert not torch.allclose(seen[0][0], made.draws.noise[0], atol=1e-2)
 
@@ -139,7 +142,7 @@ def test_draws_depend_on_the_generator_alone():
         for _ in range(2)
     )
     assert torch.equal(one.noise, two.noise)
-    assert torch.equal(one.timesteps, two.timesteps)
+    assert torch.equal(one.places, two.places)
     assert torch.equal(one.dropped, two.dropped)
 
 

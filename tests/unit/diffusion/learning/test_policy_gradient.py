@@ -5,13 +5,21 @@ import itertools
 import pytest
 import torch
 
+from raftdiff.diffusion import process
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.lessons import Part, Places, Steps
-from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of, clipped, ddim_mean, log_ratio
+from raftdiff.diffusion.learning.policy_gradient import (
+    Chain,
+    chain_of,
+    clipped,
+    ddim_deviation,
+    ddim_mean,
+    log_ratio,
+)
 from raftdiff.diffusion.learning.rules import Ddpo
-from raftdiff.diffusion.learning.schedule import to_x0
 from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.process import to_x0
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt
@@ -53,8 +61,8 @@ def test_each_step_has_the_mean_and_the_deviation_of_diffusers_own(kind, changes
             scheduler.step(prediction, timestep, xt, eta=eta, variance_noise=drawn, return_dict=False)[0]
             for drawn in (torch.zeros_like(noise), noise)
         )
-        level, following, deviation = (it[place : place + 1] for it in (chain.abar, chain.following, chain.deviation))
-        mean = ddim_mean(kind, prediction, xt, abar=level, following=following, deviation=deviation)
+        level, following, deviation = (it[place : place + 1] for it in (chain.level, chain.following, chain.deviation))
+        mean = ddim_mean(kind, prediction, xt, level=level, following=following, deviation=deviation)
         torch.testing.assert_close(mean, still, atol=2e-5, rtol=1e-4)
         torch.testing.assert_close(deviation * noise, moved - still, atol=2e-5, rtol=1e-4)
 
@@ -82,9 +90,46 @@ def test_the_levels_of_dpm_are_those_at_which_it_works(changes):
     for place in range(5):
         scheduler._step_index = place
         x0 = scheduler.convert_model_output(said, sample=xt)
-        torch.testing.assert_close(to_x0("v_prediction", said, xt, chain.abar[place : place + 1]), x0)
-    assert chain.following[-1] == 1
-    assert torch.equal(chain.following[:-1], chain.abar[1:])
+        torch.testing.assert_close(to_x0("v_prediction", said, xt, chain.level[place : place + 1]), x0)
+    assert (chain.following.a[-1], chain.following.s[-1]) == (1, 0)
+    assert torch.equal(chain.following.a[:-1], chain.level.a[1:])
+
+
+@pytest.mark.parametrize("stochastic", [False, True])
+def test_each_step_of_a_flow_has_the_mean_and_the_deviation_of_diffusers_own(stochastic):
+    """Euler's step of a flow is DDIM's with these levels; diffusers' stochastic one draws all of its noise anew."""
+    import diffusers
+
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0, stochastic_sampling=stochastic)
+    scheduler.set_timesteps(5)
+    chain = chain_of(scheduler, 0.0, 1.0, flow=True)
+    said, xt = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    for place, timestep in enumerate(scheduler.timesteps):
+        generator = torch.Generator().manual_seed(place)
+        then = scheduler.step(said, timestep, xt, generator=generator, return_dict=False)[0]
+        noise = torch.randn(xt.shape, generator=torch.Generator().manual_seed(place))
+        level, following, deviation = (it[place : place + 1] for it in (chain.level, chain.following, chain.deviation))
+        mean = ddim_mean("flow", said, xt, level=level, following=following, deviation=deviation)
+        torch.testing.assert_close(mean + deviation * noise, then, atol=1e-5, rtol=1e-5)
+    assert (chain.following.a[-1], chain.following.s[-1]) == (1, 0)
+    assert len(chain.random()) == 4 if stochastic else (chain.deviation == 0).all()
+
+
+def test_an_ancestral_step_of_a_flow_keeps_its_levels():
+    """With a perfect prediction of x0 what is drawn has the mean a' x0 and the deviation s', whatever eta."""
+    level, following = process.Level(*torch.tensor([[0.2], [0.8]])), process.Level(*torch.tensor([[0.5], [0.5]]))
+    noise, again = torch.randn(2, 1, 200_000, generator=torch.Generator().manual_seed(0)).double()
+    x0 = torch.full_like(noise, 3.0)
+    xt = process.add_noise(x0, noise, level)
+    for eta in (0.0, 0.5, 1.0):
+        deviation = ddim_deviation(level, following, eta)
+        mean = ddim_mean(
+            "flow", process.target("flow", x0, noise, level), xt, level=level, following=following, deviation=deviation
+        )
+        then = mean + deviation * again
+        assert float(then.mean()) == pytest.approx(1.5, abs=0.01)
+        assert float(then.std()) == pytest.approx(0.5, rel=0.01)
+        assert float(deviation) == pytest.approx(eta * 0.5 / 0.8 * (0.8**2 - (0.2 * 0.5 / 0.5) ** 2) ** 0.5)
 
 
 def test_a_model_whose_steps_are_clipped_is_refused():
@@ -144,8 +189,9 @@ def drawn_by(value, chain, count, guidance, seed=0):
     path = [torch.randn(count, 1, 1, 1, generator=generator)]
     for place in range(len(chain.timesteps)):
         said = torch.full_like(path[-1], value * (1 + guidance))  # away 1, toward 2
-        level, following, deviation = (it[place].expand(count) for it in (chain.abar, chain.following, chain.deviation))
-        mean = ddim_mean("v_prediction", said, path[-1], abar=level, following=following, deviation=deviation)
+        at = torch.full((count,), place)
+        level, following, deviation = (it[at] for it in (chain.level, chain.following, chain.deviation))
+        mean = ddim_mean("v_prediction", said, path[-1], level=level, following=following, deviation=deviation)
         path.append(mean + deviation[0] * torch.randn(mean.shape, generator=generator))
     return torch.stack(path, dim=1)
 
@@ -255,16 +301,17 @@ def test_what_the_sampler_records_is_the_chain(models, kind):
         timesteps = chain.timesteps[place].expand(16)
         with torch.no_grad():
             away, toward = (parts.predict(xt, timesteps, text) for text in (against, captions))
-        level, following, deviation = (it[place].expand(16) for it in (chain.abar, chain.following, chain.deviation))
+        at = torch.full((16,), place)
+        level, following, deviation = (it[at] for it in (chain.level, chain.following, chain.deviation))
         said = away + 2.0 * (toward - away)
-        mean = ddim_mean(parts.prediction_type, said, xt, abar=level, following=following, deviation=deviation)
+        mean = ddim_mean(parts.process.predicts, said, xt, level=level, following=following, deviation=deviation)
         torch.testing.assert_close(then, mean + deviation.view(-1, 1, 1, 1) * noises[place], atol=1e-4, rtol=1e-4)
 
 
 def test_a_chain_is_on_the_cpu_and_of_the_samplers_length():
     chain = chain_of(solver(steps=7, set_alpha_to_one=False), 0.5, 2.0)
     assert isinstance(chain, Chain)
-    assert {len(it) for it in (chain.timesteps, chain.abar, chain.following, chain.deviation)} == {7}
+    assert {len(it) for it in (chain.timesteps, chain.level, chain.following, chain.deviation)} == {7}
     torch.testing.assert_close(
         chain.deviation * 2, chain_of(solver(steps=7, set_alpha_to_one=False), 1.0, 2.0).deviation
     )

@@ -12,6 +12,7 @@ from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.process import of_abar
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
@@ -50,8 +51,8 @@ def never(*_):
 
 CHAIN = Chain(
     timesteps=torch.tensor([999, 600, 200]),
-    abar=torch.tensor([0.0, 0.36, 0.64]),
-    following=torch.tensor([0.36, 0.64, 1.0]),
+    level=of_abar(torch.tensor([0.0, 0.36, 0.64])),
+    following=of_abar(torch.tensor([0.36, 0.64, 1.0])),
     deviation=torch.zeros(3),
     guidance=1.0,
 )
@@ -69,19 +70,18 @@ def mean_of(latents, prompts):
 
 @pytest.mark.parametrize(("guidance", "said"), [(1.0, 2.0), (3.0, 4.0)])
 def test_one_leap_has_the_gradient_of_the_picture_foretold(guidance, said):
-    """x0 = sqrt(abar) xt - sqrt(1 - abar) v, and v is ``said`` times the value: away 1, toward 2, guided 1 + w."""
-    chain = Chain(CHAIN.timesteps, CHAIN.abar, CHAIN.following, CHAIN.deviation, guidance)
+    """x0 = a xt - s v, and v is ``said`` times the value: away 1, toward 2, guided 1 + w."""
+    chain = Chain(CHAIN.timesteps, CHAIN.level, CHAIN.following, CHAIN.deviation, guidance)
     value = torch.tensor(0.3, requires_grad=True)
     paths = torch.randn(3, 4, 1, 2, 2, generator=torch.Generator().manual_seed(0))
     lesson = Endings(chain, Refl(0.3).walk(3), mean_of, "v_prediction", "uniform", 0.0)
     terms = lesson.terms(part(paths, torch.tensor([0, 1, 2])), losses.Networks(formula(value), never, never))
     terms.loss.backward()
     x0 = sum(
-        CHAIN.abar[place].sqrt() * paths[place, place].mean() - (1 - CHAIN.abar[place]).sqrt() * said * 0.3
-        for place in range(3)
+        CHAIN.level.a[place] * paths[place, place].mean() - CHAIN.level.s[place] * said * 0.3 for place in range(3)
     )
     assert float(terms.loss.detach()) == pytest.approx(-float(x0), abs=1e-6)
-    assert float(value.grad) == pytest.approx(said * float((1 - CHAIN.abar).sqrt().sum()), abs=1e-5)
+    assert float(value.grad) == pytest.approx(said * float(CHAIN.level.s.sum()), abs=1e-5)
     assert terms.figures["reward"] == pytest.approx(float(x0), abs=1e-6)
     assert terms.evaluations == 3 * (1 if guidance == 1 else 2)
 
@@ -146,7 +146,7 @@ def test_all_of_a_path_walked_again_ends_where_the_sampler_ended(models, kind):
         lesson.chain,
         lesson.walk,
         lambda latents, prompts: (ends.append(latents), latents.mean(dim=(1, 2, 3)))[1],
-        lesson.prediction_type,
+        lesson.predicts,
         lesson.timesteps,
         0.0,
     )

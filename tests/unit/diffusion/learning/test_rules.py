@@ -4,12 +4,15 @@ import math
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 
-from raftdiff.diffusion.learning import rules, schedule
+from raftdiff.diffusion import process
+from raftdiff.diffusion.learning import rules
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 
-ABAR = schedule.alphas_cumprod(schedule.betas(0.00085, 0.012, 1000, "scaled_linear"))
+SD = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+LEVEL = process.diffusion(DDPMScheduler(**SD)).level
 KINDS = ["epsilon", "v_prediction"]
 
 
@@ -17,9 +20,9 @@ def rows(prediction_type="v_prediction", weight=(1.0, -1.0, 2.0, 0.0), seed=0, a
     """Four pictures; the reference's prediction, and one that has moved from it by ``away`` towards the target."""
     generator = torch.Generator().manual_seed(seed)
     x0, noise, said = torch.randn(3, 4, 4, 3, 3, generator=generator)
-    level = ABAR[torch.tensor([50, 300, 600, 900])]
-    xt = schedule.add_noise(x0, noise, level)
-    target = schedule.target(prediction_type, x0, noise, level)
+    level = LEVEL[torch.tensor([50, 300, 600, 900])]
+    xt = process.add_noise(x0, noise, level)
+    target = process.target(prediction_type, x0, noise, level)
     prediction = (said + away * (target - said)).requires_grad_()
     return rules.Rows(prediction, said, target, x0, xt, level, prediction_type, torch.tensor(weight))
 
@@ -69,7 +72,7 @@ def test_a_picture_no_better_than_the_mean_teaches_nothing_and_others_in_proport
 
 def test_the_error_of_negative_aware_tuning_is_counted_in_pictures():
     given = rows("epsilon")
-    error = schedule.to_x0("epsilon", given.prediction, given.xt, given.abar) - given.x0
+    error = process.to_x0("epsilon", given.prediction, given.xt, given.level) - given.x0
     wanted = (error**2).mean(dim=(1, 2, 3)) / error.abs().mean(dim=(1, 2, 3))
     torch.testing.assert_close(rules.Nft(1.0, 5.0).loss(rows("epsilon", weight=(5.0,) * 4)), wanted)
 

@@ -202,9 +202,9 @@ def test_what_a_file_says_that_its_network_predicts(models, file, how):
     else:
         rewritten(file, dict, **{"modelspec.prediction_type": "v"})
     parts = opened(file, config=str(models["sd15"]))
-    assert parts.prediction_type == "v_prediction"
+    assert parts.process.predicts == "v_prediction"
     assert bool(parts.scheduler.config.get("rescale_betas_zero_snr")) == (how == "key")
-    assert opened(file, config=str(models["sd15"]), prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert opened(file, config=str(models["sd15"]), prediction_type="v_prediction").process.predicts == "v_prediction"
     with pytest.raises(UserError, match=r"model.prediction_type: .* says of itself that it is v_prediction .* epsilon"):
         opened(file, config=str(models["sd15"]), prediction_type="epsilon")
 
@@ -214,12 +214,12 @@ def test_of_epsilon_a_files_word_is_not_believed_against_others(models, tmp_path
     """kohya's script that merges SDXL writes it whatever the model predicts, and leaves the key v_pred out."""
     path = tiny.write_single_file(tmp_path / "it.safetensors", kind)
     rewritten(path, dict, **{"modelspec.prediction_type": "epsilon"})
-    assert opened(path, config=str(models[kind])).prediction_type == "epsilon"
-    assert opened(path, config=str(models[kind]), prediction_type="v_prediction").prediction_type == "v_prediction"
+    assert opened(path, config=str(models[kind])).process.predicts == "epsilon"
+    assert opened(path, config=str(models[kind]), prediction_type="v_prediction").process.predicts == "v_prediction"
     configs = tmp_path / "configs"
     shutil.copytree(models[kind], configs)
     edit(configs / "scheduler" / "scheduler_config.json", prediction_type="v_prediction")
-    assert opened(path, config=str(configs)).prediction_type == "v_prediction"
+    assert opened(path, config=str(configs)).process.predicts == "v_prediction"
 
 
 def test_an_end_in_pure_noise_is_nothing_without_v(models, tmp_path):

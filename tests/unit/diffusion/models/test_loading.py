@@ -32,7 +32,7 @@ def base(path, **changes):
 
 def test_a_folder_loads_frozen_and_in_its_dtype(models):
     parts = load(base(models["sd21"], dtype="bfloat16", channels_last=True))
-    assert parts.prediction_type == "v_prediction"
+    assert parts.process.predicts == "v_prediction"
     assert parts.size == (16, 16)
     assert parts.vae_factor == 2
     assert {p.dtype for p in parts.denoiser.parameters()} == {torch.bfloat16}
@@ -59,7 +59,7 @@ def test_a_half_precision_variant_is_found(models, tmp_path, kind):
 
 def test_overrides_of_the_schedule(models):
     parts = load(base(models["sd15"], prediction_type="v_prediction", zero_terminal_snr=True))
-    assert parts.prediction_type == "v_prediction"
+    assert parts.process.predicts == "v_prediction"
     assert parts.scheduler.config.rescale_betas_zero_snr
     assert parts.scheduler.config.timestep_spacing == "trailing"
 

@@ -17,7 +17,7 @@ CAPTIONS = ("a sunflower on a purple background", "two cherries on a white backg
 
 def test_it_draws_pictures_that_differ_by_caption() -> None:
     parts = load(ModelConfig(base="scene-sd", device="cpu"), resolve=embedded.resolve)
-    assert parts.prediction_type == "v_prediction"
+    assert parts.process.predicts == "v_prediction"
     sampler = DiffusionSamplerConfig(steps=6, guidance=4.0).build(parts)
     # one id, so that only the captions differ
     samples = [
