@@ -3,13 +3,16 @@ often without cause, and what is going back worth?
 
     python tests/benchmarks/hacks.py --seeds 0 1 2 --out runs/hacks
     python tests/benchmarks/hacks.py --seeds 0 --only blank written
+    python tests/benchmarks/hacks.py --only blank vivid --guard rollback
 
 "written" learns from the first pictures of "blank" with text drawn on them, so that one comes first.
 
 Each run is the demo's model and prompts, unguided, under another reward; the reward of its captions, ``scene-clip``,
 only looks on. "own" has that reward and imitates its own drawings, which spoils a model; "honest" is the demo's job:
 what the guided base draws is imitated, in four rounds. The judge, whom nobody learns from, then compares the last round
-with the one that the guard goes back to. A run that is finished is not trained again.
+with the one that the guard would have gone back to. With ``--guard rollback`` it goes back indeed: such runs lie beside
+the others, and the judge looks at the round that they were stopped after, and at what ``eval`` and ``export`` use from
+then on. A run that is finished is not trained again.
 """
 
 import argparse
@@ -19,6 +22,7 @@ import subprocess
 import sys
 from collections.abc import Sequence
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -154,32 +158,46 @@ def judged(run: Path, round_: int) -> dict[str, float]:
     return {"base": exact["before"], "tuned": exact["after"]}
 
 
+def watched(run: Path) -> dict[str, Any]:
+    """What the guard told of a run that it only watched, and what the model is that it would have gone back to."""
+    metrics = Run.open(run).metrics()
+    told = [[alarm.what for alarm in alarms(metrics[: t + 1])] for t in range(len(metrics))]
+    first = next((t for t, found in enumerate(told) if found), None)
+    back = None if first is None else best_round(metrics[: first + 1], lambda _: True)
+    last = judged(run, len(metrics) - 1)
+    kept = last["base"] if back is None else judged(run, back)["tuned"]
+    return {"alarms": told, "first": first, "back": back, **last, "kept": kept}
+
+
+def rolled_back(run: Path) -> dict[str, Any]:
+    """After which round the guard stopped a run, what it went back to, None for the base, and what that is worth."""
+    opened = Run.open(run)
+    done = opened.rounds_done()
+    back, last = opened.origin(done), judged(run, done - 1)
+    kept = last["base"] if back is None else judged(run, back)["tuned"]
+    return {"stopped": done - 1, "back": back, **last, "kept": kept}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     kinds = ["honest", "own", "jpeg", "vivid", "blank", "repeated", "written"]
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--only", nargs="+", choices=kinds, default=kinds)
+    parser.add_argument("--guard", nargs="+", choices=["warn", "rollback"], default=["warn"])
     parser.add_argument("--out", type=Path, default=Path("runs/hacks"))
     given = parser.parse_args()
     given.out.mkdir(parents=True, exist_ok=True)
     rows = []
-    for seed in given.seeds:
-        for kind in given.only:
-            texts, file, run = given.out / f"texts-{seed}", given.out / f"{kind}.yaml", given.out / f"{kind}-{seed}"
-            if kind == "written":
-                texts_drawn(given.out / f"blank-{seed}" / "rounds" / "000" / "samples", texts)
-            file.write_text(yaml.safe_dump(recipe(kind, texts.resolve())))
-            raftdiff("train", file, f"loop.seed={seed}", "--out", run)
-            metrics = Run.open(run).metrics()
-            told = [[alarm.what for alarm in alarms(metrics[: t + 1])] for t in range(len(metrics))]
-            first = next((t for t, found in enumerate(told) if found), None)
-            back = None if first is None else best_round(metrics[: first + 1], lambda _: True)
-            last = judged(run, len(metrics) - 1)
-            kept = last["base"] if back is None else judged(run, back)["tuned"]
-            rows.append(
-                {"kind": kind, "seed": seed, "alarms": told, "first": first, "back": back, **last, "kept": kept}
-            )
-            print(json.dumps(rows[-1]), flush=True)
+    for seed, kind, guard in product(given.seeds, given.only, given.guard):
+        texts, file = given.out / f"texts-{seed}", given.out / f"{kind}.yaml"
+        run = given.out / (f"{kind}-{seed}" if guard == "warn" else f"{kind}-{seed}-{guard}")
+        if kind == "written":
+            texts_drawn(given.out / f"blank-{seed}" / "rounds" / "000" / "samples", texts)
+        file.write_text(yaml.safe_dump(recipe(kind, texts.resolve())))
+        raftdiff("train", file, f"loop.seed={seed}", f"loop.guard={guard}", "--out", run)
+        found = watched(run) if guard == "warn" else rolled_back(run)
+        rows.append({"kind": kind, "seed": seed, "guard": guard, **found})
+        print(json.dumps(rows[-1]), flush=True)
     (given.out / "hacks.json").write_text(json.dumps({"provenance": provenance(), "rows": rows}, indent=2) + "\n")
 
 
