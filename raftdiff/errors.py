@@ -32,6 +32,15 @@ def counted(number: int, what: str) -> str:
     return f"{number:,} {what}" if number == 1 else f"{number:,} {what}{'es' if what.endswith('s') else 's'}"
 
 
+def printable(text: str) -> str:
+    """What a stranger wrote, for a sentence: what a terminal would obey and not show is told by its number.
+
+    >>> printable("rosé \\x1b[31m\\u202e")
+    'rosé \\\\x1b[31m\\\\u202e'
+    """
+    return "".join(letter if letter.isprintable() else repr(letter)[1:-1] for letter in text)
+
+
 def command(*words: object) -> str:
     """A command line of ours that a person can paste into a shell of this platform.
 

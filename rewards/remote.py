@@ -21,7 +21,7 @@ from pydantic import Field, model_validator
 
 from raftdiff.chat.kept import Remembered
 from raftdiff.chat.server import check_address, demand_variable, key_in, key_needs, post
-from raftdiff.errors import Need, UserError
+from raftdiff.errors import Need, UserError, printable
 from raftdiff.measures.pictures import on_paper
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.scoring import by_prompt, numbers
@@ -47,7 +47,8 @@ class RemoteConfig(RewardConfig):
     api_key_env: str | None = TOKEN
     """The environment variable that holds the server's token; never the token itself."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds without a byte before a try counts as failed: what the server needs for one batch."""
+    """Seconds without a byte before a try counts as failed: what the server needs for one batch. Of a reply that
+    comes in drips, the whole may take ten times as many."""
     retries: int = Field(default=4, ge=0)
     """Further tries, after pauses that double."""
     batch_size: int = Field(default=32, ge=1)
@@ -115,7 +116,7 @@ class RemoteReward:
         self._media: Media = told["media"]
         self.where = where
         self.whole_prompts = told.get("whole_prompts") is True
-        self.description = str(told.get("description") or "")
+        self.description = printable(str(told.get("description") or ""))
         """What the reward there says of itself."""
         self._mark = hashlib.sha256(f"{where} {told.get('digest')}".encode()).digest()
         self._known = Remembered()

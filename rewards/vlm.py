@@ -40,7 +40,7 @@ class VlmConfig(Config):
     api_key_env: str | None = None
     """Of a server: the environment variable that holds the key, for example OPENAI_API_KEY; never the key itself."""
     timeout: float = Field(default=120.0, gt=0)
-    """Of a server: seconds without a byte before a try counts as failed."""
+    """Of a server: seconds without a byte before a try counts as failed; a whole reply may take ten times as many."""
     retries: int = Field(default=4, ge=0)
     """Of a server: further tries, after pauses that double."""
     workers: int = Field(default=8, ge=1)

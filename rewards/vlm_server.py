@@ -15,7 +15,7 @@ from PIL import Image
 from raftdiff.chat.kept import Remembered
 from raftdiff.chat.server import replies_in
 from raftdiff.chat.threads import concurrently
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, printable
 from raftdiff.measures.pictures import on_paper
 from raftdiff.rewards.questions import THINKING, Question, spellings
 from raftdiff.rewards.remote import png
@@ -134,8 +134,8 @@ def likeliest(reply: Any, where: str) -> Tops:
 def thinks(where: str, first: str) -> str:
     """A sentence on a model whose answer begins with a thought."""
     return (
-        f"The model behind {where} begins its answer with '{first}'. Take one that does not think, or tell its "
-        "template: extra: {chat_template_kwargs: {enable_thinking: false}}."
+        f"The model behind {where} begins its answer with '{printable(first)}'. Take one that does not think, or tell "
+        "its template: extra: {chat_template_kwargs: {enable_thinking: false}}."
     )
 
 

@@ -38,7 +38,7 @@ class ServerSamplerConfig(Config):
     concurrency: int = Field(default=4, ge=1, le=256)
     """Requests in flight at once."""
     timeout: float = Field(default=120.0, gt=0)
-    """Seconds without a byte from the server before a try counts as failed."""
+    """Seconds without a byte before a try counts as failed; a whole reply may take ten times as many."""
     retries: int = Field(default=4, ge=0)
     """Tries after the first."""
 

@@ -31,7 +31,7 @@ class AskingConfig(Config):
     seed: int | None = 0
     """Passed on; servers need not honour it."""
     timeout: float = Field(default=60.0, gt=0)
-    """Seconds without a byte before a try counts as failed."""
+    """Seconds without a byte before a try counts as failed; a whole reply may take ten times as many."""
     retries: int = Field(default=4, ge=0)
     """Further tries, after pauses that double."""
     workers: int = Field(default=8, ge=1)

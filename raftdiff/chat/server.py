@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from raftdiff.chat.dialogue import untorn
 from raftdiff.chat.threads import within
-from raftdiff.errors import Need, UserError
+from raftdiff.errors import Need, UserError, printable
 
 LOG = logging.getLogger(__name__)
 RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
@@ -79,7 +79,7 @@ class ChatServer:
     api_key_env: str | None = None
     """The environment variable that holds the key; None sends none. Over plain http it can be read on its way."""
     timeout: float = 60.0
-    """Seconds without a byte from the server before a try counts as failed."""
+    """Seconds without a byte before a try counts as failed; a whole reply may take ten times as many."""
     retries: int = 4
     """Tries after the first, where a failure may pass: no connection, a busy server, too many requests."""
     pause: float = 1.0
@@ -184,7 +184,7 @@ def post(
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(f"The certificate of {base_url} is not trusted: {reason}.") from None
-            what = f"gave no answer ({str(reason) or type(reason).__name__})"
+            what = f"gave no answer ({printable(str(reason)) or type(reason).__name__})"
             _tell_silence(base_url, what, [pause * 2**tried for tried in range(attempt, retries)])
         if attempt < retries:
             time.sleep(min(LONGEST_PAUSE, max(asked, pause * 2**attempt)))
@@ -324,7 +324,7 @@ def _readable(error: urllib.error.HTTPError, key: str | None) -> str:
         pass
     text = " ".join(text.split())
     text = text.replace(key, "***") if key else text
-    return text[:SHOWN].rstrip(" .") or str(error.reason)
+    return printable(text)[:SHOWN].rstrip(" .") or printable(str(error.reason))
 
 
 def _advice(status: int) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, NoReturn, final
+from typing import Any, Literal, NamedTuple, NoReturn, TypeAlias, final
 
 import torch
 from PIL import Image
@@ -36,6 +36,9 @@ THREADS = 2
 """That open pictures while the rewards compute."""
 SHEET, COLUMNS, LABEL, LONGEST = 100, 10, 18, 160
 """Pictures on a contact sheet and in a row of it; letters of a name under one, and bytes of a copy's name."""
+
+Without: TypeAlias = Literal["flat", "discarded", "vetoed"]
+"""Why a picture has no total: it is of one colour, a reward that has a say is NaN, or it is below a veto."""
 
 
 class NoCaptionError(UserError):
@@ -71,6 +74,8 @@ class Ranked:
     """What it is ranked by, as the rewards are mixed; higher is better, NaN where it has no score or was vetoed."""
     scores: Mapping[str, float]
     """By reward, as each says it."""
+    without: Without | None = None
+    """Why it has no total."""
 
 
 class Opened(NamedTuple):
@@ -208,14 +213,22 @@ def rank(
         scores = ranker.score(batches(), ids, 1 + max(place for _, place in cells))
     except NoCaptionError:
         raise UserError(_who_reads(rewards, [one for one, prompt in asked if prompt is UNTITLED])) from None
-    found = [
-        Ranked(*asked[k], float(scores.total[cell]), {name: float(table[cell]) for name, table in scores.raw.items()})
-        for k, cell in enumerate(cells)
-        if k not in damaged
-    ]
+    telling = [reward.name for reward, weight in rewards if weight or reward.name in ranker.bounds]
+    found = []
+    for k, cell in enumerate(cells):
+        if k not in damaged:
+            told = {name: float(table[cell]) for name, table in scores.raw.items()}
+            blank = Key(0, asked[k][1].id, cell[1]) in flat
+            why = None if not math.isnan(scores.total[cell]) else _why(blank, [told[name] for name in telling])
+            found.append(Ranked(*asked[k], float(scores.total[cell]), told, why))
     order = {id(one): place for place, (one, _) in enumerate(pictures)}
     found.sort(key=lambda it: (math.isnan(it.total), -it.total, order[id(it.found)]))
     return found, list(damaged.values())
+
+
+def _why(flat: bool, told: Sequence[float]) -> Without:
+    """Why a picture has no total, given what the rewards say of it that have a say."""
+    return "flat" if flat else "discarded" if any(map(math.isnan, told)) else "vetoed"
 
 
 def ahead(found: Sequence[Found]) -> Iterator[Opened | UserError]:
@@ -332,6 +345,7 @@ def _row(place: int, one: Ranked, root: Path) -> dict[str, Any]:
         "file": place_of(one.found, root),
         "total": _number(one.total),
         "scores": {name: _number(value) for name, value in one.scores.items()},
+        **({"without": one.without} if one.without else {}),
         **known,
     }
 

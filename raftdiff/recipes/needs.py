@@ -7,7 +7,7 @@ import difflib
 import os
 import re
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,19 @@ def ready(recipe: Any, resolve: Callable[[str], str] = str) -> list[str]:
     Raises:
         UserError: something is missing that nobody will fetch; a line for each, and for what will be fetched.
     """
-    found = needs(recipe, resolve)
+    return _fetched(needs(recipe, resolve))
+
+
+def rewards_ready(rewards: Iterable[Any], resolve: Callable[[str], str] = str) -> list[str]:
+    """As ``ready``, of rewards that stand in no recipe: a sentence begins with the name of its reward.
+
+    Raises:
+        UserError: as ``ready``.
+    """
+    return _fetched([need for one in rewards for need in needs(one, resolve, f"the reward '{one.name}': ")])
+
+
+def _fetched(found: Sequence[Need]) -> list[str]:
     told = list(dict.fromkeys(f"{need.key}: {need.sentence}" for need in found))
     if all(need.fetched for need in found):
         return told

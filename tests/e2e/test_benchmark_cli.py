@@ -217,3 +217,14 @@ def test_a_reward_that_discards_is_told_and_a_folder_that_another_process_has_is
     with alone(tmp_path / "found"):
         assert main(words) == 2
     assert "found: another raftdiff process is working in this folder" in capsys.readouterr().err
+
+
+def test_a_picture_of_another_size_than_the_others_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("pictures").mkdir()
+    for name, side in (("cat", 64), ("dog", 64), ("fox", 32)):
+        Image.linear_gradient("L").resize((64, side)).save(f"pictures/{name}.png")
+        Path(f"pictures/{name}.txt").write_text(f"a {name}")
+    told = r"1 of 3 pictures is of another size than most, 64 x 64: pictures/fox\.png has 64 x 32"
+    with pytest.warns(UserWarning, match=told):
+        assert main(["eval", "pictures", "--benchmark", "imagereward", "--reward", "jpeg", "--out", "found"]) == 0

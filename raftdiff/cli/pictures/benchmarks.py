@@ -4,6 +4,7 @@ folder."""
 import argparse
 import json
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -32,7 +33,7 @@ from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted, gone
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import Config, check, options, plain
-from raftdiff.recipes.needs import HUB_ID, near, ready
+from raftdiff.recipes.needs import HUB_ID, near, ready, rewards_ready
 from raftdiff.recipes.prompts import PromptsConfig
 from raftdiff.records.disk import alone, demand_writable, vacant, write_text
 from raftdiff.records.provenance import fingerprints
@@ -153,7 +154,7 @@ def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
     named = Path(args.recipe)
     folder = _place(args, named.stem if named.is_file() else named.name)
     configs = _demanded(args)
-    _ready([config, *configs])
+    _ready(configs, config)
     flush_denormals()
     parts = loading.load(config.model, resolve)
     scorers = _built(configs, str(parts.device))
@@ -273,8 +274,8 @@ def _demanded(args: argparse.Namespace) -> list[Any]:
     return configs
 
 
-def _ready(configs: Sequence[Any]) -> None:
-    for sentence in (told for config in configs for told in ready(config, resolve)):
+def _ready(configs: Sequence[Any], *others: Any) -> None:
+    for sentence in (*(told for one in others for told in ready(one, resolve)), *rewards_ready(configs, resolve)):
         print(sentence, file=sys.stderr)
 
 
@@ -317,7 +318,7 @@ def _report(args: argparse.Namespace, model: str, made: Drawn, scorers: Sequence
     if any(blank.values()):
         told = ", ".join(f"{count} of {len(made.sides[side])} {side}" for side, count in blank.items() if count)
         tell([f"pictures of one colour all over, scored as the others are: {told}."])
-    tell([sentence for side, it in found.items() for sentence in _discards(it, side)])
+    tell([sentence for side, it in found.items() for sentence in (*_discards(it, side), *_odd(it))])
     settings = {one.reward.name: dict(one.settings) for one in scorers}
     how = {**made.how, "rewards": settings, "notes": list(made.notes), "blank": blank}
     figures = {side: it.tables for side, it in found.items()}
@@ -339,6 +340,19 @@ def _discards(scored: Scored, side: str) -> list[str]:
         "the others."
         for name, count in lost.items()
         if count
+    ]
+
+
+def _odd(scored: Scored) -> list[str]:
+    """That pictures are of another size than most."""
+    (usual, count), *others = Counter(scored.sizes.values()).most_common()
+    if not others:
+        return []
+    where, size = next((where, size) for where, size in scored.sizes.items() if size != usual)
+    odd = len(scored.sizes) - count
+    return [
+        f"{odd} of {counted(len(scored.sizes), 'picture')} {'is' if odd == 1 else 'are'} of another size than most, "
+        f"{usual[0]} x {usual[1]}: {where} has {size[0]} x {size[1]}. Each is scored as it is."
     ]
 
 

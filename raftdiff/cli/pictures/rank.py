@@ -4,6 +4,7 @@ import argparse
 import re
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import yaml
 from raftdiff.cli.either import tell
 from raftdiff.cli.show import Bars
 from raftdiff.cli.tools import reward_type
-from raftdiff.diffusion.ranked import Ranked, best, constant, place_of, rank, retitled, titled, untitled, write
+from raftdiff.diffusion.ranked import Ranked, Without, best, constant, place_of, rank, retitled, titled, untitled, write
 from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded import resolve
@@ -22,7 +23,7 @@ from raftdiff.ranking import Bound, assigned
 from raftdiff.recipes import registry
 from raftdiff.recipes.checks import RELATIVE, weight_of
 from raftdiff.recipes.config import options, plain
-from raftdiff.recipes.needs import ready
+from raftdiff.recipes.needs import rewards_ready
 from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import demand_place, vacant
 from raftdiff.reports.words import duration
@@ -34,13 +35,19 @@ from raftdiff.types import Reader
 SHOWN = 10
 """Pictures in the printed table, and sentences on those that were left out."""
 
+WITHOUT: Mapping[Without, str] = {
+    "flat": "of one colour",
+    "discarded": "discarded by a reward (NaN)",
+    "vetoed": "vetoed",
+}
+
 
 def rank_pictures(args: argparse.Namespace) -> None:
     """Score all, print the best, and write tables, contact sheet and copies: all of it or, interrupted, nothing."""
     configs = rewards_of(args.reward)
     out = _vacant(args.out or Path(f"{args.folder.resolve().name}-ranked"), args.folder)
     given = [] if args.prompts is None else build(_asked(args.prompts))
-    for sentence in (told for config in configs for told in ready(config, resolve)):
+    for sentence in rewards_ready(configs, resolve):
         print(sentence, file=sys.stderr)
     found, left = gathered(args.folder)
     pictures, strange = titled(found, given)
@@ -75,10 +82,9 @@ def rank_pictures(args: argparse.Namespace) -> None:
     if len(left) > SHOWN:
         print(f"left out: {len(left) - SHOWN} more, named in ranking.json", file=sys.stderr)
     scored = sum(it.total == it.total for it in ranked)
-    none = f"; {len(ranked) - scored} without a score (of one colour, discarded by a reward, or vetoed)"
     print(_table(ranked[: min(SHOWN, scored)], args.folder))
     pace = f"{duration(spent)}, {len(ranked) / max(spent, 1e-9):.0f} a second"
-    print(f"\n{counted(len(ranked), 'picture')} in {pace}{none if scored < len(ranked) else ''}")
+    print(f"\n{counted(len(ranked), 'picture')} in {pace}{_without(ranked)}")
     print(f"{out}: ranking.csv, ranking.json, sheet.png, and {counted(len(chosen), 'picture')} in best")
 
 
@@ -165,6 +171,13 @@ def _vacant(out: Path, folder: Path) -> Path:
         raise UserError(f"{out}: this lies in {folder}, whose pictures are ranked; name a folder elsewhere with --out.")
     demand_place(out)
     return out
+
+
+def _without(ranked: Sequence[Ranked]) -> str:
+    """How many have no total, and why; nothing where all have one."""
+    whys = Counter(one.without for one in ranked if one.without)
+    told = [f"{whys[why]} {words}" for why, words in WITHOUT.items() if whys[why]]
+    return f"; {whys.total()} without a total: {', '.join(told)}" if told else ""
 
 
 def _table(ranked: Sequence[Ranked], root: Path) -> str:

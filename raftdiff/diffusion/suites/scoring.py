@@ -48,6 +48,8 @@ class Scored(NamedTuple):
     blank: int
     """Pictures of one colour all over. They are scored as all are: a benchmark leaves none out."""
     pictures: int
+    sizes: dict[str, tuple[int, int]]
+    """Width and height in pixels of each picture, by what sentences call it."""
 
 
 def score(
@@ -70,11 +72,12 @@ def score(
     reasons: dict[str, Told] = {one.reward.name: {} for one in scorers if isinstance(one.reward, Explains)}
     held = {line["key"]: line for line in read_appended(file) if isinstance(line.get("key"), str)}
     marks = {one.reward.name: digest(one.settings) for one in scorers}
-    done, blank = 0, 0
+    done, blank, sizes = 0, 0, dict[str, tuple[int, int]]()
     for places in in_batches(((one.prompt.id, one.index) for one in pictures), BATCH):
         batch = [pictures[place] for place in places]
         media = [opened(one.source, one.where) for one in batch]
         blank += sum(map(is_flat, media))
+        sizes |= {one.where: picture.size for one, picture in zip(batch, media, strict=True)}
         samples = [
             Sample(0, one.prompt, one.index, 0, "policy", picture) for one, picture in zip(batch, media, strict=True)
         ]
@@ -110,7 +113,7 @@ def score(
             f"All {counted(blank, 'picture')} are of one colour, as where a model computes NaN: set model.dtype to "
             "bfloat16 or float32."
         )
-    return Scored(tables, reasons, blank, len(pictures))
+    return Scored(tables, reasons, blank, len(pictures), sizes)
 
 
 def _is_kept(settings: Mapping[str, Any]) -> bool:

@@ -182,11 +182,36 @@ def test_a_veto_keeps_pictures_back_and_a_mix_ranks_those_of_a_prompt(
     veto = f"{green.replace('name: green', 'name: dark')}, role: veto, at_least: median}}"
     with pytest.warns(UserWarning, match="12 of 12 pictures with a caption of their own are scored by another"):
         assert main([*words, "--reward", veto]) == 0
-    assert "; 6 without a score (of one colour, discarded by a reward, or vetoed)" in capsys.readouterr().out
+    assert "; 6 without a total: 1 of one colour, 5 vetoed\n" in capsys.readouterr().out
     told = json.loads(Path("pictures-ranked/ranking.json").read_text())
     assert told["mix"] == "rank_sum"
     assert [row["total"] for row in told["pictures"]] == [1, 0.8, 0.6, 0.4, 0.2, 0, *[None] * 6]
     assert told["rewards"]["dark"]["role"] == "veto"
+
+
+def test_why_pictures_have_no_total_is_counted_apart(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("odd_reward.py").write_text(
+        "def odd(images, prompts):\n    return [float('nan' if it[:2] in '1 2 ' else it[:2]) for it in prompts]\n"
+    )
+    veto = "{type: callable, name: dark, function: 'green_reward:green', role: veto, at_least: 75}"
+    assert main(["rank", str(folder), "--reward", "odd_reward:odd", "--reward", veto]) == 0
+    assert "; 4 without a total: 1 of one colour, 2 discarded by a reward (NaN), 1 vetoed\n" in capsys.readouterr().out
+    rows = json.loads(Path("pictures-ranked/ranking.json").read_text())["pictures"]
+    assert {row["file"]: row["without"] for row in rows if "without" in row} == {
+        "p00.png": "flat",
+        "p01.png": "discarded",
+        "p02.png": "discarded",
+        "p03.png": "vetoed",
+    }
+
+
+def test_of_two_rewards_without_their_weights_each_is_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--reward", "clip:model=hf-hub:none", "--reward", "clip:name=other,model=Vit-B-23"]
+    for command in (["rank", str(folder)], ["eval", str(folder), "--benchmark", "imagereward"]):
+        assert main([*command, *words]) == 2
+        said = capsys.readouterr().err
+        assert "the reward 'clip': model: " in said
+        assert "the reward 'other': model: 'Vit-B-23' is neither" in said
 
 
 def test_a_mix_that_compares_wants_several_pictures_of_a_prompt(

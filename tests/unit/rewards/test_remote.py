@@ -1,6 +1,7 @@
 """What a hostile or dead server does to whoever asks it for scores. How a good one is asked: ``test_reward_server``."""
 
 import json
+import re
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -96,6 +97,16 @@ def test_what_may_pass_is_tried_again_and_what_may_not_is_told_at_once(serve: Se
         remote(serve((200, PICTURES), (500, {"error": "out of memory"}))).score(SAMPLES)
     with pytest.raises(UserError, match=r"'remote': the server at .* says: the reward 'x' failed: it is broken\.$"):
         remote(serve((200, PICTURES), (422, {"error": "the reward 'x' failed: it is broken"}), good)).score(SAMPLES)
+
+
+def test_a_server_cannot_write_on_the_terminal(serve: Serve) -> None:
+    evil = "red \x1b[31m and \x9b2J \u202e"
+    shown = r"red \x1b[31m and \x9b2J \u202e"
+    with pytest.raises(UserError, match=re.escape(shown)):
+        remote(serve((200, PICTURES), (422, {"error": evil}))).score(SAMPLES)
+    with pytest.raises(UserError, match=re.escape(shown)):
+        remote(serve((200, PICTURES), (401, {"error": {"message": evil}}))).score(SAMPLES)
+    assert remote(serve((200, {**PICTURES, "description": evil}))).description == shown
 
 
 def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

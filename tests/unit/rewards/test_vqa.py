@@ -336,8 +336,9 @@ class TestServer:
             likeliest(reply, "here")
 
     def test_a_model_that_thinks_is_told(self) -> None:
-        first = {"token": "<think>", "top_logprobs": [{"token": "<think>", "logprob": 0.0}]}
-        with pytest.raises(UserError, match="behind here begins its answer with '<think>'.*enable_thinking: false"):
+        first = {"token": "<think>\x1b[2J", "top_logprobs": [{"token": "<think>", "logprob": 0.0}]}
+        told = r"behind here begins its answer with '<think>\\x1b\[2J'.*enable_thinking: false"
+        with pytest.raises(UserError, match=told):
             likeliest({"choices": [{"logprobs": {"content": [first]}}]}, "here")
 
     def test_a_dead_server_and_a_wrong_address_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
