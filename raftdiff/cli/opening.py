@@ -89,6 +89,13 @@ def chosen_round(run: Run, round: int | None) -> int:
     return found
 
 
+def looking(run: Run) -> str:
+    """The command that looks at a run; with a round where the guard went back to the base, which would be refused."""
+    last = run.rounds_done() - 1
+    named = ("--round", last) if last >= 0 and run.origin(last + 1) is None else ()
+    return command("eval", run.path, *named)
+
+
 def run_to_read(args: argparse.Namespace, kind: Kind, *, free: Sequence[str]) -> tuple[Run, Any]:
     """A run to look at, and its recipe, in which the overrides may change where it runs, and the keys in ``free``.
 

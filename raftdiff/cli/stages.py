@@ -22,7 +22,7 @@ from raftdiff.cli.either import (
     read,
     weights_of,
 )
-from raftdiff.cli.opening import tell_last
+from raftdiff.cli.opening import looking, tell_last
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.ranking import Ranker
@@ -99,7 +99,7 @@ def tune(args: argparse.Namespace) -> None:
         for told in alarming(run):
             print(told)
         guarding(run, recipe.loop)
-    print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {command('eval', run.path)}")
+    print(f"{finished.path}: complete\nnext: {command('sample', run.path)}, or {looking(run)}")
 
 
 def _taken_up(run: Run, assembly: AnyAssembly) -> tuple[Draft, Bars]:

@@ -7,7 +7,7 @@ import time
 from raftdiff.cli import either
 from raftdiff.cli.either import at_work, going_on, guarding, loop, open_run, weights_of
 from raftdiff.cli.evaluate import measure, show
-from raftdiff.cli.opening import tell_last, untold
+from raftdiff.cli.opening import looking, tell_last, untold
 from raftdiff.errors import command, counted
 from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import medium_of
@@ -37,7 +37,7 @@ def train(args: argparse.Namespace) -> None:
     else:
         with at_work(run, recipe) as assembly:
             loop(run, assembly)
-    print(f"\n{run.path}\nnext: {command('eval', run.path)}")
+    print(f"\n{run.path}\nnext: {looking(run)}")
 
 
 def demo(args: argparse.Namespace) -> None:

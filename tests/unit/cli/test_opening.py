@@ -74,3 +74,14 @@ def test_a_forked_run_does_not_tell_of_the_rounds_that_it_did_not_make(tmp_path:
     draft.note(mean=1.0)
     draft.commit({})
     assert opening.untold(child, "round")
+
+
+def test_what_to_do_next_is_not_refused_after_the_guard_went_back_to_the_base(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", Toy(), seed=0)
+    for t in (0, 1):
+        run.draft(t).commit({})
+    assert opening.looking(run).split()[1:] == ["eval", str(run.path)]
+    run.go_back(1, 0)
+    assert opening.looking(run).split()[1:] == ["eval", str(run.path)]
+    run.go_back(1, None)
+    assert opening.looking(run).split()[1:] == ["eval", str(run.path), "--round", "1"]
