@@ -232,7 +232,9 @@ def demand_place(folder: Path) -> None:
 
 
 def vacant(folder: Path) -> bool:
-    """Whether nothing lies in a folder but what ``together`` has not finished there."""
+    """Whether nothing lies in a folder but what ``together`` has not finished there. What a process was moving into it
+    when it was killed is moved first: refused as something else's, it would stay half there."""
+    _clear(folder)
     return all(one.name.startswith(WRITING) for one in folder.iterdir())
 
 

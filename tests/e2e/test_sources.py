@@ -7,12 +7,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.models import tiny
 from raftdiff.records.disk import read_json, read_json_lines
+from raftdiff.records.run import Run
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 DRAWING = {"steps": 2, "guidance": 2.0, "batch_size": 4}
@@ -63,13 +65,18 @@ def metrics(run: Path, round: int) -> dict[str, Any]:
     return dict(read_json(run / f"rounds/{round:03d}/metrics.json"))
 
 
-def test_a_mixture_of_policy_teacher_and_folder(train: Train, pictures: Path, model: Path) -> None:
-    parts = [
+MIXED = {
+    "type": "mix",
+    "parts": [
         {"share": 1, "sampler": {"type": "diffusion", **DRAWING}},
         {"share": 1, "sampler": {"type": "teacher", "drawing": DRAWING}},
         {"share": 1, "sampler": {"type": "folder", "path": "pictures"}},
-    ]
-    run = train(sampler={"type": "mix", "parts": parts})
+    ],
+}
+
+
+def test_a_mixture_of_policy_teacher_and_folder(train: Train, pictures: Path, model: Path) -> None:
+    run = train(sampler=MIXED)
     for t in (0, 1):
         assert sorted((row["prompt_id"], row["index"], row["source"]) for row in rows(run, t)) == [
             (prompt, index, source)
@@ -80,6 +87,20 @@ def test_a_mixture_of_policy_teacher_and_folder(train: Train, pictures: Path, mo
     assert metrics(run, 0)["network_evaluations"]["validate"] == 2 * 4  # drawn as the policy is
     assert main(["eval", "run"]) == 0
     assert main(["train", "run", "loop.rounds=3"]) == 0  # continues, and finds the folder as it was
+
+
+def test_a_mixture_killed_within_its_second_part_ends_in_the_same_bits(
+    train: Train, pictures: Path, killed: Callable[..., None], in_sampling: Callable[[int], str]
+) -> None:
+    run = train(sampler=MIXED, loop={"rounds": 1, "candidates": 3}, evaluation={})
+    words = ["train", "tiny.yaml", "--out", "killed"]
+    killed(in_sampling(3), *words)
+    assert len(read_json_lines(Path("killed/rounds/000.partial/samples/metadata.jsonl"))) == 3
+    assert main(words) == 0
+    assert rows(Path("killed"), 0) == rows(run, 0)
+    states = [Run.open(one).round(0).state() for one in (run, Path("killed"))]
+    assert [sorted(one) for one in states] == [sorted(states[0])] * 2
+    assert all(torch.equal(it, states[1][stem][name]) for stem, part in states[0].items() for name, it in part.items())
 
 
 def test_what_another_model_drew_once_is_learnt_from_in_every_round(train: Train, tmp_path: Path) -> None:

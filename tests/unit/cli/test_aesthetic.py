@@ -12,6 +12,7 @@ from PIL import Image, ImageDraw
 
 from raftdiff.cli.main import main
 from raftdiff.embedded import resolve
+from raftdiff.records.disk import load_tensors
 from raftdiff.rewards.aesthetic import AestheticConfig, load_head
 from raftdiff.rewards.tower import Tower, open_tower
 
@@ -79,6 +80,17 @@ def test_a_planted_rating_is_found_and_the_lines_to_paste_work(
     assert np.corrcoef(load_head(Path("my head.safetensors"))(features).numpy(), given)[0, 1] > 0.95
     assert main([*TRAIN, "--out", "my head.safetensors"]) == 2
     assert "my head.safetensors: there is something already, and nothing is overwritten" in capsys.readouterr().err
+
+
+def test_what_a_killed_process_had_half_written_is_no_head_and_in_nobodys_way(folder: Path) -> None:
+    assert main([*TRAIN, "--out", "whole.safetensors"]) == 0
+    whole = Path("whole.safetensors").read_bytes()
+    Path("other.safetensors.tmp").write_bytes(whole[: len(whole) // 2])  # as SIGKILL leaves it while it is written
+    assert main([*TRAIN, "--out", "other.safetensors"]) == 0
+    found = [load_tensors(Path(f"{name}.safetensors")) for name in ("whole", "other")]
+    whole_one, other = ({key: it.tolist() for key, it in one.items()} for one in found)
+    assert whole_one == other
+    assert not list(Path().glob("*.tmp"))
 
 
 def test_ratings_by_the_dice_are_told_as_what_they_are(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

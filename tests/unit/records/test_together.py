@@ -160,6 +160,16 @@ def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writ
     assert tree(tmp_path) == {"a.json": "first", "b.json": "second"}
 
 
+def test_what_a_killed_process_was_moving_is_whole_for_whoever_asks_whether_something_is_there(tmp_path: Path) -> None:
+    left = tmp_path / ".writing-abcd1234"
+    (left / "new").mkdir(parents=True)
+    (left / "old").mkdir()
+    (left / "new" / "ranking.json").write_text("second half")
+    (tmp_path / "ranking.csv").write_text("first half")
+    assert not vacant(tmp_path)
+    assert tree(tmp_path) == {"ranking.csv": "first half", "ranking.json": "second half"}
+
+
 @pytest.mark.parametrize(("lying", "written"), [("a", "a/new.json"), ("a/old.json", "a")])
 def test_a_file_where_a_folder_would_go_or_the_reverse_is_told_before_anything_is_moved(
     lying: str, written: str, tmp_path: Path
