@@ -101,7 +101,7 @@ def _write_kohya(tuner: DiffusionFineTuner, target: Path, about: Mapping[str, st
     weights: dict[str, Tensor] = {}
     for component, module in tuner.trainable.modules.items():
         for name, (down, up, scale) in lora(module).items():
-            path = family.kohya(component, _published(component, name), modules).replace(".", "_")
+            path = family.kohya(component, _published(component, name), modules)
             weights |= {
                 f"{path}.lora_down.weight": _plain(down),
                 f"{path}.lora_up.weight": _plain(up),
@@ -156,9 +156,11 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
     pipeline = _pipeline(parts)(**modules, scheduler=parts.scheduler, **family.pipeline_arguments())
     pipeline.save_pretrained(out, safe_serialization=True)
     for component in parts.text_encoders:
-        _name_as_published(out / component / "model.safetensors", component)
-    for name in family.tokenizers:
-        modules[name].backend_tokenizer.model.save(str(out / name))  # vocab.json, merges.txt
+        if family.components[component].kind.startswith("CLIP"):
+            _name_as_published(out / component / "model.safetensors", component)
+    for name, (_, kind) in family.tokenizers.items():
+        if kind == "CLIPTokenizer":
+            modules[name].backend_tokenizer.model.save(str(out / name))  # vocab.json, merges.txt
     return out
 
 

@@ -275,7 +275,7 @@ def _check_path(recipe: Recipe, learner: str) -> None:
     if "path" not in recipe.sampler.can_provide:
         raise UserError(
             f"sampler: {learner} learns from steps between pictures under noise of a known level; use scheduler: ddim "
-            "or dpm++."
+            "or dpm++, or with a model of flow euler or euler_a."
         )
     if isinstance(rule := recipe.finetuner.learning.build(), Draft | Refl):
         rule.walk(recipe.sampler.steps)
@@ -286,10 +286,11 @@ def _check_chain(recipe: Recipe, learner: str) -> None:
     Raises:
         UserError: what the fine-tuner would learn from are not draws of known probability, fresh and for the same text.
     """
-    if recipe.sampler.scheduler != "ddim" or not recipe.sampler.eta:
+    drawn = recipe.sampler.scheduler
+    if drawn != "euler_a" and (drawn != "ddim" or not recipe.sampler.eta):
         raise UserError(
             f"sampler: {learner} learns from steps that draw noise, with a probability that is known; use "
-            "scheduler: ddim with an eta above 0, such as eta: 1."
+            "scheduler: ddim with an eta above 0, such as eta: 1, or with a model of flow euler_a."
         )
     check_fresh(recipe, learner, "pictures")
     for prompt in build(recipe.prompts):

@@ -20,15 +20,6 @@ from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
 
-SCHEDULERS = {
-    "dpm++": "DPMSolverMultistepScheduler",
-    "ddim": "DDIMScheduler",
-    "euler": "EulerDiscreteScheduler",
-    "euler_a": "EulerAncestralDiscreteScheduler",
-    "ddpm": "DDPMScheduler",
-    "unipc": "UniPCMultistepScheduler",
-}
-
 
 class DiffusionSamplerConfig(Config):
     """How pictures are drawn."""
@@ -39,9 +30,10 @@ class DiffusionSamplerConfig(Config):
     guidance: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; at 1 it is off, and a step costs half."""
     scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc"] = "dpm++"
-    """The solver. euler_a and ddpm draw noise at every step, as does ddim with eta."""
+    """The solver, of those that the model's family has. euler_a and ddpm draw noise at every step, as does ddim with
+    eta; models of flow have euler, euler_a, dpm++ and unipc."""
     spacing: Literal["leading", "linspace", "trailing"] | None = None
-    """Where the steps lie on the schedule (arXiv:2305.08891, Table 2); None takes the model's own."""
+    """Where the steps lie on the schedule (arXiv:2305.08891, Table 2); None takes the model's own, as flows must."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """ddim only: 0 is deterministic, 1 draws as much noise as ddpm."""
     height: int | None = Field(default=None, ge=8)
@@ -65,8 +57,9 @@ class DiffusionSamplerConfig(Config):
 
     @property
     def can_provide(self) -> tuple[str, ...]:
-        """What samples may carry: their path where its states are pictures under noise of a known level."""
-        return ("latent", "path") if self.scheduler in ("ddim", "dpm++") else ("latent",)
+        """What samples may carry: their path where its states are pictures under noise of a known level, which of
+        Euler's they are for flows alone."""
+        return ("latent", "path") if self.scheduler in ("ddim", "dpm++", "euler", "euler_a") else ("latent",)
 
     def build(self, parts: Parts, aux: Sequence[str] = ("latent",)) -> "DiffusionSampler":
         """``aux``: what each sample is to carry, of ``can_provide``."""
@@ -92,6 +85,12 @@ class DiffusionSampler:
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
         check_size(self.height, self.width, parts)
+        if "path" in aux and config.scheduler not in parts.family.paths:
+            known = " or ".join(parts.family.paths)
+            raise UserError(
+                f"sampler.scheduler: what {config.scheduler} draws with {parts.family.told} keeps no path that a rule "
+                f"could learn from; use {known}."
+            )
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
@@ -119,9 +118,11 @@ class DiffusionSampler:
 
     def solver(self) -> Any:
         """The scheduler of diffusers, its steps set."""
+        parts = self.parts
         with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            self.scheduler.set_timesteps(self.config.steps, device=self.parts.device)
+            pixels = self.height, self.width
+            parts.family.set_steps(self.scheduler, self.config.steps, parts.modules, pixels=pixels, device=parts.device)
         return self.scheduler
 
     def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
@@ -168,10 +169,13 @@ class DiffusionSampler:
         parts, scheduler, guidance = self.parts, self.solver(), self.config.guidance
         context = (texts if negative is None else Texts.cat([negative, texts])).to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
-        latents = noise.to(parts.device) * scheduler.init_noise_sigma
+        latents = noise.to(parts.device) * getattr(scheduler, "init_noise_sigma", 1.0)
         yield latents
         for timestep in scheduler.timesteps:
-            seen = scheduler.scale_model_input(latents, timestep)
+            # flows see what they step on
+            seen = (
+                scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
+            )
             seen = seen if negative is None else torch.cat([seen, seen])
             predicted = parts.ask(parts.network, seen.to(parts.dtype), timestep, context).float()
             self._evaluations += len(seen)
@@ -203,24 +207,21 @@ def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], 
 def encode(
     parts: Parts, pictures: Sequence[Image.Image], batch_size: int
 ) -> Float[Tensor, "batch channels height width"]:
-    """Latents of pictures of one size, scaled as the denoiser sees them, float32 on the CPU; of what the VAE says the
-    mean, so that the same picture is always the same lesson."""
-    config, found = parts.vae.config, []
+    """Latents of pictures of one size, scaled as the denoiser sees them, float32 on the CPU."""
+    found = []
     for start in range(0, len(pictures), batch_size):
         rows = np.stack([np.asarray(one.convert("RGB")) for one in pictures[start : start + batch_size]])
         pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-        said = parts.vae.encode(pixels.to(parts.device, parts.vae.dtype)).latent_dist
-        found.append(said.mode().float().cpu())
-    shift = getattr(config, "shift_factor", None) or 0.0
-    latents: Tensor = (torch.cat(found) - shift) * config.scaling_factor
-    return latents
+        found.append(parts.encode(pixels).cpu())
+    return torch.cat(found)
 
 
 def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
     """The chosen solver on the model's own noise schedule.
 
     Raises:
-        UserError: ``eta`` with another solver than ddim, or more steps than the schedule has.
+        UserError: ``eta`` with another solver than ddim, more steps than the schedule has, or a solver or a spacing
+            that the model's family does not have.
     """
     import diffusers
 
@@ -229,13 +230,21 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
         raise UserError(f"sampler.steps: {config.steps} is more than the {trained} steps the model was trained with.")
     if config.eta > 0 and config.scheduler != "ddim":
         raise UserError(f"sampler.eta: only the ddim scheduler has an eta, not {config.scheduler}.")
-    # latents are not confined to [-1, 1]: a solver must not clip them, unless the model itself says so
-    changes: dict[str, Any] = {"clip_sample": parts.scheduler.config.get("clip_sample", False)}
+    solvers = parts.family.solvers(parts.scheduler)
+    if config.scheduler not in solvers:
+        raise UserError(
+            f"sampler.scheduler: {parts.family.told} does not draw with {config.scheduler}; it draws with "
+            f"{', '.join(solvers)}."
+        )
+    kind, settings = solvers[config.scheduler]
+    changes: dict[str, Any] = dict(settings)
     if config.spacing is not None:
+        if parts.process.predicts == "flow":
+            raise UserError(f"sampler.spacing: {parts.family.told} is a flow, whose steps are its own. Leave it out.")
         changes["timestep_spacing"] = config.spacing
-    kind = getattr(diffusers, SCHEDULERS[config.scheduler])
-    known = {name: value for name, value in changes.items() if name in kind.__init__.__annotations__}
-    return kind.from_config(parts.scheduler.config, **known)
+    made = getattr(diffusers, kind)
+    known = {name: value for name, value in changes.items() if name in made.__init__.__annotations__}
+    return made.from_config(parts.scheduler.config, **known)
 
 
 def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Generator]) -> dict[str, Any]:

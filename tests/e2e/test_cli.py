@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from raftdiff.cli.main import main
+from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.models import tiny
 from raftdiff.measures.pictures import coarse, opened
 
@@ -79,8 +80,8 @@ def test_words_that_nobody_reads_are_told_before_a_run_begins(recipe: Path, tmp_
     with pytest.warns(UserWarning) as warned:  # noqa: PT030  (several warnings, each looked at below)
         assert main(["sample", str(recipe), *words, "loop.candidates=1", "--out", str(tmp_path / "run")]) == 0
     told = "\n".join(str(one.message) for one in warned)
-    assert f"the sampler reads {tiny.TOKENS} tokens, and 2 of 2 prompts are longer: of 'red red" in told
-    assert f"the fine-tuner reads {tiny.TOKENS} tokens, and 1 of 2 prompts is longer: of 'red red" in told
+    assert f"the sampler reads {TOKENS} tokens, and 2 of 2 prompts are longer: of 'red red" in told
+    assert f"the fine-tuner reads {TOKENS} tokens, and 1 of 2 prompts is longer: of 'red red" in told
     assert "the sampler reads NONE OF THE MAGIC WORDS of 1 of these" in told
     assert "'<lora:x:1>', a model to load elsewhere, in 1 of 2 prompts" in told
     assert "evaluation.prompts: what is or may be a sign in other programs" in told

@@ -185,8 +185,8 @@ def test_a_merged_pipeline_has_the_names_and_files_that_older_readers_know(folde
         shutil.copy(out / "tokenizer" / name, slow / name)
     texts = ["a cat", "Two dogs, 3 trees!"]
     rows = [CLIPTokenizer.from_pretrained(folder)(texts)["input_ids"] for folder in (slow, out / "tokenizer")]
-    assert rows[0] == rows[1] == parts.prompts.tokenizer(texts)["input_ids"]
-    assert len(json.loads((slow / "vocab.json").read_text())) == len(parts.prompts.tokenizer)
+    assert rows[0] == rows[1] == parts.modules["tokenizer"](texts)["input_ids"]
+    assert len(json.loads((slow / "vocab.json").read_text())) == len(parts.modules["tokenizer"])
 
 
 @pytest.mark.parametrize("changes", [{"adapter": "full"}, {"adapter": "full", "train_text_encoder": True}])

@@ -14,6 +14,7 @@ from raftdiff.apps import page
 from raftdiff.cli.main import main
 from raftdiff.diffusion.bench import Bench, Checkpoint
 from raftdiff.diffusion.comparison import evaluation_prompts
+from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.recipe import recipe_of
 from raftdiff.errors import UserError
@@ -165,7 +166,7 @@ def test_what_is_not_read_of_a_free_prompt_is_told(finished: Path, tmp_path: Pat
     bench = Bench([Run(finished)])
     limit, sign = bench.notes(0, [long], bench.settings)
     assert limit.startswith("these prompts: words beyond a reader's limit")
-    assert f"the sampler reads {tiny.TOKENS} tokens, and 1 of 1 prompt is longer: of 'red red" in limit
+    assert f"the sampler reads {TOKENS} tokens, and 1 of 1 prompt is longer: of 'red red" in limit
     assert "'(cat:1.3)', a weight elsewhere" in sign
     assert {limit, sign} <= {str(one.message) for one in told}
     view = page.view(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
@@ -31,6 +32,49 @@ class Component(NamedTuple):
         return "model" if self.library == "transformers" else "diffusion_pytorch_model"
 
 
+class Tokenizer(NamedTuple):
+    """What makes tokens of captions."""
+
+    encoder: str
+    """The text encoder that reads them, by the name of its folder."""
+    kind: str = "CLIPTokenizer"
+    """Its class in transformers."""
+
+
+class Solver(NamedTuple):
+    """A scheduler of diffusers that draws."""
+
+    kind: str
+    """Its class."""
+    settings: Mapping[str, Any]
+    """What its config says otherwise than the model's own."""
+
+
+@runtime_checkable
+class Autoencoder(Protocol):
+    """Between pictures and latents, as the denoiser sees them: shifted, scaled and packed. Pixels are RGB, -1 to 1."""
+
+    def factor(self, vae: Any) -> int:
+        """Pixels per latent position, along one side."""
+        ...
+
+    def channels(self, vae: Any) -> int:
+        """Of the latents."""
+        ...
+
+    def decode(
+        self, vae: Any, latents: Float[Tensor, "batch channels rows columns"]
+    ) -> Float[Tensor, "batch 3 height width"]:
+        """About -1 to 1, float32."""
+        ...
+
+    def encode(
+        self, vae: Any, pixels: Float[Tensor, "batch 3 height width"]
+    ) -> Float[Tensor, "batch channels rows columns"]:
+        """Float32, without chance."""
+        ...
+
+
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A single file known to hold a model of a family."""
@@ -51,8 +95,8 @@ class Layers(NamedTuple):
     """Of the denoiser: ``target_modules: attention``."""
     everything: tuple[str, ...]
     """Of the denoiser: ``target_modules: all``."""
-    text: tuple[str, ...]
-    """Of the text encoders."""
+    text: Mapping[str, tuple[str, ...]]
+    """Of those text encoders that can be trained, by their names."""
 
 
 @runtime_checkable
@@ -80,8 +124,8 @@ class Family(Protocol):
         ...
 
     @property
-    def tokenizers(self) -> Mapping[str, str]:
-        """Folders of tokenizers, each with the text encoder that reads its tokens."""
+    def tokenizers(self) -> Mapping[str, Tokenizer]:
+        """By the names of their folders."""
         ...
 
     @property
@@ -91,6 +135,9 @@ class Family(Protocol):
 
     @property
     def layers(self) -> Layers: ...
+
+    @property
+    def autoencoder(self) -> Autoencoder: ...
 
     @property
     def full_vae(self) -> bool:
@@ -145,15 +192,39 @@ class Family(Protocol):
         """
         ...
 
-    def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
-        """What the network is told of captions, on the text encoders' device and in their dtype.
+    def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
+        """What draws, by the names that recipes have for it."""
+        ...
 
-        ``tokens`` holds, by tokenizer, what it made of the captions.
-        """
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """Those of the solvers whose states are pictures under noise of a known level: rules learn from their steps."""
+        ...
+
+    def set_steps(
+        self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device
+    ) -> None:
+        """Place a solver's steps, for pictures of so many pixels, height and width."""
+        ...
+
+    def token_limit(self, modules: Modules) -> int | None:
+        """How many tokens of a caption are read, by whichever text encoder reads the most; None for no limit."""
+        ...
+
+    def tokens(self, modules: Modules, caption: str) -> int:
+        """How many tokens a caption is to that text encoder."""
+        ...
+
+    def encode(self, modules: Modules, captions: Sequence[str]) -> Texts:
+        """What the network is told of captions, on the text encoders' device and in their dtype."""
         ...
 
     def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
         """The network's prediction; ``pixels`` are height and width of the pictures."""
+        ...
+
+    def size(self, modules: Modules) -> tuple[int, int] | None:
+        """Height and width, in pixels, of the pictures that the model was trained at; None where it does not say."""
         ...
 
     def multiple(self, modules: Modules) -> int:
@@ -161,8 +232,7 @@ class Family(Protocol):
         ...
 
     def kohya(self, component: str, layer: str, modules: Modules) -> str:
-        """What a layer's LoRA is called in the files of kohya's scripts, A1111 and ComfyUI, with dots for
-        underscores."""
+        """What a layer's LoRA is called in the files of kohya's scripts, A1111 and ComfyUI."""
         ...
 
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:

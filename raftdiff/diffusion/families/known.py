@@ -5,10 +5,11 @@ from typing import Any
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.sd import StableDiffusion
+from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL())
-TUNABLE = f"raftdiff tunes {' and '.join(family.told for family in FAMILIES)}, and others in their format"
+FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3())
+TUNABLE = f"raftdiff tunes {', '.join(family.told for family in FAMILIES)}, and others in their format"
 """What ends sentences about other models."""
 
 

@@ -8,10 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.diffusion.families import ldm, unet
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
+from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.shared import ldm, unet
+from raftdiff.diffusion.families.shared.autoencoders import KL
+from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
+from raftdiff.diffusion.families.shared.vocabulary import write_configs, write_tokenizer
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.families.vocabulary import write_configs, write_tokenizer
 from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
 
@@ -41,8 +43,8 @@ class StableDiffusion:
         return VAE
 
     @property
-    def tokenizers(self) -> Mapping[str, str]:
-        return {"tokenizer": "text_encoder"}
+    def tokenizers(self) -> Mapping[str, Tokenizer]:
+        return {"tokenizer": Tokenizer("text_encoder")}
 
     def stated(self, index: Mapping[str, Any]) -> "StableDiffusion":
         del index  # it says nothing that changes what is drawn
@@ -85,9 +87,35 @@ class StableDiffusion:
     def process(self, scheduler: Any, name: str) -> Process:
         return unet.process(scheduler, name)
 
-    def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
-        del captions
-        encoder, read = modules["text_encoder"], tokens["tokenizer"]
+    @property
+    def autoencoder(self) -> KL:
+        return KL()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return unet.PATHS
+
+    def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
+        return unet.solvers(scheduler)
+
+    def set_steps(
+        self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device
+    ) -> None:
+        del modules, pixels
+        solver.set_timesteps(steps, device=device)
+
+    def token_limit(self, modules: Modules) -> int | None:
+        return limit_of(modules, "tokenizer", "text_encoder")
+
+    def tokens(self, modules: Modules, caption: str) -> int:
+        return tokens_in(modules["tokenizer"], caption)
+
+    def size(self, modules: Modules) -> tuple[int, int] | None:
+        return unet.size(modules)
+
+    def encode(self, modules: Modules, captions: Sequence[str]) -> Texts:
+        encoder = modules["text_encoder"]
+        read = tokenised(modules, "tokenizer", "text_encoder", captions, self.token_limit(modules))
         masked = read.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         return Texts(encoder(read.input_ids, attention_mask=masked)[0])
 
@@ -101,7 +129,8 @@ class StableDiffusion:
 
     def kohya(self, component: str, layer: str, modules: Modules) -> str:
         del modules
-        return f"{'lora_te' if component == 'text_encoder' else 'lora_unet'}.{layer}"
+        start = "lora_te" if component == "text_encoder" else "lora_unet"
+        return f"{start}_{layer.replace('.', '_')}"
 
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
         """A1111 lists a file with some metadata and no ``ss_v2`` under SD 1.x alone."""

@@ -8,10 +8,12 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.diffusion.families import ldm, unet
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
+from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.shared import ldm, unet
+from raftdiff.diffusion.families.shared.autoencoders import KL
+from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
+from raftdiff.diffusion.families.shared.vocabulary import write_configs, write_tokenizer
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.families.vocabulary import write_configs, write_tokenizer
 from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
 
@@ -55,8 +57,8 @@ class StableDiffusionXL:
         return VAE
 
     @property
-    def tokenizers(self) -> Mapping[str, str]:
-        return {"tokenizer": "text_encoder", "tokenizer_2": "text_encoder_2"}
+    def tokenizers(self) -> Mapping[str, Tokenizer]:
+        return {"tokenizer": Tokenizer("text_encoder"), "tokenizer_2": Tokenizer("text_encoder_2")}
 
     def stated(self, index: Mapping[str, Any]) -> "StableDiffusionXL":
         return replace(self, empty_is_zero=bool(index.get("force_zeros_for_empty_prompt", True)))
@@ -134,11 +136,37 @@ class StableDiffusionXL:
     def process(self, scheduler: Any, name: str) -> Process:
         return unet.process(scheduler, name)
 
-    def encode(self, modules: Modules, tokens: Mapping[str, Any], captions: Sequence[str]) -> Texts:
-        read = [
-            modules[encoder](tokens[tokenizer].input_ids, output_hidden_states=True)
-            for tokenizer, encoder in self.tokenizers.items()
-        ]
+    @property
+    def autoencoder(self) -> KL:
+        return KL()
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        return unet.PATHS
+
+    def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
+        return unet.solvers(scheduler)
+
+    def set_steps(
+        self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device
+    ) -> None:
+        del modules, pixels
+        solver.set_timesteps(steps, device=device)
+
+    def token_limit(self, modules: Modules) -> int | None:
+        return limit_of(modules, "tokenizer", "text_encoder")
+
+    def tokens(self, modules: Modules, caption: str) -> int:
+        return tokens_in(modules["tokenizer"], caption)
+
+    def size(self, modules: Modules) -> tuple[int, int] | None:
+        return unet.size(modules)
+
+    def encode(self, modules: Modules, captions: Sequence[str]) -> Texts:
+        read = []
+        for name, (encoder, _) in self.tokenizers.items():
+            tokens = tokenised(modules, name, encoder, captions, limit_of(modules, name, encoder))
+            read.append(modules[encoder](tokens.input_ids, output_hidden_states=True))
         found = Texts(torch.cat([one.hidden_states[-2] for one in read], dim=-1), read[1].text_embeds)
         if not self.empty_is_zero:
             return found
@@ -159,8 +187,8 @@ class StableDiffusionXL:
     def kohya(self, component: str, layer: str, modules: Modules) -> str:
         """The U-Net's layers go by the names of the original code here, unlike those of SD 1.x and 2.x."""
         if component == "unet":
-            return f"lora_unet.{ldm.unet_layer(layer, modules['unet'])}"
-        return f"{'lora_te1' if component == 'text_encoder' else 'lora_te2'}.{layer}"
+            return f"lora_unet_{ldm.unet_layer(layer, modules['unet']).replace('.', '_')}"
+        return f"{'lora_te1' if component == 'text_encoder' else 'lora_te2'}_{layer.replace('.', '_')}"
 
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
         del modules, prediction_type

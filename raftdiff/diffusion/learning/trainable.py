@@ -29,13 +29,18 @@ def attach(
     denoiser, texts, layers = parts.denoiser, parts.text_encoders, parts.family.layers
     if lora_layers([denoiser, *texts.values()]):
         raise UserError(f"{parts.name}: this model already carries a LoRA; load it afresh to put another on.")
-    trained = texts if text_encoders else {}
+    trained = {name: texts[name] for name in layers.text if name in texts} if text_encoders else {}
+    if text_encoders and not trained:
+        raise UserError(
+            f"finetuner.train_text_encoder: {parts.family.told} reads captions by a language model, which is not tuned "
+            "here. Leave it out."
+        )
     if adapter == "lora":
         known = {"attention": layers.attention, "all": layers.everything}
         names = targets if isinstance(targets, tuple) else known.get(targets) or all_linear(denoiser, layers.everything)
         add_lora(denoiser, rank, alpha, names, fold(seed, "lora", parts.family.denoiser))
         for name, module in trained.items():
-            add_lora(module, rank, alpha, layers.text, fold(seed, "lora", name))
+            add_lora(module, rank, alpha, layers.text[name], fold(seed, "lora", name))
     return Trainable(
         parts.name,
         {parts.family.denoiser: denoiser, **trained},

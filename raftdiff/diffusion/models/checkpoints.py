@@ -10,7 +10,7 @@ from typing import Any
 
 from raftdiff.diffusion.families.family import Checkpoint, Family
 from raftdiff.diffusion.families.known import FAMILIES, TUNABLE, of_index
-from raftdiff.diffusion.families.unet import NETWORKS
+from raftdiff.diffusion.families.shared.unet import NETWORKS
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.needs import near, unreachable
 from raftdiff.training.weights import WRAPPERS, first_line, wrapper

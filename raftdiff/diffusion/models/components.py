@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from raftdiff.diffusion.families import unet
 from raftdiff.diffusion.families.family import Checkpoint, Component
-from raftdiff.diffusion.families.vocabulary import write_configs
+from raftdiff.diffusion.families.shared import unet
+from raftdiff.diffusion.families.shared.vocabulary import write_configs
 from raftdiff.diffusion.models.checkpoints import (
     Layout,
     folder_layout,
@@ -108,12 +108,14 @@ def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:
     if not (inside / "config.json").is_file():
         raise UserError(f"{what} is not the folder of an AutoencoderKL: it has no config.json.")
     kind = read_json(inside / "config.json").get("_class_name")
-    if kind != "AutoencoderKL":
+    wanted = layout.family.components["vae"]
+    if kind != wanted.kind:
+        article = "an" if wanted.kind[0] in "AEIOU" else "a"
         raise UserError(
-            f"{what} holds a {kind or 'model that does not say its class'}; raftdiff takes an AutoencoderKL."
+            f"{what} holds a {kind or 'model that does not say its class'}; raftdiff takes {article} {wanted.kind}."
         )
     with quietly():
-        return _component(what, inside, unet.NETWORKS["vae"], dtype)
+        return _component(what, inside, wanted, dtype)
 
 
 def _component(what: str, folder: Path, component: Component, dtype: torch.dtype) -> Any:
@@ -134,9 +136,9 @@ def _without_weights(layout: Layout) -> dict[str, Any]:
 
     with quietly():
         tokenizers = {}
-        for name in layout.family.tokenizers:
+        for name, (_, kind) in layout.family.tokenizers.items():
             with reading(f"{layout.path}: its {name} cannot be read"):
-                tokenizers[name] = transformers.CLIPTokenizer.from_pretrained(layout.path / name, **LOCAL)
+                tokenizers[name] = getattr(transformers, kind).from_pretrained(layout.path / name, **LOCAL)
         return {**tokenizers, "scheduler": _scheduler(layout)}
 
 

@@ -102,21 +102,17 @@ class Parts:
     @property
     def text_encoders(self) -> dict[str, Any]:
         """By name, in the family's order."""
-        return {name: self.modules[name] for name in self.family.tokenizers.values()}
+        return {encoder: self.modules[encoder] for encoder, _ in self.family.tokenizers.values()}
 
     @property
     def size(self) -> tuple[int, int] | None:
         """Height and width, in pixels, of the pictures that the model was trained at; None where it does not say."""
-        side = self.denoiser.config.sample_size
-        if side is None:
-            return None
-        height, width = (side, side) if isinstance(side, int) else side
-        return int(height) * self.vae_factor, int(width) * self.vae_factor
+        return self.family.size(self.modules)
 
     @property
     def vae_factor(self) -> int:
         """Pixels per latent position, along one side."""
-        return int(2 ** (len(self.vae.config.block_out_channels) - 1))
+        return self.family.autoencoder.factor(self.vae)
 
     @property
     def multiple(self) -> int:
@@ -125,7 +121,7 @@ class Parts:
 
     def latent_shape(self, height: int, width: int) -> tuple[int, int, int]:
         """Channels, height and width of the latents of pictures of so many pixels."""
-        return int(self.denoiser.config.in_channels), height // self.vae_factor, width // self.vae_factor
+        return self.family.autoencoder.channels(self.vae), height // self.vae_factor, width // self.vae_factor
 
     def ask(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts) -> torch.Tensor:
         """What ``network``, the denoiser or a compiled form of it, predicts, in the dtype that it is given."""
@@ -147,10 +143,11 @@ class Parts:
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """The VAE's pictures of latents scaled as the denoiser sees them: RGB, about -1 to 1, float32."""
-        config = self.vae.config
-        unscaled = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        found: torch.Tensor = self.vae.decode(unscaled.to(self.device, self.vae.dtype), return_dict=False)[0]
-        return found.float()
+        return self.family.autoencoder.decode(self.vae, latents.to(self.device))
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents of pictures (RGB, -1 to 1), scaled as the denoiser sees them, float32."""
+        return self.family.autoencoder.encode(self.vae, pixels.to(self.device))
 
 
 def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Parts:
@@ -183,9 +180,9 @@ def assemble(
 ) -> Parts:
     """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen."""
     family.check(modules, config.base)
-    for name, encoder in family.tokenizers.items():
+    for name, (encoder, _) in family.tokenizers.items():
         check_tokenizer(f"{config.base}: {name}/", modules[name], table_rows(modules[encoder]))
-    scheduler, denoiser = _scheduler(modules["scheduler"], config), modules[family.denoiser]
+    scheduler, denoiser = _scheduler(family, modules["scheduler"], config), modules[family.denoiser]
     for name in family.components:
         module = modules[name].requires_grad_(False).eval()
         wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
@@ -193,7 +190,7 @@ def assemble(
         torch.nn.Module.to(module, device=device, dtype=held)  # past diffusers' own .to, which warns at any dtype
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
-    _set_attention(denoiser, config.attention)
+    _set_attention(denoiser, config.attention, family)
     if device.type == "cuda" and dtype == torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32: about twice as fast, and no picture shows the difference
     return Parts(
@@ -233,12 +230,17 @@ def _as_stated(config: ModelConfig, found: Checkpoint) -> ModelConfig:
     return config.model_copy(update={key: value for key, value in stated.items() if value is not None})
 
 
-def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
+def _scheduler(family: Family, scheduler: Any, config: ModelConfig) -> Any:
     """The model's scheduler with the config's overrides.
 
     A schedule that ends in pure noise cannot go with epsilon-prediction: there the noise says nothing of the picture.
     """
     changes: dict[str, Any] = {}
+    if family.process(scheduler, config.base).predicts == "flow":
+        for key in ("prediction_type", "zero_terminal_snr"):
+            if getattr(config, key) is not None:
+                raise UserError(f"model.{key}: {family.told} is a flow, which has no such choice. Leave it out.")
+        return scheduler
     if config.prediction_type is not None:
         changes["prediction_type"] = config.prediction_type
     if config.zero_terminal_snr is not None:
@@ -262,7 +264,16 @@ def _scheduler(scheduler: Any, config: ModelConfig) -> Any:
     return scheduler
 
 
-def _set_attention(denoiser: Any, attention: str) -> None:
+def _set_attention(denoiser: Any, attention: str, family: Family) -> None:
+    """A transformer comes with PyTorch's own attention.
+
+    Raises:
+        UserError: xformers is asked for where it does not go with the network.
+    """
+    if family.denoiser != "unet":
+        if attention == "xformers":
+            raise UserError(f"model.attention: xformers is for U-Nets; {family.told} draws with sdpa.")
+        return
     if attention == "sdpa":
         from diffusers.models.attention_processor import AttnProcessor2_0
 

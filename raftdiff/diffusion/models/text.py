@@ -7,7 +7,6 @@ import torch
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.training.tokenizers import longest
 
 CAPACITY = 4096
 """Embeddings kept; at SD 1.x's size, in float16, half a gigabyte, at SDXL's three times that."""
@@ -24,21 +23,12 @@ class PromptEncoder:
 
     def __init__(self, family: Family, modules: Mapping[str, Any]) -> None:
         self._family, self._modules = family, modules
-        self._limits = {
-            name: longest(modules[name], modules[encoder].config) for name, encoder in family.tokenizers.items()
-        }
-        self._first = next(iter(self._limits))
         self._cache: dict[str, Texts] = {}
 
     @property
-    def tokenizer(self) -> Any:
-        """The first one."""
-        return self._modules[self._first]
-
-    @property
     def token_limit(self) -> int | None:
-        """Tokens of a text, begin and end included, of the first text encoder."""
-        return self._limits[self._first]
+        """Tokens of a text that are read, begin and end included."""
+        return self._family.token_limit(self._modules)
 
     def __call__(self, texts: Sequence[str]) -> Texts:
         """Embeddings without gradient, on the text encoders' device and in their dtype."""
@@ -53,17 +43,12 @@ class PromptEncoder:
 
     def encode(self, texts: Sequence[str]) -> Texts:
         """Embeddings as the text encoders give them now: not cached, and with gradient where one is being recorded."""
-        tokens = {
-            name: self._modules[name](
-                list(texts), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
-            ).to(next(self._modules[self._family.tokenizers[name]].parameters()).device)
-            for name, limit in self._limits.items()
-        }
-        return self._family.encode(self._modules, tokens, texts)
+        return self._family.encode(self._modules, texts)
 
     def reads_whole(self, text: str) -> bool:
         """Whether all of a text is read."""
-        return self.token_limit is None or len(self.tokenizer(text, verbose=False).input_ids) <= self.token_limit
+        limit = self.token_limit
+        return limit is None or self._family.tokens(self._modules, text) <= limit
 
     def clear(self) -> None:
         """Forget everything; to be called when a text encoder has changed."""

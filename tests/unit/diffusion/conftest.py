@@ -9,4 +9,7 @@ from raftdiff.diffusion.models import tiny
 def models(tmp_path_factory):
     """{kind: folder}; not to be written to."""
     root = tmp_path_factory.mktemp("models")
-    return {kind: tiny.write_folder(root / kind, kind) for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl")}
+    return {
+        kind: tiny.write_folder(root / kind, kind)
+        for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5")
+    }

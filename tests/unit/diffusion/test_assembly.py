@@ -159,7 +159,7 @@ CLIMBED = ("finetuner.learning={type: draft, steps: 2}", "ranker.selector={type:
     ("changes", "sentence"),
     [
         (
-            ["sampler.scheduler=euler"],
+            ["sampler.scheduler=unipc"],
             "learning: draft learns from steps between pictures under noise of a known level",
         ),
         (
@@ -187,6 +187,13 @@ def test_what_draft_cannot_learn_from_is_told_before_a_model_is_loaded(changes, 
     load_recipe("demo", [*CLIMBED, f"ranker.rewards=[{{type: clip, model: scene-clip}}, {onlookers}]"])
     with pytest.raises(UserError, match=sentence):
         load_recipe("demo", [*CLIMBED, *changes])
+
+
+def test_a_path_that_only_flows_have_is_refused_with_another_model() -> None:
+    with pytest.raises(
+        UserError, match="what euler draws with Stable Diffusion 1.x and 2.x keeps no path .*; use ddim"
+    ):
+        assemble(load_recipe("demo", [*CLIMBED, "sampler.scheduler=euler"]))
 
 
 def test_a_recipe_s_rewards_are_climbed_as_they_are_weighted(tmp_path: Path) -> None:

@@ -5,8 +5,9 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff.diffusion.families.shared.unet import SOLVERS
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.sampler import SCHEDULERS, DiffusionSamplerConfig, decode, make_scheduler
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, decode, make_scheduler
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import is_flat
 from raftdiff.seeds import fold
@@ -101,7 +102,7 @@ def test_ddim_with_eta_is_stochastic_per_sample(parts):
     assert not torch.allclose(latents(one), latents(plain), atol=1e-2)
 
 
-@pytest.mark.parametrize("scheduler", sorted(SCHEDULERS))
+@pytest.mark.parametrize("scheduler", sorted(SOLVERS))
 def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler):
     ours, sampler = draw(parts, scheduler=scheduler, batch_size=1)
     pipeline = getattr(diffusers, parts.family.pipeline)(

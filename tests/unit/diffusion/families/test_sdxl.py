@@ -10,8 +10,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from raftdiff.diffusion.export import export
-from raftdiff.diffusion.families import ldm
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
+from raftdiff.diffusion.families.shared import ldm
+from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import tiny
@@ -102,8 +103,8 @@ def test_a_lora_has_the_names_of_kohyas_scripts(published):
     layers = dict(modules["unet"].named_modules())
     for layer, key in LORA_KEYS.items():
         assert layer in layers
-        assert family.kohya("unet", layer, modules).replace(".", "_") == key
-    assert family.kohya("text_encoder_2", "text_model.encoder.x", modules) == "lora_te2.text_model.encoder.x"
+        assert family.kohya("unet", layer, modules) == key
+    assert family.kohya("text_encoder_2", "text_model.encoder.x", modules) == "lora_te2_text_model_encoder_x"
     # every layer that can get a LoRA has a name of its own
     named = [ldm.unet_layer(name, modules["unet"]) for name in layers if name.endswith(family.layers.everything)]
     assert len(set(named)) == len(named) == 788
@@ -123,8 +124,7 @@ def test_sizes_are_told_and_the_empty_text_is_zero_by_the_models_choice(models, 
     index = json.loads((models["sdxl"] / "model_index.json").read_text())
     assert index["force_zeros_for_empty_prompt"] is True
     other = StableDiffusionXL().stated({**index, "force_zeros_for_empty_prompt": False})
-    tokens = {name: parts.modules[name]([""], return_tensors="pt") for name in other.tokenizers}
-    empty = other.encode(parts.modules, tokens, [""])
+    empty = other.encode(parts.modules, [""])
     assert empty.tokens.any()
 
 
@@ -146,7 +146,7 @@ def test_one_step_of_the_loss_is_the_published_training_loss(models):
     read = [
         parts.modules[encoder](
             parts.modules[name](
-                ["a cat", "a dog"], padding="max_length", max_length=tiny.TOKENS, return_tensors="pt"
+                ["a cat", "a dog"], padding="max_length", max_length=TOKENS, return_tensors="pt"
             ).input_ids,
             output_hidden_states=True,
         )
@@ -212,15 +212,15 @@ def moving_average(weights):
 BESIDE = {
     "open_clip": lambda _: {"conditioner.embedders.1.model.logit_scale": torch.tensor(4.6)},
     "older transformers": lambda _: {
-        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None]
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(TOKENS)[None]
     },
     "half of them": lambda _: {
-        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None].half()
+        "conditioner.embedders.0.transformer.text_model.embeddings.position_ids": torch.arange(TOKENS)[None].half()
     },
     "comfyui": lambda _: {
         "conditioner.embedders.0.logit_scale": torch.tensor(4.6),
         "conditioner.embedders.0.transformer.text_projection.weight": torch.eye(32),
-        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids": torch.arange(tiny.TOKENS)[None],
+        "conditioner.embedders.1.model.transformer.text_model.embeddings.position_ids": torch.arange(TOKENS)[None],
     },
     "stability": lambda _: {"denoiser.sigmas": torch.ones(1000)},
     "training": moving_average,

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from raftdiff.diffusion.families import ldm
 from raftdiff.diffusion.families.sd import StableDiffusion
+from raftdiff.diffusion.families.shared import ldm
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.errors import UserError

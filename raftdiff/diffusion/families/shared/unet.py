@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion import process as processes
-from raftdiff.diffusion.families import ldm
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes
+from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver
+from raftdiff.diffusion.families.shared import ldm
+from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.errors import UserError
 
 NETWORKS = {
@@ -17,6 +18,8 @@ NETWORKS = {
     "vae": Component("diffusers", "AutoencoderKL"),
 }
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
+CLIP_LAYERS = dict.fromkeys(("text_encoder", "text_encoder_2"), ("q_proj", "k_proj", "v_proj", "out_proj"))
+"""Of CLIP's text encoders, those that get a LoRA."""
 LAYERS = Layers(
     attention=ATTENTION,
     everything=(
@@ -32,7 +35,7 @@ LAYERS = Layers(
         "downsamplers.0.conv",
         "upsamplers.0.conv",
     ),
-    text=("q_proj", "k_proj", "v_proj", "out_proj"),
+    text=CLIP_LAYERS,
 )
 ALONE = ("time_cond_proj_dim", "addition_embed_type", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 """What a U-Net's config names where it must be told more than the text: a guidance, sizes, a class, a picture."""
@@ -91,6 +94,34 @@ def process(scheduler: Any, name: str) -> processes.Process:
     if (predicts := scheduler.config.get("prediction_type", "epsilon")) not in ("epsilon", "v_prediction"):
         raise UserError(f"{name}: this model predicts '{predicts}'; raftdiff knows epsilon and v_prediction.")
     return processes.diffusion(scheduler)
+
+
+SOLVERS = {
+    "dpm++": "DPMSolverMultistepScheduler",
+    "ddim": "DDIMScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "ddpm": "DDPMScheduler",
+    "unipc": "UniPCMultistepScheduler",
+}
+PATHS = ("ddim", "dpm++")
+"""Those whose states are pictures under noise of a known level."""
+
+
+def solvers(scheduler: Any) -> Mapping[str, Solver]:
+    """Latents are not confined to [-1, 1]: a solver must not clip them, unless the model itself says so."""
+    settings = {"clip_sample": scheduler.config.get("clip_sample", False)}
+    return {name: Solver(kind, settings) for name, kind in SOLVERS.items()}
+
+
+def size(modules: Modules) -> tuple[int, int] | None:
+    """Height and width, in pixels, by the U-Net's ``sample_size``."""
+    side = modules["unet"].config.sample_size
+    if side is None:
+        return None
+    height, width = (side, side) if isinstance(side, int) else side
+    factor = KL().factor(modules["vae"])
+    return int(height) * factor, int(width) * factor
 
 
 def refuse_inpainting(shapes: Shapes, path: Path) -> None:

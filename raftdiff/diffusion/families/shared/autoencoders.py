@@ -1,0 +1,34 @@
+"""Between pictures and latents."""
+
+from typing import Any, final
+
+from jaxtyping import Float
+from torch import Tensor
+
+Latents = Float[Tensor, "batch channels rows columns"]
+Pixels = Float[Tensor, "batch 3 height width"]
+
+
+@final
+class KL:
+    """The ``AutoencoderKL`` of diffusers: latents are shifted and scaled by its config. See ``family.Autoencoder``."""
+
+    def factor(self, vae: Any) -> int:
+        return int(2 ** (len(vae.config.block_out_channels) - 1))
+
+    def channels(self, vae: Any) -> int:
+        return int(vae.config.latent_channels)
+
+    def decode(self, vae: Any, latents: Latents) -> Pixels:
+        found: Tensor = vae.decode((latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype), return_dict=False)
+        return found[0].float()
+
+    def encode(self, vae: Any, pixels: Pixels) -> Latents:
+        """Of what the VAE says the mean, so that the same picture is always the same lesson."""
+        said = vae.encode(pixels.to(vae.dtype)).latent_dist.mode().float()
+        latents: Tensor = (said - _shift(vae)) * vae.config.scaling_factor
+        return latents
+
+
+def _shift(vae: Any) -> float:
+    return float(getattr(vae.config, "shift_factor", None) or 0.0)

@@ -1,0 +1,61 @@
+"""What models of rectified flow share: their process, their solvers, and where their steps lie."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from raftdiff.diffusion import process as processes
+from raftdiff.diffusion.families.family import Solver
+from raftdiff.errors import UserError
+
+PATHS = ("euler", "euler_a")
+"""Solvers whose states are pictures under noise of a known level."""
+
+
+def solvers(scheduler: Any) -> Mapping[str, Solver]:
+    """``euler_a`` is Euler's step to the picture foretold, and back to the next level with new noise: the flow's own
+    kind of ancestral step, as distilled models draw. The others work on the same levels by diffusers' flow sigmas."""
+    config = scheduler.config
+    multistep = {
+        "prediction_type": "flow_prediction",
+        "use_flow_sigmas": True,
+        "flow_shift": config.get("flow_shift", config.get("shift", 1.0)),
+        "use_dynamic_shifting": config.get("use_dynamic_shifting", False),
+        "time_shift_type": config.get("time_shift_type", "exponential"),
+    }
+    return {
+        "euler": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
+        "euler_a": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+        "dpm++": Solver("DPMSolverMultistepScheduler", multistep),
+        "unipc": Solver("UniPCMultistepScheduler", multistep),
+    }
+
+
+def process(scheduler: Any, name: str) -> processes.Process:
+    """The levels of a ``FlowMatchEulerDiscreteScheduler``. Where its shift follows the picture's size, training takes
+    none, as in diffusers' scripts.
+
+    Raises:
+        UserError: it is of another kind.
+    """
+    config = scheduler.config
+    if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+        raise UserError(
+            f"{name}: a {type(scheduler).__name__} is not for a model of rectified flow; use the one that the model "
+            "was trained with, a FlowMatchEulerDiscreteScheduler."
+        )
+    shift = 1.0 if config.use_dynamic_shifting else config.shift
+    return processes.flow(shift, config.num_train_timesteps)
+
+
+def set_steps(solver: Any, steps: int, tokens: int, device: torch.device) -> None:
+    """Place a solver's steps, shifted by the size of the picture, of so many tokens, where the model is dynamic."""
+    config = solver.config
+    if not config.get("use_dynamic_shifting"):
+        solver.set_timesteps(steps, device=device)
+        return
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    mu = least + (most - least) * (tokens - low) / (high - low)
+    solver.set_timesteps(steps, device=device, mu=mu)

@@ -1,0 +1,37 @@
+"""Captions to tokens, and families without a single file."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from raftdiff.diffusion.families.family import Modules
+from raftdiff.errors import UserError
+from raftdiff.training.tokenizers import longest
+
+
+def tokenised(modules: Modules, tokenizer: str, encoder: str, captions: Sequence[str], limit: int | None) -> Any:
+    """What a tokenizer makes of captions, each filled or cut to ``limit``, on the text encoder's device."""
+    read = modules[tokenizer](
+        list(captions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+    )
+    return read.to(next(modules[encoder].parameters()).device)
+
+
+def limit_of(modules: Modules, tokenizer: str, encoder: str) -> int | None:
+    """Tokens that both allow; None for no known limit."""
+    return longest(modules[tokenizer], modules[encoder].config)
+
+
+def tokens_in(tokenizer: Any, caption: str) -> int:
+    """How many tokens a caption is, begin and end included."""
+    return len(tokenizer(caption, verbose=False).input_ids)
+
+
+def folder_only(told: str, path: Path | None = None) -> NoReturn:
+    """
+    Raises:
+        UserError: always: raftdiff reads and writes no single file of this family.
+    """
+    if path is None:
+        raise UserError(f"{told} has no single-file form that raftdiff writes; use --format merged, a folder.")
+    raise UserError(f"{path}: this is {told}; raftdiff reads it from a folder in diffusers' format, not from one file.")

@@ -1,0 +1,170 @@
+"""What every family of rectified flow keeps, on tiny random models in the exact format.
+
+A family with something of its own to show has a file of its own beside this one.
+"""
+
+import diffusers
+import pytest
+import torch
+
+from raftdiff.diffusion.export import export
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.policy_gradient import chain_of
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.models.quiet import quietly
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, make_scheduler
+from raftdiff.errors import UserError
+from raftdiff.testing.conformance import check_finetuner, check_sampler
+from raftdiff.types import Item, Prompt, Selection, silent
+
+# diffusers asks numpy for an array in a way that numpy 2 deprecates
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+
+KINDS = ["sd3", "sd3_no_t5"]
+PROMPTS = [Prompt("a", "a cat", "a cat, best quality", "a cat", negative="blurry"), Prompt("b", "dog", "dog", "dog")]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def folder(request, models):
+    return models[request.param]
+
+
+def opened(folder, **changes):
+    return load(ModelConfig(base=str(folder), **changes))
+
+
+def drawing(**changes):
+    return DiffusionSamplerConfig(**{"steps": 3, "guidance": 3.0, "scheduler": "euler", "batch_size": 3, **changes})
+
+
+def draw(parts, **changes):
+    sampler = drawing(**changes).build(parts)
+    return list(sampler.sample(PROMPTS, per_prompt=2, seed=0, round=0, done=set()))
+
+
+def latents(samples):
+    return torch.stack([sample.aux["latent"] for sample in samples])
+
+
+def drawn_by_diffusers(pipeline, samples, guidance):
+    pipeline.set_progress_bar_config(disable=True)
+    found = [
+        pipeline(
+            sample.prompt.sampling,
+            negative_prompt=sample.prompt.negative or None,
+            num_inference_steps=3,
+            guidance_scale=guidance,
+            height=sample.media.height,
+            width=sample.media.width,
+            generator=torch.Generator().manual_seed(sample.seed),
+            output_type="latent",
+        ).images[0]
+        for sample in samples
+    ]
+    return torch.stack(found)
+
+
+def plain_pipeline(folder, parts):
+    """``parts`` say what the pipeline must be told of components that the model lacks."""
+    with quietly():
+        return diffusers.DiffusionPipeline.from_pretrained(
+            folder, local_files_only=True, **parts.family.pipeline_arguments()
+        )
+
+
+@pytest.mark.parametrize("solver", ["euler", "dpm++", "unipc"])
+def test_the_picture_is_the_one_that_diffusers_draws(folder, solver):
+    parts, config = opened(folder), drawing(scheduler=solver, batch_size=1)
+    ours = draw(parts, scheduler=solver, batch_size=1)
+    pipeline = getattr(diffusers, parts.family.pipeline)(
+        **parts.modules, scheduler=make_scheduler(config, parts), **parts.family.pipeline_arguments()
+    )
+    theirs = drawn_by_diffusers(pipeline, ours[1:3], 3.0)
+    torch.testing.assert_close(latents(ours[1:3]), theirs, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("config", [{"scheduler": "euler_a", "guidance": 1.0}, {"scheduler": "dpm++"}])
+def test_sampler(folder, config):
+    sampler = drawing(**config).build(opened(folder))
+    check_sampler(sampler, PROMPTS, per_prompt=2).demand()
+
+
+@pytest.mark.parametrize("changes", [{}, {"adapter": "full", "ema": 0.9}], ids=["lora", "full"])
+def test_finetuner_resumes_to_the_bit(folder, changes):
+    samples = {sample.key: sample for sample in draw(opened(folder))}
+    selection = Selection("weighted", tuple(Item((key,)) for key in samples))
+
+    def build():
+        tuner = DiffusionFineTunerConfig(steps=2, batch_size=2, **changes)
+        return tuner.build(opened(folder), total_rounds=3, guidance=2.0, seed=0)
+
+    check_finetuner(build, selection, samples).demand()
+
+
+def test_a_tuned_model_leaves_as_a_lora_and_merged_and_draws_the_same_in_plain_diffusers(folder, tmp_path):
+    parts = opened(folder)
+    before = draw(parts)
+    config = DiffusionFineTunerConfig(learning_rate=3e-3, rank=3, alpha=6.0, steps=4, target_modules="all")
+    tuner = config.build(parts, total_rounds=1, guidance=3.0, seed=0)
+    selection = Selection("weighted", tuple(Item((sample.key,)) for sample in before))
+    tuner.fit(selection, {sample.key: sample for sample in before}, seed=0, report=silent)
+    after = draw(parts)
+    assert not torch.allclose(latents(before), latents(after), atol=1e-2)
+    lora, merged = (export(tuner, name, tmp_path / name) for name in ("diffusers", "merged"))
+    pipeline = plain_pipeline(folder, parts)
+    pipeline.load_lora_weights(lora)
+    torch.testing.assert_close(drawn_by_diffusers(pipeline, after[:2], 3.0), latents(after[:2]), atol=2e-3, rtol=2e-3)
+    theirs = drawn_by_diffusers(plain_pipeline(merged, parts), after[:2], 3.0)
+    torch.testing.assert_close(theirs, latents(after[:2]), atol=2e-3, rtol=2e-3)
+    torch.testing.assert_close(latents(draw(opened(merged))), latents(after), atol=2e-3, rtol=2e-3)
+
+
+def test_what_the_sampler_records_is_the_chain_of_its_steps(folder):
+    """Euler's ancestral step: to the picture foretold, and back to the next level with new noise."""
+    parts, config = opened(folder), drawing(scheduler="euler_a", guidance=1.0)
+    sampler = config.build(parts, ("latent", "path"))
+    (sample, *_) = sampler.sample(PROMPTS[:1], per_prompt=1, seed=0, round=0, done=set())
+    chain, path = chain_of(sampler.solver(), 0.0, 1.0, flow=True), sample.aux["path"]
+    texts, generator = parts.prompts([sample.prompt.sampling]), torch.Generator().manual_seed(sample.seed)
+    assert torch.equal(path[0], torch.randn(path[0].shape, generator=generator))
+    for place in range(3):
+        with torch.no_grad():
+            said = parts.predict(path[place][None], chain.timesteps[place : place + 1], texts)
+        x0 = path[place] - chain.level.s[place] * said[0]
+        noise = torch.randn(path[0].shape, generator=generator)
+        then = chain.following.a[place] * x0 + chain.following.s[place] * noise
+        torch.testing.assert_close(path[place + 1], then, atol=1e-4, rtol=1e-4)
+
+
+def test_a_reward_rises(folder):
+    """RAFT in the toy sense: what a reward prefers of the model's own drawings, it draws more of."""
+    parts = opened(folder)
+    sampler = drawing(steps=2, guidance=1.0, batch_size=8).build(parts)
+    prompt = [Prompt("p", "cat", "cat", "cat")]
+    tuning = {"adapter": "full", "learning_rate": 2e-3, "steps": 10, "batch_size": 4, "exposures": None}
+    tuner = DiffusionFineTunerConfig(**tuning).build(parts, total_rounds=2, guidance=1.0, seed=0)
+    means = []
+    for round_ in range(3):
+        samples = {it.key: it for it in sampler.sample(prompt, per_prompt=8, seed=0, round=0, done=set())}
+        reward = torch.stack([sample.aux["latent"][0].mean() for sample in samples.values()])
+        means.append(float(reward.mean()))
+        best = [key for key, value in zip(samples, reward, strict=True) if value > reward.median()]
+        if round_ < 2:
+            selection = Selection("weighted", tuple(Item((key,)) for key in best))
+            tuner.fit(selection, samples, seed=round_, report=silent)
+    assert means[2] > means[0]  # of the same noise
+
+
+def test_what_a_flow_does_not_have_is_told(folder):
+    parts = opened(folder)
+    with pytest.raises(
+        UserError, match=r"scheduler: .* does not draw with ddim; it draws with euler, euler_a, dpm\+\+"
+    ):
+        drawing(scheduler="ddim").build(parts)
+    with pytest.raises(UserError, match=r"sampler.spacing: .* is a flow, whose steps are its own"):
+        drawing(spacing="trailing").build(parts)
+    for changes in ({"prediction_type": "epsilon"}, {"zero_terminal_snr": True}):
+        with pytest.raises(UserError, match=rf"model.{next(iter(changes))}: .* is a flow, which has no such choice"):
+            opened(folder, **changes)
+    with pytest.raises(UserError, match="model.attention: xformers"):
+        opened(folder, attention="xformers")
