@@ -164,6 +164,7 @@ def write(
     *,
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
+    round: int | None = None,
 ) -> Path:
     """The answers of both sides as JSON lines beside figures and page; as ``reports.comparison.write_comparison``."""
     pairs = _pairs(compared)
@@ -196,6 +197,7 @@ def write(
         pairs=[pair for pair in first if pair.caption in shown],
         trained_on=trained_on,
         training=training,
+        round=round,
     )
 
 

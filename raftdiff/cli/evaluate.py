@@ -66,10 +66,11 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.steps is not None and isinstance(recipe, Recipe):
         evaluation = check(EvaluationConfig, {**plain(recipe.evaluation), "steps": args.steps}, "on the command line")
         recipe = recipe.model_copy(update={"evaluation": evaluation})
-    chosen_round(run, args.round)
+    chosen = chosen_round(run, args.round)
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
-    report = measure(run, assembly, prompts=args.prompts, samples=args.samples, name=args.name, guidance=guidance)
+    how: dict[str, Any] = {"prompts": args.prompts, "samples": args.samples, "name": args.name, "guidance": guidance}
+    report = measure(run, assembly, round=chosen, **how)
     result = report.with_name("eval.json")
     if args.json:
         print(result.read_text(encoding="utf-8"), end="")
@@ -87,11 +88,13 @@ def measure(
     name: str | None = None,
     guidance: Sequence[float] = (),
     training: Mapping[str, Any] | None = None,
+    round: int | None = None,
 ) -> Path:
     """Compare the base with the policy as it stands, and write it all down; returns the page's path.
 
     ``guidance`` names strengths at which both sides are drawn, each to be compared at its best.
     ``training`` is what an earlier call found on the training prompts; the page then speaks of both.
+    ``round`` is the one whose weights the policy has, as ``records.run.finished`` by default.
     """
     evaluation = assembly.recipe.evaluation
     asked = _asked(assembly, prompts)
@@ -104,13 +107,13 @@ def measure(
     try:
         if isinstance(assembly, TextAssembly):
             answers = compare_texts(assembly, asked, per_prompt=count, seed=evaluation.seed, report=report)
-            return write_texts(folder, run, assembly, answers, trained_on=trained_on, training=training)
+            return write_texts(folder, run, assembly, answers, trained_on=trained_on, training=training, round=round)
         where = "evaluation.prompts" if evaluation.prompts.captions else "prompts"
         what = "prompts" if prompts == "training" else prompts or where
         tell_once(run, [*assembly.notes(what, asked), *assembly.unjudged(what, asked)])
         how: dict[str, Any] = {"per_prompt": count, "seed": evaluation.seed, "report": report}
         pictures = compare_over(assembly, asked, guidance, **how) if guidance else compare(assembly, asked, **how)
-        return write(folder, run, assembly, pictures, trained_on=trained_on, training=training)
+        return write(folder, run, assembly, pictures, trained_on=trained_on, training=training, round=round)
     finally:
         bars.close()
 

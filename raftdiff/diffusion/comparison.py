@@ -219,6 +219,7 @@ def write(
     *,
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
+    round: int | None = None,
 ) -> Path:
     """The pictures of both sides beside figures and page; as ``reports.comparison.write_comparison``."""
 
@@ -239,6 +240,7 @@ def write(
         pairs=_pairs(assembly, compared),
         trained_on=trained_on,
         training=training,
+        round=round,
     )
 
 

@@ -83,6 +83,8 @@ def write_report(
     recipe: str,
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
+    at: int | None = None,
+    gone_back: str | None = None,
 ) -> Path:
     """Write the page to ``path`` and return it; folders are made, an older page is replaced.
 
@@ -91,6 +93,7 @@ def write_report(
     - `selected`: candidates of some or all rounds, selected and rejected ones; a few prompts a round are plenty.
     - `recipe`: the resolved recipe, as text; `trained_on`: whether the evaluation is of the training prompts.
     - `training`: another evaluation, of the training prompts, whose headline stands first.
+    - `at`: the round whose model was looked at, the last by default; `gone_back`: what the guard went back to.
 
     Raises:
         UserError: the file cannot be written.
@@ -109,7 +112,9 @@ def write_report(
         span=_span,
         cards=_cards(pairs),
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
-        warnings=warnings(rounds),
+        warnings=warnings(rounds if at is None else rounds[: at + 1]),
+        at=None if at is None or at == len(rounds) - 1 else at,
+        gone_back=gone_back,
         curve=Markup(curve_svg(rounds)),
         goodhart=Markup(goodhart(rounds)),
         signs=signs(rounds),

@@ -7,7 +7,8 @@ from typing import Any
 
 from raftdiff.measures.evaluation import finite, to_json
 from raftdiff.records.disk import together, write_text
-from raftdiff.records.run import Run
+from raftdiff.records.run import Run, finished
+from raftdiff.records.watching import went_back
 from raftdiff.reports.before_after import BeforeAfter, write_report
 from raftdiff.reports.candidates import candidates
 
@@ -22,11 +23,13 @@ def write_comparison(
     pairs: Sequence[BeforeAfter],
     trained_on: bool = False,
     training: Mapping[str, Any] | None = None,
+    round: int | None = None,
 ) -> Path:
     """eval.json, what ``media`` writes of both sides, and report.html into ``folder``; returns the page's path.
 
     ``name`` is the recipe's, and ``pairs`` are what the page shows. ``trained_on`` says that the prompts are those of
     the training, so that the page does not call them held out; ``training`` is the evaluation of those beside this one.
+    ``round`` is the one whose model was looked at, by default as ``records.run.finished``.
 
     A drift that is no number is written as null, with a warning: what was drawn is worth keeping without it.
 
@@ -35,7 +38,8 @@ def write_comparison(
         OSError: the disk refuses; what lay in ``folder`` stays as it was then.
     """
     drift: Mapping[str, float | None] = evaluation["drift"]
-    evaluation = {**evaluation, "drift": finite(drift)}
+    at = finished(run, round).index
+    evaluation = {"round": at, **evaluation, "drift": finite(drift)}
     for figure, value in drift.items():
         if value is not None and evaluation["drift"][figure] is None:
             warnings.warn(
@@ -55,6 +59,8 @@ def write_comparison(
             selected=candidates(run),
             trained_on=trained_on,
             training=training,
+            at=at,
+            gone_back=went_back(run),
             recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
         )
     return folder / page.name

@@ -142,7 +142,8 @@ def over(groups: Mapping[str, Sequence[tuple[float, float]]], *, x: str, y: str)
 
 
 def path(points: Sequence[tuple[str, float, float]], *, x: str, y: str) -> str:
-    """A line through (name, x, y) in their order, each point with its name. Empty for fewer than two points."""
+    """A line through (name, x, y) in their order, each point with its name; a round's is its number. Empty for fewer
+    than two points."""
     known = [point for point in points if math.isfinite(point[1]) and math.isfinite(point[2])]
     if len(known) < 2:
         return ""
@@ -154,11 +155,16 @@ def path(points: Sequence[tuple[str, float, float]], *, x: str, y: str) -> str:
     body = [_grid(frame, ticks, decimals), _side(y), _across(frame, x)]
     body.append('<path class="line a" d="M' + "L".join(f"{a:.1f} {b:.1f}" for a, b in places) + '"/>')
     for (a, b), (name, at, height) in zip(places, known, strict=True):
-        told = f"<title>{escape(name)}: {height:.3g} at {at:.3g}</title>"
+        told = f"<title>{escape(_called(name))}: {height:.3g} at {at:.3g}</title>"
         body.append(f'<circle class="a" cx="{a:.1f}" cy="{b:.1f}" r="4">{told}</circle>')
-        body.append(_text(a, b - 8, name, "middle", "small"))
-    told = "; ".join(f"{name}: {height:.3g} at {at:.3g}" for name, at, height in known)
+        body.append(_text(a, b - 8 if b > TOP + 12 else b + 17, name, "middle", "small"))  # not over the axis's name
+    told = "; ".join(f"{_called(name)}: {height:.3g} at {at:.3g}" for name, at, height in known)
     return _svg(f"{y} against {x}. {told}.", body)
+
+
+def _called(name: str) -> str:
+    """A point's name to be read aloud; a number alone is a round's."""
+    return f"round {name}" if name.isdecimal() else name
 
 
 def courses(groups: Mapping[str, Course], levels: Mapping[str, float], *, x: str, y: str) -> str:

@@ -3,10 +3,13 @@
 import math
 from collections.abc import Mapping
 
+ASPECTS = {"exact": "everything", "ground": "background"}
+"""What tables call an aspect of the judge's, where that is another word."""
+
 
 def said(scores: Mapping[str, float | bool]) -> str:
-    """Scores in words, for alternative texts: ``clip 72.1, exact right``."""
-    return ", ".join(f"{name} {figure(value)}" for name, value in scores.items())
+    """Scores in words, for alternative texts: ``clip 72.1, everything right``."""
+    return ", ".join(f"{ASPECTS.get(name, name)} {figure(value)}" for name, value in scores.items())
 
 
 def figure(value: float | bool | None) -> str:

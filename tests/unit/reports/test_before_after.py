@@ -159,8 +159,8 @@ def test_page_needs_nothing_from_outside(write):
 def test_every_picture_says_what_it_is(write):
     alts = [attrs["alt"] for tag, attrs in read(write()).tags if tag == "img"]
     assert len(alts) == 2 * 3 + 2 * 3
-    assert alts[0] == "a cat, before: clip 24.0, exact wrong"
-    assert "a cat, after: clip 25.0, exact right" in alts
+    assert alts[0] == "a cat, before: clip 24.0, everything wrong"
+    assert "a cat, after: clip 25.0, everything right" in alts
     assert "a dog, selected: clip 1.00" in alts
     assert "a dog, rejected: clip 0.00" in alts
 
@@ -338,6 +338,17 @@ def test_the_page_says_who_decided_and_what_the_guard_looks_at(tmp_path):
     bare = written(tmp_path, ROUNDS)
     assert "Who decided" not in bare
     assert "What the guard looks at" not in bare
+
+
+def test_the_page_of_an_earlier_round_says_so_and_warns_of_none_that_came_after(write):
+    collapsed = {**ROUNDS[1], "discard_rate": 0.9, "candidates": 10}
+    page = write(rounds=[ROUNDS[0], collapsed]).read_text()
+    assert "discard 90% of the candidates" in page
+    assert "after is the model of round" not in page
+    page = write(rounds=[ROUNDS[0], collapsed], at=0, gone_back="Back to <b> it went.").read_text()
+    assert "discard 90%" not in page
+    assert "2 rounds of RAFT; after is the model of round 0." in page
+    assert '<p class="remarks">Back to &lt;b&gt; it went.</p>' in page
 
 
 def written(folder, rounds):

@@ -18,7 +18,8 @@ def write(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     monkeypatch.setattr(comparison, "candidates", lambda run: [])
     monkeypatch.setattr(comparison, "write_report", lambda path, **_: write_text(path, "") or path)
     (tmp_path / "recipe.yaml").write_text("name: toy\n")
-    run: Any = SimpleNamespace(path=tmp_path, metrics=lambda: [])
+    run: Any = SimpleNamespace(path=tmp_path, metrics=lambda: [{}], rollbacks=dict, rounds_done=lambda: 1)
+    run.origin, run.round = lambda after: after - 1, lambda index: SimpleNamespace(index=index)
 
     def written(**figures: Any) -> Path:
         def media(aside: Path) -> None:
@@ -38,6 +39,7 @@ def test_a_drift_beyond_all_bounds_is_null_and_told(write: Any, value: float) ->
         folder = write(drift={"kl": value, "picture": None, "prediction": 0.5})
     told = json.loads((folder / "eval.json").read_text())
     assert told["drift"] == {"kl": None, "picture": None, "prediction": 0.5}
+    assert told["round"] == 0
     assert (folder / "answers.jsonl").is_file()
 
 

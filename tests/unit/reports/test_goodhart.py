@@ -1,5 +1,6 @@
 """The curve of the trained reward against what looks on."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,18 @@ def looked(place: int, trained: float, other: float, weight: float = 0.0) -> dic
 def test_both_axes_are_in_units_of_the_bases_spread_where_a_reward_looks_on() -> None:
     points = _watched([looked(0, 1.0, 0.5), looked(1, 2.0, -1.0)])
     assert [(name, x, pytest.approx(y)) for name, x, y in points] == [("base", 0, 0), ("0", 1.0, 0.5), ("1", 2.0, -1.0)]
-    assert "1: -1 at 2" in goodhart([looked(0, 1.0, 0.5), looked(1, 2.0, -1.0)])
+    plot = goodhart([looked(0, 1.0, 0.5), looked(1, 2.0, -1.0)])
+    assert "base: 0 at 0; round 0: 0.5 at 1; round 1: -1 at 2." in plot
+
+
+def test_the_bases_name_does_not_stand_over_that_of_the_axis() -> None:
+    """Where every round is worse, as under a hacked reward, the base is at the top."""
+    plot = goodhart([looked(0, 1.0, -0.5), looked(1, 2.0, -1.0)])
+    heights = [
+        float(y) for y in re.findall(r'<text[^>]* y="([\d.]+)"[^>]*>(?:base|rewards that only look on[^<]*)<', plot)
+    ]
+    assert len(heights) == 2
+    assert max(heights) - min(heights) > 13, "a line of text apart"
 
 
 def test_without_one_the_held_out_reward_stands_against_the_training_prompts_of_the_same_model() -> None:
