@@ -308,7 +308,7 @@ def _grid(frame: Frame, ticks: Sequence[float], decimals: int, unit: str = "", r
     for tick in ticks:
         _, y = frame.at(frame.x[0], tick)
         drawn += f'<line class="grid" x1="{LEFT:g}" x2="{right:g}" y1="{y:.1f}" y2="{y:.1f}"/>'
-        drawn += _text(LEFT - 7, y + 4.5, f"{tick:.{decimals}f}{unit}", "end")
+        drawn += _text(LEFT - 7, y + 4.5, f"{tick:.{decimals}f}{unit}".replace("-", "−"), "end")
     return drawn
 
 
