@@ -219,8 +219,27 @@ class Family(Protocol):
         """What the network is told of captions, on the text encoders' device and in their dtype."""
         ...
 
-    def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
-        """The network's prediction; ``pixels`` are height and width of the pictures."""
+    def embedded_guidance(self, modules: Modules) -> float | None:
+        """The guidance number that the network is told, as one distilled from guided predictions is, where a recipe
+        names no other; None where it is told none."""
+        ...
+
+    def ask(
+        self,
+        network: Any,
+        xt: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        pixels: tuple[int, int],
+        guidance: float | None,
+    ) -> Tensor:
+        """The network's prediction.
+
+        Args:
+            pixels: height and width of the pictures.
+            guidance: the number that it is told, None for a network that is told none.
+        """
         ...
 
     def size(self, modules: Modules) -> tuple[int, int] | None:

@@ -119,8 +119,21 @@ class StableDiffusion:
         masked = read.attention_mask if getattr(encoder.config, "use_attention_mask", False) else None
         return Texts(encoder(read.input_ids, attention_mask=masked)[0])
 
-    def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
-        del pixels
+    def embedded_guidance(self, modules: Modules) -> float | None:
+        del modules
+        return None
+
+    def ask(
+        self,
+        network: Any,
+        xt: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        pixels: tuple[int, int],
+        guidance: float | None,
+    ) -> Tensor:
+        del pixels, guidance
         found: Tensor = network(xt, timesteps, encoder_hidden_states=texts.tokens, return_dict=False)[0]
         return found
 

@@ -155,8 +155,21 @@ class StableDiffusion3:
         pooled = torch.cat([one.text_embeds for one in said], dim=-1)
         return Texts(torch.cat([pad(clip, (0, width - clip.shape[-1])), third], dim=1), pooled)
 
-    def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
-        del pixels
+    def embedded_guidance(self, modules: Modules) -> float | None:
+        del modules
+        return None
+
+    def ask(
+        self,
+        network: Any,
+        xt: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        pixels: tuple[int, int],
+        guidance: float | None,
+    ) -> Tensor:
+        del pixels, guidance
         found: Tensor = network(
             xt,
             encoder_hidden_states=texts.tokens,

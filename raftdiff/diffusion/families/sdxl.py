@@ -173,7 +173,21 @@ class StableDiffusionXL:
         empty = torch.tensor([not caption for caption in captions], device=found.device)
         return found.zeros().where(empty, found)
 
-    def ask(self, network: Any, xt: Tensor, timesteps: Tensor, texts: Texts, *, pixels: tuple[int, int]) -> Tensor:
+    def embedded_guidance(self, modules: Modules) -> float | None:
+        del modules
+        return None
+
+    def ask(
+        self,
+        network: Any,
+        xt: Tensor,
+        timesteps: Tensor,
+        texts: Texts,
+        *,
+        pixels: tuple[int, int],
+        guidance: float | None,
+    ) -> Tensor:
+        del guidance
         numbers = torch.tensor([*pixels, 0, 0, *pixels], dtype=texts.tokens.dtype, device=xt.device)
         beside = {"text_embeds": texts.pooled, "time_ids": numbers.expand(len(xt), NUMBERS)}
         found: Tensor = network(

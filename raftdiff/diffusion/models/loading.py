@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from pydantic import Field
 
 from raftdiff.diffusion.families.family import Checkpoint, Family
 from raftdiff.diffusion.families.texts import Texts
@@ -51,6 +52,9 @@ class ModelConfig(Config):
     """What the network predicts, where the model's own scheduler config is wrong or does not say."""
     zero_terminal_snr: bool | None = None
     """Whether the noise schedule ends in pure noise (arXiv:2305.08891); None takes the model's own."""
+    embedded_guidance: float | None = Field(default=None, ge=0)
+    """The guidance number that a network distilled from guided predictions is told, while it draws and while it learns,
+    as FLUX.1 dev is; None takes its family's usual. Not classifier-free guidance, which is sampler.guidance."""
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
@@ -89,6 +93,8 @@ class Parts:
     """Text -> embeddings, cached. Cleared by whoever changes the text encoder."""
     network: Callable[..., Any]
     """The denoiser to call: itself, or its compiled form, which shares the weights."""
+    embedded_guidance: float | None
+    """The guidance number that it is told; None where it is told none."""
 
     @property
     def denoiser(self) -> Any:
@@ -126,7 +132,7 @@ class Parts:
     def ask(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts) -> torch.Tensor:
         """What ``network``, the denoiser or a compiled form of it, predicts, in the dtype that it is given."""
         height, width = (side * self.vae_factor for side in xt.shape[-2:])
-        return self.family.ask(network, xt, timesteps, texts, pixels=(height, width))
+        return self.family.ask(network, xt, timesteps, texts, pixels=(height, width), guidance=self.embedded_guidance)
 
     def predict(
         self, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts, dtype: torch.dtype | None = None
@@ -204,6 +210,7 @@ def assemble(
         name=config.base,
         prompts=PromptEncoder(family, modules),
         network=torch.compile(denoiser) if config.compile else denoiser,
+        embedded_guidance=_embedded_guidance(family, modules, config),
     )
 
 
@@ -262,6 +269,21 @@ def _scheduler(family: Family, scheduler: Any, config: ModelConfig) -> Any:
             "model.prediction_type: v_prediction."
         )
     return scheduler
+
+
+def _embedded_guidance(family: Family, modules: Mapping[str, Any], config: ModelConfig) -> float | None:
+    """The guidance number that the network is told: the recipe's, or the family's.
+
+    Raises:
+        UserError: the recipe names one for a network that is told none.
+    """
+    usual = family.embedded_guidance(modules)
+    if usual is None and config.embedded_guidance is not None:
+        raise UserError(
+            f"model.embedded_guidance: the network of {config.base} is told no guidance; sampler.guidance is for the "
+            "classifier-free one. Leave it out."
+        )
+    return usual if config.embedded_guidance is None else config.embedded_guidance
 
 
 def _set_attention(denoiser: Any, attention: str, family: Family) -> None:

@@ -1,6 +1,6 @@
 """What models of rectified flow share: their process, their solvers, and where their steps lie."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -49,13 +49,26 @@ def process(scheduler: Any, name: str) -> processes.Process:
     return processes.flow(shift, config.num_train_timesteps)
 
 
-def set_steps(solver: Any, steps: int, tokens: int, device: torch.device) -> None:
-    """Place a solver's steps, shifted by the size of the picture, of so many tokens, where the model is dynamic."""
+def even(steps: int) -> list[float]:
+    """Levels from 1 to 1/steps, as far from each other as the last is from 0."""
+    return [1.0 - step / steps for step in range(steps)]
+
+
+def set_steps(
+    solver: Any, steps: int, tokens: int, device: torch.device, sigmas: Sequence[float] | None = None
+) -> None:
+    """Place a solver's steps, shifted by the size of the picture, of so many tokens, where the model is dynamic.
+
+    Args:
+        sigmas: where Euler's lie before they are shifted, the scheduler's own by default; other solvers place theirs
+            themselves, as in diffusers' pipelines.
+    """
     config = solver.config
+    given = {} if sigmas is None or config.get("use_flow_sigmas") else {"sigmas": list(sigmas)}
     if not config.get("use_dynamic_shifting"):
-        solver.set_timesteps(steps, device=device)
+        solver.set_timesteps(steps, device=device, **given)
         return
     low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     mu = least + (most - least) * (tokens - low) / (high - low)
-    solver.set_timesteps(steps, device=device, mu=mu)
+    solver.set_timesteps(steps, device=device, mu=mu, **given)

@@ -306,6 +306,13 @@ def test_zero_snr_with_epsilon_is_refused(models):
         load(base(models["sd15"], zero_terminal_snr=True))
 
 
+@pytest.mark.parametrize("kind", ["sd15", "sdxl", "sd3"])
+def test_a_network_that_is_told_no_guidance_says_so(models, kind):
+    assert load(base(models[kind])).embedded_guidance is None
+    with pytest.raises(UserError, match="model.embedded_guidance: the network of .* is told no guidance; sampler.gui"):
+        load(base(models[kind], embedded_guidance=3.5))
+
+
 def test_misspelt_keys_get_a_hint():
     with pytest.raises(UserError, match="Did you mean 'dtype'"):
         check(ModelConfig, {"base": "x", "dtyp": "float32"})
