@@ -10,10 +10,11 @@ from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
-from raftdiff.diffusion.families.tiny import sd3, unets
+from raftdiff.diffusion.families.tiny import sd3, unets, zimage
+from raftdiff.diffusion.families.zimage import ZImage
 from raftdiff.diffusion.models.quiet import quietly
 
-Kind = Literal["sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5"]
+Kind = Literal["sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5", "zimage"]
 KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sd15": (StableDiffusion(), unets.sd15),
     "sd21": (StableDiffusion(), unets.sd21),
@@ -21,6 +22,7 @@ KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sdxl": (StableDiffusionXL(), unets.sdxl),
     "sd3": (StableDiffusion3(), sd3.whole),
     "sd3_no_t5": (StableDiffusion3(t5=False), sd3.without_t5),
+    "zimage": (ZImage(), zimage.whole),
 }
 """Each with its family and its networks, tokenizers and scheduler."""
 

@@ -11,5 +11,5 @@ def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
     return {
         kind: tiny.write_folder(root / kind, kind)
-        for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5")
+        for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5", "zimage")
     }

@@ -50,7 +50,17 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
     assert set(recipes()) == {path.stem for path in CONFIGS.glob("**/*.yaml")}
-    pictures = {"demo", "scene_align", "scene_small", "sd15_256", "sd15_align", "sdxl_align", "sdxl_768", "sd35_medium"}
+    pictures = {
+        "demo",
+        "scene_align",
+        "scene_small",
+        "sd15_256",
+        "sd15_align",
+        "sdxl_align",
+        "sdxl_768",
+        "sd35_medium",
+        "zimage",
+    }
     assert pictures | {"raft", "rrhf", "dpo", "rm_reviews"} <= set(recipes())
 
 

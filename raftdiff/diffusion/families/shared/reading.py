@@ -27,6 +27,18 @@ def tokens_in(tokenizer: Any, caption: str) -> int:
     return len(tokenizer(caption, verbose=False).input_ids)
 
 
+def user_turn(tokenizer: Any, caption: str, *, thinking: bool) -> str:
+    """A caption as a user's turn in a language model's own frame, behind which an answer would begin.
+
+    Args:
+        thinking: whether with thoughts, as Qwen3's frame can say.
+    """
+    told: str = tokenizer.apply_chat_template(
+        [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
+    )
+    return told
+
+
 def folder_only(told: str, path: Path | None = None) -> NoReturn:
     """
     Raises:
