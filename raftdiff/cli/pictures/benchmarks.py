@@ -345,9 +345,10 @@ def _discards(scored: Scored, side: str) -> list[str]:
 
 def _odd(scored: Scored) -> list[str]:
     """That pictures are of another size than most."""
-    (usual, count), *others = Counter(scored.sizes.values()).most_common()
-    if not others:
+    counts = Counter(scored.sizes.values())
+    if len(counts) < 2:
         return []
+    ((usual, count),) = counts.most_common(1)
     where, size = next((where, size) for where, size in scored.sizes.items() if size != usual)
     odd = len(scored.sizes) - count
     return [
