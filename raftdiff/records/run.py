@@ -29,6 +29,7 @@ from raftdiff.types import FineTuner, Selection, State
 FORMAT = 1
 NOT_IDENTITY = (
     "model.device",
+    "model.text_device",
     "logging",
     "prompts.file",
     "evaluation.prompts.file",

@@ -36,12 +36,12 @@ def find_device(name: str) -> torch.device:
     return torch.device("cuda", index)
 
 
-def device_needs(device: str, dtype: str) -> Iterator[Need]:
-    """What a recipe asks of this machine that it has not."""
+def device_needs(device: str, dtype: str, key: str = "device") -> Iterator[Need]:
+    """What a recipe asks of this machine that it has not; ``key`` of the model is where it names the device."""
     try:
         found = find_device(device)
     except UserError as error:
-        yield Need("device", str(error).removeprefix("model.device: "))
+        yield Need(key, str(error).removeprefix("model.device: "))
         return
     if dtype == "float16" and found.type == "cpu":
         yield Need("dtype", "float16 needs a GPU; use bfloat16 or float32 on the CPU.")

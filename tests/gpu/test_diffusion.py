@@ -50,6 +50,8 @@ def test_the_device_does_not_change_the_picture(folder):
     # TF32 keeps ten bits of the mantissa
     torch.testing.assert_close(latents(one), latents(other), atol=0.05, rtol=0.05)
     assert latents(other).device.type == "cpu"
+    apart = draw(load(ModelConfig(base=str(folder), device="cuda", text_device="cpu")))
+    torch.testing.assert_close(latents(one), latents(apart), atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

@@ -24,7 +24,8 @@ def attach(
         text_encoders: whether the text encoders are trained too.
 
     Raises:
-        UserError: the model is being tuned already, or none of its layers is a target.
+        UserError: the model is being tuned already, none of its layers is a target, or its text encoders cannot be
+            trained where they are.
     """
     denoiser, texts, layers = parts.denoiser, parts.text_encoders, parts.family.layers
     if lora_layers([denoiser, *texts.values()]):
@@ -34,6 +35,11 @@ def attach(
         raise UserError(
             f"finetuner.train_text_encoder: {parts.family.told} reads captions by a language model, which is not tuned "
             "here. Leave it out."
+        )
+    if any(next(module.parameters()).device != parts.device for module in trained.values()):
+        raise UserError(
+            "finetuner.train_text_encoder: what is trained lies on one device, and model.text_device names another for "
+            "the text encoder. Leave one of them out."
         )
     if adapter == "lora":
         known = {"attention": layers.attention, "all": layers.everything}

@@ -37,6 +37,9 @@ class ModelConfig(Config):
     """What the frozen weights and the sampling network are held in; trained weights are always kept in float32."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N. auto takes a GPU where there is one."""
+    text_device: str | None = None
+    """Where captions are read, if elsewhere: on the cpu, a large text encoder leaves the GPU to the rest. A caption is
+    read once."""
     attention: Literal["sdpa", "xformers", "default"] = "sdpa"
     """sdpa is PyTorch's own; xformers must be installed; default leaves what the model came with."""
     channels_last: bool = False
@@ -66,6 +69,8 @@ class ModelConfig(Config):
     def machine_needs(self) -> Iterator[Need]:
         """What it asks of hardware and packages."""
         yield from device_needs(self.device, self.dtype)
+        if self.text_device is not None:
+            yield from device_needs(self.text_device, self.dtype, "text_device")
         if self.attention == "xformers" and find_spec("xformers") is None:
             sentence = "xformers is not installed. Install it with: pip install 'raftdiff[xformers]', or use "
             yield Need("attention", f"{sentence}attention: sdpa, which needs nothing.")
@@ -189,11 +194,14 @@ def assemble(
     for name, (encoder, _) in family.tokenizers.items():
         check_tokenizer(f"{config.base}: {name}/", modules[name], table_rows(modules[encoder]))
     scheduler, denoiser = _scheduler(family, modules["scheduler"], config), modules[family.denoiser]
+    texts = device if config.text_device is None else find_device(config.text_device)
+    readers = {encoder for encoder, _ in family.tokenizers.values()}
     for name in family.components:
         module = modules[name].requires_grad_(False).eval()
         wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
         held = torch.float32 if wide else dtype
-        torch.nn.Module.to(module, device=device, dtype=held)  # past diffusers' own .to, which warns at any dtype
+        # past diffusers' own .to, which warns at any dtype
+        torch.nn.Module.to(module, device=texts if name in readers else device, dtype=held)
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
     _set_attention(denoiser, config.attention, family)
@@ -208,7 +216,7 @@ def assemble(
         dtype=dtype,
         channels_last=config.channels_last,
         name=config.base,
-        prompts=PromptEncoder(family, modules),
+        prompts=PromptEncoder(family, modules, device),
         network=torch.compile(denoiser) if config.compile else denoiser,
         embedded_guidance=_embedded_guidance(family, modules, config),
     )

@@ -21,8 +21,9 @@ class PromptEncoder:
     tokenizer and text encoder both allow (77 tokens for Stable Diffusion) are cut there, as every pipeline does.
     """
 
-    def __init__(self, family: Family, modules: Mapping[str, Any]) -> None:
-        self._family, self._modules = family, modules
+    def __init__(self, family: Family, modules: Mapping[str, Any], device: torch.device) -> None:
+        """``device``: where embeddings are wanted, wherever the text encoders are."""
+        self._family, self._modules, self._device = family, modules, device
         self._cache: dict[str, Texts] = {}
 
     @property
@@ -31,7 +32,7 @@ class PromptEncoder:
         return self._family.token_limit(self._modules)
 
     def __call__(self, texts: Sequence[str]) -> Texts:
-        """Embeddings without gradient, on the text encoders' device and in their dtype."""
+        """Embeddings without gradient, in the text encoders' dtype."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if len(self._cache) + len(missing) > CAPACITY:
             self._cache.clear()
@@ -43,7 +44,7 @@ class PromptEncoder:
 
     def encode(self, texts: Sequence[str]) -> Texts:
         """Embeddings as the text encoders give them now: not cached, and with gradient where one is being recorded."""
-        return self._family.encode(self._modules, texts)
+        return self._family.encode(self._modules, texts).to(device=self._device)
 
     def reads_whole(self, text: str) -> bool:
         """Whether all of a text is read."""

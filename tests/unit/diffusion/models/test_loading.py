@@ -10,8 +10,9 @@ from safetensors.torch import save_file
 
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.shared import ldm
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.models.loading import ModelConfig, assemble, load
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 from raftdiff.training.devices import find_device
@@ -293,6 +294,20 @@ def test_without_a_gpu(models):
         load(base(models["sd15"], device="cuda"))
     with pytest.raises(UserError, match="float16 needs a GPU"):
         load(base(models["sd15"], dtype="float16"))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has a GPU")
+def test_captions_are_read_where_the_recipe_says(models, monkeypatch):
+    with pytest.raises(UserError, match="model.text_device: 'cuda' asks for a GPU, and PyTorch sees none here"):
+        load(base(models["sd15"], text_device="cuda"))
+    # a device without memory stands for another
+    monkeypatch.setattr("raftdiff.diffusion.models.loading.find_device", lambda _: torch.device("meta"))
+    config = ModelConfig(base="it", text_device="cuda:1")
+    parts = assemble(tiny.of("sdxl"), tiny.components("sdxl"), config, torch.device("cpu"), torch.float32)
+    placed = {name: parts.modules[name].device.type for name in parts.family.components}
+    assert placed == {"unet": "cpu", "vae": "cpu", "text_encoder": "meta", "text_encoder_2": "meta"}
+    with pytest.raises(UserError, match="train_text_encoder: what is trained lies on one device, and model.text_dev"):
+        DiffusionFineTunerConfig(train_text_encoder=True).build(parts, total_rounds=1, guidance=1.0, seed=0)
 
 
 def test_xformers_missing_says_how_to_install_it(models, monkeypatch):

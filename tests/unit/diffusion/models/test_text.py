@@ -19,7 +19,7 @@ def encoder() -> PromptEncoder:
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
     }
-    return PromptEncoder(StableDiffusion(), modules)
+    return PromptEncoder(StableDiffusion(), modules, torch.device("cpu"))
 
 
 def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encoder: PromptEncoder) -> None:
@@ -30,6 +30,11 @@ def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encode
     assert rest.split() == text.split()[26:]  # of 28 tokens two are begin and end
     assert torch.equal(encoder.encode([read]).tokens, encoder.encode([text]).tokens)
     assert not torch.equal(encoder.encode([" ".join(read.split()[:-1])]).tokens, encoder.encode([text]).tokens)
+
+
+def test_embeddings_come_to_where_they_are_wanted(encoder: PromptEncoder) -> None:
+    there = PromptEncoder(StableDiffusion(), encoder._modules, torch.device("meta"))
+    assert there([CAPTION]).device.type == there.encode([CAPTION]).device.type == "meta"
 
 
 @pytest.mark.parametrize(("words", "fits"), [(0, True), (26, True), (27, False), (500, False)])
