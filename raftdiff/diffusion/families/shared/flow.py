@@ -9,43 +9,45 @@ from raftdiff.diffusion import process as processes
 from raftdiff.diffusion.families.family import Solver
 from raftdiff.errors import UserError
 
+EULER = "FlowMatchEulerDiscreteScheduler"
 PATHS = ("euler", "euler_a")
 """Solvers whose states are pictures under noise of a known level."""
 
 
 def solvers(scheduler: Any) -> Mapping[str, Solver]:
     """``euler_a`` is Euler's step to the picture foretold, and back to the next level with new noise: the flow's own
-    kind of ancestral step, as distilled models draw. The others work on the same levels by diffusers' flow sigmas."""
+    kind of ancestral step, as distilled models draw. The others work on the same levels by diffusers' flow sigmas.
+    Schedulers call the shift by two names, and each is told it by its own."""
     config = scheduler.config
     multistep = {
         "prediction_type": "flow_prediction",
         "use_flow_sigmas": True,
-        "flow_shift": config.get("flow_shift", config.get("shift", 1.0)),
+        "flow_shift": _shift(config),
         "use_dynamic_shifting": config.get("use_dynamic_shifting", False),
         "time_shift_type": config.get("time_shift_type", "exponential"),
     }
     return {
-        "euler": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": False}),
-        "euler_a": Solver("FlowMatchEulerDiscreteScheduler", {"stochastic_sampling": True}),
+        "euler": Solver(EULER, {"shift": _shift(config), "stochastic_sampling": False}),
+        "euler_a": Solver(EULER, {"shift": _shift(config), "stochastic_sampling": True}),
         "dpm++": Solver("DPMSolverMultistepScheduler", multistep),
         "unipc": Solver("UniPCMultistepScheduler", multistep),
     }
 
 
 def process(scheduler: Any, name: str) -> processes.Process:
-    """The levels of a ``FlowMatchEulerDiscreteScheduler``. Where its shift follows the picture's size, training takes
-    none, as in diffusers' scripts.
+    """The levels of a ``FlowMatchEulerDiscreteScheduler``, or of a multistep solver that works on flow sigmas. Where
+    its shift follows the picture's size, training takes none, as in diffusers' scripts.
 
     Raises:
         UserError: it is of another kind.
     """
-    config = scheduler.config
-    if type(scheduler).__name__ != "FlowMatchEulerDiscreteScheduler":
+    config, kind = scheduler.config, type(scheduler).__name__
+    if kind != EULER and not (config.get("use_flow_sigmas") and config.get("prediction_type") == "flow_prediction"):
         raise UserError(
-            f"{name}: a {type(scheduler).__name__} is not for a model of rectified flow; use the one that the model "
-            "was trained with, a FlowMatchEulerDiscreteScheduler."
+            f"{name}: a {kind} is not for a model of rectified flow; use the one that the model was trained with, "
+            f"such as a {EULER}, or a DPMSolverMultistepScheduler with use_flow_sigmas and flow_prediction."
         )
-    shift = 1.0 if config.use_dynamic_shifting else config.shift
+    shift = 1.0 if config.get("use_dynamic_shifting") else _shift(config)
     return processes.flow(shift, config.num_train_timesteps)
 
 
@@ -72,3 +74,7 @@ def set_steps(
     least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
     mu = least + (most - least) * (tokens - low) / (high - low)
     solver.set_timesteps(steps, device=device, mu=mu, **given)
+
+
+def _shift(config: Any) -> float:
+    return float(config.get("flow_shift", config.get("shift", 1.0)))

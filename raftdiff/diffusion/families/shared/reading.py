@@ -12,7 +12,12 @@ from raftdiff.training.tokenizers import longest
 def tokenised(modules: Modules, tokenizer: str, encoder: str, captions: Sequence[str], limit: int | None) -> Any:
     """What a tokenizer makes of captions, each filled or cut to ``limit``, on the text encoder's device."""
     read = modules[tokenizer](
-        list(captions), padding="max_length", max_length=limit, truncation=True, return_tensors="pt"
+        list(captions),
+        padding="max_length",
+        padding_side="right",
+        max_length=limit,
+        truncation=True,
+        return_tensors="pt",
     )
     return read.to(next(modules[encoder].parameters()).device)
 
