@@ -80,7 +80,7 @@ def read_single_file(
 
 
 def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:
-    """The AutoencoderKL that ``model.vae`` names: its folder, that of a whole model, a single file, or a hub id.
+    """The VAE that ``model.vae`` names: its folder, that of a whole model, a hub id, or, of an AutoencoderKL, one file.
 
     Args:
         layout: of the model that it is to serve, whose VAE says how large one in a single file is.
@@ -91,6 +91,8 @@ def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:
 
     path, what = Path(name).expanduser(), f"model.vae: {name}"
     if path.is_file():
+        if (expected := layout.family.components["vae"].kind) != "AutoencoderKL":
+            raise UserError(f"{what}: an {expected} is read from its folder, not from one file; name the folder.")
         weights = _tensors(path)
         if not any("decoder." in key for key in weights):
             raise UserError(f"{what} holds no VAE: no weight of it belongs to a decoder.")

@@ -1,15 +1,23 @@
-"""Tiny random models in the formats of the families, written once for all tests of this folder."""
+"""Tiny random models in the formats of the families, each written once for all tests of this folder."""
+
+from pathlib import Path
 
 import pytest
 
 from raftdiff.diffusion.models import tiny
 
 
+class Folders:
+    """{kind: folder} of every kind, written when it is first asked for; not to be written to."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __getitem__(self, kind: tiny.Kind) -> Path:
+        folder = self._root / kind
+        return folder if folder.exists() else tiny.write_folder(folder, kind)
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory):
-    """{kind: folder}; not to be written to."""
-    root = tmp_path_factory.mktemp("models")
-    return {
-        kind: tiny.write_folder(root / kind, kind)
-        for kind in ("sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5", "zimage")
-    }
+    return Folders(tmp_path_factory.mktemp("models"))
