@@ -33,6 +33,7 @@ RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sdxl_768": ("sdxl", ""),
     "sd35_medium": ("sd3", "kohya"),
     "zimage": ("zimage", "kohya"),
+    "sana_1024": ("sana", ""),
 }
 """Each with a model, and what it is exported as; of a family's second recipe the training alone is run."""
 

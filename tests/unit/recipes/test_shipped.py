@@ -60,6 +60,7 @@ def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
         "sdxl_768",
         "sd35_medium",
         "zimage",
+        "sana_1024",
     }
     assert pictures | {"raft", "rrhf", "dpo", "rm_reviews"} <= set(recipes())
 
