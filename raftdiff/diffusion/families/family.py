@@ -146,7 +146,8 @@ class Family(Protocol):
 
     @property
     def vae_config(self) -> Mapping[str, Any]:
-        """Of its published VAE, for one that comes without a config."""
+        """Of its published AutoencoderKL, for one that comes without a config; empty for a VAE of another class, which
+        is read from its folder alone."""
         ...
 
     def stated(self, index: Mapping[str, Any]) -> "Family":
@@ -216,7 +217,8 @@ class Family(Protocol):
         ...
 
     def encode(self, modules: Modules, captions: Sequence[str]) -> Texts:
-        """What the network is told of captions, on the text encoders' device and in their dtype."""
+        """What the network is told of captions, negative ones among them, on the text encoders' device and in their
+        dtype, with gradient."""
         ...
 
     def embedded_guidance(self, modules: Modules) -> float | None:
@@ -234,9 +236,13 @@ class Family(Protocol):
         pixels: tuple[int, int],
         guidance: float | None,
     ) -> Tensor:
-        """The network's prediction.
+        """The network's prediction, of any dtype.
 
         Args:
+            network: the denoiser or a compiled form of it.
+            xt: (batch, channels, rows, columns), in the network's dtype, as are the texts.
+            timesteps: one for all, without axes, or one a row; on the scale of the process, integers from some solvers.
+            texts: a row for each of ``xt``.
             pixels: height and width of the pictures.
             guidance: the number that it is told, None for a network that is told none.
         """
