@@ -34,8 +34,9 @@ RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sd35_medium": ("sd3", "kohya"),
     "zimage": ("zimage", "kohya"),
     "sana_1024": ("sana", ""),
+    "flux_dev": ("flux_dev", ""),
 }
-"""Each with a model, and what it is exported as; of a family's second recipe the training alone is run."""
+"""Each with a model, and what it is exported as; of some the training alone is run."""
 
 
 @pytest.mark.parametrize("recipe", RECIPES)

@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from raftdiff.diffusion.families.family import Family
+from raftdiff.diffusion.families.flux import Flux
 from raftdiff.diffusion.families.sana import Sana
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.families.zimage import ZImage
 
-FAMILIES: tuple[Family, ...] = (StableDiffusion(), StableDiffusionXL(), StableDiffusion3(), ZImage(), Sana())
+FAMILIES: tuple[Family, ...] = (
+    StableDiffusion(),
+    StableDiffusionXL(),
+    StableDiffusion3(),
+    ZImage(),
+    Sana(),
+    Flux(),
+)
 TUNABLE = f"raftdiff tunes {', '.join(family.told for family in FAMILIES)}, and others in their format"
 """What ends sentences about other models."""
 

@@ -7,15 +7,27 @@ from typing import Any, Literal
 import torch
 
 from raftdiff.diffusion.families.family import Family
+from raftdiff.diffusion.families.flux import Flux
 from raftdiff.diffusion.families.sana import Sana
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
-from raftdiff.diffusion.families.tiny import sana, sd3, unets, zimage
+from raftdiff.diffusion.families.tiny import flux, sana, sd3, unets, zimage
 from raftdiff.diffusion.families.zimage import ZImage
 from raftdiff.diffusion.models.quiet import quietly
 
-Kind = Literal["sd15", "sd21", "sd21_zero_snr", "sdxl", "sd3", "sd3_no_t5", "zimage", "sana"]
+Kind = Literal[
+    "sd15",
+    "sd21",
+    "sd21_zero_snr",
+    "sdxl",
+    "sd3",
+    "sd3_no_t5",
+    "zimage",
+    "sana",
+    "flux_dev",
+    "flux_schnell",
+]
 KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sd15": (StableDiffusion(), unets.sd15),
     "sd21": (StableDiffusion(), unets.sd21),
@@ -25,6 +37,8 @@ KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sd3_no_t5": (StableDiffusion3(t5=False), sd3.without_t5),
     "zimage": (ZImage(), zimage.whole),
     "sana": (Sana(), sana.whole),
+    "flux_dev": (Flux(), flux.dev),
+    "flux_schnell": (Flux(), flux.schnell),
 }
 """Each with its family and its networks, tokenizers and scheduler."""
 

@@ -61,6 +61,7 @@ def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
         "sd35_medium",
         "zimage",
         "sana_1024",
+        "flux_dev",
     }
     assert pictures | {"raft", "rrhf", "dpo", "rm_reviews"} <= set(recipes())
 

@@ -21,12 +21,14 @@ def t5_encoder(width: int) -> Any:
     return transformers.T5EncoderModel(config)
 
 
-def t5_tokenizer() -> Any:
-    """A unigram model of letters, each of one weight."""
+def t5_tokenizer(limit: int | None = None) -> Any:
+    """A unigram model of letters, each of one weight, that reads ``limit`` tokens."""
     import transformers
 
     letters = ["<pad>", "</s>", "<unk>", "▁", *(chr(code) for code in range(33, 127))]
     filling = [f"▁{letter}" for letter in letters[4:]] + [f"<{place}>" for place in range(68)]
     return transformers.T5TokenizerFast(
-        vocab=[(piece, 0.0 if place < 3 else -1.0) for place, piece in enumerate([*letters, *filling])], extra_ids=0
+        vocab=[(piece, 0.0 if place < 3 else -1.0) for place, piece in enumerate([*letters, *filling])],
+        extra_ids=0,
+        **({} if limit is None else {"model_max_length": limit}),
     )

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from raftdiff.diffusion.export import export
+from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models.loading import ModelConfig, load
@@ -20,16 +21,35 @@ from raftdiff.types import Item, Prompt, Selection, silent
 # diffusers asks numpy for an array in a way that numpy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
 
-KINDS = ["sd3", "sd3_no_t5", "zimage", "sana"]
+KINDS = ["sd3", "sd3_no_t5", "zimage", "sana", "flux_dev"]
+FURTHER = ["flux_schnell"]
+"""Kinds that differ from one above in what they are told and where their steps lie: of them pictures are compared."""
+NAMES = {"FluxPipeline": "true_cfg_scale"}
+"""How pipelines call guidance, where not guidance_scale."""
 GUIDANCE = {"ZImagePipeline": lambda guidance: guidance - 1}
 """What pipelines call a guidance, where otherwise than here."""
 COUNTED = {("ZImagePipeline", "dpm++"), ("ZImagePipeline", "unipc")}
 """Solvers whose steps a pipeline can count, but not place."""
-TOLD = {"SanaPipeline": {"complex_human_instruction": None, "use_resolution_binning": False}}
+TOLD = {
+    "SanaPipeline": {"complex_human_instruction": None, "use_resolution_binning": False},
+    "FluxPipeline": {"max_sequence_length": TOKENS},
+}
 """What a pipeline must be told, so that it draws the prompt as it stands, at the size asked for."""
+PATCHED = {"flux_schnell": {"diffusers.pipelines.flux.pipeline_flux.calculate_shift": lambda *_: None}}
+"""What of a pipeline is replaced: FLUX's tells every solver of a shift by size, and dpm++ and unipc refuse it where the
+model has none."""
 OWN = {"FlowMatchEulerDiscreteScheduler": "euler", "DPMSolverMultistepScheduler": "dpm++"}
 """What recipes call the scheduler that a model comes with."""
 PROMPTS = [Prompt("a", "a cat", "a cat, best quality", "a cat", negative="blurry"), Prompt("b", "dog", "dog", "dog")]
+
+
+def spatial(latents, height, width):
+    """Of a pipeline that hands out latents in patches."""
+    return diffusers.FluxPipeline._unpack_latents(latents, height, width, 2)
+
+
+UNPACKED = {"FluxPipeline": spatial}
+"""What is done to latents that pipelines hand out otherwise than the network's."""
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -56,22 +76,22 @@ def latents(samples):
 
 def drawn_by_diffusers(pipeline, samples, guidance):
     pipeline.set_progress_bar_config(disable=True)
-    called = GUIDANCE.get(type(pipeline).__name__, lambda guidance: guidance)
+    kind, size = type(pipeline).__name__, (samples[0].media.height, samples[0].media.width)
+    scale = GUIDANCE.get(kind, lambda guidance: guidance)(guidance)
     found = [
         pipeline(
             sample.prompt.sampling,
             negative_prompt=sample.prompt.negative,
             num_inference_steps=3,
-            guidance_scale=called(guidance),
             height=sample.media.height,
             width=sample.media.width,
             generator=torch.Generator().manual_seed(sample.seed),
             output_type="latent",
-            **TOLD.get(type(pipeline).__name__, {}),
+            **{NAMES.get(kind, "guidance_scale"): scale, **TOLD.get(kind, {})},
         ).images[0]
         for sample in samples
     ]
-    return torch.stack(found)
+    return UNPACKED.get(kind, lambda latents, height, width: latents)(torch.stack(found), *size)
 
 
 def plain_pipeline(folder, parts):
@@ -82,8 +102,11 @@ def plain_pipeline(folder, parts):
         )
 
 
+@pytest.mark.parametrize("folder", KINDS + FURTHER, indirect=True)
 @pytest.mark.parametrize("solver", ["euler", "dpm++", "unipc"])
-def test_the_picture_is_the_one_that_diffusers_draws(folder, solver):
+def test_the_picture_is_the_one_that_diffusers_draws(folder, solver, monkeypatch):
+    for name, value in PATCHED.get(folder.name, {}).items():
+        monkeypatch.setattr(name, value)
     parts, config = opened(folder), drawing(scheduler=solver, batch_size=1)
     ours = draw(parts, scheduler=solver, batch_size=1)
     pipeline = getattr(diffusers, parts.family.pipeline)(

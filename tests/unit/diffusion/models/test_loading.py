@@ -79,7 +79,10 @@ def write(path, **described):
     [
         (lambda p: p.mkdir(), "this folder is empty"),
         (lambda p: write(p, _class_name="StableDiffusionXLInpaintPipeline"), "this is a StableDiffusionXLInpaintPipel"),
-        (lambda p: write(p, _class_name="FluxPipeline"), "this is a FluxPipeline; raftdiff tunes Stable Diffusion 1.x"),
+        (
+            lambda p: write(p, _class_name="PixArtSigmaPipeline"),
+            "this is a PixArtSigmaPipeline; raftdiff tunes Stable Diffusion 1.x",
+        ),
         (
             lambda p: (p.mkdir(), (p / "config.json").write_text('{"architectures": ["LlamaForCausalLM"]}')),
             "this folder holds a LlamaForCausalLM; raftdiff tunes",
