@@ -19,6 +19,8 @@ from raftdiff.training.trainable import merged
 FORMATS = ("diffusers", "kohya", "merged", "checkpoint")
 FILES = ("kohya", "checkpoint")
 """Formats of one file."""
+PREDICTIONS = {"epsilon": "epsilon", "v_prediction": "v"}
+"""``modelspec.prediction_type``, which trainers do not write of a flow."""
 LoRA = dict[str, tuple[Tensor, Tensor, float]]
 """Layer name -> (down, up, scale): the layer's weight changes by scale * up @ down."""
 
@@ -136,6 +138,7 @@ def _metadata(parts: Parts, name: str, kind: str) -> dict[str, str]:
     """What trainers write into a file, for programs that ask before they show it. Keys as in sd-scripts and in
     Stability's model specification; ``kind`` ends the architecture."""
     described = dict(parts.family.described(parts.modules, parts.process.predicts))
+    predicts = PREDICTIONS.get(parts.process.predicts)
     return {
         "format": "pt",
         **described,
@@ -145,7 +148,7 @@ def _metadata(parts: Parts, name: str, kind: str) -> dict[str, str]:
         "modelspec.implementation": "diffusers" if kind else "sgm",
         "modelspec.title": name,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
-        "modelspec.prediction_type": "v" if parts.process.predicts == "v_prediction" else "epsilon",
+        **({"modelspec.prediction_type": predicts} if predicts else {}),
         **({"modelspec.resolution": f"{parts.size[1]}x{parts.size[0]}"} if parts.size else {}),  # width, then height
     }
 
