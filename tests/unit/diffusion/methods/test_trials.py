@@ -197,7 +197,7 @@ def test_the_best_of_each_place_keeps_its_number_and_a_discard_is_never_it() -> 
 
 
 def test_what_was_measured_of_another_model_or_on_other_prompts_does_not_count(
-    recipe_file: Callable[..., str], tmp_path: Path, models: dict[str, Path]
+    recipe_file: Callable[..., str], tmp_path: Path, models: Any
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(models["sd15"], copy)
