@@ -30,7 +30,7 @@ def export(args: argparse.Namespace) -> None:
     if not text and args.format == "peft":
         raise UserError("--format peft: a diffusion model is exported as diffusers, kohya, merged or checkpoint.")
     chosen_round(run, args.round)
-    base = file = None
+    base, file, beside = None, None, ""
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     if isinstance(assembly, TextAssembly):
@@ -52,6 +52,11 @@ def export(args: argparse.Namespace) -> None:
             "raftdiff.digest": str(run.info().get("digest", "")),
             "raftdiff.rewards": ", ".join(one.name for one in recipe.ranker.rewards),
         }
-        written = pictures.export(assembly.finetuner, form, out, told)
+        started = ", ".join(f"{one.path} at {one.weight:g}" for one in assembly.recipe.model.loras)
+        written = pictures.export(
+            assembly.finetuner, form, out, told | ({"raftdiff.loras": started} if started else {})
+        )
         how = HOW[form]
-    print(f"{written}\n{how.format(out=written, base=base, file=file)}")
+        if started and form in ("diffusers", "kohya"):
+            beside = f"\nit is the new training alone: use it beside {started}"
+    print(f"{written}\n{how.format(out=written, base=base, file=file)}{beside}")

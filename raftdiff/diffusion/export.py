@@ -10,7 +10,9 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.models.embeddings import without_words
 from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loras import published
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
 from raftdiff.records.disk import together, written
@@ -89,7 +91,7 @@ def _write_diffusers(tuner: DiffusionFineTuner, out: Path) -> Path:
     for component, module in tuner.trainable.modules.items():
         named = layers[f"{component}_lora_layers"] = {}
         for name, (down, up, scale) in lora(module).items():
-            path = _published(component, name)
+            path = published(component, name)
             named[f"{path}.lora_A.weight"] = _plain(down)
             named[f"{path}.lora_B.weight"] = _plain(up.float() * scale)
     _pipeline(tuner.parts).save_lora_weights(out, **layers, safe_serialization=True)
@@ -103,7 +105,7 @@ def _write_kohya(tuner: DiffusionFineTuner, target: Path, about: Mapping[str, st
     weights: dict[str, Tensor] = {}
     for component, module in tuner.trainable.modules.items():
         for name, (down, up, scale) in lora(module).items():
-            path = family.kohya(component, _published(component, name), modules)
+            path = family.kohya(component, published(component, name), modules)
             weights |= {
                 f"{path}.lora_down.weight": _plain(down),
                 f"{path}.lora_up.weight": _plain(up),
@@ -124,7 +126,7 @@ def _write_checkpoint(tuner: DiffusionFineTuner, target: Path, about: Mapping[st
     from safetensors.torch import save_file
 
     parts = tuner.parts
-    weights = parts.family.single_file(_merged(parts))
+    weights = parts.family.single_file(without_words(parts.family, _merged(parts)))
     if parts.process.predicts == "v_prediction":  # ComfyUI and others look for these names
         weights["v_pred"] = torch.empty(0)
         if parts.scheduler.config.get("rescale_betas_zero_snr", False):
@@ -160,7 +162,7 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
     pipeline.save_pretrained(out, safe_serialization=True)
     for component in parts.text_encoders:
         if family.components[component].kind.startswith("CLIP"):
-            _name_as_published(out / component / "model.safetensors", component)
+            _name_aspublished(out / component / "model.safetensors", component)
     for name, (_, kind) in family.tokenizers.items():
         if kind == "CLIPTokenizer":
             modules[name].backend_tokenizer.model.save(str(out / name))  # vocab.json, merges.txt
@@ -179,20 +181,13 @@ def _pipeline(parts: Parts) -> Any:
     return getattr(diffusers, parts.family.pipeline)
 
 
-def _name_as_published(path: Path, component: str) -> None:
+def _name_aspublished(path: Path, component: str) -> None:
     """A text encoder's weights under the names of the published models, which every reader knows: diffusers and ComfyUI
     as they were before transformers 5.6 draw from a random text encoder otherwise, or from none."""
     from safetensors.torch import load_file, save_file
 
-    weights = {_published(component, name): weight for name, weight in load_file(path).items()}
+    weights = {published(component, name): weight for name, weight in load_file(path).items()}
     save_file(weights, path, metadata={"format": "pt"})
-
-
-def _published(component: str, name: str) -> str:
-    """The published name of a component's layer: transformers 5.6 dropped a level of CLIP's that LoRA files still
-    have."""
-    known = not component.startswith("text_encoder") or name.startswith(("text_model.", "text_projection."))
-    return name if known else f"text_model.{name}"
 
 
 def _plain(weight: Tensor) -> Tensor:

@@ -24,6 +24,8 @@ FILE, RUN = "pretrained", "run"
 MODELS = ("base", "model", "vae", "head", "checkpoint", "detector", FILE)
 """How the recipe keys end that name weights, ``RUN`` another run. ``FILE`` names a file, or weights by a tag, which a
 folder that happens to be called so has nothing to do with."""
+STARTS = re.compile(r"(^|\.)(loras|embeddings)\.\d+\.path$")
+"""Keys that name what a model of pictures starts from."""
 PLACED = re.compile("^(local-dir|transformers):")
 """Before the folder of a CLIP model, whose it is."""
 Flat: TypeAlias = Mapping[str, Any]
@@ -73,7 +75,7 @@ def fingerprints(recipe: Mapping[str, Any], resolve: Callable[[str], str]) -> di
     leaves = flat(recipe)
     for key, name in leaves.items():
         *above, kind = key.split(".")
-        if kind in (*MODELS, RUN) and isinstance(name, str) and name and "prompts" not in above:
+        if (kind in (*MODELS, RUN) or STARTS.search(key)) and isinstance(name, str) and name and "prompts" not in above:
             found |= marks_at(resolve(name), key, name, leaves)
     return found
 
@@ -89,12 +91,19 @@ def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None =
         return {}
     else:
         marks = {name: fingerprint(path, called)}
+        if STARTS.search(key):  # PEFT's settings belong to the weights, and its base is not read
+            settings = sorted(path.rglob("adapter_config.json")) if path.is_dir() else []
+            return _known(marks | {f"{name}/{file.relative_to(path)}": fingerprint(file) for file in settings})
         chosen = recipe.get(f"{key.rpartition('.')[0]}.gguf_file")
         base = _lora_base(path) if path.is_dir() else None
         if base is not None:
             marks[_base_of(name)] = base if isinstance(base, str) else _whole(base, chosen)
         elif path.is_dir():
             marks |= {f"{name}/{file.relative_to(path)}": fingerprint(file) for file in _gguf(path, chosen)}
+    return _known(marks)
+
+
+def _known(marks: Mapping[str, str | None]) -> dict[str, str]:
     return {one: mark for one, mark in marks.items() if mark is not None}
 
 

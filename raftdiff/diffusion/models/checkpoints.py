@@ -123,6 +123,22 @@ def hub_vae(name: str) -> Path:
     return _snapshot(name, ["config.json", "vae/config.json"], {"": stem, "vae/": stem}, "model.vae")
 
 
+def hub_files(name: str, files: Iterable[str], key: str) -> Path:
+    """The folder of those of ``files`` that a repository of the hub holds, fetched where they are not there yet;
+    ``key`` of the recipe begins errors.
+
+    Raises:
+        UserError: as there, or it holds none of them.
+    """
+    folder = _snapshot(name, list(files), {}, key)
+    if not any((folder / file).is_file() for file in files):
+        raise UserError(
+            f"{key}: the hub's '{name}' holds none of {', '.join(files)}. Fetch the file that is meant (hf download "
+            f"{name} FILE) and name it."
+        )
+    return folder
+
+
 def _snapshot(name: str, configs: list[str], stems: Mapping[str, str], key: str) -> Path:
     """``stems`` says what the weights are called, by the folder they lie in; ``key`` of the recipe begins errors."""
     if not re.fullmatch(r"[A-Za-z0-9_.-]+/[A-Za-z0-9_.-]+", name) or name.startswith((".", "/", "~")):

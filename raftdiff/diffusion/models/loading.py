@@ -13,6 +13,8 @@ from raftdiff.diffusion.families.family import Checkpoint, Family
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.components import read_folder, read_single_file
+from raftdiff.diffusion.models.embeddings import EmbeddingConfig, teach
+from raftdiff.diffusion.models.loras import LoRAConfig, merge
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.diffusion.process import Process
 from raftdiff.errors import Need, UserError
@@ -49,6 +51,10 @@ class ModelConfig(Config):
     vae: str | None = None
     """Another AutoencoderKL in place of the model's own: its folder, a single file (.safetensors, .ckpt, .pt), or a hub
     id."""
+    loras: list[LoRAConfig] = Field(default_factory=list)
+    """LoRAs that it starts from, merged into its weights."""
+    embeddings: list[EmbeddingConfig] = Field(default_factory=list)
+    """Textual inversions, whose tokens prompts can then name."""
     config: str | None = None
     """For a single-file model that is not of its family's usual sizes: the diffusers folder with its configs."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
@@ -191,6 +197,8 @@ def assemble(
 ) -> Parts:
     """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen."""
     family.check(modules, config.base)
+    merge(family, modules, config.loras)
+    teach(family, modules, config.embeddings)
     for name, (encoder, _) in family.tokenizers.items():
         check_tokenizer(f"{config.base}: {name}/", modules[name], table_rows(modules[encoder]))
     scheduler, denoiser = _scheduler(family, modules["scheduler"], config), modules[family.denoiser]

@@ -217,6 +217,23 @@ def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
     assert fingerprints({"prompts": {"captions": [{"meta": {"model": place}}]}, "vae": place}, str).keys() == {place}
 
 
+def test_what_a_model_of_pictures_starts_from_is_held_on_to(tmp_path: Path) -> None:
+    """PEFT's settings too, which say how much of a LoRA is added; what it was trained on is not read."""
+    lora, word = Path(weights(tmp_path / "lora")), tmp_path / "word.pt"
+    word.write_bytes(b"one")
+    recipe = {"loras": [{"path": str(lora), "weight": 1.0}], "embeddings": [{"path": str(word), "token": None}]}
+    recipe["loras"].append({"path": "someone/on-the-hub", "weight": 1.0})
+    marks = []
+    for alpha in (1, 2):
+        told = {"lora_alpha": alpha, "base_model_name_or_path": str(tmp_path)}
+        (lora / "adapter_config.json").write_text(json.dumps(told))
+        marks.append(fingerprints({"model": recipe}, str))
+    assert marks[0].keys() == {str(lora), f"{lora}/adapter_config.json", str(word)}
+    changed = {name for name, mark in marks[0].items() if marks[1][name] != mark}
+    assert changed == {f"{lora}/adapter_config.json"}
+    assert not fingerprints({"prompts": {"path": str(lora)}, "sampler": {"path": str(word)}}, str)
+
+
 def test_a_command_on_a_run_takes_the_new_place_and_asks_for_it(run: Run, tmp_path: Path) -> None:
     def missing(recipe: Toy) -> list[str]:
         if not Path(recipe.model.base).exists():

@@ -1,6 +1,8 @@
 """Captions to tokens, and families without a single file."""
 
+import re
 from collections.abc import Sequence
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -12,7 +14,7 @@ from raftdiff.training.tokenizers import longest
 def tokenised(modules: Modules, tokenizer: str, encoder: str, captions: Sequence[str], limit: int | None) -> Any:
     """What a tokenizer makes of captions, each filled or cut to ``limit``, on the text encoder's device."""
     read = modules[tokenizer](
-        list(captions),
+        [spelled(modules[tokenizer], caption) for caption in captions],
         padding="max_length",
         padding_side="right",
         max_length=limit,
@@ -22,6 +24,24 @@ def tokenised(modules: Modules, tokenizer: str, encoder: str, captions: Sequence
     return read.to(next(modules[encoder].parameters()).device)
 
 
+def spelled(tokenizer: Any, caption: str) -> str:
+    """A caption with all the tokens of each word that was added as several vectors: ``<cat>`` as ``<cat> <cat>_1``.
+
+    As diffusers' ``maybe_convert_prompt`` does, but for capitals and words within words, as the tokenizer finds them.
+    """
+    added = tokenizer.added_tokens_encoder
+    several = {word for word in added if f"{word}_1" in added}
+    if not several:
+        return caption
+    whole = {
+        word.lower(): " ".join([word, *takewhile(added.__contains__, (f"{word}_{number}" for number in count(1)))])
+        for word in several
+    }
+    longest_first = sorted(added, key=len, reverse=True)
+    pattern = re.compile("|".join(re.escape(word) for word in longest_first), re.IGNORECASE)
+    return pattern.sub(lambda found: whole.get(found[0].lower(), found[0]), caption)
+
+
 def limit_of(modules: Modules, tokenizer: str, encoder: str) -> int | None:
     """Tokens that both allow; None for no known limit."""
     return longest(modules[tokenizer], modules[encoder].config)
@@ -29,7 +49,7 @@ def limit_of(modules: Modules, tokenizer: str, encoder: str) -> int | None:
 
 def tokens_in(tokenizer: Any, caption: str) -> int:
     """How many tokens a caption is, begin and end included."""
-    return len(tokenizer(caption, verbose=False).input_ids)
+    return len(tokenizer(spelled(tokenizer, caption), verbose=False).input_ids)
 
 
 def user_turn(tokenizer: Any, caption: str, *, thinking: bool) -> str:
