@@ -40,6 +40,8 @@ VAE = {
 }
 FIRST = "double_blocks.0.img_mod.lin.weight"
 """The weight by which its network is known in a single file; FLUX.2 and Chroma have no such layer."""
+DIFFUSERS = {"x_embedder.weight", "single_transformer_blocks.0.norm.linear.weight"}
+"""Those by which it is known in diffusers' names, in which FLUX.2, Chroma and HunyuanVideo lack one."""
 
 
 @final
@@ -91,7 +93,7 @@ class Flux:
         return self
 
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
-        if not any(name.endswith(FIRST) for name in shapes):
+        if not any(name.endswith(FIRST) for name in shapes) and not shapes.keys() >= DIFFUSERS:
             return None
         folder_only(self.told, path)
 
@@ -187,9 +189,9 @@ class Flux:
         return PATCH
 
     def kohya(self, component: str, layer: str, modules: Modules) -> str:
-        """The transformer's by the names of diffusers, as OneTrainer writes them. ComfyUI reads them (comfy/lora.py,
-        ``flux_to_diffusers``), and so does diffusers, but of the feed-forward layers. kohya's own have queries, keys
-        and values in one, which three LoRAs are not."""
+        """The transformer's by the names of diffusers, as OneTrainer writes them. ComfyUI reads all of them
+        (comfy/lora.py, at 17358c8f), diffusers those of attention. In kohya's own, queries, keys and values have one
+        LoRA together, which three are not."""
         del modules
         start = "lora_te1" if component == "text_encoder" else "lora_transformer"
         return f"{start}_{layer.replace('.', '_')}"

@@ -173,12 +173,19 @@ def test_what_is_not_of_one_model_is_told():
         broken(scheduler=diffusers.DDIMScheduler())()
 
 
-@pytest.mark.parametrize("start", ["", "model.diffusion_model."])
-def test_a_single_file_is_recognised_and_its_folder_asked_for(tmp_path, start):
-    path = tmp_path / "flux.safetensors"
-    save_file({f"{start}double_blocks.0.img_mod.lin.weight": torch.ones(1)}, path)
+def test_a_single_file_is_recognised_and_its_folder_asked_for(tmp_path):
+    path, name = tmp_path / "flux.safetensors", "double_blocks.0.img_mod.lin.weight"
+    for names in (
+        [name],
+        [f"model.diffusion_model.{name}"],
+        tiny.components("flux_schnell")["transformer"].state_dict(),
+    ):
+        save_file({name: torch.ones(1) for name in names}, path)
+        with pytest.raises(UserError, match=r"flux.safetensors: this is FLUX.1; raftdiff reads it from a folder in di"):
+            opened(path)
+    save_file({"double_blocks.0.img_attn.qkv.weight": torch.ones(1)}, path)  # FLUX.2's and Chroma's too
     with pytest.raises(
-        UserError, match=r"flux.safetensors: this is FLUX.1; raftdiff reads it from a folder in diffuse"
+        UserError, match=r"flux.safetensors: this is a FLUX checkpoint; raftdiff tunes Stable Diffusion"
     ):
         opened(path)
 
