@@ -85,6 +85,7 @@ class DiffusionSampler:
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
         check_size(self.height, self.width, parts)
+        parts.check_guidance("sampler.guidance", config.guidance)
         if "path" in aux and config.scheduler not in parts.family.paths:
             known = " or ".join(parts.family.paths)
             raise UserError(

@@ -32,6 +32,7 @@ RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sdxl_align": ("sdxl", "checkpoint"),
     "sdxl_768": ("sdxl", ""),
     "sd35_medium": ("sd3", "kohya"),
+    "flux2_klein": ("flux2", "kohya"),
     "zimage": ("zimage", "kohya"),
     "sana_1024": ("sana", ""),
     "flux_dev": ("flux_dev", ""),

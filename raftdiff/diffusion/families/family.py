@@ -202,6 +202,11 @@ class Family(Protocol):
         """Those of the solvers whose states are pictures under noise of a known level: rules learn from their steps."""
         ...
 
+    @property
+    def guided(self) -> bool:
+        """Whether it draws with classifier-free guidance; a model that was distilled to do without does not."""
+        ...
+
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device
     ) -> None:

@@ -58,6 +58,7 @@ class Flux:
     pipeline: str = "FluxPipeline"
     denoiser: str = "transformer"
     full_vae: bool = False
+    guided: bool = True
     paths: tuple[str, ...] = flow.PATHS
 
     @property

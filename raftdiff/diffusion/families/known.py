@@ -5,6 +5,7 @@ from typing import Any
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.flux import Flux
+from raftdiff.diffusion.families.flux2 import Flux2Klein
 from raftdiff.diffusion.families.sana import Sana
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sd3 import StableDiffusion3
@@ -18,6 +19,7 @@ FAMILIES: tuple[Family, ...] = (
     ZImage(),
     Sana(),
     Flux(),
+    Flux2Klein(),
 )
 TUNABLE = f"raftdiff tunes {', '.join(family.told for family in FAMILIES)}, and others in their format"
 """What ends sentences about other models."""

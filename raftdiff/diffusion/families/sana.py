@@ -69,6 +69,7 @@ class Sana:
     pipeline: str = "SanaPipeline"
     denoiser: str = "transformer"
     full_vae: bool = False
+    guided: bool = True
 
     @property
     def components(self) -> Mapping[str, Component]:

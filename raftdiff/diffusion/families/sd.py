@@ -33,6 +33,7 @@ class StableDiffusion:
     denoiser: str = "unet"
     layers: Layers = unet.LAYERS
     full_vae: bool = False
+    guided: bool = True
 
     @property
     def components(self) -> Mapping[str, Component]:

@@ -50,6 +50,7 @@ class StableDiffusion3:
     pipeline: str = "StableDiffusion3Pipeline"
     denoiser: str = "transformer"
     full_vae: bool = False
+    guided: bool = True
     paths: tuple[str, ...] = flow.PATHS
 
     @property

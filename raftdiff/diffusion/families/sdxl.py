@@ -43,6 +43,7 @@ class StableDiffusionXL:
     denoiser: str = "unet"
     layers: Layers = unet.LAYERS
     full_vae: bool = True
+    guided: bool = True
 
     @property
     def components(self) -> Mapping[str, Component]:

@@ -51,6 +51,7 @@ class ZImage:
     pipeline: str = "ZImagePipeline"
     denoiser: str = "transformer"
     full_vae: bool = False
+    guided: bool = True
     paths: tuple[str, ...] = flow.PATHS
 
     @property

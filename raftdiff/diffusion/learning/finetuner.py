@@ -341,8 +341,10 @@ def _lesson(
         raise UserError(
             f"finetuner.pure_noise_steps: {config.pure_noise_steps} is more than the model's {len(process)} timesteps."
         )
+    scale = (config.guidance or guidance) if config.loss_on == "guided" else 1.0
+    parts.check_guidance("finetuner.guidance", scale)
     objective = losses.Objective(
-        guidance=(config.guidance or guidance) if config.loss_on == "guided" else 1.0,
+        guidance=scale,
         min_snr_gamma=config.min_snr_gamma,
         pure_noise_steps=config.pure_noise_steps,
         anchor=config.anchor,

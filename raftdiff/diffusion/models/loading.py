@@ -140,6 +140,19 @@ class Parts:
         """Channels, height and width of the latents of pictures of so many pixels."""
         return self.family.autoencoder.channels(self.vae), height // self.vae_factor, width // self.vae_factor
 
+    def check_guidance(self, key: str, guidance: float) -> None:
+        """``key`` of the recipe begins the sentence.
+
+        Raises:
+            UserError: there is one, and the model draws without. diffusers ignores it; here it would be paid for and
+                written down.
+        """
+        if guidance != 1 and not self.family.guided:
+            raise UserError(
+                f"{key}: {self.name} was distilled to draw without guidance (is_distilled in model_index.json), where "
+                f"diffusers ignores one. It is {guidance:g} here; set it to 1."
+            )
+
     def ask(self, network: Any, xt: torch.Tensor, timesteps: torch.Tensor, texts: Texts) -> torch.Tensor:
         """What ``network``, the denoiser or a compiled form of it, predicts, in the dtype that it is given."""
         height, width = (side * self.vae_factor for side in xt.shape[-2:])

@@ -8,11 +8,12 @@ import torch
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.flux import Flux
+from raftdiff.diffusion.families.flux2 import Flux2Klein
 from raftdiff.diffusion.families.sana import Sana
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
-from raftdiff.diffusion.families.tiny import flux, sana, sd3, unets, zimage
+from raftdiff.diffusion.families.tiny import flux, flux2, sana, sd3, unets, zimage
 from raftdiff.diffusion.families.zimage import ZImage
 from raftdiff.diffusion.models.quiet import quietly
 
@@ -27,6 +28,8 @@ Kind = Literal[
     "sana",
     "flux_dev",
     "flux_schnell",
+    "flux2",
+    "flux2_distilled",
 ]
 KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sd15": (StableDiffusion(), unets.sd15),
@@ -39,6 +42,8 @@ KINDS: Mapping[Kind, tuple[Family, Callable[[], dict[str, Any]]]] = {
     "sana": (Sana(), sana.whole),
     "flux_dev": (Flux(), flux.dev),
     "flux_schnell": (Flux(), flux.schnell),
+    "flux2": (Flux2Klein(), flux2.klein),
+    "flux2_distilled": (Flux2Klein(distilled=True), flux2.klein),
 }
 """Each with its family and its networks, tokenizers and scheduler."""
 

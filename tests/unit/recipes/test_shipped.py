@@ -62,6 +62,7 @@ def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
         "zimage",
         "sana_1024",
         "flux_dev",
+        "flux2_klein",
     }
     assert pictures | {"raft", "rrhf", "dpo", "rm_reviews"} <= set(recipes())
 

@@ -59,7 +59,17 @@ def even(steps: int) -> list[float]:
 def set_steps(
     solver: Any, steps: int, tokens: int, device: torch.device, sigmas: Sequence[float] | None = None
 ) -> None:
-    """Place a solver's steps, shifted by the size of the picture, of so many tokens, where the model is dynamic.
+    """``set_shifted`` by the size of the picture, of so many tokens, as the scheduler's config has it."""
+    config = solver.config
+    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
+    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
+    set_shifted(solver, steps, least + (most - least) * (tokens - low) / (high - low), device, sigmas)
+
+
+def set_shifted(
+    solver: Any, steps: int, mu: float, device: torch.device, sigmas: Sequence[float] | None = None
+) -> None:
+    """Place a solver's steps, shifted by ``mu`` where the model is dynamic.
 
     Args:
         sigmas: where Euler's lie before they are shifted, the scheduler's own by default; other solvers place theirs
@@ -67,13 +77,8 @@ def set_steps(
     """
     config = solver.config
     given = {} if sigmas is None or config.get("use_flow_sigmas") else {"sigmas": list(sigmas)}
-    if not config.get("use_dynamic_shifting"):
-        solver.set_timesteps(steps, device=device, **given)
-        return
-    low, high = config.get("base_image_seq_len", 256), config.get("max_image_seq_len", 4096)
-    least, most = config.get("base_shift", 0.5), config.get("max_shift", 1.15)
-    mu = least + (most - least) * (tokens - low) / (high - low)
-    solver.set_timesteps(steps, device=device, mu=mu, **given)
+    shifted = {"mu": mu} if config.get("use_dynamic_shifting") else {}
+    solver.set_timesteps(steps, device=device, **shifted, **given)
 
 
 def _shift(config: Any) -> float:
