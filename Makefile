@@ -7,7 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 LOWEST := build/lowest
-PACKAGES := --constraint constraints.txt --editable '.[dev,apps,llm,rewards]'
+PACKAGES := --constraint constraints.txt --editable '.[dev,apps,llm,rewards,quantised]'
 
 .PHONY: demo test check lowest lowest-install golden format install schema clean
 

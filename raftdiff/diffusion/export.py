@@ -16,6 +16,7 @@ from raftdiff.diffusion.models.loras import published
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
 from raftdiff.records.disk import together, written
+from raftdiff.training.quantised import is_quantised
 from raftdiff.training.trainable import merged
 
 FORMATS = ("diffusers", "kohya", "merged", "checkpoint")
@@ -53,6 +54,10 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path, about: Mapping[str
         raise UserError(
             f"A full fine-tune has no LoRA to export as {format}: every weight changed. Export it as merged, or as "
             "checkpoint."
+        )
+    if format in ("merged", "checkpoint") and is_quantised(tuner.parts.denoiser):
+        raise UserError(
+            f"{format}: the weights that this model would be merged into are rounded; load it without model.quantise."
         )
     single = format in FILES and out.suffix == ".safetensors"
     place = out.parent if single else out

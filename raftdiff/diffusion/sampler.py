@@ -107,11 +107,17 @@ class DiffusionSampler:
         size = self.config.batch_size
         batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
         wanted = [batch for batch in batches if any((p.id, k) not in done for p, k in batch)]
+        if wanted:
+            texts = [text for batch in wanted for prompt, _ in batch for text in self._texts(prompt)]
+            self.parts.prompts.remember(texts)
         for batch, drawn in _shared(wanted, lambda batch: self._draw(batch, seed)):
             for (prompt, index), (aux, picture) in zip(batch, drawn, strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
                     yield Sample(round, prompt, index, one, self.source, picture, aux)
+
+    def _texts(self, prompt: Prompt) -> tuple[str, ...]:
+        return (prompt.sampling, prompt.negative) if self.config.guidance != 1 else (prompt.sampling,)
 
     def network_evaluations(self) -> int:
         """Rows through the network since construction; a picture with guidance counts two a step."""
@@ -194,12 +200,13 @@ def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], 
     One with any number that is none (NaN, infinity) is black all over: a picture of one colour is discarded, a part of
     one would not be noticed.
     """
+    with parts.idle.fetched(parts.vae):
+        decoded = [(rows, parts.decode(rows)) for rows in torch.split(latents, batch_size)]
     pictures: list[Image.Image] = []
-    for rows in torch.split(latents, batch_size):
-        pixels = parts.decode(rows)
+    for rows, pixels in decoded:
         whole = pixels.isfinite().flatten(1).all(dim=1) & rows.isfinite().flatten(1).all(dim=1).to(pixels.device)
-        pixels = torch.where(whole[:, None, None, None], pixels, -1.0)
-        bytes_ = ((pixels / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
+        shown = torch.where(whole[:, None, None, None], pixels, -1.0)
+        bytes_ = ((shown / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
         pictures += [Image.fromarray(np.asarray(one)) for one in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
     return pictures
 
@@ -213,7 +220,8 @@ def encode(
     for start in range(0, len(pictures), batch_size):
         rows = np.stack([np.asarray(one.convert("RGB")) for one in pictures[start : start + batch_size]])
         pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-        found.append(parts.encode(pixels).cpu())
+        with parts.idle.fetched(parts.vae):
+            found.append(parts.encode(pixels).cpu())
     return torch.cat(found)
 
 

@@ -1,8 +1,9 @@
 """Where a model lies and in which precision: words of a recipe -> torch's own."""
 
 import os
-from collections.abc import Iterator, Mapping
-from typing import Literal
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Literal, final
 
 import torch
 
@@ -45,6 +46,30 @@ def device_needs(device: str, dtype: str, key: str = "device") -> Iterator[Need]
         return
     if dtype == "float16" and found.type == "cpu":
         yield Need("dtype", "float16 needs a GPU; use bfloat16 or float32 on the CPU.")
+
+
+@final
+class Idle:
+    """Networks that wait in main memory, and are fetched to ``device`` while somebody asks them."""
+
+    def __init__(self, modules: Iterable[torch.nn.Module], device: torch.device) -> None:
+        self._modules, self._device = list(modules), device
+
+    def fetches(self, *modules: torch.nn.Module) -> bool:
+        """Whether any of these waits."""
+        return any(module is one for module in modules for one in self._modules)
+
+    @contextmanager
+    def fetched(self, *modules: torch.nn.Module) -> Iterator[None]:
+        """Within, those of ``modules`` that wait are on the device."""
+        waiting = [module for module in modules if self.fetches(module)]
+        for module in waiting:
+            module.to(self._device)
+        try:
+            yield
+        finally:
+            for module in waiting:
+                module.to("cpu")
 
 
 def flush_denormals() -> None:

@@ -22,6 +22,19 @@ def adamw(
     )
 
 
+def adamw_8bit(
+    parameters: Mapping[str, nn.Parameter], learning_rate: float, betas: tuple[float, float], weight_decay: float
+) -> torch.optim.Optimizer:
+    """AdamW whose two moments are kept in 8 bits each, block by block (Dettmers et al. 2021, arXiv:2110.02861); those
+    of fewer than 4,096 weights stay in float32."""
+    import bitsandbytes as bnb
+
+    made: torch.optim.Optimizer = bnb.optim.AdamW8bit(
+        list(parameters.values()), lr=learning_rate, betas=betas, weight_decay=weight_decay
+    )
+    return made
+
+
 def rmsprop(parameters: Mapping[str, nn.Parameter], learning_rate: float, weight_decay: float) -> torch.optim.RMSprop:
     """RMSprop, half the memory of Adam; what DPO and IFT were published with."""
     return torch.optim.RMSprop(list(parameters.values()), lr=learning_rate, weight_decay=weight_decay)
@@ -30,7 +43,7 @@ def rmsprop(parameters: Mapping[str, nn.Parameter], learning_rate: float, weight
 def state_dict(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """``<parameter>/<quantity>`` -> tensor, on the CPU; empty before the first step."""
     return {
-        f"{name}/{quantity}": value.detach().cpu().clone().contiguous()
+        f"{name}/{quantity}": torch.as_tensor(value).detach().cpu().clone().contiguous()
         for name, parameter in parameters.items()
         for quantity, value in optimizer.state.get(parameter, {}).items()
     }
@@ -44,14 +57,24 @@ def load_state_dict(
 ) -> None:
     """Put back what ``state_dict`` gave. Parameters without an entry start anew.
 
-    Moments take the memory layout of the ``live`` weights: the fused kernel walks both in step.
+    Moments take the memory layout of the ``live`` weights: the fused kernel walks both in step. What else an optimizer
+    keeps, as one in 8 bits does, is put back as it was.
     """
     optimizer.state.clear()
+    counted = isinstance(optimizer, torch.optim.AdamW | torch.optim.RMSprop)  # bitsandbytes' counts in Python
     for name, parameter in parameters.items():
         if f"{name}/step" in state:
             known = {key.rpartition("/")[2]: value for key, value in state.items() if key.startswith(f"{name}/")}
-            moments = {key: torch.empty_like(live[name]).copy_(value) for key, value in known.items() if key != "step"}
-            optimizer.state[parameter] = {"step": known["step"].to(live[name].device, copy=True), **moments}
+            moments = {key: _like(live[name], value) for key, value in known.items() if key != "step"}
+            step = known["step"].to(live[name].device, copy=True) if counted else int(known["step"])
+            optimizer.state[parameter] = {"step": step, **moments}
+
+
+def _like(live: Tensor, value: Tensor) -> Tensor:
+    """On the weights' device, and in their layout where it has their shape."""
+    if value.shape != live.shape:
+        return value.to(live.device, copy=True)
+    return torch.empty_like(live, dtype=value.dtype).copy_(value)
 
 
 def clip(

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raftdiff.errors import UserError
+from raftdiff.training.quantised import is_quantised
 
 Adapter = Literal["lora", "full"]
 ALL_LINEAR = "all-linear"
@@ -213,7 +214,11 @@ class Trainable:
     @property
     def _merges(self) -> bool:
         """Whether the policy at rest is a LoRA merged into its layers."""
-        return self.adapter == "lora" and self._dtype == torch.float32
+        return (
+            self.adapter == "lora"
+            and self._dtype == torch.float32
+            and not any(is_quantised(module) for module in self.modules.values())
+        )
 
     def _merged(self) -> list[Tensor]:
         """What the LoRA's layers weigh with it, in their order."""
@@ -231,6 +236,8 @@ class Trainable:
         """Parameters alone: the frequencies of rotary embeddings are a buffer, and in bfloat16 would be others."""
         for module in self.modules.values():
             for parameter in module.parameters():
+                if not parameter.is_floating_point():  # quantised
+                    continue
                 parameter.data = _laid_out(parameter.data.to(dtype), channels_last)
 
 

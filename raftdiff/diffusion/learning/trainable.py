@@ -3,6 +3,7 @@
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
+from raftdiff.training.quantised import is_quantised
 from raftdiff.training.trainable import Adapter, Trainable, add_lora, all_linear, lora_layers
 
 
@@ -30,6 +31,8 @@ def attach(
     denoiser, texts, layers = parts.denoiser, parts.text_encoders, parts.family.layers
     if lora_layers([denoiser, *texts.values()]):
         raise UserError(f"{parts.name}: this model already carries a LoRA; load it afresh to put another on.")
+    if adapter == "full" and is_quantised(denoiser):
+        raise UserError("finetuner.adapter: full trains every weight, which model.quantise rounds; use adapter: lora.")
     trained = {name: texts[name] for name in layers.text if name in texts} if text_encoders else {}
     if text_encoders and not trained:
         raise UserError(
@@ -41,12 +44,21 @@ def attach(
             "finetuner.train_text_encoder: what is trained lies on one device, and model.text_device names another for "
             "the text encoder. Leave one of them out."
         )
+    if trained and parts.idle.fetches(*trained.values()):
+        raise UserError(
+            "finetuner.train_text_encoder: what is trained stays on the device, and model.offload keeps text encoders "
+            "in main memory. Set one of them to false."
+        )
     if adapter == "lora":
         known = {"attention": layers.attention, "all": layers.everything}
         names = targets if isinstance(targets, tuple) else known.get(targets) or all_linear(denoiser, layers.everything)
         add_lora(denoiser, rank, alpha, names, fold(seed, "lora", parts.family.denoiser))
         for name, module in trained.items():
             add_lora(module, rank, alpha, layers.text[name], fold(seed, "lora", name))
+    for layer in lora_layers([denoiser, *trained.values()]):
+        # Autocast casts what must be cast; peft would first make a float32 copy of what each layer sees, and autocast
+        # keep another for the backward pass: half as much memory again.
+        layer.cast_input_dtype_enabled = False
     return Trainable(
         parts.name,
         {parts.family.denoiser: denoiser, **trained},

@@ -20,7 +20,9 @@ from raftdiff.diffusion.process import Process
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
-from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
+from raftdiff.training import quantised
+from raftdiff.training.devices import DTYPES, DType, Idle, device_needs, find_device
+from raftdiff.training.quantised import Bits
 from raftdiff.training.tokenizers import check_tokenizer, table_rows
 
 WHERE = (
@@ -48,6 +50,13 @@ class ModelConfig(Config):
     """Hold the U-Net's convolutions in channels-last order while sampling: often faster on a GPU, and in float32."""
     compile: bool = False
     """torch.compile the U-Net: minutes at the start, faster afterwards; pays for long runs of one picture size."""
+    quantise: Bits | None = None
+    """Round the frozen weights of the denoiser's blocks to 8 bits (int8) or 4 (nf4), under a LoRA in full precision. It
+    needs raftdiff[quantised]; what is exported goes with the weights as they were."""
+    offload: bool = False
+    """Keep text encoders and VAE in main memory while nobody asks them."""
+    vae_tiling: bool = False
+    """Decode large pictures in overlapping tiles: less memory, and seams that are hardly seen."""
     vae: str | None = None
     """Another AutoencoderKL in place of the model's own: its folder, a single file (.safetensors, .ckpt, .pt), or a hub
     id."""
@@ -77,6 +86,8 @@ class ModelConfig(Config):
         yield from device_needs(self.device, self.dtype)
         if self.text_device is not None:
             yield from device_needs(self.text_device, self.dtype, "text_device")
+        if self.quantise is not None:
+            yield from quantised.needs("quantise")
         if self.attention == "xformers" and find_spec("xformers") is None:
             sentence = "xformers is not installed. Install it with: pip install 'raftdiff[xformers]', or use "
             yield Need("attention", f"{sentence}attention: sdpa, which needs nothing.")
@@ -100,6 +111,8 @@ class Parts:
     channels_last: bool
     name: str
     """What the user called the model; for sentences."""
+    idle: Idle
+    """Which of the networks wait in main memory."""
     prompts: PromptEncoder
     """Text -> embeddings, cached. Cleared by whoever changes the text encoder."""
     network: Callable[..., Any]
@@ -217,27 +230,35 @@ def assemble(
     scheduler, denoiser = _scheduler(family, modules["scheduler"], config), modules[family.denoiser]
     texts = device if config.text_device is None else find_device(config.text_device)
     readers = {encoder for encoder, _ in family.tokenizers.values()}
+    settled = {family.denoiser} if config.text_device is None else {family.denoiser, *readers}
+    aside = [name for name in family.components if config.offload and name not in settled]
     for name in family.components:
         module = modules[name].requires_grad_(False).eval()
         wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
         held = torch.float32 if wide else dtype
-        # past diffusers' own .to, which warns at any dtype
-        torch.nn.Module.to(module, device=texts if name in readers else device, dtype=held)
+        there = torch.device("cpu") if name in aside else texts if name in readers else device
+        torch.nn.Module.to(module, device=there, dtype=held)  # past diffusers' own .to, which warns at any dtype
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
+    if config.quantise is not None:
+        quantised.quantise(denoiser, config.quantise, dtype, device)
+    if config.vae_tiling:
+        modules["vae"].enable_tiling()
     _set_attention(denoiser, config.attention, family)
     if device.type == "cuda" and dtype == torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32: about twice as fast, and no picture shows the difference
+    idle = Idle([modules[name] for name in aside], device)
     return Parts(
         family=family,
         modules={name: modules[name] for name in (*family.components, *family.tokenizers)},
+        idle=idle,
         scheduler=scheduler,
         process=family.process(scheduler, config.base),
         device=device,
         dtype=dtype,
         channels_last=config.channels_last,
         name=config.base,
-        prompts=PromptEncoder(family, modules, device),
+        prompts=PromptEncoder(family, modules, idle, device),
         network=torch.compile(denoiser) if config.compile else denoiser,
         embedded_guidance=_embedded_guidance(family, modules, config),
     )

@@ -7,6 +7,7 @@ import torch
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.training.devices import Idle
 
 CAPACITY = 4096
 """Embeddings kept; at SD 1.x's size, in float16, half a gigabyte, at SDXL's three times that."""
@@ -21,9 +22,10 @@ class PromptEncoder:
     tokenizer and text encoder both allow (77 tokens for Stable Diffusion) are cut there, as every pipeline does.
     """
 
-    def __init__(self, family: Family, modules: Mapping[str, Any], device: torch.device) -> None:
-        """``device``: where embeddings are wanted, wherever the text encoders are."""
-        self._family, self._modules, self._device = family, modules, device
+    def __init__(self, family: Family, modules: Mapping[str, Any], idle: Idle, device: torch.device) -> None:
+        """``idle``: which text encoders wait in main memory; ``device``: where embeddings are wanted, wherever they
+        are."""
+        self._family, self._modules, self._idle, self._device = family, modules, idle, device
         self._cache: dict[str, Texts] = {}
 
     @property
@@ -33,14 +35,21 @@ class PromptEncoder:
 
     def __call__(self, texts: Sequence[str]) -> Texts:
         """Embeddings without gradient, in the text encoders' dtype."""
+        self.remember(texts)
+        return Texts.cat([self._cache[text] for text in texts])
+
+    def remember(self, texts: Sequence[str]) -> None:
+        """Encode those that are not known yet: text encoders that wait in main memory are then fetched once."""
         missing = [text for text in dict.fromkeys(texts) if text not in self._cache]
         if len(self._cache) + len(missing) > CAPACITY:
             self._cache.clear()
-            missing = list(dict.fromkeys(texts))
-        for text in missing:
-            with torch.no_grad():
+            missing = list(dict.fromkeys(texts))[-CAPACITY:]
+        if not missing:
+            return
+        encoders = [self._modules[encoder] for encoder, _ in self._family.tokenizers.values()]
+        with self._idle.fetched(*encoders), torch.no_grad():
+            for text in missing:
                 self._cache[text] = self.encode([text])
-        return Texts.cat([self._cache[text] for text in texts])
 
     def encode(self, texts: Sequence[str]) -> Texts:
         """Embeddings as the text encoders give them now: not cached, and with gradient where one is being recorded."""
