@@ -230,6 +230,7 @@ def _tools(commands: Commands) -> None:
     )
     add_recipe(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument("--card", metavar="12GB", help="a card's memory: which settings fit on it, by sizes alone")
 
     checked = add_command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")
     checked.add_argument("reward", metavar="NAME", help="a reward (clip, aesthetic, jpeg, ...) or your module:function")

@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from raftdiff.cli.either import tell
+from raftdiff.cli.pictures.card import plan_for
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import Recipe, load_recipe, work
@@ -25,7 +26,11 @@ SHOWN = 12
 def plan(args: argparse.Namespace) -> None:
     """Counts from the recipe; seconds and memory from a short measurement on this machine, models loaded."""
     own = Path(args.recipe) / "recipe.yaml"  # of a run
-    recipe = load_recipe(str(own) if own.is_file() else args.recipe, args.overrides)
+    name = str(own) if own.is_file() else args.recipe
+    if args.card is not None:
+        plan_for(name, args.overrides, args.card, as_json=args.json)
+        return
+    recipe = load_recipe(name, args.overrides)
     for sentence in ready(recipe, resolve):
         print(sentence, file=sys.stderr)
     assembly = assemble(recipe)

@@ -62,6 +62,10 @@ class Autoencoder(Protocol):
         """Of the latents."""
         ...
 
+    def tile(self, vae: Any) -> None:
+        """Let it decode a large picture in tiles of 512 pixels from now on."""
+        ...
+
     def decode(
         self, vae: Any, latents: Float[Tensor, "batch channels rows columns"]
     ) -> Float[Tensor, "batch 3 height width"]:

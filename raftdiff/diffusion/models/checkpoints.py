@@ -105,12 +105,26 @@ def hub_folder(name: str) -> Path:
     Raises:
         UserError: ``name`` is no hub id, or the model cannot be fetched.
     """
+    return _hub(name, weights=True)
+
+
+def hub_configs(name: str) -> Path:
+    """The same without weights, some hundred kilobytes.
+
+    Raises:
+        UserError: as there.
+    """
+    return _hub(name, weights=False)
+
+
+def _hub(name: str, *, weights: bool) -> Path:
     index = _snapshot(name, ["model_index.json"], {}, "model.base") / "model_index.json"
     family = of_index(read_json(index)) if index.is_file() else None
     if family is None:
         return index.parent  # what is wrong with it, ``folder_layout`` says
     configs = [*(f"{part}/*" for part in family.tokenizers), "model_index.json", "scheduler/*", "*/config.json"]
-    return _snapshot(name, configs, {f"{part}/": it.stem for part, it in family.components.items()}, "model.base")
+    stems = {f"{part}/": it.stem for part, it in family.components.items()} if weights else {}
+    return _snapshot(name, configs, stems, "model.base")
 
 
 def hub_vae(name: str) -> Path:

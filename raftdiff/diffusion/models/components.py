@@ -35,7 +35,7 @@ def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None) -> dict[str
         }
     if vae is not None:
         parts["vae"] = read_vae(vae, layout, dtype)
-    return {**parts, **_without_weights(layout)}
+    return {**parts, **without_weights(layout)}
 
 
 def read_single_file(
@@ -76,7 +76,7 @@ def read_single_file(
             _demand(f"{path}: {name}", part, weights)
         if vae is not None:
             parts["vae"] = read_vae(vae, layout, dtype)
-        return {**parts, **_without_weights(layout)}
+        return {**parts, **without_weights(layout)}
 
 
 def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:
@@ -133,7 +133,8 @@ def _component(what: str, folder: Path, component: Component, dtype: torch.dtype
     )
 
 
-def _without_weights(layout: Layout) -> dict[str, Any]:
+def without_weights(layout: Layout) -> dict[str, Any]:
+    """Tokenizers and scheduler."""
     import transformers
 
     with quietly():

@@ -243,7 +243,7 @@ def assemble(
     if config.quantise is not None:
         quantised.quantise(denoiser, config.quantise, dtype, device)
     if config.vae_tiling:
-        modules["vae"].enable_tiling()
+        family.autoencoder.tile(modules["vae"])
     _set_attention(denoiser, config.attention, family)
     if device.type == "cuda" and dtype == torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32: about twice as fast, and no picture shows the difference

@@ -6,6 +6,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 Latents = Float[Tensor, "batch channels rows columns"]
+TILE = 512
+"""Pixels of a tile's side; diffusers' own tiles are as large as the pictures that a model was trained at."""
 Pixels = Float[Tensor, "batch 3 height width"]
 
 
@@ -18,6 +20,11 @@ class KL:
 
     def channels(self, vae: Any) -> int:
         return int(vae.config.latent_channels)
+
+    def tile(self, vae: Any) -> None:
+        vae.enable_tiling()
+        vae.tile_sample_min_size = TILE
+        vae.tile_latent_min_size = TILE // self.factor(vae)
 
     def decode(self, vae: Any, latents: Latents) -> Pixels:
         found: Tensor = vae.decode((latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype), return_dict=False)

@@ -8,8 +8,11 @@ from raftdiff import embedded
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.diffusion.wording import unread
+from raftdiff.training.devices import Idle
 
 CAPTION = "a cartoon cat above a fox on a pink background"
+
+NONE = Idle([], torch.device("cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -19,7 +22,7 @@ def encoder() -> PromptEncoder:
         "tokenizer": CLIPTokenizer.from_pretrained(folder / "tokenizer"),
         "text_encoder": CLIPTextModel.from_pretrained(folder / "text_encoder"),
     }
-    return PromptEncoder(StableDiffusion(), modules, torch.device("cpu"))
+    return PromptEncoder(StableDiffusion(), modules, NONE, torch.device("cpu"))
 
 
 def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encoder: PromptEncoder) -> None:
@@ -33,7 +36,7 @@ def test_what_is_called_unread_changes_no_bit_and_the_word_before_it_does(encode
 
 
 def test_embeddings_come_to_where_they_are_wanted(encoder: PromptEncoder) -> None:
-    there = PromptEncoder(StableDiffusion(), encoder._modules, torch.device("meta"))
+    there = PromptEncoder(StableDiffusion(), encoder._modules, NONE, torch.device("meta"))
     assert there([CAPTION]).device.type == there.encode([CAPTION]).device.type == "meta"
 
 

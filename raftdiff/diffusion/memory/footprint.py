@@ -1,0 +1,233 @@
+"""What a recipe holds on the card while it encodes texts, draws, decodes, and learns."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any, final
+
+import torch
+from torch import Tensor, nn
+
+from raftdiff import embedded
+from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.learning.rules import Ddpo
+from raftdiff.diffusion.learning.trainable import attach
+from raftdiff.diffusion.memory.counting import peak
+from raftdiff.diffusion.memory.outline import META, outline
+from raftdiff.diffusion.memory.rewards import reward_bytes
+from raftdiff.diffusion.models.loading import ModelConfig, Parts
+from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.sampler import size_of
+from raftdiff.training import quantised
+
+CUDA = 600_000_000
+"""Bytes set aside for CUDA itself: its context and its libraries."""
+WASTE = 1.1
+"""Factor on what is computed, for what an allocator and kernels take beside."""
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One stage of a round at its fullest, in bytes."""
+
+    name: str
+    """As in sentences: while decoding."""
+    held: Mapping[str, int]
+    """Weights and their like, by what they are of."""
+    computed: int
+    """Results on the way."""
+
+    @property
+    def total(self) -> int:
+        return CUDA + sum(self.held.values()) + int(WASTE * self.computed)
+
+
+@final
+@dataclass(frozen=True)
+class Footprint:
+    stages: tuple[Stage, ...]
+    uncounted: tuple[str, ...]
+    """Rewards of unknown size."""
+
+    @property
+    def worst(self) -> Stage:
+        return max(self.stages, key=lambda stage: stage.total)
+
+
+def footprint(recipe: Recipe) -> Footprint:
+    """
+    Raises:
+        UserError: the model's configs cannot be read, or say no size.
+    """
+    sizes = _sizes(recipe.model.model_copy(update={"quantise": None, "offload": False, "vae_tiling": False}))
+    parts, tuner, drawing = sizes.parts, recipe.finetuner, drawing_of(recipe)
+    pixels = size_of(drawing, parts)
+    known = {it.name: reward_bytes(it, embedded.resolve) for it in (*recipe.ranker.rewards, *recipe.evaluation.rewards)}
+    rewards = sum(size or 0 for size in known.values())
+    trained = sizes.trained(tuner)
+    texts = sum(_bytes(module) for module in parts.text_encoders.values())
+    vae, idle = _bytes(parts.vae), recipe.model.offload
+    drawn, learnt = _denoiser(recipe, parts), _denoiser(recipe, parts, tuner.precision)
+    always = {"rewards": rewards, "trained weights and their optimizer": trained.resting}
+    others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
+    rows = drawing.batch_size * (2 if drawing.guidance != 1 else 1)
+    at_once = drawing.vae_batch_size or drawing.batch_size
+    rows_learnt = tuner.items_at_once * tuner.pictures_an_item
+    if isinstance(tuner.learning.build(), Ddpo) and drawing.guidance != 1:
+        rows_learnt *= 2
+    return Footprint(
+        (
+            Stage("encoding texts", {"denoiser": drawn, **always, **others, "text encoders": texts}, 0),
+            Stage("drawing", {"denoiser": drawn, **others, **always}, sizes.drawing(rows, pixels)),
+            Stage(
+                "decoding",
+                {"denoiser": drawn, **others, "VAE": vae, **always},
+                sizes.decoding(at_once, pixels, tiled=recipe.model.vae_tiling),
+            ),
+            Stage(
+                "learning",
+                {"denoiser": learnt, **others, **always, "gradients and copies": trained.learning},
+                sizes.learning(rows_learnt, pixels, tuner),
+            ),
+        ),
+        tuple(name for name, size in known.items() if size is None),
+    )
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """Bytes that come with what is trained."""
+
+    resting: int
+    """Live weights in float32, moments, moving average, and what the network holds of them while it draws."""
+    learning: int
+    """Gradients, and the weights of before the round where a rule compares with them."""
+
+
+@final
+@dataclass
+class _Sizes:
+    """Of one model, each counted once: by rows all is linear."""
+
+    config: ModelConfig
+    parts: Parts
+    text: Texts
+    _known: dict[Any, int] = field(default_factory=dict)
+
+    def trained(self, tuner: DiffusionFineTunerConfig) -> Trained:
+        parts = self.parts
+        full = tuner.adapter == "full"
+        own = parts.denoiser if full else self._lora(tuner)
+        numbers = sum(parameter.numel() for name, parameter in own.named_parameters() if full or "lora_" in name)
+        each = parts.dtype.itemsize
+        moments = 2 if tuner.optimizer == "adamw_8bit" else 8
+        resting = numbers * (4 + moments + (4 if tuner.ema is not None else 0) + (0 if full else each))
+        resting += numbers * each if full else 0  # the base
+        if not full and parts.dtype == torch.float32:  # a LoRA is merged, and the layers' own weights kept beside
+            layers = (it for it in own.modules() if hasattr(it, "lora_A"))
+            resting += sum(it.get_base_layer().weight.numel() * 4 for it in layers)
+        old = 4 if tuner.learning.build().reference == "old" else 0
+        return Trained(resting, numbers * (4 + old))
+
+    def drawing(self, rows: int, pixels: tuple[int, int]) -> int:
+        """Of a step without gradient."""
+        parts = self.parts
+
+        def one(count: int) -> None:
+            with torch.no_grad():
+                self._ask(parts.denoiser, count, pixels)
+
+        return self._linear(("drawing", pixels), rows, lambda count: peak(lambda: one(count), [parts.denoiser]))
+
+    def decoding(self, rows: int, pixels: tuple[int, int], *, tiled: bool) -> int:
+        parts = self.parts
+
+        def one(count: int) -> None:
+            with torch.no_grad():
+                parts.decode(torch.empty(count, *parts.latent_shape(*pixels), device=META))
+
+        if tiled:
+            parts.family.autoencoder.tile(parts.vae)
+        try:
+            return self._linear(("decoding", pixels, tiled), rows, lambda count: peak(lambda: one(count), [parts.vae]))
+        finally:
+            parts.vae.disable_tiling()
+
+    def learning(self, rows: int, pixels: tuple[int, int], tuner: DiffusionFineTunerConfig) -> int:
+        """Of a step with gradient."""
+        network = self.parts.denoiser if tuner.adapter == "full" else self._lora(tuner)
+        network.train()
+        for name, parameter in network.named_parameters():
+            parameter.requires_grad_(tuner.adapter == "full" or "lora_" in name)
+        (
+            network.enable_gradient_checkpointing
+            if tuner.gradient_checkpointing
+            else network.disable_gradient_checkpointing
+        )()
+
+        def one(count: int) -> None:
+            said = self._ask(network, count, pixels)
+            (said.float() ** 2).mean().backward()  # type: ignore[no-untyped-call]
+            network.zero_grad(set_to_none=True)
+
+        key = ("learning", pixels, tuner.adapter, tuner.rank, tuner.target_modules, tuner.gradient_checkpointing)
+        # gradients are counted among what is trained
+        trained: int = sum(it.numel() * it.element_size() for it in network.parameters() if it.requires_grad)
+        return max(0, self._linear(key, rows, lambda count: peak(lambda: one(count), [network])) - trained)
+
+    def _linear(self, key: Any, rows: int, of: Callable[[int], int]) -> int:
+        """Of so many rows, by one and by two."""
+        for count in (1, 2):
+            if (key, count) not in self._known:
+                self._known[key, count] = of(count)
+        one, two = self._known[key, 1], self._known[key, 2]
+        found: int = one + (rows - 1) * (two - one)
+        return found
+
+    def _ask(self, network: nn.Module, rows: int, pixels: tuple[int, int]) -> Tensor:
+        parts = self.parts
+        xt = torch.empty(rows, *parts.latent_shape(*pixels), device=META, dtype=parts.dtype)
+        timesteps = torch.full((rows,), 1.0, device=META)
+        return parts.ask(network, xt, timesteps, Texts.cat([self.text] * rows))
+
+    def _lora(self, tuner: DiffusionFineTunerConfig) -> Any:
+        """The denoiser with such a LoRA, held as the network computes: autocast casts it so."""
+        return _tuned(self.config, tuner.rank, tuner.target_modules)
+
+
+@cache
+def _sizes(config: ModelConfig) -> _Sizes:
+    parts = outline(config, embedded.resolve)
+    return _Sizes(config, parts, parts.prompts(["a picture"]))
+
+
+@cache
+def _tuned(config: ModelConfig, rank: int, targets: str | tuple[str, ...]) -> Any:
+    parts = outline(config, embedded.resolve)
+    attach(
+        parts,
+        adapter="lora",
+        rank=rank,
+        alpha=rank,
+        targets=targets,
+        text_encoders=False,
+        channels_last=False,
+        seed=0,
+    )
+    return parts.denoiser
+
+
+def _denoiser(recipe: Recipe, parts: Parts, precision: str | None = None) -> int:
+    """The denoiser's frozen weights; in float32 while learning where that is the precision."""
+    each = 4 if precision == "float32" else parts.dtype.itemsize
+    network, bits = parts.denoiser, recipe.model.quantise
+    rounded = sum(it.weight.numel() for it in quantised.layers(network).values()) if bits else 0
+    whole = sum(parameter.numel() for parameter in network.parameters()) - rounded
+    return int(whole * each + (rounded * quantised.BYTES[bits] if bits else 0))
+
+
+def _bytes(module: nn.Module) -> int:
+    return sum(parameter.numel() * parameter.element_size() for parameter in module.parameters())

@@ -1,0 +1,53 @@
+"""A model without its numbers: shapes alone, on PyTorch's meta device."""
+
+import tempfile
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raftdiff.diffusion.families.family import Component
+from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_configs, recognise_file
+from raftdiff.diffusion.models.components import without_weights
+from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
+from raftdiff.diffusion.models.quiet import quietly
+from raftdiff.training.devices import DTYPES
+
+META = torch.device("meta")
+
+
+def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
+    """The model that ``config.base`` names, by its configs: a folder or a hub id needs no weights, and of a single file
+    only the head is read.
+
+    Raises:
+        UserError: nothing is there, or it is of no family that is known.
+    """
+    base = resolve(config.base)
+    path = Path(base).expanduser()
+    plain = config.model_copy(update={"quantise": None, "offload": False, "compile": False, "attention": "default"})
+    with tempfile.TemporaryDirectory() as scratch, quietly():
+        if path.is_file():
+            found = recognise_file(path, vae=config.vae is None)
+            if config.config is None:
+                predicts = config.prediction_type or found.prediction_type
+                found.family.configs(found.kind, predicts, Path(scratch), path)
+            layout = folder_layout(Path(config.config or scratch).expanduser(), weights=False)
+        else:
+            layout = folder_layout(path if path.is_dir() else hub_configs(base), weights=False)
+        return assemble(layout.family, _modules(layout), plain, META, DTYPES[config.dtype])
+
+
+def _modules(layout: Layout) -> dict[str, Any]:
+    parts = {name: _outlined(layout.path / name, it) for name, it in layout.family.components.items()}
+    return {**parts, **without_weights(layout)}
+
+
+def _outlined(folder: Path, component: Component) -> Any:
+    kind = getattr(import_module(component.library), component.kind)
+    with torch.device("meta"):
+        if component.library == "transformers":
+            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
+        return kind.from_config(kind.load_config(folder, local_files_only=True))

@@ -1,0 +1,144 @@
+"""Memory counted from sizes: against what a real computation holds, and the settings that follow."""
+
+import pytest
+import torch
+from torch import nn
+
+from raftdiff.cli.main import main
+from raftdiff.diffusion.memory.card import card_bytes, fit
+from raftdiff.diffusion.memory.counting import peak
+from raftdiff.diffusion.memory.footprint import Footprint, Stage, footprint
+from raftdiff.diffusion.memory.outline import outline
+from raftdiff.diffusion.memory.rewards import reward_bytes
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.errors import UserError
+from raftdiff.rewards.clip import ClipConfig
+from raftdiff.rewards.pickscore import PickScoreConfig
+
+
+def test_the_peak_of_two_layers_is_worked_out_by_hand():
+    """x 40,000 bytes (10 x 1,000 float32): seen through the first layer, its relu, the second, and the way back."""
+    for device in ("cpu", "meta"):
+        layer, x = nn.Linear(1000, 1000, device=device), torch.zeros(10, 1000, device=device)
+
+        def forward(layer=layer, x=x):
+            with torch.no_grad():
+                return layer(layer(x).relu()).sum()
+
+        # layer(x), relu's result beside it; or relu's and the second layer's
+        assert peak(forward, [layer]) in (80_000, 80_004)
+
+        def both(layer=layer, x=x):
+            layer(layer(x).relu()).sum().backward()
+
+        weights = 3 * 4_000_000  # two gradients of one layer, and their sum
+        assert weights < peak(both, [layer]) < weights + 6 * 40_000
+        layer.zero_grad()
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3"])
+def test_a_model_without_numbers_takes_what_the_real_one_takes(models, kind):
+    """Of a real model's step on the CPU; attention apart, which a GPU's kernel does in another way."""
+    held = {}
+    for name, parts in (
+        ("real", load(ModelConfig(base=str(models[kind]), attention="default"))),
+        ("outline", outline(ModelConfig(base=str(models[kind])))),
+    ):
+        text = parts.prompts(["a cat"])
+        xt = torch.zeros(1, *parts.latent_shape(16, 16), device=parts.device)
+
+        def step(parts=parts, text=text, xt=xt):
+            for parameter in parts.denoiser.parameters():
+                parameter.requires_grad_(True)
+            parts.ask(parts.denoiser, xt, torch.ones(1, device=parts.device), text).square().mean().backward()
+            parts.denoiser.zero_grad(set_to_none=True)
+
+        held[name] = peak(step, [parts.denoiser])
+    assert held["outline"] == pytest.approx(held["real"], rel=0.02)
+
+
+def sd15(models, *overrides):
+    base = [f"model.base={models['sd15']}", "sampler.height=64", "sampler.width=64", "evaluation.judge=null"]
+    rewards = "ranker.rewards=[{type: jpeg}]"
+    return lambda more=(): load_recipe("sd15_256", [*base, rewards, "evaluation.rewards=[]", *overrides, *more])
+
+
+def test_what_settings_do_to_a_stage(models):
+    plain = {stage.name: stage for stage in footprint(sd15(models)()).stages}
+    assert list(plain) == ["encoding texts", "drawing", "decoding", "learning"]
+
+    def found(stage, *overrides):
+        changed = next(it for it in footprint(sd15(models, *overrides)()).stages if it.name == stage)
+        return changed.computed / max(1, plain[stage].computed), changed.held
+
+    assert found("drawing", "sampler.batch_size=8")[0] == pytest.approx(
+        8 / load_recipe("sd15_256").sampler.batch_size, rel=0.05
+    )
+    assert found("decoding", "sampler.vae_batch_size=1")[0] < 0.2
+    assert found("learning", "finetuner.gradient_checkpointing=true")[0] < 0.7
+    assert found("drawing", "model.offload=true")[1]["text encoders"] == 0
+    assert found("encoding texts", "model.offload=true")[1]["text encoders"] > 0
+    whole = plain["drawing"].held["denoiser"]
+    assert whole / 2 < found("drawing", "model.quantise=nf4")[1]["denoiser"] < whole
+    trained = "trained weights and their optimizer"
+    assert found("drawing", "finetuner.optimizer=adamw_8bit")[1][trained] < plain["drawing"].held[trained]
+
+
+def test_numbers_of_trained_weights_are_those_of_the_fine_tuner(models):
+    recipe = sd15(models, "model.dtype=bfloat16", "finetuner.ema=0.9")()
+    parts = load(recipe.model)
+    learner = recipe.finetuner.build(parts, total_rounds=1, guidance=1.0, seed=0)
+    stage = footprint(recipe).stages[-1]
+    # live and its average in float32, two moments, and the network's own in bfloat16
+    assert stage.held["trained weights and their optimizer"] == learner.parameter_count() * (4 + 4 + 8 + 2)
+    assert stage.held["gradients and copies"] == learner.parameter_count() * 4
+
+
+def made(**totals):
+    return Footprint(tuple(Stage(name, {"denoiser": size}, 0) for name, size in totals.items()), ())
+
+
+def test_the_first_settings_that_fit_are_the_cheapest(models):
+    """A toy: learning needs 10 GB, checkpointing takes it to 7, half a batch to 6; drawing needs 5."""
+
+    def measure(recipe):
+        tuner = recipe.finetuner
+        learning = 10e9 - 3e9 * tuner.gradient_checkpointing - 1e9 * (tuner.batch_size < whole.batch_size)
+        return made(drawing=int(5e9), learning=int(learning))
+
+    load, whole = sd15(models, "model.offload=true", "finetuner.gradient_accumulation=1"), sd15(models)().finetuner
+    found = fit(load, measure, card_bytes("7.5 GB"))
+    assert found.overrides == ["finetuner.gradient_checkpointing=true"]
+    found = fit(load, measure, card_bytes("6.5GB"))
+    half = f"finetuner.batch_size={whole.batch_size // 2}"
+    assert found.overrides == ["finetuner.gradient_checkpointing=true", half, "finetuner.gradient_accumulation=2"]
+    assert [stage.name for _, stage, _ in found.changes] == ["learning", "learning"]
+    assert fit(load, measure, card_bytes("4GB")).last.worst.total > card_bytes("4GB")
+
+
+def test_sizes_of_cards_and_of_rewards():
+    assert card_bytes("12GB") == card_bytes(" 12 ") == card_bytes("12gib") == 12 * 2**30
+    for wrong in ("12MB", "big", "0GB"):
+        with pytest.raises(UserError, match="--card: .* is no size of a card's memory; write it as 12GB"):
+            card_bytes(wrong)
+    assert reward_bytes(PickScoreConfig(dtype="float16")) == 2 * 986_109_441
+    assert reward_bytes(ClipConfig(model="ViT-L-14-quickgelu")) == 4 * 427_616_513
+    assert reward_bytes(ClipConfig(model="nowhere")) is None
+
+
+def test_plan_says_which_settings_fit_and_how_sure_it_is(models, capsys):
+    words = ["plan", "sd15_256", f"model.base={models['sd15']}", "sampler.height=64", "sampler.width=64"]
+    words += ["ranker.rewards=[{type: jpeg}]", "evaluation.rewards=[{type: vqa, model: it}]"]
+    assert main([*words, "--card", "12GB"]) == 0
+    told = capsys.readouterr().out
+    assert "It fits on 12.0 GB as it stands" in told
+    assert "Not counted: the weights of 1 reward (vqa)" in told
+    assert "How sure: counted from sizes, nothing was run" in told
+    assert main([*words, "--card", "0.561"]) == 0
+    told = capsys.readouterr().out
+    assert "As it stands it needs" in told
+    assert "model.offload=true" in told
+    assert main([*words, "--card", "0.5"]) == 0
+    assert "It does not fit on 0.5 GB" in capsys.readouterr().out
+    assert main([*words, "--card", "some"]) == 2
