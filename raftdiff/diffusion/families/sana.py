@@ -49,6 +49,9 @@ class DeepCompression:
     def channels(self, vae: Any) -> int:
         return int(vae.config.latent_channels)
 
+    def tile(self, vae: Any) -> None:
+        vae.enable_tiling()  # of 512 pixels
+
     def decode(self, vae: Any, latents: Latents) -> Pixels:
         # to the VAE's dtype first, as the pipeline has it
         found: Tensor = vae.decode(latents.to(vae.dtype) / vae.config.scaling_factor, return_dict=False)[0]

@@ -68,6 +68,7 @@ def footprint(recipe: Recipe) -> Footprint:
     rewards = sum(size or 0 for size in known.values())
     trained = sizes.trained(tuner)
     texts = sum(_bytes(module) for module in parts.text_encoders.values())
+    texts *= recipe.model.text_device != "cpu"
     vae, idle = _bytes(parts.vae), recipe.model.offload
     drawn, learnt = _denoiser(recipe, parts), _denoiser(recipe, parts, tuner.precision)
     always = {"rewards": rewards, "trained weights and their optimizer": trained.resting}
