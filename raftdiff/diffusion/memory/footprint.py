@@ -14,7 +14,7 @@ from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.rules import Ddpo
 from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.memory.counting import peak
-from raftdiff.diffusion.memory.outline import META, outline
+from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
@@ -202,7 +202,7 @@ class _Sizes:
 @cache
 def _sizes(config: ModelConfig) -> _Sizes:
     parts = outline(config, embedded.resolve)
-    return _Sizes(config, parts, parts.prompts(["a picture"]))
+    return _Sizes(config, parts, outlined_text(parts))
 
 
 @cache

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from raftdiff.diffusion.families.family import Component
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_configs, recognise_file
 from raftdiff.diffusion.models.components import without_weights
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
@@ -38,6 +39,21 @@ def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
         else:
             layout = folder_layout(path if path.is_dir() else hub_configs(base), weights=False)
         return assemble(layout.family, _modules(layout), plain, META, DTYPES[config.dtype])
+
+
+def outlined_text(parts: Parts) -> Texts:
+    """What an outline's network is told of one caption, none of it hidden."""
+    from transformers import masking_utils
+
+    asks = getattr(masking_utils, "_ignore_causal_mask_sdpa", None)
+    try:
+        if asks is not None:  # it asks the mask's numbers whether it hides anything
+            masking_utils._ignore_causal_mask_sdpa = lambda *_, **__: False
+        said = parts.prompts(["a picture"])
+    finally:
+        if asks is not None:
+            masking_utils._ignore_causal_mask_sdpa = asks
+    return Texts(said.tokens, said.pooled)
 
 
 def _modules(layout: Layout) -> dict[str, Any]:

@@ -5,11 +5,13 @@ import torch
 from torch import nn
 
 from raftdiff.cli.main import main
+from raftdiff.diffusion.families.known import FAMILIES
 from raftdiff.diffusion.memory.card import card_bytes, fit
 from raftdiff.diffusion.memory.counting import peak
 from raftdiff.diffusion.memory.footprint import Footprint, Stage, footprint
-from raftdiff.diffusion.memory.outline import outline
+from raftdiff.diffusion.memory.outline import outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
+from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import UserError
@@ -35,6 +37,20 @@ def test_the_peak_of_two_layers_is_worked_out_by_hand():
         weights = 3 * 4_000_000  # two gradients of one layer, and their sum
         assert weights < peak(both, [layer]) < weights + 6 * 40_000
         layer.zero_grad()
+
+
+def test_every_family_can_be_walked_through_without_numbers(models):
+    """Of each one kind, a step without gradient and the way back to pixels."""
+    of = {tiny.of(kind).name: kind for kind in tiny.KINDS}
+    assert len(of) == len(FAMILIES)
+    for kind in of.values():
+        parts = outline(ModelConfig(base=str(models[kind])))
+        side = 2 * parts.multiple
+        xt, text = torch.zeros(1, *parts.latent_shape(side, side), device=parts.device), outlined_text(parts)
+        with torch.no_grad():
+            said = parts.ask(parts.denoiser, xt, torch.ones(1, device=parts.device), text)
+            assert said.shape == xt.shape
+            assert parts.decode(xt).shape == (1, 3, side, side)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
