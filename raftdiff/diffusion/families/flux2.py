@@ -12,6 +12,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow
+from raftdiff.diffusion.families.shared.autoencoders import tile
 from raftdiff.diffusion.families.shared.reading import folder_only, tokenised, tokens_in, user_turn
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
@@ -51,6 +52,9 @@ class Patches:
 
     def channels(self, vae: Any) -> int:
         return int(vae.config.latent_channels) * PATCH**2
+
+    def tile(self, vae: Any) -> None:
+        tile(vae)
 
     def decode(
         self, vae: Any, latents: Float[Tensor, "batch channels rows columns"]

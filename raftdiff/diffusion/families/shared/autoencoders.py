@@ -11,6 +11,13 @@ TILE = 512
 Pixels = Float[Tensor, "batch 3 height width"]
 
 
+def tile(vae: Any) -> None:
+    """Of diffusers' convolutional VAEs with one tile size."""
+    vae.enable_tiling()
+    vae.tile_sample_min_size = TILE
+    vae.tile_latent_min_size = TILE // 2 ** (len(vae.config.block_out_channels) - 1)
+
+
 @final
 class KL:
     """The ``AutoencoderKL`` of diffusers: latents are shifted and scaled by its config. See ``family.Autoencoder``."""
@@ -22,9 +29,7 @@ class KL:
         return int(vae.config.latent_channels)
 
     def tile(self, vae: Any) -> None:
-        vae.enable_tiling()
-        vae.tile_sample_min_size = TILE
-        vae.tile_latent_min_size = TILE // self.factor(vae)
+        tile(vae)
 
     def decode(self, vae: Any, latents: Latents) -> Pixels:
         found: Tensor = vae.decode((latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype), return_dict=False)
