@@ -55,6 +55,8 @@ def test_latents_are_those_that_the_network_sees_and_back(models):
     mean, variance = (it.view(1, -1, 1, 1) for it in (parts.vae.bn.running_mean, parts.vae.bn.running_var))
     whole = pipeline._unpatchify_latents(ours * (variance + parts.vae.config.batch_norm_eps).sqrt() + mean)
     torch.testing.assert_close(parts.decode(ours), parts.vae.decode(whole).sample)
+    tiled = opened(models["flux2"], vae_tiling=True).vae
+    assert (tiled.use_tiling, tiled.tile_sample_min_size, tiled.tile_latent_min_size) == (True, 512, 256)
 
 
 def test_one_step_of_the_loss_is_the_published_training_loss(models):
