@@ -276,3 +276,13 @@ class Family(Protocol):
     def pipeline_arguments(self) -> Mapping[str, Any]:
         """What its pipeline takes beside the modules."""
         ...
+
+
+@runtime_checkable
+class Joined(Protocol):
+    """A family of which LoRA files of other programs have layers in one, that diffusers cannot take apart."""
+
+    def joined(self, modules: Modules) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+        """Their names in such files; of each the denoiser's layers that are in it, with their places among its equal
+        parts, by rows."""
+        ...

@@ -34,6 +34,27 @@ VAE = {
     "use_post_quant_conv": False,
     "sample_size": 1024,
 }
+STREAMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "x_block": {
+        "attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
+        "attn_proj": ("attn.to_out.0",),
+        "attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
+        "attn2_proj": ("attn2.to_out.0",),
+        "mlp_fc1": ("ff.net.0.proj",),
+        "mlp_fc2": ("ff.net.2",),
+        "adaLN_modulation_1": ("norm1.linear",),
+    },
+    "context_block": {
+        "attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
+        "attn_proj": ("attn.to_add_out",),
+        "mlp_fc1": ("ff_context.net.0.proj",),
+        "mlp_fc2": ("ff_context.net.2",),
+        "adaLN_modulation_1": ("norm1_context.linear",),
+    },
+}
+"""Layers of a block in the original code, and those that they are in diffusers."""
+SWAPPED = (1, 0)
+"""Where the original code has the shift before the scale."""
 FIRST = "joint_blocks.0.x_block.attn.qkv.weight"
 """The weight by which its network is known in a single file."""
 
@@ -192,6 +213,20 @@ class StableDiffusion3:
         del modules
         start = {"text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}.get(component, "lora_transformer")
         return f"{start}_{layer.replace('.', '_')}"
+
+    def joined(self, modules: Modules) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
+        """kohya's names, which are the original code's (sd-scripts, networks/lora_sd3.py, commit 077f6a4f)."""
+        last = int(modules["transformer"].config.num_layers) - 1
+        found: dict[str, dict[str, tuple[int, ...]]] = {}
+        for block in range(last + 1):
+            for stream, layers in STREAMS.items():
+                for name, several in layers.items():
+                    found[f"lora_unet_joint_blocks_{block}_{stream}_{name}"] = {
+                        f"transformer_blocks.{block}.{layer}": (place,) for place, layer in enumerate(several)
+                    }
+        norm = f"transformer_blocks.{last}.norm1_context.linear"
+        found[f"lora_unet_joint_blocks_{last}_context_block_adaLN_modulation_1"] = {norm: SWAPPED}
+        return found
 
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
         """3.5 medium attends twice in its first blocks, 3.5 large norms queries and keys, 3 does neither."""

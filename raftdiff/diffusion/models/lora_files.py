@@ -105,10 +105,10 @@ def updates(weights: Mapping[str, Tensor], settings: Mapping[str, Mapping[str, A
     """
     halves: dict[str, dict[bool, Tensor]] = {}
     with reading(f"{what}: an alpha of it is no number"):
-        alphas = {_plain(key.removesuffix(ALPHA)): float(it) for key, it in weights.items() if key.endswith(ALPHA)}
+        alphas = {_layer(key): float(it) for key, it in weights.items() if key.endswith(ALPHA)}
     for key, weight in weights.items():
         if match := PAIR.fullmatch(key):
-            halves.setdefault(_plain(match["layer"]), {})[match["half"] in DOWN] = weight
+            halves.setdefault(_layer(key), {})[match["half"] in DOWN] = weight
         elif not key.endswith(ALPHA):
             raise UserError(f"{what}: it holds '{key}', which is no part of a LoRA that raftdiff could read.")
     for layer, pair in halves.items():
@@ -121,6 +121,16 @@ def updates(weights: Mapping[str, Tensor], settings: Mapping[str, Mapping[str, A
             layer: Update(pair[True], pair[False], _scale(layer, len(pair[True]), alphas.get(layer), settings))
             for layer, pair in halves.items()
         }
+
+
+def of_layers(weights: Mapping[str, Tensor], layers: Collection[str]) -> dict[str, Tensor]:
+    """Those of the weights that make the changes of some layers, which are called as ``updates`` calls them."""
+    return {key: it for key, it in weights.items() if _layer(key) in layers}
+
+
+def _layer(key: str) -> str:
+    match = PAIR.fullmatch(key)
+    return _plain(match["layer"] if match else key.removesuffix(ALPHA))
 
 
 def _scale(layer: str, rank: int, alpha: float | None, settings: Mapping[str, Mapping[str, Any]]) -> float:

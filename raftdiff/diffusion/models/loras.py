@@ -1,15 +1,15 @@
 """LoRAs that a model starts from, merged into its weights: what is tuned, compared with and exported is the base with
 them."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
 from torch import Tensor, nn
 
-from raftdiff.diffusion.families.family import Family, Modules
-from raftdiff.diffusion.models.lora_files import LoRAFile, Update, read_lora, updates
+from raftdiff.diffusion.families.family import Family, Joined, Modules
+from raftdiff.diffusion.models.lora_files import LoRAFile, Update, of_layers, read_lora, updates
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import Need, UserError, counted
 from raftdiff.recipes.config import Config
@@ -89,7 +89,8 @@ def names(family: Family, modules: Modules) -> dict[str, Layer]:
                 dotted = [f"{start}{one}" for start in (f"{component}.", *bare)]
                 kohya = [f"{start}_{one.replace('.', '_')}" for start in flat]
                 found |= dict.fromkeys((*dotted, *kohya), layer)
-            found[family.kohya(component, called, modules)] = layer
+            if component == family.denoiser or component in family.layers.text:
+                found.setdefault(family.kohya(component, called, modules), layer)
     return found
 
 
@@ -98,15 +99,17 @@ def resolved(
 ) -> list[tuple[Layer, Update]]:
     """Each change with the layer that it is of.
 
-    Names of another code, as FLUX's, are first turned into diffusers' by its own converters.
+    Names of another code are turned into diffusers' by what the family says of them, else by diffusers' own converters,
+    as FLUX's are.
 
     Raises:
         UserError: not all of the file is of this model.
     """
     found = updates(read.weights, read.settings, what)
-    if not found.keys() <= known.keys():
-        converted = _converted(family, modules, read, what)
-        found = converted if converted and converted.keys() <= known.keys() else found
+    if others := {layer: update for layer, update in found.items() if layer not in known}:
+        turned = _taken_apart(family, modules, others) or _converted(family, modules, read, others.keys(), what)
+        if turned.keys() <= known.keys() and len(turned) >= len(others):  # fewer would be some that it passed over
+            found = {layer: update for layer, update in found.items() if layer in known} | turned
     strange = [layer for layer in found if layer not in known]
     if len(strange) == len(found):
         raise UserError(
@@ -141,14 +144,32 @@ def published(component: str, name: str) -> str:
     return name if known else f"text_model.{name}"
 
 
-def _converted(family: Family, modules: Modules, read: LoRAFile, what: str) -> dict[str, Update]:
+def _taken_apart(family: Family, modules: Modules, found: Mapping[str, Update]) -> dict[str, Update]:
+    """The changes of layers that are several here; nothing where one of them is not known to the family."""
+    known = family.joined(modules) if isinstance(family, Joined) else {}
+    if not found.keys() <= known.keys():
+        return {}
+    apart = {}
+    for name, update in found.items():
+        pieces = update.up.tensor_split(sum(len(rows) for rows in known[name].values()))
+        for layer, rows in known[name].items():
+            apart[f"{family.denoiser}.{layer}"] = Update(
+                update.down, torch.cat([pieces[row] for row in rows]), update.scale
+            )
+    return apart
+
+
+def _converted(
+    family: Family, modules: Modules, read: LoRAFile, layers: Collection[str], what: str
+) -> dict[str, Update]:
     """By what diffusers' pipeline makes of such a file; nothing where it does not know it either."""
     import diffusers
 
     pipeline, config = getattr(diffusers, family.pipeline), modules[family.denoiser].config
     try:
         with quietly():
-            found = pipeline.lora_state_dict(dict(read.weights), unet_config=config, return_alphas=True)
+            given = of_layers(read.weights, layers)
+            found = pipeline.lora_state_dict(given, unet_config=config, return_alphas=True)
         weights, alphas = found if isinstance(found, tuple) else (found, None)
         told = {name: torch.as_tensor(alpha) for name, alpha in (alphas or {}).items()}
         return updates({**weights, **told}, read.settings, what)

@@ -249,6 +249,66 @@ def test_diffusers_earlier_names(tmp_path):
                 assert torch.equal(weight, wanted[part].state_dict()[key])
 
 
+def in_one(name, rows, columns, generator):
+    """A LoRA of kohya's with an alpha of half its rank."""
+    down, up = torch.randn(4, columns, generator=generator), torch.randn(rows, 4, generator=generator)
+    return {f"{name}.lora_down.weight": down, f"{name}.lora_up.weight": up, f"{name}.alpha": torch.tensor(2.0)}
+
+
+def test_kohyas_layers_of_sd3_are_taken_apart_as_diffusers_takes_apart_its_checkpoints(tmp_path):
+    from diffusers.loaders.single_file_utils import convert_sd3_transformer_checkpoint_to_diffusers as by_diffusers
+
+    generator, width, lora, whole = torch.Generator().manual_seed(0), 32, {}, {}
+    inner = {
+        "attn.qkv": (3, 1),
+        "attn.proj": (1, 1),
+        "mlp.fc1": (4, 1),
+        "mlp.fc2": (1, 4),
+        "adaLN_modulation.1": (6, 1),
+    }
+    streams = {(0, "x_block"): {**inner, "attn2.qkv": (3, 1), "attn2.proj": (1, 1), "adaLN_modulation.1": (9, 1)}}
+    streams |= {(1, "x_block"): inner, (0, "context_block"): inner}
+    streams[1, "context_block"] = {"attn.qkv": (3, 1), "adaLN_modulation.1": (2, 1)}
+    for (block, stream), layers in streams.items():
+        for layer, (rows, columns) in layers.items():
+            name = f"joint_blocks.{block}.{stream}.{layer}"
+            made = in_one(f"lora_unet_{name.replace('.', '_')}", rows * width, columns * width, generator)
+            down, up, _ = made.values()
+            lora, whole[f"{name}.weight"] = lora | made, 0.5 * up @ down
+            whole[f"{name}.bias"] = torch.zeros(rows * width)
+    two = ("t_embedder.mlp.0", "t_embedder.mlp.2", "y_embedder.mlp.0", "y_embedder.mlp.2", "final_layer.linear")
+    two += ("x_embedder.proj", "context_embedder", "final_layer.adaLN_modulation.1")
+    whole |= {f"{name}.{kind}": torch.zeros(width) for name in two for kind in ("weight", "bias")}
+    wanted = by_diffusers({**whole, "pos_embed": torch.zeros(1)})
+    modules, bare = tiny.components("sd3"), tiny.components("sd3")["transformer"].state_dict()
+    merge(tiny.of("sd3"), modules, [LoRAConfig(path=str(written(tmp_path / "it.safetensors", lora)))])
+    for name, weight in modules["transformer"].state_dict().items():
+        change = wanted[name] if name.startswith("transformer_blocks") and weight.ndim == 2 else torch.zeros(())
+        torch.testing.assert_close(weight - bare[name], change.expand(weight.shape), atol=1e-5, rtol=1e-5)
+
+
+def test_names_of_another_code_are_turned_by_diffusers(tmp_path):
+    """FLUX's queries, keys and values are one layer in kohya's files; what the family's loader there makes of them is
+    what is merged, and what it would pass over is refused."""
+    generator = torch.Generator().manual_seed(0)
+    lora = in_one("lora_unet_double_blocks_0_img_attn_qkv", 96, 32, generator)
+    lora |= in_one("lora_te1_text_model_encoder_layers_0_self_attn_q_proj", 32, 32, generator)
+    path, modules, bare = tmp_path / "it.safetensors", tiny.components("flux_dev"), tiny.components("flux_dev")
+    merge(tiny.of("flux_dev"), modules, [LoRAConfig(path=str(written(path, lora)))])
+    down, up = (lora[f"lora_unet_double_blocks_0_img_attn_qkv.lora_{half}.weight"] for half in ("down", "up"))
+    for part, letter in enumerate("qkv"):
+        name = f"transformer_blocks.0.attn.to_{letter}.weight"
+        change = modules["transformer"].state_dict()[name] - bare["transformer"].state_dict()[name]
+        torch.testing.assert_close(change, 0.5 * up[32 * part :][:32] @ down, atol=1e-5, rtol=1e-5)
+    queries = [one["text_encoder"].state_dict()["encoder.layers.0.self_attn.q_proj.weight"] for one in (modules, bare)]
+    assert not torch.equal(*queries)
+    written(path, lora | in_one("lora_unet_double_blocks_7_img_mod_lin", 192, 32, generator))
+    with pytest.raises(
+        UserError, match="2 layers of the 3 .*'lora_unet_double_blocks_0_img_attn_qkv', this model does"
+    ):
+        merge(tiny.of("flux_dev"), modules, [LoRAConfig(path=str(path))])
+
+
 def test_half_precision_rounds_once(models, lora):
     loras = {lora: 0.7}
     whole, half = (
