@@ -2,6 +2,7 @@
 total."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Literal, NamedTuple, final
 
@@ -53,6 +54,16 @@ class Unfit(Generic[Media]):
     """What to say where all samples are, after "All 4 "."""
 
 
+Turn = Callable[[object], AbstractContextManager[None]]
+"""Within which something with networks is asked."""
+
+
+def at_hand(part: object) -> AbstractContextManager[None]:
+    """Its networks always lie where they are asked."""
+    del part
+    return nullcontext()
+
+
 @final
 @dataclass(frozen=True)
 class Ranker(Generic[Media]):
@@ -67,6 +78,8 @@ class Ranker(Generic[Media]):
     mix: Mix = MIXES["weighted_sum"]
     bounds: Mapping[str, Bound] = field(default_factory=dict)
     """By the name of the reward; constraints in the order in which they matter."""
+    turn: Turn = at_hand
+    """Within which a reward is asked: where it lies on a device only meanwhile."""
 
     def __post_init__(self) -> None:
         for reward, _ in self.rewards:
@@ -85,7 +98,8 @@ class Ranker(Generic[Media]):
         seen = [place for place, sample in enumerate(samples) if not (self.unfit and self.unfit.finds(sample))]
         found = {reward.name: np.full(len(samples), np.nan) for reward, _ in self.rewards}
         for reward, _ in self.rewards if seen else ():
-            found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
+            with self.turn(reward):
+                found[reward.name][seen] = scores(reward, [samples[place] for place in seen])
         return found, len(samples) - len(seen)
 
     def measuring(

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
+import torch
 from PIL.Image import Image
 
 from raftdiff import embedded
@@ -21,7 +22,7 @@ from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures, PictureFig
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
 from raftdiff.mixing import MixSamplerConfig
-from raftdiff.ranking import Features, Ranker, Unfit, assigned, measured_by
+from raftdiff.ranking import Features, Ranker, Turn, Unfit, assigned, at_hand, measured_by
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
 from raftdiff.rewards.ocr import unasked
@@ -29,8 +30,8 @@ from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
-from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Prompt, Reader, Reward, Sampler
+from raftdiff.training.devices import InTurn, flush_denormals
+from raftdiff.types import Prompt, Reader, Reward, Sample, Sampler
 
 
 @final
@@ -142,8 +143,8 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         held_out_sampler=used.build(model) if guidance != drawing.guidance else own,
         held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
-        examine=HeldOutFigures(features(measures.rewards), unasked),
-        moved=HeldOutDrift(features(measures.rewards)),
+        examine=HeldOutFigures(features(measures.rewards, measures.turn), unasked),
+        moved=HeldOutDrift(features(measures.rewards, measures.turn)),
         loop=recipe.loop,
     )
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
@@ -202,6 +203,9 @@ def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[I
     if len(kept) == len(ranker.rewards) and not recipe.evaluation.rewards and decided:
         return ranker
     built = [(one.build(device=device, resolve=embedded.resolve), one.weight) for one in recipe.evaluation.rewards]
+    if recipe.ranker.in_turn:
+        for reward, _ in built:
+            InTurn(torch.device(device)).rest(reward)
     return ranker.measuring(measured_by(kept, built), BLANK)
 
 
@@ -211,9 +215,14 @@ def build_ranker(recipe: Recipe, *, device: str) -> Ranker[Image]:
     built: list[Reward[Image]] = [config.build(device=device, resolve=embedded.resolve) for config in configs]
     rewards, bounds = assigned(configs, built)
     selector = recipe.ranker.selector.build(seed=fold(recipe.loop.seed, "select"))
-    seen = features(rewards)
+    turn: Turn = at_hand
+    if recipe.ranker.in_turn:
+        turn = waiting = InTurn(torch.device(device))
+        for reward, _ in rewards:
+            waiting.rest(reward)
+    seen = features(rewards, turn)
     mix = MIXES[recipe.ranker.mix]
-    return Ranker(rewards, selector, PictureFigures(seen), BLANK, PictureSimilarity(seen), mix, bounds)
+    return Ranker(rewards, selector, PictureFigures(seen), BLANK, PictureSimilarity(seen), mix, bounds, turn)
 
 
 BLANK = Unfit[Image](
@@ -240,7 +249,19 @@ def read_by_rewards(rewards: Sequence[Reward[Image]]) -> list[Reading]:
     ]
 
 
-def features(rewards: Sequence[tuple[Reward[Image], float]]) -> Features:
-    """What diversity is measured on: the first CLIP tower among the rewards, or, without one, the pixels."""
+def features(
+    rewards: Sequence[tuple[Reward[Image], float]],
+    turn: Turn = at_hand,
+) -> Features:
+    """What diversity is measured on: the first CLIP tower among the rewards, or, without one, the pixels. ``turn``:
+    within which the tower is asked."""
     towers = [reward.tower for reward, _ in rewards if hasattr(reward, "tower")]
-    return towers[0].image_features if towers else pixels
+    if not towers:
+        return pixels
+
+    def seen(samples: Sequence[Sample[Image]]) -> torch.Tensor:
+        with turn(towers[0]):
+            found: torch.Tensor = towers[0].image_features(samples)
+        return found
+
+    return seen

@@ -193,7 +193,7 @@ def measured(
         before,
         after,
         rewards=[reward for reward, _ in assembly.measures.rewards],
-        features=features(assembly.measures.rewards),
+        features=features(assembly.measures.rewards, assembly.measures.turn),
         judge=assembly.judge([sample.prompt.caption for sample in before]),
         prediction_drift=moved,
         seconds=seconds,

@@ -54,6 +54,8 @@ class RankerConfig(Config):
     selector: SelectorConfig
     """best_of_k (the paper's), top_fraction, diverse, softmax or random (the control) for imitation; best_worst,
     threshold or advantage for the other rules."""
+    in_turn: bool = False
+    """Keep rewards in main memory, and each on the GPU only while it scores."""
 
 
 class EvaluationConfig(Config):
@@ -257,6 +259,11 @@ def _check_gradient(recipe: Recipe, learner: str) -> None:
         raise UserError(
             f"ranker.rewards: {learner} climbs the rewards' gradient and ranks nothing, so that the constraint "
             f"'{bound.name or bound.type}' would do nothing; give it role: train, veto or hold_out."
+        )
+    if recipe.ranker.in_turn:
+        raise UserError(
+            f"ranker.in_turn: {learner} follows the rewards' gradient while it learns, so that they stay on the GPU; "
+            "leave it out."
         )
     if flat := next((it for it in recipe.ranker.rewards if weight_of(it) and lacks_gradient(it)), None):
         raise UserError(without_gradient(recipe.finetuner.learning.type, flat.name or flat.type))

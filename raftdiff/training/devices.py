@@ -72,6 +72,53 @@ class Idle:
                 module.to("cpu")
 
 
+@final
+class InTurn:
+    """Of several parts with networks only the one that is asked lies on ``device``; the others wait in main memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    @contextmanager
+    def __call__(self, part: object) -> Iterator[None]:
+        """Within, the networks of ``part`` are on the device."""
+        try:
+            self._move(part, self._device)
+            yield
+        finally:
+            self.rest(part)
+
+    def rest(self, part: object) -> None:
+        """Let the networks of ``part`` wait."""
+        self._move(part, torch.device("cpu"))
+
+    def _move(self, part: object, device: torch.device) -> None:
+        for module in networks(part):
+            module.to(device)
+
+
+def networks(part: object, depth: int = 3) -> list[torch.nn.Module]:
+    """The networks that an object holds, itself or by what it holds."""
+    if isinstance(part, torch.nn.Module):
+        return [part]
+    if depth == 0 or isinstance(part, str | bytes | int | float | torch.Tensor | type | None):
+        return []
+    if isinstance(part, Mapping):
+        inside: Iterable[object] = part.values()
+    elif isinstance(part, list | tuple):
+        inside = part
+    else:
+        slots = [
+            getattr(part, name)
+            for kind in type(part).__mro__
+            for name in getattr(kind, "__slots__", ())
+            if hasattr(part, name)
+        ]
+        inside = [*getattr(part, "__dict__", {}).values(), *slots]
+    found = [module for one in inside for module in networks(one, depth - 1)]
+    return list({id(module): module for module in found}.values())
+
+
 def flush_denormals() -> None:
     """Keep a CPU off its slow path for denormal numbers, which optimizers are full of."""
     torch.set_flush_denormal(True)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import final
 
+from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.memory.footprint import Footprint, Stage
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.errors import UserError
@@ -100,6 +101,8 @@ def _changes(recipe: Recipe, stage: str) -> Iterator[Change]:
         yield Change((f"{where}.vae_batch_size=1",), "hardly anything")
     if not model.offload and not tuner.train_text_encoder:
         yield Change(("model.offload=true",), "seconds a round, for moving text encoders and VAE")
+    if not recipe.ranker.in_turn and not isinstance(tuner.learning.build(), Draft | Refl):
+        yield Change(("ranker.in_turn=true",), "seconds a round, for moving rewards")
     if stage == "decoding" and not model.vae_tiling:
         yield Change(("model.vae_tiling=true",), "seams that are hardly seen")
     if stage == "drawing" and drawing.batch_size > 1:

@@ -1,4 +1,4 @@
-"""What a recipe holds on the card while it encodes texts, draws, decodes, and learns."""
+"""What a recipe holds on the card while it encodes texts, draws, decodes, scores, and learns."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -61,7 +61,8 @@ def footprint(recipe: Recipe) -> Footprint:
     Raises:
         UserError: the model's configs cannot be read, or say no size.
     """
-    sizes = _sizes(recipe.model.model_copy(update={"quantise": None, "offload": False, "vae_tiling": False}))
+    plain = recipe.model.model_copy(update={"quantise": None, "offload": False, "vae_tiling": False})
+    sizes = _sizes(plain.model_dump_json())
     parts, tuner, drawing = sizes.parts, recipe.finetuner, drawing_of(recipe)
     pixels = size_of(drawing, parts)
     known = {it.name: reward_bytes(it, embedded.resolve) for it in (*recipe.ranker.rewards, *recipe.evaluation.rewards)}
@@ -71,7 +72,9 @@ def footprint(recipe: Recipe) -> Footprint:
     texts *= recipe.model.text_device != "cpu"
     vae, idle = _bytes(parts.vae), recipe.model.offload
     drawn, learnt = _denoiser(recipe, parts), _denoiser(recipe, parts, tuner.precision)
-    always = {"rewards": rewards, "trained weights and their optimizer": trained.resting}
+    in_turn = recipe.ranker.in_turn
+    always = {"rewards": 0 if in_turn else rewards, "trained weights and their optimizer": trained.resting}
+    asked = max((size or 0 for size in known.values()), default=0) if in_turn else rewards
     others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
     rows = drawing.batch_size * (2 if drawing.guidance != 1 else 1)
     at_once = drawing.vae_batch_size or drawing.batch_size
@@ -87,6 +90,7 @@ def footprint(recipe: Recipe) -> Footprint:
                 {"denoiser": drawn, **others, "VAE": vae, **always},
                 sizes.decoding(at_once, pixels, tiled=recipe.model.vae_tiling),
             ),
+            Stage("scoring", {"denoiser": drawn, **others, **always, "rewards": asked}, 0),
             Stage(
                 "learning",
                 {"denoiser": learnt, **others, **always, "gradients and copies": trained.learning},
@@ -196,18 +200,20 @@ class _Sizes:
 
     def _lora(self, tuner: DiffusionFineTunerConfig) -> Any:
         """The denoiser with such a LoRA, held as the network computes: autocast casts it so."""
-        return _tuned(self.config, tuner.rank, tuner.target_modules)
+        return _tuned(self.config.model_dump_json(), tuner.rank, tuner.target_modules)
 
 
 @cache
-def _sizes(config: ModelConfig) -> _Sizes:
+def _sizes(written: str) -> _Sizes:
+    """``written``: a ModelConfig as JSON, which can be looked up where the config cannot."""
+    config = ModelConfig.model_validate_json(written)
     parts = outline(config, embedded.resolve)
     return _Sizes(config, parts, outlined_text(parts))
 
 
 @cache
-def _tuned(config: ModelConfig, rank: int, targets: str | tuple[str, ...]) -> Any:
-    parts = outline(config, embedded.resolve)
+def _tuned(written: str, rank: int, targets: str | tuple[str, ...]) -> Any:
+    parts = outline(ModelConfig.model_validate_json(written), embedded.resolve)
     attach(
         parts,
         adapter="lora",

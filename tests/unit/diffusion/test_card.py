@@ -82,7 +82,7 @@ def sd15(models, *overrides):
 
 def test_what_settings_do_to_a_stage(models):
     plain = {stage.name: stage for stage in footprint(sd15(models)()).stages}
-    assert list(plain) == ["encoding texts", "drawing", "decoding", "learning"]
+    assert list(plain) == ["encoding texts", "drawing", "decoding", "scoring", "learning"]
 
     def found(stage, *overrides):
         changed = next(it for it in footprint(sd15(models, *overrides)()).stages if it.name == stage)
@@ -97,6 +97,7 @@ def test_what_settings_do_to_a_stage(models):
     assert found("encoding texts", "model.offload=true")[1]["text encoders"] > 0
     whole = plain["drawing"].held["denoiser"]
     assert whole / 2 < found("drawing", "model.quantise=nf4")[1]["denoiser"] < whole
+    assert found("drawing", "ranker.in_turn=true")[1]["rewards"] == 0
     trained = "trained weights and their optimizer"
     assert found("drawing", "finetuner.optimizer=adamw_8bit")[1][trained] < plain["drawing"].held[trained]
 

@@ -1,20 +1,24 @@
 """Settings that make a model fit on a smaller card: what they keep, and what they change."""
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import nn
 
+from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.testing.conformance import check_finetuner
 from raftdiff.training import quantised
-from raftdiff.training.devices import Idle
+from raftdiff.training.devices import Idle, networks
 from raftdiff.training.trainable import lora_layers
-from raftdiff.types import Item, Prompt, Selection, silent
+from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
 # diffusers asks numpy for an array in a way that numpy 2 deprecates
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -151,6 +155,32 @@ def test_networks_wait_in_main_memory_and_are_fetched_while_they_are_asked():
     with pytest.raises(RuntimeError), idle.fetched(vae):
         raise RuntimeError
     assert vae.places == ["cuda", "cpu"]
+
+
+def test_rewards_take_turns(monkeypatch):
+    """Only the one that scores lies on the device, its tower for the diversity too, and scores stay as they are."""
+    places, move = [], torch.nn.Module.to
+    base = ["ranker.rewards=[{type: clip, model: scene-clip}, {type: jpeg, weight: 0.1}]"]
+    samples = [
+        Sample(
+            0, Prompt("p", "a cat", "a cat", "a cat"), index, index, "policy", Image.effect_noise((32, 32), 50 + index)
+        )
+        for index in range(3)
+    ]
+    plain = build_ranker(load_recipe("demo", base), device="cpu")
+    ranker = build_ranker(load_recipe("demo", [*base, "ranker.in_turn=true"]), device="cpu")
+    monkeypatch.setattr(torch.nn.Module, "to", lambda self, place: (places.append(place), move(self, place))[1])
+    scores, wanted = ranker.raw(samples), plain.raw(samples)
+    assert all(np.array_equal(scores[name], wanted[name]) for name in wanted)
+    assert len(places) == 2
+    assert ranker.describe is not None
+    ranker.describe([samples], set())
+    assert len(places) > 2
+    assert networks(ranker.rewards[0][0]) == networks(plain.rewards[0][0])  # one tower for both
+    assert networks(ranker.rewards[1][0]) == []
+    climbing = ["ranker.rewards=[{type: clip, model: scene-clip}]", "finetuner.learning={type: draft}"]
+    with pytest.raises(UserError, match="ranker.in_turn: learning: draft follows the rewards' gradient"):
+        load_recipe("demo", [*climbing, "sampler={type: diffusion}", "ranker.in_turn=true"])
 
 
 def test_text_encoders_are_fetched_once_for_all_prompts_of_a_stage(models, monkeypatch):
