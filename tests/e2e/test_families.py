@@ -3,7 +3,9 @@
 from pathlib import Path
 
 import pytest
+import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.models import tiny
@@ -64,3 +66,32 @@ def test_a_recipe_that_ships_trains_evaluates_and_exports(
         told = held.metadata()
     assert (told["raftdiff.recipe"], told["raftdiff.rewards"]) == (recipe, "jpeg")
     assert told["raftdiff.digest"] == Run.open(run).info()["digest"]
+
+
+def test_a_run_from_a_lora_and_a_word_says_so_and_holds_on_to_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.write_folder(tmp_path / "model", "sdxl")
+    halves = {"lora_down": torch.ones(2, 80), "lora_up": torch.ones(64, 2)}
+    layer = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
+    save_file({f"{layer}.{half}.weight": it for half, it in halves.items()}, "style.safetensors")
+    save_file({"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, "toy.safetensors")
+    started = ["model.loras=[{path: style.safetensors, weight: -0.5}]", "model.embeddings=[{path: toy.safetensors}]"]
+    asked = [
+        "evaluation.every_round=0",
+        "prompts.captions=[cat]",
+        "prompts.magic=['{caption}, a toy']",
+        "evaluation.prompts=null",
+    ]
+    given = ["model.base=model", *SMALL, *started, *asked]
+    assert main(["train", "sdxl_768", *given, "--out", "run"]) == 0
+    assert {"style.safetensors", "toy.safetensors"} <= Run.open(Path("run")).info()["weights"].keys()
+    capsys.readouterr()
+    assert main(["export", "run", "--format", "kohya"]) == 0
+    assert "the new training alone: use it beside style.safetensors at -0.5" in capsys.readouterr().out
+    with safe_open("run/export/kohya.safetensors", "pt") as held:
+        assert held.metadata()["raftdiff.loras"] == "style.safetensors at -0.5"
+    save_file({f"{layer}.{half}.weight": 2 * it for half, it in halves.items()}, "style.safetensors")
+    assert main(["train", "run"]) == 2
+    assert "begun with other weights of style.safetensors" in capsys.readouterr().err

@@ -1,7 +1,7 @@
 """A model without its numbers: shapes alone, on PyTorch's meta device."""
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.training.devices import DTYPES
 
 META = torch.device("meta")
+PLAIN: Mapping[str, Any] = {
+    "quantise": None,
+    "offload": False,
+    "compile": False,
+    "attention": "default",
+    "loras": [],
+    "embeddings": [],
+}
+"""What an outline does without: settings that do something to numbers, and what is merged into them."""
 
 
 def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
@@ -28,7 +37,7 @@ def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
     """
     base = resolve(config.base)
     path = Path(base).expanduser()
-    plain = config.model_copy(update={"quantise": None, "offload": False, "compile": False, "attention": "default"})
+    plain = config.model_copy(update=PLAIN)
     with tempfile.TemporaryDirectory() as scratch, quietly():
         if path.is_file():
             found = recognise_file(path, vae=config.vae is None)

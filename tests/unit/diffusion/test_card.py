@@ -53,6 +53,12 @@ def test_every_family_can_be_walked_through_without_numbers(models):
             assert parts.decode(xt).shape == (1, 3, side, side)
 
 
+def test_what_is_merged_into_numbers_is_left_out_where_there_are_none(models):
+    started = {"loras": [{"path": "./no.safetensors"}], "embeddings": [{"path": "./no.pt"}]}
+    whole, bare = (outline(ModelConfig(base=str(models["sd15"]), **changes)).denoiser for changes in (started, {}))
+    assert whole.state_dict().keys() == bare.state_dict().keys()
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sd3"])
 def test_a_model_without_numbers_takes_what_the_real_one_takes(models, kind):
     """Of a real model's step on the CPU; attention apart, which a GPU's kernel does in another way."""
