@@ -18,6 +18,7 @@ from raftdiff.training.devices import DTYPES
 
 META = torch.device("meta")
 PLAIN: Mapping[str, Any] = {
+    "text_device": None,
     "quantise": None,
     "offload": False,
     "compile": False,

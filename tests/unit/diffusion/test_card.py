@@ -44,7 +44,7 @@ def test_every_family_can_be_walked_through_without_numbers(models):
     of = {tiny.of(kind).name: kind for kind in tiny.KINDS}
     assert len(of) == len(FAMILIES)
     for kind in of.values():
-        parts = outline(ModelConfig(base=str(models[kind])))
+        parts = outline(ModelConfig(base=str(models[kind]), text_device="cpu"))
         side = 2 * parts.multiple
         xt, text = torch.zeros(1, *parts.latent_shape(side, side), device=parts.device), outlined_text(parts)
         with torch.no_grad():
