@@ -33,6 +33,10 @@ class Texts:
     def device(self) -> torch.device:
         return self.tokens.device
 
+    @property
+    def nbytes(self) -> int:
+        return sum(it.nbytes for it in (self.tokens, self.pooled, self.mask) if it is not None)
+
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Texts":
         """On another device, in another dtype, or both."""
         pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)

@@ -40,6 +40,20 @@ def test_embeddings_come_to_where_they_are_wanted(encoder: PromptEncoder) -> Non
     assert there([CAPTION]).device.type == there.encode([CAPTION]).device.type == "meta"
 
 
+def test_embeddings_are_kept_until_they_are_too_many_and_forgotten_ones_are_made_again(
+    encoder: PromptEncoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = PromptEncoder(StableDiffusion(), encoder._modules, NONE, torch.device("cpu"))
+    first = ours(["cat", "fox", "cat"])
+    monkeypatch.setattr("raftdiff.diffusion.models.text.CAPACITY", first[:2].nbytes)
+    ours.remember(["owl", "cat", "dog", "cow"])
+    assert set(ours._cache) == {"cat", "fox", "owl"}
+    assert torch.equal(ours(["fox", "cat"]).tokens, first[torch.tensor([1, 0])].tokens)
+    assert set(ours._cache) == {"cat", "fox"}
+    assert len(ours(["owl", "dog", "cow"])) == 3
+    assert torch.equal(ours(["owl", "cat"])[1:].tokens, first[:1].tokens)
+
+
 @pytest.mark.parametrize(("words", "fits"), [(0, True), (26, True), (27, False), (500, False)])
 def test_the_limit_holds_to_the_token(encoder: PromptEncoder, words: int, fits: bool) -> None:
     assert encoder.reads_whole(" ".join(["cat"] * words)) == fits
