@@ -48,12 +48,12 @@ class PromptEncoder:
     def _learn(self, texts: Sequence[str], most: int | None) -> None:
         """Encode what is not known yet, until so many bytes are held; too many others are forgotten first."""
         wanted = dict.fromkeys(texts)
-        if self._bytes > CAPACITY:
-            self._cache = {text: self._cache[text] for text in wanted if text in self._cache}
-            self._bytes = sum(held.nbytes for held in self._cache.values())
         missing = [text for text in wanted if text not in self._cache]
         if not missing:
             return
+        if self._bytes > CAPACITY:
+            self._cache = {text: self._cache[text] for text in wanted if text in self._cache}
+            self._bytes = sum(held.nbytes for held in self._cache.values())
         encoders = [self._modules[encoder] for encoder, _ in self._family.tokenizers.values()]
         with self._idle.fetched(*encoders), torch.no_grad():
             for text in missing:

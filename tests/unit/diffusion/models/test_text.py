@@ -49,7 +49,9 @@ def test_embeddings_are_kept_until_they_are_too_many_and_forgotten_ones_are_made
     ours.remember(["owl", "cat", "dog", "cow"])
     assert set(ours._cache) == {"cat", "fox", "owl"}
     assert torch.equal(ours(["fox", "cat"]).tokens, first[torch.tensor([1, 0])].tokens)
-    assert set(ours._cache) == {"cat", "fox"}
+    assert set(ours._cache) == {"cat", "fox", "owl"}  # nothing new was asked for: what is remembered is of use yet
+    ours(["fox", "dog"])
+    assert set(ours._cache) == {"fox", "dog"}
     assert len(ours(["owl", "dog", "cow"])) == 3
     assert torch.equal(ours(["owl", "cat"])[1:].tokens, first[:1].tokens)
 
