@@ -11,8 +11,8 @@ from raftdiff.errors import counted
 
 SURE = (
     f"How sure: counted from sizes, nothing was run. {CUDA / 2**30:.1f} GB are set aside for CUDA and "
-    f"{WASTE - 1:.0%} of what is computed for waste; what rewards compute is not counted. On the card itself "
-    "'raftdiff plan' without --card measures."
+    f"{WASTE - 1:.0%} of what is computed for waste; what rewards compute is not counted, nor what trained text "
+    "encoders do. On the card itself 'raftdiff plan' without --card measures."
 )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from raftdiff import embedded
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.learning.rules import Ddpo
+from raftdiff.diffusion.learning.rules import Draft, PathRule, Refl
 from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.memory.counting import peak
 from raftdiff.diffusion.memory.outline import META, outline, outlined_text
@@ -20,6 +20,7 @@ from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.diffusion.sampler import size_of
 from raftdiff.training import quantised
+from raftdiff.training.trainable import Adapter, Trainable, lora_layers
 
 CUDA = 600_000_000
 """Bytes set aside for CUDA itself: its context and its libraries."""
@@ -78,9 +79,8 @@ def footprint(recipe: Recipe) -> Footprint:
     others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
     rows = drawing.batch_size * (2 if drawing.guidance != 1 else 1)
     at_once = drawing.vae_batch_size or drawing.batch_size
-    rows_learnt = tuner.items_at_once * tuner.pictures_an_item
-    if isinstance(tuner.learning.build(), Ddpo) and drawing.guidance != 1:
-        rows_learnt *= 2
+    rows_learnt, guided = tuner.items_at_once * tuner.pictures_an_item, drawing.guidance != 1
+    seeing = {"VAE": vae} if isinstance(tuner.learning.build(), Draft | Refl) else {}
     return Footprint(
         (
             Stage("encoding texts", {"denoiser": drawn, **always, **others, "text encoders": texts}, 0),
@@ -93,8 +93,8 @@ def footprint(recipe: Recipe) -> Footprint:
             Stage("scoring", {"denoiser": drawn, **others, **always, "rewards": asked}, 0),
             Stage(
                 "learning",
-                {"denoiser": learnt, **others, **always, "gradients and copies": trained.learning},
-                sizes.learning(rows_learnt, pixels, tuner),
+                {"denoiser": learnt, **others, **seeing, **always, "gradients and copies": trained.learning},
+                sizes.learning(rows_learnt, pixels, tuner, guided=guided),
             ),
         ),
         tuple(name for name, size in known.items() if size is None),
@@ -125,14 +125,13 @@ class _Sizes:
     def trained(self, tuner: DiffusionFineTunerConfig) -> Trained:
         parts = self.parts
         full = tuner.adapter == "full"
-        own = parts.denoiser if full else self._lora(tuner)
-        numbers = sum(parameter.numel() for name, parameter in own.named_parameters() if full or "lora_" in name)
-        each = parts.dtype.itemsize
+        own = self._tuned(tuner)
+        numbers, each = own.count(), parts.dtype.itemsize
         moments = 2 if tuner.optimizer == "adamw_8bit" else 8
         resting = numbers * (4 + moments + (4 if tuner.ema is not None else 0) + (0 if full else each))
         resting += numbers * each if full else 0  # the base
         if not full and parts.dtype == torch.float32:  # a LoRA is merged, and the layers' own weights kept beside
-            layers = (it for it in own.modules() if hasattr(it, "lora_A"))
+            layers = lora_layers(own.modules.values())
             resting += sum(it.get_base_layer().weight.numel() * 4 for it in layers)
         old = 4 if tuner.learning.build().reference == "old" else 0
         return Trained(resting, numbers * (4 + old))
@@ -143,7 +142,7 @@ class _Sizes:
 
         def one(count: int) -> None:
             with torch.no_grad():
-                self._ask(parts.denoiser, count, pixels)
+                self._ask(parts.denoiser, self._noise(count, pixels))
 
         return self._linear(("drawing", pixels), rows, lambda count: peak(lambda: one(count), [parts.denoiser]))
 
@@ -152,7 +151,7 @@ class _Sizes:
 
         def one(count: int) -> None:
             with torch.no_grad():
-                parts.decode(torch.empty(count, *parts.latent_shape(*pixels), device=META))
+                parts.decode(self._noise(count, pixels))
 
         if tiled:
             parts.family.autoencoder.tile(parts.vae)
@@ -161,46 +160,72 @@ class _Sizes:
         finally:
             parts.vae.disable_tiling()
 
-    def learning(self, rows: int, pixels: tuple[int, int], tuner: DiffusionFineTunerConfig) -> int:
-        """Of a step with gradient."""
-        network = self.parts.denoiser if tuner.adapter == "full" else self._lora(tuner)
+    def learning(self, rows: int, pixels: tuple[int, int], tuner: DiffusionFineTunerConfig, *, guided: bool) -> int:
+        """Of a step with gradient; where rules follow the rewards', of all that a path is walked, and of the decoder.
+        Text encoders that are trained compute little beside it, and are left out.
+
+        Args:
+            guided: whether pictures are drawn with guidance, as what learns on their paths then asks too.
+        """
+        network, vae, rule = (
+            self._tuned(tuner).modules[self.parts.family.denoiser],
+            self.parts.vae,
+            tuner.learning.build(),
+        )
+        seen = isinstance(rule, Draft | Refl)
+        halves = 2 if guided and isinstance(rule, PathRule) else 1
         network.train()
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(tuner.adapter == "full" or "lora_" in name)
-        (
-            network.enable_gradient_checkpointing
-            if tuner.gradient_checkpointing
-            else network.disable_gradient_checkpointing
-        )()
+        for one in (network, vae) if seen else (network,):
+            if tuner.gradient_checkpointing:
+                one.enable_gradient_checkpointing()
+            else:
+                one.disable_gradient_checkpointing()
 
-        def one(count: int) -> None:
-            said = self._ask(network, count, pixels)
+        def walked(count: int, steps: int) -> None:
+            xt = self._noise(count, pixels)
+            for _ in range(steps):
+                xt = self._ask(network, torch.cat([xt] * halves))[:count]
+            said = self.parts.decode(xt) if seen else xt
             (said.float() ** 2).mean().backward()  # type: ignore[no-untyped-call]
             network.zero_grad(set_to_none=True)
 
-        key = ("learning", pixels, tuner.adapter, tuner.rank, tuner.target_modules, tuner.gradient_checkpointing)
+        def of(steps: int) -> int:
+            how = (seen, halves, steps, tuner.gradient_checkpointing)
+            key = ("learning", pixels, tuner.adapter, tuner.rank, tuner.target_modules, how)
+            return self._linear(key, rows, lambda count: peak(lambda: walked(count, steps), [network, vae]))
+
+        found = of(1)
+        if isinstance(rule, Draft) and rule.steps > 1:
+            found += (rule.steps - 1) * (of(2) - found)
         # gradients are counted among what is trained
         trained: int = sum(it.numel() * it.element_size() for it in network.parameters() if it.requires_grad)
-        return max(0, self._linear(key, rows, lambda count: peak(lambda: one(count), [network])) - trained)
+        wider = 4 // self.parts.dtype.itemsize if tuner.precision == "float32" else 1
+        return max(0, found - trained) * wider
 
     def _linear(self, key: Any, rows: int, of: Callable[[int], int]) -> int:
         """Of so many rows, by one and by two."""
-        for count in (1, 2):
+        for count in (1, 2)[:rows]:
             if (key, count) not in self._known:
                 self._known[key, count] = of(count)
-        one, two = self._known[key, 1], self._known[key, 2]
+        one = self._known[key, 1]
+        two = self._known[key, 2] if rows > 1 else one
         found: int = one + (rows - 1) * (two - one)
         return found
 
-    def _ask(self, network: nn.Module, rows: int, pixels: tuple[int, int]) -> Tensor:
-        parts = self.parts
-        xt = torch.empty(rows, *parts.latent_shape(*pixels), device=META, dtype=parts.dtype)
-        timesteps = torch.full((rows,), 1.0, device=META)
-        return parts.ask(network, xt, timesteps, Texts.cat([self.text] * rows))
+    def _noise(self, rows: int, pixels: tuple[int, int]) -> Tensor:
+        return torch.empty(rows, *self.parts.latent_shape(*pixels), device=META)
 
-    def _lora(self, tuner: DiffusionFineTunerConfig) -> Any:
-        """The denoiser with such a LoRA, held as the network computes: autocast casts it so."""
-        return _tuned(self.config.model_dump_json(), tuner.rank, tuner.target_modules)
+    def _ask(self, network: nn.Module, xt: Tensor) -> Tensor:
+        parts, rows = self.parts, len(xt)
+        timesteps = torch.full((rows,), 1.0, device=META)
+        return parts.ask(network, xt.to(parts.dtype), timesteps, Texts.cat([self.text] * rows))
+
+    def _tuned(self, tuner: DiffusionFineTunerConfig) -> Trainable:
+        """What is trained, held as the network computes: autocast casts it so."""
+        how = (tuner.adapter, tuner.rank, tuner.target_modules, tuner.train_text_encoder)
+        return _tuned(self.config.model_dump_json(), *how)
 
 
 @cache
@@ -212,19 +237,18 @@ def _sizes(written: str) -> _Sizes:
 
 
 @cache
-def _tuned(written: str, rank: int, targets: str | tuple[str, ...]) -> Any:
+def _tuned(written: str, adapter: Adapter, rank: int, targets: str | tuple[str, ...], texts: bool) -> Trainable:
     parts = outline(ModelConfig.model_validate_json(written), embedded.resolve)
-    attach(
+    return attach(
         parts,
-        adapter="lora",
+        adapter=adapter,
         rank=rank,
         alpha=rank,
         targets=targets,
-        text_encoders=False,
+        text_encoders=texts,
         channels_last=False,
         seed=0,
     )
-    return parts.denoiser
 
 
 def _denoiser(recipe: Recipe, parts: Parts, precision: str | None = None) -> int:

@@ -165,3 +165,45 @@ def test_plan_says_which_settings_fit_and_how_sure_it_is(models, capsys):
     assert main([*words, "--card", "0.5"]) == 0
     assert "It does not fit on 0.5 GB" in capsys.readouterr().out
     assert main([*words, "--card", "some"]) == 2
+
+
+def learning(models, *overrides):
+    return footprint(sd15(models, "model.dtype=bfloat16", "finetuner.ema=null", *overrides)()).stages[-1]
+
+
+def test_rules_that_follow_the_rewards_hold_all_that_they_walk_through(models):
+    """DRaFT's K steps with both halves of guidance, and the decoder, which is on the card then."""
+    bare = ("min_snr_gamma=null", "caption_dropout=0", "pure_noise_steps=0", "offset_noise=0", "loss_on=conditional")
+    clip, kept = (
+        "ranker.rewards=[{type: clip, model: scene-clip}]",
+        (
+            *(f"finetuner.{it}" for it in bare),
+            "finetuner.batch_size=1",
+            "sampler.batch_size=1",
+            "sampler.guidance=1",
+            "model.offload=true",
+        ),
+    )
+    plain, one, three, guided = (
+        learning(models, clip, *kept, *more)
+        for more in (
+            (),
+            ("finetuner.learning={type: draft, steps: 1}",),
+            ("finetuner.learning={type: draft, steps: 3}",),
+            ("finetuner.learning={type: draft, steps: 1}", "sampler.guidance=4"),
+        )
+    )
+    decoder = one.computed - plain.computed
+    assert decoder > plain.computed / 2
+    assert three.computed - one.computed > 1.5 * plain.computed
+    assert 0.7 * plain.computed < guided.computed - one.computed < 1.3 * plain.computed
+    assert (plain.held["VAE"], one.held["VAE"] > 0) == (0, True)
+
+
+def test_text_encoders_that_are_trained_are_counted_and_so_is_a_wider_precision(models):
+    trained = "trained weights and their optimizer"
+    plain, both = learning(models), learning(models, "finetuner.train_text_encoder=true")
+    recipe = sd15(models, "model.dtype=bfloat16", "finetuner.train_text_encoder=true")()
+    learner = recipe.finetuner.build(load(recipe.model), total_rounds=1, guidance=1.0, seed=0)
+    assert plain.held[trained] < both.held[trained] == learner.parameter_count() * (4 + 8 + 2)
+    assert learning(models, "finetuner.precision=float32").computed == 2 * plain.computed
