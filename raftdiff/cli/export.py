@@ -1,6 +1,7 @@
 """``raftdiff export``: the tuned weights in the formats that people already use."""
 
 import argparse
+from pathlib import Path
 
 from raftdiff.cli.either import prepared, run_to_read
 from raftdiff.cli.opening import chosen_round
@@ -54,11 +55,18 @@ def export(args: argparse.Namespace) -> None:
             "raftdiff.digest": str(run.info().get("digest", "")),
             "raftdiff.rewards": ", ".join(one.name for one in recipe.ranker.rewards),
         }
-        started = ", ".join(f"{one.path} at {one.weight:g}" for one in assembly.recipe.model.loras)
-        written = pictures.export(
-            assembly.finetuner, form, out, told | ({"raftdiff.loras": started} if started else {})
-        )
+        loras = assembly.recipe.model.loras
+        started = ", ".join(f"{one.path} at {one.weight:g}" for one in loras)
+        if loras:
+            told["raftdiff.loras"] = ", ".join(f"{_called(one.path)} at {one.weight:g}" for one in loras)
+        written = pictures.export(assembly.finetuner, form, out, told)
         how = HOW[form]
         if started and form in ("diffusers", "kohya"):
             beside = f"\nit is the new training alone: use it beside {started}"
     print(f"{written}\n{how.format(out=written, base=base, file=file)}{beside}")
+
+
+def _called(path: str) -> str:
+    """What others are told of a LoRA's place: its name without this machine's folders; a hub id is whole."""
+    local = Path(path).expanduser()
+    return local.resolve().name if local.exists() else path

@@ -33,7 +33,6 @@ SMALL = (
 RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sdxl_align": ("sdxl", "checkpoint"),
     "sdxl_768": ("sdxl", ""),
-    "sdxl_turbo": ("sdxl_turbo", ""),
     "sd35_medium": ("sd3", "kohya"),
     "flux2_klein": ("flux2", "kohya"),
     "zimage": ("zimage", "kohya"),
@@ -73,12 +72,16 @@ def test_a_run_from_a_lora_and_a_word_says_so_and_holds_on_to_them(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine").mkdir()
     tiny.write_folder(tmp_path / "model", "sdxl")
     halves = {"lora_down": torch.ones(2, 80), "lora_up": torch.ones(64, 2)}
     layer = "lora_unet_middle_block_1_transformer_blocks_0_attn2_to_k"
-    save_file({f"{layer}.{half}.weight": it for half, it in halves.items()}, "style.safetensors")
+    save_file({f"{layer}.{half}.weight": it for half, it in halves.items()}, "mine/style.safetensors")
     save_file({"clip_l": torch.ones(2, 32), "clip_g": torch.ones(2, 48)}, "toy.safetensors")
-    started = ["model.loras=[{path: style.safetensors, weight: -0.5}]", "model.embeddings=[{path: toy.safetensors}]"]
+    started = [
+        "model.loras=[{path: mine/style.safetensors, weight: -0.5}]",
+        "model.embeddings=[{path: toy.safetensors}]",
+    ]
     asked = [
         "evaluation.every_round=0",
         "prompts.captions=[cat]",
@@ -87,12 +90,12 @@ def test_a_run_from_a_lora_and_a_word_says_so_and_holds_on_to_them(
     ]
     given = ["model.base=model", *SMALL, *started, *asked]
     assert main(["train", "sdxl_768", *given, "--out", "run"]) == 0
-    assert {"style.safetensors", "toy.safetensors"} <= Run.open(Path("run")).info()["weights"].keys()
+    assert {"mine/style.safetensors", "toy.safetensors"} <= Run.open(Path("run")).info()["weights"].keys()
     capsys.readouterr()
     assert main(["export", "run", "--format", "kohya"]) == 0
-    assert "the new training alone: use it beside style.safetensors at -0.5" in capsys.readouterr().out
+    assert "the new training alone: use it beside mine/style.safetensors at -0.5" in capsys.readouterr().out
     with safe_open("run/export/kohya.safetensors", "pt") as held:
         assert held.metadata()["raftdiff.loras"] == "style.safetensors at -0.5"
-    save_file({f"{layer}.{half}.weight": 2 * it for half, it in halves.items()}, "style.safetensors")
+    save_file({f"{layer}.{half}.weight": 2 * it for half, it in halves.items()}, "mine/style.safetensors")
     assert main(["train", "run"]) == 2
-    assert "begun with other weights of style.safetensors" in capsys.readouterr().err
+    assert "begun with other weights of mine/style.safetensors" in capsys.readouterr().err
