@@ -32,8 +32,9 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path, about: Mapping[str
     """Write the policy (the moving average where one is kept) to the folder ``out``; returns what to load.
 
     ``diffusers``: a LoRA folder, for ``pipeline.load_lora_weights(out)``. ``kohya``: a LoRA in one .safetensors for
-    A1111, ComfyUI and others; ``merged``: a whole diffusers pipeline in the model's dtype; ``checkpoint``: the same in
-    one .safetensors, which A1111 and ComfyUI open. One file is ``out`` itself if it ends so.
+    A1111, ComfyUI and others; ``merged``: a whole diffusers pipeline, denoiser and text encoders in float32;
+    ``checkpoint``: the same in one .safetensors, which A1111 and ComfyUI open. One file is ``out`` itself if it
+    ends so.
 
     Args:
         about: more to be written into the metadata of one file.
@@ -167,7 +168,7 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
     pipeline.save_pretrained(out, safe_serialization=True)
     for component in parts.text_encoders:
         if family.components[component].kind.startswith("CLIP"):
-            _name_aspublished(out / component / "model.safetensors", component)
+            _name_as_published(out / component / "model.safetensors", component)
     for name, (_, kind) in family.tokenizers.items():
         if kind == "CLIPTokenizer":
             modules[name].backend_tokenizer.model.save(str(out / name))  # vocab.json, merges.txt
@@ -186,7 +187,7 @@ def _pipeline(parts: Parts) -> Any:
     return getattr(diffusers, parts.family.pipeline)
 
 
-def _name_aspublished(path: Path, component: str) -> None:
+def _name_as_published(path: Path, component: str) -> None:
     """A text encoder's weights under the names of the published models, which every reader knows: diffusers and ComfyUI
     as they were before transformers 5.6 draw from a random text encoder otherwise, or from none."""
     from safetensors.torch import load_file, save_file
