@@ -70,7 +70,7 @@ class Assembly:
         known = build(held_out) if held_out.captions else []
         what, asked = ("evaluation.prompts", known) if known else ("prompts", self.parts.prompts)
         judged = [*self.unjudged(what, asked), *self._half_judged(what, asked)]
-        own = self.notes("prompts", self.parts.prompts, learnt=True)
+        own = [*few_step_notes(self.recipe, self.model), *self.notes("prompts", self.parts.prompts, learnt=True)]
         return [*own, *self.notes("evaluation.prompts", known), *judged]
 
     def unjudged(self, what: str, prompts: Sequence[Prompt]) -> list[str]:
@@ -232,6 +232,36 @@ BLANK = Unfit[Image](
     "diverged. Set model.dtype to bfloat16 or float32, name another model.vae, or begin again with a lower "
     "finetuner.learning_rate.",
 )
+
+
+def few_step_notes(recipe: Recipe, model: loading.Parts) -> list[str]:
+    """A note where a model that was distilled to few steps is to draw otherwise, or to learn by a loss that it was not
+    distilled with; and one on a guidance below 1, which model cards mean by 0 otherwise than recipes do."""
+    drawing, evaluation, few = drawing_of(recipe), recipe.evaluation, model.few_steps
+    own = "sampler" if isinstance(recipe.sampler, DiffusionSamplerConfig) else "sampler.drawing"
+    guidances = {f"{own}.guidance": drawing.guidance, "evaluation.guidance": evaluation.guidance}
+    low = [
+        f"{key}: {value:g} follows a caption less than 1 does, and 0 not at all. diffusers draws as with 1 there, and "
+        f"that is what cards of few-step models mean by 0: set {key}=1"
+        for key, value in guidances.items()
+        if value is not None and value < 1
+    ]
+    if few is None:
+        return low
+    steps = {f"{own}.steps": drawing.steps, "evaluation.steps": evaluation.steps}
+    lines = [f"set {key}={few.steps} or fewer, not {it}" for key, it in steps.items() if it and it > few.steps]
+    most = f"={few.guidance:g}" if few.guidance == 1 else f" to {few.guidance:g} at most"
+    lines += [f"set {key}{most}, not {it:g}" for key, it in guidances.items() if it and it > few.guidance]
+    if few.solver not in (None, drawing.scheduler):
+        lines.append(f"set {own}.scheduler={few.solver}, not {drawing.scheduler}")
+    if "path" not in recipe.finetuner.requires.aux:
+        learner = recipe.finetuner.learning.type
+        lines.append(
+            f"finetuner.learning: {learner} learns from pictures under noise, which may undo the distillation; ddpo, "
+            "draft and refl learn from its own steps (docs/models.md, 'Few-step models')"
+        )
+    head = f"model.base: by {few.why}, {model.name} was distilled to draw in few steps."
+    return [*low, *([NEXT.join([head, *lines])] if lines else [])]
 
 
 def read_by(*rankers: Ranker[Image]) -> list[Reading]:

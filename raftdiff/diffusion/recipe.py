@@ -281,8 +281,8 @@ def _check_path(recipe: Recipe, learner: str) -> None:
         )
     if "path" not in recipe.sampler.can_provide:
         raise UserError(
-            f"sampler: {learner} learns from steps between pictures under noise of a known level; use scheduler: ddim "
-            "or dpm++, or with a model of flow euler or euler_a."
+            f"sampler: {learner} learns from steps between pictures under noise of a known level; use scheduler: ddim, "
+            "dpm++, euler, euler_a, lcm or tcd, or with a model of flow euler or euler_a."
         )
     if isinstance(rule := recipe.finetuner.learning.build(), Draft | Refl):
         rule.walk(recipe.sampler.steps)
@@ -294,10 +294,11 @@ def _check_chain(recipe: Recipe, learner: str) -> None:
         UserError: what the fine-tuner would learn from are not draws of known probability, fresh and for the same text.
     """
     drawn = recipe.sampler.scheduler
-    if drawn != "euler_a" and (drawn != "ddim" or not recipe.sampler.eta):
+    if drawn not in ("euler_a", "lcm") and not (drawn in ("ddim", "tcd") and recipe.sampler.eta):
         raise UserError(
             f"sampler: {learner} learns from steps that draw noise, with a probability that is known; use "
-            "scheduler: ddim with an eta above 0, such as eta: 1, or with a model of flow euler_a."
+            "scheduler: euler_a, or ddim with an eta above 0, such as eta: 1; with a model distilled for them lcm, or "
+            "tcd with an eta."
         )
     check_fresh(recipe, learner, "pictures")
     for prompt in build(recipe.prompts):

@@ -29,13 +29,14 @@ class DiffusionSamplerConfig(Config):
     """Denoising steps."""
     guidance: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; at 1 it is off, and a step costs half."""
-    scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc"] = "dpm++"
-    """The solver, of those that the model's family has. euler_a and ddpm draw noise at every step, as does ddim with
-    eta; models of flow have euler, euler_a, dpm++ and unipc."""
+    scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc", "lcm", "tcd"] = "dpm++"
+    """The solver, of those that the model's family has. euler_a, ddpm and lcm draw noise at every step, as do ddim and
+    tcd with eta; lcm and tcd are for models distilled so. Models of flow have euler, euler_a, dpm++ and unipc."""
     spacing: Literal["leading", "linspace", "trailing"] | None = None
-    """Where the steps lie on the schedule (arXiv:2305.08891, Table 2); None takes the model's own, as flows must."""
+    """Where the steps lie on the schedule (arXiv:2305.08891, Table 2); None takes the model's own, as flows must, and
+    lcm and tcd. Distilled models want trailing."""
     eta: float = Field(default=0.0, ge=0, le=1)
-    """ddim only: 0 is deterministic, 1 draws as much noise as ddpm."""
+    """ddim and tcd only: 0 is deterministic; at 1 ddim draws as much noise as ddpm, and tcd as lcm."""
     height: int | None = Field(default=None, ge=8)
     """Pixels; None takes the size that the model was trained at."""
     width: int | None = Field(default=None, ge=8)
@@ -57,9 +58,9 @@ class DiffusionSamplerConfig(Config):
 
     @property
     def can_provide(self) -> tuple[str, ...]:
-        """What samples may carry: their path where its states are pictures under noise of a known level, which of
-        Euler's they are for flows alone."""
-        return ("latent", "path") if self.scheduler in ("ddim", "dpm++", "euler", "euler_a") else ("latent",)
+        """What samples may carry: their path where its states are pictures under noise of a known level, which they are
+        of euler and euler_a in every family, of others in those that name them."""
+        return ("latent",) if self.scheduler in ("ddpm", "unipc") else ("latent", "path")
 
     def build(self, parts: Parts, aux: Sequence[str] = ("latent",)) -> "DiffusionSampler":
         """``aux``: what each sample is to carry, of ``can_provide``."""
@@ -97,8 +98,8 @@ class DiffusionSampler:
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Image.Image]]:
         """Yield ``per_prompt`` pictures for each prompt, in order; ``aux["latent"]`` is (channels, height, width),
-        float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels, height, width): the noise first,
-        the latent last.
+        float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels, height, width): what it saw at
+        each step, the noise first, and the latent last.
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
         Under accelerate launch the processes draw batches in turn, and each yields all of them.
@@ -168,21 +169,23 @@ class DiffusionSampler:
         negative: Texts | None,
         generators: list[torch.Generator],
     ) -> Iterator[Float[Tensor, "batch channels height width"]]:
-        """From standard normal noise to latents, float32 on the model's device: the noise, then what each step leaves.
+        """From standard normal noise to latents, float32 on the model's device: what the network sees at each step, and
+        then the latents.
 
-        The solver works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
+        Euler's solvers keep x0 + sigma noise; what the network sees of it is a x0 + s noise, as everywhere. The solver
+        works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
         without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
         """
         parts, scheduler, guidance = self.parts, self.solver(), self.config.guidance
         context = (texts if negative is None else Texts.cat([negative, texts])).to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
         latents = noise.to(parts.device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        yield latents
         for timestep in scheduler.timesteps:
             # flows see what they step on
             seen = (
                 scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
             )
+            yield seen
             seen = seen if negative is None else torch.cat([seen, seen])
             predicted = parts.ask(parts.network, seen.to(parts.dtype), timestep, context).float()
             self._evaluations += len(seen)
@@ -190,7 +193,7 @@ class DiffusionSampler:
                 away, toward = predicted.chunk(2)
                 predicted = away + guidance * (toward - away)
             latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0].float()
-            yield latents
+        yield latents
 
 
 @torch.no_grad()
@@ -229,16 +232,18 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
     """The chosen solver on the model's own noise schedule.
 
     Raises:
-        UserError: ``eta`` with another solver than ddim, more steps than the schedule has, or a solver or a spacing
-            that the model's family does not have.
+        UserError: ``eta`` with another solver than ddim and tcd, more steps than the schedule or lcm has, or a solver
+            or a spacing that the model's family does not have.
     """
     import diffusers
 
     trained = parts.scheduler.config.num_train_timesteps
     if config.steps > trained:
         raise UserError(f"sampler.steps: {config.steps} is more than the {trained} steps the model was trained with.")
-    if config.eta > 0 and config.scheduler != "ddim":
-        raise UserError(f"sampler.eta: only the ddim scheduler has an eta, not {config.scheduler}.")
+    if config.eta > 0 and config.scheduler not in ("ddim", "tcd"):
+        raise UserError(f"sampler.eta: only the schedulers ddim and tcd have an eta, not {config.scheduler}.")
+    if config.spacing is not None and config.scheduler in ("lcm", "tcd"):
+        raise UserError(f"sampler.spacing: the steps of {config.scheduler} are its own. Leave it out.")
     solvers = parts.family.solvers(parts.scheduler)
     if config.scheduler not in solvers:
         raise UserError(
@@ -253,13 +258,18 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
         changes["timestep_spacing"] = config.spacing
     made = getattr(diffusers, kind)
     known = {name: value for name, value in changes.items() if name in made.__init__.__annotations__}
-    return made.from_config(parts.scheduler.config, **known)
+    solver = made.from_config(parts.scheduler.config, **known)
+    if config.scheduler == "lcm" and config.steps > (most := solver.config.original_inference_steps):
+        raise UserError(
+            f"sampler.steps: lcm takes at most the {most} steps that consistency is distilled on, not {config.steps}."
+        )
+    return solver
 
 
 def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Generator]) -> dict[str, Any]:
-    if config.scheduler == "ddim":
-        return {"eta": config.effective_eta, "generator": generators} if config.eta > 0 else {}
-    return {"generator": generators} if config.scheduler in ("euler_a", "ddpm") else {}
+    if config.scheduler in ("ddim", "tcd"):  # told even where it is 0: tcd's own default is 0.3
+        return {"eta": config.effective_eta, "generator": generators}
+    return {"generator": generators} if config.scheduler in ("euler_a", "ddpm", "lcm") else {}
 
 
 def size_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:

@@ -33,6 +33,7 @@ SMALL = (
 RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sdxl_align": ("sdxl", "checkpoint"),
     "sdxl_768": ("sdxl", ""),
+    "sdxl_turbo": ("sdxl_turbo", ""),
     "sd35_medium": ("sd3", "kohya"),
     "flux2_klein": ("flux2", "kohya"),
     "zimage": ("zimage", "kohya"),

@@ -50,6 +50,19 @@ class Solver(NamedTuple):
     """What its config says otherwise than the model's own."""
 
 
+class FewSteps(NamedTuple):
+    """How a model draws that was distilled to draw in few steps."""
+
+    why: str
+    """How it is known to be one, after "by"."""
+    steps: int
+    """It was made for, at most."""
+    guidance: float
+    """It bears, at most."""
+    solver: str | None = None
+    """The one that it was distilled for, by its name in recipes, where others draw worse."""
+
+
 @runtime_checkable
 class Autoencoder(Protocol):
     """Between pictures and latents, as the denoiser sees them: shifted, scaled and packed. Pixels are RGB, -1 to 1."""
@@ -209,6 +222,10 @@ class Family(Protocol):
     @property
     def guided(self) -> bool:
         """Whether it draws with classifier-free guidance; a model that was distilled to do without does not."""
+        ...
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        """How it draws, where its own files say that it was distilled to few steps; None where they do not."""
         ...
 
     def set_steps(

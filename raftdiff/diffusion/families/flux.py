@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import folder_only, limit_of, tokenised, tokens_in
@@ -128,6 +128,11 @@ class Flux:
 
     def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
         return flow.solvers(scheduler)
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del scheduler
+        dev = modules["transformer"].config.guidance_embeds
+        return None if dev else FewSteps("its transformer, which is told no guidance, as schnell's", 4, 1.0)
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

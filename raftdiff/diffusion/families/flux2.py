@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow
 from raftdiff.diffusion.families.shared.autoencoders import tile
 from raftdiff.diffusion.families.shared.reading import folder_only, tokenised, tokens_in, user_turn
@@ -159,6 +159,10 @@ class Flux2Klein:
 
     def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
         return flow.solvers(scheduler)
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del modules, scheduler
+        return FewSteps("is_distilled in its model_index.json", 4, 1.0) if self.distilled else None
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

@@ -15,7 +15,16 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raftdiff.diffusion.families.family import Autoencoder, Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import (
+    Autoencoder,
+    Component,
+    FewSteps,
+    Layers,
+    Modules,
+    Shapes,
+    Solver,
+    Tokenizer,
+)
 from raftdiff.diffusion.families.shared import flow, reading
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
@@ -154,6 +163,10 @@ class Sana:
     @property
     def paths(self) -> tuple[str, ...]:
         return flow.PATHS
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del modules, scheduler
+        return None
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import ldm, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
@@ -98,6 +98,10 @@ class StableDiffusion:
 
     def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
         return unet.solvers(scheduler)
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del modules
+        return unet.few_steps(scheduler)
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

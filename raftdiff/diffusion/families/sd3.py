@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import folder_only, limit_of, tokenised, tokens_in
@@ -147,6 +147,10 @@ class StableDiffusion3:
 
     def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
         return flow.solvers(scheduler)
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del modules, scheduler
+        return None
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

@@ -8,7 +8,7 @@ from typing import Any, final
 import torch
 from torch import Tensor
 
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import folder_only, tokens_in, user_turn
@@ -120,6 +120,10 @@ class ZImage:
 
     def solvers(self, scheduler: Any) -> Mapping[str, Solver]:
         return flow.solvers(scheduler)
+
+    def few_steps(self, modules: Modules, scheduler: Any) -> FewSteps | None:
+        del modules, scheduler
+        return None
 
     def set_steps(
         self, solver: Any, steps: int, modules: Modules, *, pixels: tuple[int, int], device: torch.device

@@ -9,6 +9,13 @@ a and s are the step's own level, a' and s' that which it leads to. So the proba
 to every model that predicts at x, and can be raised or lowered: DDPO, arXiv:2305.13301. The paper of DDIM has
 a^2 + s^2 = 1, where the deviation is its own; written so, the step keeps the levels of a flow too.
 
+The random steps of other solvers are the same with another deviation, all with the mean above:
+
+    Euler's, ancestral   that of eta = 1
+    of consistency       s': a' x0, and all noise anew (arXiv:2303.01469, Algorithm 1; of a flow, stochastic sampling)
+    of trajectories      sqrt(1 - (a' / a'')^2): to the lesser noise of t'' = (1 - eta) t', and back to t'
+                         (arXiv:2402.19159, Algorithm 4)
+
 **Unit.** Log-probabilities are means over the numbers of a latent, not sums, as in the authors' code
 (kvablack/ddpo-pytorch). A ratio of probabilities is thus the root of the true one, of that many numbers, and its clip
 is small: 1e-4.
@@ -55,34 +62,65 @@ class Chain:
 
 
 def chain_of(scheduler: Any, eta: float, guidance: float, *, flow: bool = False) -> Chain:
-    """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by, and Euler's of a flow; of
-    another, such as DPM++, it has the levels of the states, and the steps are those that DDIM would take between them.
+    """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by, as are Euler's, TCD's, and
+    LCM's but for a share of the state below 1e-5 that it mixes into x0; of another, such as DPM++, it has the levels of
+    the states, and the steps are those that DDIM would take between them.
 
     Args:
+        eta: of DDIM and TCD.
         flow: whether the solver's sigmas are those of a flow.
 
     Raises:
         UserError: the model's scheduler confines x0.
     """
-    config, ddim = scheduler.config, hasattr(scheduler, "final_alpha_cumprod")
-    if (ddim and config.clip_sample) or config.get("thresholding"):
+    config, kind = scheduler.config, type(scheduler).__name__
+    if (kind in ("DDIMScheduler", "LCMScheduler") and config.clip_sample) or config.get("thresholding"):
         raise UserError(
             "finetuner.learning: steps that are clipped cannot be learnt from, and this model's scheduler_config.json "
             "says clip_sample or thresholding; set both to false, as they should be for latents."
         )
     timesteps = scheduler.timesteps.cpu()
-    if ddim:
-        timesteps, abar = timesteps.long(), scheduler.alphas_cumprod.float().cpu()
-        before = timesteps - config.num_train_timesteps // scheduler.num_inference_steps
-        end = scheduler.final_alpha_cumprod.float().cpu()
-        level, following = of_abar(abar[timesteps]), of_abar(torch.where(before >= 0, abar[before.clamp(min=0)], end))
-        return Chain(timesteps, level, following, ddim_deviation(level, following, eta), guidance)
+    if kind == "DDIMScheduler":
+        timesteps = timesteps.long()
+        level, following, deviation = _ddim(scheduler, timesteps, eta)
+    elif kind in ("LCMScheduler", "TCDScheduler"):
+        level, following, deviation = _consistency(scheduler, timesteps, 1 - eta if kind == "TCDScheduler" else None)
+    else:
+        level, following, deviation = _by_sigmas(scheduler, flow=flow)
+    return Chain(timesteps, level, following, deviation, guidance)
+
+
+Steps = tuple[Level, Level, PerStep]
+
+
+def _ddim(scheduler: Any, timesteps: Int[Tensor, " steps"], eta: float) -> Steps:
+    abar, end = scheduler.alphas_cumprod.float().cpu(), scheduler.final_alpha_cumprod.float().cpu()
+    before = timesteps - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+    level, following = of_abar(abar[timesteps]), of_abar(torch.where(before >= 0, abar[before.clamp(min=0)], end))
+    return level, following, ddim_deviation(level, following, eta)
+
+
+def _consistency(scheduler: Any, timesteps: Int[Tensor, " steps"], kept: float | None) -> Steps:
+    """LCM's, or, with how much of the timestep is kept before noise is drawn, TCD's, whose last step leads to timestep
+    0 and not to the picture itself."""
+    abar, after = scheduler.alphas_cumprod.float().cpu(), timesteps[1:]
+    end = torch.ones(1) if kept is None else abar[:1]
+    following, last = of_abar(torch.cat([abar[after], end])), torch.zeros(1)
+    if kept is None:
+        return of_abar(abar[timesteps]), following, torch.cat([following.s[:-1], last])
+    between = abar[torch.floor(kept * after).long()]
+    return of_abar(abar[timesteps]), following, torch.cat([(1 - abar[after] / between).sqrt(), last])
+
+
+def _by_sigmas(scheduler: Any, *, flow: bool) -> Steps:
     # the levels that the solver works at, which may lie between the timesteps
     sigmas = scheduler.sigmas.float().cpu()
     levels = Level(1 - sigmas, sigmas) if flow else of_abar(1 / (1 + sigmas**2))
     level, following = levels[:-1], levels[1:]
-    renewed = following.s if config.get("stochastic_sampling") else torch.zeros_like(following.s)
-    return Chain(timesteps, level, following, renewed, guidance)
+    if type(scheduler).__name__ == "EulerAncestralDiscreteScheduler":
+        return level, following, ddim_deviation(level, following, 1.0)
+    renewed = scheduler.config.get("stochastic_sampling")
+    return level, following, following.s if renewed else torch.zeros_like(following.s)
 
 
 def ddim_deviation(level: Level, following: Level, eta: float) -> PerStep:

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from pydantic import Field
 
-from raftdiff.diffusion.families.family import Checkpoint, Family
+from raftdiff.diffusion.families.family import Checkpoint, Family, FewSteps
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.components import read_folder, read_single_file
@@ -138,6 +138,11 @@ class Parts:
     def size(self) -> tuple[int, int] | None:
         """Height and width, in pixels, of the pictures that the model was trained at; None where it does not say."""
         return self.family.size(self.modules)
+
+    @property
+    def few_steps(self) -> FewSteps | None:
+        """How it draws, where it says that it was distilled to few steps."""
+        return self.family.few_steps(self.modules, self.scheduler)
 
     @property
     def vae_factor(self) -> int:

@@ -10,10 +10,14 @@ import torch
 from PIL import Image
 
 from raftdiff.cli import evaluate
-from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, few_step_notes
 from raftdiff.diffusion.comparison import compare
+from raftdiff.diffusion.families.family import FewSteps
+from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
 from raftdiff.rewards.jpeg import JpegConfig
@@ -30,7 +34,8 @@ ALIEN = (
 def bare(*overrides: str) -> Assembly:
     """What a recipe says of its prompts, without models."""
     recipe = load_recipe("scene_align", [*EVALUATED, *overrides])
-    model = SimpleNamespace(prompts=SimpleNamespace(token_limit=77, reads_whole=lambda text: True))
+    reader = SimpleNamespace(token_limit=77, reads_whole=lambda text: True)
+    model = SimpleNamespace(prompts=reader, few_steps=None)
     ranker, parts = SimpleNamespace(rewards=[]), SimpleNamespace(prompts=build(recipe.prompts))
     nothing: Any = None
     return Assembly(recipe, model, nothing, nothing, nothing, ranker, ranker, parts)  # type: ignore[arg-type]
@@ -93,6 +98,67 @@ def test_without_held_out_prompts_the_judge_hears_the_training_s() -> None:
     assert note.startswith("prompts: the judge scene-judge understands none of these")
 
 
+FEW = ["sampler.guidance=1", "evaluation.guidance=1", "sampler.steps=4", "evaluation.steps=4", EVALUATED[0], PARIS]
+BY = {
+    "turbo": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "lightning": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing"}),
+    "lcm": ("LCMScheduler", {}),
+    "tcd": ("TCDScheduler", {}),
+    "usual": ("EulerAncestralDiscreteScheduler", {"timestep_spacing": "leading"}),
+    "v": ("EulerDiscreteScheduler", {"timestep_spacing": "trailing", "prediction_type": "v_prediction"}),
+}
+
+
+def few_of(kind: str) -> FewSteps | None:
+    import diffusers
+
+    name, settings = BY[kind]
+    return StableDiffusionXL().few_steps({}, getattr(diffusers, name)(**settings))
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_model_says_by_its_scheduler_how_it_was_distilled() -> None:
+    assert [few and (few.steps, few.guidance, few.solver) for few in map(few_of, BY)] == [
+        (4, 1.0, None),
+        (8, 1.0, None),
+        (8, 2.0, "lcm"),
+        (8, 8.0, "tcd"),
+        None,
+        None,
+    ]
+
+
+def few_notes(kind: str, *overrides: str) -> list[str]:
+    model = SimpleNamespace(few_steps=few_of(kind), name="turbo")
+    return few_step_notes(load_recipe("sdxl_align", list(overrides)), model)  # type: ignore[arg-type]
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_before_a_run_it_is_said_that_a_distilled_model_is_drawn_otherwise() -> None:
+    (note,) = few_notes("turbo")
+    assert note.splitlines() == [
+        "model.base: by the trailing spacing of its EulerAncestralDiscreteScheduler, as distilled models have it, "
+        "turbo was distilled to draw in few steps.",
+        "  set sampler.steps=4 or fewer, not 20",
+        "  set evaluation.steps=4 or fewer, not 30",
+        "  set sampler.guidance=1, not 5",
+        "  set evaluation.guidance=1, not 5",
+        "  finetuner.learning: dpo learns from pictures under noise, which may undo the distillation; ddpo, draft and "
+        "refl learn from its own steps (docs/models.md, 'Few-step models')",
+    ]
+    (other,) = few_notes("lcm", *FEW)
+    assert [line.split(",")[0] for line in other.splitlines()[1:-1]] == ["  set sampler.scheduler=lcm"]
+    learnt = ["finetuner.learning={type: ddpo}", "ranker.selector={type: advantage}", "sampler.scheduler=lcm"]
+    assert few_notes("lcm", *FEW, *learnt) == few_notes("usual") == []
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+def test_a_guidance_of_0_is_told_to_be_none_of_diffusers() -> None:
+    (note,) = few_notes("usual", "sampler.guidance=0")
+    assert note.startswith("sampler.guidance: 0 follows a caption less than 1 does")
+    assert note.endswith("set sampler.guidance=1")
+
+
 def test_an_evaluation_says_once_that_it_goes_without_its_judge(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
@@ -136,7 +202,7 @@ TEACHER = "sampler={type: teacher, drawing: {scheduler: ddim, eta: 1}}"
     ("changes", "sentence"),
     [
         (["sampler.scheduler=dpm++", "sampler.eta=0"], "sampler: learning: ddpo learns from steps that draw noise"),
-        (["sampler.eta=0"], "use scheduler: ddim with an eta above 0, such as eta: 1"),
+        (["sampler.eta=0"], "use scheduler: euler_a, or ddim with an eta above 0, such as eta: 1"),
         ([TEACHER], "sampler: learning: ddpo learns from the path on which a picture was drawn, and only the"),
         (["loop.sample_every=2"], "loop.sample_every: learning: ddpo learns from fresh pictures; make it 1"),
         (["loop.replay_rounds=1"], "loop.replay_rounds: learning: ddpo learns from fresh pictures; make it 0"),
@@ -189,11 +255,11 @@ def test_what_draft_cannot_learn_from_is_told_before_a_model_is_loaded(changes, 
         load_recipe("demo", [*CLIMBED, *changes])
 
 
-def test_a_path_that_only_flows_have_is_refused_with_another_model() -> None:
-    with pytest.raises(
-        UserError, match="what euler draws with Stable Diffusion 1.x and 2.x keeps no path .*; use ddim"
-    ):
-        assemble(load_recipe("demo", [*CLIMBED, "sampler.scheduler=euler"]))
+def test_a_path_that_other_models_have_is_refused_with_a_flow(tmp_path: Path) -> None:
+    parts = load(ModelConfig(base=str(tiny.write_folder(tmp_path / "sd3", "sd3"))))
+    config = DiffusionSamplerConfig(scheduler="dpm++")
+    with pytest.raises(UserError, match=r"what dpm\+\+ draws with Stable Diffusion 3 .*keeps no path .*; use euler or"):
+        config.build(parts, ("latent", "path"))
 
 
 def test_a_recipe_s_rewards_are_climbed_as_they_are_weighted(tmp_path: Path) -> None:

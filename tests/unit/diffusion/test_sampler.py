@@ -86,7 +86,7 @@ def test_skipping_what_is_done_changes_no_bit_of_the_rest(parts):
     assert sampler.network_evaluations() < whole_sampler.network_evaluations()
 
 
-@pytest.mark.parametrize("scheduler", ["euler_a", "ddpm"])
+@pytest.mark.parametrize("scheduler", ["euler_a", "ddpm", "lcm"])
 def test_stochastic_solvers_draw_from_each_samples_own_generator(parts, scheduler):
     one, _ = draw(parts, scheduler=scheduler, batch_size=1)
     other, _ = draw(parts, scheduler=scheduler, batch_size=6)
@@ -102,9 +102,9 @@ def test_ddim_with_eta_is_stochastic_per_sample(parts):
     assert not torch.allclose(latents(one), latents(plain), atol=1e-2)
 
 
-@pytest.mark.parametrize("scheduler", sorted(SOLVERS))
-def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler):
-    ours, sampler = draw(parts, scheduler=scheduler, batch_size=1)
+@pytest.mark.parametrize(("scheduler", "eta"), [*((name, 0.0) for name in sorted(SOLVERS)), ("tcd", 0.5)])
+def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler, eta):
+    ours, sampler = draw(parts, scheduler=scheduler, eta=eta, batch_size=1)
     pipeline = getattr(diffusers, parts.family.pipeline)(
         **parts.modules, scheduler=make_scheduler(sampler.config, parts), **parts.family.pipeline_arguments()
     )
@@ -115,6 +115,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler):
             negative_prompt=sample.prompt.negative or None,
             num_inference_steps=3,
             guidance_scale=3.0,
+            eta=eta,
             generator=torch.Generator().manual_seed(sample.seed),
             output_type="latent",
         ).images[0]
@@ -156,7 +157,9 @@ def test_prompts_are_encoded_once(parts, monkeypatch):
 @pytest.mark.parametrize(
     ("changes", "sentence"),
     [
-        ({"steps": 1000, "scheduler": "euler", "eta": 0.5}, "only the ddim scheduler has an eta, not euler"),
+        ({"steps": 1000, "scheduler": "euler", "eta": 0.5}, "only the schedulers ddim and tcd have an eta, not euler"),
+        ({"steps": 51, "scheduler": "lcm"}, "lcm takes at most the 50 steps that consistency is distilled on, not 51"),
+        ({"scheduler": "tcd", "spacing": "trailing"}, "sampler.spacing: the steps of tcd are its own. Leave it out"),
         ({"height": 24, "width": 18}, "a picture of 18x24 does not fit this model; both must be multiples of 4"),
     ],
 )

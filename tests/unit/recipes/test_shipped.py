@@ -58,6 +58,7 @@ def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
         "sd15_align",
         "sdxl_align",
         "sdxl_768",
+        "sdxl_turbo",
         "sd35_medium",
         "zimage",
         "sana_1024",

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion import process as processes
-from raftdiff.diffusion.families.family import Component, Layers, Modules, Shapes, Solver
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver
 from raftdiff.diffusion.families.shared import ldm
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.errors import UserError
@@ -103,8 +103,10 @@ SOLVERS = {
     "euler_a": "EulerAncestralDiscreteScheduler",
     "ddpm": "DDPMScheduler",
     "unipc": "UniPCMultistepScheduler",
+    "lcm": "LCMScheduler",
+    "tcd": "TCDScheduler",
 }
-PATHS = ("ddim", "dpm++")
+PATHS = ("ddim", "dpm++", "euler", "euler_a", "lcm", "tcd")
 """Those whose states are pictures under noise of a known level."""
 
 
@@ -112,6 +114,28 @@ def solvers(scheduler: Any) -> Mapping[str, Solver]:
     """Latents are not confined to [-1, 1]: a solver must not clip them, unless the model itself says so."""
     settings = {"clip_sample": scheduler.config.get("clip_sample", False)}
     return {name: Solver(kind, settings) for name, kind in SOLVERS.items()}
+
+
+CONSISTENT = {
+    "LCMScheduler": FewSteps("its LCMScheduler", 8, 2.0, "lcm"),
+    "TCDScheduler": FewSteps("its TCDScheduler", 8, 8.0, "tcd"),
+}
+"""Schedulers that nothing else has: of latent consistency models (arXiv:2310.04378), whose model cards advise 2 to 8
+steps and a guidance of at most 2, and of trajectory consistency (arXiv:2402.19159), Hyper-SD's among them, some of
+which bear a guidance of 5 to 8."""
+TRAILING = {"EulerAncestralDiscreteScheduler": 4, "EulerDiscreteScheduler": 8}
+"""With trailing spacing, and epsilon on a schedule that does not end in pure noise, those of adversarially distilled
+models, each with the most steps that there are forms for: SDXL Turbo (arXiv:2311.17042), SDXL-Lightning
+(arXiv:2402.13929). Models of the usual kind come with leading spacing."""
+
+
+def few_steps(scheduler: Any) -> FewSteps | None:
+    """By the model's own scheduler alone: weights and networks are of one form with those of the usual models."""
+    kind, config = type(scheduler).__name__, scheduler.config
+    plain = config.get("prediction_type", "epsilon") == "epsilon" and not config.get("rescale_betas_zero_snr")
+    if kind in TRAILING and plain and config.get("timestep_spacing") == "trailing":
+        return FewSteps(f"the trailing spacing of its {kind}, as distilled models have it", TRAILING[kind], 1.0)
+    return CONSISTENT.get(kind)
 
 
 def size(modules: Modules) -> tuple[int, int] | None:

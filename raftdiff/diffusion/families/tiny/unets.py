@@ -39,6 +39,14 @@ def sdxl() -> dict[str, Any]:
     return {**parts, **tokenizers, "scheduler": scheduler}
 
 
+def sdxl_turbo() -> dict[str, Any]:
+    """The same with the scheduler of SDXL Turbo."""
+    import diffusers
+
+    scheduler = diffusers.EulerAncestralDiscreteScheduler(**SCHEDULE, timestep_spacing="trailing")
+    return {**sdxl(), "scheduler": scheduler}
+
+
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
 

@@ -95,6 +95,41 @@ def test_the_levels_of_dpm_are_those_at_which_it_works(changes):
     assert torch.equal(chain.following.a[:-1], chain.level.a[1:])
 
 
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize(
+    ("name", "eta", "random"),
+    [
+        pytest.param("EulerDiscreteScheduler", 0.0, 0, id="euler"),
+        pytest.param("EulerAncestralDiscreteScheduler", 0.0, 3, id="euler_a"),
+        pytest.param("LCMScheduler", 0.0, 3, id="lcm"),
+        pytest.param("TCDScheduler", 0.0, 0, id="tcd"),
+        pytest.param("TCDScheduler", 0.3, 3, id="tcd-0.3"),
+        pytest.param("TCDScheduler", 0.99999, 3, id="tcd-1"),
+    ],
+)
+def test_each_of_few_steps_has_the_mean_and_the_deviation_of_diffusers_own(name, eta, random, kind):
+    """What Euler's solvers step on is what the network sees, times the root of 1 + sigma^2."""
+    import diffusers
+
+    changes = {"prediction_type": kind, "timestep_spacing": "trailing"}
+    scheduler = getattr(diffusers, name).from_config(solver().config, **changes)
+    scheduler.set_timesteps(4)
+    chain, extra = chain_of(scheduler, eta, 1.0), {"eta": eta} if name.startswith("TCD") else {}
+    said, xt = torch.randn(2, 1, *SHAPE, generator=torch.Generator().manual_seed(0))
+    assert len(torch.nonzero(chain.deviation)) == random
+    for place, timestep in enumerate(scheduler.timesteps):
+        level, following, deviation = (it[place : place + 1] for it in (chain.level, chain.following, chain.deviation))
+        before, after = (1 / level.a, 1 / following.a) if name.startswith("Euler") else (1.0, 1.0)
+        torch.testing.assert_close(scheduler.scale_model_input(xt * before, timestep), xt)
+        then = scheduler.step(
+            said, timestep, xt * before, generator=torch.Generator().manual_seed(place), return_dict=False, **extra
+        )[0]
+        noise = torch.randn(xt.shape, generator=torch.Generator().manual_seed(place))
+        mean = ddim_mean(kind, said, xt, level=level, following=following, deviation=deviation)
+        torch.testing.assert_close(mean + deviation * noise, then / after, atol=2e-5, rtol=2e-4)
+
+
 @pytest.mark.parametrize("stochastic", [False, True])
 def test_each_step_of_a_flow_has_the_mean_and_the_deviation_of_diffusers_own(stochastic):
     """Euler's step of a flow is DDIM's with these levels; diffusers' stochastic one draws all of its noise anew."""
@@ -306,6 +341,28 @@ def test_what_the_sampler_records_is_the_chain(models, kind):
         said = away + 2.0 * (toward - away)
         mean = ddim_mean(parts.process.predicts, said, xt, level=level, following=following, deviation=deviation)
         torch.testing.assert_close(then, mean + deviation.view(-1, 1, 1, 1) * noises[place], atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
+@pytest.mark.parametrize("scheduler", ["euler_a", "lcm"])
+def test_what_a_few_step_sampler_records_is_the_chain(models, scheduler):
+    parts = load(ModelConfig(base=str(models["sdxl_turbo"])))
+    config = DiffusionSamplerConfig(steps=4, guidance=1.0, scheduler=scheduler, batch_size=1)
+    sampler = config.build(parts, ("latent", "path"))
+    (sample,) = sampler.sample([Prompt("a", "a", "a", "a")], per_prompt=1, seed=0, round=0, done=set())
+    chain, path = chain_of(sampler.solver(), 0.0, 1.0), sample.aux["path"]
+    generator = torch.Generator().manual_seed(sample.seed)
+    noises = [torch.randn(1, 4, 8, 8, generator=generator) for _ in range(5)]
+    torch.testing.assert_close(path[:1], noises[0] * (chain.level.s[0] if scheduler == "euler_a" else 1.0))
+    assert torch.equal(path[-1], sample.aux["latent"])
+    for place in range(4):
+        xt, then = path[place : place + 1], path[place + 1 : place + 2]
+        with torch.no_grad():
+            said = parts.predict(xt, chain.timesteps[place].expand(1), parts.prompts(["a"]))
+        level, following, deviation = (it[place : place + 1] for it in (chain.level, chain.following, chain.deviation))
+        mean = ddim_mean("epsilon", said, xt, level=level, following=following, deviation=deviation)
+        drawn = noises[min(place + 1, 4)] * deviation
+        torch.testing.assert_close(mean + drawn, then, atol=2e-4, rtol=2e-4)
 
 
 def test_a_chain_is_on_the_cpu_and_of_the_samplers_length():
