@@ -35,8 +35,8 @@ RECIPES: dict[str, tuple[tiny.Kind, str]] = {
     "sdxl_768": ("sdxl", ""),
     "sdxl_turbo": ("sdxl_turbo", ""),
     "sd35_medium": ("sd3", "kohya"),
-    "flux2_klein": ("flux2", "kohya"),
-    "zimage": ("zimage", "kohya"),
+    "flux2_klein": ("flux2", ""),
+    "zimage": ("zimage", ""),
     "sana_1024": ("sana", ""),
     "flux_dev": ("flux_dev", ""),
 }
