@@ -9,6 +9,7 @@
 # train   scene-sd and scene-clip trained on from their weights, scene-judge from scratch (7 minutes); with
 #         OPTIONS=--fresh all from scratch, with OPTIONS="--parts clip" that part alone, with OPTIONS=--measure what lies
 #         in $OUT is measured
+# flow    emoji-flow trained from scratch, or on from its weights in $OUT (7 minutes); OPTIONS as those of train
 # methods learning rules side by side, three seeds each (9 minutes); with OPTIONS="--methods kto student mixed --jobs 6"
 #         these alone, of the further ones in tests/gpu/methods.py, six runs at once
 #
@@ -17,14 +18,14 @@
 # is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
-# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS and METHODS_SECONDS set other limits; OPTIONS is handed to tests/gpu/step.py, for example
-# OPTIONS="--batch 1024 --rate 1e-3".
+# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS, FLOW_SECONDS and METHODS_SECONDS set other limits; OPTIONS is handed to
+# tests/gpu/step.py, for example OPTIONS="--batch 1024 --rate 1e-3".
 set -uo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
 if [ $# -eq 0 ]; then
-    echo "Name the steps to run: check, speed, train, methods." >&2
+    echo "Name the steps to run: check, speed, train, flow, methods." >&2
     exit 2
 fi
 python=${PYTHON:-python3}
@@ -69,12 +70,13 @@ for step in "$@"; do
         check) limit=${CHECK_SECONDS:-150} ;;
         speed) limit=${SPEED_SECONDS:-180} ;;
         train) limit=${TRAIN_SECONDS:-420} ;;
+        flow) limit=${FLOW_SECONDS:-420} ;;
         methods) limit=${METHODS_SECONDS:-540} ;;
         *) limit=unknown ;;
     esac
     began=$SECONDS
     if [ "$limit" = unknown ]; then
-        wrong="there is no such step; known: check, speed, train, methods"
+        wrong="there is no such step; known: check, speed, train, flow, methods"
     elif ! [[ $limit =~ ^[0-9]*\.?[0-9]+$ && $limit =~ [1-9] ]]; then
         wrong="its limit is no number of seconds above 0"
     else

@@ -62,19 +62,17 @@ def scene_sampling(*, small: bool) -> Figures:
 def scene_training(*, small: bool) -> Figures:
     """The loop that trains scene-sd, lessons painted and encoded beside it; the art is blank, which does not matter to
     the clock."""
-    from diffusers import DDPMScheduler
-
     from raftdiff.embedded.scenes import networks
     from raftdiff.embedded.scenes.art import OBJECTS, STYLES
     from raftdiff.embedded.scenes.data import TEXTURE, Painter
     from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
-    from raftdiff.embedded.scenes.training.timing import Clock, options
-    from raftdiff.embedded.scenes.training.unet import PEAK_RATE, Pool, learn
+    from raftdiff.embedded.scenes.training.latents import Pool, learn, options, place
+    from raftdiff.embedded.scenes.training.timing import Clock
+    from raftdiff.embedded.scenes.training.unet import LEARNER
 
     count, scenes, steps, every = (2, 8, 3, 1) if small else (512, 4096, 241, 20)
     device, tokenizer = DEVICE.type, build_tokenizer()
     empty = tokenise(tokenizer, [""]).to(DEVICE)
-    abar = DDPMScheduler(**networks.SCHEDULE).alphas_cumprod.to(DEVICE)
     painter = Painter(np.zeros((len(OBJECTS), len(STYLES), TEXTURE, TEXTURE, 4), dtype=np.uint8), seed=0, device=device)
     marks: list[float] = []
     ran = 0
@@ -88,19 +86,18 @@ def scene_training(*, small: bool) -> Figures:
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch)
         networks.take_apart(folder("scene-sd"), out)
-        modules = {"unet": networks.build_unet(), "text": networks.build_text_encoder(tokenizer)}
-        for name, file in (("unet", networks.UNET), ("text", networks.TEXT)):
+        modules = LEARNER.build(tokenizer)
+        for name, file in LEARNER.files.items():
             networks.read(out / file, modules[name])
-            modules[name].to(DEVICE)
-        modules["unet"].to(memory_format=torch.channels_last)
+        place(modules, device)
         modules["unet"].register_forward_pre_hook(mark)
-        asked = [f"--device={device}", f"--most={steps}", "--minutes=10", f"--out={out}"]
-        given = options("Speed.", minutes=10, batch=count, rate=PEAK_RATE).parse_args(asked)
+        asked = [f"--device={device}", f"--most={steps}", "--minutes=10", f"--out={out}", f"--batch={count}"]
+        given = options("Speed.").parse_args(asked)
         given.save_every = math.inf
         pool = Pool(painter, 2 * count, scenes, 0, at_once=2 * count)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             pool.take(networks.load_vae(out / networks.VAE, device))
-        learn(given, Clock(given), modules, pool=pool, empty=empty, abar=abar)
+        learn(given, Clock(given), LEARNER, modules, pool=pool, empty=empty)
     warm = marks[1:]  # until the second it warms up
     value = count * every * (len(warm) - 1) / (warm[-1] - warm[0])
     precision = "bfloat16" if device == "cuda" else "float32"

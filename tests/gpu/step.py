@@ -25,16 +25,20 @@ FILES, FILE_BYTES = 8, 16 * 2**20
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=["check", "speed", "train", "methods"])
+    parser.add_argument("step", choices=["check", "speed", "train", "flow", "methods"])
     parser.add_argument("--small", action="store_true", help="everything cut down to seconds on a CPU")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where files go (default: %(default)s)")
     parser.add_argument("--pack", type=Path, default=Path(".gpu"), help="what pack.sh made (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=360.0, help="the step is killed then (default: %(default)s)")
-    parser.add_argument("--batch", type=int, help="train: pictures a step")
-    parser.add_argument("--rate", type=float, help="train: peak learning rate")
-    parser.add_argument("--fresh", action="store_true", help="train: from scratch, not from the weights that ship")
+    parser.add_argument("--batch", type=int, help="train, flow: pictures a step")
+    parser.add_argument("--rate", type=float, help="train, flow: peak learning rate")
+    parser.add_argument(
+        "--fresh", action="store_true", help="train, flow: from scratch, not from the weights that are there"
+    )
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="train: which learn (default: all)")
-    parser.add_argument("--measure", action="store_true", help="train: measure the weights in the folder of results")
+    parser.add_argument(
+        "--measure", action="store_true", help="train, flow: measure the weights in the folder of results"
+    )
     parser.add_argument("--methods", nargs="+", help="methods: which (default: all)")
     parser.add_argument("--jobs", type=int, default=10, help="methods: runs at once (default: %(default)s)")
     given = parser.parse_args(argv)

@@ -24,7 +24,8 @@ from raftdiff import embedded
 from raftdiff.diffusion.methods.changes import planned
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.embedded.scenes.art import SHEET
-from raftdiff.embedded.scenes.networks import TEXT, UNET
+from raftdiff.embedded.scenes.flow import FILES as FLOW
+from raftdiff.embedded.scenes.networks import TEXT, UNET, finished
 
 ROOT = Path(__file__).parents[2]
 PACKED = {
@@ -91,8 +92,8 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sheet: np.ndarray) -> Path:
 
 
 class Here:
-    """A training as ``train`` begins it, but in this process, which has imported what takes most of its time. The end
-    of the U-Net's is noticed late, so that there is time to look at its weights."""
+    """A training as ``train`` and ``flow`` begin it, but in this process, which has imported what takes most of its
+    time. The end of what draws is noticed late, so that there is time to look at its weights."""
 
     returncode = 0
 
@@ -102,7 +103,7 @@ class Here:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
             importlib.import_module(module).main()
-        self._late = 1 if module.endswith(".unet") else 0
+        self._late = 1 if module.endswith((".unet", ".flow")) else 0
 
     def poll(self) -> int | None:
         self._late -= 1
@@ -116,7 +117,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
     def run(name: str, *arguments: str) -> list[Any]:
-        if name == "train":
+        if name in ("train", "flow"):
             beginning = SimpleNamespace(Popen=Here, STDOUT=subprocess.STDOUT)
             monkeypatch.setattr(importlib.import_module(name), "subprocess", beginning)
         monkeypatch.setattr(sys, "argv", ["step.py", name, "--small", "--seconds", "600", *arguments])
@@ -127,7 +128,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     yield run
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.benchmark = False
-    for name in ("speed", "train"):
+    for name in ("speed", "train", "flow"):
         sys.modules.pop(name, None)
 
 
@@ -167,6 +168,19 @@ def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here:
         assert any(not torch.equal(a, b) for a, b in tensors)
     with Image.open(out / "contact.png") as contact:
         assert contact.height == 210  # a row of eight and their captions
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore")
+def test_the_flow_is_trained_looked_at_and_measured(tmp_path: Path, pack: Path, here: Callable[..., list[Any]]) -> None:
+    told = here("flow", "--pack", str(pack), "--out", str(tmp_path))
+    names = [figure["name"] for figure in told]
+    assert {"seen, guidance 3, seed 0", "held out, guidance 3, seed 0"} <= set(names)
+    assert any(re.fullmatch(r"after \d+ s, guidance 4", name) for name in names), "it was looked at"
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *FLOW.values(), "scene-sd.vae.safetensors", "contact.png", "log.txt", "figures.jsonl",
+    }  # fmt: skip
+    assert all(finished(tmp_path / name) for name in FLOW.values())
 
 
 @pytest.mark.slow
@@ -214,7 +228,7 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     told = lines(ran.stdout)
     assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
     assert told[0]["failed"].startswith("exit 124 after ")
-    assert told[1]["failed"] == "there is no such step; known: check, speed, train, methods"
+    assert told[1]["failed"] == "there is no such step; known: check, speed, train, flow, methods"
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
@@ -232,7 +246,7 @@ def test_a_mistake_is_told_as_a_sentence(
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
     ran = script("run.sh", OUT=str(tmp_path))
     assert ran.returncode == 2
-    assert ran.stderr == "Name the steps to run: check, speed, train, methods.\n"
+    assert ran.stderr == "Name the steps to run: check, speed, train, flow, methods.\n"
 
 
 def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:

@@ -101,10 +101,7 @@ def figures(given: argparse.Namespace) -> Figures:
     Raises:
         UserError: the art is missing.
     """
-    if not (given.pack / SHEET).is_file():
-        raise UserError(f"{given.pack / SHEET} is missing: run tests/gpu/pack.sh where there is a network.")
-    size = SMALL if given.small else Size()
-    torch.set_float32_matmul_precision("high")
+    size = begin(given)
     if given.measure:
         yield from conclude(given, size)
         return
@@ -117,6 +114,18 @@ def figures(given: argparse.Namespace) -> Figures:
             crew.end()
         yield from crew.failed()
         yield from conclude(given, size)
+
+
+def begin(given: argparse.Namespace) -> Size:
+    """How much of everything.
+
+    Raises:
+        UserError: the art is missing.
+    """
+    if not (given.pack / SHEET).is_file():
+        raise UserError(f"{given.pack / SHEET} is missing: run tests/gpu/pack.sh where there is a network.")
+    torch.set_float32_matmul_precision("high")
+    return SMALL if given.small else Size()
 
 
 def prepare(given: argparse.Namespace) -> None:
@@ -233,20 +242,20 @@ def follow(given: argparse.Namespace, size: Size, crew: Crew) -> Figures:
         if written > seen and written < crew.unet_until - 15:
             seen = written
             try:
-                yield from look(given, size)
+                judge = SceneJudge(given.out, DEVICE) if (given.out / WEIGHTS).is_file() else None
+                yield from look(given, size, open_pipeline(given.out, DEVICE, torch.float32), judge)
             except Exception as error:  # a look that fails must not end the training
                 yield {"name": "look", "value": f"{type(error).__name__}: {error}"[:300], "unit": "note"}
 
 
-def look(given: argparse.Namespace, size: Size) -> Figures:
+def look(given: argparse.Namespace, size: Size, pipeline: Any, judge: SceneJudge | None) -> Figures:
     """The contact sheet, and what the judge says of it, if there is one yet."""
-    pipeline = open_pipeline(given.out, DEVICE, torch.float32)
     scenes = draw(size.sheet, seed=41)
     captions = [scene.caption for scene in scenes]
     images = sample(pipeline, captions, steps=size.steps, guidance=4.0, seed=1, at_once=size.at_once)
     contact_sheet(images, captions).save(given.out / "contact.png")
-    if (given.out / WEIGHTS).is_file():
-        right = right_of(SceneJudge(given.out, DEVICE).judge(images, captions))
+    if judge:
+        right = right_of(judge.judge(images, captions))
         after = time.time() - given.deadline + given.seconds
         yield {"name": f"after {after:.0f} s, guidance 4", "value": right["exact"], "unit": "share exact", "all": right}
 
@@ -259,14 +268,24 @@ def conclude(given: argparse.Namespace, size: Size) -> Figures:
     if not all((given.out / name).is_file() for name in (VAE, UNET, TEXT)):
         return
     pipeline = open_pipeline(given.out, DEVICE, torch.float32)
-    sheet = sheet_of(pipeline, count=size.sheet, steps=size.steps, guidance=4.0, at_once=size.at_once)
-    sheet.save(given.out / "contact.png")
+    draw_sheet(given, size, pipeline)
     if not (given.out / WEIGHTS).is_file():
         return
     judge = SceneJudge(given.out, DEVICE)
     for record in art(given.pack, given.out, judge, prompts=size.art, device=DEVICE):
         yield {"name": f"judge on {record['pictures']}", "value": record["exact"], "unit": "share exact", "all": record}
     reward = Reward(given.out, DEVICE) if (given.out / CLIP).is_file() else None
+    yield from measure(given, size, pipeline, judge, reward)
+
+
+def draw_sheet(given: argparse.Namespace, size: Size, pipeline: Any) -> None:
+    """The last contact sheet."""
+    sheet = sheet_of(pipeline, count=size.sheet, steps=size.steps, guidance=4.0, at_once=size.at_once)
+    sheet.save(given.out / "contact.png")
+
+
+def measure(given: argparse.Namespace, size: Size, pipeline: Any, judge: SceneJudge, reward: Reward | None) -> Figures:
+    """What judge and reward say of the model, for as long as there is time."""
     how: dict[str, Any] = {"steps": size.steps, "at_once": size.at_once, "seeds": size.seeds}
     for record in model(pipeline, judge, reward, prompts=size.prompts, guidance=size.guidance, **how):
         name = f"{record['captions']}, guidance {record['guidance']:g}, seed {record['seed']}"

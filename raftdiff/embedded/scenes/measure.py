@@ -26,6 +26,7 @@ from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
 from raftdiff.embedded.scenes.clip import assemble as assemble_clip
 from raftdiff.embedded.scenes.data import Painter
+from raftdiff.embedded.scenes.flow import assemble as assemble_flow
 from raftdiff.embedded.scenes.judge import SceneJudge, Verdicts, right_of
 from raftdiff.embedded.scenes.layout import SIZE
 from raftdiff.embedded.scenes.networks import VAE, assemble, load_vae
@@ -36,17 +37,19 @@ from raftdiff.seeds import fold
 
 Record = dict[str, Any]
 CANDIDATES = 8
+MODELS = {"scene-sd": assemble, "emoji-flow": assemble_flow}
+"""What draws: how its files become a folder."""
 SEED = 40
 """Of the captions that are measured; the training draws its own."""
 
 
-def open_pipeline(results: Path, device: str, dtype: torch.dtype) -> Any:
+def open_pipeline(results: Path, device: str, dtype: torch.dtype, name: str = "scene-sd") -> Any:
     """The weights of ``results`` as the pipeline that will ship."""
-    from diffusers import StableDiffusionPipeline
+    from diffusers import DiffusionPipeline
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = assemble(results, Path(scratch) / "scene-sd")
-        pipeline = StableDiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+        folder = MODELS[name](results, Path(scratch) / name)
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -230,13 +233,15 @@ def main() -> None:
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 3.0, 5.0, 7.5])
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2], help="of the sampling")
     parser.add_argument("--sheet", type=Path, help="where a contact sheet of 64 captions goes")
+    parser.add_argument("--model", choices=MODELS, default="scene-sd", help="what draws (default: %(default)s)")
     parser.add_argument("--folder", type=Path, help="where the pipeline goes, as a folder that raftdiff loads")
     parser.add_argument("--only", choices=["art", "model", "sheet"], help="no more than this")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     if given.folder:
-        assemble(given.results, given.folder)
-    pipeline = open_pipeline(given.results, given.device, torch.float32) if given.only != "art" else None
+        MODELS[given.model](given.results, given.folder)
+    drawing = given.only != "art"
+    pipeline = open_pipeline(given.results, given.device, torch.float32, given.model) if drawing else None
     how: dict[str, Any] = {"steps": given.steps, "at_once": 64}
     if given.sheet:
         sheet_of(pipeline, count=64, guidance=4.0, **how).save(given.sheet)

@@ -68,21 +68,27 @@ def build_unet() -> Any:
 
 
 def build_text_encoder(tokenizer: Any) -> Any:
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from transformers import CLIPTextModel
 
-    config = CLIPTextConfig(
+    return CLIPTextModel(text_config(tokenizer, width=CONTEXT, inner=512, layers=4, heads=6))
+
+
+def text_config(tokenizer: Any, *, width: int, inner: int, layers: int, heads: int) -> Any:
+    """A ``transformers.CLIPTextConfig`` for captions of this world."""
+    from transformers import CLIPTextConfig
+
+    return CLIPTextConfig(
         vocab_size=len(tokenizer),
-        hidden_size=CONTEXT,
-        intermediate_size=512,
-        num_hidden_layers=4,
-        num_attention_heads=6,
+        hidden_size=width,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
         max_position_embeddings=LENGTH,
-        projection_dim=CONTEXT,
+        projection_dim=width,
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
     )
-    return CLIPTextModel(config)
 
 
 def write(path: Path, weights: Mapping[str, Tensor], **metadata: str) -> None:

@@ -1,0 +1,119 @@
+"""emoji-flow, untrained: its size, its training, and its folder, which is of Stable Diffusion 3's format."""
+
+from pathlib import Path
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raftdiff import embedded
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.embedded.scenes.art import SHEET
+from raftdiff.embedded.scenes.flow import FILES, assemble, build, say
+from raftdiff.embedded.scenes.networks import finished, take_apart, write
+from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
+from raftdiff.embedded.scenes.training import flow
+from raftdiff.types import Prompt
+
+CAPTIONS = ["a cat on a pink background", "three foxes"]
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights, those that begin as zeros too: so that all of it has a say in a picture."""
+    place = tmp_path_factory.mktemp("results")
+    take_apart(embedded.folder("scene-sd"), place)
+    torch.manual_seed(0)
+    for name, module in build(build_tokenizer()).items():
+        for weight in module.parameters():
+            if not weight.any():
+                torch.nn.init.normal_(weight, std=0.05)
+        write(place / FILES[name], module.state_dict(), finished="yes")
+    return place
+
+
+@pytest.fixture(scope="module")
+def folder(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return assemble(results, tmp_path_factory.mktemp("models") / "emoji-flow")
+
+
+@pytest.fixture(scope="module")
+def pipeline(folder: Path) -> diffusers.StableDiffusion3Pipeline:
+    found = diffusers.StableDiffusion3Pipeline.from_pretrained(folder).to(torch.float32)
+    found.set_progress_bar_config(disable=True)
+    return found
+
+
+def test_there_is_room_for_it_beside_the_models_that_ship(folder: Path) -> None:
+    places = [*(embedded.folder(name) for name in embedded.names()), folder]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    card = 8 * 1024
+    assert sum(path.stat().st_size for path in files) < 48 * 2**20 - card
+
+
+def test_its_autoencoder_is_that_of_scene_sd(folder: Path) -> None:
+    file = "vae/diffusion_pytorch_model.safetensors"
+    theirs, ours = (load_file(place / file) for place in (embedded.folder("scene-sd"), folder))
+    assert theirs.keys() == ours.keys()
+    assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+
+
+def test_it_draws_in_raftdiff_what_it_draws_in_diffusers(
+    folder: Path, pipeline: diffusers.StableDiffusion3Pipeline
+) -> None:
+    parts = load(ModelConfig(base=str(folder)))
+    assert (parts.family.name, parts.process.predicts) == ("sd3", "flow")
+    sampler = DiffusionSamplerConfig(steps=2, guidance=3.0, scheduler="euler", batch_size=2).build(parts)
+    prompts = [Prompt(text, text, text, "") for text in CAPTIONS]
+    ours = list(sampler.sample(prompts, per_prompt=1, seed=0, round=0, done=set()))
+    theirs = pipeline(
+        CAPTIONS,
+        negative_prompt=["", ""],
+        guidance_scale=3.0,
+        num_inference_steps=2,
+        generator=[torch.Generator().manual_seed(one.seed) for one in ours],
+        output_type="latent",
+    ).images
+    for one, latent in zip(ours, theirs, strict=True):
+        assert (one.media.width, one.media.height) == (80, 80)
+        torch.testing.assert_close(one.aux["latent"], latent, atol=1e-5, rtol=1e-5)
+
+
+def test_training_tells_it_what_the_pipeline_tells_it(pipeline: diffusers.StableDiffusion3Pipeline) -> None:
+    modules = {name: getattr(pipeline, name) for name in FILES}
+    tokens = tokenise(pipeline.tokenizer, CAPTIONS)
+    with torch.no_grad():
+        told, pooled = say(modules, tokens)
+        theirs, _, their_pooled, _ = pipeline.encode_prompt(CAPTIONS, None, None, do_classifier_free_guidance=False)
+    torch.testing.assert_close(told, theirs)
+    torch.testing.assert_close(pooled, their_pooled)
+
+
+def test_a_step_of_training_and_on_from_there(
+    tmp_path: Path, sheet: np.ndarray, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take_apart(embedded.folder("scene-sd"), tmp_path)
+    np.savez_compressed(tmp_path / SHEET, sheet=sheet)
+    asked = f"flow --device cpu --most 1 --batch 2 --pool 4 --scenes 4 --cache {tmp_path} --out {tmp_path}"
+    monkeypatch.setattr("sys.argv", asked.split())
+    flow.main()
+    begun = {name: load_file(tmp_path / file) for name, file in FILES.items()}
+    assert all(finished(tmp_path / file) for file in FILES.values())
+    monkeypatch.setattr("sys.argv", [*asked.split(), "--resume"])
+    flow.main()
+    for name, file in FILES.items():
+        after = load_file(tmp_path / file)
+        assert all((after[key].float() - old.float()).abs().max() < 0.01 for key, old in begun[name].items())
+
+
+def test_the_loss_of_a_network_that_says_nothing_is_that_of_the_velocity() -> None:
+    """Untrained it says 0: what is left is the mean square of noise - x0."""
+    torch.manual_seed(0)
+    modules = build(build_tokenizer())
+    x0 = torch.full((8, 4, 20, 20), 2.0)
+    with torch.no_grad():
+        found = flow.loss(modules, tokenise(build_tokenizer(), [""] * 8), x0)
+    assert float(found) == pytest.approx(5.0, rel=0.05)
