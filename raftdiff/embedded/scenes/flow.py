@@ -27,6 +27,8 @@ T5_TOKENS = 256
 """Zeros that the pipeline tells where there is no T5."""
 SHIFT = 3.0
 """As Stable Diffusion 3's: what a picture's ground and its layout are is told by very noisy latents."""
+LACKING = {"text_encoder_3": None, "tokenizer_3": None}
+"""What ``from_pretrained`` must be told to do without."""
 FILES = {name: f"emoji-flow.{name}.safetensors" for name in ("transformer", *CLIPS)}
 """Of trained weights; the autoencoder's file is scene-sd's."""
 
@@ -87,10 +89,9 @@ def assemble(results: Path, folder: Path) -> Path:
     pipeline = StableDiffusion3Pipeline(
         vae=vae.half(),
         **{name: module.half() for name, module in modules.items()},
-        text_encoder_3=None,
         tokenizer=tokenizer,
         tokenizer_2=build_tokenizer(),
-        tokenizer_3=None,
+        **LACKING,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=SHIFT),
     )
     shutil.rmtree(folder, ignore_errors=True)

@@ -26,6 +26,7 @@ from raftdiff.embedded.scenes.art import art_sheet
 from raftdiff.embedded.scenes.clip import WEIGHTS as CLIP
 from raftdiff.embedded.scenes.clip import assemble as assemble_clip
 from raftdiff.embedded.scenes.data import Painter
+from raftdiff.embedded.scenes.flow import LACKING
 from raftdiff.embedded.scenes.flow import assemble as assemble_flow
 from raftdiff.embedded.scenes.judge import SceneJudge, Verdicts, right_of
 from raftdiff.embedded.scenes.layout import SIZE
@@ -37,8 +38,8 @@ from raftdiff.seeds import fold
 
 Record = dict[str, Any]
 CANDIDATES = 8
-MODELS = {"scene-sd": assemble, "emoji-flow": assemble_flow}
-"""What draws: how its files become a folder."""
+MODELS: dict[str, tuple[Any, dict[str, None]]] = {"scene-sd": (assemble, {}), "emoji-flow": (assemble_flow, LACKING)}
+"""What draws: how its files become a folder, and which components its pipeline is told to do without."""
 SEED = 40
 """Of the captions that are measured; the training draws its own."""
 
@@ -48,8 +49,9 @@ def open_pipeline(results: Path, device: str, dtype: torch.dtype, name: str = "s
     from diffusers import DiffusionPipeline
 
     with tempfile.TemporaryDirectory() as scratch:
-        folder = MODELS[name](results, Path(scratch) / name)
-        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+        write, lacking = MODELS[name]
+        folder = write(results, Path(scratch) / name)
+        pipeline = DiffusionPipeline.from_pretrained(folder, torch_dtype=dtype, **lacking).to(device)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
@@ -239,7 +241,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     given = parser.parse_args()
     if given.folder:
-        MODELS[given.model](given.results, given.folder)
+        MODELS[given.model][0](given.results, given.folder)
     drawing = given.only != "art"
     pipeline = open_pipeline(given.results, given.device, torch.float32, given.model) if drawing else None
     how: dict[str, Any] = {"steps": given.steps, "at_once": 64}

@@ -12,7 +12,7 @@ from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.embedded.scenes.art import SHEET
-from raftdiff.embedded.scenes.flow import FILES, assemble, build, say
+from raftdiff.embedded.scenes.flow import FILES, LACKING, assemble, build, say
 from raftdiff.embedded.scenes.networks import finished, take_apart, write
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
 from raftdiff.embedded.scenes.training import flow
@@ -42,7 +42,7 @@ def folder(results: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def pipeline(folder: Path) -> diffusers.StableDiffusion3Pipeline:
-    found = diffusers.StableDiffusion3Pipeline.from_pretrained(folder).to(torch.float32)
+    found = diffusers.StableDiffusion3Pipeline.from_pretrained(folder, **LACKING).to(torch.float32)
     found.set_progress_bar_config(disable=True)
     return found
 
