@@ -195,7 +195,14 @@ class StableDiffusion3:
         pixels: tuple[int, int],
         guidance: float | None,
     ) -> Tensor:
-        del pixels, guidance
+        del guidance
+        config = network.config
+        if (most := config.pos_embed_max_size) and max(xt.shape[-2:]) > most * config.patch_size:
+            side = most * config.patch_size * pixels[0] // xt.shape[-2]
+            raise UserError(
+                f"sampler: a picture of {pixels[1]}x{pixels[0]} is larger than the positions that this network knows; "
+                f"set height and width to {side} or less."
+            )
         found: Tensor = network(
             xt,
             encoder_hidden_states=texts.tokens,

@@ -155,15 +155,17 @@ def _scheduler(layout: Layout) -> Any:
 
     file = layout.path / "scheduler" / "scheduler_config.json"
     told = read_json(file)
-    for name in filter(None, (told.get("_class_name"), layout.scheduler)):
+    kinds = []
+    for name in dict.fromkeys(filter(None, (told.get("_class_name"), layout.scheduler))):
         kind = getattr(diffusers, str(name), None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):
             raise UserError(f"{file.parent}: '{name}' is no scheduler of diffusers; a usual one is DDIMScheduler.")
-    kind = getattr(diffusers, layout.scheduler)
-    silent = "clip_sample" not in told and "clip_sample" in kind.__init__.__annotations__
-    with reading(f"{file.parent}: this scheduler cannot be read"):
-        scheduler = kind.from_pretrained(file.parent, **LOCAL, **({"clip_sample": False} if silent else {}))
-    layout.family.process(scheduler, str(file.parent))  # raises where it is none of this family's
+        kinds.append(kind)
+    for kind in kinds:  # a config of another family's would be read as one of this, without its numbers
+        silent = "clip_sample" not in told and "clip_sample" in kind.__init__.__annotations__
+        with reading(f"{file.parent}: this scheduler cannot be read"):
+            scheduler = kind.from_pretrained(file.parent, **LOCAL, **({"clip_sample": False} if silent else {}))
+        layout.family.process(scheduler, str(file.parent))  # raises where it is none of this family's
     return scheduler
 
 

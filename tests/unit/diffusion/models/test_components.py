@@ -274,6 +274,22 @@ def test_schedulers_that_are_none(folder):
         opened(folder)
 
 
+@pytest.mark.parametrize(("kind", "other"), [("sd15", "sd3"), ("sd3", "sd15"), ("sana", "sd3")])
+def test_a_scheduler_of_another_family_behind_an_index_of_this_one(models, tmp_path, kind, other):
+    """diffusers reads the file as of the class that the index names, and takes its defaults for what it lacks."""
+    shutil.copytree(models[kind], tmp_path / "it")
+    file = "scheduler/scheduler_config.json"
+    shutil.copy(models[other] / file, tmp_path / "it" / file)
+    with pytest.raises(UserError, match=r"scheduler: a .*Scheduler (has no noise schedule|is not for a model of rectif)"):
+        opened(tmp_path / "it")
+
+
+def test_a_part_that_says_of_itself_that_it_is_another(folder):
+    edit(folder / "vae/config.json", _class_name="AutoencoderDC")
+    with pytest.raises(UserError, match="model_index.json says AutoencoderKL, and vae/config.json AutoencoderDC"):
+        opened(folder)
+
+
 def test_a_model_that_does_not_say_its_size(folder):
     edit(folder / "unet/config.json", sample_size=None)
     parts = opened(folder)
