@@ -20,6 +20,7 @@ HOW = {
     "gguf_file='{file}'), '{out}')",
     "merged text": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
 }
+FLOW = "put it into models/loras of ComfyUI, where that knows {told}, or give it to another program that does"
 FREE = ("model.dtype", "model.attention", "finetuner.precision")
 
 
@@ -60,7 +61,8 @@ def export(args: argparse.Namespace) -> None:
         if loras:
             told["raftdiff.loras"] = ", ".join(f"{_called(one.path)} at {one.weight:g}" for one in loras)
         written = pictures.export(assembly.finetuner, form, out, told)
-        how = HOW[form]
+        family = assembly.finetuner.parts.family
+        how = HOW[form] if form != "kohya" or family.denoiser == "unet" else FLOW.format(told=family.told)
         if started and form in ("diffusers", "kohya"):
             beside = f"\nit is the new training alone: use it beside {started}"
     print(f"{written}\n{how.format(out=written, base=base, file=file)}{beside}")

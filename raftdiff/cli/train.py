@@ -33,7 +33,8 @@ def train(args: argparse.Namespace) -> None:
         with run.locked(recipe):
             guarding(run, recipe.loop)
         more = command("train", run.path, f"loop.rounds={planned + 2}")
-        print(f"{run.path}: all {counted(planned, 'round')} are done. For two more: {more}")
+        done = "its only round is done" if planned == 1 else f"all {counted(planned, 'round')} are done"
+        print(f"{run.path}: {done}. For two more: {more}")
     else:
         with at_work(run, recipe) as assembly:
             loop(run, assembly)

@@ -62,7 +62,9 @@ def test_a_recipe_that_ships_trains_evaluates_and_exports(
     capsys.readouterr()
     assert main(["export", str(run), "--format", form]) == 0
     (file,) = run.glob("export/*.safetensors")
-    assert file.name in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert file.name in said
+    assert ("A1111" in said) == (kind == "sdxl")  # which knows no flow but the first
     with safe_open(file, "pt") as held:
         told = held.metadata()
     assert (told["raftdiff.recipe"], told["raftdiff.rewards"]) == (recipe, "jpeg")

@@ -175,6 +175,8 @@ class _Sizes:
         seen = isinstance(rule, Draft | Refl)
         halves = 2 if guided and isinstance(rule, PathRule) else 1
         network.train()
+        for layer in lora_layers([network]):  # at rest, in float32, a LoRA is merged and passed by
+            layer.enable_adapters(True)
         for name, parameter in network.named_parameters():
             parameter.requires_grad_(tuner.adapter == "full" or "lora_" in name)
         for one in (network, vae) if seen else (network,):

@@ -75,32 +75,42 @@ def folder_layout(path: Path, *, weights: bool = True, vae: bool = True) -> Layo
     described = read_json(index)
     family = of_index(described)
     if family is None:
-        raise UserError(f"{path}: this is {_a(described.get('_class_name'))}; {TUNABLE}.")
+        if "_class_name" not in described:
+            raise UserError(f"{index}: it does not say whose pipeline it is (_class_name); {TUNABLE}.")
+        raise UserError(f"{path}: this is a {described['_class_name']}; {TUNABLE}.")
     for component, expected in family.components.items():
         if component == "vae" and not vae:
             continue
-        found = _class_name(described, component)
-        if found is None:
-            raise UserError(
-                f"{path}: model_index.json names no {component}, and a {described['_class_name']} has one: it is "
-                "damaged, or of several models."
-            )
-        if found != expected.kind:
-            raise UserError(f"{path}: its {component} is a {found}, not a {expected.kind}; {TUNABLE}.")
-        if not (path / component / "config.json").is_file():
-            raise UserError(f"{path}: {component}/config.json is missing; the folder is incomplete.")
-        own = read_json(path / component / "config.json").get("_class_name", expected.kind)
-        if own != expected.kind:
-            raise UserError(
-                f"{path}: of its {component} model_index.json says {expected.kind}, and {component}/config.json {own}; "
-                "one of them is another model's."
-            )
+        _demand_kind(path, described, component, expected.kind)
         if weights:
             variant(path / component, expected.stem, f"{path}: {component}/")
     for name in (*family.tokenizers, "scheduler"):
         if not (path / name).is_dir():
             raise UserError(f"{path}: {name}/ is missing; the folder is incomplete.")
     return Layout(path, family, scheduler=_class_name(described, "scheduler") or "DDIMScheduler")
+
+
+def _demand_kind(path: Path, described: Mapping[str, Any], component: str, expected: str) -> None:
+    """
+    Raises:
+        UserError: a component of a folder is of another class, by the index or by its own config.
+    """
+    found = _class_name(described, component)
+    if found is None:
+        raise UserError(
+            f"{path}: model_index.json names no {component}, and a {described['_class_name']} has one: it is "
+            "damaged, or of several models."
+        )
+    if found != expected:
+        raise UserError(f"{path}: its {component} is a {found}, not a {expected}; {TUNABLE}.")
+    if not (path / component / "config.json").is_file():
+        raise UserError(f"{path}: {component}/config.json is missing; the folder is incomplete.")
+    own = read_json(path / component / "config.json").get("_class_name", expected)
+    if own != expected:
+        raise UserError(
+            f"{path}: of its {component} model_index.json says {expected}, and {component}/config.json {own}; "
+            "one of them is another model's."
+        )
 
 
 def _class_name(described: Mapping[str, Any], component: str) -> str | None:

@@ -155,7 +155,7 @@ def _scheduler(layout: Layout) -> Any:
 
     file = layout.path / "scheduler" / "scheduler_config.json"
     told = read_json(file)
-    kinds = []
+    kinds: list[Any] = []
     for name in dict.fromkeys(filter(None, (told.get("_class_name"), layout.scheduler))):
         kind = getattr(diffusers, str(name), None)
         if not (isinstance(kind, type) and issubclass(kind, diffusers.SchedulerMixin)):

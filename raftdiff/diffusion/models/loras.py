@@ -1,6 +1,7 @@
 """LoRAs that a model starts from, merged into its weights: what is tuned, compared with and exported is the base with
 them."""
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -62,13 +63,22 @@ def merge(family: Family, modules: Modules, loras: Sequence[LoRAConfig]) -> None
     for place, config in enumerate(loras):
         what = f"model.loras.{place}: {config.path}"
         read = read_lora(config.path, what, family.components)
-        for layer, update in resolved(family, modules, known, read, what):
+        found = resolved(family, modules, known, read, what)
+        if not any(bool(update.up.any()) and bool(update.down.any()) for _, update in found):
+            raise UserError(f"{what} changes nothing: one half of each layer is zeros, as before any training.")
+        for layer, update in found:
+            if not update.scale or not math.isfinite(update.scale):
+                raise UserError(
+                    f"{what}: the scale of '{layer.name}' (alpha / rank) is {update.scale:g}, which is none."
+                )
             weight = layer.module.weight
             changed.setdefault(id(weight), (weight, []))[1].append((config.weight, update))
     with torch.no_grad():
         for weight, added in changed.values():
             total = sum(share * delta(update, weight.shape) for share, update in added)
             weight.copy_((weight.float() + total).to(weight.dtype))
+            if not bool(weight.isfinite().all()):
+                raise UserError("model.loras: with these weights the model's numbers become infinite; lower them.")
 
 
 def names(family: Family, modules: Modules) -> dict[str, Layer]:
@@ -124,7 +134,11 @@ def resolved(
     for layer, update in found.items():
         rows, columns = known[layer].module.weight.flatten(1).shape
         down, up = update.down.shape, update.up.shape
-        if up[0] != rows or down[1:].numel() != columns or up[1:].numel() != down[0]:
+        if up[1:].numel() != down[0]:
+            raise UserError(
+                f"{what}: the halves of '{layer}' are of rank {up[1:].numel()} and {down[0]}; the file is damaged."
+            )
+        if up[0] != rows or down[1:].numel() != columns:
             raise UserError(
                 f"{what}: its change of '{layer}' is of {up[0]} x {down[1:].numel()} numbers, and that layer has "
                 f"{rows} x {columns}: it is a LoRA of another base.{read.base}"

@@ -118,6 +118,11 @@ def test_numbers_of_trained_weights_are_those_of_the_fine_tuner(models):
     assert stage.held["gradients and copies"] == learner.parameter_count() * 4
 
 
+def test_a_lora_that_rests_merged_is_counted_as_it_learns(models):
+    whole, half = (footprint(sd15(models, f"model.dtype={it}")()).stages[-1] for it in ("float32", "bfloat16"))
+    assert 1 < whole.computed / half.computed <= 2.2
+
+
 def made(**totals):
     return Footprint(tuple(Stage(name, {"denoiser": size}, 0) for name, size in totals.items()), ())
 

@@ -280,7 +280,9 @@ def test_a_scheduler_of_another_family_behind_an_index_of_this_one(models, tmp_p
     shutil.copytree(models[kind], tmp_path / "it")
     file = "scheduler/scheduler_config.json"
     shutil.copy(models[other] / file, tmp_path / "it" / file)
-    with pytest.raises(UserError, match=r"scheduler: a .*Scheduler (has no noise schedule|is not for a model of rectif)"):
+    with pytest.raises(
+        UserError, match=r"scheduler: a .*Scheduler (has no noise schedule|is not for a model of rectif)"
+    ):
         opened(tmp_path / "it")
 
 

@@ -78,6 +78,8 @@ def write(path, **described):
     ("make", "sentence"),
     [
         (lambda p: p.mkdir(), "this folder is empty"),
+        (lambda p: write(p, unet=[None, None]), "model_index.json: it does not say whose pipeline it is"),
+        (lambda p: write(p, _class_name="FluxPipeline"), "names no transformer, and a FluxPipeline has one"),
         (lambda p: write(p, _class_name="StableDiffusionXLInpaintPipeline"), "this is a StableDiffusionXLInpaintPipel"),
         (
             lambda p: write(p, _class_name="PixArtSigmaPipeline"),

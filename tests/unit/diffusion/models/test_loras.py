@@ -334,7 +334,9 @@ STRANGER = {
             {f"{FIRST}.lora_down.weight": torch.ones(2, 9)},
             "its change of '.*attn1_to_q' is of 32 x 9 numbers, and that layer has 32 x 32",
         ),
-        ({f"{FIRST}.lora_up.weight": torch.ones(32)}, "it is a LoRA of another base"),
+        ({f"{FIRST}.lora_up.weight": torch.ones(64, 2)}, "it is a LoRA of another base"),
+        ({f"{FIRST}.lora_up.weight": torch.ones(32, 3)}, "the halves of '.*' are of rank 3 and 2; the file is damaged"),
+        ({f"{FIRST}.alpha": torch.tensor(0.0)}, r"the scale of '.*' \(alpha / rank\) is 0, which is none"),
         ({f"{FIRST}.lora_down.weight": torch.full((2, 32), torch.nan)}, "numbers of '.*' are NaN or infinite"),
         ({f"{FIRST}_x.lora_up.weight": torch.ones(32, 2)}, "of '.*_x' it holds one half alone; the file is not whole"),
         ({"lora_unet_x.alpha": torch.tensor(1.0)}, "it holds an alpha of 'lora_unet_x' and no LoRA of it"),
@@ -423,6 +425,15 @@ def test_a_run_is_no_lora(tmp_path):
 def test_weights_that_change_nothing(weight, sentence, lora):
     with pytest.raises(UserError, match=rf"loras.0.weight: .*{sentence}"):
         check(ModelConfig, {"base": "x", "loras": [{"path": str(lora), "weight": weight}]}, "it")
+
+
+@pytest.mark.parametrize(
+    ("factor", "weight", "sentence"), [(0, 1, "changes nothing: one half"), (1, 1e38, "become infinite; lower them")]
+)
+def test_files_that_change_nothing_or_too_much(factor, weight, sentence, lora):
+    written(lora, {name: it * (factor if "lora_up" in name else 100) for name, it in load_file(lora).items()})
+    with pytest.raises(UserError, match=rf"model.loras.*{sentence}"):
+        merge(tiny.of("sd15"), tiny.components("sd15"), [LoRAConfig(path=str(lora), weight=weight)])
 
 
 def test_what_is_missing_is_told_before_anything_is_loaded(lora):
