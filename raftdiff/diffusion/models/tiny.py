@@ -55,8 +55,8 @@ def write_folder(folder: Path, kind: Kind, seed: int = 0) -> Path:
     import diffusers
 
     family = of(kind)
-    pipeline = getattr(diffusers, family.pipeline)(**components(kind, seed), **family.pipeline_arguments())
     with quietly():
+        pipeline = getattr(diffusers, family.pipeline)(**components(kind, seed), **family.pipeline_arguments())
         pipeline.save_pretrained(folder, safe_serialization=True)
     return folder
 
