@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import train
 
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.embedded import folder
@@ -26,6 +25,9 @@ from raftdiff.embedded.scenes.measure import Reward, open_pipeline
 from raftdiff.embedded.scenes.networks import TEXT, UNET, finished, take_apart
 from raftdiff.embedded.scenes.training.latents import PEAK_RATE
 from raftdiff.errors import UserError
+
+sys.path.insert(0, str(Path(__file__).parent))  # so that it is found by whoever collects this file, too
+import train
 
 MODEL = "emoji-flow"
 FIRST = FILES["transformer"]
