@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.models.checkpoints import one_file
 from raftdiff.diffusion.models.embeddings import without_words
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.diffusion.models.loras import published
@@ -132,7 +133,7 @@ def _write_checkpoint(tuner: DiffusionFineTuner, target: Path, about: Mapping[st
     from safetensors.torch import save_file
 
     parts = tuner.parts
-    weights = parts.family.single_file(without_words(parts.family, _merged(parts)))
+    weights = one_file(parts.family).single_file(without_words(parts.family, _merged(parts)))
     if parts.process.predicts == "v_prediction":  # ComfyUI and others look for these names
         weights["v_pred"] = torch.empty(0)
         if parts.scheduler.config.get("rescale_betas_zero_snr", False):

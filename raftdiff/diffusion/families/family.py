@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
+from raftdiff.diffusion.families.autoencoder import Autoencoder
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
 
@@ -63,40 +63,11 @@ class FewSteps(NamedTuple):
     """The one that it was distilled for, by its name in recipes, where others draw worse."""
 
 
-@runtime_checkable
-class Autoencoder(Protocol):
-    """Between pictures and latents, as the denoiser sees them: shifted, scaled and packed. Pixels are RGB, -1 to 1."""
-
-    def factor(self, vae: Any) -> int:
-        """Pixels per latent position, along one side."""
-        ...
-
-    def channels(self, vae: Any) -> int:
-        """Of the latents."""
-        ...
-
-    def tile(self, vae: Any) -> None:
-        """Let it decode a large picture in tiles of 512 pixels from now on."""
-        ...
-
-    def decode(
-        self, vae: Any, latents: Float[Tensor, "batch channels rows columns"]
-    ) -> Float[Tensor, "batch 3 height width"]:
-        """About -1 to 1, float32."""
-        ...
-
-    def encode(
-        self, vae: Any, pixels: Float[Tensor, "batch 3 height width"]
-    ) -> Float[Tensor, "batch channels rows columns"]:
-        """Float32, without chance."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
     """A single file known to hold a model of a family."""
 
-    family: "Family"
+    family: "SingleFile"
     kind: str
     """Which sizes it has, of those that the family publishes."""
     prediction_type: str | None = None
@@ -172,27 +143,11 @@ class Family(Protocol):
         ...
 
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
-        """Which kind of this family a single file holds; None for another model.
+        """Which kind of this family a single file holds, its name where it is of one kind; None for another model.
 
         Raises:
             UserError: a model of this family that cannot be tuned, or is not whole.
         """
-        ...
-
-    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
-        """Write the component configs of a kind that is published, and its tokenizers, into ``folder``.
-
-        Raises:
-            UserError: the file at ``path`` does not say what its network predicts, and nothing else does.
-        """
-        ...
-
-    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
-        """The networks of a single file, but for the VAE."""
-        ...
-
-    def single_file(self, modules: Modules) -> dict[str, Tensor]:
-        """The other way: all weights, VAE and all, under the names of the original checkpoints."""
         ...
 
     def check(self, modules: Modules, name: str) -> None:
@@ -302,4 +257,25 @@ class Joined(Protocol):
     def joined(self, modules: Modules) -> Mapping[str, Mapping[str, tuple[int, ...]]]:
         """Their names in such files; of each the denoiser's layers that are in it, with their places among its equal
         parts, by rows."""
+        ...
+
+
+@runtime_checkable
+class SingleFile(Family, Protocol):
+    """A family of which raftdiff reads and writes whole models in one file, in the form of the original code."""
+
+    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
+        """Write the component configs of a kind that is published, and its tokenizers, into ``folder``.
+
+        Raises:
+            UserError: the file at ``path`` does not say what its network predicts, and nothing else does.
+        """
+        ...
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        """The networks of a single file, but for the VAE."""
+        ...
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        """The other way: all weights, VAE and all, under the names of the original checkpoints."""
         ...

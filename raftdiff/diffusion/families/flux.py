@@ -12,7 +12,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
-from raftdiff.diffusion.families.shared.reading import folder_only, limit_of, tokenised, tokens_in
+from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
@@ -96,16 +96,7 @@ class Flux:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(FIRST) for name in shapes) and not shapes.keys() >= DIFFUSERS:
             return None
-        folder_only(self.told, path)
-
-    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
-        folder_only(self.told, path)
-
-    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
-        folder_only(self.told, configs)
-
-    def single_file(self, modules: Modules) -> dict[str, Tensor]:
-        folder_only(self.told)
+        return self.name
 
     def check(self, modules: Modules, name: str) -> None:
         network, vae = modules["transformer"].config, modules["vae"].config

@@ -13,7 +13,7 @@ from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow
 from raftdiff.diffusion.families.shared.autoencoders import tile
-from raftdiff.diffusion.families.shared.reading import folder_only, tokenised, tokens_in, user_turn
+from raftdiff.diffusion.families.shared.reading import tokenised, tokens_in, user_turn
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
 from raftdiff.errors import UserError
@@ -45,7 +45,7 @@ DEV = ("guidance_in.in_layer.weight", "guidance_embedder.linear_1.weight")
 @final
 class Patches:
     """The ``AutoencoderKLFlux2`` of diffusers: of its latents, four positions are one of four times the channels, and
-    each channel is normalised by what the VAE knows of its mean and variance. See ``family.Autoencoder``."""
+    each channel is normalised by what the VAE knows of its mean and variance. See ``autoencoder.Autoencoder``."""
 
     def factor(self, vae: Any) -> int:
         return int(PATCH * 2 ** (len(vae.config.block_out_channels) - 1))
@@ -124,16 +124,7 @@ class Flux2Klein:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(FIRST) for name in shapes) or any(name.endswith(DEV) for name in shapes):
             return None
-        folder_only(self.told, path)
-
-    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
-        folder_only(self.told, path)
-
-    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
-        folder_only(self.told, configs)
-
-    def single_file(self, modules: Modules) -> dict[str, Tensor]:
-        folder_only(self.told)
+        return self.name
 
     def check(self, modules: Modules, name: str) -> None:
         network, encoder = modules["transformer"].config, modules["text_encoder"].config

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from raftdiff.diffusion.families.autoencoder import Autoencoder
 from raftdiff.diffusion.families.family import (
-    Autoencoder,
     Component,
     FewSteps,
     Layers,
@@ -50,7 +50,7 @@ OURS = ("caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight")
 @final
 class DeepCompression:
     """The ``AutoencoderDC`` of diffusers (Chen et al. 2024, arXiv:2410.10733): latents are scaled, not shifted, and
-    there is one of each picture, no distribution. See ``family.Autoencoder``."""
+    there is one of each picture, no distribution. See ``autoencoder.Autoencoder``."""
 
     def factor(self, vae: Any) -> int:
         return int(2 ** (len(vae.config.encoder_block_out_channels) - 1))
@@ -112,23 +112,8 @@ class Sana:
         return self
 
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
-        """
-        Raises:
-            UserError: it is Sana, of which raftdiff reads no single file.
-        """
         names = {name.removeprefix("model.diffusion_model.") for name in shapes}
-        if names.issuperset(ORIGINAL) or names.issuperset(OURS):
-            reading.folder_only(self.told, path)
-        return None
-
-    def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
-        reading.folder_only(self.told, path)
-
-    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
-        reading.folder_only(self.told, configs)
-
-    def single_file(self, modules: Modules) -> dict[str, Tensor]:
-        reading.folder_only(self.told)
+        return self.name if names.issuperset(ORIGINAL) or names.issuperset(OURS) else None
 
     def check(self, modules: Modules, name: str) -> None:
         """

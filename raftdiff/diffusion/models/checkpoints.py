@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raftdiff.diffusion.families.family import Checkpoint, Family
+from raftdiff.diffusion.families.family import Checkpoint, Family, SingleFile
 from raftdiff.diffusion.families.known import FAMILIES, TUNABLE, of_index
 from raftdiff.diffusion.families.shared.unet import NETWORKS
 from raftdiff.errors import UserError, command
@@ -235,11 +235,26 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
     family, kind = next(((it, kind) for it in FAMILIES if (kind := it.recognise(shapes, path))), (None, ""))
     if family is None:
         raise UserError(f"{path}: {_other_kind(shapes)}; {TUNABLE}.")
+    known = one_file(family, path)
     if vae and not any(name.startswith("first_stage_model.") for name in shapes):
         raise UserError(f"{path}: it holds no VAE; name one as model.vae: a folder, a file or a hub id.")
     # Trainings mark what a network predicts by an empty tensor of that name, or in the metadata.
     stated = "v_prediction" if "v_pred" in shapes else MARKS.get(told.get("modelspec.prediction_type", "").lower())
-    return Checkpoint(family, kind, stated, True if "ztsnr" in shapes else None)
+    return Checkpoint(known, kind, stated, True if "ztsnr" in shapes else None)
+
+
+def one_file(family: Family, path: Path | None = None) -> SingleFile:
+    """The family as one whose models are read from one file (``path``), or written to one.
+
+    Raises:
+        UserError: raftdiff knows no such form of it.
+    """
+    if isinstance(family, SingleFile):
+        return family
+    told = family.told
+    if path is None:
+        raise UserError(f"{told} has no single-file form that raftdiff writes; use --format merged, a folder.")
+    raise UserError(f"{path}: this is {told}; raftdiff reads it from a folder in diffusers' format, not from one file.")
 
 
 SIGNS = {

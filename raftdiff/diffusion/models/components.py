@@ -15,6 +15,7 @@ from raftdiff.diffusion.models.checkpoints import (
     Layout,
     folder_layout,
     hub_vae,
+    one_file,
     read_json,
     variant,
 )
@@ -69,7 +70,7 @@ def read_single_file(
             layout = folder_layout(Path(scratch), weights=False)
         misfit = f"{path}: these weights do not fit the model configs in {configs or found.kind}"
         with reading(misfit, "Name the diffusers folder that holds the right ones as model.config."):
-            parts = layout.family.converted(weights, layout.path, dtype)
+            parts = one_file(layout.family, path).converted(weights, layout.path, dtype)
             if vae is None:
                 parts["vae"] = unet.converted(weights, layout.path, "vae", dtype)
         for name, part in parts.items():

@@ -15,6 +15,7 @@ from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.families.tiny import flux, flux2, sana, sd3, unets, zimage
 from raftdiff.diffusion.families.zimage import ZImage
+from raftdiff.diffusion.models.checkpoints import one_file
 from raftdiff.diffusion.models.quiet import quietly
 
 Kind = Literal[
@@ -65,7 +66,8 @@ def write_single_file(path: Path, kind: Kind, seed: int = 0) -> Path:
     """The same weights in one file under the original names: .safetensors or .ckpt by the path's ending."""
     from safetensors.torch import save_file
 
-    weights = {name: weight.contiguous() for name, weight in of(kind).single_file(components(kind, seed)).items()}
+    held = one_file(of(kind)).single_file(components(kind, seed))
+    weights = {name: weight.contiguous() for name, weight in held.items()}
     if path.suffix == ".ckpt":
         torch.save({"state_dict": weights}, path)
     else:

@@ -20,7 +20,10 @@ def tile(vae: Any) -> None:
 
 @final
 class KL:
-    """The ``AutoencoderKL`` of diffusers: latents are shifted and scaled by its config. See ``family.Autoencoder``."""
+    """The ``AutoencoderKL`` of diffusers: latents are shifted and scaled by its config.
+
+    See ``autoencoder.Autoencoder``.
+    """
 
     def factor(self, vae: Any) -> int:
         return int(2 ** (len(vae.config.block_out_channels) - 1))

@@ -1,13 +1,11 @@
-"""Captions to tokens, and families without a single file."""
+"""Captions to tokens."""
 
 import re
 from collections.abc import Sequence
 from itertools import count, takewhile
-from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from raftdiff.diffusion.families.family import Modules
-from raftdiff.errors import UserError
 from raftdiff.training.tokenizers import longest
 
 
@@ -62,13 +60,3 @@ def user_turn(tokenizer: Any, caption: str, *, thinking: bool) -> str:
         [{"role": "user", "content": caption}], tokenize=False, add_generation_prompt=True, enable_thinking=thinking
     )
     return told
-
-
-def folder_only(told: str, path: Path | None = None) -> NoReturn:
-    """
-    Raises:
-        UserError: always: raftdiff reads and writes no single file of this family.
-    """
-    if path is None:
-        raise UserError(f"{told} has no single-file form that raftdiff writes; use --format merged, a folder.")
-    raise UserError(f"{path}: this is {told}; raftdiff reads it from a folder in diffusers' format, not from one file.")
