@@ -33,7 +33,7 @@ def export(tuner: DiffusionFineTuner, format: str, out: Path, about: Mapping[str
     """Write the policy (the moving average where one is kept) to the folder ``out``; returns what to load.
 
     ``diffusers``: a LoRA folder, for ``pipeline.load_lora_weights(out)``. ``kohya``: a LoRA in one .safetensors for
-    A1111, ComfyUI and others; ``merged``: a whole diffusers pipeline, denoiser and text encoders in float32;
+    A1111, ComfyUI and others; ``merged``: a whole diffusers pipeline, in the precision that the model is held in;
     ``checkpoint``: the same in one .safetensors, which A1111 and ComfyUI open. One file is ``out`` itself if it
     ends so.
 
@@ -133,7 +133,10 @@ def _write_checkpoint(tuner: DiffusionFineTuner, target: Path, about: Mapping[st
     from safetensors.torch import save_file
 
     parts = tuner.parts
-    weights = one_file(parts.family).single_file(without_words(parts.family, _merged(parts)))
+    family, modules = one_file(parts.family), _merged(parts)
+    for name in (family.denoiser, *parts.text_encoders):
+        modules[name].cpu()  # the copies: weights that are joined in one must lie in one place
+    weights = family.single_file(without_words(family, modules))
     if parts.process.predicts == "v_prediction":  # ComfyUI and others look for these names
         weights["v_pred"] = torch.empty(0)
         if parts.scheduler.config.get("rescale_betas_zero_snr", False):
@@ -177,7 +180,7 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
 
 
 def _merged(parts: Parts) -> dict[str, Any]:
-    """The modules, the tuned ones without their LoRA, merged."""
+    """The modules, those that may be tuned without their LoRA, merged."""
     tuned = (parts.family.denoiser, *parts.text_encoders)
     return {name: merged(module) if name in tuned else module for name, module in parts.modules.items()}
 

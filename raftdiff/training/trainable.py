@@ -256,13 +256,21 @@ def lora_layers(modules: Iterable[Any]) -> list[Any]:
 
 
 def merged(module: Any) -> Any:
-    """A float32 copy of a resting network with its LoRA merged: half precision would round small changes away."""
-    whole = copy.deepcopy(module).float()
+    """A resting network with its LoRA merged, to be written.
+
+    Weights that no LoRA changes are the network's own, not copies. Of the others one at a time is added up in float32
+    and rounded to what it is held in; they lie in main memory, since the GPU may be full.
+    """
+    held = {id(it): nn.Parameter(it.data, requires_grad=False) for it in module.parameters()}
+    whole = copy.deepcopy(module, {**held, **{id(it): it.detach() for it in module.buffers()}})
     layers = set(lora_layers([whole]))
     for name, layer in [(name, layer) for name, layer in whole.named_modules() if layer in layers]:
         parent, _, last = name.rpartition(".")
         if not layer.disable_adapters:  # else it rests merged
-            layer.get_base_layer().weight.data += layer.get_delta_weight("default")
+            for half in (half for part, half in layer.named_parameters() if "lora_" in part):
+                half.data = half.data.float()
+            weight = layer.get_base_layer().weight
+            weight.data = layer.get_delta_weight("default").add_(weight.data).to(weight.dtype).cpu()
         setattr(whole.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
         del whole.peft_config

@@ -1,12 +1,13 @@
-"""A module that is trained entirely beside a LoRA: what is trained, how it rests, and that its base comes back."""
+"""What is trained, how it rests, that its base comes back, and what merging holds."""
 
 import pytest
 import torch
 from torch import nn
 
+from raftdiff.diffusion.memory.counting import peak
 from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
-from raftdiff.training.trainable import Trainable, add_lora
+from raftdiff.training.trainable import Trainable, add_lora, merged
 
 
 @pytest.fixture(scope="module")
@@ -74,3 +75,29 @@ def test_the_base_of_a_whole_module_comes_back_and_goes_again(folder, adapter, d
     assert torch.equal(head.weight, base)
     found.enable(True)
     assert torch.equal(head.weight, moved)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_merging_copies_no_more_than_the_lora_changes_and_one_weight_in_float32(folder, dtype):
+    found = trainable(folder, "lora", dtype)
+    move(found)
+    model, made = found.modules["model"], []
+    before = {name: weight.detach().clone() for name, weight in model.state_dict().items()}
+    most = peak(lambda: made.append(merged(model)), held=[model])
+    whole, own = made[0].state_dict(), model.state_dict()
+    layers = [name.removesuffix(".base_layer.weight") for name in own if name.endswith("q_proj.base_layer.weight")]
+    changed = [whole[f"{layer}.weight"] for layer in layers]
+    if dtype == "float32":  # it rests merged
+        assert most == 0
+    else:
+        largest = max(weight.numel() for weight in changed)
+        halves = sum(2 * 4 * own[f"{layer}.lora_{half}.default.weight"].numel() for layer in layers for half in "AB")
+        assert most <= sum(2 * weight.numel() for weight in changed) + 3 * 4 * largest + halves
+        for layer in layers:
+            up, down = (own[f"{layer}.lora_{half}.default.weight"].float() for half in "BA")
+            total = own[f"{layer}.base_layer.weight"].float() + up @ down
+            assert torch.equal(whole[f"{layer}.weight"], total.to(torch.bfloat16))
+    others = whole.keys() - {f"{layer}.weight" for layer in layers}
+    assert others
+    assert all(whole[name].data_ptr() == own[name].data_ptr() for name in others if name in own)
+    assert all(torch.equal(weight, before[name]) for name, weight in model.state_dict().items())
