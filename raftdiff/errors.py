@@ -12,6 +12,10 @@ class UserError(Exception):
     """What is wrong, where, and what to do about it, in a sentence. The command line prints it without a traceback."""
 
 
+class BusyError(UserError):
+    """Another process holds what this one wants to write to; it may let go of it soon."""
+
+
 class Need(NamedTuple):
     """One thing that a recipe needs and this machine lacks; see ``recipes.needs``."""
 

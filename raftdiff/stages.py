@@ -90,22 +90,25 @@ class Parts(Generic[Media]):
     loop: LoopConfig = field(default_factory=LoopConfig)
 
 
-def sample(draft: Draft, run: Run, parts: Parts[Media], progress: Progress) -> None:
+def sample(
+    draft: Draft, run: Run, parts: Parts[Media], progress: Progress, own: Set[tuple[str, int]] | None = None
+) -> None:
     """K candidates for each of the round's prompts; those already on disk are not drawn again. In rounds that draw
-    none, those of the last round that did."""
-    if draft.index == 0 and "held_out_base" not in draft.metrics():
+    none, those of the last round that did. ``own``: those alone, where others are drawn elsewhere (``spread``)."""
+    if draft.index == 0 and own is None and "held_out_base" not in draft.metrics():
         _validate(draft, run, parts, "held_out_base", progress)
     loop, t = parts.loop, draft.index
     prompts = asked(parts.prompts, loop, t)
-    done, total = draft.sampled(), len(prompts) * loop.candidates
-    drawn = len(done)
+    every = {(prompt.id, index) for prompt in prompts for index in range(loop.candidates)}
+    done, left = draft.sampled(), every - own if own is not None else set()
+    drawn, total = len(done), len(every) - len(left)
     report = progress.stage(t, "sample")
     with _timed(draft, "sample", parts.sampler.network_evaluations):
         if ago := t % loop.sample_every:
             stream = _taken_over(run.round(t - ago), t, done)
         else:
             seed = fold(loop.seed, t, "sample")
-            stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done)
+            stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done | left)
         try:
             for candidate in stream:
                 draft.add(candidate)

@@ -23,7 +23,9 @@ from raftdiff.cli.options import (
     add_place,
     add_recipe,
     from_one,
+    from_one_each,
     from_zero,
+    one_of,
 )
 from raftdiff.cli.pictures.parsers import add_rewards
 from raftdiff.errors import UserError
@@ -78,6 +80,7 @@ def _stages(commands: Commands) -> None:
     """The verbs of the loop, one at a time."""
     for stage, text in (
         ("sample", "draw the candidates of the next round"),
+        ("merge", "join the shards of a round that several machines sampled"),
         ("score", "score the candidates of the round that was sampled"),
         ("select", "select what to learn from"),
         ("tune", "fine-tune on the selection, and complete the round"),
@@ -86,6 +89,9 @@ def _stages(commands: Commands) -> None:
         add_recipe(command, metavar="RECIPE|RUN" if stage == "sample" else "RUN")
         if stage == "sample":
             add_place(command)
+            command.add_argument(
+                "--shard", type=one_of, metavar="I/N", help="draw the I-th of N parts alone, to be joined by merge"
+            )
         if stage == "score":
             command.add_argument(
                 "--round", type=from_zero, metavar="N", help="score this finished round again, into a new run"
@@ -230,6 +236,13 @@ def _tools(commands: Commands) -> None:
     )
     add_recipe(plan)
     plan.add_argument("--json", action="store_true", help="print the plan as JSON")
+    plan.add_argument(
+        "--machines",
+        type=from_one_each,
+        default=(),
+        metavar="N,N",
+        help="also with so many machines like this one that sample in shards: time and traffic of a round",
+    )
     plan.add_argument("--card", metavar="12GB", help="a card's memory: which settings fit on it, by sizes alone")
 
     checked = add_command(commands, "check-reward", "tools:check_reward", "does a reward keep the rules?")

@@ -61,6 +61,19 @@ def from_one(text: str) -> int:
     return int(text)
 
 
+def from_one_each(text: str) -> tuple[int, ...]:
+    """Numbers from 1, with commas between."""
+    return tuple(from_one(number) for number in text.split(","))
+
+
+def one_of(text: str) -> tuple[int, int]:
+    """Which of how many, from 1: 3/64."""
+    number, _, of = text.partition("/")
+    if not (number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        raise argparse.ArgumentTypeError(f"'{text}' is not one of several, such as 1/4 or 4/4")
+    return int(number), int(of)
+
+
 def part(text: str) -> float:
     """A number between 0 and 1."""
     try:

@@ -11,6 +11,7 @@ from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
     alarming,
+    assembled,
     at_work,
     begin,
     begin_scoring,
@@ -24,28 +25,61 @@ from raftdiff.cli.either import (
 )
 from raftdiff.cli.opening import looking, tell_last
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError, command
+from raftdiff.errors import UserError, command, counted
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
-from raftdiff.records.beginning import fork
+from raftdiff.records.beginning import fork, in_turn
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import unfit_told
 from raftdiff.reports.tables import rewards_told
+from raftdiff.spread import shards
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import Tracker
 from raftdiff.types import Prompt
 
 
 def sample(args: argparse.Namespace) -> None:
-    """The candidates of the next round."""
+    """The candidates of the next round, or with ``--shard`` a part of them."""
     run, recipe = open_run(args)
+    if args.shard is not None:
+        _sample_shard(run, recipe, shards.Part(*args.shard))
+        return
     with at_work(run, recipe) as assembly:
         draft, bars = _taken_up(run, assembly)
         begin(run, assembly)
         stages.sample(draft, run, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")
+
+
+def _sample_shard(run: Run, recipe: AnyRecipe, part: shards.Part) -> None:
+    """A part of the next round's candidates, as one of several processes."""
+    marks, assembly = weights_of(recipe), assembled(recipe)
+    with in_turn(run, recipe, marks):
+        draft, bars = _taken_up(run, assembly)
+        if part.number == 1:
+            begin(run, assembly)
+    folder = shards.sample(run, part, parts_of(assembly), bars, at_once=shards.batch_of(recipe.sampler))
+    bars.close()
+    print(
+        f"{folder}: shard {part} of round {draft.index}\nnext, when all are drawn: {command('merge', run.path)}"
+        if folder
+        else f"{run.path}: nothing is left to draw for shard {part} of round {draft.index}: it has fewer batches"
+    )
+
+
+def merge(args: argparse.Namespace) -> None:
+    """The shards of the next round, put into it."""
+    run, recipe = existing_run(args)
+    with run.locked():
+        draft, bars = next_draft(run, recipe.loop), Bars(recipe.loop.rounds)
+        count = shards.join(run, draft, bars)
+        bars.close()
+    print(
+        f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates of {counted(count, 'shard')}, which can "
+        f"be removed ({run.path / 'shards'})\nnext: {command('score', run.path)}"
+    )
 
 
 def score(args: argparse.Namespace) -> None:

@@ -1,9 +1,11 @@
 """What a recipe will do, counted; and how long it will take on this machine, from a short measurement."""
 
+import math
 import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -54,6 +56,44 @@ class Probe:
             + counts.images * self.seconds_per_decode
             + counts.tuning_rows * self.seconds_per_tuned_row
         )
+
+
+class Spread(NamedTuple):
+    """A round whose candidates several machines draw, each a shard, and of which one machine does all else."""
+
+    at_work: int
+    """Machines that have a batch to draw."""
+    seconds: float
+    """Of the round, without loading and traffic."""
+
+
+class Traffic(NamedTuple):
+    """Bytes of a round that is sampled in shards."""
+
+    to_each: int
+    """What the last round left: trained weights, their optimizer's state and their average."""
+    from_all: int
+    """Pictures and latents, at most: as if PNG made no picture smaller."""
+
+
+def spread(machines: int, *, images: int, at_once: int, drawing: float, rest: float) -> Spread:
+    """``images`` in batches of ``at_once``, drawn by so many machines like the one that takes ``drawing`` seconds for
+    all of them, and ``rest`` for what else a round is.
+
+    >>> spread(64, images=200, at_once=16, drawing=26.0, rest=4.0)
+    Spread(at_work=13, seconds=6.0)
+    """
+    batches = -(-images // at_once)
+    return Spread(min(machines, batches), drawing * -(-batches // machines) / batches + rest)
+
+
+def traffic(sampler: DiffusionSampler, tuner: DiffusionFineTuner, *, images: int) -> Traffic:
+    """What a machine that draws a shard is sent, and what all of them send."""
+    moments = 8 if tuner.config.optimizer == "adamw" else 2
+    latent = 4 * math.prod(sampler.parts.latent_shape(sampler.height, sampler.width))
+    states = 1 + (sampler.config.steps + 1 if "path" in tuner.requires.aux else 0)
+    picture = 3 * sampler.height * sampler.width + latent * states
+    return Traffic(tuner.parameter_count() * (4 + moments + (4 if tuner.config.ema else 0)), images * picture)
 
 
 def count(

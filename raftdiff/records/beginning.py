@@ -4,12 +4,13 @@ from the samples of its next.
 
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TypeVar
 
-from raftdiff.errors import UserError
+from raftdiff.errors import BusyError, UserError
 from raftdiff.recipes.config import Config, plain
 from raftdiff.records import integrity
 from raftdiff.records.changes import FORKED, STATE_SHAPE
@@ -20,6 +21,8 @@ from raftdiff.records.run import Run
 
 Recipe = TypeVar("Recipe", bound=Config)
 Parts = TypeVar("Parts")
+PATIENCE = 60.0
+"""Seconds that processes wait for each other where many begin at once."""
 
 
 @contextmanager
@@ -44,6 +47,31 @@ def at_work(
     with Run.create(run.path, recipe, seed=plain(recipe)["loop"]["seed"]).locked(recipe):
         run.bind(marks)
         yield parts
+
+
+@contextmanager
+def in_turn(run: Run, recipe: Config, weights: Mapping[str, str]) -> Iterator[None]:
+    """For one of several processes that begin a run at once, or take it up, and do not hold it while they work: each
+    waits its turn, and within holds the run, begun with models of these fingerprints, as by ``at_work``. Who makes
+    nothing within, not even the folder of a round, leaves it for the next one to begin anew.
+
+    Raises:
+        UserError: the run was begun with other weights or another recipe, or a process holds it for longer than these
+            take.
+    """
+    patient_until = time.monotonic() + PATIENCE
+    with ExitStack() as held:
+        while True:
+            try:
+                begun = Run.create(run.path, recipe, seed=plain(recipe)["loop"]["seed"])
+                held.enter_context(begun.locked(recipe))
+                break
+            except BusyError:
+                if time.monotonic() > patient_until:
+                    raise
+                time.sleep(0.1)
+        run.bind(weights)
+        yield
 
 
 def fork(parent: Run, recipe: Config, path: Path, *, round: int, seed: int) -> Run:

@@ -16,7 +16,7 @@ from typing import Any, final
 
 import yaml
 
-from raftdiff.errors import UserError, command
+from raftdiff.errors import BusyError, UserError, command
 from raftdiff.recipes.config import Config, completed, differing, digest, dump, flat, plain, put
 from raftdiff.recipes.needs import runs_near
 from raftdiff.recipes.source import values
@@ -93,7 +93,8 @@ class Run:
         if not run._begun():
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():  # or two that begin at once would write over each other
-                run._begin(recipe, seed, parent)
+                if not run._begun():
+                    run._begin(recipe, seed, parent)
         return run
 
     def _begin(self, recipe: Config, seed: int, parent: str | None) -> None:
@@ -359,7 +360,7 @@ class Run:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except (BlockingIOError, PermissionError):
-                raise UserError(f"{self.path}: another raftdiff process is working on this run.") from None
+                raise BusyError(f"{self.path}: another raftdiff process is working on this run.") from None
             except OSError as error:  # NFS and others: no locks available, not implemented, not supported
                 sys.stderr.write(
                     f"raftdiff: {self.path}: this file system locks no files ({error.strerror}); see to it that no "

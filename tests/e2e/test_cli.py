@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import yaml
+from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
 from raftdiff.diffusion.families.tiny.clip import TOKENS
@@ -28,6 +29,8 @@ RECIPE = {
     "evaluation": {"prompts": {"captions": ["a bus"]}, "samples_per_prompt": 2, "every_round": 1},
     "logging": {"tracker": None},
 }
+LEFT = ("state/adapter", "state/optimizer")
+"""What a round leaves to the next, with this recipe."""
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
@@ -118,17 +121,21 @@ def test_a_finished_run_goes_on_with_more_rounds_and_another_reward(
 def test_the_stages_one_at_a_time_give_the_same_weights_as_the_loop(
     recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    """The candidates of the second round in shards."""
     run = recipe.parent / "staged"
     assert said(capsys, "sample", recipe, "--out", run)[0] == 0
-    for _ in range(2):
+    for again in (["sample", run, "--shard", "2/2"], ["sample", run, "--shard", "1/2"], ["merge", run]), ():
         for stage in ("score", "select", "tune"):
             status, out, err = said(capsys, stage, run)
             assert (status, err) == (0, err), out
-        said(capsys, "sample", run)
+        assert [status for status, _, _ in (said(capsys, *words) for words in again)] == [0] * len(again)
     assert states(run) == states(finished)
-    status, _, err = said(capsys, "sample", run)
-    assert status == 2
-    assert "all 2 rounds are complete" in err
+    assert pictures(run) == pictures(finished)
+    for words in ([], ["--shard", "1/2"]):
+        status, _, err = said(capsys, "sample", run, *words)
+        assert status == 2
+        assert "all 2 rounds are complete" in err
+    assert not (run / "rounds/002.partial").exists()
 
 
 def test_a_finished_round_is_scored_again_with_another_reward_without_sampling(
@@ -280,13 +287,20 @@ def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.Captur
 
 
 def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    status, out, _ = said(capsys, "plan", recipe, "--json")
+    status, out, _ = said(capsys, "plan", recipe, "--json", "--machines", "2,64")
     assert status == 0
     plan, metrics = json.loads(out), json.loads((finished / "rounds/000/metrics.json").read_text())
     assert plan["per_round"]["images"] == metrics["candidates"]
     assert plan["per_round"]["sampling_evaluations"] == metrics["network_evaluations"]["sample"]
     assert plan["per_round"]["tuning_steps"] == metrics["tune"]["steps"]
     assert plan["measured"]["trained_parameters"] > 0
+    assert [plan["machines"][machines]["at_work"] for machines in ("2", "64")] == [2, 3]
+    assert plan["machines"]["64"]["seconds"] < plan["machines"]["2"]["seconds"] < plan["seconds_per_round"]
+    held = {file: load_file(finished / f"rounds/000/{file}.safetensors") for file in ("latents", *LEFT)}
+    numbers = {file: sum(tensor.nbytes for tensor in tensors.values() if tensor.ndim) for file, tensors in held.items()}
+    assert plan["traffic"]["to_each"] == sum(numbers[file] for file in LEFT)
+    shown = [opened(file) for file in (finished / "rounds/000/samples").glob("*.png")]
+    assert plan["traffic"]["from_all"] == numbers["latents"] + sum(3 * one.width * one.height for one in shown)
     rows = [{"caption": f"cat {n}", "tag": tag} for n, tag in enumerate(("counting", "colors", "colors") * 2)]
     Path("tagged.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     status, out, _ = said(capsys, "plan", recipe, "prompts.captions=null", "prompts.file=tagged.jsonl")

@@ -13,6 +13,7 @@ from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import Recipe, load_recipe, work
 from raftdiff.embedded import resolve
+from raftdiff.errors import UserError, counted
 from raftdiff.measures.categories import columns
 from raftdiff.recipes.checks import weight_of
 from raftdiff.recipes.needs import ready
@@ -28,6 +29,8 @@ def plan(args: argparse.Namespace) -> None:
     own = Path(args.recipe) / "recipe.yaml"  # of a run
     name = str(own) if own.is_file() else args.recipe
     if args.card is not None:
+        if args.machines:
+            raise UserError("--machines is about time, which is measured here, and --card about sizes alone: ask one.")
         plan_for(name, args.overrides, args.card, as_json=args.json)
         return
     recipe = load_recipe(name, args.overrides)
@@ -48,11 +51,23 @@ def plan(args: argparse.Namespace) -> None:
         + watched_evaluations * measured.seconds_per_evaluation
     )
     whole = seconds * recipe.loop.rounds - (recipe.loop.rounds - recipe.loop.draws) * drawing
+    many = {
+        machines: probe.spread(
+            machines,
+            images=counts.images,
+            at_once=assembly.sampler.config.batch_size,
+            drawing=drawing,
+            rest=seconds - drawing,
+        )
+        for machines in args.machines
+    }
+    sent = probe.traffic(assembly.sampler, assembly.finetuner, images=counts.images)
     sorts = columns(prompt.meta for prompt in assembly.parts.prompts)
     if args.json:
         per_round = asdict(counts) | {"held_out_images": watched, "held_out_evaluations": watched_evaluations}
         facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}
         facts |= {"categories": sorts} if sorts else {}
+        facts |= {"machines": {n: it._asdict() for n, it in many.items()}, "traffic": sent._asdict()} if many else {}
         times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware()}
         print(json.dumps({**facts, **times}, indent=2))
         return
@@ -72,10 +87,21 @@ def plan(args: argparse.Namespace) -> None:
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
         ("time per round", f"about {duration(seconds)}, without rewards"),
         ("time for all rounds", f"about {duration(whole)}, likewise"),
+        *((f"with {counted(machines, 'machine')}", _spread(it)) for machines, it in many.items()),
+        *([("traffic per round", _sent(sent))] if many else []),
         ("measured on", hardware()),
     )
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))
+
+
+def _spread(it: probe.Spread) -> str:
+    """What it is to share a round's sampling."""
+    return f"about {duration(it.seconds)} per round, likewise; {it.at_work} have a batch to draw"
+
+
+def _sent(it: probe.Traffic) -> str:
+    return f"{it.to_each / 1e6:,.1f} MB to each machine that samples, at most {it.from_all / 1e6:,.1f} MB from all"
 
 
 def _ranked_by(recipe: Recipe) -> str:

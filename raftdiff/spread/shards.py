@@ -1,0 +1,235 @@
+"""A round's candidates drawn on many machines: each draws a shard into a folder of its own, and they are joined.
+
+    RUN/shards/000/03-of-64.partial/     a shard that is being drawn: samples as in a round, and shard.json
+    RUN/shards/000/03-of-64/             the same, complete
+
+A sample depends on its seed and its batch alone, and a shard is made of whole batches: joined, they are what one
+process would have drawn, to the bit where the machines compute alike.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from raftdiff import stages
+from raftdiff.errors import UserError, command
+from raftdiff.progress import Progress
+from raftdiff.recipes.config import Config, differing, flat, plain
+from raftdiff.records import integrity
+from raftdiff.records.changes import HARMLESS
+from raftdiff.records.disk import alone, damaged, read_json, write_text
+from raftdiff.records.provenance import lying
+from raftdiff.records.rounds import Draft, RoundFolder
+from raftdiff.records.run import NOT_IDENTITY, Run
+from raftdiff.stages import SCORING_BATCH, Parts
+from raftdiff.types import Media
+
+FACTS = "shard.json"
+"""What a shard is a part of, and which."""
+PARTIAL = ".partial"
+SHOWN = 8
+
+
+class Part(NamedTuple):
+    """Which of how many shards, from 1."""
+
+    number: int
+    of: int
+
+    def places(self, candidates: int, at_once: int) -> range:
+        """Its places among a round's candidates, whole batches of ``at_once``; none where there are more shards than
+        batches, for some.
+
+        >>> [list(Part(number, 3).places(7, 2)) for number in (1, 2, 3)]
+        [[0, 1], [2, 3], [4, 5, 6]]
+        """
+        batches = -(-candidates // at_once)
+        first, last = (batches * number // self.of for number in (self.number - 1, self.number))
+        return range(first * at_once, min(last * at_once, candidates))
+
+    def __str__(self) -> str:
+        return f"{self.number}/{self.of}"
+
+    @property
+    def folder(self) -> str:
+        return f"{self.number:0{len(str(self.of))}d}-of-{self.of}"
+
+
+def batch_of(sampler: Config) -> int:
+    """How many candidates a sampler draws at once, by its config; 1 where it does not say, as a mixture does not.
+    A shard that ended within a batch would draw all of it, and so would the next."""
+    said = plain(sampler)
+    return int(said.get("batch_size") or said.get("drawing", {}).get("batch_size") or 1)
+
+
+def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_once: int) -> Path | None:
+    """Draw a shard of the next round; what an earlier process left of it is kept. Returns its folder, None where
+    nothing is left for it to draw.
+
+    Raises:
+        UserError: the round draws no candidates, the shard was begun by another run, or another process draws it.
+    """
+    loop, t = parts.loop, run.rounds_done()
+    if ago := t % loop.sample_every:
+        raise UserError(
+            f"{run.path}: round {t} draws no candidates, it takes over those of round {t - ago} (loop.sample_every); "
+            f"run: {command('sample', run.path)}"
+        )
+    keys = [(prompt.id, index) for prompt in stages.asked(parts.prompts, loop, t) for index in range(loop.candidates)]
+    own = {keys[place] for place in part.places(len(keys), at_once)}
+    if not own:
+        return None
+    facts = {**_facts(run), "shard": part.number, "of": part.of, "candidates": len(keys), "at_once": at_once}
+    folder = _place(run, t) / part.folder
+    aside = folder.with_name(f"{folder.name}{PARTIAL}")
+    for begun in (folder, aside):
+        if (begun / FACTS).is_file():
+            _demand_same(begun, _read(begun), facts)
+    if folder.is_dir():
+        return folder
+    (aside / "samples").mkdir(parents=True, exist_ok=True)
+    with alone(aside):
+        write_text(aside / FACTS, json.dumps(facts, indent=2))
+        draft = Draft(aside, t, folder)
+        stages.sample(draft, run, parts, progress, own)
+        draft.commit({})
+    return folder
+
+
+def join(run: Run, draft: Draft, progress: Progress) -> int:
+    """Put the shards of a round into it, when all of them are there and whole; returns how many there are. What is in
+    the round already is left as it is, so that a second time, or after a kill, only the rest is done.
+
+    Raises:
+        UserError: a shard is missing, there twice, damaged, or of another run, recipe, model or round.
+    """
+    shards = _whole(run, draft.index)
+    done, joined = draft.sampled(), 0
+    report, total = progress.stage(draft.index, "merge"), sum(it.metrics()["candidates"] for it in shards)
+    try:
+        for shard in shards:
+            for batch in shard.batches(SCORING_BATCH):
+                for one in batch:
+                    if (one.prompt.id, one.index) not in done:
+                        draft.add(one)
+                joined += len(batch)
+                report(joined, total)
+    finally:
+        draft.flush()
+    spent = draft.metrics()
+    for name in ("seconds", "network_evaluations"):  # of all machines together; set, or a second time would add them
+        spent[name]["sample"] = sum(shard.metrics()[name]["sample"] for shard in shards)
+    draft.note(**{**spent, "candidates": joined, "shards": len(shards)})
+    return len(shards)
+
+
+def _place(run: Run, round: int) -> Path:
+    return run.path / "shards" / f"{round:03d}"
+
+
+def _facts(run: Run) -> dict[str, Any]:
+    """What a shard has to share with the round that it is joined into. Models are called as the run was begun with
+    them, wherever they lie on this machine."""
+    t, info = run.rounds_done(), run.info()
+    origin = run.origin(t)
+    called = {now: was for was, now in info.get("moved", {}).items()}
+    return {
+        "round": t,
+        "recipe": lying(flat(run.recipe()), called),
+        "weights": {name: mark for name, mark in info.get("weights", {}).items() if name not in called},
+        "begins_from": None if origin is None else [origin, run.round(origin).mark],
+    }
+
+
+def _whole(run: Run, round: int) -> list[RoundFolder]:
+    """The shards of a round in order, none missing, each as it was drawn."""
+    place = _place(run, round)
+    lying_there = sorted(one for one in place.iterdir() if one.is_dir()) if place.is_dir() else []
+    wanted, found = _facts(run), {one: _read(one) for one in lying_there if not one.name.endswith(PARTIAL)}
+    if not found:
+        raise UserError(
+            f"{place}: no complete shard of round {round} is here. Draw them with "
+            f"{command('sample', run.path, '--shard')} 1/N, 2/N and so on, and put what other machines drew here."
+        )
+    for folder, facts in found.items():
+        _demand_same(folder, facts, wanted)
+    ways = Counter((facts["of"], facts["candidates"], facts["at_once"]) for facts in found.values())
+    if len(ways) > 1:
+        counts = " and ".join(str(of) for of, *_ in sorted(ways))
+        raise UserError(f"{place}: shards of {counts} are here, which are cut differently. Remove those of one kind.")
+    (of, candidates, at_once) = next(iter(ways))
+    numbered: dict[int, Path] = {}
+    for folder, facts in found.items():
+        if (other := numbered.setdefault(facts["shard"], folder)) != folder:
+            part = Part(facts["shard"], of)
+            raise UserError(f"{place}: shard {part} is here twice, {other.name} and {folder.name}. Remove one.")
+    parts = [part for part in (Part(number, of) for number in range(1, of + 1)) if part.places(candidates, at_once)]
+    if missing := [part for part in parts if part.number not in numbered]:
+        begun = [part for part in missing if (place / f"{part.folder}{PARTIAL}").is_dir()]
+        half = f" (of them half drawn here: {_some(begun)})" if begun else ""
+        again = command("sample", run.path, "--shard", missing[0])
+        raise UserError(f"{place}: of {len(parts)} shards are missing: {_some(missing)}{half}. Draw them: {again}")
+    return [_as_drawn(numbered[part.number], round) for part in parts]
+
+
+def _as_drawn(folder: Path, round: int) -> RoundFolder:
+    """
+    Raises:
+        UserError: a file of the shard is not what it was when the shard was complete.
+    """
+    listed = folder / integrity.SUMS
+    if found := integrity.damage(folder, integrity.digest(listed) if listed.is_file() else ""):
+        more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
+        raise UserError(
+            f"{folder}: {'; '.join(found[:SHOWN])}{more}. Bring this shard here again, or remove it and draw it again."
+        )
+    return RoundFolder(folder, round)
+
+
+def _some(parts: Sequence[Part]) -> str:
+    return ", ".join(map(str, parts[:SHOWN])) + (f" and {len(parts) - SHOWN} more" if len(parts) > SHOWN else "")
+
+
+def _demand_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    """
+    Raises:
+        UserError: a shard is of another round, recipe or model than it should be.
+    """
+    again = "Remove it, and draw it again."
+    if found["round"] != wanted["round"]:
+        raise UserError(
+            f"{folder}: this shard is of round {found['round']}, and round {wanted['round']} is being made. Remove it."
+        )
+    if keys := differing(found["recipe"], wanted["recipe"], (*NOT_IDENTITY, *HARMLESS)):
+        raise UserError(
+            f"{folder}: this shard was drawn with another recipe than the run's; these keys differ: "
+            f"{', '.join(keys[:SHOWN])}. {again}"
+        )
+    marks, ours = found["weights"], wanted["weights"]
+    if others := sorted(name for name in marks.keys() & ours.keys() if marks[name] != ours[name]):
+        names = ", ".join(others)
+        raise UserError(f"{folder}: this shard was drawn with other weights of {names} than the run's. {again}")
+    if found["begins_from"] != wanted["begins_from"]:
+        raise UserError(
+            f"{folder}: this shard was drawn by another model than this run has come to: the run that it was drawn in "
+            f"is another, or another copy of it went on by itself. {again}"
+        )
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    """
+    Raises:
+        UserError: there is no shard.json, or it is none.
+    """
+    file = folder / FACTS
+    if not file.is_file():
+        raise UserError(f"{folder}: this is no shard: it has no {FACTS}. Remove it.")
+    found = read_json(file)
+    numbers, tables = ("round", "shard", "of", "candidates", "at_once"), ("recipe", "weights")
+    lacking = [name for name in numbers if not isinstance(found.get(name), int)]
+    lacking += [name for name in tables if not isinstance(found.get(name), dict)]
+    if lacking or "begins_from" not in found or not 1 <= found["shard"] <= found["of"] or found["at_once"] < 1:
+        raise damaged(file, f"it does not say {', '.join(lacking) or 'which shard it is'}")
+    return found
