@@ -4,6 +4,8 @@ All models that ship may take 48 MiB together, which leaves about 3 million numb
 the autoencoder. A patch of 2 x 2 latents covers 8 x 8 pixels, half as much along a side as Stable Diffusion 3's, and
 makes 100 tokens of a picture; 400 patches of one latent each take several times as long. Of the shapes that fill the
 room, few wide blocks are the fastest: each block also attends to the 256 zeros that stand for T5, whatever its width.
+The first text encoder has the shape of scene-sd's without its last layer, so that it can begin as that one, as those of
+Stable Diffusion 3 are encoders that were trained before; the second is there because the format wants one.
 """
 
 import shutil
@@ -14,13 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from raftdiff.embedded.scenes import networks
 from raftdiff.embedded.scenes.networks import LATENT, VAE, load_vae, read, text_config
 from raftdiff.embedded.scenes.tokens import build_tokenizer
 
-WIDTH, HEADS, BLOCKS, PATCH = 128, 4, 4, 2
+WIDTH, HEADS, BLOCKS, PATCH = 128, 4, 3, 2
 CLIPS = {
-    "text_encoder": {"width": 96, "inner": 384, "layers": 4, "heads": 3},
-    "text_encoder_2": {"width": 64, "inner": 256, "layers": 2, "heads": 2},
+    "text_encoder": {"width": networks.CONTEXT, "inner": 512, "layers": 3, "heads": 6},
+    "text_encoder_2": {"width": 32, "inner": 64, "layers": 2, "heads": 1},
 }
 CONTEXT = sum(sizes["width"] for sizes in CLIPS.values())
 T5_TOKENS = 256
@@ -67,13 +70,13 @@ def build_transformer() -> Any:
     return transformer
 
 
-def say(modules: Mapping[str, Any], tokens: Tensor) -> tuple[Tensor, Tensor]:
+def say(modules: Mapping[str, Any], tokens: Tensor, *, zeros: int = T5_TOKENS) -> tuple[Tensor, Tensor]:
     """What the transformer is told of captions, as the pipeline tells it: of each token, T5's zeros after them
-    (captions, 28 + 256, 160); and of each caption (captions, 160)."""
+    (captions, 28 + zeros, 224); and of each caption (captions, 224)."""
     said = [modules[name](tokens, output_hidden_states=True) for name in CLIPS]
     clip = torch.cat([one.hidden_states[-2] for one in said], dim=-1)
-    zeros = clip.new_zeros(len(clip), T5_TOKENS, CONTEXT)
-    return torch.cat([clip, zeros], dim=1), torch.cat([one.text_embeds for one in said], dim=-1)
+    nothing = clip.new_zeros(len(clip), zeros, CONTEXT)
+    return torch.cat([clip, nothing], dim=1), torch.cat([one.text_embeds for one in said], dim=-1)
 
 
 def assemble(results: Path, folder: Path) -> Path:

@@ -23,7 +23,7 @@ from raftdiff.embedded.scenes.rows import random_rows
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise, tokenise_captions
 from raftdiff.embedded.scenes.training import timing
 from raftdiff.embedded.scenes.training.pools import Ring
-from raftdiff.embedded.scenes.training.timing import Clock, Course
+from raftdiff.embedded.scenes.training.timing import Begin, Clock, Course
 from raftdiff.embedded.scenes.world import HIGH_QUALITY, LOW_QUALITY
 from raftdiff.embedded.training import Average, prepare
 
@@ -48,6 +48,7 @@ class Learner:
     """Of each module."""
     loss: Callable[[Mapping[str, Any], Tensor, Tensor], Tensor]
     """Of the modules, tokens (batch, tokens) and latents (batch, 4, 20, 20): a number."""
+    optimizer: Begin
 
 
 @final
@@ -98,6 +99,9 @@ def options(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--compile", action="store_true", help="compile the network, which takes a minute")
     parser.add_argument("--pool", type=int, default=4096, help="lessons kept (default: %(default)s)")
     parser.add_argument("--scenes", type=int, default=20_000, help="captions learned from (default: %(default)s)")
+    parser.add_argument(
+        "--renewed", type=float, default=RENEWED, help="share of a batch made anew in each step (default: %(default)s)"
+    )
     parser.add_argument("--save-every", type=float, default=40.0, help="seconds (default: %(default)s)")
     parser.add_argument("--ready", type=Path, help="a file to make when only the autoencoder is awaited")
     parser.add_argument("--resume", action="store_true", help="begin with the weights that are there")
@@ -165,11 +169,11 @@ def learn(
     weights = [weight for module in modules.values() for weight in module.parameters()]
     averaged = 0.999 if device == "cuda" else 0.995
     how: dict[str, Any] = {"peak": given.rate, "weight_decay": 0.01, "averaged": averaged, "warmup": 200}
-    course = Course(modules, weights, clock, **how, device=device)
+    course = Course(modules, weights, clock, **how, device=device, begin=learner.optimizer)
     step, mean = 0, torch.zeros((), device=device)
     for step in course.steps():
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
-            pool.renew(max(1, int(RENEWED * batch)))
+            pool.renew(max(1, int(given.renewed * batch)))
             x0, tokens = pool.draw(batch)
             dropped = torch.rand(batch, device=device) < CAPTION_DROPOUT
             found = learner.loss(modules, torch.where(dropped[:, None], empty, tokens), x0)

@@ -4,7 +4,7 @@ import argparse
 import math
 import os
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import final
 
@@ -111,10 +111,19 @@ def fall(progress: float, step: int, *, warmup: int) -> float:
     return min(1.0, (step + 1) / warmup) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
 
+Begin = Callable[[Sequence[nn.Parameter], float, float, str], torch.optim.Optimizer]
+"""Makes an optimizer of weights, the peak of its rate, its weight decay, and the device."""
+
+
+def adamw(weights: Sequence[nn.Parameter], peak: float, weight_decay: float, device: str) -> torch.optim.Optimizer:
+    """AdamW, on a GPU as one kernel."""
+    return torch.optim.AdamW(list(weights), peak, betas=(0.9, 0.99), weight_decay=weight_decay, fused=device == "cuda")
+
+
 @final
 class Course:
-    """How some modules learn: AdamW at a rate that rises, falls, and is halved where the loss is no number any more;
-    and the average of their weights, which is what ships."""
+    """How some modules learn: at a rate that rises, falls, and is halved where the loss is no number any more; and the
+    average of their weights, which is what ships."""
 
     def __init__(
         self,
@@ -127,13 +136,14 @@ class Course:
         averaged: float,
         warmup: int,
         device: str,
+        begin: Begin = adamw,
     ) -> None:
         """``weights`` are those that learn; ``averaged`` is the share of the average that a step keeps, ``warmup``
         counts steps."""
         self.average = Average(modules, decay=averaged)
         self._guard = Guard(modules, self.average)
         self._weights, self._clock, self._peak, self._warmup = list(weights), clock, peak, warmup
-        self._weight_decay, self._device = weight_decay, device
+        self._begin, self._weight_decay, self._device = begin, weight_decay, device
         self._optimizer = self._begun()
         self._saved = time.time()
         self._step, self._progress = 0, 0.0
@@ -172,9 +182,7 @@ class Course:
         return True
 
     def _begun(self) -> torch.optim.Optimizer:
-        """AdamW, on a GPU as one kernel."""
-        decay, fused = self._weight_decay, self._device == "cuda"
-        return torch.optim.AdamW(self._weights, self._peak, betas=(0.9, 0.99), weight_decay=decay, fused=fused)
+        return self._begin(self._weights, self._peak, self._weight_decay, self._device)
 
 
 def _copy(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from raftdiff.embedded.scenes.networks import SCHEDULE, TEXT, UNET, build_text_encoder, build_unet
 from raftdiff.embedded.scenes.training.latents import Learner, options, spread, train
-from raftdiff.embedded.scenes.training.timing import Clock
+from raftdiff.embedded.scenes.training.timing import Clock, adamw
 
 
 def build(tokenizer: Any) -> dict[str, Any]:
@@ -44,7 +44,7 @@ def kept(device: torch.device) -> Tensor:
     return found
 
 
-LEARNER = Learner("unet", build, {"unet": UNET, "text": TEXT}, loss)
+LEARNER = Learner("unet", build, {"unet": UNET, "text": TEXT}, loss, adamw)
 
 
 def main() -> None:

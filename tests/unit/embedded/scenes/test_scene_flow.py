@@ -109,6 +109,33 @@ def test_a_step_of_training_and_on_from_there(
         assert all((after[key].float() - old.float()).abs().max() < 0.01 for key, old in begun[name].items())
 
 
+def test_zeros_that_are_counted_once_say_what_all_of_them_do(pipeline: diffusers.StableDiffusion3Pipeline) -> None:
+    modules = {name: getattr(pipeline, name) for name in FILES}
+    transformer, x0 = modules["transformer"], torch.randn(2, 4, 20, 20)
+    own = transformer.attn_processors
+
+    def predicted(zeros: int) -> torch.Tensor:
+        told, pooled = say(modules, tokenise(pipeline.tokenizer, CAPTIONS), zeros=zeros)
+        return transformer(x0, told, pooled, torch.tensor([999.0, 20.0]), return_dict=False)[0]
+
+    with torch.no_grad():
+        whole = predicted(256)
+        transformer.set_attn_processor(flow.CountedOnce())
+        once = predicted(1)
+        transformer.set_attn_processor(own)
+    torch.testing.assert_close(once, whole, atol=1e-5, rtol=1e-5)
+    assert (whole - whole.mean()).abs().max() > 1e-2, "random weights that say something"
+
+
+def test_its_first_text_encoder_begins_as_that_of_scene_sd() -> None:
+    theirs = load_file(embedded.folder("scene-sd") / "text_encoder" / "model.safetensors")
+    theirs = {name.removeprefix("text_model."): tensor.float() for name, tensor in theirs.items()}
+    ours = flow.begun(build_tokenizer())["text_encoder"].state_dict()
+    shared = {name: t for name, t in ours.items() if name.removeprefix("text_model.") in theirs}
+    assert all(torch.equal(t, theirs[name.removeprefix("text_model.")]) for name, t in shared.items())
+    assert len(ours) - len(shared) == 1, "the projection is its own"
+
+
 def test_the_loss_of_a_network_that_says_nothing_is_that_of_the_velocity() -> None:
     """Untrained it says 0: what is left is the mean square of noise - x0."""
     torch.manual_seed(0)
