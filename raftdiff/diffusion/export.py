@@ -157,7 +157,7 @@ def _metadata(parts: Parts, name: str, kind: str) -> dict[str, str]:
         "ss_output_name": name,
         "modelspec.sai_model_spec": "1.0.0",
         "modelspec.architecture": described["modelspec.architecture"] + kind,
-        "modelspec.implementation": "diffusers" if kind else "sgm",
+        "modelspec.implementation": "diffusers" if kind else described.get("modelspec.implementation", "sgm"),
         "modelspec.title": name,
         "modelspec.date": time.strftime("%Y-%m-%dT%H:%M:%S"),
         **({"modelspec.prediction_type": predicts} if predicts else {}),

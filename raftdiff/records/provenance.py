@@ -24,6 +24,8 @@ FILE, RUN = "pretrained", "run"
 MODELS = ("base", "model", "vae", "head", "checkpoint", "detector", FILE)
 """How the recipe keys end that name weights, ``RUN`` another run. ``FILE`` names a file, or weights by a tag, which a
 folder that happens to be called so has nothing to do with."""
+CONFIG = re.compile(r"(^|\.)model\.config$")
+"""The key that names what a single file lacks."""
 STARTS = re.compile(r"(^|\.)(loras|embeddings)\.\d+\.path$")
 """Keys that name what a model of pictures starts from."""
 PLACED = re.compile("^(local-dir|transformers):")
@@ -75,7 +77,8 @@ def fingerprints(recipe: Mapping[str, Any], resolve: Callable[[str], str]) -> di
     leaves = flat(recipe)
     for key, name in leaves.items():
         *above, kind = key.split(".")
-        if (kind in (*MODELS, RUN) or STARTS.search(key)) and isinstance(name, str) and name and "prompts" not in above:
+        named = kind in (*MODELS, RUN) or STARTS.search(key) or CONFIG.search(key)
+        if named and isinstance(name, str) and name and "prompts" not in above:
             found |= marks_at(resolve(name), key, name, leaves)
     return found
 

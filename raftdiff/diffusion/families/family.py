@@ -1,6 +1,6 @@
 """The interface of a family of diffusion models. Sampler, fine-tuner, learning rules and export know nothing else."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -69,7 +69,10 @@ class Checkpoint:
 
     family: "SingleFile"
     kind: str
-    """Which sizes it has, of those that the family publishes."""
+    """Which it is of the models that the family publishes, in the family's own words or, of a ``Bundled`` one, its hub
+    id."""
+    held: frozenset[str]
+    """Which networks it holds; of a ``Published`` one all but perhaps the VAE."""
     prediction_type: str | None = None
     """What its network predicts, where the file says it."""
     zero_terminal_snr: bool | None = None
@@ -143,7 +146,7 @@ class Family(Protocol):
         ...
 
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
-        """Which kind of this family a single file holds, its name where it is of one kind; None for another model.
+        """Which kind of this family a single file holds; None for another model.
 
         Raises:
             UserError: a model of this family that cannot be tuned, or is not whole.
@@ -262,7 +265,20 @@ class Joined(Protocol):
 
 @runtime_checkable
 class SingleFile(Family, Protocol):
-    """A family of which raftdiff reads and writes whole models in one file, in the form of the original code."""
+    """A family of which raftdiff reads and writes single files, in the original code's form; one of the next two."""
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        """The networks that a file holds, of the sizes that the folder ``configs`` says."""
+        ...
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        """The other way: all weights, VAE and all, under the names of the original checkpoints."""
+        ...
+
+
+@runtime_checkable
+class Published(SingleFile, Protocol):
+    """One whose files are whole, but perhaps for the VAE, and whose sizes are known."""
 
     def configs(self, kind: str, prediction_type: str | None, folder: Path, path: Path) -> None:
         """Write the component configs of a kind that is published, and its tokenizers, into ``folder``.
@@ -272,10 +288,11 @@ class SingleFile(Family, Protocol):
         """
         ...
 
-    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
-        """The networks of a single file, but for the VAE."""
-        ...
 
-    def single_file(self, modules: Modules) -> dict[str, Tensor]:
-        """The other way: all weights, VAE and all, under the names of the original checkpoints."""
+@runtime_checkable
+class Bundled(SingleFile, Protocol):
+    """One whose files hold the denoiser, and perhaps other networks; the rest is in a folder of diffusers'."""
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        """Which networks a file holds, by the names of its weights."""
         ...

@@ -1,6 +1,6 @@
 """FLUX.1 dev and schnell: a flow by a transformer that reads T5's tokens, and of CLIP the caption as a whole."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.originals.flux import BUNDLE
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
@@ -40,6 +41,8 @@ VAE = {
 }
 FIRST = "double_blocks.0.img_mod.lin.weight"
 """The weight by which its network is known in a single file; FLUX.2 and Chroma have no such layer."""
+GUIDED = ("guidance_in.in_layer.weight", "guidance_embedder.linear_1.weight")
+"""One that dev has and schnell has not."""
 DIFFUSERS = {"x_embedder.weight", "single_transformer_blocks.0.norm.linear.weight"}
 """Those by which it is known in diffusers' names, in which FLUX.2, Chroma and HunyuanVideo lack one."""
 
@@ -96,7 +99,17 @@ class Flux:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(FIRST) for name in shapes) and not shapes.keys() >= DIFFUSERS:
             return None
-        return self.name
+        dev = any(name.endswith(GUIDED) for name in shapes)
+        return f"black-forest-labs/FLUX.1-{'dev' if dev else 'schnell'}"
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        return BUNDLE.held(names)
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        return BUNDLE.networks(self.components, weights, configs, dtype)
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        return BUNDLE.weights(self.components, modules)
 
     def check(self, modules: Modules, name: str) -> None:
         network, vae = modules["transformer"].config, modules["vae"].config
@@ -196,7 +209,11 @@ class Flux:
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
         """As kohya's scripts and Stability's model specification have it."""
         model = "dev" if modules["transformer"].config.guidance_embeds else "schnell"
-        return {"ss_base_model_version": "flux1", "modelspec.architecture": f"flux-1-{model}"}
+        return {
+            "ss_base_model_version": "flux1",
+            "modelspec.architecture": f"flux-1-{model}",
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux",
+        }
 
     def pipeline_arguments(self) -> Mapping[str, Any]:
         return {}

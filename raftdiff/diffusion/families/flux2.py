@@ -1,6 +1,6 @@
 """FLUX.2 klein: a flow by a transformer that reads three layers of what Qwen3 makes of a caption."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import pixel_shuffle, pixel_unshuffle
 
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.originals.flux2 import BUNDLE, LARGE, SMALL
 from raftdiff.diffusion.families.shared import flow
 from raftdiff.diffusion.families.shared.autoencoders import tile
 from raftdiff.diffusion.families.shared.reading import tokenised, tokens_in, user_turn
@@ -124,7 +125,18 @@ class Flux2Klein:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(FIRST) for name in shapes) or any(name.endswith(DEV) for name in shapes):
             return None
-        return self.name
+        width = next(shape[-1] for name, shape in shapes.items() if name.endswith(FIRST))
+        return f"black-forest-labs/FLUX.2-klein-{'9B' if width >= WIDE else '4B'}"
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        return BUNDLE.held(names)
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        return BUNDLE.networks(self.components, weights, configs, dtype)
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        called = SMALL if modules["text_encoder"].config.hidden_size < WIDE else LARGE
+        return replace(BUNDLE, encoders={"text_encoder": (called,)}).weights(self.components, modules)
 
     def check(self, modules: Modules, name: str) -> None:
         network, encoder = modules["transformer"].config, modules["text_encoder"].config
@@ -224,6 +236,7 @@ class Flux2Klein:
         return {
             "ss_base_model_version": f"flux_2_klein_{size}",
             "modelspec.architecture": f"Flux.2-klein-{size}",
+            "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
         }
 
     def pipeline_arguments(self) -> Mapping[str, Any]:

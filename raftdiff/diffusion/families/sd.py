@@ -73,7 +73,7 @@ class StableDiffusion:
     def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
         named = ("text_encoder", self.components["text_encoder"])
         return {
-            "unet": unet.converted(weights, configs, "unet", dtype),
+            **unet.networks(weights, configs, dtype),
             "text_encoder": unet.text_encoder(weights, configs, named, start=CLIP, dtype=dtype),
         }
 

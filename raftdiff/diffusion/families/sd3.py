@@ -1,6 +1,6 @@
 """Stable Diffusion 3 and 3.5: a flow by a transformer that reads what two CLIPs and T5 say of a caption."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, final
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.originals.sd3 import BUNDLE, STREAMS
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
@@ -34,27 +35,10 @@ VAE = {
     "use_post_quant_conv": False,
     "sample_size": 1024,
 }
-STREAMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
-    "x_block": {
-        "attn_qkv": ("attn.to_q", "attn.to_k", "attn.to_v"),
-        "attn_proj": ("attn.to_out.0",),
-        "attn2_qkv": ("attn2.to_q", "attn2.to_k", "attn2.to_v"),
-        "attn2_proj": ("attn2.to_out.0",),
-        "mlp_fc1": ("ff.net.0.proj",),
-        "mlp_fc2": ("ff.net.2",),
-        "adaLN_modulation_1": ("norm1.linear",),
-    },
-    "context_block": {
-        "attn_qkv": ("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj"),
-        "attn_proj": ("attn.to_add_out",),
-        "mlp_fc1": ("ff_context.net.0.proj",),
-        "mlp_fc2": ("ff_context.net.2",),
-        "adaLN_modulation_1": ("norm1_context.linear",),
-    },
-}
-"""Layers of a block in the original code, and those that they are in diffusers."""
 SWAPPED = (1, 0)
 """Where the original code has the shift before the scale."""
+MEDIUM = "stable-diffusion-3-medium-diffusers"
+"""What the first model is called on the hub, which has none of what 3.5 is known by."""
 FIRST = "joint_blocks.0.x_block.attn.qkv.weight"
 """The weight by which its network is known in a single file."""
 
@@ -110,7 +94,18 @@ class StableDiffusion3:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(FIRST) for name in shapes):
             return None
-        return self.name
+        sizes = {".attn2.qkv.weight": "stable-diffusion-3.5-medium", ".attn.ln_q.weight": "stable-diffusion-3.5-large"}
+        model = next((sizes[mark] for mark in sizes if any(name.endswith(mark) for name in shapes)), MEDIUM)
+        return f"stabilityai/{model}"
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        return BUNDLE.held(names)
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        return BUNDLE.networks(self.components, weights, configs, dtype)
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        return BUNDLE.weights(self.components, modules)
 
     def check(self, modules: Modules, name: str) -> None:
         network, vae = modules["transformer"].config, modules["vae"].config
@@ -223,7 +218,7 @@ class StableDiffusion3:
         for block in range(last + 1):
             for stream, layers in STREAMS.items():
                 for name, several in layers.items():
-                    found[f"lora_unet_joint_blocks_{block}_{stream}_{name}"] = {
+                    found[f"lora_unet_joint_blocks_{block}_{stream}_{name.replace('.', '_')}"] = {
                         f"transformer_blocks.{block}.{layer}": (place,) for place, layer in enumerate(several)
                     }
         norm = f"transformer_blocks.{last}.norm1_context.linear"
@@ -238,6 +233,7 @@ class StableDiffusion3:
         return {
             "ss_base_model_version": f"sd{model.replace('-', '_').replace('.', '')}",
             "modelspec.architecture": f"stable-diffusion-{model}",
+            "modelspec.implementation": "https://github.com/Stability-AI/sd3.5",
         }
 
     def pipeline_arguments(self) -> Mapping[str, Any]:

@@ -97,7 +97,7 @@ class StableDiffusionXL:
 
     def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
         return {
-            "unet": unet.converted(weights, configs, "unet", dtype),
+            **unet.networks(weights, configs, dtype),
             **{
                 name: unet.text_encoder(weights, configs, (name, self.components[name]), start=start, dtype=dtype)
                 for name, start in (("text_encoder", CLIP), ("text_encoder_2", OPEN_CLIP))

@@ -1,6 +1,6 @@
 """Z-Image and Z-Image-Turbo: a flow by a transformer that reads a caption, as long as it is, and a picture as one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.originals.zimage import BUNDLE
 from raftdiff.diffusion.families.shared import flow, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
 from raftdiff.diffusion.families.shared.reading import tokens_in, user_turn
@@ -86,7 +87,16 @@ class ZImage:
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
         if not any(name.endswith(OWN) for name in shapes):
             return None
-        return self.name
+        return "Tongyi-MAI/Z-Image-Turbo"
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        return BUNDLE.held(names)
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        return BUNDLE.networks(self.components, weights, configs, dtype)
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        return BUNDLE.weights(self.components, modules)
 
     def check(self, modules: Modules, name: str) -> None:
         network, vae, encoder = (modules[part].config for part in ("transformer", "vae", "text_encoder"))
@@ -186,7 +196,11 @@ class ZImage:
 
     def described(self, modules: Modules, prediction_type: str) -> Mapping[str, str]:
         """As musubi-tuner writes it; Turbo differs in its weights alone."""
-        return {"ss_base_model_version": "z_image", "modelspec.architecture": "Z-Image"}
+        return {
+            "ss_base_model_version": "z_image",
+            "modelspec.architecture": "Z-Image",
+            "modelspec.implementation": "https://github.com/Tongyi-MAI/Z-Image",
+        }
 
     def pipeline_arguments(self) -> Mapping[str, Any]:
         return {}

@@ -11,7 +11,7 @@ import torch
 from raftdiff.diffusion.families.family import Component
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_configs, recognise_file
-from raftdiff.diffusion.models.components import without_weights
+from raftdiff.diffusion.models.components import file_layout, without_weights
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.training.devices import DTYPES
@@ -42,10 +42,8 @@ def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
     with tempfile.TemporaryDirectory() as scratch, quietly():
         if path.is_file():
             found = recognise_file(path, vae=config.vae is None)
-            if config.config is None:
-                predicts = config.prediction_type or found.prediction_type
-                found.family.configs(found.kind, predicts, Path(scratch), path)
-            layout = folder_layout(Path(config.config or scratch).expanduser(), weights=False)
+            predicts = config.prediction_type or found.prediction_type
+            layout = file_layout(path, found, config.config, predicts, Path(scratch), weights=False)
         else:
             layout = folder_layout(path if path.is_dir() else hub_configs(base), weights=False)
         return assemble(layout.family, _modules(layout), plain, META, DTYPES[config.dtype])

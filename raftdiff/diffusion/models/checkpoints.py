@@ -3,12 +3,12 @@
 import errno
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raftdiff.diffusion.families.family import Checkpoint, Family, SingleFile
+from raftdiff.diffusion.families.family import Bundled, Checkpoint, Family, Published, SingleFile
 from raftdiff.diffusion.families.known import FAMILIES, TUNABLE, of_index
 from raftdiff.diffusion.families.shared.unet import NETWORKS
 from raftdiff.errors import UserError, command
@@ -125,7 +125,7 @@ def hub_folder(name: str) -> Path:
     Raises:
         UserError: ``name`` is no hub id, or the model cannot be fetched.
     """
-    return _hub(name, weights=True)
+    return _hub(name, "model.base", lambda part: True)
 
 
 def hub_configs(name: str) -> Path:
@@ -134,16 +134,26 @@ def hub_configs(name: str) -> Path:
     Raises:
         UserError: as there.
     """
-    return _hub(name, weights=False)
+    return _hub(name, "model.base", lambda part: False)
 
 
-def _hub(name: str, *, weights: bool) -> Path:
-    index = _snapshot(name, ["model_index.json"], {}, "model.base") / "model_index.json"
+def hub_rest(name: str, held: Collection[str]) -> Path:
+    """The same with the weights of all networks but ``held``, for a single file that holds these.
+
+    Raises:
+        UserError: as there.
+    """
+    return _hub(name, "model.config", lambda part: part not in held)
+
+
+def _hub(name: str, key: str, wanted: Callable[[str], bool]) -> Path:
+    """With the weights of those networks that are wanted; ``key`` of the recipe begins errors."""
+    index = _snapshot(name, ["model_index.json"], {}, key) / "model_index.json"
     family = of_index(read_json(index)) if index.is_file() else None
     if family is None:
         return index.parent  # what is wrong with it, ``folder_layout`` says
     configs = [*(f"{part}/*" for part in family.tokenizers), "model_index.json", "scheduler/*", "*/config.json"]
-    stems = {f"{part}/": it.stem for part, it in family.components.items()} if weights else {}
+    stems = {f"{part}/": it.stem for part, it in family.components.items() if wanted(part)}
     return _snapshot(name, configs, stems, "model.base")
 
 
@@ -236,11 +246,17 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
     if family is None:
         raise UserError(f"{path}: {_other_kind(shapes)}; {TUNABLE}.")
     known = one_file(family, path)
-    if vae and not any(name.startswith("first_stage_model.") for name in shapes):
+    if scaled := next((name for name in shapes if name.endswith(SCALED)), None):
+        raise UserError(
+            f"{path}: its weights are rounded, with scales beside them ('{scaled}'), which raftdiff does not read. "
+            "Fetch the file in bf16 or fp16; one in plain fp8 would do."
+        )
+    if vae and isinstance(known, Published) and not any(name.startswith("first_stage_model.") for name in shapes):
         raise UserError(f"{path}: it holds no VAE; name one as model.vae: a folder, a file or a hub id.")
     # Trainings mark what a network predicts by an empty tensor of that name, or in the metadata.
     stated = "v_prediction" if "v_pred" in shapes else MARKS.get(told.get("modelspec.prediction_type", "").lower())
-    return Checkpoint(known, kind, stated, True if "ztsnr" in shapes else None)
+    held = known.held(shapes) if isinstance(known, Bundled) else frozenset(known.components)
+    return Checkpoint(known, kind, held, stated, True if "ztsnr" in shapes else None)
 
 
 def one_file(family: Family, path: Path | None = None) -> SingleFile:
@@ -257,6 +273,11 @@ def one_file(family: Family, path: Path | None = None) -> SingleFile:
     raise UserError(f"{path}: this is {told}; raftdiff reads it from a folder in diffusers' format, not from one file.")
 
 
+SCALED = (
+    *("scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".input_scale", ".comfy_quant"),
+    *(".absmax", ".quant_map", ".qweight", ".wscales"),
+)
+"""How names of weights end that are the scales of rounded ones: ComfyUI's, bitsandbytes' and nunchaku's."""
 SIGNS = {
     "lora": "this is a LoRA, which changes a model and is not one: name the model it belongs to",
     "model_ema.": "of its U-Net it holds only the moving average of a training: fetch the file that holds the model",

@@ -2,18 +2,21 @@
 
 import tempfile
 from collections.abc import Mapping
+from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raftdiff.diffusion.families.family import Checkpoint, Component
+from raftdiff.diffusion.families.family import Checkpoint, Component, Family, Published
+from raftdiff.diffusion.families.originals.bundle import VAES
 from raftdiff.diffusion.families.shared import unet
 from raftdiff.diffusion.families.shared.vocabulary import write_configs
 from raftdiff.diffusion.models.checkpoints import (
     Layout,
     folder_layout,
+    hub_rest,
     hub_vae,
     one_file,
     read_json,
@@ -24,6 +27,7 @@ from raftdiff.errors import UserError
 from raftdiff.training.weights import demand_all, demand_finite, loaded, reading, without_data
 
 LOCAL: Mapping[str, Any] = {"local_files_only": True}
+EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
 def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None) -> dict[str, Any]:
@@ -47,37 +51,74 @@ def read_single_file(
     vae: str | None,
     configs: str | None,
     prediction_type: str | None,
-) -> dict[str, Any]:
-    """The parts of a checkpoint in the original names.
+) -> tuple[Family, dict[str, Any]]:
+    """The parts of a checkpoint in the original names, and its family with what a config folder says of it.
 
     Args:
         found: what it is.
         vae: another VAE than the file's own, which may then lack.
-        configs: the diffusers folder that says how large its parts are; those of the published models by default.
+        configs: the diffusers folder, or hub id, that says how large its parts are, and has those that the file lacks;
+            those of the published models by default, where the family knows them.
         prediction_type: what its network predicts, where the file does not say it.
     """
-    weights = _tensors(path)
+    weights = {
+        name: weight.to(dtype) if weight.dtype in EIGHT_BITS else weight
+        for name, weight in _tensors(path).items()
+        if vae is None or not name.startswith(VAES)
+    }
     with tempfile.TemporaryDirectory() as scratch, quietly():
-        if configs is not None:
-            layout = folder_layout(Path(configs).expanduser(), weights=False)
-            if layout.family.name != found.family.name:
-                raise UserError(
-                    f"model.config: {configs} holds the configs of {layout.family.told}, and {path} is "
-                    f"{found.family.told}."
-                )
-        else:
-            found.family.configs(found.kind, prediction_type, Path(scratch), path)
-            layout = folder_layout(Path(scratch), weights=False)
+        lacking = found if vae is None else replace(found, held=found.held | {"vae"})
+        layout = file_layout(path, lacking, configs, prediction_type, Path(scratch))
         misfit = f"{path}: these weights do not fit the model configs in {configs or found.kind}"
         with reading(misfit, "Name the diffusers folder that holds the right ones as model.config."):
             parts = one_file(layout.family, path).converted(weights, layout.path, dtype)
-            if vae is None:
-                parts["vae"] = unet.converted(weights, layout.path, "vae", dtype)
         for name, part in parts.items():
             _demand(f"{path}: {name}", part, weights)
         if vae is not None:
             parts["vae"] = read_vae(vae, layout, dtype)
-        return {**parts, **without_weights(layout)}
+        for name in layout.family.components.keys() - parts.keys():
+            where = layout.path / name
+            parts[name] = _component(f"{layout.path}: {name}/", where, layout.family.components[name], dtype)
+        return layout.family, {**parts, **without_weights(layout)}
+
+
+def file_layout(
+    path: Path,
+    found: Checkpoint,
+    configs: str | None,
+    prediction_type: str | None,
+    scratch: Path,
+    *,
+    weights: bool = True,
+) -> Layout:
+    """Of the folder that says how large the parts of a single file are, and has those that it lacks.
+
+    Args:
+        configs: what ``model.config`` names; by default the published ones, written into ``scratch``.
+        weights: whether those of a hub model are fetched that the file lacks.
+
+    Raises:
+        UserError: there is none, or it is of another family.
+    """
+    if configs is None:
+        if not isinstance(found.family, Published):
+            lacking = [name for name in found.family.components if name not in found.held]
+            raise UserError(
+                f"{path}: of {found.family.told} it holds {' and '.join(sorted(found.held))}. The rest "
+                f"({', '.join([*lacking, *found.family.tokenizers, 'scheduler'])}) is taken from a model that "
+                f"model.config names: a folder in diffusers' format or a hub id, such as {found.kind}."
+            )
+        found.family.configs(found.kind, prediction_type, scratch, path)
+        return folder_layout(scratch, weights=False)
+    folder = Path(configs).expanduser()
+    if not folder.is_dir():
+        folder = hub_rest(configs, found.held if weights else found.family.components)
+    layout = folder_layout(folder, weights=False)
+    if layout.family.name != found.family.name:
+        raise UserError(
+            f"model.config: {configs} holds the configs of {layout.family.told}, and {path} is {found.family.told}."
+        )
+    return layout
 
 
 def read_vae(name: str, layout: Layout, dtype: torch.dtype) -> Any:

@@ -65,7 +65,8 @@ class ModelConfig(Config):
     embeddings: list[EmbeddingConfig] = Field(default_factory=list)
     """Textual inversions, whose tokens prompts can then name."""
     config: str | None = None
-    """For a single-file model that is not of its family's usual sizes: the diffusers folder with its configs."""
+    """For a single-file model: the diffusers folder, or hub id, that says how large its parts are, where they are not
+    of their family's usual sizes, and that has what the file lacks, as a flow's lacks text encoders."""
     prediction_type: Literal["epsilon", "v_prediction"] | None = None
     """What the network predicts, where the model's own scheduler config is wrong or does not say."""
     zero_terminal_snr: bool | None = None
@@ -79,6 +80,8 @@ class ModelConfig(Config):
         yield from model_at("base", resolve(self.base), where=WHERE)
         if self.vae is not None:
             yield from model_at("vae", self.vae, where="It can be an AutoencoderKL's folder, one file, or a hub id.")
+        if self.config is not None and Path(resolve(self.base)).expanduser().is_file():
+            yield from model_at("config", self.config, where="It can be a folder in diffusers' format, or a hub id.")
         yield from self.machine_needs()
 
     def machine_needs(self) -> Iterator[Need]:
@@ -219,8 +222,10 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     found = recognise_file(path, vae=own)
     config = _as_stated(config, found)
     predicts = config.prediction_type or found.prediction_type
-    modules = read_single_file(path, found, dtype, vae=config.vae, configs=config.config, prediction_type=predicts)
-    return assemble(found.family, modules, config, device, dtype)
+    family, modules = read_single_file(
+        path, found, dtype, vae=config.vae, configs=config.config, prediction_type=predicts
+    )
+    return assemble(family, modules, config, device, dtype)
 
 
 def assemble(

@@ -215,6 +215,8 @@ def test_a_folder_of_clip_is_held_on_to_however_it_is_written(prefix: str, tmp_p
 def test_extras_of_prompts_are_no_models(tmp_path: Path) -> None:
     place = weights(tmp_path / "m")
     assert fingerprints({"prompts": {"captions": [{"meta": {"model": place}}]}, "vae": place}, str).keys() == {place}
+    assert fingerprints({"model": {"config": place}}, str).keys() == {place}
+    assert fingerprints({"page": {"config": place}}, str) == {}
 
 
 def test_what_a_model_of_pictures_starts_from_is_held_on_to(tmp_path: Path) -> None:

@@ -51,9 +51,9 @@ def unet_weights(state: Weights, layers: int) -> dict[str, Tensor]:
     return {f"model.diffusion_model.{_unet_name(name, layers, attended)}": weight for name, weight in state.items()}
 
 
-def vae_weights(state: Weights, blocks: int) -> dict[str, Tensor]:
+def vae_weights(state: Weights, blocks: int, start: str = "first_stage_model.") -> dict[str, Tensor]:
     """``blocks`` is the VAE's number of resolutions; ldm numbers the decoder's from the other end."""
-    return {f"first_stage_model.{_vae_name(name, blocks)}": _as_conv(name, weight) for name, weight in state.items()}
+    return {f"{start}{_vae_name(name, blocks)}": _as_conv(name, weight) for name, weight in state.items()}
 
 
 def unet_layer(name: str, unet: Any) -> str:

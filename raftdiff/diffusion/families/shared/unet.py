@@ -205,6 +205,12 @@ def converted(weights: Mapping[str, Tensor], configs: Path, part: str, dtype: to
     return model.to(dtype) if whole else model
 
 
+def networks(weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+    """The U-Net of a single file, and the VAE where there is one."""
+    parts = ("unet", "vae") if any(name.startswith("first_stage_model.") for name in weights) else ("unet",)
+    return {part: converted(weights, configs, part, dtype) for part in parts}
+
+
 def text_encoder(
     weights: Mapping[str, Tensor], configs: Path, named: tuple[str, Component], *, start: str, dtype: torch.dtype
 ) -> Any:

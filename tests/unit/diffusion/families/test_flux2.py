@@ -176,8 +176,8 @@ def test_a_single_file_is_recognised_and_dev_is_not_taken_for_it(tmp_path):
 
     path = tmp_path / "flux2.safetensors"
     klein = dict.fromkeys(("double_stream_modulation_img.lin.weight", "double_blocks.0.img_attn.qkv.weight"))
-    save_file({name: torch.ones(1) for name in klein}, path)
-    with pytest.raises(UserError, match=r"flux2.safetensors: this is FLUX.2 klein; .* from a folder"):
+    save_file({name: torch.ones(1, 4096) for name in klein}, path)
+    with pytest.raises(UserError, match=r"flux2.safetensors: of FLUX.2 klein it holds transformer. .*/FLUX.2-klein-9B"):
         opened(path)
     save_file({name: torch.ones(1) for name in [*klein, "guidance_in.in_layer.weight"]}, path)
     with pytest.raises(UserError, match=r"flux2.safetensors: this is a FLUX checkpoint; raftdiff tunes .*FLUX.2 klein"):

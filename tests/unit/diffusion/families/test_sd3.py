@@ -113,10 +113,12 @@ def test_what_is_not_of_one_model_is_told(models):
         broken(scheduler=diffusers.DDIMScheduler())()
 
 
-def test_a_single_file_is_recognised_and_its_folder_asked_for(tmp_path):
+def test_a_single_file_is_recognised_and_what_has_the_rest_asked_for(tmp_path):
     from safetensors.torch import save_file
 
     path = tmp_path / "sd3.safetensors"
     save_file({"model.diffusion_model.joint_blocks.0.x_block.attn.qkv.weight": torch.ones(1)}, path)
-    with pytest.raises(UserError, match=r"sd3.safetensors: this is Stable Diffusion 3 and 3.5; .* from a folder"):
+    with pytest.raises(
+        UserError, match=r"sd3.safetensors: of Stable Diffusion 3 and 3.5 it holds .*3-medium-diffusers"
+    ):
         opened(path)

@@ -135,10 +135,10 @@ def test_what_is_not_of_one_model_is_told():
         broken(tokenizer=made["tokenizer"])()
 
 
-def test_a_single_file_is_recognised_and_its_folder_asked_for(tmp_path):
+def test_a_single_file_is_recognised_and_what_has_the_rest_asked_for(tmp_path):
     path = tmp_path / "zimage.safetensors"
     save_file({"model.diffusion_model.cap_pad_token": torch.ones(1)}, path)
-    with pytest.raises(UserError, match=r"zimage.safetensors: this is Z-Image; .* from a folder"):
+    with pytest.raises(UserError, match=r"zimage.safetensors: of Z-Image it holds transformer. .*/Z-Image-Turbo"):
         opened(path)
 
 
