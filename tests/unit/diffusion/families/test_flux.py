@@ -7,6 +7,7 @@ from safetensors.torch import save_file
 
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.families.flux import DEV_TOKENS, SCHNELL_TOKENS, VAE, Flux
+from raftdiff.diffusion.families.originals.flux import NAMES
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import tiny
@@ -127,7 +128,9 @@ def test_a_lora_and_a_file_are_named_after_the_published_models(model):
     assert family.described(modules, "flow") == {
         "ss_base_model_version": "flux1",
         "modelspec.architecture": f"flux-1-{model}",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux",
     }
+    assert len(NAMES.original(network.state_dict())) == (780 if guided else 776)
     assert (family.size(modules), family.embedded_guidance(modules)) == ((1024, 1024), 3.5 if guided else None)
     layers = [name for name, _ in network.named_modules() if name.endswith(family.layers.attention)]
     assert len(layers) == 19 * 8 + 38 * 3

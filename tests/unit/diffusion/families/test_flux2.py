@@ -135,6 +135,7 @@ def test_a_lora_is_named_after_the_published_models(model):
     assert told == {
         "ss_base_model_version": f"flux_2_klein_{model}",
         "modelspec.architecture": f"Flux.2-klein-{model}",
+        "modelspec.implementation": "https://github.com/black-forest-labs/flux2",
     }
     layers = [name for name, _ in network.named_modules() if name.endswith(family.layers.everything)]
     assert all(isinstance(network.get_submodule(name), torch.nn.Linear) for name in layers)

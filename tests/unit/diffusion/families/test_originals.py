@@ -158,6 +158,8 @@ def test_what_must_be_named_and_what_does_not_fit_is_told(models, wholes, tmp_pa
     )
     with pytest.raises(UserError, match=rest + r".*model.config names: .* such as black-forest-labs/FLUX.1-dev"):
         opened(path)
+    (need,) = ModelConfig(base=str(path), config=str(tmp_path / "none")).needs(str)
+    assert (need.key, need.fetched) == ("config", False)
     with pytest.raises(UserError, match=r"model.config: .* holds the configs of Z-Image, and .* is FLUX.1"):
         opened(path, models["zimage"])
     with pytest.raises(UserError, match=r"do not fit the model configs in .*'guidance_in.in_layer.bias', which has no"):
