@@ -63,7 +63,7 @@ def values(text: str) -> Any:
     return copy.deepcopy(_values(text))
 
 
-@lru_cache(maxsize=8)
+@lru_cache(maxsize=128)
 def _values(text: str) -> Any:
     return yaml.safe_load(text)
 

@@ -185,7 +185,8 @@ def _run(
     """Every command as a process, so many at once, what each says in a log; those that fail or do not end are told."""
     here = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
     environment = {**os.environ, "PYTHONPATH": here, "OMP_NUM_THREADS": "1"}
-    waiting, running = list(jobs), dict[str, subprocess.Popen[bytes]]()
+    waiting = list(jobs)
+    running: dict[str, subprocess.Popen[bytes]] = {}
     root.mkdir(parents=True, exist_ok=True)
     while (waiting or running) and time.time() < until:
         for name in [name for name, process in running.items() if process.poll() is not None]:

@@ -92,22 +92,25 @@ def pack(tmp_path_factory: pytest.TempPathFactory, sheet: np.ndarray) -> Path:
 
 
 class Here:
-    """A training as ``train`` and ``flow`` begin it, but in this process, which has imported what takes most of its
-    time. The end of what draws is noticed late, so that there is time to look at its weights."""
+    """A process as ``train``, ``flow`` and ``methods`` begin it, but in this one, which has imported what takes most of
+    its time. The end of what draws is noticed late, so that there is time to look at its weights."""
 
-    returncode = 0
-
-    def __init__(self, command: list[str], **how: Any) -> None:
+    def __init__(self, command: list[str], *, env: dict[str, str], **how: Any) -> None:
         del how
-        _, _, module, *arguments = command
+        python, _, module, *arguments = command
+        assert python == sys.executable
+        assert env["OMP_NUM_THREADS"] == "1"
+        if module == "raftdiff":  # where `methods:exact` is found
+            assert env["PYTHONPATH"].startswith(str(Path(__file__).parent))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sys, "argv", [module, *arguments])
-            importlib.import_module(module).main()
+            entry = importlib.import_module("raftdiff.cli.main" if module == "raftdiff" else module)
+            self.returncode = entry.main() or 0
         self._late = 1 if module.endswith((".unet", ".flow")) else 0
 
     def poll(self) -> int | None:
         self._late -= 1
-        return 0 if self._late < 0 else None
+        return self.returncode if self._late < 0 else None
 
 
 @pytest.fixture
@@ -117,7 +120,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     monkeypatch.syspath_prepend(str(Path(__file__).parent))
 
     def run(name: str, *arguments: str) -> list[Any]:
-        if name in ("train", "flow"):
+        if name in ("train", "flow", "methods"):
             beginning = SimpleNamespace(Popen=Here, STDOUT=subprocess.STDOUT)
             monkeypatch.setattr(importlib.import_module(name), "subprocess", beginning)
         monkeypatch.setattr(sys, "argv", ["step.py", name, "--small", "--seconds", "600", *arguments])
@@ -128,7 +131,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     yield run
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.benchmark = False
-    for name in ("speed", "train", "flow"):
+    for name in ("speed", "train", "flow", "methods"):
         sys.modules.pop(name, None)
 
 
@@ -184,10 +187,9 @@ def test_the_flow_is_trained_looked_at_and_measured(tmp_path: Path, pack: Path, 
 
 
 @pytest.mark.slow
-def test_methods_are_compared_in_processes_of_their_own(tmp_path: Path) -> None:
-    ran = script("run.sh", "methods", SMALL="1", OUT=str(tmp_path), METHODS_SECONDS="600")
-    assert ran.returncode == 0, ran.stdout + ran.stderr
-    first, *others = lines(ran.stdout)
+@pytest.mark.filterwarnings("ignore")
+def test_methods_are_compared(tmp_path: Path, here: Callable[..., list[Any]]) -> None:
+    first, *others = here("methods", "--out", str(tmp_path))
     assert (first["name"], first["value"], first["unit"]) == ("runs ended", 1, "of 1")
     assert [figure["name"].split(",")[:3] for figure in others] == [
         ["raft", " seed 0", " held_out"],
