@@ -39,17 +39,22 @@ def model(folder):
     return load(ModelConfig(base=str(folder)))
 
 
+@pytest.fixture(scope="module")
+def parts(folder):
+    """For tests that only draw with it."""
+    return model(folder)
+
+
 @pytest.mark.parametrize("config", SAMPLERS, ids=lambda config: config["scheduler"])
-def test_sampler(folder, config):
+def test_sampler(parts, config):
     made = DiffusionSamplerConfig(steps=2, **config)
-    parts = model(folder)
     sampler = made.build(parts, made.can_provide if made.scheduler in parts.family.paths else ("latent",))
     check_sampler(sampler, PROMPTS, per_prompt=2).demand()
 
 
 @pytest.mark.parametrize(("folder", "config"), TUNERS.values(), ids=TUNERS, indirect=["folder"])
-def test_finetuner(folder, config):
-    sampler = DiffusionSamplerConfig(steps=2).build(model(folder))
+def test_finetuner(folder, parts, config):
+    sampler = DiffusionSamplerConfig(steps=2).build(parts)
     samples = {s.key: s for s in sampler.sample(PROMPTS, per_prompt=1, seed=0, round=0, done=set())}
     selection = Selection("weighted", tuple(Item((key,)) for key in samples))
 

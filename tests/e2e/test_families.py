@@ -14,6 +14,8 @@ from raftdiff.records.run import Run
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 SMALL = (
+    "prompts.captions=[a cat, a dog]",
+    "evaluation.prompts.captions=[a cow, an ox]",
     "model.device=cpu",
     "model.dtype=float32",
     "sampler.height=16",
@@ -53,7 +55,7 @@ def test_a_recipe_that_ships_trains_evaluates_and_exports(
     run = tmp_path / "run"
     assert main(["train", recipe, f"model.base={folder}", *SMALL, "--out", str(run)]) == 0
     (round_,) = Run.open(run).metrics()
-    assert round_["candidates"] == 16
+    assert round_["candidates"] == 4
     assert round_["tune"]["prediction_drift"] > 0
     if not form:
         return

@@ -49,6 +49,15 @@ def recipe(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     return tmp_path / "words.yaml"
 
 
+@pytest.fixture(scope="module")
+def finished(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run of the recipe; not to be written to."""
+    folder = tmp_path_factory.mktemp("finished")
+    (folder / "words.yaml").write_text(RECIPE.format(model=model))
+    assert main(["train", str(folder / "words.yaml"), "--out", str(folder / "run")]) == 0
+    return folder / "run"
+
+
 def said(capsys: pytest.CaptureFixture[str], *words: Any) -> tuple[int, str, str]:
     capsys.readouterr()
     status = main([str(word) for word in words])
@@ -109,26 +118,29 @@ def test_train_evaluate_reply_judge_export(recipe: Path, capsys: pytest.CaptureF
     assert Path("run/export/merged/config.json").is_file()
 
 
-def test_the_stages_one_at_a_time_give_what_train_gives(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(recipe), "--out", "whole"]) == 0
+def test_the_stages_one_at_a_time_give_what_train_gives(
+    recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert main(["sample", str(recipe), "--out", "parts"]) == 0
     for stage in ("score", "select", "tune", "sample", "score", "select", "tune"):
         assert main([stage, "parts"]) == 0
-    assert states(Path("parts")) == states(Path("whole"))
-    assert answers(Path("parts")) == answers(Path("whole"))
+    assert states(Path("parts")) == states(finished)
+    assert answers(Path("parts")) == answers(finished)
     status, _, err = said(capsys, "sample", "parts")
     assert status == 2
     assert "all 2 rounds are complete" in err
 
 
-def test_a_finished_round_is_scored_again_into_a_new_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(recipe), "--out", "run"]) == 0
+def test_a_finished_round_is_scored_again_into_a_new_run(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
     change = "ranker.rewards=[{type: regex, pattern: bad, mode: count}]"
-    assert main(["score", "run", "--round", "1", "--out", "again", change]) == 0
+    assert main(["score", str(finished), "--round", "1", "--out", "again", change]) == 0
     assert main(["select", "again"]) == 0
     assert main(["tune", "again"]) == 0
-    assert answers(Path("again")) == answers(Path("run"))
-    assert states(Path("again")) != states(Path("run"))
+    assert answers(Path("again")) == answers(finished)
+    assert states(Path("again")) != states(finished)
 
 
 def test_answers_that_differ_are_selected_from_a_finished_round(
@@ -202,16 +214,15 @@ def test_an_evaluation_of_texts_can_be_labelled(recipe: Path) -> None:
 
 
 def test_a_killed_run_continues_to_the_same_bits(
-    recipe: Path, killed: Callable[..., None], in_sampling: Callable[[int], str]
+    recipe: Path, finished: Path, killed: Callable[..., None], in_sampling: Callable[[int], str]
 ) -> None:
-    assert main(["train", str(recipe), "--out", "finished"]) == 0
     words = ["train", str(recipe), "--out", "killed"]
     killed(in_sampling(5), *words)
     kept = Path("killed/rounds/000.partial/samples/metadata.jsonl")
     assert 0 < len(kept.read_text().splitlines()) < 12, "the kill came in the middle of sampling"
     assert main(words) == 0
-    assert answers(Path("killed")) == answers(Path("finished"))
-    assert states(Path("killed")) == states(Path("finished"))
+    assert answers(Path("killed")) == answers(finished)
+    assert states(Path("killed")) == states(finished)
 
 
 def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -304,24 +315,23 @@ def _overrides(text: str) -> list[str]:
     return re.split(r" (?=[a-z_.0-9]+=)", text)
 
 
-def test_commands_for_pictures_say_so(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["train", str(recipe), "--out", "run", "loop.rounds=1"]) == 0
-    for words in (["draw", "run", "a cat"], ["compare", "run"]):
+def test_commands_for_pictures_say_so(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["draw", finished, "a cat"], ["compare", finished]):
         status, _, err = said(capsys, *words)
         assert status == 2
         assert "this is a run on texts, and this command is for pictures" in err
     status, _, err = said(capsys, "plan", recipe)
     assert status == 2
     assert "this is a recipe for texts" in err
-    status, _, err = said(capsys, "export", "run", "--format", "kohya")
+    status, _, err = said(capsys, "export", finished, "--format", "kohya")
     assert status == 2
     assert "exported as peft or merged" in err
-    status, _, err = said(capsys, "eval", "run", "--steps", "3")
+    status, _, err = said(capsys, "eval", finished, "--steps", "3")
     assert status == 2
     assert "--steps is for pictures" in err
-    status, _, err = said(capsys, "llm", "judge", "run", "--reward", "length")
+    status, _, err = said(capsys, "llm", "judge", finished, "--reward", "length")
     assert status == 2
-    assert "no evaluation is here; run: raftdiff eval run" in err
+    assert f"no evaluation is here; run: raftdiff eval {finished}" in err
 
 
 def test_other_data_do_not_continue_a_run(recipe: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -107,6 +107,12 @@ def opened(folder, **changes):
     return load(ModelConfig(base=str(folder), **changes))
 
 
+@pytest.fixture(scope="module")
+def parts(folder):
+    """The model for tests that only draw with it; not to be tuned."""
+    return opened(folder)
+
+
 def drawing(**changes):
     return DiffusionSamplerConfig(**{"steps": 3, "guidance": 3.0, "scheduler": "euler", "batch_size": 3, **changes})
 
@@ -148,8 +154,8 @@ def plain_pipeline(folder, parts):
 
 @pytest.mark.parametrize("folder", KINDS + FURTHER, indirect=True)
 @pytest.mark.parametrize("solver", ["euler", "dpm++", "unipc"])
-def test_the_picture_is_the_one_that_diffusers_draws(folder, solver):
-    parts, config = opened(folder), drawing(scheduler=solver, batch_size=1)
+def test_the_picture_is_the_one_that_diffusers_draws(parts, solver):
+    config = drawing(scheduler=solver, batch_size=1)
     ours = draw(parts, scheduler=solver, batch_size=1)
     pipeline = getattr(diffusers, parts.family.pipeline)(
         **parts.modules, scheduler=make_scheduler(config, parts), **parts.family.pipeline_arguments()
@@ -162,13 +168,13 @@ def test_the_picture_is_the_one_that_diffusers_draws(folder, solver):
 
 
 @pytest.mark.parametrize("config", [{"scheduler": "euler_a", "guidance": 1.0}, {"scheduler": "dpm++"}])
-def test_sampler(folder, config):
-    sampler = drawing(**config).build(opened(folder))
+def test_sampler(parts, config):
+    sampler = drawing(**config).build(parts)
     check_sampler(sampler, PROMPTS, per_prompt=2).demand()
 
 
-def test_finetuner_resumes_to_the_bit(folder):
-    samples = {sample.key: sample for sample in draw(opened(folder))}
+def test_finetuner_resumes_to_the_bit(folder, parts):
+    samples = {sample.key: sample for sample in draw(parts)}
     selection = Selection("weighted", tuple(Item((key,)) for key in samples))
 
     def build():
@@ -197,9 +203,9 @@ def test_a_tuned_model_leaves_as_a_lora_and_merged_and_draws_the_same_in_plain_d
     torch.testing.assert_close(latents(draw(opened(merged), scheduler=own)), latents(after), atol=2e-3, rtol=2e-3)
 
 
-def test_what_the_sampler_records_is_the_chain_of_its_steps(folder):
+def test_what_the_sampler_records_is_the_chain_of_its_steps(parts):
     """Euler's ancestral step: to the picture foretold, and back to the next level with new noise."""
-    parts, config = opened(folder), drawing(scheduler="euler_a", guidance=1.0)
+    config = drawing(scheduler="euler_a", guidance=1.0)
     sampler = config.build(parts, ("latent", "path"))
     (sample, *_) = sampler.sample(PROMPTS[:1], per_prompt=1, seed=0, round=0, done=set())
     chain, path = chain_of(sampler.solver(), 0.0, 1.0, flow=True), sample.aux["path"]
@@ -233,8 +239,7 @@ def test_a_reward_rises(folder):
     assert means[2] > means[0]  # of the same noise
 
 
-def test_what_a_flow_does_not_have_is_told(folder):
-    parts = opened(folder)
+def test_what_a_flow_does_not_have_is_told(folder, parts):
     with pytest.raises(
         UserError, match=r"scheduler: .* does not draw with ddim; it draws with euler, euler_a, dpm\+\+"
     ):
