@@ -256,17 +256,17 @@ def test_nothing_but_what_a_page_hands_out_is_served(finished: Path, serve: Serv
             assert refused.value.code in (403, 404, 405)
 
 
-def test_eight_windows_of_one_browser_are_told_their_place_and_all_are_served(
+def test_seven_windows_of_one_browser_are_told_their_place_and_all_are_served(
     finished: Path, serve: Serve, chromium: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They share the six connections that a browser opens to a host: none may keep one while it waits."""
-    monkeypatch.setattr(desk, "PATIENCE", 3600.0)  # on a busy machine eight windows take longer to open
+    monkeypatch.setattr(desk, "PATIENCE", 3600.0)  # on a busy machine seven windows take longer to open
     bench = Bench([Run(finished)])
     address = serve(compare.build(bench))
     context = chromium.new_context()
     context.set_default_timeout(120_000)
     with bench._one_at_a_time:  # nobody is served yet
-        tabs = [context.new_page() for _ in range(8)]
+        tabs = [context.new_page() for _ in range(7)]
         for tab in tabs:
             tab.goto(address)
             tab.click("#draw")
