@@ -13,15 +13,16 @@ from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
 from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
-from raftdiff.diffusion.sampling.given import FolderSampler
+from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
+from raftdiff.diffusion.sizes import Size, told
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
 from raftdiff.embedded.worlds import open_judge, understands
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures, PictureFigures, PictureSimilarity, pixels
 from raftdiff.measures.evaluation import Judge
 from raftdiff.measures.pictures import is_flat
-from raftdiff.mixing import MixSamplerConfig
+from raftdiff.mixing import MixSampler, MixSamplerConfig
 from raftdiff.ranking import Features, Ranker, Turn, Unfit, assigned, at_hand, measured_by
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
@@ -71,6 +72,7 @@ class Assembly:
         what, asked = ("evaluation.prompts", known) if known else ("prompts", self.parts.prompts)
         judged = [*self.unjudged(what, asked), *self._half_judged(what, asked)]
         own = [*few_step_notes(self.recipe, self.model), *self.notes("prompts", self.parts.prompts, learnt=True)]
+        own += _given_notes(self.parts.sampler, self.parts.prompts, self.recipe.loop.candidates)
         return [*own, *self.notes("evaluation.prompts", known), *judged]
 
     def unjudged(self, what: str, prompts: Sequence[Prompt]) -> list[str]:
@@ -116,17 +118,17 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     model = loading.load(recipe.model, embedded.resolve)
     drawing, evaluation, prompts = drawing_of(recipe), recipe.evaluation, build(recipe.prompts)
     own, guidance = drawing.build(model), recipe.guidance
-    used = drawing.model_copy(update={"guidance": guidance})
+    used = drawing.main.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     taught_on_path = "path" in recipe.finetuner.requires.aux
-    chain = _chain(own, drawing) if taught_on_path else None
+    chains = chains_of(own, drawing) if taught_on_path else {}
     ranker = build_ranker(recipe, device=str(model.device))
     finetuner = recipe.finetuner.build(
         model,
         total_rounds=recipe.loop.rounds,
         guidance=guidance,
         seed=fold(recipe.loop.seed, "finetuner"),
-        chain=chain,
+        chains=chains,
         rewards=ranker.rewards if training else (),
     )
     sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
@@ -140,7 +142,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         finetuner=finetuner,
         prompts=prompts,
         held_out=held_out,
-        held_out_sampler=used.build(model) if guidance != drawing.guidance else own,
+        held_out_sampler=used.build(model) if used != drawing else own,
         held_out_ranker=measures,
         held_out_candidates=max(1, evaluation.every_round),
         examine=HeldOutFigures(features(measures.rewards, measures.turn), unasked),
@@ -150,9 +152,15 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
 
 
-def _chain(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> Chain:
-    flow = sampler.parts.process.predicts == "flow"
-    return chain_of(sampler.solver(), drawing.effective_eta, drawing.guidance, flow=flow)
+def chains_of(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> dict[Size, Chain]:
+    """By the size of the latents; the main one first."""
+    flow, parts = sampler.parts.process.predicts == "flow", sampler.parts
+    found = {}
+    for size in sampler.sizes:
+        _, rows, columns = parts.latent_shape(*size)
+        eta, guidance = drawing.effective_eta, drawing.guidance
+        found[rows, columns] = chain_of(sampler.solver(size), eta, guidance, flow=flow)
+    return found
 
 
 def _training_sampler(
@@ -172,13 +180,19 @@ def _training_sampler(
                 f"ranker.rewards: 'given' is what is said of a picture, and '{one.config.path}' says nothing of any: "
                 f"there are no pairs, and no column '{one.config.score}' (sampler.score). Take another reward."
             )
-        sizes = [(getattr(it, "height", own.height), getattr(it, "width", own.width)) for it in (one, own)]
-        if sizes[0] != sizes[1]:
-            (height, width), (ours_high, ours_wide) = sizes
+        theirs = getattr(one, "sizes", own.sizes)
+        if theirs != own.sizes:
+            they, we = (" or ".join(map(told, sizes)) for sizes in (theirs, own.sizes))
+            alike = "one height and width" if len(own.sizes) == len(theirs) == 1 else "the same sizes, in one order"
             raise UserError(
-                f"sampler: of {one.source} come pictures of {width}x{height}, and the policy draws {ours_wide}x"
-                f"{ours_high}; give all parts one height and width."
+                f"sampler: of {one.source} come pictures of {they}, and the policy draws {we}; give all parts {alike}."
             )
+    torn = finetuner.config.pictures_an_item > 1 and len(held) > 1 and len(own.sizes) > 1
+    if torn and any(isinstance(one, FolderSampler) for one in held):
+        raise UserError(
+            f"sampler.parts: {recipe.finetuner.learning.type} learns from pairs of one size, and a folder's pictures "
+            "have others than what is drawn for the same prompt. Take one size, or the folder without the other parts."
+        )
     return recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
 
 
@@ -189,9 +203,17 @@ def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) 
             return config.build(own.parts, finetuner.requires.aux)
         case TeacherSamplerConfig():
             return config.build(own.parts, finetuner.base_weights, embedded.resolve)
+        case FolderSamplerConfig():
+            return config.build(own.parts, alike=finetuner.config.pictures_an_item > 1)
         case _:
             built: Sampler[Image] = config.build(own.parts)
             return built
+
+
+def _given_notes(sampler: Sampler[Image], prompts: Sequence[Prompt], candidates: int) -> list[str]:
+    """How the pictures of folders come to their sizes."""
+    held = sampler.parts if isinstance(sampler, MixSampler) else [(candidates, sampler)]
+    return [note for share, one in held if isinstance(one, FolderSampler) for note in one.notes(prompts, share)]
 
 
 def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[Image]:

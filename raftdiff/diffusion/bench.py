@@ -110,7 +110,7 @@ class Bench:
     def settings(self) -> Settings:
         """Those of the first run's evaluation."""
         recipe = self.recipes[0]
-        sampler, evaluation = drawing_of(recipe), recipe.evaluation
+        sampler, evaluation = drawing_of(recipe).main, recipe.evaluation
         return Settings(
             seed=evaluation.seed,
             per_prompt=evaluation.samples_per_prompt,
@@ -175,7 +175,7 @@ class Bench:
         with self._one_at_a_time:
             assembly = self._assembly(checkpoint)
             _check_size(settings, assembly)
-            config = drawing_of(assembly.recipe).model_copy(
+            config = drawing_of(assembly.recipe).main.model_copy(
                 update={
                     "steps": settings.steps,
                     "guidance": settings.guidance,
@@ -265,7 +265,7 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
 
 
 def _check_size(settings: Settings, assembly: Assembly) -> None:
-    sampler = drawing_of(assembly.recipe)
+    sampler = drawing_of(assembly.recipe).main
     made_for = assembly.model.size
     sides = made_for if isinstance(made_for, tuple) else (made_for,)
     own = max(side or 0 for side in (*sides, sampler.width, sampler.height))

@@ -35,7 +35,7 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """Seconds and bytes, measured on this machine at the recipe's size, dtype and batch."""
+    """Seconds and bytes, measured on this machine at the recipe's size, of several the largest, dtype and batch."""
 
     seconds_per_evaluation: float
     """One row through the U-Net while sampling, the solver's share included."""
@@ -149,7 +149,7 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     parts = sampler.parts
     batch = sampler.config.batch_size
     quick = DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), parts)
-    shape = (1, *parts.latent_shape(sampler.height, sampler.width))
+    shape = (1, *parts.latent_shape(*max(sampler.sizes, key=math.prod)))
     generators = [torch.Generator().manual_seed(row) for row in range(batch)]
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     text = parts.prompts(["a picture"] * batch)

@@ -4,21 +4,24 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from functools import cache
-from typing import Any, Literal, final
+from typing import Annotated, Any, Literal, TypeAlias, final
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from PIL import Image
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt, told
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
+
+Side: TypeAlias = Annotated[int, Field(ge=8)]
 
 
 class DiffusionSamplerConfig(Config):
@@ -40,10 +43,39 @@ class DiffusionSamplerConfig(Config):
     height: int | None = Field(default=None, ge=8)
     """Pixels; None takes the size that the model was trained at."""
     width: int | None = Field(default=None, ge=8)
+    sizes: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | Literal["buckets"] | None = None
+    """Several sizes in one run, each [width, height], in place of height and width; or buckets, for shapes from 1:2 to
+    2:1 with about as many pixels as height and width say. A prompt is drawn in one of them, by its id and the round; a
+    picture of a folder has that of the nearest shape. The first, of buckets the model's own, is what the model is
+    looked at in."""
     batch_size: int = Field(default=16, ge=1)
     """Pictures denoised at once."""
     vae_batch_size: int | None = Field(default=None, ge=1)
     """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
+
+    @model_validator(mode="after")
+    def _one_place_for_sizes(self) -> "DiffusionSamplerConfig":
+        if not isinstance(self.sizes, list):
+            return self
+        if self.height or self.width:
+            raise ValueError("sizes say heights and widths, the first the main one; leave height and width out")
+        if len(set(self.sizes)) < len(self.sizes):
+            raise ValueError("sizes: one of them stands there twice; name each once")
+        return self
+
+    @property
+    def main(self) -> "DiffusionSamplerConfig":
+        """The same at its main size alone."""
+        if isinstance(self.sizes, list):
+            return self.at((self.sizes[0][1], self.sizes[0][0]))
+        return self if self.sizes is None else self.model_copy(update={"sizes": None})
+
+    def at(self, *sizes: Size) -> "DiffusionSamplerConfig":
+        """The same at this size, or at these, the main one first."""
+        own: dict[str, Any] = {"height": None, "width": None, "sizes": [(width, height) for height, width in sizes]}
+        if len(sizes) == 1:
+            own = {"height": sizes[0][0], "width": sizes[0][1], "sizes": None}
+        return self.model_copy(update=own)
 
     @property
     def evaluations(self) -> int:
@@ -82,10 +114,10 @@ class DiffusionSampler:
         self.config = config
         self.provides = tuple(aux)
         self.parts = parts
-        self.height, self.width = size_of(config, parts)
+        self.sizes = sizes_of(config, parts)
+        self.height, self.width = self.sizes[0]
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
-        check_size(self.height, self.width, parts)
         parts.check_guidance("sampler.guidance", config.guidance)
         if "path" in aux and config.scheduler not in parts.family.paths:
             known = " or ".join(parts.family.paths)
@@ -97,21 +129,20 @@ class DiffusionSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Image.Image]]:
-        """Yield ``per_prompt`` pictures for each prompt, in order; ``aux["latent"]`` is (channels, height, width),
-        float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels, height, width): what it saw at
-        each step, the noise first, and the latent last.
+        """Yield ``per_prompt`` pictures for each prompt, in order, of several sizes size by size; ``aux["latent"]`` is
+        (channels, height, width), float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels,
+        height, width): what it saw at each step, the noise first, and the latent last.
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
         Under accelerate launch the processes draw batches in turn, and each yields all of them.
         """
         jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
-        size = self.config.batch_size
-        batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
-        wanted = [batch for batch in batches if any((p.id, k) not in done for p, k in batch)]
+        batches = cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
+        wanted = [(size, batch) for size, batch in batches if any((p.id, k) not in done for p, k in batch)]
         if wanted:
-            texts = [text for batch in wanted for prompt, _ in batch for text in self._texts(prompt)]
+            texts = [text for _, batch in wanted for prompt, _ in batch for text in self._texts(prompt)]
             self.parts.prompts.remember(texts)
-        for batch, drawn in _shared(wanted, lambda batch: self._draw(batch, seed)):
+        for (_, batch), drawn in _shared(wanted, lambda sized: self._draw(sized[0], sized[1], seed)):
             for (prompt, index), (aux, picture) in zip(batch, drawn, strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
@@ -124,20 +155,21 @@ class DiffusionSampler:
         """Rows through the network since construction; a picture with guidance counts two a step."""
         return self._evaluations
 
-    def solver(self) -> Any:
-        """The scheduler of diffusers, its steps set."""
-        parts = self.parts
+    def solver(self, size: Size | None = None) -> Any:
+        """The scheduler of diffusers, its steps set for pictures of this size, the main one by default."""
+        parts, pixels = self.parts, size or self.sizes[0]
         with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            pixels = self.height, self.width
             parts.family.set_steps(self.scheduler, self.config.steps, parts.modules, pixels=pixels, device=parts.device)
         return self.scheduler
 
-    def _draw(self, batch: Sequence[tuple[Prompt, int]], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
+    def _draw(
+        self, size: Size, batch: Sequence[tuple[Prompt, int]], seed: int
+    ) -> list[tuple[dict[str, Tensor], Image.Image]]:
         generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in batch]
         texts = self.parts.prompts([prompt.sampling for prompt, _ in batch])
         negative = self.parts.prompts([prompt.negative for prompt, _ in batch]) if self.config.guidance != 1 else None
-        shape = (1, *self.parts.latent_shape(self.height, self.width))
+        shape = (1, *self.parts.latent_shape(*size))
         noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
         way = self.denoising(noise, texts, negative, generators)
         path = deque(way, maxlen=None if "path" in self.provides else 1)
@@ -176,7 +208,9 @@ class DiffusionSampler:
         works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
         without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
         """
-        parts, scheduler, guidance = self.parts, self.solver(), self.config.guidance
+        parts, guidance = self.parts, self.config.guidance
+        height, width = (side * parts.vae_factor for side in noise.shape[-2:])
+        scheduler = self.solver((height, width))
         context = (texts if negative is None else Texts.cat([negative, texts])).to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
         latents = noise.to(parts.device) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -272,13 +306,29 @@ def _step_arguments(config: DiffusionSamplerConfig, generators: list[torch.Gener
     return {"generator": generators} if config.scheduler in ("euler_a", "ddpm", "lcm") else {}
 
 
-def size_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[int, int]:
-    """Height and width, the model's own where the config names none.
+def sizes_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[Size, ...]:
+    """All sizes of the pictures, the main one first.
+
+    Raises:
+        UserError: neither config nor model says one, or a picture of one does not fit the model.
+    """
+    if isinstance(config.sizes, list):
+        sizes = tuple((height, width) for width, height in config.sizes)
+    else:
+        main = size_of(config, parts)
+        sizes = (main,) if config.sizes is None else buckets(main, parts.multiple)
+    for height, width in sizes:
+        check_size(height, width, parts)
+    return sizes
+
+
+def size_of(config: DiffusionSamplerConfig, parts: Parts) -> Size:
+    """The main one: height and width, the model's own where the config names none.
 
     Raises:
         UserError: neither says it.
     """
-    own = parts.size
+    config, own = config.main, parts.size
     if own is None and not (config.height and config.width):
         raise UserError(
             f"sampler: the model '{parts.name}' does not say at what size it was trained ({parts.family.denoiser}/"
@@ -295,8 +345,10 @@ def check_size(height: int, width: int, parts: Parts) -> None:
     """
     multiple = parts.multiple
     if height % multiple or width % multiple:
+        high, wide = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
         raise UserError(
-            f"sampler: a picture of {width}x{height} does not fit this model; both must be multiples of {multiple}."
+            f"sampler: a picture of {told((height, width))} does not fit this model; both must be multiples of "
+            f"{multiple}, as in {told((high, wide))}."
         )
 
 

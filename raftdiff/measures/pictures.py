@@ -16,6 +16,8 @@ NIGHT = 16
 """Of 255: a grey picture that is darker everywhere is black to whoever looks at it, as one of 12 bits in 16 is."""
 DAY = 1.5
 """A grey picture of floats whose lightest is below this has 1 for white; with 255 for white all would be black."""
+ORIENTATION, QUARTER = 0x0112, 5
+"""The EXIF mark that says how a picture is turned; from this value on by a quarter."""
 OVERSHOOT = 0.05
 """Of the range: how far floats may lie beyond black and white, as bicubic resizing leaves them; they are clipped."""
 
@@ -34,6 +36,24 @@ def whole(source: Path | bytes) -> Image.Image:
         raise
     except Exception as error:  # a decoder may raise anything over a damaged file
         raise OSError(str(error)) from error
+
+
+def extent(source: Path | bytes, where: str | None = None) -> tuple[int, int]:
+    """Height and width of the picture that ``opened`` finds there, by its head alone: no pixel is read.
+
+    Raises:
+        UserError: it is no picture.
+    """
+    path = where or str(source)
+    try:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source) as picture:
+            width, height = picture.size
+            # a PNG without the mark in its head is read whole by Pillow, in search of one behind
+            marked = picture.format != "PNG" or "exif" in picture.info
+            turned = marked and picture.getexif().get(ORIENTATION, 1) >= QUARTER
+    except Exception as error:  # a decoder may raise anything over a damaged file
+        raise UserError(f"{path}: this is no picture ({error}). Take it away, or fetch it again.") from None
+    return (width, height) if turned else (height, width)
 
 
 def opened(source: Path | bytes, where: str | None = None) -> Image.Image:

@@ -32,7 +32,8 @@ NUMBERS = 6
 class StableDiffusionXL:
     """See ``family.Family``. Source: Podell et al. 2023, arXiv:2307.01952, and the published checkpoints.
 
-    Every picture is told to be whole and of its own size, so that none looks cropped or enlarged.
+    Every picture that is drawn is told to be whole and of its own size, so that none looks cropped or enlarged; one
+    that was there before, where its frame is known, to be scaled and cut as it was.
     """
 
     empty_is_zero: bool = True
@@ -194,7 +195,10 @@ class StableDiffusionXL:
     ) -> Tensor:
         del guidance
         numbers = torch.tensor([*pixels, 0, 0, *pixels], dtype=texts.tokens.dtype, device=xt.device)
-        beside = {"text_embeds": texts.pooled, "time_ids": numbers.expand(len(xt), NUMBERS)}
+        numbers = numbers.expand(len(xt), NUMBERS)
+        if texts.frame is not None:  # in float32, for not every size is a number in bfloat16
+            numbers = torch.cat([texts.frame, numbers[:, 4:].float()], dim=1)
+        beside = {"text_embeds": texts.pooled, "time_ids": numbers}
         found: Tensor = network(
             xt, timesteps, encoder_hidden_states=texts.tokens, added_cond_kwargs=beside, return_dict=False
         )[0]

@@ -1,4 +1,4 @@
-"""What a network is told of captions."""
+"""What a network is told of captions, and of where their pictures come from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -21,13 +21,16 @@ class Texts:
     mask: Bool[Tensor, "rows tokens"] | None = None
     """Which tokens are a caption's own, for families whose texts differ in length; None where all are. Put together,
     texts are filled up behind, with zeros that are nobody's, to the longest."""
+    frame: Float[Tensor, "rows 4"] | None = None
+    """For families that read it: height and width that the picture had, and how much was cut off at its top and left
+    after it was scaled, in pixels, float32; None where all are whole, and of the size that they are drawn in."""
 
     def __len__(self) -> int:
         return len(self.tokens)
 
     def __getitem__(self, rows: Int[Tensor, " some"] | slice) -> "Texts":
-        pooled, mask = (None if it is None else it[rows] for it in (self.pooled, self.mask))
-        return Texts(self.tokens[rows], pooled, mask)
+        pooled, mask, frame = (None if it is None else it[rows] for it in (self.pooled, self.mask, self.frame))
+        return Texts(self.tokens[rows], pooled, mask, frame)
 
     @property
     def device(self) -> torch.device:
@@ -40,11 +43,11 @@ class Texts:
     def to(self, device: torch.device | None = None, dtype: torch.dtype | None = None) -> "Texts":
         """On another device, in another dtype, or both."""
         pooled = None if self.pooled is None else self.pooled.to(device=device, dtype=dtype)
-        mask = None if self.mask is None else self.mask.to(device=device)
-        return Texts(self.tokens.to(device=device, dtype=dtype), pooled, mask)
+        mask, frame = (None if it is None else it.to(device=device) for it in (self.mask, self.frame))
+        return Texts(self.tokens.to(device=device, dtype=dtype), pooled, mask, frame)
 
     def where(self, chosen: Bool[Tensor, " rows"], other: "Texts") -> "Texts":
-        """These in the chosen rows, ``other`` in the rest."""
+        """These in the chosen rows, ``other`` in the rest, of the same pictures."""
         ours, theirs = _of_one_length([self, other])
         tokens = torch.where(chosen[:, None, None], ours.tokens, theirs.tokens)
         pooled = mask = None
@@ -52,12 +55,12 @@ class Texts:
             pooled = torch.where(chosen[:, None], ours.pooled, theirs.pooled)
         if ours.mask is not None and theirs.mask is not None:
             mask = torch.where(chosen[:, None], ours.mask, theirs.mask)
-        return Texts(tokens, pooled, mask)
+        return Texts(tokens, pooled, mask, self.frame)
 
     def zeros(self) -> "Texts":
         """As many rows, as long, that say nothing."""
         pooled = None if self.pooled is None else torch.zeros_like(self.pooled)
-        return Texts(torch.zeros_like(self.tokens), pooled, self.mask)
+        return Texts(torch.zeros_like(self.tokens), pooled, self.mask, self.frame)
 
     @staticmethod
     def cat(parts: Sequence["Texts"]) -> "Texts":
@@ -65,10 +68,12 @@ class Texts:
         parts = _of_one_length(parts)
         pooled = [part.pooled for part in parts if part.pooled is not None]
         mask = [part.mask for part in parts if part.mask is not None]
+        frame = [part.frame for part in parts if part.frame is not None]
         return Texts(
             torch.cat([part.tokens for part in parts]),
             torch.cat(pooled) if pooled else None,
             torch.cat(mask) if mask else None,
+            torch.cat(frame) if frame else None,
         )
 
 

@@ -1,6 +1,6 @@
 """How far the tuned model has moved from its base."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 
 import torch
@@ -9,13 +9,14 @@ from torch import Tensor
 
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.diffusion.process import add_noise, draw_places
+from raftdiff.diffusion.sizes import alike
 from raftdiff.seeds import fold
 
 
 def drift(
     parts: Parts,
     base_weights: Callable[[], AbstractContextManager[None]],
-    latents: Float[Tensor, "rows channels height width"],
+    latents: Iterable[Tensor],
     captions: Sequence[str],
     *,
     seed: int = 0,
@@ -23,11 +24,27 @@ def drift(
 ) -> float:
     """Mean squared difference between the tuned and the base model's predictions, in the units of the prediction.
 
-    Noise and timesteps (one a row, stratified over the schedule) follow from ``seed`` alone, so drifts of one model at
+    Each of ``latents`` is (channels, height, width); they may differ in size. Noise and timesteps (one a row,
+    stratified over the schedule of those of one size) follow from ``seed`` alone, so drifts of one model at
     different times compare. 0 for no rows. Two network evaluations a row.
     """
-    if len(latents) == 0:
-        return 0.0
+    rows, total = list(latents), 0.0
+    for same in alike(range(len(rows)), [one.shape for one in rows]):
+        these, texts = torch.stack([rows[row] for row in same]), [captions[row] for row in same]
+        moved = _of_one_size(parts, base_weights, these, texts, seed=seed, batch_size=batch_size)
+        total += len(same) / len(rows) * moved
+    return total
+
+
+def _of_one_size(
+    parts: Parts,
+    base_weights: Callable[[], AbstractContextManager[None]],
+    latents: Float[Tensor, "rows channels height width"],
+    captions: Sequence[str],
+    *,
+    seed: int,
+    batch_size: int,
+) -> float:
     process = parts.process
     generator = torch.Generator().manual_seed(fold(seed, "drift"))
     places = draw_places("stratified", len(latents), len(process), generator)

@@ -2,6 +2,8 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
+from types import MappingProxyType
 from typing import Any, Literal, final
 
 import torch
@@ -13,19 +15,21 @@ from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.descent import Descent, processes
 from raftdiff.diffusion.learning.drift import drift
-from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps, stacked
+from raftdiff.diffusion.learning.groups import Group, grouped, held, rows_of, shapes
+from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps
 from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.sizes import Size, alike, filled
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer, quantised
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
-from raftdiff.types import Key, Prompt, Report, Requires, Reward, Sample, Selection, State
+from raftdiff.types import Key, Report, Requires, Reward, Sample, Selection, State
 
 DRIFT_ROWS = 16
 """Pictures on which the drift from the base is measured after each round."""
@@ -58,7 +62,7 @@ class DiffusionFineTunerConfig(Config):
     exposures: float | None = Field(default=4.0, gt=0)
     """At most this many times is each selected picture seen in a round; None sets no limit."""
     batch_size: int = Field(default=8, ge=1)
-    """Pictures through the network at once; a pair is never torn apart."""
+    """Pictures through the network at once, of one size; a pair is never torn apart."""
     gradient_accumulation: int = Field(default=1, ge=1)
     """Batches per optimizer step."""
     gradient_checkpointing: bool = False
@@ -139,7 +143,7 @@ class DiffusionFineTunerConfig(Config):
         total_rounds: int,
         guidance: float,
         seed: int,
-        chain: Chain | None = None,
+        chains: Mapping[Size, Chain] = MappingProxyType({}),
         rewards: Sequence[tuple[Reward[Image], float]] = (),
     ) -> "DiffusionFineTuner":
         """The fine-tuner, its weights attached to ``parts`` in place.
@@ -148,11 +152,12 @@ class DiffusionFineTunerConfig(Config):
             total_rounds: how many rounds the learning-rate schedule spans.
             guidance: what the tuned model is to be used with, for the guided loss.
             seed: of the LoRA's first weights.
-            chain: the steps by which the sampler draws, for a rule that learns from them.
+            chains: the steps by which the sampler draws, for a rule that learns from them, by rows and columns of the
+                latents: flows take other steps at other sizes.
             rewards: with their weights, for a rule that follows their gradient.
         """
-        lesson = _lesson(self, parts, guidance, chain, rewards)
-        return DiffusionFineTuner(self, parts, lesson, total_rounds=total_rounds, seed=seed)
+        lesson = _lesson(self, parts, guidance, next(iter(chains.values()), None), rewards)
+        return DiffusionFineTuner(self, parts, lesson, chains=chains, total_rounds=total_rounds, seed=seed)
 
 
 @final
@@ -165,12 +170,19 @@ class DiffusionFineTuner:
     """
 
     def __init__(
-        self, config: DiffusionFineTunerConfig, parts: Parts, lesson: Lesson[Any], *, total_rounds: int, seed: int
+        self,
+        config: DiffusionFineTunerConfig,
+        parts: Parts,
+        lesson: Lesson[Any],
+        *,
+        chains: Mapping[Size, Chain],
+        total_rounds: int,
+        seed: int,
     ) -> None:
         self.config = config
         self.requires = config.requires
         self.parts = parts
-        self.lesson = lesson
+        self.lesson, self._chains = lesson, chains
         self.precision = DTYPES[config.precision] if config.precision else parts.dtype
         if self.precision == torch.float16 and parts.device.type == "cpu":
             raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
@@ -195,38 +207,44 @@ class DiffusionFineTuner:
     ) -> Mapping[str, float]:
         """Learn from the selected samples by the rule.
 
+        A batch is of pictures of one size. Items wait until there are enough of their size, so that sizes come as often
+        as they have items, and steps are as many and as large as with one size.
+
         Several processes (accelerate launch) must be given the same selection; each takes its share of every step.
 
         Raises:
-            UserError: a sample lacks what is learnt from, latents differ in shape, or the loss is no longer a number.
+            UserError: a sample lacks what is learnt from, an item's pictures are of several sizes, or the loss is no
+                longer a number.
         """
-        pictures = self.config.pictures_an_item
         chosen = [samples[key] for item in selection.items for key in item.keys]
-        held = {name: stacked(chosen, name) for name in self.requires.aux}
-        shown, latents = held[self.lesson.aux], held["latent"]
-        prompts = [sample.prompt for sample in chosen]
+        for name in self.requires.aux:
+            held(chosen, name)  # raises before anything is learnt
+        sizes, latents = shapes(selection, samples), held(chosen, "latent")
         weights = torch.tensor([item.weight for item in selection.items for _ in item.keys], dtype=torch.float32)
-        items_a_step = self.config.items_at_once * self.config.gradient_accumulation
+        pictures, at_once = self.config.pictures_an_item, self.config.items_at_once
+        items_a_step = at_once * self.config.gradient_accumulation
         plan = optimizer.exposure_plan(
             len(selection.items), self.config.steps, items_a_step, self.config.exposures, seed
         )
+        order = filled([item for step in plan for item in step], sizes, at_once)
         tally = Tally()
         with self._training():
-            for index, items in enumerate(plan):
-                rows = _rows(torch.tensor(items), pictures)
-                # of each item one draw; the same however the step is cut into batches and processes
+            for index in range(len(plan)):
+                items = order[index * items_a_step : (index + 1) * items_a_step]
                 generator = torch.Generator().manual_seed(fold(seed, "step", index))
-                drawn = self.lesson.draw(torch.Size((len(items), *shown.shape[1:])), generator)
-                rate = self.course.rate(self.course.progress(index / len(plan)))
-                asked = [prompts[row] for row in rows]
-                self._step(shown[rows], asked, weights[rows], drawn=drawn, rate=rate, tally=tally)
+                groups = []
+                for same in alike(items, sizes):
+                    rows = rows_of(torch.tensor(same), pictures)
+                    lesson, these = self._lesson_for(sizes[same[0]]), [chosen[row] for row in rows]
+                    groups.append(grouped(lesson, these, weights[rows], pictures=pictures, generator=generator))
+                self._step(groups, rate=self.course.rate(self.course.progress(index / len(plan))), tally=tally)
                 report(index + 1, len(plan))
         self.course.finish()
         moved = drift(
             self.parts,
             self.base_weights,
             latents[:DRIFT_ROWS],
-            [prompt.learning for prompt in prompts[:DRIFT_ROWS]],
+            [sample.prompt.learning for sample in chosen[:DRIFT_ROWS]],
             batch_size=self.config.batch_size,
         )
         return _figures(tally, latents, pictures) | {"prediction_drift": moved}
@@ -252,39 +270,44 @@ class DiffusionFineTuner:
         """How many numbers are trained."""
         return self.trainable.count()
 
-    def _step(
-        self, shown: Tensor, prompts: list[Prompt], weights: Tensor, *, drawn: Any, rate: float, tally: Tally
-    ) -> None:
-        """One optimizer step on the items whose rows are given, this process taking every so-manieth of them."""
-        world, pictures = processes(), self.config.pictures_an_item
-        count = len(shown) // pictures
-        mine, at_once = (
-            range(world.process_index, count, world.num_processes),
-            max(1, self.config.batch_size // pictures),
-        )
-        for start in range(0, len(mine), at_once):
-            items = torch.tensor(mine[start : start + at_once])
-            rows = _rows(items, pictures)
-            shared = drawn.rows(items.repeat_interleave(pictures))
-            terms = self._terms(shown[rows], [prompts[row] for row in rows], weights[rows], shared)
-            anchor = terms.anchor / pictures
-            self.descent.backward((terms.loss + anchor) / count)
-            tally.sums["loss"] += float(terms.loss.detach())
-            tally.sums["anchor"] += float(anchor.detach())
-            for name, value in terms.figures.items():
-                tally.sums[name] += value
-            tally.evaluations += terms.evaluations
+    def _lesson_for(self, latent: torch.Size) -> Lesson[Any]:
+        """Of pictures of this size: on paths, by the steps that were taken at it."""
+        if not self._chains:
+            return self.lesson
+        return replace(self.lesson, chain=self._chains[latent[-2], latent[-1]])  # type: ignore[type-var]
+
+    def _step(self, groups: Sequence[Group], *, rate: float, tally: Tally) -> None:
+        """One optimizer step, this process taking every so-manieth item of each size."""
+        world, pictures, at_once = processes(), self.config.pictures_an_item, self.config.items_at_once
+        count = sum(len(group.shown) for group in groups) // pictures
+        for group in groups:
+            mine = range(world.process_index, len(group.shown) // pictures, world.num_processes)
+            for start in range(0, len(mine), at_once):
+                terms = self._terms(group, torch.tensor(mine[start : start + at_once]))
+                anchor = terms.anchor / pictures
+                self.descent.backward((terms.loss + anchor) / count)
+                tally.sums["loss"] += float(terms.loss.detach())
+                tally.sums["anchor"] += float(anchor.detach())
+                for name, value in terms.figures.items():
+                    tally.sums[name] += value
+                tally.evaluations += terms.evaluations
         tally.took(count, norm=self.descent.step(rate), rate=rate)
 
-    def _terms(self, shown: Tensor, prompts: list[Prompt], weights: Tensor, drawn: Any) -> losses.Terms:
-        """The loss terms of one batch, on the model's device."""
+    def _terms(self, group: Group, items: Tensor) -> losses.Terms:
+        """The loss terms of one batch, some items of a group, on the model's device."""
+        pictures, lesson = self.config.pictures_an_item, group.lesson
+        rows = rows_of(items, pictures)
+        prompts, drawn = [group.prompts[row] for row in rows], group.drawn.rows(items.repeat_interleave(pictures))
         captions = self._embed([prompt.learning for prompt in prompts])
-        texts = [self.lesson.against(prompt) for prompt in prompts]
+        texts = [lesson.against(prompt) for prompt in prompts]
         each = list(dict.fromkeys(texts))
         with torch.no_grad():
             against = self._embed(each)[torch.tensor([each.index(text) for text in texts])]
+        if group.frame is not None:
+            frame = group.frame[rows].to(captions.device)
+            captions, against = replace(captions, frame=frame), replace(against, frame=frame)
         networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
-        return self.lesson.terms(Part(shown, drawn, captions, against, weights, prompts), networks)
+        return lesson.terms(Part(group.shown[rows], drawn, captions, against, group.weights[rows], prompts), networks)
 
     def _embed(self, captions: Sequence[str]) -> Texts:
         """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
@@ -363,16 +386,11 @@ def _lesson(
     return Noised(objective, process, config.timesteps, config.offset_noise, config.caption_dropout)
 
 
-def _rows(items: Tensor, pictures: int) -> Tensor:
-    """Where the pictures of some items stand, of which each has so many."""
-    return (items[:, None] * pictures + torch.arange(pictures)).flatten()
-
-
-def _figures(tally: Tally, latents: Tensor, pictures: int) -> dict[str, float]:
+def _figures(tally: Tally, latents: Sequence[Tensor], pictures: int) -> dict[str, float]:
     found = {"loss": 0.0, "anchor": 0.0, **tally.figures()}
     return {
         **found,
         "exposures_mean": tally.items * pictures / max(1, len(latents)),
         "network_evaluations": found["network_evaluations"] + 2 * min(DRIFT_ROWS, len(latents)),
-        "latent_std": float(latents.std()) if len(latents) else 0.0,
+        "latent_std": float(torch.cat([one.flatten() for one in latents]).std()) if latents else 0.0,
     }

@@ -6,7 +6,6 @@ from typing import Any, Generic, Protocol, TypeVar, final, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
-from PIL.Image import Image
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
@@ -15,8 +14,7 @@ from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ra
 from raftdiff.diffusion.learning.reward_gradient import Graded
 from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
 from raftdiff.diffusion.process import Level, Prediction, Process, draw_places, guided
-from raftdiff.errors import UserError
-from raftdiff.types import Prompt, Sample
+from raftdiff.types import Prompt
 
 Held = Float[Tensor, "rows ..."]
 D = TypeVar("D")
@@ -225,23 +223,3 @@ def _predicted(
     both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), Texts.cat([part.against, part.captions]))
     away, toward = both.chunk(2)
     return toward, guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
-
-
-def stacked(samples: Sequence[Sample[Image]], name: str) -> Tensor:
-    """A tensor of the samples' aux, one a row, float32 on the CPU.
-
-    Raises:
-        UserError: a sample lacks it, or they differ in shape.
-    """
-    for sample in samples:
-        if name not in sample.aux:
-            raise UserError(
-                f"round {sample.round}: '{sample.prompt.id}', candidate {sample.index}, is recorded without its "
-                f"{name}, which the fine-tuner learns from: another rule drew that round. Replay none of those "
-                "(loop.replay_rounds: 0), or begin a new run."
-            )
-    found = [sample.aux[name].float() for sample in samples]
-    shapes = sorted({tuple(tensor.shape) for tensor in found})
-    if len(shapes) > 1:
-        raise UserError(f"The selected samples' {name}s differ in shape ({shapes[0]}, {shapes[1]}): one size a run.")
-    return torch.stack(found) if found else torch.zeros(0, 1, 1, 1)

@@ -1,5 +1,6 @@
 """What a recipe holds on the card while it encodes texts, draws, decodes, scores, and learns."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
@@ -18,7 +19,7 @@ from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
-from raftdiff.diffusion.sampler import size_of
+from raftdiff.diffusion.sampler import sizes_of
 from raftdiff.training import quantised
 from raftdiff.training.trainable import Adapter, Trainable, lora_layers
 
@@ -58,14 +59,15 @@ class Footprint:
 
 
 def footprint(recipe: Recipe) -> Footprint:
-    """
+    """Of several sizes by the largest.
+
     Raises:
-        UserError: the model's configs cannot be read, or say no size.
+        UserError: the model's configs cannot be read, or say no size, or a picture of the recipe's does not fit it.
     """
     plain = recipe.model.model_copy(update={"quantise": None, "offload": False, "vae_tiling": False})
     sizes = _sizes(plain.model_dump_json())
     parts, tuner, drawing = sizes.parts, recipe.finetuner, drawing_of(recipe)
-    pixels = size_of(drawing, parts)
+    pixels = max(sizes_of(drawing, parts), key=math.prod)
     known = {it.name: reward_bytes(it, embedded.resolve) for it in (*recipe.ranker.rewards, *recipe.evaluation.rewards)}
     rewards = sum(size or 0 for size in known.values())
     trained = sizes.trained(tuner)

@@ -1,20 +1,23 @@
 """Candidates that are there already: pictures that people or other models made."""
 
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from pathlib import Path
-from typing import Literal, final
+from typing import Literal, NamedTuple, final
 
 import torch
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from raftdiff.diffusion.models.loading import Parts
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, check_size, encode, size_of
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, encode, sizes_of
 from raftdiff.diffusion.sampling.pictures import PAIR, Found, asked, digest, read
+from raftdiff.diffusion.sizes import Size, cut, fit, nearest, told
+from raftdiff.diffusion.wording import NEXT
 from raftdiff.errors import UserError, counted
-from raftdiff.measures.pictures import opened
+from raftdiff.measures.pictures import extent, opened
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample
@@ -70,8 +73,11 @@ class FolderSamplerConfig(Config):
         """Those of the pictures, for a recipe that names none."""
         return asked(self.found())
 
-    def build(self, parts: Parts) -> "FolderSampler":
+    def build(self, parts: Parts, *, alike: bool = False) -> "FolderSampler":
         """
+        Args:
+            alike: whether the pictures of a prompt are to have one size, as where pairs of them are learnt from.
+
         Raises:
             UserError: as ``found``, or these are not the pictures that ``sha256`` names.
         """
@@ -81,7 +87,17 @@ class FolderSamplerConfig(Config):
                 f"sampler.path: the pictures in '{self.path}' are not those that the run began with. Put the old ones "
                 "back, or begin a new run."
             )
-        return FolderSampler(self, found, parts)
+        return FolderSampler(self, found, parts, alike=alike)
+
+
+class _Sized(NamedTuple):
+    found: Found
+    size: Size
+    """At which it is learnt."""
+
+
+CUT = 0.98
+"""Share of a picture that is left, below which it is said: less is the rounding of sides."""
 
 
 @final
@@ -89,16 +105,19 @@ class FolderSampler:
     """Candidate k is the k-th picture of the prompt, in the order of the folder or of the table's rows.
 
     Found by the prompt's id where the row gives one, else by its caption. A prompt with fewer pictures than candidates
-    yields what it has. A picture is scaled so that it covers the model's size, cut at both ends alike where it is
-    longer, and encoded: ``aux["latent"]`` is the mean of the VAE's word, ``aux["score"]`` what was said of it.
+    yields what it has. A picture is scaled so that it covers its size, of several that of the nearest shape, cut at
+    both ends alike where it is longer, and encoded: ``aux["latent"]`` is the mean of the VAE's word, ``aux["score"]``
+    what was said of it; of several sizes ``aux["frame"]`` how it was scaled and cut, as of ``Texts``.
     """
 
     provides: tuple[str, ...] = ("latent",)
 
-    def __init__(self, config: FolderSamplerConfig, found: Sequence[Found], parts: Parts) -> None:
+    def __init__(
+        self, config: FolderSamplerConfig, found: Sequence[Found], parts: Parts, *, alike: bool = False
+    ) -> None:
         self.config, self.parts, self.source = config, parts, config.source
-        self.height, self.width = size_of(config.drawing, parts)
-        check_size(self.height, self.width, parts)
+        self.sizes, self._alike = sizes_of(config.drawing, parts), alike
+        self._extents: dict[int, Size] = {}
         self.scored = any(one.score is not None for one in found)
         self._known: dict[tuple[str, str], list[Found]] = {}
         for one in found:
@@ -149,27 +168,77 @@ class FolderSampler:
         Raises:
             UserError: a picture is damaged.
         """
-        jobs = [
-            (prompt, index, one) for prompt in prompts for index, one in enumerate(self.pictures(prompt)[:per_prompt])
-        ]
-        size = self.config.drawing.batch_size
-        for batch in (jobs[start : start + size] for start in range(0, len(jobs), size)):
+        jobs = [(prompt, index, one) for prompt in prompts for index, one in enumerate(self._sized(prompt, per_prompt))]
+        count = self.config.drawing.batch_size
+        for size, batch in cut(jobs, lambda job: job[2].size, count):
             if all((prompt.id, index) in done for prompt, index, _ in batch):
                 continue
-            pictures = [self._fitted(one) for *_, one in batch]
-            latents = encode(self.parts, pictures, self.config.drawing.vae_batch_size or size)
-            for (prompt, index, one), picture, latent in zip(batch, pictures, latents, strict=True):
+            whole = [opened(one.found.picture, _where(one.found)) for *_, one in batch]
+            pictures = [ImageOps.fit(one, (size[1], size[0]), Resampling.LANCZOS) for one in whole]
+            latents = encode(self.parts, pictures, self.config.drawing.vae_batch_size or count)
+            frames = [self._frame((one.height, one.width), size) for one in whole]
+            for (prompt, index, one), picture, latent, frame in zip(batch, pictures, latents, frames, strict=True):
                 if (prompt.id, index) not in done:
-                    said = {} if one.score is None else {"score": torch.tensor(one.score)}
+                    score = {} if one.found.score is None else {"score": torch.tensor(one.found.score)}
                     own, source = fold(seed, prompt.id, index), self.source
-                    yield Sample(round, prompt, index, own, source, picture, {"latent": latent.clone(), **said})
+                    aux = {"latent": latent.clone(), **frame, **score}
+                    yield Sample(round, prompt, index, own, source, picture, aux)
+
+    def notes(self, prompts: Sequence[Prompt], per_prompt: int) -> list[str]:
+        """How the pictures of these prompts come to their sizes: how many go to each, how much is cut off, and which
+        are enlarged. Nothing where all are of their size.
+
+        Raises:
+            UserError: one is no picture.
+        """
+        held = [one for prompt in prompts for one in self._sized(prompt, per_prompt)]
+        ways = [fit(self._extent(one.found), one.size) for one in held]
+        lines = []
+        if len(self.sizes) > 1:
+            counts = Counter(one.size for one in held)
+            lines.append(f"sizes: {', '.join(f'{told(size)} {count}' for size, count in counts.most_common())}")
+        kept = [way.kept for way in ways]
+        if min(kept, default=1) < CUT:
+            most = f"at most {1 - min(kept):.0%}, of {self._told(held[kept.index(min(kept))])}"
+            lines.append(f"{1 - sum(kept) / len(kept):.0%} of a picture is cut off on average, {most}")
+        if small := [one for one, way in zip(held, ways, strict=True) if way.scale > 1]:
+            lines.append(
+                f"smaller than that, and so enlarged: {counted(len(small), 'picture')}, such as {self._told(small[0])}"
+            )
+        head = (
+            f"sampler.path: {counted(len(held), 'picture')} of '{self.config.path}' are scaled and cut in the middle."
+        )
+        return [NEXT.join([head, *lines])] if lines else []
 
     def network_evaluations(self) -> int:
         """None: nothing is drawn."""
         return 0
 
-    def _fitted(self, one: Found) -> Image.Image:
-        return ImageOps.fit(opened(one.picture, _where(one)), (self.width, self.height), Resampling.LANCZOS)
+    def _sized(self, prompt: Prompt, per_prompt: int) -> list[_Sized]:
+        """The pictures of a prompt that are looked at."""
+        found = self.pictures(prompt)[:per_prompt]
+        if len(self.sizes) == 1:
+            return [_Sized(one, self.sizes[0]) for one in found]
+        seen = [self._extent(one) for one in found]
+        return [
+            _Sized(one, nearest(self.sizes, seen if self._alike else [own]))
+            for one, own in zip(found, seen, strict=True)
+        ]
+
+    def _extent(self, one: Found) -> Size:
+        if id(one) not in self._extents:
+            self._extents[id(one)] = extent(one.picture, _where(one))
+        return self._extents[id(one)]
+
+    def _frame(self, picture: Size, size: Size) -> dict[str, torch.Tensor]:
+        """Nothing where a run has one size: every picture is told to be whole then, as it always was."""
+        if self.config.drawing.sizes is None:
+            return {}
+        way = fit(picture, size)
+        return {"frame": torch.tensor([*picture, way.top, way.left], dtype=torch.float32)}
+
+    def _told(self, one: _Sized) -> str:
+        return f"{one.found.where} ({told(self._extent(one.found))} to {told(one.size)})"
 
 
 def _where(one: Found) -> str | None:

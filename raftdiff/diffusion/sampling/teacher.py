@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, encode, size_of
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, encode, sizes_of
 from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Sample, Source
 
@@ -43,8 +43,7 @@ class TeacherSamplerConfig(Config):
         Raises:
             UserError: the teacher cannot be loaded, or what it draws is of a size that ``parts`` cannot learn.
         """
-        height, width = size_of(self.drawing, parts)
-        drawing = self.drawing.model_copy(update={"height": height, "width": width})
+        drawing = self.drawing.at(*sizes_of(self.drawing, parts))
         if self.model is None:
             return TeacherSampler(drawing.build(parts), parts, base_weights)
         return TeacherSampler(drawing.build(load(self.model, resolve)), parts, nullcontext)
@@ -59,9 +58,10 @@ class TeacherSampler:
     provides: tuple[str, ...] = ("latent",)
 
     def __init__(self, drawing: DiffusionSampler, policy: Parts, within: Within) -> None:
-        check_size(drawing.height, drawing.width, policy)
+        for height, width in drawing.sizes:
+            check_size(height, width, policy)
         self.drawing, self.policy, self._within = drawing, policy, within
-        self.height, self.width = drawing.height, drawing.width
+        self.sizes = drawing.sizes
         self._alike = drawing.parts is policy or same_vae(drawing.parts, policy)
 
     def sample(

@@ -36,7 +36,7 @@ def bare(*overrides: str) -> Assembly:
     recipe = load_recipe("scene_align", [*EVALUATED, *overrides])
     reader = SimpleNamespace(token_limit=77, reads_whole=lambda text: True)
     model = SimpleNamespace(prompts=reader, few_steps=None)
-    ranker, parts = SimpleNamespace(rewards=[]), SimpleNamespace(prompts=build(recipe.prompts))
+    ranker, parts = SimpleNamespace(rewards=[]), SimpleNamespace(prompts=build(recipe.prompts), sampler=None)
     nothing: Any = None
     return Assembly(recipe, model, nothing, nothing, nothing, ranker, ranker, parts)  # type: ignore[arg-type]
 
@@ -288,3 +288,33 @@ def test_a_path_is_recorded_where_the_rule_learns_from_it_and_nowhere_else(tmp_p
     plain = assemble(load_recipe("demo", base))
     assert plain.parts.sampler.provides == ("latent",)
     assert plain.parts.sampler.provides == plain.sampler.provides == ("latent",)
+
+
+def test_candidates_come_in_all_sizes_and_the_model_is_looked_at_in_the_first(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "model", "sd15")
+    (tmp_path / "cat.txt").write_text("a cat")
+    Image.new("RGB", (30, 20), "red").save(tmp_path / "cat.png")
+    base = [f"model.base={folder}", "model.device=cpu", "ranker.rewards=[{type: jpeg}]", "evaluation.judge=null"]
+    assembly = assemble(load_recipe("demo", [*base, "sampler.sizes=[[24,16],[16,16]]", "evaluation.every_round=1"]))
+    assert assembly.parts.sampler.sizes == assembly.sampler.sizes == ((16, 24), (16, 16))  # type: ignore[attr-defined]
+    assert assembly.evaluator.sizes == assembly.parts.held_out_sampler.sizes == ((16, 24),)  # type: ignore[union-attr]
+
+    def refused(*parts: str, rule: str = "dpo", selector: str = "best_worst") -> str:
+        mixed = [f"{{share: 2, sampler: {part}}}" for part in parts]
+        sampler = f"sampler={{type: mix, parts: [{', '.join(mixed)}]}}"
+        learner = [f"finetuner.learning={{type: {rule}}}", f"ranker.selector={{type: {selector}}}"]
+        captions = ["prompts={captions: [a cat]}", "loop.candidates=4", "loop.prompts_per_round=null"]
+        with pytest.raises(UserError) as told:
+            assemble(load_recipe("demo", [*base, sampler, *learner, *captions]))
+        return str(told.value)
+
+    sizes = "sizes: [[16, 16], [24, 16]]"
+    given = f"{{type: folder, path: '{tmp_path}', drawing: {{{sizes}}}}}"
+    assert "dpo learns from pairs of one size, and a folder's pictures have" in refused(
+        f"{{type: diffusion, {sizes}}}", given
+    )
+    other = "{type: diffusion, sizes: [[24, 16], [16, 16]]}"
+    assert (
+        "of dataset come pictures of 16x16 or 24x16, and the policy draws 24x16 or 16x16; give all parts the same sizes"
+        in refused(other, given)
+    )

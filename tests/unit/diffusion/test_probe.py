@@ -64,7 +64,7 @@ def test_steps_of_paths_are_counted_by_the_guidance_that_they_were_drawn_with(mo
     config = DiffusionFineTunerConfig(learning=learning, exposures=2.5, batch_size=2, anchor=anchor)
     sampler = drawing.build(parts, config.requires.aux)
     chain = chain_of(sampler.solver(), drawing.effective_eta, guidance)
-    tuner = config.build(parts, total_rounds=1, guidance=7.0, seed=0, chain=chain, rewards=[(Light(), 1.0)])
+    tuner = config.build(parts, total_rounds=1, guidance=7.0, seed=0, chains={(8, 8): chain}, rewards=[(Light(), 1.0)])
     prompts = [Prompt(name, name, name, name) for name in ("a", "b")]
     samples = {s.key: s for s in sampler.sample(prompts, per_prompt=2, seed=0, round=0, done=set())}
     chosen = Selection(config.requires.kinds[0], tuple(Item((key,)) for key in samples))

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.families.shared import ldm
+from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
@@ -126,6 +127,19 @@ def test_sizes_are_told_and_the_empty_text_is_zero_by_the_models_choice(models, 
     other = StableDiffusionXL().stated({**index, "force_zeros_for_empty_prompt": False})
     empty = other.encode(parts.modules, [""])
     assert empty.tokens.any()
+
+
+def test_a_picture_that_was_cut_is_told_so():
+    told = {}
+
+    def network(xt, timesteps, **beside):
+        told.update(beside["added_cond_kwargs"])
+        return (xt,)
+
+    xt, frame = torch.zeros(2, 4, 8, 12, dtype=torch.bfloat16), [[3467.0, 2001.0, 0.0, 13.0], [16.0, 24.0, 0.0, 0.0]]
+    texts = Texts(torch.zeros(2, 3, 4, dtype=torch.bfloat16), torch.zeros(2, 5), frame=torch.tensor(frame))
+    StableDiffusionXL().ask(network, xt, torch.tensor(5), texts, pixels=(16, 24), guidance=None)
+    assert told["time_ids"].tolist() == [[*row, 16.0, 24.0] for row in frame]  # 3467 is none of bfloat16's numbers
 
 
 def test_one_step_of_the_loss_is_the_published_training_loss(models):

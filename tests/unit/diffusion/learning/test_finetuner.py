@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion import process
+from raftdiff.diffusion.assembly import chains_of
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.policy_gradient import chain_of
@@ -28,6 +29,19 @@ def pictures(count=6, std=0.5, scale=1.0):
         prompt = Prompt(f"p{index % 3}", "x", "sampling text", f"picture {index % 3}")
         latent = scale * (pattern + std * torch.randn(4, 8, 8, generator=generator))
         sample = Sample(0, prompt, index, index, "policy", Image.new("RGB", (16, 16)), {"latent": latent})
+        samples[sample.key] = sample
+    return samples
+
+
+def of_sizes(frame=None):
+    """Seven samples with latents of three shapes, 4, 2 and 1 of each."""
+    samples = {}
+    for index, (rows, columns) in enumerate([(8, 8), (4, 8), (8, 8), (8, 4), (8, 8), (4, 8), (8, 8)]):
+        aux = {"latent": torch.randn(4, rows, columns, generator=torch.Generator().manual_seed(index))}
+        if frame is not None and index:
+            aux["frame"] = torch.tensor([*frame, 0.0, float(index)])
+        prompt, picture = Prompt("p", "x", "x", "x"), Image.new("RGB", (2 * columns, 2 * rows))
+        sample = Sample(0, prompt, index, index, "policy", picture, aux)
         samples[sample.key] = sample
     return samples
 
@@ -284,7 +298,7 @@ def walked(folder, count=6, guidance=2.0, **changes):
     config = DiffusionFineTunerConfig(
         **{"learning": {"type": "ddpo"}, "rank": 4, "batch_size": 3, "learning_rate": 1e-3, **changes}
     )
-    learner = config.build(parts, total_rounds=2, guidance=1.0, seed=0, chain=chain)
+    learner = config.build(parts, total_rounds=2, guidance=1.0, seed=0, chains={(8, 8): chain})
     drawn = sampler.sample([Prompt("p", "x", "x", "x", "bad")], per_prompt=count, seed=0, round=0, done=set())
     samples = {sample.key: sample for sample in drawn}
     items = tuple(Item((key,), weight=-1.0 if row % 2 else 2.0) for row, key in enumerate(samples))
@@ -308,7 +322,7 @@ def test_a_sampler_that_draws_no_noise_is_told_before_anything_is_drawn(models):
     chain = chain_of(still.solver(), 0.0, 2.0)
     config = DiffusionFineTunerConfig(learning={"type": "ddpo"})
     with pytest.raises(UserError, match="sampler.steps: no step of this sampler draws noise"):
-        config.build(parts, total_rounds=1, guidance=1.0, seed=0, chain=chain)
+        config.build(parts, total_rounds=1, guidance=1.0, seed=0, chains={(8, 8): chain})
 
 
 def test_ddpo_resumes_to_the_bit(models):
@@ -567,3 +581,88 @@ def test_states_of_another_finetuner_are_refused(models):
 def test_misspelt_keys_get_a_hint():
     with pytest.raises(UserError, match="Did you mean 'learning_rate'"):
         check(DiffusionFineTunerConfig, {"learing_rate": 1e-4})
+
+
+def seen(learner):
+    """Shapes and frames of what the network is shown, batch by batch."""
+    found, predict = [], learner._predict
+
+    def watched(xt, timesteps, texts):
+        found.append((tuple(xt.shape), texts.frame))
+        return predict(xt, timesteps, texts)
+
+    learner._predict = watched
+    return found
+
+
+def test_a_batch_is_of_one_size_and_sizes_come_as_often_as_they_have_pictures(models):
+    samples = of_sizes()
+    learner = tuner(models["sd15"], batch_size=2, gradient_accumulation=2, exposures=2.0)
+    batches = seen(learner)
+    figures = learner.fit(selection(samples), samples, seed=1, report=silent)
+    assert (figures["steps"], figures["exposures_mean"]) == (4, 2)  # 14 pictures, 4 a step, as of one size
+    shown = {shape[1:]: 0 for shape, _ in batches}
+    for shape, frame in batches:
+        shown[shape[1:]] += shape[0]
+        assert frame is None
+    assert shown == {(4, 8, 8): 8, (4, 4, 8): 4, (4, 8, 4): 2}
+    assert all(shape[0] == 2 for shape, _ in batches)
+
+
+@pytest.mark.parametrize("kind", [{}, {"gradient_accumulation": 2, "ema": 0.9, "anchor": 0.1}])
+def test_several_sizes_resume_to_the_bit(models, kind):
+    samples = of_sizes()
+    straight = tuner(models["sd15"], batch_size=2, exposures=1.0, **kind)
+    straight.fit(selection(samples), samples, seed=1, report=silent)
+    saved = straight.state_dict()
+    straight.fit(selection(samples), samples, seed=2, report=silent)
+    resumed = tuner(models["sd15"], batch_size=2, exposures=1.0, **kind)
+    resumed.load_state_dict(saved)
+    resumed.fit(selection(samples), samples, seed=2, report=silent)
+    assert same(resumed.state_dict(), straight.state_dict())
+
+
+def test_how_pictures_were_cut_is_told_with_the_captions(models):
+    """Those of which nothing is known are whole."""
+    samples = of_sizes(frame=(640.0, 333.0))
+    learner = tuner(models["sdxl"], batch_size=2, exposures=1.0)
+    batches = seen(learner)
+    learner.fit(selection(samples), samples, seed=1, report=silent)
+    rows = sorted(row for _, frame in batches for row in frame.tolist())
+    assert rows == [[16.0, 16.0, 0.0, 0.0], *([640.0, 333.0, 0.0, float(index)] for index in range(1, 7))]
+
+
+def test_a_pair_of_two_sizes_is_refused(models):
+    samples = of_sizes()
+    keys = list(samples)
+    torn = Selection("pairs", (Item((keys[0], keys[1])),))
+    learner = tuner(models["sd15"], learning={"type": "dpo"})
+    with pytest.raises(UserError, match=r"'p' are of several sizes \(16x16 and 16x8\), and a rule of pairs compares"):
+        learner.fit(torn, samples, seed=0, report=silent)
+
+
+def test_paths_are_learnt_by_the_steps_of_their_own_size(models):
+    """A flow whose steps follow the number of tokens."""
+    parts = load(ModelConfig(base=str(models["flux_dev"])))
+    side = 2 * parts.multiple
+    drawing = DiffusionSamplerConfig(
+        steps=3, guidance=1.0, scheduler="euler_a", sizes=[(side, side), (side, 2 * side), (2 * side, side)]
+    )
+    config = DiffusionFineTunerConfig(learning={"type": "ddpo"}, rank=4, batch_size=2, exposures=2.0)
+    sampler = drawing.build(parts, ("latent", "path"))
+    chains = chains_of(sampler, drawing)
+    assert len({tuple(chain.level.s.tolist()) for chain in chains.values()}) == 2
+    learner = config.build(parts, total_rounds=1, guidance=1.0, seed=0, chains=chains)
+    prompts = [Prompt(name, name, name, name) for name in "abcd"]
+    samples = {it.key: it for it in sampler.sample(prompts, per_prompt=1, seed=0, round=0, done=set())}
+    assert len({it.media.size for it in samples.values()}) > 1
+    told, predict = {}, learner._predict
+
+    def watched(xt, timesteps, texts):
+        told.setdefault(tuple(xt.shape[-2:]), set()).update(timesteps.tolist())
+        return predict(xt, timesteps, texts)
+
+    learner._predict = watched
+    learner.fit(Selection("advantages", tuple(Item((key,), 1.0) for key in samples)), samples, seed=0, report=silent)
+    assert all(times <= set(chains[shape].timesteps.tolist()) for shape, times in told.items())
+    assert len(told) > 1

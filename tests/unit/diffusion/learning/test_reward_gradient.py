@@ -131,7 +131,9 @@ def drawn(folder, learning, solver="ddim", **changes):
     sampler = drawing.build(parts, ("latent", "path"))
     chain = chain_of(sampler.solver(), 0.0, guidance)
     config = DiffusionFineTunerConfig(learning=learning, **{"rank": 4, "batch_size": 2, **changes})
-    learner = config.build(parts, total_rounds=1, guidance=1.0, seed=0, chain=chain, rewards=[(Red(), 100.0)])
+    learner = config.build(
+        parts, total_rounds=1, guidance=1.0, seed=0, chains={(8, 8): chain}, rewards=[(Red(), 100.0)]
+    )
     samples = {it.key: it for it in sampler.sample([PROMPT], per_prompt=count, seed=0, round=0, done=set())}
     return learner, sampler, samples, Selection("weighted", tuple(Item((key,)) for key in samples))
 

@@ -152,3 +152,61 @@ def test_encoding_does_not_depend_on_the_batch(parts: Parts) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     pictures = [Image.fromarray(one) for one in noise]
     torch.testing.assert_close(encode(parts, pictures, 3), encode(parts, pictures, 1))
+
+
+SIZES = [(16, 16), (24, 12), (12, 24)]
+
+
+@pytest.fixture
+def shapes(tmp_path: Path) -> Path:
+    """Of height and width 20 x 40, 40 x 20, 8 x 8 and 30 x 30, the second lying on its side by its mark."""
+    for place, (high, wide) in enumerate([(20, 40), (20, 40), (8, 8), (30, 30)]):
+        pixels = np.full((high, wide, 3), 50 * place, dtype=np.uint8)
+        mark = Image.Exif()
+        mark[0x0112] = 6 if place == 1 else 1
+        Image.fromarray(pixels).save(tmp_path / f"{place}.png", exif=mark)
+        (tmp_path / f"{place}.txt").write_text("a cat")
+    return tmp_path
+
+
+def test_pictures_go_to_the_nearest_shape(shapes: Path, parts: Parts) -> None:
+    small = DiffusionSamplerConfig(sizes=SIZES, batch_size=2)
+    found = {one.index: one for one in drawn(sampler(shapes, parts, drawing=small), "a cat")}
+    assert [found[index].media.size for index in range(4)] == [(24, 12), (12, 24), (16, 16), (16, 16)]
+    assert all(np.asarray(one.media).max() == 50 * index for index, one in found.items())
+    shaped = {tuple(side * parts.vae_factor for side in one.aux["latent"].shape[1:]) for one in found.values()}
+    assert shaped == {(high, wide) for wide, high in SIZES}
+    assert [found[index].aux["frame"].tolist() for index in range(4)] == [
+        [20, 40, 0, 0],
+        [40, 20, 0, 0],
+        [8, 8, 0, 0],
+        [30, 30, 0, 0],
+    ]
+    assert "frame" not in drawn(sampler(shapes, parts), "a cat")[0].aux  # of one size all is told as it was
+
+
+def test_what_is_cut_off_and_enlarged_is_told(shapes: Path, parts: Parts) -> None:
+    prompts = build(PromptsConfig(captions=["a cat"]))
+    several = sampler(shapes, parts, drawing=DiffusionSamplerConfig(sizes=[(16, 16), (24, 16)]))
+    (note,) = several.notes(prompts, 4)
+    assert note.splitlines() == [
+        f"sampler.path: 4 pictures of '{shapes}' are scaled and cut in the middle.",
+        "  sizes: 16x16 3, 24x16 1",
+        f"  19% of a picture is cut off on average, at most 50%, of {shapes / '1.png'} (20x40 to 16x16)",
+        f"  smaller than that, and so enlarged: 1 picture, such as {shapes / '2.png'} (8x8 to 16x16)",
+    ]
+    (note,) = sampler(shapes, parts).notes(prompts, 1)
+    assert note.splitlines()[1:] == [
+        f"  50% of a picture is cut off on average, at most 50%, of {shapes / '0.png'} (40x20 to 16x16)"
+    ]
+    frames = [one.aux["frame"].tolist() for one in drawn(several, "a cat")]
+    assert sorted(frames) == [[8, 8, 0, 0], [20, 40, 0, 4], [30, 30, 0, 0], [40, 20, 8, 0]]
+    (shapes / "3.png").write_bytes(b"none")
+    with pytest.raises(UserError, match=r"3\.png: this is no picture"):
+        sampler(shapes, parts, drawing=DiffusionSamplerConfig(sizes=SIZES)).notes(prompts, 4)
+
+
+def test_pictures_that_are_compared_in_pairs_have_one_size(shapes: Path, parts: Parts) -> None:
+    config = FolderSamplerConfig(path=str(shapes), drawing=DiffusionSamplerConfig(sizes=SIZES))
+    found = drawn(config.build(parts, alike=True), "a cat")
+    assert {one.media.size for one in found} == {(16, 16)}

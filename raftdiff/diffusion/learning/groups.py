@@ -1,0 +1,94 @@
+"""What a round learns from, sorted by size: a batch is of pictures of one."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, final
+
+import torch
+from jaxtyping import Float, Int
+from PIL.Image import Image
+from torch import Tensor
+
+from raftdiff.diffusion.learning.lessons import Lesson
+from raftdiff.errors import UserError
+from raftdiff.types import Key, Prompt, Sample, Selection
+
+
+@final
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Those items of a step whose pictures are of one size, the pictures of an item side by side; on the CPU."""
+
+    lesson: Lesson[Any]
+    shown: Float[Tensor, "rows ..."]
+    """What the lesson names as its ``aux``."""
+    prompts: Sequence[Prompt]
+    weights: Float[Tensor, " rows"]
+    frame: Float[Tensor, "rows 4"] | None
+    """As of ``Texts``."""
+    drawn: Any
+    """Of each item, with ``rows(chosen)``."""
+
+
+def grouped(
+    lesson: Lesson[Any],
+    samples: Sequence[Sample[Image]],
+    weights: Float[Tensor, " rows"],
+    *,
+    pictures: int,
+    generator: torch.Generator,
+) -> Group:
+    """Samples of one size, ``pictures`` for each item, with a draw for each item: the same however a step is cut into
+    batches and processes."""
+    shown = torch.stack(held(samples, lesson.aux))
+    drawn = lesson.draw(torch.Size((len(shown) // pictures, *shown.shape[1:])), generator)
+    return Group(lesson, shown, [sample.prompt for sample in samples], weights, frames(samples), drawn)
+
+
+def rows_of(items: Int[Tensor, " items"], pictures: int) -> Int[Tensor, " rows"]:
+    """Where the pictures of some items stand, of which each has so many."""
+    return (items[:, None] * pictures + torch.arange(pictures)).flatten()
+
+
+def held(samples: Sequence[Sample[Image]], name: str) -> list[Tensor]:
+    """Of each sample's aux this tensor, float32 on the CPU.
+
+    Raises:
+        UserError: a sample lacks it.
+    """
+    for sample in samples:
+        if name not in sample.aux:
+            raise UserError(
+                f"round {sample.round}: '{sample.prompt.id}', candidate {sample.index}, is recorded without its "
+                f"{name}, which the fine-tuner learns from: another rule drew that round. Replay none of those "
+                "(loop.replay_rounds: 0), or begin a new run."
+            )
+    return [sample.aux[name].float() for sample in samples]
+
+
+def frames(samples: Sequence[Sample[Image]]) -> Float[Tensor, "rows 4"] | None:
+    """How the pictures were scaled and cut, as of ``Texts``; those of which nothing is recorded are whole. None where
+    that is all of them."""
+    if not any("frame" in sample.aux for sample in samples):
+        return None
+    whole = [torch.tensor([sample.media.height, sample.media.width, 0.0, 0.0]) for sample in samples]
+    return torch.stack([sample.aux.get("frame", own) for sample, own in zip(samples, whole, strict=True)])
+
+
+def shapes(selection: Selection, samples: Mapping[Key, Sample[Image]]) -> list[torch.Size]:
+    """Of each item's latents.
+
+    Raises:
+        UserError: an item's pictures are of several sizes, and so cannot be compared.
+    """
+    found = []
+    for item in selection.items:
+        first, *others = (samples[key] for key in item.keys)
+        if other := next((it for it in others if it.aux["latent"].shape != first.aux["latent"].shape), None):
+            sizes = " and ".join(f"{it.media.width}x{it.media.height}" for it in (first, other))
+            raise UserError(
+                f"round {first.round}: the pictures of '{first.prompt.id}' are of several sizes ({sizes}), and a rule "
+                "of pairs compares those of one. Give the sampler one size."
+            )
+        found.append(first.aux["latent"].shape)
+    return found
