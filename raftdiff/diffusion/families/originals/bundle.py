@@ -56,8 +56,9 @@ class Bundle:
             elif part == "vae":
                 found[part] = _filled(component, folder, _behind(weights, VAES), _vae, dtype)
             else:
-                named = _behind(weights, _starts(self.encoders[part]))
-                found[part] = _text_encoder(part, component, folder, named, dtype)
+                called = self.encoders[part]
+                named = _behind(weights, _starts(called))
+                found[part] = _text_encoder(part, component, folder, named, dtype, plain="clip_l" in called)
         return found
 
     def weights(self, components: Mapping[str, Component], modules: Modules) -> dict[str, Tensor]:
@@ -112,21 +113,27 @@ def _vae(weights: Weights, own: Weights) -> dict[str, Tensor]:
     return {**found, **{name: weight for name, weight in named.items() if name.startswith(NORM)}}
 
 
-def _text_encoder(part: str, component: Component, folder: Path, weights: Weights, dtype: torch.dtype) -> Any:
-    """
+def _text_encoder(
+    part: str, component: Component, folder: Path, weights: Weights, dtype: torch.dtype, *, plain: bool
+) -> Any:
+    """``plain``: where it says no projection, it has none.
+
     Raises:
-        ValueError: it is not whole.
+        ValueError: it is not whole, or of another size.
     """
     import transformers
 
     kind = getattr(transformers, component.kind)
     config = kind.config_class.from_pretrained(folder, local_files_only=True)
     named = dict(weights)
-    if component.kind == "CLIPTextModelWithProjection" and "text_projection.weight" not in named:
-        named["text_projection.weight"] = torch.eye(config.hidden_size)  # files for ComfyUI leave it out of CLIP-L's
-    model, told = kind.from_pretrained(None, config=config, state_dict=named, dtype=dtype, output_loading_info=True)
+    if plain and component.kind == "CLIPTextModelWithProjection":  # Stable Diffusion 3's; ComfyUI projects none of it
+        named.setdefault("text_projection.weight", torch.eye(config.projection_dim, config.hidden_size))
+    asked: Any = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # which is told here in its own words
+    model, told = kind.from_pretrained(None, config=config, state_dict=named, dtype=dtype, **asked)
     if missing := told["missing_keys"]:
         raise ValueError(f"of its {part} it lacks '{min(missing)}'")
+    if other := told["mismatched_keys"]:
+        raise ValueError(f"of its {part} '{min(other)[0]}' is of another size")
     return model
 
 
