@@ -20,7 +20,10 @@ HOW = {
     "gguf_file='{file}'), '{out}')",
     "merged text": "load it with: AutoModelForCausalLM.from_pretrained('{out}')",
 }
-FLOW = "put it into models/loras of ComfyUI, where that knows {told}, or give it to another program that does"
+FLOWS = {
+    "kohya": "put it into models/loras of ComfyUI, where that knows {told}, or give it to another program that does",
+    "checkpoint": "put it into models/checkpoints of ComfyUI",
+}
 FREE = ("model.dtype", "model.attention", "finetuner.precision")
 
 
@@ -62,7 +65,7 @@ def export(args: argparse.Namespace) -> None:
             told["raftdiff.loras"] = ", ".join(f"{_called(one.path)} at {one.weight:g}" for one in loras)
         written = pictures.export(assembly.finetuner, form, out, told)
         family = assembly.finetuner.parts.family
-        how = HOW[form] if form != "kohya" or family.denoiser == "unet" else FLOW.format(told=family.told)
+        how = HOW[form] if form not in FLOWS or family.denoiser == "unet" else FLOWS[form].format(told=family.told)
         if started and form in ("diffusers", "kohya"):
             beside = f"\nit is the new training alone: use it beside {started}"
     print(f"{written}\n{how.format(out=written, base=base, file=file)}{beside}")
