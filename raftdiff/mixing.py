@@ -1,8 +1,9 @@
 """Candidates from several samplers: the policy beside teachers, data sets and people."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import replace
+from functools import partial
 from itertools import accumulate
 from typing import Any, Generic, Literal, final
 
@@ -11,7 +12,7 @@ from pydantic import Field
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain
 from raftdiff.seeds import fold
-from raftdiff.types import Media, Prompt, Sample, Sampler, Source
+from raftdiff.types import Media, Preview, Prompt, Prunes, Sample, Sampler, Source
 
 
 class MixPartConfig(Config):
@@ -123,6 +124,20 @@ class MixSampler(Generic[Media]):
             drawn = sampler.sample(prompts, per_prompt=count, seed=part_seed, round=round, done=own)
             yield from (replace(sample, index=start + sample.index) for sample in drawn)
 
+    def kept(self, per_prompt: int) -> int:
+        counts = [min(share, per_prompt - start) for (share, _), start in zip(self.parts, self._starts, strict=False)]
+        each = zip(counts, self.parts, strict=True)
+        return sum(one.kept(count) if isinstance(one, Prunes) else count for count, (_, one) in each if count > 0)
+
+    def on_previews(self, told: Callable[[Sequence[Preview]], object]) -> None:
+        for (_, sampler), start in zip(self.parts, self._starts, strict=False):
+            if isinstance(sampler, Prunes):
+                sampler.on_previews(partial(_shifted, told, start))
+
     def network_evaluations(self) -> int:
         """Of all parts together."""
         return sum(sampler.network_evaluations() for _, sampler in self.parts)
+
+
+def _shifted(told: Callable[[Sequence[Preview]], object], by: int, seen: Sequence[Preview]) -> None:
+    told([one._replace(index=one.index + by) for one in seen])

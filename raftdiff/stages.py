@@ -12,11 +12,12 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.measures.mixing import agreements, chosen_above, contributions, signed, told_nothing
+from raftdiff.measures.pruning import looks, trust
 from raftdiff.progress import Progress
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
 from raftdiff.records.changes import alike
-from raftdiff.records.media import file_name, opened
+from raftdiff.records.media import file_name, note_previews, opened, previews
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms, best_round
@@ -28,6 +29,7 @@ from raftdiff.types import (
     Key,
     Media,
     Prompt,
+    Prunes,
     Report,
     Round,
     Sample,
@@ -97,18 +99,22 @@ def sample(
     none, those of the last round that did. ``own``: those alone, where others are drawn elsewhere (``spread``)."""
     if draft.index == 0 and own is None and "held_out_base" not in draft.metrics():
         _validate(draft, run, parts, "held_out_base", progress)
-    loop, t = parts.loop, draft.index
+    sampler, loop, t = parts.sampler, parts.loop, draft.index
     prompts = asked(parts.prompts, loop, t)
     every = {(prompt.id, index) for prompt in prompts for index in range(loop.candidates)}
     done, left = draft.sampled(), every - own if own is not None else set()
-    drawn, total = len(done), len(every) - len(left)
+    kept = sampler.kept(loop.candidates) if isinstance(sampler, Prunes) else loop.candidates
+    drawn, total = len(done), (len(every) - len(left)) * kept // loop.candidates
     report = progress.stage(t, "sample")
-    with _timed(draft, "sample", parts.sampler.network_evaluations):
+    with _timed(draft, "sample", sampler.network_evaluations):
         if ago := t % loop.sample_every:
             stream = _taken_over(run.round(t - ago), t, done)
+            note_previews(draft.path, previews(run.round(t - ago).path))
         else:
             seed = fold(loop.seed, t, "sample")
-            stream = parts.sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done | left)
+            if isinstance(sampler, Prunes):
+                sampler.on_previews(lambda seen: note_previews(draft.path, seen))
+            stream = sampler.sample(prompts, per_prompt=loop.candidates, seed=seed, round=t, done=done | left)
         try:
             for candidate in stream:
                 draft.add(candidate)
@@ -116,7 +122,7 @@ def sample(
                 report(drawn, total)
         finally:
             draft.flush()
-    draft.note(candidates=drawn)
+    draft.note(candidates=drawn, **looks(previews(draft.path)))
 
 
 def score(draft: Draft, ranker: Ranker[Media], prompts: Sequence[Prompt], loop: LoopConfig, progress: Progress) -> None:
@@ -148,8 +154,10 @@ def select(draft: Draft, run: Run, ranker: Ranker[Media]) -> None:
         chosen = {key for item in selection.items for key in item.keys}
         batches = draft.folder.batches(SCORING_BATCH)
         described = ranker.describe(batches, chosen) if ranker.describe else {}
+        levels = replace(scores, total=_levels(ranker, scores, units.get("units", {})))
+        drawn = draft.metrics().get("candidates", scores.total.size)
         draft.note(
-            **figures(replace(scores, total=_levels(ranker, scores, units.get("units", {}))), selection),
+            **{**figures(levels, selection, drawn), **trust(previews(draft.path), scores)},
             selected=len(selection.items),
             left_out=list(selection.left_out),
             prompts=len(scores.prompts),

@@ -3,7 +3,7 @@
 Pictures and text share all of this. ``Media`` is ``PIL.Image.Image`` on the picture side and ``str`` on the text side.
 """
 
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Literal, NamedTuple, Protocol, TypeVar, runtime_checkable
@@ -152,6 +152,32 @@ class Sampler(Protocol[Media]):
 
     def network_evaluations(self) -> int:
         """Rows through the network since construction; a picture with guidance counts two a step."""
+        ...
+
+
+class Preview(NamedTuple):
+    """What was seen of a candidate before it was drawn."""
+
+    prompt: str
+    index: int  # type: ignore[assignment]  # as in Key
+    step: int
+    """How many denoising steps lay behind."""
+    total: float
+    """By which it was ranked; NaN where a reward discarded it."""
+    kept: bool
+    """Whether it was drawn on."""
+
+
+@runtime_checkable
+class Prunes(Protocol):
+    """A sampler that draws only some of the candidates to the end."""
+
+    def kept(self, per_prompt: int) -> int:
+        """How many of so many candidates of a prompt it yields."""
+        ...
+
+    def on_previews(self, told: Callable[[Sequence[Preview]], object]) -> None:
+        """Tell ``told`` from now on what is seen of candidates, before those that are left of them are yielded."""
         ...
 
 

@@ -6,7 +6,7 @@ from typing import Any, final
 
 from tqdm import tqdm
 
-from raftdiff.reports.words import duration
+from raftdiff.reports.words import dropped, duration
 from raftdiff.types import Report, Round
 
 LINE_EVERY = 30.0
@@ -93,6 +93,8 @@ def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
     if metrics["discard_rate"]:
         unfit = [f"{metrics[name]} {name.replace('_', ' ')}" for name in ("blank", "too_long") if metrics.get(name)]
         parts.append(f"{metrics['discard_rate']:.0%} discarded" + (f" ({unfit[0]})" if unfit else ""))
+    if told := dropped(metrics):
+        parts.append(told.partition(":")[0])
     if undecided := metrics.get("undecided"):
         parts.append(f"nothing told apart for {undecided} of {metrics['prompts']} prompts")
     if metrics["left_out"]:

@@ -14,6 +14,7 @@ from raftdiff.diffusion.models import loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
+from raftdiff.diffusion.sampling.pruned import PrunedSampler
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
 from raftdiff.diffusion.sizes import Size, told
 from raftdiff.diffusion.wording import NEXT, Reading, limits, signs
@@ -131,7 +132,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         chains=chains,
         rewards=ranker.rewards if training else (),
     )
-    sampler = _training_sampler(recipe, own, finetuner, prompts) if training else own
+    sampler = _training_sampler(recipe, own, finetuner, prompts, ranker) if training else own
     measures = measuring(recipe, ranker, device=str(model.device))
     demand_prompts([reward for reward, _ in ranker.rewards] if training else [], prompts)
     held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
@@ -164,13 +165,17 @@ def chains_of(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> dic
 
 
 def _training_sampler(
-    recipe: Recipe, own: DiffusionSampler, finetuner: DiffusionFineTuner, prompts: Sequence[Prompt]
+    recipe: Recipe,
+    own: DiffusionSampler,
+    finetuner: DiffusionFineTuner,
+    prompts: Sequence[Prompt],
+    ranker: Ranker[Image],
 ) -> Sampler[Image]:
     """
     Raises:
         UserError: a part cannot be built, gives pictures of another size than the policy draws, or has none.
     """
-    held = [_sampler(one, own, finetuner) for one in samplers(recipe)]
+    held = [_sampler(one, own, finetuner, ranker) for one in samplers(recipe)]
     for one, share in zip(held, shares(recipe), strict=True):
         if isinstance(one, FolderSampler):
             one.check(prompts, share, alone=len(held) == 1 and recipe.loop.prompts_per_round is not None)
@@ -196,11 +201,14 @@ def _training_sampler(
     return recipe.sampler.build(held) if isinstance(recipe.sampler, MixSamplerConfig) else held[0]
 
 
-def _sampler(config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner) -> Sampler[Image]:
+def _sampler(
+    config: Any, own: DiffusionSampler, finetuner: DiffusionFineTuner, ranker: Ranker[Image]
+) -> Sampler[Image]:
     """One sampler of the recipe; ``own`` is the policy's."""
     match config:
         case DiffusionSamplerConfig():
-            return config.build(own.parts, finetuner.requires.aux)
+            drawing, prune = config.build(own.parts, finetuner.requires.aux), config.prune
+            return drawing if prune is None else PrunedSampler(drawing, prune, previewing(ranker, prune.rewards))
         case TeacherSamplerConfig():
             return config.build(own.parts, finetuner.base_weights, embedded.resolve)
         case FolderSamplerConfig():
@@ -214,6 +222,12 @@ def _given_notes(sampler: Sampler[Image], prompts: Sequence[Prompt], candidates:
     """How the pictures of folders come to their sizes."""
     held = sampler.parts if isinstance(sampler, MixSampler) else [(candidates, sampler)]
     return [note for share, one in held if isinstance(one, FolderSampler) for note in one.notes(prompts, share)]
+
+
+def previewing(ranker: Ranker[Image], names: Sequence[str] | None) -> Ranker[Image]:
+    """A ranker of previews: the rewards of these names, by default all that rank or bound, mixed as in the other."""
+    looking = [pair for pair in ranker.rewards if ranker.role(pair[0].name) != "hold_out"]
+    return ranker.measuring([pair for pair in looking if names is None or pair[0].name in names], BLANK)
 
 
 def measuring(recipe: Recipe, ranker: Ranker[Image], *, device: str) -> Ranker[Image]:

@@ -96,6 +96,19 @@ def flow(shift: float = 1.0, timesteps: int = 1000) -> Process:
     return Process(Level(1.0 - s, s), s * timesteps, "flow")
 
 
+def level_at(process: Process, timestep: Float[Tensor, ""] | Int[Tensor, ""]) -> Level:
+    """The level of one timestep as solvers tell it to a network: of a flow s times their number, else a place on the
+    schedule, which of Euler's solvers may lie between two."""
+    told = timestep.detach().float().cpu().view(1)
+    if process.predicts == "flow":
+        s = told / len(process)
+        return Level(1.0 - s, s)
+    low = told.floor().long().clamp(0, len(process) - 1)
+    abar = process.level.a.cpu() ** 2
+    between = abar[low] + (told - low) * (abar[(low + 1).clamp(max=len(process) - 1)] - abar[low])
+    return of_abar(between)
+
+
 def rows(values: Shaped[Tensor, " batch"], like: Float[Tensor, "batch *any"]) -> Tensor:
     """Per-row values with trailing axes of one, so that they multiply ``like``."""
     return values.view(-1, *[1] * (like.ndim - 1))

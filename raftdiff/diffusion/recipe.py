@@ -12,6 +12,7 @@ from raftdiff.diffusion.learning.reward_gradient import without_gradient
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
+from raftdiff.diffusion.pruning import PruneConfig
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
@@ -40,6 +41,12 @@ else:
 
 UNMEASURED = ("given",)
 """Rewards that say nothing of a model's pictures before and after."""
+
+
+UNSEEN = (*UNMEASURED, "labels")
+"""Those that say nothing of a preview."""
+TAKES_BEST = ("best_of_k", "diverse", "top_fraction")
+"""Selectors that have no use for the worst."""
 
 
 class RankerConfig(Config):
@@ -156,9 +163,21 @@ def shares(recipe: Recipe) -> list[int]:
 
 
 def evaluations_of(recipe: Recipe) -> int:
-    """Of the network, for all the candidates of a prompt."""
-    costs = [getattr(one, "evaluations", 0) for one in samplers(recipe)]
-    return sum(share * cost for share, cost in zip(shares(recipe), costs, strict=True))
+    """Of the network, for all the candidates of a prompt; without the rows that fill pruned batches up."""
+    return sum(_evaluations(one, share) for one, share in zip(samplers(recipe), shares(recipe), strict=True))
+
+
+def _evaluations(config: Any, share: int) -> int:
+    cost: int = getattr(config, "evaluations", 0)
+    prune: PruneConfig | None = getattr(config, "prune", None)
+    return share * cost if prune is None else prune.steps(config.steps, share) * (cost // config.steps)
+
+
+def drawn_of(recipe: Recipe) -> int:
+    """How many of a prompt's candidates are drawn to the end."""
+    pruned = [getattr(one, "prune", None) for one in samplers(recipe)]
+    each = zip(samplers(recipe), pruned, shares(recipe), strict=True)
+    return sum(share if prune is None else prune.looks(it.steps, share)[-1].kept for it, prune, share in each)
 
 
 def _sealed(config: Any, folder: Path) -> Any:
@@ -197,7 +216,7 @@ def work(recipe: Recipe) -> Counts:
         selected=chosen * (1 + min(loop.replay_rounds, loop.rounds - 1)),
         guidance=recipe.guidance,
     )
-    return replace(counts, sampling_evaluations=prompts * evaluations_of(recipe))
+    return replace(counts, images=prompts * drawn_of(recipe), sampling_evaluations=prompts * evaluations_of(recipe))
 
 
 def refuse_other(run: Run) -> None:
@@ -237,6 +256,8 @@ def _check(recipe: Recipe) -> None:
             raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
         recipe.sampler.fit(recipe.loop.candidates)
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
+    for one, share in zip(samplers(recipe), shares(recipe), strict=True):
+        _check_pruned(recipe, one, share, learner)
     if recipe.finetuner.learning.type in ("draft", "refl"):
         _check_gradient(recipe, learner)
     check_kind(recipe, learner, needs)
@@ -244,6 +265,50 @@ def _check(recipe: Recipe) -> None:
         _check_path(recipe, learner)
     if needs.fresh_samples:
         _check_chain(recipe, learner)
+
+
+def _check_pruned(recipe: Recipe, config: Any, share: int, learner: str) -> None:
+    """
+    Args:
+        config: of one of its samplers, that gives ``share`` candidates of a prompt.
+
+    Raises:
+        UserError: candidates are pruned that are needed, that nothing is saved on, or that nobody could compare.
+    """
+    if getattr(getattr(config, "drawing", None), "prune", None):
+        raise UserError("sampler.drawing.prune: only what the policy draws to learn from is pruned; leave it out.")
+    prune: PruneConfig | None = getattr(config, "prune", None)
+    if prune is None:
+        return
+    selector, ranks = recipe.ranker.selector, list(filter(has_say, recipe.ranker.rewards))
+    if "path" in recipe.finetuner.requires.aux:
+        raise UserError(f"sampler.prune: {learner} learns from how each candidate was drawn; leave it out.")
+    if selector.type not in TAKES_BEST:
+        raise UserError(
+            f"sampler.prune: the selector '{selector.type}' takes candidates that lost too, and these are not drawn; "
+            f"use {', '.join(TAKES_BEST)}, or leave it out."
+        )
+    named = [it.name or it.type for it in ranks]
+    if strange := [name for name in prune.rewards or () if name not in named]:
+        raise UserError(
+            f"sampler.prune.rewards: '{strange[0]}' is none of the ranker's rewards that rank, veto or constrain: "
+            f"{', '.join(named)}."
+        )
+    looking = [it for it in ranks if prune.rewards is None or (it.name or it.type) in prune.rewards]
+    if blind := next((it for it in looking if it.type in UNSEEN), None):
+        raise UserError(
+            f"sampler.prune.rewards: '{blind.name or blind.type}' knows finished pictures alone, and no previews; "
+            "name others of the ranker's."
+        )
+    if not any(weight_of(it) for it in looking):
+        raise UserError("sampler.prune.rewards: none of these ranks; name one with a weight.")
+    prune.check(config.steps, share)
+    prompts = recipe.loop.prompts_per_round or len(build(recipe.prompts))
+    if selector.count(prompts, recipe.loop.candidates) > prompts * drawn_of(recipe):
+        raise UserError(
+            f"sampler.prune.keep: {drawn_of(recipe)} of a prompt's {recipe.loop.candidates} candidates are left, and "
+            f"the selector '{selector.type}' takes more; keep more, or select fewer."
+        )
 
 
 def _check_gradient(recipe: Recipe, learner: str) -> None:

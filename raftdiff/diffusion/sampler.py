@@ -4,21 +4,22 @@ import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
 from functools import cache
-from typing import Annotated, Any, Literal, TypeAlias, final
+from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
 
-import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Shaped
 from PIL import Image
 from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt, told
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
+from raftdiff.selection.pruning import PruneConfig
 from raftdiff.types import Prompt, Sample, Source
 
 Side: TypeAlias = Annotated[int, Field(ge=8)]
@@ -52,6 +53,8 @@ class DiffusionSamplerConfig(Config):
     """Pictures denoised at once."""
     vae_batch_size: int | None = Field(default=None, ge=1)
     """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
+    prune: PruneConfig | None = None
+    """Which of a round's candidates are drawn to the end: all by default. Evaluations draw all, whatever it says."""
 
     @model_validator(mode="after")
     def _one_place_for_sizes(self) -> "DiffusionSamplerConfig":
@@ -79,7 +82,7 @@ class DiffusionSamplerConfig(Config):
 
     @property
     def evaluations(self) -> int:
-        """Of the network, for a picture."""
+        """Of the network, for a picture that is drawn to the end."""
         return self.steps * (1 if self.guidance == 1 else 2)
 
     @property
@@ -97,6 +100,22 @@ class DiffusionSamplerConfig(Config):
     def build(self, parts: Parts, aux: Sequence[str] = ("latent",)) -> "DiffusionSampler":
         """``aux``: what each sample is to carry, of ``can_provide``."""
         return DiffusionSampler(self, parts, aux)
+
+
+Job = tuple[Prompt, int]
+"""A candidate to be drawn: its prompt, and which of the prompt's it is."""
+
+
+class Step(NamedTuple):
+    """A denoising step that was taken; all but the timestep are (batch, channels, height, width), float32."""
+
+    seen: Tensor
+    """What the network saw: a x0 + s noise."""
+    timestep: Tensor
+    predicted: Tensor
+    """Guidance included."""
+    following: Tensor
+    """Where it led, as the solver keeps it; after the last step the latents."""
 
 
 @final
@@ -139,17 +158,19 @@ class DiffusionSampler:
         jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
         batches = cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
         wanted = [(size, batch) for size, batch in batches if any((p.id, k) not in done for p, k in batch)]
-        if wanted:
-            texts = [text for _, batch in wanted for prompt, _ in batch for text in self._texts(prompt)]
-            self.parts.prompts.remember(texts)
-        for (_, batch), drawn in _shared(wanted, lambda sized: self._draw(sized[0], sized[1], seed)):
+        self.remember([prompt for _, batch in wanted for prompt, _ in batch])
+        for (_, batch), drawn in shared(wanted, lambda sized: self._draw(sized[0], sized[1], seed)):
             for (prompt, index), (aux, picture) in zip(batch, drawn, strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
                     yield Sample(round, prompt, index, one, self.source, picture, aux)
 
-    def _texts(self, prompt: Prompt) -> tuple[str, ...]:
-        return (prompt.sampling, prompt.negative) if self.config.guidance != 1 else (prompt.sampling,)
+    def remember(self, prompts: Sequence[Prompt]) -> None:
+        """Read the texts of all that is going to be drawn, each once."""
+        guided = self.config.guidance != 1
+        texts = [text for one in prompts for text in ((one.sampling, one.negative) if guided else (one.sampling,))]
+        if texts:
+            self.parts.prompts.remember(texts)
 
     def network_evaluations(self) -> int:
         """Rows through the network since construction; a picture with guidance counts two a step."""
@@ -163,18 +184,12 @@ class DiffusionSampler:
             parts.family.set_steps(self.scheduler, self.config.steps, parts.modules, pixels=pixels, device=parts.device)
         return self.scheduler
 
-    def _draw(
-        self, size: Size, batch: Sequence[tuple[Prompt, int]], seed: int
-    ) -> list[tuple[dict[str, Tensor], Image.Image]]:
-        generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in batch]
-        texts = self.parts.prompts([prompt.sampling for prompt, _ in batch])
-        negative = self.parts.prompts([prompt.negative for prompt, _ in batch]) if self.config.guidance != 1 else None
-        shape = (1, *self.parts.latent_shape(*size))
-        noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-        way = self.denoising(noise, texts, negative, generators)
+    def _draw(self, size: Size, batch: Sequence[Job], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
+        noise, generators = self.noise(batch, seed, size)
+        way = self.denoising(noise, *self.texts(batch), generators)
         path = deque(way, maxlen=None if "path" in self.provides else 1)
         latents = path[-1]
-        pictures = decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
+        pictures = self.decoded(latents)
         held = {"latent": latents.cpu()}
         if "path" in self.provides:
             held["path"] = torch.stack([one.cpu() for one in path], dim=1)
@@ -182,6 +197,22 @@ class DiffusionSampler:
             ({name: tensor[row].clone() for name, tensor in held.items()}, picture)
             for row, picture in enumerate(pictures)
         ]
+
+    def noise(
+        self, jobs: Sequence[Job], seed: int, size: Size
+    ) -> tuple[Float[Tensor, "jobs channels height width"], list[torch.Generator]]:
+        """What each begins with, on the CPU, and the generator that it came from, for stochastic solvers."""
+        generators = [torch.Generator().manual_seed(fold(seed, prompt.id, index)) for prompt, index in jobs]
+        shape = (1, *self.parts.latent_shape(*size))
+        return torch.cat([torch.randn(shape, generator=generator) for generator in generators]), generators
+
+    def texts(self, jobs: Sequence[Job]) -> tuple[Texts, Texts | None]:
+        """What is drawn, and what guidance leads away from."""
+        texts = self.parts.prompts([prompt.sampling for prompt, _ in jobs])
+        return texts, None if self.config.guidance == 1 else self.parts.prompts([it.negative for it, _ in jobs])
+
+    def decoded(self, latents: Float[Tensor, "batch channels height width"]) -> list[Image.Image]:
+        return decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
 
     def denoise(
         self,
@@ -193,7 +224,6 @@ class DiffusionSampler:
         """The last of ``denoising``."""
         return deque(self.denoising(noise, texts, negative, generators), maxlen=1).pop()
 
-    @torch.no_grad()
     def denoising(
         self,
         noise: Float[Tensor, "batch channels height width"],
@@ -202,64 +232,50 @@ class DiffusionSampler:
         generators: list[torch.Generator],
     ) -> Iterator[Float[Tensor, "batch channels height width"]]:
         """From standard normal noise to latents, float32 on the model's device: what the network sees at each step, and
-        then the latents.
-
-        Euler's solvers keep x0 + sigma noise; what the network sees of it is a x0 + s noise, as everywhere. The solver
-        works in float32 whatever the network computes in. ``negative`` is what guidance leads away from;
-        without it there is no guidance. ``generators``, one a row, feed stochastic solvers.
-        """
-        parts, guidance = self.parts, self.config.guidance
-        height, width = (side * parts.vae_factor for side in noise.shape[-2:])
-        scheduler = self.solver((height, width))
-        context = (texts if negative is None else Texts.cat([negative, texts])).to(parts.device, parts.dtype)
-        extra = _step_arguments(self.config, generators)
-        latents = noise.to(parts.device) * getattr(scheduler, "init_noise_sigma", 1.0)
-        for timestep in scheduler.timesteps:
-            # flows see what they step on
-            seen = (
-                scheduler.scale_model_input(latents, timestep) if hasattr(scheduler, "scale_model_input") else latents
-            )
-            yield seen
-            seen = seen if negative is None else torch.cat([seen, seen])
-            predicted = parts.ask(parts.network, seen.to(parts.dtype), timestep, context).float()
-            self._evaluations += len(seen)
-            if negative is not None:
-                away, toward = predicted.chunk(2)
-                predicted = away + guidance * (toward - away)
-            latents = scheduler.step(predicted, timestep, latents, return_dict=False, **extra)[0].float()
+        then the latents. ``generators``, one a row, feed stochastic solvers."""
+        height, width = (side * self.parts.vae_factor for side in noise.shape[-2:])
+        solver = self.solver((height, width))
+        latents = self.begun(noise, solver)
+        for step in self.steps(solver, solver.timesteps, latents, (texts, negative), generators):
+            yield step.seen
+            latents = step.following
         yield latents
 
+    def begun(
+        self, noise: Float[Tensor, "batch channels height width"], solver: Any
+    ) -> Float[Tensor, "batch channels height width"]:
+        """Noise as the solver keeps it, on the model's device."""
+        return noise.to(self.parts.device) * getattr(solver, "init_noise_sigma", 1.0)
 
-@torch.no_grad()
-def decode(parts: Parts, latents: Float[Tensor, "batch channels height width"], batch_size: int) -> list[Image.Image]:
-    """Pictures from latents scaled as the denoiser sees them.
+    @torch.no_grad()
+    def steps(
+        self,
+        solver: Any,
+        timesteps: Shaped[Tensor, " steps"],
+        latents: Float[Tensor, "batch channels height width"],
+        texts: tuple[Texts, Texts | None],
+        generators: list[torch.Generator],
+    ) -> Iterator[Step]:
+        """The solver's next steps, at these of its timesteps.
 
-    One with any number that is none (NaN, infinity) is black all over: a picture of one colour is discarded, a part of
-    one would not be noticed.
-    """
-    with parts.idle.fetched(parts.vae):
-        decoded = [(rows, parts.decode(rows)) for rows in torch.split(latents, batch_size)]
-    pictures: list[Image.Image] = []
-    for rows, pixels in decoded:
-        whole = pixels.isfinite().flatten(1).all(dim=1) & rows.isfinite().flatten(1).all(dim=1).to(pixels.device)
-        shown = torch.where(whole[:, None, None, None], pixels, -1.0)
-        bytes_ = ((shown / 2 + 0.5).clamp(0, 1) * 255).round().to(torch.uint8)
-        pictures += [Image.fromarray(np.asarray(one)) for one in bytes_.permute(0, 2, 3, 1).cpu().numpy()]
-    return pictures
-
-
-@torch.no_grad()
-def encode(
-    parts: Parts, pictures: Sequence[Image.Image], batch_size: int
-) -> Float[Tensor, "batch channels height width"]:
-    """Latents of pictures of one size, scaled as the denoiser sees them, float32 on the CPU."""
-    found = []
-    for start in range(0, len(pictures), batch_size):
-        rows = np.stack([np.asarray(one.convert("RGB")) for one in pictures[start : start + batch_size]])
-        pixels = torch.from_numpy(rows).permute(0, 3, 1, 2).float() / 127.5 - 1
-        with parts.idle.fetched(parts.vae):
-            found.append(parts.encode(pixels).cpu())
-    return torch.cat(found)
+        Euler's solvers keep x0 + sigma noise; what the network sees of it is a x0 + s noise, as everywhere. The solver
+        works in float32 whatever the network computes in. The second of ``texts`` is what guidance leads away from;
+        without it there is no guidance.
+        """
+        parts, guidance, (toward, away) = self.parts, self.config.guidance, texts
+        context = (toward if away is None else Texts.cat([away, toward])).to(parts.device, parts.dtype)
+        extra = _step_arguments(self.config, generators)
+        for timestep in timesteps:
+            # flows see what they step on
+            seen = solver.scale_model_input(latents, timestep) if hasattr(solver, "scale_model_input") else latents
+            rows = seen if away is None else torch.cat([seen, seen])
+            predicted = parts.ask(parts.network, rows.to(parts.dtype), timestep, context).float()
+            self._evaluations += len(rows)
+            if away is not None:
+                without, told = predicted.chunk(2)
+                predicted = without + guidance * (told - without)
+            latents = solver.step(predicted, timestep, latents, return_dict=False, **extra)[0].float()
+            yield Step(seen, timestep, predicted, latents)
 
 
 def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
@@ -352,7 +368,7 @@ def check_size(height: int, width: int, parts: Parts) -> None:
         )
 
 
-def _shared(batches: list[Any], draw: Any) -> Iterator[tuple[Any, Any]]:
+def shared(batches: list[Any], draw: Any) -> Iterator[tuple[Any, Any]]:
     """Each batch with what was drawn for it, in order; several processes draw side by side and exchange."""
     world = _processes()
     for start in range(0, len(batches), world.num_processes):

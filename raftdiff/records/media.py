@@ -4,21 +4,24 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from math import isnan, nan
 from pathlib import Path
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import whole
-from raftdiff.records.disk import damaged, fresh, naming, read_json_lines, write_text
-from raftdiff.types import Sample
+from raftdiff.records.disk import append, damaged, fresh, naming, read_appended, read_json_lines, write_text
+from raftdiff.types import Preview, Sample
 
 Medium: TypeAlias = Image.Image | str
 TensorFile: TypeAlias = Literal["latents", "tokens"]
 TENSOR_FILES: tuple[TensorFile, ...] = ("latents", "tokens")
 APART = "~"
 """Follows a split's word in a picture's name. No prompt id holds it, so the id is read back from the name."""
+PREVIEWS: Final = "previews.jsonl"
+"""Of a round whose sampler prunes: what was seen of each candidate before it was drawn, and whether it was."""
 _SPLIT = re.compile(
     r"(?:(?<=[-._ 0-9])|^)(train|training|validation|valid|val|dev|test|testing|eval|evaluation)(?=[-._ 0-9])", re.I
 )
@@ -92,6 +95,27 @@ def kept(folder: Path) -> dict[str, Path | str]:
         number = told[row["prompt"]]
         texts[f"{row['prompt']} ({number})" if number > 1 else row["prompt"]] = row["text"]
     return pictures | texts
+
+
+def note_previews(folder: Path, seen: Sequence[Preview]) -> None:
+    """Add what was seen of candidates before they were drawn to those of a round in ``folder``."""
+    rows = [one._asdict() | {"total": None if isnan(one.total) else one.total} for one in seen]
+    if rows:
+        append(folder / PREVIEWS, [json.dumps(row) + "\n" for row in rows])
+
+
+def previews(folder: Path) -> list[Preview]:
+    """Those of a round, by step; what was seen twice, as after a kill, counts once.
+
+    Raises:
+        UserError: a line is of no preview.
+    """
+    rows = read_appended(folder / PREVIEWS)
+    try:
+        seen = [Preview(**{**row, "total": nan if row["total"] is None else float(row["total"])}) for row in rows]
+    except (KeyError, TypeError, ValueError) as error:
+        raise damaged(folder / PREVIEWS, f"a line that is of no preview: {error}") from None
+    return sorted({(one.step, one.prompt, one.index): one for one in seen}.values(), key=lambda one: one.step)
 
 
 def tensor_file(sample: Sample[Any]) -> TensorFile:

@@ -17,7 +17,7 @@ from raftdiff.reports.goodhart import SIGNS_HEAD, goodhart, signs, signs_note
 from raftdiff.reports.page import picture_uri, template, write_html
 from raftdiff.reports.plots import over
 from raftdiff.reports.tables import REWARDS_HEAD, Row, best_told, rewards_table, rows, shown
-from raftdiff.reports.words import figure, said
+from raftdiff.reports.words import dropped, figure, said
 
 EXACT = "the share of pictures right in everything"
 STAGES = {
@@ -124,7 +124,7 @@ def write_report(
         rewards_head=REWARDS_HEAD,
         guidance=Markup(_over_guidance(evaluation)),
         rounds=[_round(index, it) for index, it in enumerate(rounds)],
-        selected=_selected(selected),
+        selected=_selected(selected, {it.get("round", index): dropped(it) for index, it in enumerate(rounds)}),
         times=_times(evaluation, rounds),
         network_evaluations=evaluation["network_evaluations"] + sum(map(_evaluations, rounds)),
         recipe=recipe,
@@ -234,13 +234,15 @@ def _compared(before: Mapping[str, float | bool], after: Mapping[str, float | bo
     return "better" if after[name] > before[name] else "worse"
 
 
-def _selected(candidates: Sequence[Candidate]) -> list[dict[str, Any]]:
-    """By round, then by caption; within a caption the selected first, then from the best score down."""
+def _selected(candidates: Sequence[Candidate], missing: Mapping[int, str]) -> list[dict[str, Any]]:
+    """By round, then by caption; within a caption the selected first, then from the best score down. ``missing`` says
+    of each round who was not drawn."""
     order = {caption: place for place, caption in enumerate(dict.fromkeys(it.caption for it in candidates))}
     ranked = sorted(candidates, key=lambda it: (it.round, order[it.caption], not it.selected, -_first(it.scores)))
     return [
         {
             "round": number,
+            "dropped": missing.get(number, ""),
             "prompts": [
                 {
                     "caption": caption,

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 ASPECTS = {"exact": "everything", "ground": "background"}
 """What tables call an aspect of the judge's, where that is another word."""
@@ -47,3 +48,15 @@ def duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60} s"
     return f"{whole // 3600} h {whole % 3600 // 60} min"
+
+
+def dropped(metrics: Mapping[str, Any]) -> str:
+    """How many of a round's candidates were dropped before they were drawn, and when; nothing where none were.
+
+    >>> dropped({"pruned": [{"step": 3, "seen": 48, "kept": 24}, {"step": 5, "seen": 24, "kept": 12}]})
+    '36 of 48 candidates dropped on the way: 24 after step 3, 12 after step 5'
+    """
+    looks = metrics.get("pruned") or []
+    each = [f"{it['seen'] - it['kept']} after step {it['step']}" for it in looks]
+    whole = f"{looks[0]['seen'] - looks[-1]['kept']} of {looks[0]['seen']} candidates" if looks else ""
+    return f"{whole} dropped on the way: {', '.join(each)}" if looks else ""

@@ -138,8 +138,9 @@ def top_fraction(total: Table, fraction: float, floor: int = 0) -> Mask:
     return chosen
 
 
-def figures(scores: Scores, selection: Selection) -> dict[str, float | None]:
+def figures(scores: Scores, selection: Selection, drawn: int | None = None) -> dict[str, float | None]:
     """What every round reports of its scores, all in units of the total reward; ``None`` where nothing was valid.
+    ``drawn``: how many candidates there are, where not one for each cell of the table.
 
     ``first_sample_mean`` is the policy as a user meets it (one sample a prompt), ``mean`` all candidates,
     ``selected_mean`` what is learnt from, ``random_mean`` what a random selection of the same size from the same
@@ -157,7 +158,7 @@ def figures(scores: Scores, selection: Selection) -> dict[str, float | None]:
         "selected_mean": _mean(np.array([at[key.prompt, key.index] for key in keys])),
         "random_mean": _mean(np.array([row_mean[key.prompt] for key in keys])),
         "best_of_k": _mean(np.array([total[row][valid[row]].max() for row in range(len(total)) if valid[row].any()])),
-        "discard_rate": float(1 - valid.mean()),
+        "discard_rate": float(1 - valid.sum() / (drawn or total.size)),
     }
 
 

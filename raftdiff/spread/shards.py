@@ -24,7 +24,7 @@ from raftdiff.records.provenance import lying
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.stages import SCORING_BATCH, Parts
-from raftdiff.types import Media
+from raftdiff.types import Media, Prunes
 
 FACTS = "shard.json"
 """What a shard is a part of, and which."""
@@ -69,13 +69,18 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_
     nothing is left for it to draw.
 
     Raises:
-        UserError: the round draws no candidates, the shard was begun by another run, or another process draws it.
+        UserError: the round draws no candidates, or prunes them, the shard was begun by another run, or another process draws it.
     """
     loop, t = parts.loop, run.rounds_done()
     if ago := t % loop.sample_every:
         raise UserError(
             f"{run.path}: round {t} draws no candidates, it takes over those of round {t - ago} (loop.sample_every); "
             f"run: {command('sample', run.path)}"
+        )
+    if isinstance(parts.sampler, Prunes) and parts.sampler.kept(loop.candidates) < loop.candidates:
+        raise UserError(
+            "sampler.prune: a round that is pruned is drawn on one machine, where all candidates of some prompts are "
+            "compared; leave --shard out, or sampler.prune."
         )
     keys = [(prompt.id, index) for prompt in stages.asked(parts.prompts, loop, t) for index in range(loop.candidates)]
     own = {keys[place] for place in part.places(len(keys), at_once)}

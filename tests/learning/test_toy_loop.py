@@ -17,6 +17,7 @@ from raftdiff.ranking import Bound, Ranker, Unfit
 from raftdiff.recipes.config import Config
 from raftdiff.records import integrity, rounds
 from raftdiff.records.checking import check
+from raftdiff.records.media import previews
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.rewards.duplicates import DuplicatesReward, by_features
@@ -25,7 +26,7 @@ from raftdiff.selection.diverse import Diverse
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import LoopConfig, Parts, asked
 from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
-from raftdiff.types import Round, Sample, Selector
+from raftdiff.types import Preview, Round, Sample, Selector
 
 ALIKE = PictureSimilarity(toy_features)
 
@@ -98,6 +99,44 @@ def test_a_round_reports_what_the_readme_promises(tmp_path: Path) -> None:
     assert set(metrics["seconds"]) == {"validate", "sample", "score", "select", "tune"}
     assert all(1 < metrics[f"diversity_{of}"]["vendi"] < 3 for of in ("all", "selected"))
     assert metrics["discard_rate"] == 0
+
+
+class HalfDrawn:
+    """The toy's own candidates, of which every second is drawn no further than its third step."""
+
+    source, provides = "policy", ("latent",)
+
+    def __init__(self, whole: Any) -> None:
+        self.whole, self.tell = whole, None
+
+    def kept(self, per_prompt: int) -> int:
+        return per_prompt // 2
+
+    def on_previews(self, tell: Any) -> None:
+        self.tell = tell
+
+    def sample(self, prompts: Any, **how: Any) -> Iterator[Sample[Any]]:
+        drawn = list(self.whole.sample(prompts, **how))
+        self.tell([Preview(it.prompt.id, it.index, 3, float(it.index), it.index % 2 == 1) for it in drawn])
+        yield from drawn[1::2]
+
+    def network_evaluations(self) -> int:
+        return int(self.whole.network_evaluations())
+
+
+def test_what_a_sampler_dropped_on_the_way_is_on_record_and_no_discard(tmp_path: Path) -> None:
+    parts = toy_parts(rounds=2, sample_every=2)
+    pruned = replace(parts, sampler=HalfDrawn(parts.sampler), held_out=())
+    finished = finish(tmp_path / "run", pruned)
+    for one in finished:  # the second takes the candidates of the first over
+        assert one.metrics["pruned"] == [{"step": 3, "seen": 48, "kept": 24, "total": 3.5, "total_kept": 4.0}]
+        assert (one.metrics["candidates"], one.metrics["discard_rate"]) == (24, 0)
+        assert one.metrics["first_sample_mean"] is None
+        assert one.metrics["preview_agreement"]["3"] == pytest.approx(0.5, abs=0.25)
+    run = Run.open(tmp_path / "run")
+    seen = previews(run.round(1).path)
+    assert len(seen) == 48
+    assert {(it.prompt, it.index) for it in seen if it.kept} == {s.key[1:] for s in run.round(0).samples()}
 
 
 def told(path: Path, parts: Parts, *, source: str = "policy") -> tuple[int, int, list[str]]:

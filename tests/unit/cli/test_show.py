@@ -44,6 +44,10 @@ def test_short_work_leaves_nothing_in_a_log_file(capsys: pytest.CaptureFixture[s
         ({"undecided": 0, "prompts": 4, "blank": 0}, "4 selected 2.00 | 3.0 s"),
         ({"undecided": 3, "prompts": 4}, "4 selected 2.00 | nothing told apart for 3 of 4 prompts | 3.0 s"),
         ({"discard_rate": 0.25, "blank": 2}, "4 selected 2.00 | 25% discarded (2 blank) | 3.0 s"),
+        (
+            {"pruned": [{"step": 3, "seen": 8, "kept": 2}]},
+            "4 selected 2.00 | 6 of 8 candidates dropped on the way | 3.0 s",
+        ),
         ({"discard_rate": 0.25, "too_long": 2}, "4 selected 2.00 | 25% discarded (2 too long) | 3.0 s"),
     ],
 )

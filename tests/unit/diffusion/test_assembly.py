@@ -16,7 +16,7 @@ from raftdiff.diffusion.families.family import FewSteps
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe import load_recipe, work
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
@@ -216,6 +216,44 @@ def test_what_ddpo_cannot_learn_from_is_told_before_a_model_is_loaded(changes, s
     ddpo = ["finetuner.learning={type: ddpo}", "ranker.selector={type: advantage}", *WALKED]
     with pytest.raises(UserError, match=sentence):
         load_recipe("demo", [*ddpo, *changes])
+
+
+PRUNED = "sampler.prune={at: [0.3, 0.6], keep: [0.5, 0.25]}"
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        (["ranker.selector={type: random}"], "sampler.prune: the selector 'random' takes candidates that lost too"),
+        (["finetuner.learning={type: dpo}", "ranker.selector={type: best_worst}"], "selector 'best_worst' takes cand"),
+        (
+            ["finetuner.learning={type: draft}"],
+            "sampler.prune: learning: draft learns from how each candidate was drawn",
+        ),
+        (["ranker.selector.keep=3"], "keep: 2 of a prompt's 8 candidates are left, and the selector 'best_of_k' takes"),
+        (["sampler.prune.rewards=[jpeg]"], "rewards: 'jpeg' is none of the ranker's rewards .* constrain: clip"),
+        (["sampler.prune.rewards=[]"], "sampler.prune.rewards: none of these ranks; name one with a weight"),
+        (["ranker.rewards=[{type: labels, run: there}]"], "'labels' knows finished pictures alone, and no previews"),
+        (["sampler.steps=2"], "seen after 1, 1 of 2 steps, and by 'keep' 4, 2 of 8 go on. Each look must be later"),
+        (["loop.candidates=2"], "and by 'keep' 1, 1 of 2 go on. Each look must be later .* leave fewer"),
+        (["sampler.prune.at=[0.5]"], "'at' names 1 looks and 'keep' 2; give both as many numbers"),
+        (["sampler.prune.at=[0.5, 0.5]"], "'at' are shares of the steps between 0 and 1, each above the one before"),
+        (["sampler.prune.keep=[0.5, 1.5]"], "'keep' are shares of the candidates between 1 and 0, each below the one"),
+        (
+            ["sampler={type: teacher, drawing: {prune: {at: [0.5], keep: [0.5]}}}"],
+            "sampler.drawing.prune: only what the policy draws to learn from is pruned; leave it out",
+        ),
+    ],
+)
+def test_what_cannot_be_pruned_is_told_before_a_model_is_loaded(changes, sentence):
+    with pytest.raises(UserError, match=sentence):
+        load_recipe("demo", [PRUNED, *changes])
+
+
+def test_a_plan_counts_the_steps_that_pruning_leaves():
+    whole, pruned = (work(load_recipe("demo", more)) for more in ([], [PRUNED]))
+    assert (whole.sampling_evaluations, whole.images) == (20 * 8 * 8 * 2, 160)
+    assert (pruned.sampling_evaluations, pruned.images) == (20 * (8 * 2 + 4 * 3 + 2 * 3) * 2, 40)
 
 
 CLIMBED = ("finetuner.learning={type: draft, steps: 2}", "ranker.selector={type: random, keep: 2}")

@@ -1,0 +1,179 @@
+"""Candidates of which only the promising are drawn to the end: pruned best of K."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, replace
+from typing import Any, final
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float
+from PIL import Image
+from torch import Tensor
+
+from raftdiff.diffusion.process import Process, level_at, to_x0
+from raftdiff.diffusion.pruning import Look, PruneConfig, fitting, going_on, picked, side_by_side
+from raftdiff.diffusion.sampler import DiffusionSampler, Job, Step, shared
+from raftdiff.ranking import Ranker
+from raftdiff.scoring import in_batches
+from raftdiff.seeds import fold
+from raftdiff.types import Preview, Prompt, Sample, Source
+
+SCORING_BATCH = 256
+"""Previews that rewards are shown at once, about."""
+
+
+@final
+@dataclass(frozen=True)
+class Flight:
+    """Candidates on their way, a row each, all after the same number of steps."""
+
+    jobs: Sequence[Job]
+    latents: Float[Tensor, "jobs channels height width"]
+    generators: Sequence[torch.Generator]
+    solver: Any
+    """With what it remembers of the rows."""
+
+    def rows(self, places: Sequence[int]) -> "Flight":
+        index = torch.tensor(places)
+        return Flight(
+            [self.jobs[place] for place in places],
+            self.latents[index.to(self.latents.device)],
+            [self.generators[place] for place in places],
+            picked(self.solver, index, self.latents.shape[1:]),
+        )
+
+
+@final
+class PrunedSampler:
+    """What a ``DiffusionSampler`` draws, less the candidates whose previews are worst.
+
+    A candidate that is left is, to the bit, the one that the sampler draws of the same seed by itself: the network sees
+    it in batches of as many rows at every step. Such batches are filled with the survivors of several prompts, as many
+    as fill them whole; what is left over at the end of a round is filled up with repeated rows, which are counted as
+    network evaluations. Apart by rounding are only those that the sampler itself would draw in a last batch that is
+    not full, and texts that one family or another makes as long as the longest beside them.
+    """
+
+    source: Source = "policy"
+    provides: tuple[str, ...] = ("latent",)
+
+    def __init__(self, drawing: DiffusionSampler, prune: PruneConfig, ranker: Ranker[Image.Image]) -> None:
+        """``ranker``: whose total says which previews are better."""
+        self.drawing, self.prune, self.ranker = drawing, prune, ranker
+        self.height, self.width = drawing.height, drawing.width
+        self._told: Callable[[Sequence[Preview]], object] = lambda seen: None
+
+    def on_previews(self, told: Callable[[Sequence[Preview]], object]) -> None:
+        self._told = told
+
+    def kept(self, per_prompt: int) -> int:
+        return self.looks(per_prompt)[-1].kept
+
+    def looks(self, per_prompt: int) -> list[Look]:
+        return self.prune.looks(self.drawing.config.steps, per_prompt)
+
+    def network_evaluations(self) -> int:
+        return self.drawing.network_evaluations()
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
+    ) -> Iterator[Sample[Image.Image]]:
+        """Yield ``kept(per_prompt)`` pictures for each prompt, in order, as the ``DiffusionSampler`` does; what is
+        seen of all candidates is told first.
+
+        Prompts are drawn some together; where any of them has a picture left to draw, all are drawn again.
+        """
+        kept = self.kept(per_prompt)
+        width = min(self.drawing.config.batch_size, kept * len(prompts))
+        together = fitting(width, [per_prompt, *(look.kept for look in self.looks(per_prompt))])
+        held = Counter(prompt for prompt, _ in done)
+        parts = [prompts[start : start + together] for start in range(0, len(prompts), together)]
+        wanted = [part for part in parts if any(held[prompt.id] < kept for prompt in part)]
+        self.drawing.remember([prompt for part in wanted for prompt in part])
+
+        def draw(part: Sequence[Prompt]) -> tuple[list[Preview], list[Sample[Image.Image]]]:
+            return self._draw(part, per_prompt, width, seed=seed, round=round)
+
+        for _, (seen, drawn) in shared(wanted, draw):
+            self._told(seen)
+            yield from (sample for sample in drawn if (sample.prompt.id, sample.index) not in done)
+
+    def _draw(
+        self, prompts: Sequence[Prompt], per_prompt: int, width: int, *, seed: int, round: int
+    ) -> tuple[list[Preview], list[Sample[Image.Image]]]:
+        """What was seen of all candidates of some prompts, and the pictures of those that are left."""
+        drawing, seen = self.drawing, list[Preview]()
+        jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        noise, generators = drawing.noise(jobs, seed)
+        solver, behind = drawing.solver(), 0
+        flight = Flight(jobs, drawing.begun(noise, solver), generators, solver)
+
+        def sample(job: Job, media: Image.Image, **aux: Tensor) -> Sample[Image.Image]:
+            return Sample(round, *job, fold(seed, job[0].id, job[1]), self.source, media, aux)
+
+        for look in self.looks(per_prompt):
+            flight, foretold = self._onward(flight, width, slice(behind, look.steps))
+            previews = [sample(*one) for one in zip(flight.jobs, drawing.decoded(foretold), strict=True)]
+            totals, there = self._totals(previews, prompts, per_prompt)
+            chosen = going_on(totals, there, look.kept)
+            cells = list(zip(*np.nonzero(there), strict=True))  # in the order of the jobs, as flights keep it
+            seen += [
+                Preview(prompt.id, index, look.steps, float(totals[cell]), bool(chosen[cell]))
+                for (prompt, index), cell in zip(flight.jobs, cells, strict=True)
+            ]
+            flight = flight.rows([place for place, cell in enumerate(cells) if chosen[cell]])
+            behind = look.steps
+        flight, _ = self._onward(flight, width, slice(behind, None))
+        latents, pictures = flight.latents.cpu(), list[Image.Image]()
+        for own, filled in _batches(len(flight.jobs), width):
+            pictures += drawing.decoded(flight.latents[filled])[: len(own)]
+        rows = zip(flight.jobs, pictures, latents, strict=True)
+        return seen, [sample(job, picture, latent=latent.clone()) for job, picture, latent in rows]
+
+    def _onward(
+        self, flight: Flight, width: int, steps: slice
+    ) -> tuple[Flight, Float[Tensor, "jobs channels height width"]]:
+        """All candidates so many steps further, and the latents that the last prediction meant."""
+        shape, moved, foretold = flight.latents.shape[1:], list[Flight](), list[Tensor]()
+        for own, filled in _batches(len(flight.jobs), width):
+            batch = flight.rows(filled)
+            # a repeated row must not draw from a candidate's own generator
+            generators = [*batch.generators[: len(own)], *(torch.Generator() for _ in filled[len(own) :])]
+            texts, solver = self.drawing.texts(batch.jobs), batch.solver
+            *_, last = self.drawing.steps(solver, solver.timesteps[steps], batch.latents, texts, generators)
+            kept = torch.arange(len(own))
+            moved.append(replace(flight, latents=last.following[: len(own)], solver=picked(solver, kept, shape)))
+            foretold.append(meant(self.drawing.parts.process, last)[: len(own)])
+        solver = side_by_side([it.solver for it in moved], shape)
+        return replace(flight, latents=torch.cat([it.latents for it in moved]), solver=solver), torch.cat(foretold)
+
+    def _totals(
+        self, previews: Sequence[Sample[Image.Image]], prompts: Sequence[Prompt], per_prompt: int
+    ) -> tuple[Float[np.ndarray, "prompts candidates"], Bool[np.ndarray, "prompts candidates"]]:
+        """What the ranker says of previews, and where there is one."""
+        row = {prompt.id: place for place, prompt in enumerate(prompts)}
+        raw = {reward.name: np.full((len(prompts), per_prompt), np.nan) for reward, _ in self.ranker.rewards}
+        there = np.zeros((len(prompts), per_prompt), dtype=bool)
+        for places in in_batches(((it.prompt.id, it.index) for it in previews), SCORING_BATCH):
+            batch = [previews[place] for place in places]
+            cells = tuple(np.array([(row[it.prompt.id], it.index) for it in batch]).T)
+            there[cells] = True
+            for name, values in self.ranker.raw(batch).items():
+                raw[name][cells] = values
+        return self.ranker.total(raw), there
+
+
+def meant(process: Process, step: Step) -> Float[Tensor, "batch channels height width"]:
+    """The latents that the prediction of a step means."""
+    level = level_at(process, step.timestep).to(step.seen.device)
+    every = torch.zeros(len(step.seen), dtype=torch.long, device=step.seen.device)
+    return to_x0(process.predicts, step.predicted, step.seen, level[every])
+
+
+def _batches(count: int, width: int) -> Iterator[tuple[list[int], list[int]]]:
+    """Places in batches, and the same filled up to ``width`` with the first of them."""
+    for start in range(0, count, width):
+        own = list(range(start, min(start + width, count)))
+        yield own, own + [start] * (width - len(own))
