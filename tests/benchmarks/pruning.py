@@ -101,12 +101,13 @@ def rewarded(
     def totals(latents: torch.Tensor) -> list[float]:
         pictures[:] = sampler.decoded(latents)
         samples = [Sample(0, prompt, k, k, "policy", picture) for k, picture in enumerate(pictures)]
-        return [float(it) for it in ranker.total(ranker.raw(samples))]
+        raw = {name: values[None] for name, values in ranker.raw(samples).items()}  # one prompt's
+        return [float(it) for it in ranker.total(raw)[0]]
 
     pictures: list[Any] = []
-    began, looked, number = time.process_time(), 0.0, 0
-    for step in sampler.steps(solver, solver.timesteps, sampler.begun(noise, solver), sampler.texts(jobs), generators):
-        number += 1
+    began, looked = time.process_time(), 0.0
+    begun, texts = sampler.begun(noise, solver), sampler.texts(jobs)
+    for number, step in enumerate(sampler.steps(solver, solver.timesteps, begun, texts, generators), start=1):
         if number in SEEN or number == sampler.config.steps:
             before = time.process_time()
             last = number == sampler.config.steps
