@@ -69,7 +69,8 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_
     nothing is left for it to draw.
 
     Raises:
-        UserError: the round draws no candidates, or prunes them, the shard was begun by another run, or another process draws it.
+        UserError: the round draws no candidates, or prunes them, the shard was begun by another run, or another process
+            draws it.
     """
     loop, t = parts.loop, run.rounds_done()
     if ago := t % loop.sample_every:

@@ -209,13 +209,14 @@ def tables(out: Path) -> str:
         best(chosen, wide, budget),
     ]
     lines = [told(drawn, way, full) for way in dict.fromkeys(shown)]
-    ranks, correlation = spearman(drawn), []
-    for step in range(steps):
-        correlation.append(
-            {"after step": f"{step + 1} of {steps}", "rank correlation": _interval(drawn, ranks[:, step])}
-        )
+    ranks, seen = spearman(drawn), [step for step in SEEN if step < steps]
+    correlation = [
+        {"after step": f"{step} of {steps}", "rank correlation": _interval(drawn, ranks[:, step - 1])} for step in seen
+    ]
+    costs = [row["seconds"]["preview"] / row["seconds"]["evaluation"] for row in _rows(out / "reported.jsonl")]
     head = f"{len(set(drawn.prompts))} prompts, {len(drawn.prompts)} rows; chosen on {len(chosen.prompts)} others\n"
-    return "\n".join([head, _markdown(lines), _markdown(correlation)])
+    tail = f"A preview, decoded and rewarded, takes the time of {np.median(costs):.1f} network evaluations.\n"
+    return "\n".join([head, _markdown(lines), _markdown(correlation), tail])
 
 
 def _markdown(lines: Sequence[dict[str, str]]) -> str:

@@ -1,6 +1,7 @@
 """What pruning knows without a model, and the script that measures it on the one that ships."""
 
 import importlib.util
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -42,7 +43,7 @@ def test_a_discarded_preview_comes_last_and_what_was_dropped_never_comes_back():
     assert going_on(totals, there, 3).astype(int).tolist() == [[1, 1, 1, 0], [1, 1, 0, 0]]
 
 
-def test_the_script_chooses_within_its_budget_and_tells_of_others(script: ModuleType):
+def test_the_script_chooses_within_its_budget_and_tells_of_others(script: ModuleType, tmp_path: Path):
     """Previews that are the picture's reward and noise, less of it at every step."""
     random = np.random.default_rng(0)
     final = random.normal(size=(6, 12))
@@ -59,19 +60,28 @@ def test_the_script_chooses_within_its_budget_and_tells_of_others(script: Module
     ranks = script.spearman(drawn)
     assert ranks[:, -1] == pytest.approx(1)
     assert ranks[:, 0].mean() < ranks[:, 2].mean() < ranks[:, 4].mean()
-
-
-def test_the_script_reads_off_what_pruning_draws(script: ModuleType, tmp_path: Path):
-    recipe = load_recipe("demo", ["sampler.steps=3", "sampler.batch_size=2", "sampler.guidance=1"])
-    for _ in range(2):  # what is there is not drawn again
-        script.draw(recipe, tmp_path, dict.fromkeys(script.PROMPTS, 1), [4], 2)
+    seconds = {"evaluation": 1.0, "preview": 2.5}
+    rows = [
+        {"prompt": name, "seed": place, "index": k, "previews": each.tolist(), "exact": 1.0, "seconds": seconds}
+        for place, (name, table) in enumerate(zip(drawn.prompts, previews, strict=True))
+        for k, each in enumerate(table)
+    ]
+    for part in script.PROMPTS:
+        (tmp_path / f"{part}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     table = script.tables(tmp_path)
-    assert "| 2 of 3 |" in table
-    drawn, seed = script.read(tmp_path / "reported.jsonl"), fold(4, "pruning")
-    assert drawn.previews.shape == (1, 2, 3)
-    way = script.Way(2, ((2, 1),))
-    sampler = recipe.sampler.build(loading.load(recipe.model, resolve))
-    pruned = PrunedSampler(sampler, PruneConfig(at=[0.66], keep=[0.5]), build_ranker(recipe, device="cpu"))
-    (prompt,) = build(recipe.prompts.model_copy(update={"captions": script._captions("scene_align.txt", 1)}))
-    (left,) = pruned.sample([prompt], per_prompt=2, seed=seed, round=0, done=frozenset())
-    assert left.index == way.choice(drawn.previews)[0]
+    assert "| 8, all drawn | 64 (100%) |" in table
+    assert "takes the time of 2.5 network evaluations" in table
+
+
+def test_the_script_reads_off_what_pruning_draws(script: ModuleType):
+    recipe = load_recipe("demo", ["sampler.steps=3", "sampler.batch_size=2", "sampler.guidance=1"])
+    sampler, ranker = recipe.sampler.build(loading.load(recipe.model, resolve)), build_ranker(recipe, device="cpu")
+    (prompt,) = build(recipe.prompts.model_copy(update={"captions": ["a cartoon star"]}))
+    rows = list(script.rewarded(sampler, ranker, prompt, 4, 2))
+    previews = np.array([[row["previews"] for row in rows]])
+    assert np.isnan(previews).tolist() == [[[True, False, False]] * 2]  # seen after steps 2 and 3
+    pruned, seen = PrunedSampler(sampler, PruneConfig(at=[0.66], keep=[0.5]), ranker), []
+    pruned.on_previews(seen.extend)
+    (left,) = pruned.sample([prompt], per_prompt=2, seed=fold(4, "pruning"), round=0, done=frozenset())
+    assert left.index == script.Way(2, ((2, 1),)).choice(previews)[0]
+    assert [it.total for it in seen] == pytest.approx(previews[0, :, 1].tolist(), abs=1e-2)

@@ -4,6 +4,7 @@ import json
 import shutil
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -200,3 +201,27 @@ def test_processes_that_begin_a_run_at_once_wait_for_each_other(
             assert run.info() == known
     with pytest.raises(UserError, match="other weights of painter"), beginning.in_turn(run, recipe, {"painter": "0b"}):
         pass
+
+
+class OneLeft:
+    """A sampler that drops all candidates of a prompt but one."""
+
+    source, provides = "policy", ("latent",)
+
+    def kept(self, per_prompt: int) -> int:
+        return min(1, per_prompt)
+
+    def on_previews(self, told: Any) -> None: ...
+
+    def sample(self, prompts: Any, **how: Any) -> Any: ...
+
+    def network_evaluations(self) -> int:
+        return 0
+
+
+def test_a_round_that_is_pruned_is_not_divided(tmp_path: Path) -> None:
+    pruned = replace(parts(Toy().loop), sampler=OneLeft())
+    with pytest.raises(
+        UserError, match="sampler.prune: a round that is pruned is drawn on one machine.* leave --shard"
+    ):
+        shards.sample(begun(tmp_path / "run"), Part(1, 3), pruned, Quiet(), at_once=2)
