@@ -12,7 +12,8 @@ from PIL import Image
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner, DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.rules import PathRule
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, decode
+from raftdiff.diffusion.models.pictures import decode
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.types import Item, Prompt, Sample, Selection
 
 

@@ -12,7 +12,6 @@ from raftdiff.diffusion.learning.reward_gradient import without_gradient
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
-from raftdiff.diffusion.pruning import PruneConfig
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.embedded.worlds import JudgeName
@@ -26,6 +25,7 @@ from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
 from raftdiff.selection.mixes import MixName
+from raftdiff.selection.pruning import PruneConfig
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
 

@@ -26,7 +26,6 @@ import torch
 
 from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.models import loading
-from raftdiff.diffusion.pruning import going_on
 from raftdiff.diffusion.recipe import Recipe, load_recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.sampling.pruned import meant
@@ -36,6 +35,7 @@ from raftdiff.measures.statistics import mean_std_ci
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
+from raftdiff.selection.pruning import going_on
 from raftdiff.types import Prompt, Sample
 
 PROMPTS = {"chosen": "demo.txt", "reported": "scene_align.txt"}
@@ -95,7 +95,7 @@ def rewarded(
 ) -> Iterator[dict[str, Any]]:
     """A row for each candidate of a prompt: what the rewards say of it after every step, and of its picture."""
     jobs = [(prompt, index) for index in range(candidates)]
-    noise, generators = sampler.noise(jobs, fold(seed, "pruning"))
+    noise, generators = sampler.noise(jobs, fold(seed, "pruning"), sampler.sizes[0])
     solver, said = sampler.solver(), []
 
     def totals(latents: torch.Tensor) -> list[float]:

@@ -12,7 +12,8 @@ from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
 from raftdiff.diffusion.models.loading import Parts
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, encode, sizes_of
+from raftdiff.diffusion.models.pictures import encode
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, sizes_of
 from raftdiff.diffusion.sampling.pictures import PAIR, Found, asked, digest, read
 from raftdiff.diffusion.sizes import Size, cut, fit, nearest, told
 from raftdiff.diffusion.wording import NEXT

@@ -1,27 +1,38 @@
 """Candidates of which only the promising are drawn to the end: pruned best of K."""
 
+import copy
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, replace
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
 from raftdiff.diffusion.process import Process, level_at, to_x0
-from raftdiff.diffusion.pruning import Look, PruneConfig, fitting, going_on, picked, side_by_side
 from raftdiff.diffusion.sampler import DiffusionSampler, Job, Step, shared
+from raftdiff.diffusion.sizes import Size, size_of_prompt
 from raftdiff.ranking import Ranker
 from raftdiff.scoring import in_batches
 from raftdiff.seeds import fold
+from raftdiff.selection.pruning import Look, PruneConfig, fitting, going_on
 from raftdiff.types import Preview, Prompt, Sample, Source
 
 SCORING_BATCH = 256
 """Previews that rewards are shown at once, about."""
+
+
+class Together(NamedTuple):
+    """Prompts whose candidates are drawn side by side."""
+
+    size: Size
+    prompts: Sequence[Prompt]
+    width: int
+    """Rows in a batch."""
 
 
 @final
@@ -62,7 +73,7 @@ class PrunedSampler:
     def __init__(self, drawing: DiffusionSampler, prune: PruneConfig, ranker: Ranker[Image.Image]) -> None:
         """``ranker``: whose total says which previews are better."""
         self.drawing, self.prune, self.ranker = drawing, prune, ranker
-        self.height, self.width = drawing.height, drawing.width
+        self.sizes, self.height, self.width = drawing.sizes, drawing.height, drawing.width
         self._told: Callable[[Sequence[Preview]], object] = lambda seen: None
 
     def on_previews(self, told: Callable[[Sequence[Preview]], object]) -> None:
@@ -83,31 +94,41 @@ class PrunedSampler:
         """Yield ``kept(per_prompt)`` pictures for each prompt, in order, as the ``DiffusionSampler`` does; what is
         seen of all candidates is told first.
 
-        Prompts are drawn some together; where any of them has a picture left to draw, all are drawn again.
+        Prompts are drawn some together, of one size; where any has a picture left to draw, all are drawn again.
         """
-        kept = self.kept(per_prompt)
-        width = min(self.drawing.config.batch_size, kept * len(prompts))
-        together = fitting(width, [per_prompt, *(look.kept for look in self.looks(per_prompt))])
-        held = Counter(prompt for prompt, _ in done)
-        parts = [prompts[start : start + together] for start in range(0, len(prompts), together)]
-        wanted = [part for part in parts if any(held[prompt.id] < kept for prompt in part)]
-        self.drawing.remember([prompt for part in wanted for prompt in part])
+        kept, held = self.kept(per_prompt), Counter(prompt for prompt, _ in done)
+        parts = self._parts(prompts, per_prompt, round)
+        wanted = [part for part in parts if any(held[prompt.id] < kept for prompt in part.prompts)]
+        self.drawing.remember([prompt for part in wanted for prompt in part.prompts])
 
-        def draw(part: Sequence[Prompt]) -> tuple[list[Preview], list[Sample[Image.Image]]]:
-            return self._draw(part, per_prompt, width, seed=seed, round=round)
+        def draw(part: Together) -> tuple[list[Preview], list[Sample[Image.Image]]]:
+            return self._draw(part, per_prompt, seed=seed, round=round)
 
         for _, (seen, drawn) in shared(wanted, draw):
             self._told(seen)
             yield from (sample for sample in drawn if (sample.prompt.id, sample.index) not in done)
 
+    def _parts(self, prompts: Sequence[Prompt], per_prompt: int, round: int) -> list[Together]:
+        """The prompts in parts of one size, each of as many as fill their batches whole."""
+        sized: dict[Size, list[Prompt]] = {}
+        for prompt in prompts:
+            sized.setdefault(size_of_prompt(self.sizes, prompt.id, round), []).append(prompt)
+        counts, found = [per_prompt, *(look.kept for look in self.looks(per_prompt))], list[Together]()
+        for size, own in sized.items():
+            width = min(self.drawing.config.batch_size, counts[-1] * len(own))
+            count = fitting(width, counts)
+            found += [Together(size, own[start : start + count], width) for start in range(0, len(own), count)]
+        return found
+
     def _draw(
-        self, prompts: Sequence[Prompt], per_prompt: int, width: int, *, seed: int, round: int
+        self, part: Together, per_prompt: int, *, seed: int, round: int
     ) -> tuple[list[Preview], list[Sample[Image.Image]]]:
         """What was seen of all candidates of some prompts, and the pictures of those that are left."""
+        size, prompts, width = part
         drawing, seen = self.drawing, list[Preview]()
         jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
-        noise, generators = drawing.noise(jobs, seed)
-        solver, behind = drawing.solver(), 0
+        noise, generators = drawing.noise(jobs, seed, size)
+        solver, behind = drawing.solver(size), 0
         flight = Flight(jobs, drawing.begun(noise, solver), generators, solver)
 
         def sample(job: Job, media: Image.Image, **aux: Tensor) -> Sample[Image.Image]:
@@ -177,3 +198,38 @@ def _batches(count: int, width: int) -> Iterator[tuple[list[int], list[int]]]:
     for start in range(0, count, width):
         own = list(range(start, min(start + width, count)))
         yield own, own + [start] * (width - len(own))
+
+
+def picked(solver: Any, rows: Int[Tensor, " some"], latent: torch.Size) -> Any:
+    """A copy of a solver of diffusers, where it stands, that remembers these rows of its batch alone.
+
+    Args:
+        latent: (channels, height, width) of the latents that it steps on.
+    """
+    return _remembering([solver], lambda held: held[0][rows.to(held[0].device)], latent)
+
+
+def side_by_side(solvers: Sequence[Any], latent: torch.Size) -> Any:
+    """One solver in place of several that stand at the same step, with the rows of all, one behind the other."""
+    return _remembering(solvers, torch.cat, latent)
+
+
+def _remembering(solvers: Sequence[Any], of: Callable[[list[Tensor]], Tensor], latent: torch.Size) -> Any:
+    """A copy of the first solver, with what it remembers of rows made ``of`` what all of them do.
+
+    Multistep solvers keep predictions and states of earlier steps, in attributes and in lists of them that they change
+    in place; all else that solvers keep is the same for every row.
+    """
+    made = copy.copy(solvers[0])
+    for name, held in vars(solvers[0]).items():
+        others = [getattr(solver, name) for solver in solvers]
+        if _is_of_rows(held, latent):
+            setattr(made, name, of(others))
+        elif isinstance(held, list):
+            columns = [list(column) for column in zip(*others, strict=True)]
+            setattr(made, name, [of(it) if _is_of_rows(it[0], latent) else it[0] for it in columns])
+    return made
+
+
+def _is_of_rows(held: Any, latent: torch.Size) -> bool:
+    return isinstance(held, Tensor) and held.shape[1:] == latent

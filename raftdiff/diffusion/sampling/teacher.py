@@ -10,7 +10,8 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, encode, sizes_of
+from raftdiff.diffusion.models.pictures import encode
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, sizes_of
 from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Sample, Source
 

@@ -10,12 +10,12 @@ import pytest
 
 from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.models import loading
-from raftdiff.diffusion.pruning import PruneConfig, fitting, going_on
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.diffusion.sampling.pruned import PrunedSampler
 from raftdiff.embedded import resolve
 from raftdiff.recipes.prompts import build
 from raftdiff.seeds import fold
+from raftdiff.selection.pruning import PruneConfig, fitting, going_on
 
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "pruning.py"
 

@@ -7,7 +7,8 @@ import torch
 
 from raftdiff.diffusion.families.shared.unet import SOLVERS
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, decode, make_scheduler
+from raftdiff.diffusion.models.pictures import decode
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig, make_scheduler
 from raftdiff.errors import UserError
 from raftdiff.measures.pictures import is_flat
 from raftdiff.seeds import fold

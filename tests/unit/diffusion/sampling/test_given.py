@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, decode, encode
+from raftdiff.diffusion.models.pictures import decode, encode
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.pruning import PruneConfig
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.pruned import PrunedSampler, meant
 from raftdiff.mixing import MixSampler
 from raftdiff.ranking import Ranker
 from raftdiff.selection.best import BestOfK
+from raftdiff.selection.pruning import PruneConfig
 from raftdiff.types import Prompt
 
 # diffusers asks numpy for an array in a way that numpy 2 deprecates
@@ -123,11 +123,20 @@ def test_a_mixture_counts_the_candidates_of_a_part_in_its_own_numbers(opened):
     assert {(it.prompt.id, it.index) for it in drawn} == kept | {(name, 0) for name in "abc"}
 
 
+def test_prompts_of_several_sizes_are_compared_each_in_its_own(opened):
+    sampler = pruned(opened("sd15"), sizes=[(16, 16), (16, 24)], guidance=1.0, steps=2, batch_size=2)
+    left, whole = draw(sampler), {sample.key: sample for sample in draw(sampler.drawing)}
+    assert sorted(sample.prompt.id for sample in left) == list("abc")
+    assert len({sample.media.size for sample in left}) == 2
+    for sample in left:
+        torch.testing.assert_close(sample.aux["latent"], whole[sample.key].aux["latent"], atol=1e-5, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sd3"])
 def test_what_the_last_prediction_means_is_where_euler_goes(opened, kind):
     sampler = pruned(opened(kind), scheduler="euler", guidance=1.0, steps=2)
     drawing, jobs = sampler.drawing, [(PROMPTS[0], 0)]
-    noise, generators = drawing.noise(jobs, 3)
+    noise, generators = drawing.noise(jobs, 3, drawing.sizes[0])
     solver = drawing.solver()
     *_, last = drawing.steps(solver, solver.timesteps, drawing.begun(noise, solver), drawing.texts(jobs), generators)
     torch.testing.assert_close(meant(drawing.parts.process, last), last.following, atol=1e-5, rtol=1e-4)

@@ -8,7 +8,8 @@ import torch
 
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig, encode
+from raftdiff.diffusion.models.pictures import encode
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig, same_vae
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig, build

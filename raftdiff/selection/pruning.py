@@ -1,20 +1,17 @@
 """Best of K for less, by successive halving (Jamieson & Talwalkar 2016, arXiv:1502.07943): candidates are compared at a
-few early steps, by the pictures that the predictions then mean, and the worst are drawn no further.
+few early steps, by the pictures that the predictions then mean, and the worst are drawn no further. numpy only.
 
-What is here knows no model: when to look, who goes on, and what a solver remembers of those who do.
+When to look, and who goes on; ``diffusion.sampling.pruned`` draws them.
 """
 
-import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
 from math import gcd
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
-from torch import Tensor
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
@@ -108,38 +105,3 @@ def going_on(
     [[1, 1, 1, 0]]
     """
     return best_of_k(np.where(there, np.nan_to_num(totals, nan=-np.inf), np.nan), count)
-
-
-def picked(solver: Any, rows: Int[Tensor, " some"], latent: torch.Size) -> Any:
-    """A copy of a solver of diffusers, where it stands, that remembers these rows of its batch alone.
-
-    Args:
-        latent: (channels, height, width) of the latents that it steps on.
-    """
-    return _remembering([solver], lambda held: held[0][rows.to(held[0].device)], latent)
-
-
-def side_by_side(solvers: Sequence[Any], latent: torch.Size) -> Any:
-    """One solver in place of several that stand at the same step, with the rows of all, one behind the other."""
-    return _remembering(solvers, torch.cat, latent)
-
-
-def _remembering(solvers: Sequence[Any], of: Callable[[list[Tensor]], Tensor], latent: torch.Size) -> Any:
-    """A copy of the first solver, with what it remembers of rows made ``of`` what all of them do.
-
-    Multistep solvers keep predictions and states of earlier steps, in attributes and in lists of them that they change
-    in place; all else that solvers keep is the same for every row.
-    """
-    made = copy.copy(solvers[0])
-    for name, held in vars(solvers[0]).items():
-        others = [getattr(solver, name) for solver in solvers]
-        if _is_of_rows(held, latent):
-            setattr(made, name, of(others))
-        elif isinstance(held, list):
-            columns = [list(column) for column in zip(*others, strict=True)]
-            setattr(made, name, [of(it) if _is_of_rows(it[0], latent) else it[0] for it in columns])
-    return made
-
-
-def _is_of_rows(held: Any, latent: torch.Size) -> bool:
-    return isinstance(held, Tensor) and held.shape[1:] == latent
