@@ -1,5 +1,6 @@
 """Drawing answers: each with a seed of its own, whatever batch it is drawn in."""
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, final
@@ -204,10 +205,35 @@ def _answers(
             generation_config=config,
             logits_processor=LogitsProcessorList(steps),
             stopping_criteria=StoppingCriteriaList([over]),
+            **_read(lm, ids, attention, copies=config.num_beams or 1),
         )
     # prompts are cut off by count: an answer may repeat its prompt, and a padding token may be a real one
     answers: list[list[int]] = drawn[:, ids.shape[1] :].tolist()
     return answers
+
+
+def _read(lm: LM, ids: Tensor, attention: Tensor, *, copies: int) -> dict[str, Any]:
+    """What the network makes of the prompts but for their last tokens, ``copies`` rows of it for each: a prompt that
+    several rows have is read once. Nothing where no two rows have one, or the network keeps it in a way of its own, as
+    Mamba does."""
+    from transformers import DynamicCache, GenerationConfig
+
+    takes = "past_key_values" in inspect.signature(lm.model.forward).parameters
+    each, whose = torch.unique(torch.stack([ids, attention], dim=1), dim=0, return_inverse=True)
+    if not takes or ids.shape[1] == 1 or len(each) == len(ids) * copies:
+        return {}
+    prompts, there = each[:, :, :-1].to(lm.device).unbind(dim=1)
+    read = lm.model.generate(
+        input_ids=prompts,
+        attention_mask=there,
+        generation_config=GenerationConfig(
+            do_sample=False, max_new_tokens=1, use_cache=True, return_dict_in_generate=True
+        ),
+    ).get("past_key_values")
+    if not isinstance(read, DynamicCache):
+        return {}
+    read.reorder_cache(whose.repeat_interleave(copies).to(lm.device))
+    return {"past_key_values": read}
 
 
 @contextmanager

@@ -7,8 +7,11 @@ import pytest
 import torch
 
 from raftdiff.chat.dialogue import cut
+from raftdiff.embedded import resolve
 from raftdiff.errors import UserError
+from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.rows import Row, score
+from raftdiff.llm.sampling import generation
 from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, search
 from raftdiff.recipes.config import check
 from raftdiff.seeds import fold
@@ -45,6 +48,46 @@ def index(lm, word):
 
 
 # -- whose draw it is
+
+
+def tokens_read(lm, call):
+    """How many tokens go into the network, call by call."""
+    seen = []
+    held = lm.model.base_model.register_forward_pre_hook(
+        lambda module, given, named: seen.append(tuple(named["input_ids"].shape)), with_kwargs=True
+    )
+    try:
+        call()
+    finally:
+        held.remove()
+    return seen
+
+
+def test_a_prompt_that_several_rows_have_is_read_once(lm):
+    prompts = [PROMPTS[2]] * 3 + [PROMPTS[4]] * 3
+    assert tokens_read(lm, lambda: generate(lm, prompts, range(6), decoding(max_new_tokens=2))) == [
+        (2, 9),
+        (6, 1),
+        (6, 1),
+    ]
+    assert tokens_read(lm, lambda: generate(lm, PROMPTS, SEEDS, decoding(max_new_tokens=2))) == [(5, 10), (5, 1)]
+    assert tokens_read(lm, lambda: search(lm, PROMPTS[2], decoding(max_new_tokens=2), count=4)) == [
+        (1, 9),
+        (4, 1),
+        (4, 1),
+    ]
+
+
+@pytest.mark.parametrize("options", [{}, {"strategy": "greedy"}, {"repetition_penalty": 1.7, "top_p": 0.9}])
+def test_the_tokens_are_those_of_a_prompt_that_every_row_reads(options, monkeypatch):
+    """On the model that ships. Probabilities may differ in the last digits, where products are added up otherwise."""
+    lm = load(LMConfig(base="review-lm", device="cpu"), resolve)
+    texts = ("western about pirates :", "comedy :", "a long drama about pirates in the western :")
+    prompts = [ids for ids in ([5], *(lm.tokenizer(text)["input_ids"] for text in texts)) for _ in range(8)]
+    how = decoding(max_new_tokens=16, **options)
+    once = generate(lm, prompts, range(32), how)
+    monkeypatch.setattr(generation, "_read", lambda *given, **named: {})
+    same(once, generate(lm, prompts, range(32), how))
 
 
 @pytest.mark.parametrize("options", DECODINGS.values(), ids=DECODINGS)
