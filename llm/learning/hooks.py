@@ -9,7 +9,7 @@ from torch import Tensor
 
 from raftdiff.llm.learning.embeddings import Schedule, keep_gold, neftune, scheduled, teacher_forcing_probability
 from raftdiff.llm.learning.ift import Variant, mix_hard, mix_soft, mixing_weight, relation_loss
-from raftdiff.llm.model.network import Logits, Moment, Network
+from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Batch
 from raftdiff.recipes.config import Config
 
@@ -79,22 +79,22 @@ class DrpConfig(Config):
 Weighting: TypeAlias = Annotated[NoWeighting | DrpConfig, Field(discriminator="type")]
 
 
-def inputs(hook: Embedding, batch: Batch, network: Network, moment: Moment) -> Logits:
-    """The logits that the loss is taken of."""
+def inputs(hook: Embedding, batch: Batch, network: Network, moment: Moment) -> dict[str, Tensor]:
+    """What the network reads in the pass that the loss is taken of, in place of the batch's own ids."""
     if isinstance(hook, NeftuneConfig):
         gold, there = network.embeddings(batch.ids), _there(batch, network)
         rows = [slice(place, place + 1) for place in range(len(gold))]
         noisy = [neftune(gold[row], there[row], hook.alpha, moment.generator(row.start)) for row in rows]
-        return network.logits_from(torch.cat(noisy), batch)
+        return {"inputs_embeds": torch.cat(noisy)}
     if isinstance(hook, ScheduledConfig):
         probability = teacher_forcing_probability(hook.schedule, moment.step, k=hook.k, c=hook.c, epsilon=hook.epsilon)
         with torch.no_grad():
             own = network.logits(batch)[:, :-1].argmax(-1)
         keep = [keep_gold(row[None], probability, moment.generator(place)) for place, row in enumerate(batch.mask)]
-        return network.logits(batch, ids=scheduled(batch.ids, own.cpu(), torch.cat(keep)))
+        return {"input_ids": scheduled(batch.ids, own.cpu(), torch.cat(keep))}
     if isinstance(hook, TrcConfig):
-        return network.logits_from(_mixed(hook, batch, network, moment), batch)
-    return network.logits(batch)
+        return {"inputs_embeds": _mixed(hook, batch, network, moment)}
+    return {}
 
 
 def row_losses(

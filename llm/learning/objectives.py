@@ -97,7 +97,7 @@ class Sft:
         if self.config.packing:
             lp = packed_lp(network, lesson.batch)
         else:
-            lp = network.lp(lesson.batch, inputs(self.config.embedding, lesson.batch, network, moment))
+            lp = network.lp(lesson.batch, **inputs(self.config.embedding, lesson.batch, network, moment))
         mask, weight = network.mask(lesson.batch), lesson.weight.to(lp.device)
         if not isinstance(self.config.weighting, NoWeighting):
             losses = row_losses(self.config.weighting, lp, mask)

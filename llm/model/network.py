@@ -1,5 +1,6 @@
 """The network as the losses see it: log-probabilities of the answers in a batch, of the policy or of the base."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import NamedTuple, final
@@ -8,9 +9,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from raftdiff.llm.model.head import log_probabilities_at, read
 from raftdiff.llm.model.loading import LM
-from raftdiff.llm.model.rows import Batch
-from raftdiff.llm.model.tokens import log_probabilities
+from raftdiff.llm.model.rows import Batch, laid_out
 from raftdiff.seeds import fold
 
 Logits = Float[Tensor, "rows tokens vocabulary"]
@@ -44,22 +45,23 @@ class Network:
     lm: LM
     precision: torch.dtype
 
-    def logits(self, batch: Batch, *, ids: Int[Tensor, "rows tokens"] | None = None) -> Logits:
-        """At every position; ``ids`` stand in for the batch's own as inputs."""
-        return self._run(batch, input_ids=(batch.ids if ids is None else ids).to(self.lm.device))
-
-    def logits_from(self, embeddings: Float[Tensor, "rows tokens width"], batch: Batch) -> Logits:
-        """At every position, with these input embeddings."""
-        return self._run(batch, inputs_embeds=embeddings)
+    def logits(self, batch: Batch, **inputs: Tensor) -> Logits:
+        """At every position: a vocabulary of numbers each, where ``lp`` would not do. ``inputs`` as there."""
+        with self.computing():
+            found: Tensor = self.lm.model(use_cache=False, **self._inputs(batch, inputs)).logits
+        return found
 
     def embeddings(self, ids: Int[Tensor, "*shape"]) -> Float[Tensor, "*shape width"]:
         """What the network's input layer makes of tokens, scaled where it scales."""
         found: Tensor = self.lm.model.get_input_embeddings()(ids.to(self.lm.device))
         return found
 
-    def lp(self, batch: Batch, logits: Logits | None = None) -> Values:
-        """log p of every token but the first, float32, on the model's device."""
-        return log_probabilities(self.logits(batch) if logits is None else logits, batch.ids.to(self.lm.device))
+    def lp(self, batch: Batch, **inputs: Tensor) -> Values:
+        """log p of the answers' tokens, float32, on the model's device, and 0 at all others. ``inputs`` stand in for
+        the batch's own ids: ``input_ids`` or ``inputs_embeds``."""
+        with self.computing():
+            lp = log_probabilities_at(read(self.lm.model, **self._inputs(batch, inputs)), batch.places, batch.targets)
+        return laid_out([lp], self.mask(batch))
 
     def mask(self, batch: Batch) -> Tensor:
         return batch.mask.to(self.lm.device)
@@ -68,8 +70,6 @@ class Network:
         """Within, the model computes in the precision of the training."""
         return torch.autocast(self.lm.device.type, dtype=self.precision, enabled=self.precision != torch.float32)
 
-    def _run(self, batch: Batch, **inputs: Tensor) -> Logits:
-        attention = batch.attention.to(self.lm.device)
-        with self.computing():
-            found: Tensor = self.lm.model(attention_mask=attention, use_cache=False, **inputs).logits
-        return found
+    def _inputs(self, batch: Batch, others: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        given = others or {"input_ids": batch.ids}
+        return {name: one.to(self.lm.device) for name, one in {"attention_mask": batch.attention, **given}.items()}

@@ -8,9 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from raftdiff.errors import UserError
+from raftdiff.llm.model.head import log_probabilities_at, read
 from raftdiff.llm.model.network import Network
-from raftdiff.llm.model.rows import Batch
-from raftdiff.llm.model.tokens import log_probabilities
+from raftdiff.llm.model.rows import Batch, laid_out
 
 
 class Packed(NamedTuple):
@@ -26,7 +26,7 @@ class Packed(NamedTuple):
 
 
 def packed_lp(network: Network, batch: Batch) -> Float[Tensor, "rows targets"]:
-    """What ``network.lp`` gives, at every token that has one, and 0 at the filling.
+    """What ``network.lp`` gives.
 
     Raises:
         UserError: the model's attention takes no mask of its own making.
@@ -35,19 +35,17 @@ def packed_lp(network: Network, batch: Batch) -> Float[Tensor, "rows targets"]:
     if lm.model.config._attn_implementation != "sdpa":
         raise UserError("finetuner.objective.packing: it needs PyTorch's own attention (sdpa); leave packing out.")
     packed = pack(batch)
+    begins = packed.bins * packed.ids.shape[1] + packed.starts
+    row, place = batch.mask.nonzero(as_tuple=True)
     with network.computing():
-        logits = lm.model(
+        found = read(
+            lm.model,
             input_ids=packed.ids.to(lm.device),
             position_ids=packed.positions.to(lm.device),
             attention_mask=packed.seen.to(lm.device),
-            use_cache=False,
-        ).logits
-    lp = log_probabilities(logits, packed.ids.to(lm.device))
-    target = torch.arange(batch.ids.shape[1] - 1)
-    real = target < batch.attention.sum(dim=1, keepdim=True) - 1
-    place = (packed.starts[:, None] + target).clamp(max=max(0, lp.shape[1] - 1))
-    found = lp[packed.bins[:, None].to(lp.device), place.to(lp.device)]
-    return torch.where(real.to(lp.device), found, 0.0)
+        )
+        lp = log_probabilities_at(found, begins[row] + place, batch.targets)
+    return laid_out([lp], network.mask(batch))
 
 
 def pack(batch: Batch) -> Packed:

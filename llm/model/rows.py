@@ -9,8 +9,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from raftdiff.errors import UserError
+from raftdiff.llm.model.head import log_probabilities_at, read
 from raftdiff.llm.model.loading import LM
-from raftdiff.llm.model.tokens import log_probabilities, response_mask
+from raftdiff.llm.model.tokens import response_mask
 from raftdiff.types import Sample
 
 
@@ -39,6 +40,17 @@ class Batch:
     @property
     def answer_tokens(self) -> int:
         return int(self.mask.sum())
+
+    @property
+    def places(self) -> Int[Tensor, " answer_tokens"]:
+        """Where the answers' tokens are predicted: each at the one before it, counted through all rows."""
+        row, place = self.mask.nonzero(as_tuple=True)
+        return row * self.ids.shape[1] + place
+
+    @property
+    def targets(self) -> Int[Tensor, " answer_tokens"]:
+        """The answers' tokens, row by row."""
+        return self.ids[:, 1:][self.mask]
 
 
 def row_of(lm: LM, sample: Sample[str], *, learning: bool) -> Row:
@@ -95,14 +107,6 @@ def collate(rows: Sequence[Row], pad: int) -> Batch:
     return Batch(ids, attention, response_mask(prompts, lengths, width))
 
 
-def logits_of(lm: LM, batch: Batch) -> Float[Tensor, "rows tokens vocabulary"]:
-    """What the network says at every position."""
-    found: Tensor = lm.model(
-        input_ids=batch.ids.to(lm.device), attention_mask=batch.attention.to(lm.device), use_cache=False
-    ).logits
-    return found
-
-
 @torch.no_grad()
 def score(lm: LM, rows: Sequence[Row], *, batch_size: int) -> list[Float[Tensor, " answer"]]:
     """log p of every answer token, float32 on the CPU, under the network as it stands.
@@ -114,15 +118,16 @@ def score(lm: LM, rows: Sequence[Row], *, batch_size: int) -> list[Float[Tensor,
     for start in range(0, len(order), batch_size):
         places = order[start : start + batch_size]
         batch = collate([rows[place] for place in places], lm.pad)
-        lp = log_probabilities(logits_of(lm, batch), batch.ids.to(lm.device)).cpu()
-        for place, values, mask in zip(places, lp, batch.mask, strict=True):
-            found[place] = values[mask]
+        seen = read(lm.model, input_ids=batch.ids.to(lm.device), attention_mask=batch.attention.to(lm.device))
+        lp = log_probabilities_at(seen, batch.places, batch.targets).cpu()
+        for place, values in zip(places, torch.split(lp, batch.mask.sum(dim=1).tolist()), strict=True):
+            found[place] = values.clone()
     return found
 
 
 def laid_out(values: Sequence[Tensor], mask: Tensor) -> Tensor:
     """Values of answer tokens where their row has them, 0 elsewhere."""
-    return torch.zeros(mask.shape).masked_scatter(mask, torch.cat([one.float() for one in values]))
+    return torch.zeros(mask.shape, device=mask.device).masked_scatter(mask, torch.cat([one.float() for one in values]))
 
 
 def drawn_with(sample: Sample[str], row: Row) -> Tensor:

@@ -15,7 +15,7 @@ from raftdiff.llm.learning.steps import StepsConfig, attach, before_steps, passe
 from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Network
 from raftdiff.llm.model.rows import Row, collate, score
-from raftdiff.llm.model.tokens import aggregate, entropy, means
+from raftdiff.llm.model.tokens import aggregate, entropy, log_probabilities, means
 from raftdiff.llm.ppo.rollouts import Rollouts
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
@@ -95,12 +95,12 @@ class Actor:
             wanted = advantages[at, : batch.mask.shape[1]].to(device)
             old, mask = buffer.at(buffer.old, part, batch).to(device), self.network.mask(batch)
             with seeded(fold(seed, "dropout", at[0]), device, self.config.dropout > 0):
-                logits = self.network.logits(batch)
-                lp = self.network.lp(batch, logits)
+                logits = None if held is None else self.network.logits(batch)  # the entropy's
+                lp = self.network.lp(batch) if logits is None else log_probabilities(logits, batch.ids.to(device))
                 found = clipped_objective(lp, old, wanted, mask, clip_low=clip, clip_high=clip)
                 loss = aggregate(found.losses, mask, "token_mean", total_tokens=total)
                 told["policy_loss"] += float(loss.detach())
-                if held is not None:
+                if held is not None and logits is not None:
                     spread = means(entropy(logits[:, :-1]), mask)
                     told["entropy"] += float(spread.detach().sum()) / len(places)
                     loss = loss + held.weight * (spread - held.target).abs().sum() / len(places)

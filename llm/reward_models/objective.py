@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.model.head import log_probabilities_at
 from raftdiff.llm.model.rows import Row, collate
-from raftdiff.llm.model.tokens import aggregate, log_probabilities
 from raftdiff.llm.reward_models.contrast import (
     ContrastConfig,
     NoContrastConfig,
@@ -118,11 +118,10 @@ class RewardObjective:
             return View(both[: len(taught)], both[len(taught) :], torch.zeros((), device=both.device))
         batch = collate(chosen, pad)
         with self._computing():
-            hidden, logits = model.hidden_and_logits(batch)
+            found = model.reading(batch)
+            lm = -log_probabilities_at(found, batch.places, batch.targets).sum() / whole.tokens
             other = model.last(collate(rejected, pad))
-        lp, mask = log_probabilities(logits, batch.ids.to(logits.device)), batch.mask.to(logits.device)
-        lm = aggregate(-lp, mask, "token_mean", total_tokens=whole.tokens)
-        return View(at_last(hidden, batch.attention), other, lm)
+        return View(at_last(found.hidden, batch.attention), other, lm)
 
     def _preference(self, view: View, taught: Sequence[Taught], whole: Whole) -> tuple[Scalar, Float[Tensor, " pairs"]]:
         """These pairs' part of Bradley-Terry and of centring, and the differences r_c - r_r."""

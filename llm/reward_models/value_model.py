@@ -18,6 +18,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from raftdiff.errors import UserError
+from raftdiff.llm.model.head import Read, read
 from raftdiff.llm.model.loading import LM, LMConfig, is_encoder, load, load_encoder
 from raftdiff.llm.model.rows import Batch, Row, collate
 from raftdiff.records.disk import read_json, save_tensors, write_text, written
@@ -46,17 +47,9 @@ class ValueModel:
         found: Tensor = self.lm.model.base_model(**self._inputs(batch)).last_hidden_state
         return found
 
-    def hidden_and_logits(
-        self, batch: Batch
-    ) -> tuple[Float[Tensor, "rows tokens width"], Float[Tensor, "rows tokens vocabulary"]]:
-        """The same, and what the language model says of the next token, in one pass."""
-        found: list[Tensor] = []
-        held = self.lm.model.base_model.register_forward_hook(lambda _, __, out: found.append(out.last_hidden_state))
-        try:
-            logits: Tensor = self.lm.model(**self._inputs(batch)).logits
-        finally:
-            held.remove()
-        return found[0], logits
+    def reading(self, batch: Batch) -> Read:
+        """The same, with the head that the network writes by: what it says of the next token, in one pass."""
+        return read(self.lm.model, **self._inputs(batch))
 
     def read(self, hidden: Float[Tensor, "*shape width"]) -> Float[Tensor, "*shape"]:
         """What the head makes of hidden states, in float32 whatever the network computes in."""

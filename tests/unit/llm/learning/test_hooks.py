@@ -86,7 +86,7 @@ def logits(folder, hook, moment, rows=ROWS):
     batch = collate(rows, 0)
     network = Network(lm, torch.float32)
     with torch.no_grad():
-        return inputs(hook, batch, network, moment), network, batch
+        return network.logits(batch, **inputs(hook, batch, network, moment)), network, batch
 
 
 # --- what they come down to ---
@@ -170,8 +170,9 @@ def moment(step=0, progress=1.0, seed=11, first=0):
 @pytest.mark.parametrize("hook", [NeftuneConfig(), ScheduledConfig(k=0.5), TrcConfig(weight=0.5, disturb=True)])
 def test_draws_differ_by_step_and_are_the_same_for_the_same_step(folder, hook):
     one, network, batch = logits(folder, hook, moment())
-    assert torch.equal(inputs(hook, batch, network, moment()).detach(), one)
-    assert not torch.equal(inputs(hook, batch, network, moment(seed=12)).detach(), one)
+    with torch.no_grad():
+        assert torch.equal(network.logits(batch, **inputs(hook, batch, network, moment())), one)
+        assert not torch.equal(network.logits(batch, **inputs(hook, batch, network, moment(seed=12))), one)
 
 
 @pytest.mark.parametrize("embedding", [{"type": "neftune"}, {"type": "scheduled", "k": 0.5}])
@@ -186,7 +187,9 @@ def test_a_row_draws_the_same_in_any_batch(folder, hook):
     """Alone, or beside longer rows: its noise is its own, as is its place in the step."""
     whole, network, _ = logits(folder, hook, moment())
     for place, row in enumerate(ROWS):
-        alone = inputs(hook, collate([row], 0), network, moment(first=place)).detach()
+        single = collate([row], 0)
+        with torch.no_grad():
+            alone = network.logits(single, **inputs(hook, single, network, moment(first=place)))
         width = len(row.prompt) + len(row.answer)
         torch.testing.assert_close(alone[0], whole[place, :width], rtol=1e-4, atol=1e-5)
 
@@ -199,11 +202,8 @@ def test_rows_of_a_step_are_noised_each_in_its_own_way(folder):
 def test_neftune_has_the_size_that_it_should(folder):
     lm = load(LMConfig(base=str(folder), device="cpu"), str)
     batch, network = collate(ROWS, 0), Network(lm, torch.float32)
-    seen = []
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Network, "logits_from", lambda self, found, batch: seen.append(found) or network.logits(batch))
-        inputs(NeftuneConfig(alpha=5.0), batch, network, moment())
-    noise = (seen[0] - network.embeddings(batch.ids)).detach()
+    noisy = inputs(NeftuneConfig(alpha=5.0), batch, network, moment())["inputs_embeds"]
+    noise = (noisy - network.embeddings(batch.ids)).detach()
     real = batch.attention.bool()
     assert torch.count_nonzero(noise[~real]) == 0
     for row, there in zip(noise, real, strict=True):
@@ -218,7 +218,7 @@ def test_scheduled_sampling_feeds_the_models_own_tokens(folder):
         own = network.logits(batch)[:, :-1].argmax(-1)
         ids = batch.ids.clone()
         ids[:, 1:] = torch.where(batch.mask, own, ids[:, 1:])
-        expected = network.logits(batch, ids=ids)
+        expected = network.logits(batch, input_ids=ids)
     assert not torch.equal(ids, batch.ids)
     assert torch.equal(found, expected)
 
@@ -253,7 +253,7 @@ def test_the_residual_connection_is_the_mix_of_the_first_pass(folder, soft):
             if soft
             else mix_hard(gold, first.argmax(-1), table, batch.mask, 0.4)
         )
-        torch.testing.assert_close(found, network.logits_from(mixed, batch))
+        torch.testing.assert_close(found, network.logits(batch, inputs_embeds=mixed))
         plain = network.logits(batch)
     # before the first token of the answer nothing is mixed
     for row, (one, other) in zip(ROWS, zip(found, plain, strict=True), strict=True):

@@ -389,35 +389,35 @@ def lesson(lm, *, padded=0):
 
 
 def loss_and_gradients(lm, objective, one):
-    """Of the loss with respect to the logits of the pass that it is taken of, and to every weight."""
+    """Of the loss with respect to the hidden states that its pass ends in, and to every weight."""
     built = LMFineTunerConfig(objective=objective).objective.build()
     network = Network(lm, torch.float32)
     lm.model.requires_grad_(True)
     seen = []
 
-    def keep(_module, _inputs, logits):
-        if logits.requires_grad:
-            logits.retain_grad()
-            seen.append(logits)
+    def keep(_module, _inputs, output):
+        if output.last_hidden_state.requires_grad:
+            output.last_hidden_state.retain_grad()
+            seen.append(output.last_hidden_state)
 
-    hook = lm.model.lm_head.register_forward_hook(keep)
+    hook = lm.model.model.register_forward_hook(keep)
     loss, _ = built.loss(one, Whole(int(one.batch.mask.sum()), 4, 8), network, Moment(0, 1.0, 5))
     torch.autograd.backward(loss)
     hook.remove()
     weights = {name: q.grad.clone() for name, q in lm.model.named_parameters()}
     lm.model.zero_grad()
     lm.model.requires_grad_(False)
-    return loss.detach(), seen[-1].grad, weights
+    return loss.detach(), seen[0].grad, weights
 
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_prompts_and_padding_have_no_gradient(folder, name):
     lm = open_lm(folder)
     one = lesson(lm)
-    _, logits, _ = loss_and_gradients(lm, OBJECTIVES[name], one)
-    assert torch.count_nonzero(logits[:, :-1][~one.batch.mask]) == 0
-    assert torch.count_nonzero(logits[:, -1]) == 0  # predicts nothing
-    learnt = logits[:, :-1].abs().sum(-1) > 0
+    _, hidden, _ = loss_and_gradients(lm, OBJECTIVES[name], one)
+    assert torch.count_nonzero(hidden[:, :-1][~one.batch.mask]) == 0
+    assert torch.count_nonzero(hidden[:, -1]) == 0  # predicts nothing
+    learnt = hidden[:, :-1].abs().sum(-1) > 0
     if name not in ("rrhf", "rrhf-compat", "hinge"):  # where an order is right already there is nothing to learn
         assert torch.equal(learnt, one.batch.mask)  # the end token's is among them
     assert learnt.any()

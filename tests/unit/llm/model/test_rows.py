@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.llm.model.rows import Row, collate, logits_of, row_of, score
+from raftdiff.llm.model.rows import Row, collate, row_of, score
 from raftdiff.types import Prompt, Sample
 
 ROWS = [
@@ -87,8 +87,9 @@ def test_a_score_is_the_probability_of_a_known_chain(chain, open_lm):
 def test_half_precision_is_normalized_in_float32(lm_folder, open_lm):
     half = open_lm(lm_folder, dtype="bfloat16")
     batch = collate(ROWS, half.pad)
-    assert logits_of(half, batch).dtype == torch.bfloat16
-    wide = logits_of(half, batch).float().log_softmax(-1)
+    logits = half.model(input_ids=batch.ids, attention_mask=batch.attention).logits
+    assert logits.dtype == torch.bfloat16
+    wide = logits.float().log_softmax(-1)
     for place, found in enumerate(score(half, ROWS, batch_size=4)):
         picked = wide[place, :-1].gather(-1, batch.ids[place, 1:, None]).squeeze(-1)[batch.mask[place]]
         assert found.dtype == torch.float32

@@ -165,7 +165,7 @@ def test_the_kl_penalty_and_whitening_are_those_of_the_formulas(folder):
 
 
 def test_prompt_and_padding_have_no_gradient(folder):
-    """Neither in the policy's logits nor in the critic's hidden states."""
+    """Neither in the policy's hidden states nor in the critic's."""
     learner = tuner(folder, **MAX | {"ptx": None})
     samples = random_answers(learner.lm)
     mask = collate([row_of(learner.lm, one, learning=True) for one in samples.values()], learner.lm.pad).mask
@@ -173,15 +173,15 @@ def test_prompt_and_padding_have_no_gradient(folder):
 
     def watch(name):
         def hook(module, args, output):
-            output = getattr(output, "logits", output)
+            output = getattr(output, "last_hidden_state", output)
             if output.requires_grad:
-                seen[name] = output
                 output.retain_grad()
+                seen.setdefault(name, output)  # what the head is shown comes after
 
         return hook
 
     held = [
-        learner.lm.model.register_forward_hook(watch("policy")),
+        learner.lm.model.base_model.register_forward_hook(watch("policy")),
         learner.critic.model.head.register_forward_hook(watch("critic")),
     ]
     kept = {}

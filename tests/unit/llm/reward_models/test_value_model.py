@@ -143,7 +143,8 @@ def test_the_reward_is_that_of_the_end_token_of_the_answer(lm):
 def test_hidden_states_are_those_that_the_language_model_reads_its_logits_from(lm, gpt2):
     for network in (lm, gpt2):
         model, batch = on(network), collate(ROWS, network.pad)
-        hidden, logits = model.hidden_and_logits(batch)
+        hidden, head, _ = model.reading(batch)
+        logits = head(hidden)
         wanted = network.model(input_ids=batch.ids, attention_mask=batch.attention, use_cache=False).logits
         torch.testing.assert_close(model.hidden(batch), hidden)
         torch.testing.assert_close(logits, wanted)
