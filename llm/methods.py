@@ -29,6 +29,7 @@ from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import Run, load_round
 from raftdiff.reports import methods
 from raftdiff.reports.methods import Column, Measured
+from raftdiff.scoring import in_order
 from raftdiff.seeds import fold
 from raftdiff.selection.advantages import best_of_n_kl_bound
 from raftdiff.types import Prompt, Reward
@@ -228,11 +229,10 @@ def _best_of_n(
     n, evaluation, began = assembly.recipe.loop.candidates, assembly.recipe.evaluation, time.perf_counter()
     before, count = assembly.evaluator.network_evaluations(), n * evaluation.samples_per_prompt
     with assembly.finetuner.base_weights():
-        drawn = list(
-            assembly.evaluator.sample(
-                prompts, per_prompt=count, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
-            )
+        stream = assembly.evaluator.sample(
+            prompts, per_prompt=count, seed=fold(evaluation.seed, "best_of_n"), round=0, done=frozenset()
         )
+        drawn = in_order(stream, prompts)
     seconds, tokens = time.perf_counter() - began, assembly.evaluator.network_evaluations() - before
     totals = scores(known[reward], drawn)
     best = best_of_each(totals, n)

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
-from raftdiff.types import ChoosesPrompts, Prompt, Reward
+from raftdiff.types import ChoosesPrompts, Media, Prompt, Reward, Sample
 
 BYTES = (bytes, bytearray, memoryview)
 SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
@@ -115,6 +115,12 @@ def by_prompt(keys: Iterable[tuple[str, int]]) -> list[list[int]]:
     for place, (prompt, index) in enumerate(keys):
         held.setdefault(prompt, []).append((index, place))
     return [[place for _, place in sorted(candidates)] for candidates in held.values()]
+
+
+def in_order(samples: Iterable[Sample[Media]], prompts: Sequence[Prompt]) -> list[Sample[Media]]:
+    """The samples prompt by prompt, in whatever order they were drawn."""
+    at = {prompt.id: place for place, prompt in enumerate(prompts)}
+    return sorted(samples, key=lambda sample: (at[sample.prompt.id], sample.index))
 
 
 def in_batches(keys: Iterable[tuple[str, int]], size: int) -> Iterator[list[int]]:

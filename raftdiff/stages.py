@@ -21,6 +21,7 @@ from raftdiff.records.media import file_name, note_previews, opened, previews
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms, best_round
+from raftdiff.scoring import in_order
 from raftdiff.seeds import fold
 from raftdiff.selection.best import constant, figures, undecided
 from raftdiff.types import (
@@ -244,6 +245,7 @@ def _validate(draft: Draft, run: Run, parts: Parts[Media], name: str, progress: 
         for candidate in stream:
             drawn.append(candidate)
             report(len(drawn), len(parts.held_out) * count)
+        drawn = in_order(drawn, parts.held_out)
         ranker = parts.held_out_ranker or parts.ranker
         _keep_replies(draft, ranker)
         ranker.refuse_unfit(drawn)

@@ -143,7 +143,8 @@ class Sampler(Protocol[Media]):
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Media]]:
-        """Yield ``per_prompt`` candidates for each prompt, sample (p, k) with seed ``fold(seed, p.id, k)``.
+        """Yield ``per_prompt`` candidates for each prompt, sample (p, k) with seed ``fold(seed, p.id, k)``, in whatever
+        order; ``scoring.in_order`` restores that of the prompts.
 
         Batches are cut from the full list, so that work skipped because it is in ``done`` (prompt id, index) changes
         nothing in the rest, to the bit.
@@ -178,6 +179,15 @@ class Prunes(Protocol):
 
     def on_previews(self, told: Callable[[Sequence[Preview]], object]) -> None:
         """Tell ``told`` from now on what is seen of candidates, before those that are left of them are yielded."""
+        ...
+
+
+@runtime_checkable
+class Arranges(Protocol):
+    """A sampler that cuts its batches from the prompts in an order of its own."""
+
+    def arranged(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The same prompts in that order, however they are given."""
         ...
 
 

@@ -64,18 +64,23 @@ class LMSampler:
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]
     ) -> Iterator[Sample[str]]:
-        """Candidate (p, k) with the seed ``fold(seed, p.id, k)``; batches are cut from the full list of candidates."""
+        """Candidate (p, k) with the seed ``fold(seed, p.id, k)``; batches are cut from the full list of candidates, the
+        longest prompts first, so that little is computed for the filling.
+
+        Raises:
+            UserError: a prompt is empty, or longer than the model is made for.
+        """
         whole = self.decoding.strategy in ("beam", "diverse_beam")
         size = max(1, self.batch_size // per_prompt) * per_prompt if whole else self.batch_size
-        asked = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        asked = [(prompt, ids, index) for prompt, ids in self._spelled(prompts) for index in range(per_prompt)]
         ending = Ending(self.lm, self.decoding.stop)
         for start in range(0, len(asked), size):
             batch = asked[start : start + size]
-            if all((prompt.id, index) in done for prompt, index in batch):
+            if all((prompt.id, index) in done for prompt, _, index in batch):
                 continue
-            seeds = [fold(seed, prompt.id, index) for prompt, index in batch]
-            drawn = self._draw([prompt for prompt, _ in batch], seeds, per_prompt if whole else 1)
-            for (prompt, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
+            seeds = [fold(seed, prompt.id, index) for prompt, _, index in batch]
+            drawn = self._draw([ids for _, ids, _ in batch], seeds, per_prompt if whole else 1)
+            for (prompt, _, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
                 if (prompt.id, index) in done:
                     continue
                 text, ended = cut(self.lm.text(tokens), self.decoding.stop), ending.ended(tokens)
@@ -87,12 +92,20 @@ class LMSampler:
                     continue
                 yield Sample(round, prompt, index, own, self.source, text, aux)
 
+    def arranged(self, prompts: Sequence[Prompt]) -> list[Prompt]:
+        """The order in which ``sample`` draws them."""
+        return [prompt for prompt, _ in self._spelled(prompts)]
+
     def network_evaluations(self) -> int:
         """Tokens drawn since construction."""
         return self._tokens
 
-    def _draw(self, prompts: Sequence[Prompt], seeds: Sequence[int], group: int) -> list[Drawn]:
-        ids = [self.lm.prompt_ids(prompt, prompt.sampling) for prompt in prompts]
+    def _spelled(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
+        """Each with its tokens, the longest first."""
+        found = [(prompt, self.lm.prompt_ids(prompt, prompt.sampling)) for prompt in prompts]
+        return sorted(found, key=lambda one: -len(one[1]))
+
+    def _draw(self, ids: Sequence[Sequence[int]], seeds: Sequence[int], group: int) -> list[Drawn]:
         if self.decoding.strategy != "beam":
             drawn = generate(self.lm, ids, seeds, self.decoding, group=group)
         else:

@@ -19,7 +19,7 @@ from raftdiff.errors import UserError
 from raftdiff.measures import statistics
 from raftdiff.ranking import Features, scores
 from raftdiff.recipes.config import flat
-from raftdiff.scoring import numbers
+from raftdiff.scoring import in_order, numbers
 from raftdiff.seeds import fold
 from raftdiff.types import Media, Prompt, Report, Reward, Sample, Sampler, silent
 
@@ -142,7 +142,7 @@ def draw(
     for sample in sampler.sample(prompts, per_prompt=per_prompt, seed=own, round=0, done=frozenset()):
         drawn.append(sample)
         report(len(drawn), len(prompts) * per_prompt)
-    return drawn
+    return in_order(drawn, prompts)
 
 
 def draw_both(

@@ -24,7 +24,7 @@ from raftdiff.records.provenance import lying
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.stages import SCORING_BATCH, Parts
-from raftdiff.types import Media, Prunes
+from raftdiff.types import Arranges, Media, Prunes
 
 FACTS = "shard.json"
 """What a shard is a part of, and which."""
@@ -83,7 +83,10 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_
             "sampler.prune: a round that is pruned is drawn on one machine, where all candidates of some prompts are "
             "compared; leave --shard out, or sampler.prune."
         )
-    keys = [(prompt.id, index) for prompt in stages.asked(parts.prompts, loop, t) for index in range(loop.candidates)]
+    prompts = stages.asked(parts.prompts, loop, t)
+    if isinstance(parts.sampler, Arranges):
+        prompts = parts.sampler.arranged(prompts)
+    keys = [(prompt.id, index) for prompt in prompts for index in range(loop.candidates)]
     own = {keys[place] for place in part.places(len(keys), at_once)}
     if not own:
         return None

@@ -19,6 +19,7 @@ from raftdiff.llm.recipe import text_recipe_of
 from raftdiff.recipes import registry
 from raftdiff.recipes.config import options
 from raftdiff.records.disk import write_text
+from raftdiff.scoring import in_order
 from raftdiff.types import KeepsReplies, Sample
 
 
@@ -65,7 +66,8 @@ def reply(args: argparse.Namespace) -> None:
 
     def drawn() -> list[Sample[str]]:
         count, seed = args.best_of, args.seed
-        return list(assembly.evaluator.sample(prompts, per_prompt=count, seed=seed, round=0, done=frozenset()))
+        found = assembly.evaluator.sample(prompts, per_prompt=count, seed=seed, round=0, done=frozenset())
+        return in_order(found, prompts)
 
     sides = {"after": drawn()}
     if args.before:

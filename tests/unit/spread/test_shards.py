@@ -77,6 +77,16 @@ def test_parts_are_whole_batches_of_all_candidates_each_once(candidates: int, at
     assert all(part.start % at_once == 0 for part in found if part)
 
 
+def test_a_shard_is_of_the_batches_that_a_sampler_with_an_order_of_its_own_draws(run: Run) -> None:
+    """Else it would draw whole batches for the few candidates of each that are its own."""
+    mine = parts(Toy().loop)
+    mine.sampler.arranged = lambda prompts: list(prompts)[::-1]  # type: ignore[attr-defined]
+    folder = shards.sample(run, Part(1, 3), mine, Quiet(), at_once=2)
+    assert folder is not None
+    last = toy_prompts(3)[-1].id
+    assert {(one.prompt.id, one.index) for one in Draft(folder, 0, folder).folder.samples()} == {(last, 0), (last, 1)}
+
+
 def test_shards_of_several_machines_make_the_round_that_one_process_makes(
     tmp_path: Path, run: Run, alone: Draft
 ) -> None:

@@ -9,6 +9,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.scoring import in_order
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
 from raftdiff.types import Prompt
@@ -66,12 +67,21 @@ def test_a_prompt_alone_has_the_answers_that_it_has_among_others(lm):
         assert torch.equal(sample.aux["tokens"], whole[key].aux["tokens"])
 
 
+def test_prompts_of_like_length_are_drawn_together_and_the_longest_first(lm):
+    sampler = policy(lm, 4)
+    found = list(sampler.sample(PROMPTS, per_prompt=2, seed=5, round=1, done=frozenset()))
+    assert [one.prompt.id for one in found] == ["c", "c", "a", "a", "d", "d", "e", "e", "b", "b"]
+    assert "".join(one.id for one in sampler.arranged(PROMPTS)) == "cadeb"
+    ordered = in_order(found, PROMPTS)
+    assert [(one.prompt.id, one.index) for one in ordered] == [(name, k) for name in TEXTS for k in range(2)]
+
+
 @pytest.mark.parametrize("options", [{}, {"strategy": "diverse_beam"}, {"strategy": "beam"}])
 def test_what_is_done_is_skipped_and_the_rest_is_the_same_to_the_bit(lm, options):
     sampler = policy(lm, 5, **options)
     whole = draw(sampler)
     before = sampler.network_evaluations()
-    done = {("a", index) for index in range(4)} | {("b", 0), ("c", 1), ("e", 3)}
+    done = {("c", index) for index in range(4)} | {("a", 0), ("b", 1), ("e", 3)}  # the longest prompt comes first
     rest = draw(sampler, done=done)
     assert {(key.prompt, key.index) for key in whole} - {(key.prompt, key.index) for key in rest} == done
     for key, sample in rest.items():
