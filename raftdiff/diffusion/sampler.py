@@ -47,7 +47,7 @@ class DiffusionSamplerConfig(Config):
     sizes: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | Literal["buckets"] | None = None
     """Several sizes in one run, each [width, height], in place of height and width; or buckets, for shapes from 1:2 to
     2:1 with about as many pixels as height and width say. A prompt is drawn in one of them, by its id and the round; a
-    picture of a folder has that of the nearest shape. The first, of buckets the model's own, is what the model is
+    picture of a folder has that of the nearest shape. The first, of buckets height and width, is what the model is
     looked at in."""
     batch_size: int = Field(default=16, ge=1)
     """Pictures denoised at once."""

@@ -33,7 +33,8 @@ class StableDiffusionXL:
     """See ``family.Family``. Source: Podell et al. 2023, arXiv:2307.01952, and the published checkpoints.
 
     Every picture that is drawn is told to be whole and of its own size, so that none looks cropped or enlarged; one
-    that was there before, where its frame is known, to be scaled and cut as it was.
+    that was there before, where its frame is known, to be scaled and cut as it was, in the numbers of the paper and of
+    diffusers' training script.
     """
 
     empty_is_zero: bool = True

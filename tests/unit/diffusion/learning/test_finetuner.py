@@ -33,12 +33,12 @@ def pictures(count=6, std=0.5, scale=1.0):
     return samples
 
 
-def of_sizes(frame=None):
-    """Seven samples with latents of three shapes, 4, 2 and 1 of each."""
+def of_sizes(frame=(16.0, 16.0)):
+    """Seven samples with latents of three shapes, 4, 2 and 1 of each, all but the first with a frame."""
     samples = {}
     for index, (rows, columns) in enumerate([(8, 8), (4, 8), (8, 8), (8, 4), (8, 8), (4, 8), (8, 8)]):
         aux = {"latent": torch.randn(4, rows, columns, generator=torch.Generator().manual_seed(index))}
-        if frame is not None and index:
+        if index:
             aux["frame"] = torch.tensor([*frame, 0.0, float(index)])
         prompt, picture = Prompt("p", "x", "x", "x"), Image.new("RGB", (2 * columns, 2 * rows))
         sample = Sample(0, prompt, index, index, "policy", picture, aux)
@@ -592,40 +592,29 @@ def seen(learner):
 
 
 def test_a_batch_is_of_one_size_and_sizes_come_as_often_as_they_have_pictures(models):
-    samples = of_sizes()
-    learner = tuner(models["sd15"], batch_size=2, gradient_accumulation=2, exposures=2.0)
-    batches = seen(learner)
-    figures = learner.fit(selection(samples), samples, seed=1, report=silent)
+    """And what is known of how pictures were cut is told with the captions; the others are whole."""
+    samples = of_sizes(frame=(640.0, 333.0))
+    settings = {"batch_size": 2, "gradient_accumulation": 2, "exposures": 2.0, "ema": 0.9}
+    straight = tuner(models["sd15"], **settings)
+    batches = seen(straight)
+    figures = straight.fit(selection(samples), samples, seed=1, report=silent)
     assert (figures["steps"], figures["exposures_mean"]) == (4, 2)  # 14 pictures, 4 a step, as of one size
-    shown = {shape[1:]: 0 for shape, _ in batches}
-    for shape, frame in batches:
+    shown = dict.fromkeys((shape[1:] for shape, _ in batches), 0)
+    for shape, _ in batches:
+        assert shape[0] == 2
         shown[shape[1:]] += shape[0]
-        assert frame is None
     assert shown == {(4, 8, 8): 8, (4, 4, 8): 4, (4, 8, 4): 2}
-    assert all(shape[0] == 2 for shape, _ in batches)
+    frames = sorted(row for _, frame in batches if frame is not None for row in frame.tolist())
+    cut = [[640.0, 333.0, 0.0, float(index)] for index in range(1, 7) for _ in range(2)]
+    assert [row for row in frames if row[0] == 640] == cut
+    assert {tuple(row) for row in frames} - set(map(tuple, cut)) <= {(16.0, 16.0, 0.0, 0.0)}
 
-
-@pytest.mark.parametrize("kind", [{}, {"gradient_accumulation": 2, "ema": 0.9, "anchor": 0.1}])
-def test_several_sizes_resume_to_the_bit(models, kind):
-    samples = of_sizes()
-    straight = tuner(models["sd15"], batch_size=2, exposures=1.0, **kind)
-    straight.fit(selection(samples), samples, seed=1, report=silent)
     saved = straight.state_dict()
     straight.fit(selection(samples), samples, seed=2, report=silent)
-    resumed = tuner(models["sd15"], batch_size=2, exposures=1.0, **kind)
+    resumed = tuner(models["sd15"], **settings)
     resumed.load_state_dict(saved)
     resumed.fit(selection(samples), samples, seed=2, report=silent)
     assert same(resumed.state_dict(), straight.state_dict())
-
-
-def test_how_pictures_were_cut_is_told_with_the_captions(models):
-    """Those of which nothing is known are whole."""
-    samples = of_sizes(frame=(640.0, 333.0))
-    learner = tuner(models["sdxl"], batch_size=2, exposures=1.0)
-    batches = seen(learner)
-    learner.fit(selection(samples), samples, seed=1, report=silent)
-    rows = sorted(row for _, frame in batches for row in frame.tolist())
-    assert rows == [[16.0, 16.0, 0.0, 0.0], *([640.0, 333.0, 0.0, float(index)] for index in range(1, 7))]
 
 
 def test_a_pair_of_two_sizes_is_refused(models):
