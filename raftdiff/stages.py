@@ -241,11 +241,8 @@ def _validate(draft: Draft, run: Run, parts: Parts[Media], name: str, progress: 
         seed = fold(parts.loop.seed, "held_out")
         count, report = parts.held_out_candidates, progress.stage(draft.index, "validate")
         stream = sampler.sample(parts.held_out, per_prompt=count, seed=seed, round=draft.index, done=frozenset())
-        drawn = []
-        for candidate in stream:
-            drawn.append(candidate)
-            report(len(drawn), len(parts.held_out) * count)
-        drawn = in_order(drawn, parts.held_out)
+        told = _counted(([one] for one in stream), len(parts.held_out) * count, report)
+        drawn = in_order((one for batch in told for one in batch), parts.held_out)
         ranker = parts.held_out_ranker or parts.ranker
         _keep_replies(draft, ranker)
         ranker.refuse_unfit(drawn)
