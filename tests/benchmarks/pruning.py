@@ -199,16 +199,11 @@ def tables(out: Path) -> str:
     steps, full, one = drawn.previews.shape[2], Way(FULL, ()), Way(1, ())
     budget, wide = full.steps(steps), list(ways(steps, range(FULL, drawn.previews.shape[1] + 1)))
     within = [way for way in wide if way.candidates == FULL]
-    half = Way(FULL // 2, ())
-    shown = [
-        one,
-        half,
-        full,
-        best(chosen, within, budget // 2),
-        best(chosen, wide, budget // 2),
-        best(chosen, wide, budget),
-    ]
+    budgets = [(within, budget // 2), (within, budget * 3 // 4), (wide, budget)]
+    shown = [one, *(Way(count, ()) for count in (FULL // 2, FULL * 3 // 4)), full]
+    shown += [best(chosen, known, most) for known, most in budgets]
     lines = [told(drawn, way, full) for way in dict.fromkeys(shown)]
+    hindsight = [told(drawn, best(drawn, known, most), full) for known, most in budgets]
     ranks, seen = spearman(drawn), [step for step in SEEN if step < steps]
     correlation = [
         {"after step": f"{step} of {steps}", "rank correlation": _interval(drawn, ranks[:, step - 1])} for step in seen
@@ -216,7 +211,8 @@ def tables(out: Path) -> str:
     costs = [row["seconds"]["preview"] / row["seconds"]["evaluation"] for row in _rows(out / "reported.jsonl")]
     head = f"{len(set(drawn.prompts))} prompts, {len(drawn.prompts)} rows; chosen on {len(chosen.prompts)} others\n"
     tail = f"A preview, decoded and rewarded, takes the time of {np.median(costs):.1f} network evaluations.\n"
-    return "\n".join([head, _markdown(lines), _markdown(correlation), tail])
+    apart = "Had the settings been chosen on the prompts that are reported on:\n"
+    return "\n".join([head, _markdown(lines), apart, _markdown(hindsight), _markdown(correlation), tail])
 
 
 def _markdown(lines: Sequence[dict[str, str]]) -> str:

@@ -59,19 +59,15 @@ def equal(one, other):
 
 
 @pytest.mark.parametrize(
-    ("kind", "scheduler", "eta"),
+    ("kind", "scheduler"),
     [
-        ("sd15", "dpm++", 0.0),
-        ("sd15", "unipc", 0.0),
-        ("sd15", "euler_a", 0.0),
-        ("sd15", "ddim", 1.0),
-        ("sd21_zero_snr", "dpm++", 0.0),
-        ("sd3", "dpm++", 0.0),
-        ("sd3", "euler_a", 0.0),
+        ("sd15", "unipc"),  # which remembers the most; euler_a stands below
+        ("sd21_zero_snr", "dpm++"),
+        ("sd3", "dpm++"),
     ],
 )
-def test_who_is_left_is_drawn_as_without_pruning_to_the_bit(opened, kind, scheduler, eta):
-    sampler = pruned(opened(kind), scheduler=scheduler, eta=eta, batch_size=3)
+def test_who_is_left_is_drawn_as_without_pruning_to_the_bit(opened, kind, scheduler):
+    sampler = pruned(opened(kind), scheduler=scheduler, batch_size=3)
     left, whole = draw(sampler), {sample.key: sample for sample in draw(sampler.drawing)}
     assert [sample.prompt.id for sample in left] == list("abc")
     assert all(equal(sample, whole[sample.key]) and sample.seed == whole[sample.key].seed for sample in left)
