@@ -101,6 +101,8 @@ def _changes(recipe: Recipe, stage: str) -> Iterator[Change]:
         yield Change((f"{where}.vae_batch_size=1",), "hardly anything")
     if not model.offload and not tuner.train_text_encoder:
         yield Change(("model.offload=true",), "seconds a round, for moving text encoders and VAE")
+    if stage == "encoding texts" and model.text_device is None and not tuner.train_text_encoder:
+        yield Change(("model.text_device=cpu",), "seconds a caption, once")
     if not recipe.ranker.in_turn and not isinstance(tuner.learning.build(), Draft | Refl):
         yield Change(("ranker.in_turn=true",), "seconds a round, for moving rewards")
     if stage == "decoding" and not model.vae_tiling:

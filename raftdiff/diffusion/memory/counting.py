@@ -3,14 +3,27 @@ and numbers are not, so that a model of any size is counted in seconds on a lapt
 
 import weakref
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.checkpoint import checkpoint
+
+NARROW = {
+    *("linear", "matmul", "__matmul__", "bmm", "baddbmm", "addmm", "addbmm", "mm", "einsum"),
+    *("conv1d", "conv2d", "conv3d", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d"),
+}
+WIDE = {
+    *("layer_norm", "group_norm", "rms_norm", "softmax", "log_softmax", "pow", "__pow__", "rsqrt", "exp", "log", "sum"),
+    *("cumsum", "interpolate", "mse_loss", "softplus"),
+}
+"""What autocast on a GPU computes in half precision, and what in float32, of what denoisers ask for; PyTorch's list:
+https://docs.pytorch.org/docs/stable/amp.html#cuda-op-specific-behavior."""
 
 
 def peak(work: Callable[[], object], held: Iterable[nn.Module] = ()) -> int:
@@ -27,6 +40,46 @@ def peak(work: Callable[[], object], held: Iterable[nn.Module] = ()) -> int:
     with _fused_attention(), follower:
         work()
     return follower.most
+
+
+@final
+class Autocast(TorchFunctionMode):
+    """Within, results have the dtypes that they have on a GPU under autocast, which the meta device knows nothing of.
+    Trained weights that were cast are kept until the region ends, as there. To be entered once."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._dtype = dtype
+        self._kept: dict[int, Tensor] = {}
+
+    def __exit__(self, *error: Any) -> None:
+        self._kept = {}
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+
+    def checkpointed(self, module: Any, *args: Any) -> Any:
+        """What diffusers' networks are to checkpoint by, so that what is computed again has the same dtypes."""
+        again = lambda: (nullcontext(), Autocast(self._dtype))  # noqa: E731
+        return checkpoint(module.__call__, *args, use_reentrant=False, context_fn=again)
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        del types
+        name, wanted = getattr(func, "__name__", ""), None
+        if name in NARROW:
+            wanted = self._dtype
+        elif name in WIDE:
+            wanted = torch.float32
+        if wanted is not None:
+            args, kwargs = tree_map_only(Tensor, lambda it: self._cast(it, wanted), (args, kwargs or {}))
+        return func(*args, **(kwargs or {}))
+
+    def _cast(self, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+        if tensor.dtype == dtype or not tensor.is_floating_point():
+            return tensor
+        if not (tensor.is_leaf and tensor.requires_grad):
+            return tensor.to(dtype)
+        if id(tensor) not in self._kept:
+            self._kept[id(tensor)] = tensor.to(dtype)
+        return self._kept[id(tensor)]
 
 
 @final
@@ -83,7 +136,8 @@ def _fused_attention() -> Iterator[None]:
     plain = functional.scaled_dot_product_attention
 
     def fused(query: Tensor, key: Tensor, value: Tensor, *_: Any, **__: Any) -> Any:
-        return _Attention.apply(query, key, value)
+        # queries and keys are normed, in float32 under autocast, which then casts them; values come from a layer
+        return _Attention.apply(query.to(value.dtype), key.to(value.dtype), value)
 
     functional.scaled_dot_product_attention = fused
     try:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any, final
@@ -14,13 +15,14 @@ from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.rules import Draft, PathRule, Refl
 from raftdiff.diffusion.learning.trainable import attach
-from raftdiff.diffusion.memory.counting import peak
+from raftdiff.diffusion.memory.counting import Autocast, peak
 from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.diffusion.sampler import sizes_of
 from raftdiff.training import quantised
+from raftdiff.training.devices import DTYPES
 from raftdiff.training.trainable import Adapter, Trainable, lora_layers
 
 CUDA = 600_000_000
@@ -64,8 +66,7 @@ def footprint(recipe: Recipe) -> Footprint:
     Raises:
         UserError: the model's configs cannot be read, or say no size, or a picture of the recipe's does not fit it.
     """
-    plain = recipe.model.model_copy(update={"quantise": None, "offload": False, "vae_tiling": False})
-    sizes = _sizes(plain.model_dump_json())
+    sizes = _sizes(_plain(recipe))
     parts, tuner, drawing = sizes.parts, recipe.finetuner, drawing_of(recipe)
     pixels = max(sizes_of(drawing, parts), key=math.prod)
     known = {it.name: reward_bytes(it, embedded.resolve) for it in (*recipe.ranker.rewards, *recipe.evaluation.rewards)}
@@ -74,9 +75,12 @@ def footprint(recipe: Recipe) -> Footprint:
     texts = sum(_bytes(module) for module in parts.text_encoders.values())
     texts *= recipe.model.text_device != "cpu"
     vae, idle = _bytes(parts.vae), recipe.model.offload
-    drawn, learnt = _denoiser(recipe, parts), _denoiser(recipe, parts, tuner.precision)
+    drawn = _denoiser(recipe, parts)
+    # of a network that is trained whole the live weights stand in it then
+    learnt = 0 if tuner.adapter == "full" else _denoiser(recipe, parts, tuner.precision)
     in_turn = recipe.ranker.in_turn
-    always = {"rewards": 0 if in_turn else rewards, "trained weights and their optimizer": trained.resting}
+    trains = "trained weights and their optimizer"
+    always = {"rewards": 0 if in_turn else rewards, trains: trained.resting}
     asked = max((size or 0 for size in known.values()), default=0) if in_turn else rewards
     others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
     rows = drawing.batch_size * (2 if drawing.guidance != 1 else 1)
@@ -95,7 +99,14 @@ def footprint(recipe: Recipe) -> Footprint:
             Stage("scoring", {"denoiser": drawn, **others, **always, "rewards": asked}, 0),
             Stage(
                 "learning",
-                {"denoiser": learnt, **others, **seeing, **always, "gradients and copies": trained.learning},
+                {
+                    "denoiser": learnt,
+                    **others,
+                    **seeing,
+                    **always,
+                    trains: trained.awake,
+                    "gradients and copies": trained.learning,
+                },
                 sizes.learning(rows_learnt, pixels, tuner, guided=guided),
             ),
         ),
@@ -110,6 +121,8 @@ class Trained:
 
     resting: int
     """Live weights in float32, moments, moving average, and what the network holds of them while it draws."""
+    awake: int
+    """The same while it learns, when the live weights stand in the network."""
     learning: int
     """Gradients, and the weights of before the round where a rule compares with them."""
 
@@ -130,13 +143,14 @@ class _Sizes:
         own = self._tuned(tuner)
         numbers, each = own.count(), parts.dtype.itemsize
         moments = 2 if tuner.optimizer == "adamw_8bit" else 8
-        resting = numbers * (4 + moments + (4 if tuner.ema is not None else 0) + (0 if full else each))
-        resting += numbers * each if full else 0  # the base
+        awake = numbers * (4 + moments + (4 if tuner.ema is not None else 0))
+        awake += numbers * each if full else 0  # the base
+        resting = awake + (0 if full else numbers * each)
         if not full and parts.dtype == torch.float32:  # a LoRA is merged, and the layers' own weights kept beside
             layers = lora_layers(own.modules.values())
             resting += sum(it.get_base_layer().weight.numel() * 4 for it in layers)
         old = 4 if tuner.learning.build().reference == "old" else 0
-        return Trained(resting, numbers * (4 + old))
+        return Trained(resting, awake, numbers * (4 + old))
 
     def drawing(self, rows: int, pixels: tuple[int, int]) -> int:
         """Of a step without gradient."""
@@ -169,44 +183,46 @@ class _Sizes:
         Args:
             guided: whether pictures are drawn with guidance, as what learns on their paths then asks too.
         """
-        network, vae, rule = (
-            self._tuned(tuner).modules[self.parts.family.denoiser],
-            self.parts.vae,
-            tuner.learning.build(),
-        )
+        own, vae, rule = self._tuned(tuner), self.parts.vae, tuner.learning.build()
+        network: Any = own.modules[self.parts.family.denoiser]
+        prefix = f"{self.parts.family.denoiser}."
         seen = isinstance(rule, Draft | Refl)
         halves = 2 if guided and isinstance(rule, PathRule) else 1
-        network.train()
-        for layer in lora_layers([network]):  # at rest, in float32, a LoRA is merged and passed by
-            layer.enable_adapters(True)
-        for name, parameter in network.named_parameters():
-            parameter.requires_grad_(tuner.adapter == "full" or "lora_" in name)
-        for one in (network, vae) if seen else (network,):
-            if tuner.gradient_checkpointing:
-                one.enable_gradient_checkpointing()
-            else:
-                one.disable_gradient_checkpointing()
+        precision = DTYPES[tuner.precision] if tuner.precision else self.parts.dtype
+        whole = precision == torch.float32
 
         def walked(count: int, steps: int) -> None:
             xt = self._noise(count, pixels)
-            for _ in range(steps):
-                xt = self._ask(network, torch.cat([xt] * halves))[:count]
+            with nullcontext() if whole else Autocast(precision):
+                for _ in range(steps):
+                    xt = self._ask(network, torch.cat([xt] * halves), precision)[:count]
             said = self.parts.decode(xt) if seen else xt
             (said.float() ** 2).mean().backward()  # type: ignore[no-untyped-call]
             network.zero_grad(set_to_none=True)
 
+        def counted(count: int, steps: int) -> int:
+            """Gradients left out, which are counted among what is trained."""
+            network.train()
+            own.wake(torch.float32 if whole else self.parts.dtype)
+            for one in (network, vae):
+                one.disable_gradient_checkpointing()
+            if tuner.gradient_checkpointing:
+                network.enable_gradient_checkpointing(None if whole else Autocast(precision).checkpointed)
+            if tuner.gradient_checkpointing and seen:
+                vae.enable_gradient_checkpointing()
+            found = peak(lambda: walked(count, steps), [network, vae])
+            own.rest(None)
+            return max(0, found - 4 * sum(own.live[name].numel() for name in own.live if name.startswith(prefix)))
+
         def of(steps: int) -> int:
-            how = (seen, halves, steps, tuner.gradient_checkpointing)
+            how = (seen, halves, steps, tuner.gradient_checkpointing, precision)
             key = ("learning", pixels, tuner.adapter, tuner.rank, tuner.target_modules, how)
-            return self._linear(key, rows, lambda count: peak(lambda: walked(count, steps), [network, vae]))
+            return self._linear(key, rows, lambda count: counted(count, steps))
 
         found = of(1)
         if isinstance(rule, Draft) and rule.steps > 1:
             found += (rule.steps - 1) * (of(2) - found)
-        # gradients are counted among what is trained
-        trained: int = sum(it.numel() * it.element_size() for it in network.parameters() if it.requires_grad)
-        wider = 4 // self.parts.dtype.itemsize if tuner.precision == "float32" else 1
-        return max(0, found - trained) * wider
+        return found
 
     def _linear(self, key: Any, rows: int, of: Callable[[int], int]) -> int:
         """Of so many rows, by one and by two."""
@@ -221,13 +237,13 @@ class _Sizes:
     def _noise(self, rows: int, pixels: tuple[int, int]) -> Tensor:
         return torch.empty(rows, *self.parts.latent_shape(*pixels), device=META)
 
-    def _ask(self, network: nn.Module, xt: Tensor) -> Tensor:
+    def _ask(self, network: nn.Module, xt: Tensor, dtype: torch.dtype | None = None) -> Tensor:
         parts, rows = self.parts, len(xt)
-        timesteps = torch.full((rows,), 1.0, device=META)
-        return parts.ask(network, xt.to(parts.dtype), timesteps, Texts.cat([self.text] * rows))
+        timesteps, told = torch.full((rows,), 1.0, device=META), dtype or parts.dtype
+        return parts.ask(network, xt.to(told), timesteps, Texts.cat([self.text] * rows).to(dtype=told))
 
     def _tuned(self, tuner: DiffusionFineTunerConfig) -> Trainable:
-        """What is trained, held as the network computes: autocast casts it so."""
+        """What is trained, at rest."""
         how = (tuner.adapter, tuner.rank, tuner.target_modules, tuner.train_text_encoder)
         return _tuned(self.config.model_dump_json(), *how)
 
@@ -253,6 +269,11 @@ def _tuned(written: str, adapter: Adapter, rank: int, targets: str | tuple[str, 
         channels_last=False,
         seed=0,
     )
+
+
+def _plain(recipe: Recipe) -> str:
+    changes = {"quantise": None, "offload": False, "vae_tiling": False}
+    return recipe.model.model_copy(update=changes).model_dump_json()
 
 
 def _denoiser(recipe: Recipe, parts: Parts, precision: str | None = None) -> int:

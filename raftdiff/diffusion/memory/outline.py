@@ -2,16 +2,15 @@
 
 import tempfile
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from raftdiff.diffusion.families.family import Component
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.memory.published import published
 from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_configs, recognise_file
-from raftdiff.diffusion.models.components import file_layout, without_weights
+from raftdiff.diffusion.models.components import file_layout, outlined, without_weights
 from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.training.devices import DTYPES
@@ -31,7 +30,7 @@ PLAIN: Mapping[str, Any] = {
 
 def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
     """The model that ``config.base`` names, by its configs: a folder or a hub id needs no weights, and of a single file
-    only the head is read.
+    only the head is read. The hub is not asked for models whose sizes are ``published``.
 
     Raises:
         UserError: nothing is there, or it is of no family that is known.
@@ -39,6 +38,8 @@ def outline(config: ModelConfig, resolve: Callable[[str], str] = str) -> Parts:
     base = resolve(config.base)
     path = Path(base).expanduser()
     plain = config.model_copy(update=PLAIN)
+    if not path.exists() and (known := published(base)):
+        return assemble(*known, plain, META, DTYPES[config.dtype])
     with tempfile.TemporaryDirectory() as scratch, quietly():
         if path.is_file():
             found = recognise_file(path, vae=config.vae is None)
@@ -65,13 +66,5 @@ def outlined_text(parts: Parts) -> Texts:
 
 
 def _modules(layout: Layout) -> dict[str, Any]:
-    parts = {name: _outlined(layout.path / name, it) for name, it in layout.family.components.items()}
+    parts = {name: outlined(layout, name) for name in layout.family.components}
     return {**parts, **without_weights(layout)}
-
-
-def _outlined(folder: Path, component: Component) -> Any:
-    kind = getattr(import_module(component.library), component.kind)
-    with torch.device("meta"):
-        if component.library == "transformers":
-            return kind(kind.config_class.from_pretrained(folder, local_files_only=True))
-        return kind.from_config(kind.load_config(folder, local_files_only=True))

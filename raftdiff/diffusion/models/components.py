@@ -1,7 +1,7 @@
 """The parts of a Stable Diffusion model, read from a folder, a single file or elsewhere, each checked as it is read."""
 
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -30,17 +30,34 @@ LOCAL: Mapping[str, Any] = {"local_files_only": True}
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
 
 
-def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None) -> dict[str, Any]:
+def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None, without: Sequence[str] = ()) -> dict[str, Any]:
     """Each component by its own loader: no safety checker, no feature extractor, no remote code, safetensors only.
-    ``vae`` names another VAE than the folder's own."""
-    wanted = {name: it for name, it in layout.family.components.items() if vae is None or name != "vae"}
-    with quietly():
-        parts = {
-            name: _component(f"{layout.path}: {name}/", layout.path / name, it, dtype) for name, it in wanted.items()
-        }
+
+    Args:
+        vae: names another VAE than the folder's own.
+        without: those that are only ``outlined`` for now; ``read_part`` reads them.
+    """
+    wanted = [name for name in layout.family.components if vae is None or name != "vae"]
+    parts = {name: outlined(layout, name) if name in without else read_part(layout, name, dtype) for name in wanted}
     if vae is not None:
         parts["vae"] = read_vae(vae, layout, dtype)
     return {**parts, **without_weights(layout)}
+
+
+def read_part(layout: Layout, name: str, dtype: torch.dtype) -> Any:
+    """One of a folder's networks."""
+    with quietly():
+        return _component(f"{layout.path}: {name}/", layout.path / name, layout.family.components[name], dtype)
+
+
+def outlined(layout: Layout, name: str) -> Any:
+    """One of a folder's networks by its config alone, on the meta device."""
+    component, folder = layout.family.components[name], layout.path / name
+    kind = getattr(import_module(component.library), component.kind)
+    with torch.device("meta"):
+        if component.library == "transformers":
+            return kind(kind.config_class.from_pretrained(folder, **LOCAL))
+        return kind.from_config(kind.load_config(folder, **LOCAL))
 
 
 def read_single_file(

@@ -24,6 +24,15 @@ def write_configs(folder: Path, configs: Mapping[str, Mapping[str, Any]]) -> Non
 
 
 def write_tokenizer(folder: Path, pad: str) -> None:
+    """``clip_tokenizer`` as files.
+
+    Raises:
+        UserError: open_clip is not installed.
+    """
+    clip_tokenizer(pad).save_pretrained(folder)
+
+
+def clip_tokenizer(pad: str) -> Any:
     """CLIP's, filled up with ``pad``.
 
     Raises:
@@ -36,7 +45,7 @@ def write_tokenizer(folder: Path, pad: str) -> None:
     words = [*symbols, *(f"{symbol}</w>" for symbol in symbols), *("".join(pair.split()) for pair in merges)]
     vocabulary = {word: index for index, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     pairs: Any = [tuple(pair.split()) for pair in merges]
-    CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=pad, model_max_length=77).save_pretrained(folder)
+    return CLIPTokenizer(vocab=vocabulary, merges=pairs, pad_token=pad, model_max_length=77)
 
 
 def _clip_merges() -> list[str]:
