@@ -181,6 +181,7 @@ def _write_merged(tuner: DiffusionFineTuner, out: Path) -> Path:
 
 def _merged(parts: Parts) -> dict[str, Any]:
     """The modules, those that may be tuned without their LoRA, merged."""
+    parts.prompts.load()
     tuned = (parts.family.denoiser, *parts.text_encoders)
     return {name: merged(module) if name in tuned else module for name, module in parts.modules.items()}
 

@@ -28,8 +28,7 @@ from raftdiff.types import FineTuner, Selection, State
 
 FORMAT = 1
 NOT_IDENTITY = (
-    "model.device",
-    "model.text_device",
+    *(f"model.{name}" for name in ("device", "text_device", "keep_texts")),
     "logging",
     "prompts.file",
     "evaluation.prompts.file",

@@ -3,9 +3,11 @@
 import json
 import shlex
 from dataclasses import asdict
+from pathlib import Path
 
 from raftdiff.diffusion.memory.card import Fit, card_bytes, fit
 from raftdiff.diffusion.memory.footprint import CUDA, WASTE, Footprint, footprint
+from raftdiff.diffusion.models.kept import LARGE
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.errors import counted
 
@@ -40,6 +42,13 @@ def plan_for(name: str, overrides: list[str], size: str, *, as_json: bool) -> No
     if found.last.uncounted:
         names = ", ".join(found.last.uncounted)
         lines += ["", f"Not counted: the weights of {counted(len(found.last.uncounted), 'reward')} ({names})."]
+    texts, model = found.last.stages[0].held["text encoders"], load_recipe(name, overrides).model
+    of_files = bool(model.loras or model.embeddings) or Path(model.base).expanduser().is_file()
+    if texts >= LARGE and model.keep_texts and not of_files:
+        lines += [
+            "",
+            f"Text encoders: {_gb(texts)}, which a run leaves out whose texts were all read before (model.keep_texts).",
+        ]
     print("\n".join([*lines, "", SURE]))
 
 

@@ -38,6 +38,7 @@ def plan(args: argparse.Namespace) -> None:
         print(sentence, file=sys.stderr)
     assembly = assemble(recipe)
     tell(assembly.first_notes())
+    kept = _kept(assembly)
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
     counts = work(recipe)
     measured = probe.measure(assembly.sampler, assembly.finetuner)
@@ -83,6 +84,7 @@ def plan(args: argparse.Namespace) -> None:
         ("learnt from per round", f"{counts.selected} {learnt}, replayed ones included, at most"),
         ("ranked by", _ranked_by(recipe)),
         ("tuning per round", f"{counts.tuning_steps} steps, {counts.tuning_evaluations:,} network evaluations"),
+        *((("texts read before", kept),) if kept else ()),
         ("parameters trained", f"{measured.trained_parameters:,} ({share:.1%} of the model's)"),
         ("memory", f"about {measured.memory_bytes / 1e9:.1f} GB"),
         ("time per round", f"about {duration(seconds)}, without rewards"),
@@ -102,6 +104,19 @@ def _spread(it: probe.Spread) -> str:
 
 def _sent(it: probe.Traffic) -> str:
     return f"{it.to_each / 1e6:,.1f} MB to each machine that samples, at most {it.from_all / 1e6:,.1f} MB from all"
+
+
+def _kept(assembly: Assembly) -> str:
+    """How many of the recipe's texts are kept on disk, and what that saves; nothing where none are to be."""
+    model, known = assembly.model, assembly.model.prompts.kept
+    if known is None:
+        return ""
+    asked = [*assembly.parts.prompts, *assembly.parts.held_out]
+    texts = {text for it in asked for text in (it.sampling, it.negative, it.learning)}
+    held = known.holds(texts)
+    size = sum(it.numel() for one in model.text_encoders.values() for it in one.parameters()) * model.dtype.itemsize
+    saved = "not loaded" if held == len(texts) else "loaded for the others"
+    return f"{held} of {len(texts)}: text encoders, {size / 1e9:.1f} GB, are {saved} ({known.folder})"
 
 
 def _ranked_by(recipe: Recipe) -> str:

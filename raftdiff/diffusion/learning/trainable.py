@@ -34,6 +34,8 @@ def attach(
     if adapter == "full" and is_quantised(denoiser):
         raise UserError("finetuner.adapter: full trains every weight, which model.quantise rounds; use adapter: lora.")
     trained = {name: texts[name] for name in layers.text if name in texts} if text_encoders else {}
+    if trained:
+        parts.prompts.own()
     if text_encoders and not trained:
         raise UserError(
             f"finetuner.train_text_encoder: {parts.family.told} reads captions by a language model, which is not tuned "

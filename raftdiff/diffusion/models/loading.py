@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -12,8 +14,9 @@ from pydantic import Field
 from raftdiff.diffusion.families.family import Checkpoint, Family, FewSteps
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
-from raftdiff.diffusion.models.components import read_folder, read_single_file
+from raftdiff.diffusion.models.components import read_folder, read_part, read_single_file
 from raftdiff.diffusion.models.embeddings import EmbeddingConfig, teach
+from raftdiff.diffusion.models.kept import Kept, encoders, filling, keeping
 from raftdiff.diffusion.models.loras import LoRAConfig, merge
 from raftdiff.diffusion.models.text import PromptEncoder
 from raftdiff.diffusion.process import Process
@@ -53,6 +56,8 @@ class ModelConfig(Config):
     quantise: Bits | None = None
     """Round the frozen weights of the denoiser's blocks to 8 bits (int8) or 4 (nf4), under a LoRA in full precision. It
     needs raftdiff[quantised]; what is exported goes with the weights as they were."""
+    keep_texts: bool = True
+    """Keep on disk what large text encoders (T5, Qwen3, Gemma) said: where a run asks nothing new, they stay there."""
     offload: bool = False
     """Keep text encoders and VAE in main memory while nobody asks them."""
     vae_tiling: bool = False
@@ -218,7 +223,12 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     own = config.vae is None
     if not path.is_file():
         layout = folder_layout(path if path.is_dir() else hub_folder(base), vae=own)
-        return assemble(layout.family, read_folder(layout, dtype, config.vae), config, device, dtype)
+        whole = not config.loras and not config.embeddings  # what these change in text encoders is not in their files
+        texts = device if config.text_device is None else find_device(config.text_device)
+        kept = keeping(layout, dtype, texts) if config.keep_texts and whole else None
+        later = {} if kept is None else {name: partial(read_part, layout, name, dtype) for name in encoders(layout)}
+        modules = read_folder(layout, dtype, config.vae, without=list(later))
+        return assemble(layout.family, modules, config, device, dtype, kept=kept, later=later)
     found = recognise_file(path, vae=own)
     config = _as_stated(config, found)
     predicts = config.prediction_type or found.prediction_type
@@ -229,9 +239,17 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
 
 
 def assemble(
-    family: Family, modules: Mapping[str, Any], config: ModelConfig, device: torch.device, dtype: torch.dtype
+    family: Family,
+    modules: Mapping[str, Any],
+    config: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    *,
+    kept: Kept | None = None,
+    later: Mapping[str, Callable[[], Any]] = MappingProxyType({}),
 ) -> Parts:
-    """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen."""
+    """Loaded modules, checked against each other, on their device, in their dtype and attention, frozen. ``kept``: what
+    text encoders said, on disk; ``later``: how those of them are read that have no numbers yet."""
     family.check(modules, config.base)
     merge(family, modules, config.loras)
     teach(family, modules, config.embeddings)
@@ -242,12 +260,17 @@ def assemble(
     readers = {encoder for encoder, _ in family.tokenizers.values()}
     settled = {family.denoiser} if config.text_device is None else {family.denoiser, *readers}
     aside = [name for name in family.components if config.offload and name not in settled]
-    for name in family.components:
+
+    def put(name: str) -> None:
         module = modules[name].requires_grad_(False).eval()
         wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
         held = torch.float32 if wide else dtype
         there = torch.device("cpu") if name in aside else texts if name in readers else device
         torch.nn.Module.to(module, device=there, dtype=held)  # past diffusers' own .to, which warns at any dtype
+
+    for name in family.components:
+        if name not in later:
+            put(name)
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
     if config.quantise is not None:
@@ -268,7 +291,7 @@ def assemble(
         dtype=dtype,
         channels_last=config.channels_last,
         name=config.base,
-        prompts=PromptEncoder(family, modules, idle, device),
+        prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
         network=torch.compile(denoiser) if config.compile else denoiser,
         embedded_guidance=_embedded_guidance(family, modules, config),
     )

@@ -1,12 +1,13 @@
 """Captions to embeddings, each encoded once."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, final
 
 import torch
 
 from raftdiff.diffusion.families.family import Family
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.models.kept import Kept
 from raftdiff.training.devices import Idle
 
 CAPACITY = 4 * 2**30
@@ -22,11 +23,26 @@ class PromptEncoder:
     tokenizer and text encoder both allow (77 tokens for Stable Diffusion) are cut there, as every pipeline does.
     """
 
-    def __init__(self, family: Family, modules: Mapping[str, Any], idle: Idle, device: torch.device) -> None:
-        """``idle``: which text encoders wait in main memory; ``device``: where embeddings are wanted, wherever they
-        are."""
+    def __init__(
+        self,
+        family: Family,
+        modules: Mapping[str, Any],
+        idle: Idle,
+        device: torch.device,
+        *,
+        kept: Kept | None = None,
+        fill: Callable[[], None] = lambda: None,
+    ) -> None:
+        """
+        Args:
+            idle: which text encoders wait in main memory.
+            device: where embeddings are wanted, wherever they are.
+            kept: embeddings on disk, of earlier runs too.
+            fill: reads the text encoders' weights, where they were left on disk until somebody asks.
+        """
+        self.kept, self._fill = kept, fill
         self._family, self._modules, self._idle, self._device = family, modules, idle, device
-        self._kept = torch.device("cpu") if device.type == "cuda" else device
+        self._there = torch.device("cpu") if device.type == "cuda" else device
         self._cache: dict[str, Texts] = {}
         self._bytes = 0
 
@@ -54,13 +70,46 @@ class PromptEncoder:
         if self._bytes > CAPACITY:
             self._cache = {text: self._cache[text] for text in wanted if text in self._cache}
             self._bytes = sum(held.nbytes for held in self._cache.values())
-        encoders = [self._modules[encoder] for encoder, _ in self._family.tokenizers.values()]
-        with self._idle.fetched(*encoders), torch.no_grad():
+        kept, unread = self.kept, missing
+        if kept is not None:
+            unread = []
             for text in missing:
                 if most is not None and self._bytes > most:
                     return
-                self._cache[text] = self.encode([text]).to(device=self._kept)
-                self._bytes += self._cache[text].nbytes
+                if (said := kept.read(text)) is None:
+                    unread.append(text)
+                else:
+                    self._hold(text, said)
+        if unread:
+            self._read(unread, most)
+
+    def _read(self, texts: Sequence[str], most: int | None) -> None:
+        """Ask the text encoders."""
+        self.load()
+        encoders = [self._modules[encoder] for encoder, _ in self._family.tokenizers.values()]
+        with self._idle.fetched(*encoders), torch.no_grad():
+            for text in texts:
+                if most is not None and self._bytes > most:
+                    break
+                said = self.encode([text])
+                self._hold(text, said)
+                if self.kept is not None:
+                    self.kept.write(text, said)
+        if self.kept is not None:
+            self.kept.trim()
+
+    def _hold(self, text: str, said: Texts) -> None:
+        self._cache[text] = said.to(device=self._there)
+        self._bytes += said.nbytes
+
+    def load(self) -> None:
+        """Read the text encoders' weights, where they were left on disk until somebody asks; for whoever saves them."""
+        self._fill()
+
+    def own(self) -> None:
+        """Keep nothing on disk from now on; for whoever changes the text encoders."""
+        self.load()
+        self.kept = None
 
     def encode(self, texts: Sequence[str]) -> Texts:
         """Embeddings as the text encoders give them now: not cached, and with gradient where one is being recorded."""
