@@ -37,7 +37,9 @@ def export(args: argparse.Namespace) -> None:
     chosen_round(run, args.round)
     base, file, beside = None, None, ""
     if not isinstance(recipe, TextRecipe):  # what was learnt above rounded weights leaves with the whole ones
-        recipe = recipe.model_copy(update={"model": recipe.model.model_copy(update={"quantise": None})})
+        recipe = recipe.model_copy(
+            update={"model": recipe.model.model_copy(update={"quantise": None, "offload": False})}
+        )
     assembly = prepared(run, recipe)
     load_round(run, assembly.finetuner, args.round)
     if isinstance(assembly, TextAssembly):

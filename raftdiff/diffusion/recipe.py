@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from raftdiff import embedded
 from raftdiff.diffusion.learning.reward_gradient import without_gradient
 from raftdiff.diffusion.learning.rules import Draft, Refl
+from raftdiff.diffusion.models.blocks import demand_fit
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -255,6 +256,10 @@ def _check(recipe: Recipe) -> None:
         if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):
             raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
         recipe.sampler.fit(recipe.loop.candidates)
+    if recipe.model.offload == "blocks":
+        tuner = recipe.finetuner
+        half = "float32" not in (recipe.model.dtype, tuner.precision)
+        demand_fit(lora=tuner.adapter == "lora", checkpointed=tuner.gradient_checkpointing, half=half)
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
     for one, share in zip(samplers(recipe), shares(recipe), strict=True):
         _check_pruned(recipe, one, share, learner)

@@ -85,3 +85,19 @@ def test_the_probe_counts_the_gpus_memory(folder):
     sampler = DiffusionSamplerConfig(steps=2, batch_size=2).build(parts)
     tuner = DiffusionFineTunerConfig(batch_size=2).build(parts, total_rounds=1, guidance=3.0, seed=0)
     assert 0 < measure(sampler, tuner).memory_bytes < torch.cuda.get_device_properties(0).total_memory
+
+
+def test_blocks_that_wait_in_main_memory_change_nothing_and_take_turns_on_the_gpu(tmp_path):
+    model = tiny.write_folder(tmp_path / "sd3", "sd3_no_t5")
+    found = []
+    for offload in (True, "blocks"):
+        parts = load(ModelConfig(base=str(model), device="cuda", dtype="bfloat16", offload=offload))
+        samples = draw(parts, scheduler="euler")
+        tuner, figures = fit(parts, samples, gradient_checkpointing=True, learning_rate=1e-2)
+        found.append((figures["loss"], latents(samples), latents(draw(parts, scheduler="euler"))))
+        assert all(weight.device.type == "cuda" for weight in tuner.trainable.live.values())
+    blocks = parts.denoiser.transformer_blocks
+    lies = [{weight.device.type for name, weight in it.named_parameters() if "lora_" not in name} for it in blocks]
+    assert sorted(map(sorted, lies)) == [["cpu"], ["cuda"]]
+    torch.testing.assert_close(found[0], found[1], atol=0, rtol=0)
+    assert not torch.equal(found[1][1], found[1][2])

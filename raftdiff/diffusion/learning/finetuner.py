@@ -21,6 +21,7 @@ from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import attach
+from raftdiff.diffusion.models.blocks import blocks_wait, demand_fit
 from raftdiff.diffusion.models.loading import Parts
 from raftdiff.diffusion.sizes import Size, alike, filled
 from raftdiff.errors import Need, UserError
@@ -186,6 +187,9 @@ class DiffusionFineTuner:
         self.precision = DTYPES[config.precision] if config.precision else parts.dtype
         if self.precision == torch.float16 and parts.device.type == "cpu":
             raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
+        if blocks_wait(parts.denoiser):
+            half = torch.float32 not in (parts.dtype, self.precision)
+            demand_fit(lora=config.adapter == "lora", checkpointed=config.gradient_checkpointing, half=half)
         self.trainable = attach(
             parts,
             adapter=config.adapter,

@@ -55,6 +55,9 @@ def attach(
         known = {"attention": layers.attention, "all": layers.everything}
         names = targets if isinstance(targets, tuple) else known.get(targets) or all_linear(denoiser, layers.everything)
         add_lora(denoiser, rank, alpha, names, fold(seed, "lora", parts.family.denoiser))
+        for name, parameter in denoiser.named_parameters():
+            if "lora_" in name:  # peft puts it where its layer lies, which may wait in main memory
+                parameter.data = parameter.data.to(parts.device)
         for name, module in trained.items():
             add_lora(module, rank, alpha, layers.text[name], fold(seed, "lora", name))
     for layer in lora_layers([denoiser, *trained.values()]):

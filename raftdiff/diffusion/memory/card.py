@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import final
 
 from raftdiff.diffusion.learning.rules import Draft, Refl
-from raftdiff.diffusion.memory.footprint import Footprint, Stage
+from raftdiff.diffusion.memory.footprint import Footprint, Stage, over_the_bus
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.errors import UserError
 
 MOST = 24
 """Changes that are tried."""
+BUS = 16e9
+"""Bytes a second from main memory to a GPU: taken to be, of PCIe 4.0's 32 in theory; 3.0 has half."""
 
 
 @final
@@ -116,6 +118,23 @@ def _changes(recipe: Recipe, stage: str) -> Iterator[Change]:
         yield Change(("model.quantise=int8",), "some speed, and predictions that differ by some thousandths")
     if tuner.adapter == "lora" and model.quantise != "nf4":
         yield Change(("model.quantise=nf4",), "some speed, and predictions that differ by some hundredths")
+    if moved := _movable(recipe):
+        settings = ["model.offload=blocks"]
+        settings += ["model.quantise=null"] if model.quantise else []
+        settings += [] if tuner.gradient_checkpointing else ["finetuner.gradient_checkpointing=true"]
+        size, seconds = f"{moved / 2**30:.1f} GB over the bus", f"{moved / BUS:.1f} s at {BUS / 1e9:.0f} GB/s"
+        yield Change(
+            tuple(settings), f"{size} for each batch that is drawn a step, {seconds}; twice that where it is learnt"
+        )
+
+
+def _movable(recipe: Recipe) -> int:
+    """Bytes of blocks that can still be made to wait."""
+    model, tuner = recipe.model, recipe.finetuner
+    without = model.compile or model.channels_last or tuner.train_text_encoder or tuner.adapter == "full"
+    if without or model.offload == "blocks" or "float32" in (model.dtype, tuner.precision):
+        return 0
+    return over_the_bus(recipe)
 
 
 def _learning(recipe: Recipe) -> Iterator[Change]:

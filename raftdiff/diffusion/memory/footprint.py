@@ -18,6 +18,7 @@ from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.memory.counting import Autocast, peak
 from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
+from raftdiff.diffusion.models.blocks import blocks_of
 from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.diffusion.sampler import sizes_of
@@ -74,7 +75,7 @@ def footprint(recipe: Recipe) -> Footprint:
     trained = sizes.trained(tuner)
     texts = sum(_bytes(module) for module in parts.text_encoders.values())
     texts *= recipe.model.text_device != "cpu"
-    vae, idle = _bytes(parts.vae), recipe.model.offload
+    vae, idle = _bytes(parts.vae), bool(recipe.model.offload)
     drawn = _denoiser(recipe, parts)
     # of a network that is trained whole the live weights stand in it then
     learnt = 0 if tuner.adapter == "full" else _denoiser(recipe, parts, tuner.precision)
@@ -271,13 +272,25 @@ def _tuned(written: str, adapter: Adapter, rank: int, targets: str | tuple[str, 
     )
 
 
+def over_the_bus(recipe: Recipe) -> int:
+    """Bytes that ``model.offload: blocks`` moves for a batch; 0 where the denoiser has no such blocks."""
+    parts = _sizes(_plain(recipe)).parts
+    if parts.family.denoiser == "unet":
+        return 0
+    return sum(_bytes(block) for block in blocks_of(parts.denoiser))
+
+
 def _plain(recipe: Recipe) -> str:
     changes = {"quantise": None, "offload": False, "vae_tiling": False}
     return recipe.model.model_copy(update=changes).model_dump_json()
 
 
 def _denoiser(recipe: Recipe, parts: Parts, precision: str | None = None) -> int:
-    """The denoiser's frozen weights; in float32 while learning where that is the precision."""
+    """The denoiser's frozen weights; in float32 while learning where that is the precision. Of blocks that wait the
+    largest is there."""
+    if recipe.model.offload == "blocks":
+        sizes = [_bytes(block) for block in blocks_of(parts.denoiser)]
+        return _bytes(parts.denoiser) - sum(sizes) + max(sizes)
     each = 4 if precision == "float32" else parts.dtype.itemsize
     network, bits = parts.denoiser, recipe.model.quantise
     rounded = sum(it.weight.numel() for it in quantised.layers(network).values()) if bits else 0

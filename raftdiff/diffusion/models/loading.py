@@ -9,10 +9,11 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raftdiff.diffusion.families.family import Checkpoint, Family, FewSteps
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.models.blocks import let_wait
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
 from raftdiff.diffusion.models.components import read_folder, read_part, read_single_file
 from raftdiff.diffusion.models.embeddings import EmbeddingConfig, teach
@@ -58,8 +59,9 @@ class ModelConfig(Config):
     needs raftdiff[quantised]; what is exported goes with the weights as they were."""
     keep_texts: bool = True
     """Keep on disk what large text encoders (T5, Qwen3, Gemma) said: where a run asks nothing new, they stay there."""
-    offload: bool = False
-    """Keep text encoders and VAE in main memory while nobody asks them."""
+    offload: bool | Literal["blocks"] = False
+    """Keep text encoders and VAE in main memory while nobody asks them; blocks: those of the transformer that draws
+    too, each on the GPU only while it computes. Of it a LoRA is trained then, with gradient checkpointing."""
     vae_tiling: bool = False
     """Decode large pictures in overlapping tiles: less memory, and seams that are hardly seen."""
     vae: str | None = None
@@ -79,6 +81,13 @@ class ModelConfig(Config):
     embedded_guidance: float | None = Field(default=None, ge=0)
     """The guidance number that a network distilled from guided predictions is told, while it draws and while it learns,
     as FLUX.1 dev is; None takes its family's usual. Not classifier-free guidance, which is sampler.guidance."""
+
+    @model_validator(mode="after")
+    def _blocks_are_plain(self) -> "ModelConfig":
+        for key in ("quantise", "compile", "channels_last") if self.offload == "blocks" else ():
+            if getattr(self, key):
+                raise ValueError(f"offload: blocks moves plain weights, and does not go with {key}; leave one out")
+        return self
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
@@ -260,17 +269,20 @@ def assemble(
     readers = {encoder for encoder, _ in family.tokenizers.values()}
     settled = {family.denoiser} if config.text_device is None else {family.denoiser, *readers}
     aside = [name for name in family.components if config.offload and name not in settled]
+    waits = {*aside, *([family.denoiser] if config.offload == "blocks" else [])}
 
     def put(name: str) -> None:
         module = modules[name].requires_grad_(False).eval()
         wide = name == "vae" and dtype == torch.float16 and family.full_vae and module.config.get("force_upcast")
         held = torch.float32 if wide else dtype
-        there = torch.device("cpu") if name in aside else texts if name in readers else device
+        there = torch.device("cpu") if name in waits else texts if name in readers else device
         torch.nn.Module.to(module, device=there, dtype=held)  # past diffusers' own .to, which warns at any dtype
 
     for name in family.components:
         if name not in later:
             put(name)
+    if config.offload == "blocks":
+        let_wait(denoiser, device, family.told)
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
     if config.quantise is not None:
