@@ -73,17 +73,23 @@ def sentence(
     return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
-def alone() -> None:
-    """One process needs no process group: what a launcher's job or an allocation left in the environment is dropped.
+def launched() -> tuple[int, int] | None:
+    """Which of how many processes that were launched together this is, from 0; None where it is the only one. What a
+    launcher's job or an allocation left in the environment is dropped: who reads it would wait for others.
 
     Raises:
-        UserError: this is one of several processes that were launched together.
+        UserError: they were launched on several machines.
     """
-    several = os.environ.get("WORLD_SIZE", "").strip() not in ("", "0", "1")
-    if several and os.environ.get("RANK") and os.environ.get("MASTER_ADDR"):
-        raise UserError("raftdiff runs in one process for now; start it without 'accelerate launch', on one GPU.")
-    for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):
-        os.environ.pop(name, None)
+    told = {name: os.environ.pop(name, "").strip() for name in ("WORLD_SIZE", "RANK", "LOCAL_RANK", "LOCAL_WORLD_SIZE")}
+    count = told["WORLD_SIZE"]
+    if count in ("", "0", "1") or not told["RANK"] or not os.environ.get("MASTER_ADDR"):
+        return None
+    if told["LOCAL_WORLD_SIZE"] not in ("", count):
+        raise UserError(
+            "raftdiff shares its work among the processes of one machine; for several machines: raftdiff sample RUN "
+            "--shard 1/2, and so on."
+        )
+    return int(told["RANK"]), int(count)
 
 
 def caught() -> None:

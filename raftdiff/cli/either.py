@@ -1,9 +1,11 @@
 """Recipes and runs of either medium: which assembly they belong to."""
 
 import argparse
+import sys
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -13,7 +15,7 @@ from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_b
 from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
-from raftdiff.errors import command, counted
+from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
@@ -28,7 +30,10 @@ from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
+from raftdiff.spread.processes import follow, shared
+from raftdiff.spread.shards import batch_of
 from raftdiff.stages import LoopConfig, Parts, heed
+from raftdiff.training import processes
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, Round, State
 
@@ -101,9 +106,42 @@ def assembled(recipe: AnyRecipe) -> AnyAssembly:
     return assemble_text(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe)
 
 
-def at_work(run: Run, recipe: AnyRecipe) -> AbstractContextManager[AnyAssembly]:
-    """As ``beginning.at_work``, of pictures or of texts."""
-    return beginning.at_work(run, recipe, weights_of, assembled)
+@contextmanager
+def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
+    """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
+    what the parts do."""
+    processes.tell(("begin", recipe))
+    with beginning.at_work(run, recipe, weights_of, assembled) as assembly:
+        at_once = batch_of(recipe.sampler)
+        if isinstance(assembly, Assembly):
+            yield replace(assembly, parts=shared(assembly.parts, at_once=at_once, learns_together=True))
+        else:
+            yield replace(assembly, parts=shared(assembly.parts, at_once=at_once, learns_together=False))
+
+
+def joined(rank: int, size: int, work: Callable[[], int]) -> int:
+    """Do the ``work`` as the first of several processes, or take part in it as another; returns the exit status."""
+    processes.join(rank, size)
+    try:
+        if rank:
+            warnings.simplefilter("ignore")  # the first says it
+            follow(lambda recipe: parts_of(assembled(recipe)))
+            return 0
+        status = work()
+        if status == 0:
+            processes.tell(None)
+        elif processes.lost(0.0):
+            status = 1
+    except UserError as error:
+        sys.stderr.write(f"raftdiff: process {rank}: {error}\n")
+        return 2
+    except RuntimeError:
+        if not processes.lost():
+            raise
+        return 1
+    finally:
+        processes.leave()
+    return status
 
 
 def taken_up(path: Path, round: int | None) -> tuple[Run, TextAssembly]:

@@ -302,15 +302,28 @@ def _tools(commands: Commands) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command; returns the exit status. Mistakes of the user come out as a sentence, not as a traceback."""
-    stopped = CONTINUES
+    """Run a command, as the only process or as one of several; returns the exit status. Mistakes of the user come out
+    as a sentence, not as a traceback."""
     console.show_all()
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     warnings.filterwarnings("ignore", category=FutureWarning)
     warnings.formatwarning = console.sentence
     try:
-        console.alone()
+        beside = console.launched()
+    except UserError as error:
+        print(f"raftdiff: {error}", file=sys.stderr)
+        return 2
+    if beside is None:
+        return _command(arguments)
+    from raftdiff.cli.either import joined
+
+    return joined(*beside, lambda: _command(arguments))
+
+
+def _command(arguments: Sequence[str] | None) -> int:
+    stopped = CONTINUES
+    try:
         parsed = _parse(console.decoded(sys.argv[1:] if arguments is None else arguments))
         if not hasattr(parsed, "run"):
             parser().print_help()

@@ -140,7 +140,7 @@ def _taken_up(run: Run, assembly: AnyAssembly) -> tuple[Draft, Bars]:
     """The round that is being made, with the parts as the last finished round left them."""
     stages.heed(run, assembly.recipe.loop, run.metrics())
     if state := run.state():
-        assembly.finetuner.load_state_dict(state)
+        parts_of(assembly).finetuner.load_state_dict(state)
     loop = assembly.recipe.loop
     return next_draft(run, loop), Bars(loop.rounds)
 

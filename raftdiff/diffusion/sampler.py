@@ -3,7 +3,6 @@
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
-from functools import cache
 from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
 
 import torch
@@ -153,14 +152,13 @@ class DiffusionSampler:
         height, width): what it saw at each step, the noise first, and the latent last.
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
-        Under accelerate launch the processes draw batches in turn, and each yields all of them.
         """
         jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
         batches = cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
         wanted = [(size, batch) for size, batch in batches if any((p.id, k) not in done for p, k in batch)]
         self.remember([prompt for _, batch in wanted for prompt, _ in batch])
-        for (_, batch), drawn in shared(wanted, lambda sized: self._draw(sized[0], sized[1], seed)):
-            for (prompt, index), (aux, picture) in zip(batch, drawn, strict=True):
+        for size, batch in wanted:
+            for (prompt, index), (aux, picture) in zip(batch, self._draw(size, batch, seed), strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
                     yield Sample(round, prompt, index, one, self.source, picture, aux)
@@ -366,24 +364,3 @@ def check_size(height: int, width: int, parts: Parts) -> None:
             f"sampler: a picture of {told((height, width))} does not fit this model; both must be multiples of "
             f"{multiple}, as in {told((high, wide))}."
         )
-
-
-def shared(batches: list[Any], draw: Any) -> Iterator[tuple[Any, Any]]:
-    """Each batch with what was drawn for it, in order; several processes draw side by side and exchange."""
-    world = _processes()
-    for start in range(0, len(batches), world.num_processes):
-        group = batches[start : start + world.num_processes]
-        mine = [draw(batch) for batch in group[world.process_index : world.process_index + 1]]
-        if world.num_processes == 1:
-            yield group[0], mine[0]
-        else:
-            from accelerate.utils import gather_object
-
-            yield from zip(group, gather_object(mine), strict=True)
-
-
-@cache
-def _processes() -> Any:
-    from accelerate import PartialState
-
-    return PartialState()

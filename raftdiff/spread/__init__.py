@@ -1,4 +1,6 @@
-"""One run's work spread over several machines: a round's sampling in shards, each a folder, and their joining.
+"""One run's work spread: a round's sampling over several machines in shards, each a folder, and their joining; drawing
+and tuning over the processes of one machine.
 
-Import from the modules: ``spread.shards`` (``Part``, ``sample``, ``join``).
+Import from the modules: ``spread.shards`` (``Part``, ``sample``, ``join``) and ``spread.processes`` (``shared``,
+``follow``).
 """

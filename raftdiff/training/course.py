@@ -8,7 +8,7 @@ from typing import Protocol, final, runtime_checkable
 import torch
 
 from raftdiff.errors import UserError
-from raftdiff.training import optimizer
+from raftdiff.training import optimizer, processes
 from raftdiff.training.trainable import Trainable, on_cpu
 from raftdiff.types import State
 
@@ -47,6 +47,12 @@ class Tally:
         """Count a step."""
         self.items, self.steps = self.items + items, self.steps + 1
         self.norm, self.rate = self.norm + norm, rate
+
+    def gather(self) -> None:
+        """Take in what the other processes that shared the steps have summed up, in the first of them."""
+        told = processes.summed({**self.sums, "evaluations": float(self.evaluations)})
+        self.evaluations = int(told.pop("evaluations"))
+        self.sums.update(told)
 
     def figures(self) -> dict[str, float]:
         """Means over the items and over the steps."""

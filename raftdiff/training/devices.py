@@ -1,6 +1,5 @@
 """Where a model lies and in which precision: words of a recipe -> torch's own."""
 
-import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, final
@@ -8,6 +7,7 @@ from typing import Literal, final
 import torch
 
 from raftdiff.errors import Need, UserError
+from raftdiff.training import processes
 
 DType = Literal["float32", "bfloat16", "float16"]
 DTYPES: Mapping[str, torch.dtype] = {
@@ -30,8 +30,8 @@ def find_device(name: str) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise UserError(f"model.device: '{name}' asks for a GPU, and PyTorch sees none here; use device: auto.")
-    # accelerate launch starts one process per GPU and numbers them in LOCAL_RANK
-    index = int(number) if number else int(os.environ.get("LOCAL_RANK", "0")) % torch.cuda.device_count()
+    # accelerate launch starts one process per GPU
+    index = int(number) if number else processes.here().rank % torch.cuda.device_count()
     if index >= torch.cuda.device_count():
         raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
     return torch.device("cuda", index)

@@ -1,13 +1,12 @@
 """How gradients act on the weights: scaled where they are float16, added up over processes, clipped, averaged."""
 
 from collections.abc import Mapping
-from functools import cache
-from typing import Any, final
+from typing import final
 
 import torch
 from torch import Tensor
 
-from raftdiff.training import optimizer
+from raftdiff.training import optimizer, processes
 from raftdiff.training.course import Course
 from raftdiff.training.trainable import on_cpu
 from raftdiff.types import State
@@ -35,7 +34,7 @@ class Descent:
         return self.course.trainable.live if self.average is None else self.average
 
     def backward(self, loss: Tensor) -> None:
-        processes().backward(self.scaler.scale(loss))
+        torch.autograd.backward(self.scaler.scale(loss))
 
     def step(self, rate: float) -> float:
         """Let the gradients act. Returns their norm before clipping; 0 of a step that is left out because float16
@@ -44,12 +43,8 @@ class Descent:
         Raises:
             UserError: the gradients are no longer numbers.
         """
-        course, by, world = self.course, self.course.optimizer, processes()
-        if world.num_processes > 1:
-            for parameter in course.trainable.parameters.values():
-                if parameter.grad is None:  # this process had no row of the step
-                    parameter.grad = torch.zeros_like(parameter)
-                parameter.grad = world.reduce(parameter.grad, reduction="sum")
+        course, by = self.course, self.course.optimizer
+        processes.add_up(course.trainable.parameters.values())
         self.scaler.unscale_(by)
         scaled = self.scaler.is_enabled()
         norm = optimizer.clip(by, course.pace.max_grad_norm, step=course.steps + 1, scaled=scaled)
@@ -82,11 +77,3 @@ class Descent:
         counts, scaler = state.get("schedule", {}), self.scaler
         if "scale" in counts and scaler.is_enabled():
             scaler.load_state_dict({**scaler.state_dict(), **{name: counts[name].item() for name in SCALING}})
-
-
-@cache
-def processes() -> Any:
-    """Who the processes are, and how they add up. Precision is ours: one process may hold models of several."""
-    from accelerate import Accelerator
-
-    return Accelerator(mixed_precision="no")

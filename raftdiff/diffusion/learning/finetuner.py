@@ -13,7 +13,7 @@ from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
-from raftdiff.diffusion.learning.descent import Descent, processes
+from raftdiff.diffusion.learning.descent import Descent
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.groups import Group, grouped, held, rows_of, shapes
 from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps
@@ -27,7 +27,7 @@ from raftdiff.diffusion.sizes import Size, alike, filled
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.training import optimizer, quantised
+from raftdiff.training import optimizer, processes, quantised
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.types import Key, Report, Requires, Reward, Sample, Selection, State
@@ -214,7 +214,7 @@ class DiffusionFineTuner:
         A batch is of pictures of one size. Items wait until there are enough of their size, so that sizes come as often
         as they have items, and steps are as many and as large as with one size.
 
-        Several processes (accelerate launch) must be given the same selection; each takes its share of every step.
+        Several processes that do so together must be given the same selection; each takes its share of every step.
 
         Raises:
             UserError: a sample lacks what is learnt from, an item's pictures are of several sizes, or the loss is no
@@ -243,6 +243,7 @@ class DiffusionFineTuner:
                     groups.append(grouped(lesson, these, weights[rows], pictures=pictures, generator=generator))
                 self._step(groups, rate=self.course.rate(self.course.progress(index / len(plan))), tally=tally)
                 report(index + 1, len(plan))
+        tally.gather()
         self.course.finish()
         moved = drift(
             self.parts,
@@ -282,10 +283,10 @@ class DiffusionFineTuner:
 
     def _step(self, groups: Sequence[Group], *, rate: float, tally: Tally) -> None:
         """One optimizer step, this process taking every so-manieth item of each size."""
-        world, pictures, at_once = processes(), self.config.pictures_an_item, self.config.items_at_once
+        (rank, world), pictures, at_once = processes.sharing(), self.config.pictures_an_item, self.config.items_at_once
         count = sum(len(group.shown) for group in groups) // pictures
         for group in groups:
-            mine = range(world.process_index, len(group.shown) // pictures, world.num_processes)
+            mine = range(rank, len(group.shown) // pictures, world)
             for start in range(0, len(mine), at_once):
                 terms = self._terms(group, torch.tensor(mine[start : start + at_once]))
                 anchor = terms.anchor / pictures

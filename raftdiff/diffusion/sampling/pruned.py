@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from raftdiff.diffusion.process import Process, level_at, to_x0
-from raftdiff.diffusion.sampler import DiffusionSampler, Job, Step, shared
+from raftdiff.diffusion.sampler import DiffusionSampler, Job, Step
 from raftdiff.diffusion.sizes import Size, size_of_prompt
 from raftdiff.ranking import Ranker
 from raftdiff.scoring import in_batches
@@ -100,11 +100,8 @@ class PrunedSampler:
         parts = self._parts(prompts, per_prompt, round)
         wanted = [part for part in parts if any(held[prompt.id] < kept for prompt in part.prompts)]
         self.drawing.remember([prompt for part in wanted for prompt in part.prompts])
-
-        def draw(part: Together) -> tuple[list[Preview], list[Sample[Image.Image]]]:
-            return self._draw(part, per_prompt, seed=seed, round=round)
-
-        for _, (seen, drawn) in shared(wanted, draw):
+        for part in wanted:
+            seen, drawn = self._draw(part, per_prompt, seed=seed, round=round)
             self._told(seen)
             yield from (sample for sample in drawn if (sample.prompt.id, sample.index) not in done)
 

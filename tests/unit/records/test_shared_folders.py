@@ -42,8 +42,8 @@ def test_what_a_launcher_left_behind_is_dropped(monkeypatch, capsys, left):
     assert not {"RANK", "WORLD_SIZE"} & set(os.environ)
 
 
-def test_several_processes_are_refused(monkeypatch, capsys):
-    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}.items():
+def test_processes_on_several_machines_are_refused(monkeypatch, capsys):
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "1", "MASTER_ADDR": "there"}.items():
         monkeypatch.setenv(name, value)
     assert main(["recipes"]) == 2
-    assert "runs in one process" in capsys.readouterr().err
+    assert "for several machines: raftdiff sample RUN --shard 1/2" in capsys.readouterr().err

@@ -1,0 +1,166 @@
+"""A run's work shared by the processes of one machine.
+
+The first process does what it does alone, and is the only one that writes; where it draws or tunes, it tells the
+others, which hold the same parts, and all of them take their share. What is drawn is the same to the bit, for batches
+and seeds are; what is learnt is the same but for the order in which gradients are added up.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, final
+
+from raftdiff.stages import Parts
+from raftdiff.training import processes
+from raftdiff.types import (
+    FineTuner,
+    Key,
+    Media,
+    Prompt,
+    Report,
+    Requires,
+    Sample,
+    Sampler,
+    Selection,
+    Source,
+    State,
+    silent,
+)
+
+AHEAD = 4
+"""Batches that each process draws before they are put together, and are on the disk."""
+
+
+class Drawing(NamedTuple):
+    """What is to be drawn."""
+
+    sampler: str
+    """Which sampler of the parts."""
+    at_once: int
+    """Candidates in one of its batches; 1 where that is unknown."""
+    prompts: Sequence[Prompt]
+    per_prompt: int
+    seed: int
+    round: int
+    done: Set[tuple[str, int]]
+
+
+def shared(parts: Parts[Media], *, at_once: int, learns_together: bool) -> Parts[Media]:
+    """The parts of the first process. Without ``learns_together`` it tunes alone, and the others take over what came of
+    it. As they are where no other process is there."""
+    if processes.here().size == 1:
+        return parts
+    held_out = parts.held_out_sampler or parts.sampler
+    return replace(
+        parts,
+        sampler=SharedSampler(parts.sampler, "sampler", at_once),
+        held_out_sampler=SharedSampler(held_out, "held_out", at_once),
+        finetuner=SharedTuner(parts.finetuner, learns_together),
+    )
+
+
+def follow(assemble: Callable[[Any], Parts[Any]]) -> None:
+    """Do in another than the first process what that tells, until it tells no more. ``assemble``: a recipe's parts."""
+    parts: Any = None
+    while (word := processes.told()) is not None:
+        match word:
+            case "begin", recipe:
+                parts = None  # of a pipeline's last stage
+                parts = assemble(recipe)
+            case "load", state:
+                parts.finetuner.load_state_dict(state)
+            case "draw", drawing:
+                held_out = parts.held_out_sampler or parts.sampler
+                deque(_drawn({"sampler": parts.sampler, "held_out": held_out}[drawing.sampler], drawing, []), maxlen=0)
+            case "fit", (selection, samples, seed):
+                with processes.together():
+                    parts.finetuner.fit(selection, samples, seed=seed, report=silent)
+
+
+@final
+class SharedSampler(Generic[Media]):
+    """A sampler whose batches all processes draw, in turn."""
+
+    def __init__(self, sampler: Sampler[Media], name: str, at_once: int) -> None:
+        self._sampler, self._name, self._at_once = sampler, name, at_once
+        self._others: list[int] = []
+
+    @property
+    def source(self) -> Source:
+        return self._sampler.source
+
+    @property
+    def provides(self) -> tuple[str, ...]:
+        return self._sampler.provides
+
+    def sample(
+        self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
+    ) -> Iterator[Sample[Media]]:
+        """As the sampler alone, in the same order."""
+        drawing = Drawing(self._name, self._at_once, prompts, per_prompt, seed, round, frozenset(done))
+        processes.tell(("draw", drawing))
+        yield from _drawn(self._sampler, drawing, self._others)
+
+    def network_evaluations(self) -> int:
+        """Of all processes."""
+        return self._sampler.network_evaluations() + sum(self._others)
+
+
+def _drawn(sampler: Sampler[Media], asked: Drawing, others: list[int]) -> Iterator[Sample[Media]]:
+    """What all processes draw, in the first; the others draw their share and have nothing. ``others`` takes the network
+    evaluations of those."""
+    rank, size = processes.here()
+    keys = [(prompt.id, index) for prompt in asked.prompts for index in range(asked.per_prompt)]
+    every, share = set(keys), -(-len(keys) // size)
+    if asked.at_once > 1:
+        share = asked.at_once * max(1, min(AHEAD, len(keys) // asked.at_once // size))
+    for start in range(0, len(keys), share * size):
+        if asked.done >= set(keys[start : start + share * size]):
+            continue
+        own = set(keys[start + rank * share :][:share]) - asked.done
+        before, drawn = sampler.network_evaluations(), []
+        if own:
+            stream = sampler.sample(
+                asked.prompts,
+                per_prompt=asked.per_prompt,
+                seed=asked.seed,
+                round=asked.round,
+                done=every - own,
+            )
+            drawn = list(stream)
+        for place, (samples, evaluations) in enumerate(
+            processes.gathered((drawn, sampler.network_evaluations() - before))
+        ):
+            yield from samples
+            if place:
+                others.append(evaluations)
+
+
+@final
+class SharedTuner(Generic[Media]):
+    """A fine-tuner whose state all processes have, and whose steps they share where it can."""
+
+    def __init__(self, tuner: FineTuner[Media], learns_together: bool) -> None:
+        self._tuner, self._together = tuner, learns_together
+
+    @property
+    def requires(self) -> Requires:
+        return self._tuner.requires
+
+    def fit(
+        self, selection: Selection, samples: Mapping[Key, Sample[Media]], *, seed: int, report: Report
+    ) -> Mapping[str, float]:
+        if self._together:
+            processes.tell(("fit", (selection, dict(samples), seed)))
+            with processes.together():
+                return self._tuner.fit(selection, samples, seed=seed, report=report)
+        found = self._tuner.fit(selection, samples, seed=seed, report=report)
+        processes.tell(("load", self._tuner.state_dict()))
+        return found
+
+    def state_dict(self) -> State:
+        return self._tuner.state_dict()
+
+    def load_state_dict(self, state: State) -> None:
+        processes.tell(("load", state))
+        self._tuner.load_state_dict(state)
