@@ -183,11 +183,11 @@ class Prunes(Protocol):
 
 
 @runtime_checkable
-class Arranges(Protocol):
-    """A sampler that cuts its batches from the prompts in an order of its own."""
+class CutsBatches(Protocol):
+    """A sampler that tells what it draws at once, so that work can be shared without tearing a batch."""
 
-    def arranged(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The same prompts in that order, however they are given."""
+    def batches(self, prompts: Sequence[Prompt], *, per_prompt: int, round: int) -> list[list[tuple[str, int]]]:
+        """(prompt id, index) of all candidates, batch by batch, in the order in which ``sample`` yields them."""
         ...
 
 

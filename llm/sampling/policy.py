@@ -70,16 +70,12 @@ class LMSampler:
         Raises:
             UserError: a prompt is empty, or longer than the model is made for.
         """
-        whole = self.decoding.strategy in ("beam", "diverse_beam")
-        size = max(1, self.batch_size // per_prompt) * per_prompt if whole else self.batch_size
-        asked = [(prompt, ids, index) for prompt, ids in self._spelled(prompts) for index in range(per_prompt)]
         ending = Ending(self.lm, self.decoding.stop)
-        for start in range(0, len(asked), size):
-            batch = asked[start : start + size]
+        for batch in self._cut(prompts, per_prompt):
             if all((prompt.id, index) in done for prompt, _, index in batch):
                 continue
             seeds = [fold(seed, prompt.id, index) for prompt, _, index in batch]
-            drawn = self._draw([ids for _, ids, _ in batch], seeds, per_prompt if whole else 1)
+            drawn = self._draw([ids for _, ids, _ in batch], seeds, per_prompt if self._whole else 1)
             for (prompt, _, index), own, (tokens, logprobs) in zip(batch, seeds, drawn, strict=True):
                 if (prompt.id, index) in done:
                     continue
@@ -92,18 +88,27 @@ class LMSampler:
                     continue
                 yield Sample(round, prompt, index, own, self.source, text, aux)
 
-    def arranged(self, prompts: Sequence[Prompt]) -> list[Prompt]:
-        """The order in which ``sample`` draws them."""
-        return [prompt for prompt, _ in self._spelled(prompts)]
+    def batches(self, prompts: Sequence[Prompt], *, per_prompt: int, round: int) -> list[list[tuple[str, int]]]:
+        """(prompt id, index) of what is drawn at once, batch by batch."""
+        del round
+        return [[(prompt.id, index) for prompt, _, index in batch] for batch in self._cut(prompts, per_prompt)]
 
     def network_evaluations(self) -> int:
         """Tokens drawn since construction."""
         return self._tokens
 
-    def _spelled(self, prompts: Sequence[Prompt]) -> list[tuple[Prompt, list[int]]]:
-        """Each with its tokens, the longest first."""
-        found = [(prompt, self.lm.prompt_ids(prompt, prompt.sampling)) for prompt in prompts]
-        return sorted(found, key=lambda one: -len(one[1]))
+    @property
+    def _whole(self) -> bool:
+        """Whether the candidates of a prompt are drawn together."""
+        return self.decoding.strategy in ("beam", "diverse_beam")
+
+    def _cut(self, prompts: Sequence[Prompt], per_prompt: int) -> list[list[tuple[Prompt, list[int], int]]]:
+        """Candidates in batches, each with its prompt's tokens, those of the longest prompts first."""
+        size = max(1, self.batch_size // per_prompt) * per_prompt if self._whole else self.batch_size
+        spelled = [(prompt, self.lm.prompt_ids(prompt, prompt.sampling)) for prompt in prompts]
+        spelled.sort(key=lambda one: -len(one[1]))
+        asked = [(prompt, ids, index) for prompt, ids in spelled for index in range(per_prompt)]
+        return [asked[start : start + size] for start in range(0, len(asked), size)]
 
     def _draw(self, ids: Sequence[Sequence[int]], seeds: Sequence[int], group: int) -> list[Drawn]:
         if self.decoding.strategy != "beam":

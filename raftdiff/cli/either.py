@@ -31,7 +31,6 @@ from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
 from raftdiff.spread.processes import follow, shared
-from raftdiff.spread.shards import batch_of
 from raftdiff.stages import LoopConfig, Parts, heed
 from raftdiff.training import processes
 from raftdiff.training.devices import find_device
@@ -112,11 +111,10 @@ def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
     what the parts do."""
     processes.tell(("begin", recipe))
     with beginning.at_work(run, recipe, weights_of, assembled) as assembly:
-        at_once = batch_of(recipe.sampler)
         if isinstance(assembly, Assembly):
-            yield replace(assembly, parts=shared(assembly.parts, at_once=at_once, learns_together=True))
+            yield replace(assembly, parts=shared(assembly.parts, learns_together=True))
         else:
-            yield replace(assembly, parts=shared(assembly.parts, at_once=at_once, learns_together=False))
+            yield replace(assembly, parts=shared(assembly.parts, learns_together=False))
 
 
 def joined(rank: int, size: int, work: Callable[[], int]) -> int:

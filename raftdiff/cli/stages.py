@@ -60,7 +60,7 @@ def _sample_shard(run: Run, recipe: AnyRecipe, part: shards.Part) -> None:
         draft, bars = _taken_up(run, assembly)
         if part.number == 1:
             begin(run, assembly)
-    folder = shards.sample(run, part, parts_of(assembly), bars, at_once=shards.batch_of(recipe.sampler))
+    folder = shards.sample(run, part, parts_of(assembly), bars)
     bars.close()
     print(
         f"{folder}: shard {part} of round {draft.index}\nnext, when all are drawn: {command('merge', run.path)}"

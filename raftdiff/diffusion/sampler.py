@@ -153,8 +153,7 @@ class DiffusionSampler:
 
         A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
         """
-        jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
-        batches = cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
+        batches = self._cut(prompts, per_prompt, round)
         wanted = [(size, batch) for size, batch in batches if any((p.id, k) not in done for p, k in batch)]
         self.remember([prompt for _, batch in wanted for prompt, _ in batch])
         for size, batch in wanted:
@@ -169,6 +168,17 @@ class DiffusionSampler:
         texts = [text for one in prompts for text in ((one.sampling, one.negative) if guided else (one.sampling,))]
         if texts:
             self.parts.prompts.remember(texts)
+
+    def batches(self, prompts: Sequence[Prompt], *, per_prompt: int, round: int) -> list[list[tuple[str, int]]]:
+        """(prompt id, index) of what is drawn at once, batch by batch."""
+        cut_up = self._cut(prompts, per_prompt, round)
+        return [[(prompt.id, index) for prompt, index in batch] for _, batch in cut_up]
+
+    def _cut(
+        self, prompts: Sequence[Prompt], per_prompt: int, round: int
+    ) -> list[tuple[Size, list[tuple[Prompt, int]]]]:
+        jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
+        return cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
 
     def network_evaluations(self) -> int:
         """Rows through the network since construction; a picture with guidance counts two a step."""

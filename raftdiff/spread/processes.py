@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, final
 
+from raftdiff.spread.shards import batches_of, prunes
 from raftdiff.stages import Parts
 from raftdiff.training import processes
 from raftdiff.types import (
+    CutsBatches,
     FineTuner,
     Key,
     Media,
@@ -36,25 +38,23 @@ class Drawing(NamedTuple):
 
     sampler: str
     """Which sampler of the parts."""
-    at_once: int
-    """Candidates in one of its batches; 1 where that is unknown."""
     prompts: Sequence[Prompt]
     per_prompt: int
     seed: int
     round: int
-    done: Set[tuple[str, int]]
+    done: frozenset[tuple[str, int]]
 
 
-def shared(parts: Parts[Media], *, at_once: int, learns_together: bool) -> Parts[Media]:
+def shared(parts: Parts[Media], *, learns_together: bool) -> Parts[Media]:
     """The parts of the first process. Without ``learns_together`` it tunes alone, and the others take over what came of
-    it. As they are where no other process is there."""
+    it; what is pruned it draws alone. As they are where no other process is there."""
     if processes.here().size == 1:
         return parts
-    held_out = parts.held_out_sampler or parts.sampler
+    held_out, pruned = parts.held_out_sampler or parts.sampler, prunes(parts.sampler, parts.loop.candidates)
     return replace(
         parts,
-        sampler=SharedSampler(parts.sampler, "sampler", at_once),
-        held_out_sampler=SharedSampler(held_out, "held_out", at_once),
+        sampler=parts.sampler if pruned else SharedSampler(parts.sampler, "sampler"),
+        held_out_sampler=SharedSampler(held_out, "held_out"),
         finetuner=SharedTuner(parts.finetuner, learns_together),
     )
 
@@ -81,8 +81,8 @@ def follow(assemble: Callable[[Any], Parts[Any]]) -> None:
 class SharedSampler(Generic[Media]):
     """A sampler whose batches all processes draw, in turn."""
 
-    def __init__(self, sampler: Sampler[Media], name: str, at_once: int) -> None:
-        self._sampler, self._name, self._at_once = sampler, name, at_once
+    def __init__(self, sampler: Sampler[Media], name: str) -> None:
+        self._sampler, self._name = sampler, name
         self._others: list[int] = []
 
     @property
@@ -97,7 +97,7 @@ class SharedSampler(Generic[Media]):
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
     ) -> Iterator[Sample[Media]]:
         """As the sampler alone, in the same order."""
-        drawing = Drawing(self._name, self._at_once, prompts, per_prompt, seed, round, frozenset(done))
+        drawing = Drawing(self._name, prompts, per_prompt, seed, round, frozenset(done))
         processes.tell(("draw", drawing))
         yield from _drawn(self._sampler, drawing, self._others)
 
@@ -110,14 +110,14 @@ def _drawn(sampler: Sampler[Media], asked: Drawing, others: list[int]) -> Iterat
     """What all processes draw, in the first; the others draw their share and have nothing. ``others`` takes the network
     evaluations of those."""
     rank, size = processes.here()
-    keys = [(prompt.id, index) for prompt in asked.prompts for index in range(asked.per_prompt)]
-    every, share = set(keys), -(-len(keys) // size)
-    if asked.at_once > 1:
-        share = asked.at_once * max(1, min(AHEAD, len(keys) // asked.at_once // size))
-    for start in range(0, len(keys), share * size):
-        if asked.done >= set(keys[start : start + share * size]):
+    batches = batches_of(sampler, asked.prompts, asked.per_prompt, asked.round)
+    every, share = {key for batch in batches for key in batch}, -(-len(batches) // size)
+    if isinstance(sampler, CutsBatches):
+        share = min(AHEAD, max(1, len(batches) // size))
+    for start in range(0, len(batches), share * size):
+        if asked.done.issuperset(key for batch in batches[start : start + share * size] for key in batch):
             continue
-        own = set(keys[start + rank * share :][:share]) - asked.done
+        own = {key for batch in batches[start + rank * share :][:share] for key in batch} - asked.done
         before, drawn = sampler.network_evaluations(), []
         if own:
             stream = sampler.sample(

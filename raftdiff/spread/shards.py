@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from raftdiff import stages
 from raftdiff.errors import UserError, command
 from raftdiff.progress import Progress
-from raftdiff.recipes.config import Config, differing, flat, plain
+from raftdiff.recipes.config import differing, flat
 from raftdiff.records import integrity
 from raftdiff.records.changes import HARMLESS
 from raftdiff.records.disk import alone, damaged, read_json, write_text
@@ -24,7 +24,7 @@ from raftdiff.records.provenance import lying
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.stages import SCORING_BATCH, Parts
-from raftdiff.types import Arranges, Media, Prunes
+from raftdiff.types import CutsBatches, Media, Prompt, Prunes, Sampler
 
 FACTS = "shard.json"
 """What a shard is a part of, and which."""
@@ -38,16 +38,13 @@ class Part(NamedTuple):
     number: int
     of: int
 
-    def places(self, candidates: int, at_once: int) -> range:
-        """Its places among a round's candidates, whole batches of ``at_once``; none where there are more shards than
-        batches, for some.
+    def among(self, batches: int) -> range:
+        """Which of a round's batches are its own; for some none, where there are more shards than batches.
 
-        >>> [list(Part(number, 3).places(7, 2)) for number in (1, 2, 3)]
+        >>> [list(Part(number, 3).among(7)) for number in (1, 2, 3)]
         [[0, 1], [2, 3], [4, 5, 6]]
         """
-        batches = -(-candidates // at_once)
-        first, last = (batches * number // self.of for number in (self.number - 1, self.number))
-        return range(first * at_once, min(last * at_once, candidates))
+        return range(batches * (self.number - 1) // self.of, batches * self.number // self.of)
 
     def __str__(self) -> str:
         return f"{self.number}/{self.of}"
@@ -57,14 +54,22 @@ class Part(NamedTuple):
         return f"{self.number:0{len(str(self.of))}d}-of-{self.of}"
 
 
-def batch_of(sampler: Config) -> int:
-    """How many candidates a sampler draws at once, by its config; 1 where it does not say, as a mixture does not.
-    A shard that ended within a batch would draw all of it, and so would the next."""
-    said = plain(sampler)
-    return int(said.get("batch_size") or said.get("drawing", {}).get("batch_size") or 1)
+def batches_of(
+    sampler: Sampler[Media], prompts: Sequence[Prompt], per_prompt: int, round: int
+) -> list[list[tuple[str, int]]]:
+    """What a sampler draws at once; each candidate for itself where it does not say: who tears a batch draws all of it,
+    and so does the next."""
+    if isinstance(sampler, CutsBatches):
+        return sampler.batches(prompts, per_prompt=per_prompt, round=round)
+    return [[(prompt.id, index)] for prompt in prompts for index in range(per_prompt)]
 
 
-def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_once: int) -> Path | None:
+def prunes(sampler: Sampler[Any], per_prompt: int) -> bool:
+    """Whether a sampler compares the candidates of a prompt and drops some, which wants all of them in one place."""
+    return isinstance(sampler, Prunes) and sampler.kept(per_prompt) < per_prompt
+
+
+def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress) -> Path | None:
     """Draw a shard of the next round; what an earlier process left of it is kept. Returns its folder, None where
     nothing is left for it to draw.
 
@@ -78,19 +83,16 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress, *, at_
             f"{run.path}: round {t} draws no candidates, it takes over those of round {t - ago} (loop.sample_every); "
             f"run: {command('sample', run.path)}"
         )
-    if isinstance(parts.sampler, Prunes) and parts.sampler.kept(loop.candidates) < loop.candidates:
+    if prunes(parts.sampler, loop.candidates):
         raise UserError(
             "sampler.prune: a round that is pruned is drawn on one machine, where all candidates of some prompts are "
             "compared; leave --shard out, or sampler.prune."
         )
-    prompts = stages.asked(parts.prompts, loop, t)
-    if isinstance(parts.sampler, Arranges):
-        prompts = parts.sampler.arranged(prompts)
-    keys = [(prompt.id, index) for prompt in prompts for index in range(loop.candidates)]
-    own = {keys[place] for place in part.places(len(keys), at_once)}
+    batches = batches_of(parts.sampler, stages.asked(parts.prompts, loop, t), loop.candidates, t)
+    own = {key for place in part.among(len(batches)) for key in batches[place]}
     if not own:
         return None
-    facts = {**_facts(run), "shard": part.number, "of": part.of, "candidates": len(keys), "at_once": at_once}
+    facts = {**_facts(run), "shard": part.number, "of": part.of, "batches": len(batches)}
     folder = _place(run, t) / part.folder
     aside = folder.with_name(f"{folder.name}{PARTIAL}")
     for begun in (folder, aside):
@@ -164,17 +166,17 @@ def _whole(run: Run, round: int) -> list[RoundFolder]:
         )
     for folder, facts in found.items():
         _demand_same(folder, facts, wanted)
-    ways = Counter((facts["of"], facts["candidates"], facts["at_once"]) for facts in found.values())
+    ways = Counter((facts["of"], facts["batches"]) for facts in found.values())
     if len(ways) > 1:
-        counts = " and ".join(str(of) for of, *_ in sorted(ways))
+        counts = " and ".join(str(of) for of, _ in sorted(ways))
         raise UserError(f"{place}: shards of {counts} are here, which are cut differently. Remove those of one kind.")
-    (of, candidates, at_once) = next(iter(ways))
+    of, batches = next(iter(ways))
     numbered: dict[int, Path] = {}
     for folder, facts in found.items():
         if (other := numbered.setdefault(facts["shard"], folder)) != folder:
             part = Part(facts["shard"], of)
             raise UserError(f"{place}: shard {part} is here twice, {other.name} and {folder.name}. Remove one.")
-    parts = [part for part in (Part(number, of) for number in range(1, of + 1)) if part.places(candidates, at_once)]
+    parts = [part for part in (Part(number, of) for number in range(1, of + 1)) if part.among(batches)]
     if missing := [part for part in parts if part.number not in numbered]:
         begun = [part for part in missing if (place / f"{part.folder}{PARTIAL}").is_dir()]
         half = f" (of them half drawn here: {_some(begun)})" if begun else ""
@@ -236,9 +238,9 @@ def _read(folder: Path) -> dict[str, Any]:
     if not file.is_file():
         raise UserError(f"{folder}: this is no shard: it has no {FACTS}. Remove it.")
     found = read_json(file)
-    numbers, tables = ("round", "shard", "of", "candidates", "at_once"), ("recipe", "weights")
+    numbers, tables = ("round", "shard", "of", "batches"), ("recipe", "weights")
     lacking = [name for name in numbers if not isinstance(found.get(name), int)]
     lacking += [name for name in tables if not isinstance(found.get(name), dict)]
-    if lacking or "begins_from" not in found or not 1 <= found["shard"] <= found["of"] or found["at_once"] < 1:
+    if lacking or "begins_from" not in found or not 1 <= found["shard"] <= found["of"]:
         raise damaged(file, f"it does not say {', '.join(lacking) or 'which shard it is'}")
     return found

@@ -73,6 +73,10 @@ class TeacherSampler:
             for sample in self.drawing.sample(prompts, per_prompt=per_prompt, seed=seed, round=round, done=done):
                 yield replace(sample, source=self.source, aux={"latent": self._latent(sample)})
 
+    def batches(self, prompts: Sequence[Prompt], *, per_prompt: int, round: int) -> list[list[tuple[str, int]]]:
+        """As the ``DiffusionSampler``'s."""
+        return self.drawing.batches(prompts, per_prompt=per_prompt, round=round)
+
     def network_evaluations(self) -> int:
         return self.drawing.network_evaluations()
 

@@ -46,7 +46,7 @@ def begun(path: Path, recipe: Toy | None = None, mark: str = "0a") -> Run:
 
 def draw(run: Run, *numbers: int, of: int = 3, loop: LoopConfig | None = None) -> None:
     for number in numbers:
-        shards.sample(run, Part(number, of), parts(loop or Toy().loop), Quiet(), at_once=2)
+        shards.sample(run, Part(number, of), parts(loop or Toy().loop), Quiet())
 
 
 def drawn(draft: Draft) -> dict[str, bytes]:
@@ -70,21 +70,22 @@ def run(tmp_path: Path) -> Run:
     return begun(tmp_path / "run")
 
 
-@pytest.mark.parametrize(("candidates", "at_once", "of"), [(9, 2, 3), (640, 16, 64), (5, 4, 7), (1, 1, 1)])
-def test_parts_are_whole_batches_of_all_candidates_each_once(candidates: int, at_once: int, of: int) -> None:
-    found = [Part(number, of).places(candidates, at_once) for number in range(1, of + 1)]
-    assert [place for part in found for place in part] == list(range(candidates))
-    assert all(part.start % at_once == 0 for part in found if part)
+@pytest.mark.parametrize(("batches", "of"), [(5, 3), (40, 64), (64, 64), (1, 1)])
+def test_parts_have_each_batch_once_and_as_many_as_others(batches: int, of: int) -> None:
+    found = [Part(number, of).among(batches) for number in range(1, of + 1)]
+    assert [place for part in found for place in part] == list(range(batches))
+    assert max(map(len, found)) - min(map(len, found)) <= 1
 
 
 def test_a_shard_is_of_the_batches_that_a_sampler_with_an_order_of_its_own_draws(run: Run) -> None:
     """Else it would draw whole batches for the few candidates of each that are its own."""
     mine = parts(Toy().loop)
-    mine.sampler.arranged = lambda prompts: list(prompts)[::-1]  # type: ignore[attr-defined]
-    folder = shards.sample(run, Part(1, 3), mine, Quiet(), at_once=2)
+    keys = [(prompt.id, index) for prompt in toy_prompts(3)[::-1] for index in range(3)]
+    told = [keys[start : start + 2] for start in range(0, 9, 2)]
+    mine.sampler.batches = lambda *_, **__: told  # type: ignore[attr-defined]
+    folder = shards.sample(run, Part(2, 3), mine, Quiet())
     assert folder is not None
-    last = toy_prompts(3)[-1].id
-    assert {(one.prompt.id, one.index) for one in Draft(folder, 0, folder).folder.samples()} == {(last, 0), (last, 1)}
+    assert set(Draft(folder, 0, folder).sampled()) == {*told[1], *told[2]}
 
 
 def test_shards_of_several_machines_make_the_round_that_one_process_makes(
@@ -184,10 +185,10 @@ def test_a_shard_of_another_run_is_not_gone_on_with(tmp_path: Path, three: Path)
 
 
 def test_there_may_be_more_shards_than_batches_and_rounds_that_draw_nothing(run: Run) -> None:
-    draw(run, *range(1, 8), of=7)
-    assert len(list((run.path / "shards/000").iterdir())) == 5
+    draw(run, *range(1, 14), of=13)
+    assert len(list((run.path / "shards/000").iterdir())) == 9
     draft = run.draft(0)
-    assert shards.join(run, draft, Quiet()) == 5
+    assert shards.join(run, draft, Quiet()) == 9
     draft.commit({})
     with pytest.raises(UserError, match="round 1 draws no candidates, it takes over those of round 0"):
         draw(run, 1, loop=LoopConfig(sample_every=2))
@@ -234,4 +235,4 @@ def test_a_round_that_is_pruned_is_not_divided(tmp_path: Path) -> None:
     with pytest.raises(
         UserError, match="sampler.prune: a round that is pruned is drawn on one machine.* leave --shard"
     ):
-        shards.sample(begun(tmp_path / "run"), Part(1, 3), pruned, Quiet(), at_once=2)
+        shards.sample(begun(tmp_path / "run"), Part(1, 3), pruned, Quiet())

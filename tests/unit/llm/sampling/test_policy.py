@@ -71,7 +71,9 @@ def test_prompts_of_like_length_are_drawn_together_and_the_longest_first(lm):
     sampler = policy(lm, 4)
     found = list(sampler.sample(PROMPTS, per_prompt=2, seed=5, round=1, done=frozenset()))
     assert [one.prompt.id for one in found] == ["c", "c", "a", "a", "d", "d", "e", "e", "b", "b"]
-    assert "".join(one.id for one in sampler.arranged(PROMPTS)) == "cadeb"
+    batches = sampler.batches(PROMPTS, per_prompt=2, round=1)
+    assert [len(batch) for batch in batches] == [4, 4, 2]
+    assert [key for batch in batches for key in batch] == [(one.prompt.id, one.index) for one in found]
     ordered = in_order(found, PROMPTS)
     assert [(one.prompt.id, one.index) for one in ordered] == [(name, k) for name in TEXTS for k in range(2)]
 
