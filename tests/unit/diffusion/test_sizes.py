@@ -127,6 +127,8 @@ def test_a_prompt_is_drawn_as_in_a_run_of_its_size_alone(models, kind) -> None:
 
     found = drawn(several)
     assert len(found) == len(PROMPTS)
+    told = [key for batch in several.batches(PROMPTS, per_prompt=1, round=1) for key in batch]
+    assert told == [(it.prompt.id, it.index) for it in found.values()]
     assert {it.prompt.id: it.media.size[::-1] for it in found.values()} == {
         prompt.id: size_of_prompt(several.sizes, prompt.id, 1) for prompt in PROMPTS
     }
