@@ -154,7 +154,7 @@ def _hub(name: str, key: str, wanted: Callable[[str], bool]) -> Path:
         return index.parent  # what is wrong with it, ``folder_layout`` says
     configs = [*(f"{part}/*" for part in family.tokenizers), "model_index.json", "scheduler/*", "*/config.json"]
     stems = {f"{part}/": it.stem for part, it in family.components.items() if wanted(part)}
-    return _snapshot(name, configs, stems, "model.base")
+    return _snapshot(name, configs, stems, key)
 
 
 def hub_vae(name: str) -> Path:

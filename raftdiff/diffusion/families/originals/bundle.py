@@ -88,20 +88,22 @@ def _behind(weights: Weights, starts: tuple[str, ...]) -> dict[str, Tensor]:
 
 
 def _filled(component: Component, folder: Path, weights: Weights, convert: Any, dtype: torch.dtype) -> Any:
-    """A network of diffusers with weights that have its names, or names that ``convert`` turns into them."""
+    """A network of diffusers with weights of which ``convert`` makes those of its own names."""
     import diffusers
 
     kind = getattr(diffusers, component.kind)
     config = kind.load_config(folder, local_files_only=True)
     with torch.device("meta"):
         model = kind.from_config(config)
-    own = model.state_dict()
-    model.load_state_dict(weights if own.keys() <= weights.keys() else convert(weights, own), strict=False, assign=True)
+    model.load_state_dict(convert(weights, model.state_dict()), strict=False, assign=True)
     whole = not any(tensor.is_meta for tensor in model.state_dict().values())
     return model.to(dtype) if whole else model
 
 
-def _vae(weights: Weights, own: Weights) -> dict[str, Tensor]:
+def _vae(weights: Weights, own: Weights) -> Weights:
+    """Those in the names of the original code under diffusers'; of those that have these nothing changes."""
+    if own.keys() <= weights.keys():
+        return weights
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     named = dict(weights)

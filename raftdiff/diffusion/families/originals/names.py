@@ -58,7 +58,7 @@ class Names:
         return found
 
     def diffusers(self, weights: Weights, own: Weights) -> dict[str, Tensor]:
-        """The other way.
+        """The other way; weights that have diffusers' names already keep them.
 
         Args:
             own: of the network that they are for, by diffusers' names; their shapes alone are asked.
@@ -66,9 +66,10 @@ class Names:
         Raises:
             ValueError: some of them are of another network.
         """
-        swapped, used = self._swapped(own), set(self.unread)
-        found: dict[str, Tensor] = {}
-        for name, several in self.written_out(own).items():
+        swapped, originals = self._swapped(own), self.written_out(own)
+        found = {name: weights[name] for name in own.keys() - originals.keys() if name in weights}
+        used = {*self.unread, *found}
+        for name, several in originals.items():
             # ComfyUI writes norms with a weight where the original code has a scale
             held = name if name in weights else re.sub(r"\.scale$", ".weight", name)
             if held not in weights:

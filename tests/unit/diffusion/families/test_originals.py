@@ -176,6 +176,13 @@ def test_what_must_be_named_and_what_does_not_fit_is_told(models, wholes, tmp_pa
         opened(path, models["zimage"])
     with pytest.raises(UserError, match=r"do not fit the model configs in .*'guidance_in.in_layer.bias', which has no"):
         opened(path, models["flux_schnell"])
+    named = models["flux_dev"] / "transformer/diffusion_pytorch_model.safetensors"
+    with pytest.raises(UserError, match=r"'time_text_embed.guidance_embedder.linear_1.bias', which has no place"):
+        opened(named, models["flux_schnell"])
+    own = wholes["flux_dev"].denoiser.state_dict()
+    torn = written({name: it for name, it in own.items() if name != "x_embedder.bias"}, tmp_path / "torn.safetensors")
+    with pytest.raises(UserError, match=r"transformer: its files lack x_embedder.bias"):
+        opened(torn, models["flux_dev"])
     held = {name: it for name, it in wholes.transformer("flux_dev").items() if not name.startswith("guidance_in")}
     schnell = written(held, tmp_path / "schnell.safetensors")
     with pytest.raises(UserError, match=r"transformer: its files lack .*guidance_embedder"):
@@ -195,6 +202,15 @@ def test_of_a_hub_model_only_what_a_file_lacks_is_fetched(models, wholes, tmp_pa
     same(opened(path, "someone/z-image"), wholes["zimage"])
     assert {"text_encoder/model.safetensors", "vae/diffusion_pytorch_model.safetensors"} <= set(asked)
     assert not any(pattern.startswith("transformer/") for pattern in asked)
+
+    def cut_off(name, allow_patterns):
+        if "text_encoder/model.safetensors" in allow_patterns:
+            raise OSError
+        return fetch(name, allow_patterns)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", cut_off)
+    with pytest.raises(UserError, match="^model.config: there is no folder 'someone/z-image' here, and the hub cannot"):
+        opened(path, "someone/z-image")
 
 
 def test_a_tuned_model_leaves_as_one_file(models, wholes, tmp_path):
