@@ -89,11 +89,13 @@ def spread(machines: int, *, images: int, at_once: int, drawing: float, rest: fl
 
 
 def traffic(sampler: DiffusionSampler, tuner: DiffusionFineTuner, *, images: int) -> Traffic:
-    """What a machine that draws a shard is sent, and what all of them send."""
+    """What a machine that draws a shard is sent, and what all of them send: of several sizes as if all were the
+    largest."""
+    height, width = max(sampler.sizes, key=math.prod)
     moments = 8 if tuner.config.optimizer == "adamw" else 2
-    latent = 4 * math.prod(sampler.parts.latent_shape(sampler.height, sampler.width))
+    latent = 4 * math.prod(sampler.parts.latent_shape(height, width))
     states = 1 + (sampler.config.steps + 1 if "path" in tuner.requires.aux else 0)
-    picture = 3 * sampler.height * sampler.width + latent * states
+    picture = 3 * height * width + latent * states
     return Traffic(tuner.parameter_count() * (4 + moments + (4 if tuner.config.ema else 0)), images * picture)
 
 

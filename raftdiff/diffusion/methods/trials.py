@@ -116,7 +116,7 @@ class Yardstick:
         """
         self.recipe = recipe
         evaluation, own = recipe.evaluation, recipe.guidance
-        drawing = drawing_of(recipe)
+        drawing = drawing_of(recipe).main
         used = drawing.model_copy(update={"steps": evaluation.steps or drawing.steps})
         every = (own, *sorted(set(strengths) - {own}))
         self.ways = {f"{strength:g}": used.model_copy(update={"guidance": strength}) for strength in every}

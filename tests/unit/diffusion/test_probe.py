@@ -6,7 +6,7 @@ import torch
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.probe import Probe, count, measure
+from raftdiff.diffusion.probe import Probe, count, measure, traffic
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.types import Item, Prompt, Selection, silent
 
@@ -36,6 +36,14 @@ def test_counts_are_those_of_a_round(models, changes):
     assert planned.tuning_steps == figures["steps"]
     assert planned.tuning_rows == pytest.approx(figures["exposures_mean"] * 5)
     assert planned.tuning_evaluations == figures["network_evaluations"] - 2 * 5
+
+
+def test_traffic_is_at_most_that_of_the_largest_size(models):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+    several, largest = (DiffusionSamplerConfig(sizes=sizes) for sizes in ([(16, 16), (32, 16)], [(32, 16)]))
+    tuner = TUNER.build(parts, total_rounds=1, guidance=3.0, seed=0)
+    assert traffic(several.build(parts), tuner, images=2) == traffic(largest.build(parts), tuner, images=2)
+    assert traffic(largest.build(parts), tuner, images=2).from_all > 2 * 3 * 16 * 32
 
 
 class Light:

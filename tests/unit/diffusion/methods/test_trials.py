@@ -105,6 +105,12 @@ def test_a_look_is_what_eval_says(recipe_file: Callable[..., str], tmp_path: Pat
     assert best > base.base["held_out"]["2"].figures["reward.jpeg"], "the base's own pictures are among the candidates"
 
 
+def test_models_are_measured_at_the_first_of_several_sizes(recipe_file: Callable[..., str]) -> None:
+    """One batch holds the pictures of all prompts, and their latents are set side by side."""
+    _, yardstick = compared(recipe_file(), "sampler.sizes=[[24, 16], [16, 16]]", strengths=(1.0,))
+    assert [(way.width, way.height, way.sizes) for way in yardstick.ways.values()] == [(24, 16, None)] * 2
+
+
 def test_another_strength_is_looked_at_without_training_again(
     recipe_file: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
