@@ -100,7 +100,8 @@ def score(args: argparse.Namespace) -> None:
         stages.score(draft, ranker, prompts, recipe.loop, bars)
         bars.close()
     for name, table in draft.folder.scores().raw.items():
-        print(f"{name}: {labelled.get(name) or f'mean {np.nanmean(table):.3f} over {np.isfinite(table).sum()} candidates'}")
+        mean = f"mean {np.nanmean(table):.3f} over {np.isfinite(table).sum()} candidates"
+        print(f"{name}: {labelled.get(name) or mean}")
     if told := unfit_told(draft.metrics()):
         print(told)
     print(f"next: {command('select', run.path)}")
