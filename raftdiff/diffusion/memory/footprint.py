@@ -18,7 +18,7 @@ from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.memory.counting import Autocast, peak
 from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
-from raftdiff.diffusion.models.blocks import blocks_of
+from raftdiff.diffusion.models.blocks import blocks_of, demand_blocks
 from raftdiff.diffusion.models.loading import ModelConfig, Parts
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.diffusion.sampler import sizes_of
@@ -289,7 +289,7 @@ def _denoiser(recipe: Recipe, parts: Parts, precision: str | None = None) -> int
     """The denoiser's frozen weights; in float32 while learning where that is the precision. Of blocks that wait the
     largest is there."""
     if recipe.model.offload == "blocks":
-        sizes = [_bytes(block) for block in blocks_of(parts.denoiser)]
+        sizes = [_bytes(block) for block in demand_blocks(parts.denoiser, parts.family.told)]
         return _bytes(parts.denoiser) - sum(sizes) + max(sizes)
     each = 4 if precision == "float32" else parts.dtype.itemsize
     network, bits = parts.denoiser, recipe.model.quantise

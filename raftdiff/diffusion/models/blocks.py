@@ -56,8 +56,8 @@ def blocks_of(network: nn.Module) -> list[Any]:
     return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
-def let_wait(network: nn.Module, device: torch.device, told: str) -> None:
-    """Let a transformer's blocks wait, and put the rest of it on ``device``; ``told`` names its family.
+def demand_blocks(network: nn.Module, told: str) -> list[Any]:
+    """``blocks_of`` a network whose family is called ``told``.
 
     Raises:
         UserError: it has no blocks of the kind.
@@ -68,6 +68,16 @@ def let_wait(network: nn.Module, device: torch.device, told: str) -> None:
             f"model.offload: blocks is for transformers, whose blocks are asked one after the other; {told} draws with "
             "a U-Net. Use model.offload: true."
         )
+    return blocks
+
+
+def let_wait(network: nn.Module, device: torch.device, told: str) -> None:
+    """Let a transformer's blocks wait, and put the rest of it on ``device``; ``told`` names its family.
+
+    Raises:
+        UserError: it has no blocks of the kind.
+    """
+    blocks = demand_blocks(network, told)
     waiting = {id(it) for block in blocks for it in (*block.parameters(), *block.buffers())}
     for weight in (*network.parameters(), *network.buffers()):
         if id(weight) not in waiting:

@@ -92,6 +92,10 @@ def test_without_checkpointing_the_way_back_needs_what_has_left(models, apart):
 def test_what_does_not_go_with_it_is_told(models):
     with pytest.raises(UserError, match="model.offload: blocks is for transformers.* draws with a U-Net"):
         opened(models["sd15"], offload="blocks")
+    checkpointed = "finetuner.gradient_checkpointing=true"
+    words = [f"model.base={models['sd15']}", "model.dtype=bfloat16", "model.offload=blocks", checkpointed]
+    with pytest.raises(UserError, match="model.offload: blocks is for transformers"):
+        footprint(load_recipe("sd15_256", words))
     with pytest.raises(ValueError, match="offload: blocks moves plain weights, and does not go with quantise"):
         ModelConfig(base="it", offload="blocks", quantise="nf4")
 

@@ -2,10 +2,12 @@
 
 import shutil
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from raftdiff.cli.pictures.plan import _kept
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import kept
@@ -57,6 +59,8 @@ def test_the_same_pictures_to_the_bit_and_nothing_is_read_that_is_known(models, 
     again = opened(models[kind], offload=True)
     assert torch.equal(drawn(again), wanted)
     assert all(waits(again))
+    asked = SimpleNamespace(model=again, parts=SimpleNamespace(prompts=PROMPTS[:1], held_out=PROMPTS))
+    assert _kept(asked) == f"3 of 3: text encoders, 0.0 GB, are not loaded ({folder})"
     strange = "something else"
     told, known = again.prompts([strange]), plain.prompts([strange])  # read after all, in all its parts
     assert torch.equal(told.tokens, known.tokens)
