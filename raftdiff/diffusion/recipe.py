@@ -29,6 +29,7 @@ from raftdiff.selection.mixes import MixName
 from raftdiff.selection.pruning import PruneConfig
 from raftdiff.stages import LoopConfig
 from raftdiff.tracking import LoggingConfig
+from raftdiff.training.devices import DTYPES
 
 if TYPE_CHECKING:
     RewardConfig: TypeAlias = Any
@@ -258,8 +259,8 @@ def _check(recipe: Recipe) -> None:
         recipe.sampler.fit(recipe.loop.candidates)
     if recipe.model.offload == "blocks":
         tuner = recipe.finetuner
-        half = "float32" not in (recipe.model.dtype, tuner.precision)
-        demand_fit(lora=tuner.adapter == "lora", checkpointed=tuner.gradient_checkpointing, half=half)
+        dtypes = {DTYPES[recipe.model.dtype], DTYPES[tuner.precision or recipe.model.dtype]}
+        demand_fit(tuner.adapter, tuner.gradient_checkpointing, dtypes)
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
     for one, share in zip(samplers(recipe), shares(recipe), strict=True):
         _check_pruned(recipe, one, share, learner)

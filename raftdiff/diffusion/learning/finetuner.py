@@ -188,8 +188,7 @@ class DiffusionFineTuner:
         if self.precision == torch.float16 and parts.device.type == "cpu":
             raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
         if blocks_wait(parts.denoiser):
-            half = torch.float32 not in (parts.dtype, self.precision)
-            demand_fit(lora=config.adapter == "lora", checkpointed=config.gradient_checkpointing, half=half)
+            demand_fit(config.adapter, config.gradient_checkpointing, {parts.dtype, self.precision})
         self.trainable = attach(
             parts,
             adapter=config.adapter,

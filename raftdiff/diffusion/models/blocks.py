@@ -4,7 +4,7 @@ Not diffusers' group offloading: that moves what is trained with the rest, so th
 that nobody sees, and it leaves the blocks on the device that a backward pass has computed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any, final
 
 import torch
@@ -90,17 +90,17 @@ def blocks_wait(network: Any) -> bool:
     return hasattr(network, "blocks_wait")
 
 
-def demand_fit(*, lora: bool, checkpointed: bool, half: bool) -> None:
-    """Of how a network is trained whose blocks wait. ``half``: whether it is held and trained in half precision, where
-    a LoRA stays beside the weights.
+def demand_fit(adapter: str, checkpointed: bool, dtypes: Collection[torch.dtype]) -> None:
+    """Of how a network is trained whose blocks wait. ``dtypes``: in which it is held and computes; in half precision a
+    LoRA stays beside the weights.
 
     Raises:
         UserError: it would need, or change, weights that have left.
     """
     needed = {
-        "finetuner.adapter: lora": lora,
+        "finetuner.adapter: lora": adapter == "lora",
         "finetuner.gradient_checkpointing: true": checkpointed,
-        "model.dtype: bfloat16, in which it is trained too": half,
+        "model.dtype: bfloat16, in which it is trained too": torch.float32 not in dtypes,
     }
     if lacking := [setting for setting, there in needed.items() if not there]:
         raise UserError(
