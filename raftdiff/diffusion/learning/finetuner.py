@@ -244,13 +244,8 @@ class DiffusionFineTuner:
                 report(index + 1, len(plan))
         tally.gather()
         self.course.finish()
-        moved = drift(
-            self.parts,
-            self.base_weights,
-            latents[:DRIFT_ROWS],
-            [sample.prompt.learning for sample in chosen[:DRIFT_ROWS]],
-            batch_size=self.config.batch_size,
-        )
+        captions = [sample.prompt.learning for sample in chosen[:DRIFT_ROWS]]
+        moved = drift(self.parts, self.base_weights, latents[:DRIFT_ROWS], captions, batch_size=self.config.batch_size)
         return _figures(tally, latents, pictures) | {"prediction_drift": moved}
 
     def state_dict(self) -> State:
