@@ -24,8 +24,8 @@ from torch import Tensor, nn
 GRACE = 5.0
 """Seconds in which a process that lost another may put what it has on the disk."""
 ENDING = (signal.SIGINT, signal.SIGTERM)
-LEFT = b"."
-"""What a process that ends by itself says last; one that is killed says nothing."""
+FINISHED, LEFT = b"!", b"."
+"""What a process says last that ends when the work is done, or by itself before; one that is killed says nothing."""
 
 
 class World(NamedTuple):
@@ -140,11 +140,11 @@ def lost(within: float = 1.0) -> bool:
 
 
 def leave() -> None:
-    """Say to the others that this process ends by itself, and heed their end no more."""
-    _here.done = True
+    """Say to the others that this process ends, and heed their end no more."""
+    last, _here.done = FINISHED if _here.done else LEFT, True
     for peer in _here.peers:
         with suppress(OSError):
-            peer.sendall(LEFT)
+            peer.sendall(last)
 
 
 def _meet() -> None:
@@ -168,7 +168,7 @@ def _watch(peer: socket.socket) -> None:
         said = peer.recv(1)
     except OSError:
         said = b""
-    if _here.done or _here.lost:
+    if said == FINISHED or _here.done or _here.lost:  # what it was told last may not be heard yet
         return
     _here.lost = True
     if _here.world.rank:
