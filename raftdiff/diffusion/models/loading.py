@@ -231,6 +231,8 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     path = Path(base).expanduser()
     own = config.vae is None
     if not path.is_file():
+        if config.config is not None:
+            raise UserError(f"model.config: it is for a single file, and '{base}' is none. Leave model.config out.")
         layout = folder_layout(path if path.is_dir() else hub_folder(base), vae=own)
         whole = not config.loras and not config.embeddings  # what these change in text encoders is not in their files
         texts = device if config.text_device is None else find_device(config.text_device)
@@ -241,10 +243,8 @@ def load(config: ModelConfig, resolve: Callable[[str], str] | None = None) -> Pa
     found = recognise_file(path, vae=own)
     config = _as_stated(config, found)
     predicts = config.prediction_type or found.prediction_type
-    family, modules = read_single_file(
-        path, found, dtype, vae=config.vae, configs=config.config, prediction_type=predicts
-    )
-    return assemble(family, modules, config, device, dtype)
+    read = read_single_file(path, found, dtype, vae=config.vae, configs=config.config, prediction_type=predicts)
+    return assemble(*read, config, device, dtype)
 
 
 def assemble(
