@@ -170,9 +170,7 @@ def test_what_must_be_named_and_what_does_not_fit_is_told(models, wholes, tmp_pa
     )
     with pytest.raises(UserError, match=rest + r".*model.config names: .* such as black-forest-labs/FLUX.1-dev"):
         opened(path)
-    with pytest.raises(
-        UserError, match="model.config: it is for a single file, and '.*' is none. Leave model.config"
-    ):
+    with pytest.raises(UserError, match="model.config: it is for a single file, and '.*' is none. Leave model.config"):
         opened(models["flux_dev"], models["flux_schnell"])
     (need,) = ModelConfig(base=str(path), config=str(tmp_path / "none")).needs(str)
     assert (need.key, need.fetched) == ("config", False)
