@@ -57,24 +57,29 @@ class _Bar:
 
 @final
 class _Lines:
-    """A stage in a log file: nothing where it is short, whole lines where it is long."""
+    """A stage in a log file: nothing where it is short, whole lines where it is long. Where items come a batch at a
+    time, the first of a batch says nothing of the speed: the time left goes by the report before."""
 
     def __init__(self, told: str, unit: str) -> None:
         self._told, self._unit = told, unit
         self._began = self._latest = time.monotonic()
         self._earlier: int | None = None
+        self._before: tuple[int, float] | None = None
 
     def report(self, done: int, total: int) -> None:
         now = time.monotonic()
         if self._earlier is None:
             self._earlier = done - 1
+        before, self._before = self._before, (done, now)
         if now - self._latest < LINE_EVERY or done >= total:
             return
         self._latest = now
-        left = (now - self._began) / max(1, done - self._earlier) * (total - done)
-        print(
-            f"{self._told}: {done} of {total} {self._unit}s, about {duration(left)} left", file=sys.stderr, flush=True
-        )
+        told = f"{self._told}: {done} of {total} {self._unit}s"
+        if before is not None:
+            known, then = before
+            left = (then - self._began) / max(1, known - self._earlier) * (total - known) - (now - then)
+            told += f", about {duration(max(0.0, left))} left"
+        print(told, file=sys.stderr, flush=True)
 
     def close(self) -> None:
         pass
@@ -83,9 +88,10 @@ class _Lines:
 def round_line(finished: Round, rounds: int, seconds_left: float) -> str:
     """One line a round: what the policy gives, what was selected, the held-out reward, the time spent and left."""
     metrics = finished.metrics
+    all_drawn = f"{_figure(metrics['first_sample_mean'])} first, {_figure(metrics['mean'])} all"
     parts = [
         f"round {finished.index}/{rounds - 1}",
-        f"reward {_figure(metrics['first_sample_mean'])} first, {_figure(metrics['mean'])} all",
+        f"reward {_figure(metrics['mean'])} drawn to the end" if metrics.get("pruned") else f"reward {all_drawn}",
         f"{metrics['selected']} selected {_figure(metrics['selected_mean'])}",
     ]
     if metrics.get("held_out") is not None:

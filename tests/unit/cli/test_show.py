@@ -28,6 +28,20 @@ def test_a_log_file_gets_whole_lines_now_and_then(
     ]
 
 
+def test_the_first_of_a_batch_says_nothing_of_the_time_left(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 120.0, 120.1, 120.2, 240.0, 240.1, 240.2])
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(times))
+    report = Bars(1).stage(0, "sample")
+    for done in range(1, 7):  # three at once, two minutes a batch
+        report(done, 9)
+    assert capsys.readouterr().err.splitlines() == [
+        "round 0/0 sample: 1 of 9 candidates",
+        "round 0/0 sample: 4 of 9 candidates, about 2 min 1 s left",  # 6 of 120.2 / 3 s, less 119.8 s since the third
+    ]
+
+
 def test_short_work_leaves_nothing_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
     bars = Bars()
     report = bars.stage(0, "evaluate")
@@ -44,10 +58,6 @@ def test_short_work_leaves_nothing_in_a_log_file(capsys: pytest.CaptureFixture[s
         ({"undecided": 0, "prompts": 4, "blank": 0}, "4 selected 2.00 | 3.0 s"),
         ({"undecided": 3, "prompts": 4}, "4 selected 2.00 | nothing told apart for 3 of 4 prompts | 3.0 s"),
         ({"discard_rate": 0.25, "blank": 2}, "4 selected 2.00 | 25% discarded (2 blank) | 3.0 s"),
-        (
-            {"pruned": [{"step": 3, "seen": 8, "kept": 2}]},
-            "4 selected 2.00 | 6 of 8 candidates dropped on the way | 3.0 s",
-        ),
         ({"discard_rate": 0.25, "too_long": 2}, "4 selected 2.00 | 25% discarded (2 too long) | 3.0 s"),
     ],
 )
@@ -55,3 +65,10 @@ def test_a_rounds_line_says_where_the_rewards_told_nothing_apart(found: dict[str
     held = {"first_sample_mean": 1.0, "mean": 1.0, "selected": 4, "selected_mean": 2.0, "discard_rate": 0.0}
     finished = Round(0, Path(), {**held, "left_out": [], "seconds": {"sample": 3.0}, **found})
     assert round_line(finished, 1, 0.0) == f"round 0/0 | reward 1.00 first, 1.00 all | {told}"
+
+
+def test_a_pruned_rounds_line_says_whose_reward_it_is() -> None:
+    held = {"first_sample_mean": None, "mean": 1.0, "selected": 4, "selected_mean": 2.0, "discard_rate": 0.0}
+    found = {"pruned": [{"step": 3, "seen": 8, "kept": 2}], "left_out": [], "seconds": {"sample": 3.0}}
+    said = round_line(Round(0, Path(), {**held, **found}), 1, 0.0)
+    assert said.startswith("round 0/0 | reward 1.00 drawn to the end | 4 selected 2.00 | 6 of 8 candidates dropped")
