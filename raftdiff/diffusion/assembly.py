@@ -31,6 +31,7 @@ from raftdiff.rewards.ocr import unasked
 from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.mixes import MIXES
+from raftdiff.spread.processes import SharedSampler
 from raftdiff.stages import Parts
 from raftdiff.training.devices import InTurn, flush_denormals
 from raftdiff.types import Prompt, Reader, Reward, Sample, Sampler
@@ -220,7 +221,8 @@ def _sampler(
 
 def _given_notes(sampler: Sampler[Image], prompts: Sequence[Prompt], candidates: int) -> list[str]:
     """How the pictures of folders come to their sizes."""
-    held = sampler.parts if isinstance(sampler, MixSampler) else [(candidates, sampler)]
+    own = sampler.sampler if isinstance(sampler, SharedSampler) else sampler
+    held = own.parts if isinstance(own, MixSampler) else [(candidates, own)]
     return [note for share, one in held if isinstance(one, FolderSampler) for note in one.notes(prompts, share)]
 
 

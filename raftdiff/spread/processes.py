@@ -82,16 +82,16 @@ class SharedSampler(Generic[Media]):
     """A sampler whose batches all processes draw, in turn."""
 
     def __init__(self, sampler: Sampler[Media], name: str) -> None:
-        self._sampler, self._name = sampler, name
+        self.sampler, self._name = sampler, name
         self._others: list[int] = []
 
     @property
     def source(self) -> Source:
-        return self._sampler.source
+        return self.sampler.source
 
     @property
     def provides(self) -> tuple[str, ...]:
-        return self._sampler.provides
+        return self.sampler.provides
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: Set[tuple[str, int]]
@@ -99,11 +99,11 @@ class SharedSampler(Generic[Media]):
         """As the sampler alone, in the same order."""
         drawing = Drawing(self._name, prompts, per_prompt, seed, round, frozenset(done))
         processes.tell(("draw", drawing))
-        yield from _drawn(self._sampler, drawing, self._others)
+        yield from _drawn(self.sampler, drawing, self._others)
 
     def network_evaluations(self) -> int:
         """Of all processes."""
-        return self._sampler.network_evaluations() + sum(self._others)
+        return self.sampler.network_evaluations() + sum(self._others)
 
 
 def _drawn(sampler: Sampler[Media], asked: Drawing, others: list[int]) -> Iterator[Sample[Media]]:

@@ -18,9 +18,11 @@ from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.recipe import load_recipe, work
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.diffusion.sampling.given import FolderSampler
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
 from raftdiff.rewards.jpeg import JpegConfig
+from raftdiff.spread.processes import SharedSampler
 from raftdiff.types import Prompt, Sample
 
 EVALUATED = ["evaluation.prompts.file=null", "evaluation.prompts.captions=[a cat on a white background, two stars]"]
@@ -353,3 +355,11 @@ def test_pairs_of_a_folder_and_of_what_is_drawn_have_one_size(tmp_path: Path) ->
     )
     with pytest.raises(UserError, match="dpo learns from pairs of one size, and a folder's pictures have others"):
         assemble(recipe)
+
+
+def test_what_is_cut_off_pictures_is_said_by_several_processes_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(FolderSampler, "notes", lambda self, prompts, share: [f"{share} cut in the middle"])
+    found, folder = bare("loop.candidates=3"), object.__new__(FolderSampler)
+    for sampler in (folder, SharedSampler(folder, "sampler")):
+        found.parts.sampler = sampler  # type: ignore[misc]
+        assert "3 cut in the middle" in found.first_notes()
