@@ -17,6 +17,8 @@ WRAPPERS: Mapping[str, str] = {
 """What a training leaves in the names of weights, and who puts it there."""
 HEADING = 60
 """A first line of an error that is shorter says little without the second."""
+ADVICE = " If you want to instead overwrite"
+"""How diffusers goes on where a weight is of another size: with arguments of its own, for random weights."""
 
 
 @contextmanager
@@ -42,7 +44,8 @@ def reading(what: str, advice: str = "") -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """What an error of a library says first, as a sentence; with its second line where the first is a heading."""
     lines = [line.strip() for line in str(error).strip().splitlines()]
-    said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2]).rstrip(".: ")
+    said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2])
+    said = said.partition(ADVICE)[0].rstrip(".: ")
     return f"{said or type(error).__name__}{f' ({type(error).__name__})' if isinstance(error, KeyError) else ''}."
 
 

@@ -351,7 +351,10 @@ def _safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[st
             shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
             return shapes, file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise UserError(f"{path}: this is not a readable safetensors file ({error}).") from None
+        raise UserError(
+            f"{path}: this is not a readable safetensors file ({str(error).rstrip('.')}). It is cut short or damaged: "
+            "fetch it again."
+        ) from None
 
 
 def _ckpt_shapes(path: Path) -> dict[str, tuple[int, ...]]:

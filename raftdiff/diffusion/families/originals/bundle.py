@@ -1,5 +1,6 @@
 """Files that hold a transformer, and perhaps text encoders and a VAE beside it, under the prefixes of ComfyUI."""
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +22,11 @@ QUANT = {"encoder.quant_conv.": "quant_conv.", "decoder.post_quant_conv.": "post
 """What FLUX.2's authors have in encoder and decoder, and diffusers beside them."""
 NORM = "bn."
 """How the weights of FLUX.2's VAE begin that are no network's."""
+LAYER = re.compile(r"\.\d+\.")
+"""What is of a text encoder's layer: one too many, or a scale beside a weight, makes other embeddings of the same text.
+What stands outside of them, such as ``logit_scale`` or a tokenizer's table, is not asked for embeddings."""
+UNUSED = ("inv_freq", "position_ids", "attn.masked_bias")
+"""How buffers of layers end that transformers once wrote, and makes by itself."""
 
 
 @final
@@ -136,6 +142,8 @@ def _text_encoder(
         raise ValueError(f"of its {part} it lacks '{min(missing)}'")
     if other := told["mismatched_keys"]:
         raise ValueError(f"of its {part} '{min(other)[0]}' is of another size")
+    if strange := [name for name in told["unexpected_keys"] if LAYER.search(name) and not name.endswith(UNUSED)]:
+        raise ValueError(f"of its {part} it holds '{min(strange)}', which has no place in that model")
     return model
 
 

@@ -146,6 +146,17 @@ def test_of_stable_diffusion_3_the_first_clip_may_be_without_a_projection(models
             opened(path, models["sd3"])
 
 
+def test_of_text_encoders_a_scale_of_another_form_and_a_layer_too_many_are_told(models, wholes, tmp_path):
+    """Left out, as what stands outside of the layers is, they would make other pictures of the same words."""
+    held, start = wholes.weights("zimage"), "text_encoders.qwen3_4b.transformer."
+    path, more = tmp_path / "it.safetensors", {f"{start}lm_head.weight": torch.ones(2, 2)}
+    same(opened(written(held | more, path), models["zimage"]), wholes["zimage"])
+    for name in ("layers.0.self_attn.q_proj.scale", "layers.99.self_attn.q_proj.weight"):
+        written(held | more | {f"{start}model.{name}": torch.ones(2, 2)}, path)
+        with pytest.raises(UserError, match=f"of its text_encoder it holds '.*{name}', which has no place"):
+            opened(path, models["zimage"])
+
+
 def test_a_config_folder_says_what_the_family_is(models, wholes, tmp_path):
     """Whether T5 is there, no single file of a transformer knows."""
     path = written(wholes.transformer("sd3"), tmp_path / "it.safetensors")
