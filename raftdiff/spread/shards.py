@@ -29,6 +29,9 @@ from raftdiff.types import CutsBatches, Media, Prompt, Prunes, Sampler
 FACTS = "shard.json"
 """What a shard is a part of, and which."""
 PARTIAL = ".partial"
+AGAIN = "Bring this shard here again, or remove it and draw it again."
+SPENT = ("seconds", "network_evaluations")
+"""What a shard's figures say of its drawing."""
 SHOWN = 8
 
 
@@ -114,11 +117,12 @@ def join(run: Run, draft: Draft, progress: Progress) -> int:
     the round already is left as it is, so that a second time, or after a kill, only the rest is done.
 
     Raises:
-        UserError: a shard is missing, there twice, damaged, or of another run, recipe, model or round.
+        UserError: a shard is missing, there twice, damaged, not what it says, or of another run, recipe, model or
+            round.
     """
     shards = _whole(run, draft.index)
     done, joined = draft.sampled(), 0
-    report, total = progress.stage(draft.index, "merge"), sum(it.metrics()["candidates"] for it in shards)
+    report, total = progress.stage(draft.index, "merge"), sum(len(it.rows()) for it in shards)
     try:
         for shard in shards:
             for batch in shard.batches(SCORING_BATCH):
@@ -130,7 +134,7 @@ def join(run: Run, draft: Draft, progress: Progress) -> int:
     finally:
         draft.flush()
     spent = draft.metrics()
-    for name in ("seconds", "network_evaluations"):  # of all machines together; set, or a second time would add them
+    for name in SPENT:  # of all machines together; set, or a second time would add them
         spent[name]["sample"] = sum(shard.metrics()[name]["sample"] for shard in shards)
     draft.note(**{**spent, "candidates": joined, "shards": len(shards)})
     return len(shards)
@@ -182,7 +186,25 @@ def _whole(run: Run, round: int) -> list[RoundFolder]:
         half = f" (of them half drawn here: {_some(begun)})" if begun else ""
         again = command("sample", run.path, "--shard", missing[0])
         raise UserError(f"{place}: of {len(parts)} shards are missing: {_some(missing)}{half}. Draw them: {again}")
-    return [_as_drawn(numbered[part.number], round) for part in parts]
+    whole = [_as_drawn(numbered[part.number], round) for part in parts]
+    _demand_once(whole, [len(part.places(candidates, at_once)) for part in parts])
+    return whole
+
+
+def _demand_once(shards: Sequence[RoundFolder], counts: Sequence[int]) -> None:
+    """
+    Raises:
+        UserError: a shard has other candidates than so many, or some that another one has: it is not what it says, and
+            the round would lack what it stands for.
+    """
+    found: dict[tuple[str, int], Path] = {}
+    for shard, count in zip(shards, counts, strict=True):
+        keys = [(row["prompt_id"], row["index"]) for row in shard.rows()]
+        if len(set(keys)) != count:
+            raise UserError(f"{shard.path}: it holds {len(set(keys))} candidates, and is a part of {count}. {AGAIN}")
+        for key in keys:
+            if (other := found.setdefault(key, shard.path)) != shard.path:
+                raise UserError(f"{shard.path}: candidate {key[1]} of '{key[0]}' is in {other.name} too. {AGAIN}")
 
 
 def _as_drawn(folder: Path, round: int) -> RoundFolder:
@@ -193,10 +215,11 @@ def _as_drawn(folder: Path, round: int) -> RoundFolder:
     listed = folder / integrity.SUMS
     if found := integrity.damage(folder, integrity.digest(listed) if listed.is_file() else ""):
         more = f", and {len(found) - SHOWN} more" if len(found) > SHOWN else ""
-        raise UserError(
-            f"{folder}: {'; '.join(found[:SHOWN])}{more}. Bring this shard here again, or remove it and draw it again."
-        )
-    return RoundFolder(folder, round)
+        raise UserError(f"{folder}: {'; '.join(found[:SHOWN])}{more}. {AGAIN}")
+    shard = RoundFolder(folder, round)
+    if not all(isinstance(shard.metrics().get(name), dict) and "sample" in shard.metrics()[name] for name in SPENT):
+        raise damaged(folder / "metrics.json", "it does not say what drawing the shard took")
+    return shard
 
 
 def _some(parts: Sequence[Part]) -> str:

@@ -14,7 +14,7 @@ from raftdiff.errors import BusyError, UserError
 from raftdiff.progress import Quiet
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
-from raftdiff.records import beginning
+from raftdiff.records import beginning, integrity
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfK
@@ -140,6 +140,16 @@ def edit(folder: Path, **facts: Any) -> None:
     (folder / "shard.json").write_text(json.dumps({**json.loads((folder / "shard.json").read_text()), **facts}))
 
 
+def rewritten(folder: Path, file: str, text: str) -> None:
+    """With checksums as if it had been drawn so."""
+    (folder / file).write_text(text)
+    integrity.seal(folder)
+
+
+def rows(folder: Path) -> list[str]:
+    return (folder / "samples/metadata.jsonl").read_text().splitlines(keepends=True)
+
+
 FAULTS: dict[str, Callable[[Path], object]] = {
     "shards are missing: 2/3. Draw them: raftdiff sample .* --shard 2/3": lambda at: shutil.rmtree(at / "2-of-3"),
     "missing: 2/3 \\(of them half drawn here: 2/3\\)": lambda at: (at / "2-of-3").rename(at / "2-of-3.partial"),
@@ -156,6 +166,13 @@ FAULTS: dict[str, Callable[[Path], object]] = {
         at / "3-of-3", recipe={"guidance": 1.0, "base": "painter"}
     ),
     "with other weights of painter": lambda at: edit(at / "3-of-3", weights={"painter": "0b"}),
+    "3-of-3: it holds 2 candidates, and is a part of 3. Bring": lambda at: rewritten(
+        at / "3-of-3", "samples/metadata.jsonl", "".join(rows(at / "3-of-3")[1:])
+    ),
+    "3-of-3: candidate . of '.*' is in 2-of-3 too": lambda at: rewritten(
+        at / "3-of-3", "samples/metadata.jsonl", "".join([*rows(at / "2-of-3")[:1], *rows(at / "3-of-3")[1:]])
+    ),
+    "metrics.json: this file is damaged": lambda at: rewritten(at / "1-of-3", "metrics.json", "{}"),
     "by another model than this run has come to": lambda at: edit(at / "3-of-3", begins_from=[0, "0c"]),
 }
 
