@@ -294,6 +294,8 @@ def _other_kind(names: Iterable[str]) -> str:
         name, mark = wrapped
         return f"it holds '{name}': the '{mark}' is no part of a model's names, {WRAPPERS[mark]}"
     text = "\n".join(names)
+    if not text:
+        return "this file holds no weights"
     if text.startswith(("down_blocks", "conv_in", "up_blocks", "mid_block")):
         return "this is a U-Net alone, in diffusers' form: name the whole folder that it came from"
     known = next((sentence for sign, sentence in SIGNS.items() if sign in text), None)

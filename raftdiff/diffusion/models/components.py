@@ -128,6 +128,10 @@ def file_layout(
         found.family.configs(found.kind, prediction_type, scratch, path)
         return folder_layout(scratch, weights=False)
     folder = Path(configs).expanduser()
+    if folder.is_file():
+        raise UserError(
+            f"model.config: {configs} is a file; name the folder of a model in diffusers' format, or a hub id."
+        )
     if not folder.is_dir():
         folder = hub_rest(configs, found.held if weights else found.family.components)
     layout = folder_layout(folder, weights=False)

@@ -187,6 +187,8 @@ def test_what_must_be_named_and_what_does_not_fit_is_told(models, wholes, tmp_pa
     assert (need.key, need.fetched) == ("config", False)
     with pytest.raises(UserError, match=r"model.config: .* holds the configs of Z-Image, and .* is FLUX.1"):
         opened(path, models["zimage"])
+    with pytest.raises(UserError, match=r"model.config: .*dev.safetensors is a file; name the folder of a model"):
+        opened(path, path)
     with pytest.raises(UserError, match=r"do not fit the model configs in .*'guidance_in.in_layer.bias', which has no"):
         opened(path, models["flux_schnell"])
     named = models["flux_dev"] / "transformer/diffusion_pytorch_model.safetensors"

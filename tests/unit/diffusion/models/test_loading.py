@@ -192,6 +192,7 @@ def test_no_network_for_local_models(models, tmp_path, monkeypatch):
         ("c.safetensors", {"double_blocks.0.img_attn.qkv.weight": 2}, "this is a FLUX checkpoint"),
         ("d.safetensors", {"model.diffusion_model.joint_blocks.0.x": 2}, "this is an SD 3 checkpoint"),
         ("e.safetensors", {"conv_in.weight": 4}, "this is a U-Net alone, in diffusers' form"),
+        ("e.safetensors", {}, "this file holds no weights; raftdiff tunes"),
         ("f.safetensors", {"something": 2}, "does not hold a Stable Diffusion checkpoint"),
         ("g.safetensors", {**XL, "conditioner.embedders.0.transformer.x": 2}, r"not both text encoders \(conditioner"),
         ("k.safetensors", {**XL, "conditioner.embedders.0.model.x": 2}, "this is SDXL's refiner"),
