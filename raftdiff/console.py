@@ -4,6 +4,7 @@ show, warnings for people, what a launcher left."""
 import errno
 import io
 import os
+import re
 import shutil
 import sys
 from collections.abc import Sequence
@@ -20,6 +21,26 @@ def show_all() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors in ("strict", "surrogateescape"):
             stream.reconfigure(errors="backslashreplace")
+
+
+def out_of_memory(error: Exception) -> str | None:
+    """That memory does not suffice, whose, and what takes less; None where an error says something else. PyTorch has no
+    type of its own for what the machine lacks, nor for a GPU in its older versions.
+
+    >>> out_of_memory(ValueError("no")) is None
+    True
+    """
+    said = str(error)
+    main = isinstance(error, MemoryError) or "DefaultCPUAllocator" in said
+    if not main and "out of memory" not in said:
+        return None
+    whose = "this machine's" if main else "the GPU's"
+    asked = re.search(r"tried to allocate (\d[\d.]* \w+)", said, flags=re.IGNORECASE)
+    wanted = f" ({asked[1]} more were asked for)" if asked else ""
+    return (
+        f"{whose} memory does not suffice{wanted}. Lower batch sizes or the size of pictures; 'raftdiff plan RECIPE "
+        "--card 12GB' names settings that fit."
+    )
 
 
 def full(place: str | None, number: int = errno.ENOSPC) -> str:

@@ -340,18 +340,24 @@ def _command(arguments: Sequence[str] | None) -> int:
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains when it flushes at exit
         return 0
-    except OSError as error:
-        place = error.filename2 or error.filename  # of a copy, where it goes
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            told = console.full(place, error.errno)
-            sentence = f"{told} What was finished is kept; make room, and the same command continues."
-        elif place is not None:
-            sentence = f"{place}: {error.strerror}."
-        else:
+    except (OSError, RuntimeError, MemoryError) as error:
+        if (sentence := _of_the_machine(error)) is None:
             raise
         print(f"raftdiff: {sentence}", file=sys.stderr)
         return 3
     return status or 0
+
+
+def _of_the_machine(error: Exception) -> str | None:
+    """The sentence on what a disk or a memory refused; None where it is neither."""
+    if not isinstance(error, OSError):
+        told = console.out_of_memory(error)
+        return told and f"{told} What was finished is kept."
+    place = error.filename2 or error.filename  # of a copy, where it goes
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        told = console.full(place, error.errno)
+        return f"{told} What was finished is kept; make room, and the same command continues."
+    return None if place is None else f"{place}: {error.strerror}."
 
 
 def _run(parsed: argparse.Namespace) -> int | None:

@@ -21,7 +21,9 @@ from raftdiff.seeds import fold
 from raftdiff.selection.pruning import PruneConfig
 from raftdiff.types import Prompt, Sample, Source
 
-Side: TypeAlias = Annotated[int, Field(ge=8)]
+LONGEST = 16384
+"""Pixels along a side. More is a slip of the pen, and would fill a machine's memory before anything is said."""
+Side: TypeAlias = Annotated[int, Field(ge=8, le=LONGEST)]
 
 
 class DiffusionSamplerConfig(Config):
@@ -40,9 +42,9 @@ class DiffusionSamplerConfig(Config):
     lcm and tcd. Distilled models want trailing."""
     eta: float = Field(default=0.0, ge=0, le=1)
     """ddim and tcd only: 0 is deterministic; at 1 ddim draws as much noise as ddpm, and tcd as lcm."""
-    height: int | None = Field(default=None, ge=8)
+    height: int | None = Field(default=None, ge=8, le=LONGEST)
     """Pixels; None takes the size that the model was trained at."""
-    width: int | None = Field(default=None, ge=8)
+    width: int | None = Field(default=None, ge=8, le=LONGEST)
     sizes: Annotated[list[tuple[Side, Side]], Field(min_length=1)] | Literal["buckets"] | None = None
     """Several sizes in one run, each [width, height], in place of height and width; or buckets, for shapes from 1:2 to
     2:1 with about as many pixels as height and width say. A prompt is drawn in one of them, by its id and the round; a

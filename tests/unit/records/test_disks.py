@@ -142,3 +142,39 @@ def test_what_the_disk_says_of_a_file_beside_is_not_told_of_this_one(tmp_path: P
         with pytest.raises(FileNotFoundError) as told, naming(tmp_path / "eval"):
             (tmp_path / beside).read_text()
         assert told.value.filename == str(tmp_path / named)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (
+            torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of"),
+            "raftdiff: the GPU's memory does not suffice (2.50 GiB more were asked for). Lower batch sizes",
+        ),
+        (
+            RuntimeError(
+                "alloc_cpu.cpp:127: DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes."
+            ),
+            "raftdiff: this machine's memory does not suffice (9 bytes more were asked for). Lower",
+        ),
+        (MemoryError(), "raftdiff: this machine's memory does not suffice. Lower"),
+    ],
+)
+def test_memory_that_does_not_suffice_is_told_and_other_errors_stay_what_they_are(
+    error: Exception, told: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def raising(of: Exception) -> None:
+        def run(parsed: object) -> NoReturn:
+            raise of
+
+        monkeypatch.setattr(door, "_run", run)
+
+    raising(error)
+    assert door.main(["recipes"]) == 3
+    said = capsys.readouterr().err
+    assert said.startswith(told)
+    assert said.endswith("What was finished is kept.\n")
+    raising(other := RuntimeError("shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError) as raised:
+        door.main(["recipes"])
+    assert raised.value is other
