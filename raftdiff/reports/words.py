@@ -55,8 +55,12 @@ def dropped(metrics: Mapping[str, Any]) -> str:
 
     >>> dropped({"pruned": [{"step": 3, "seen": 48, "kept": 24}, {"step": 5, "seen": 24, "kept": 12}]})
     '36 of 48 candidates dropped on the way: 24 after step 3, 12 after step 5'
+    >>> dropped({"pruned": [{"step": 3, "seen": 4, "kept": 2, "total": None}]})
+    '2 of 4 candidates dropped on the way, after step 3 by their order, for no preview had a value: 2 after step 3'
     """
     looks = metrics.get("pruned") or []
     each = [f"{it['seen'] - it['kept']} after step {it['step']}" for it in looks]
     whole = f"{looks[0]['seen'] - looks[-1]['kept']} of {looks[0]['seen']} candidates" if looks else ""
-    return f"{whole} dropped on the way: {', '.join(each)}" if looks else ""
+    blind = " and ".join(str(it["step"]) for it in looks if it.get("total", 0) is None)
+    by_order = f", after step {blind} by their order, for no preview had a value" if blind else ""
+    return f"{whole} dropped on the way{by_order}: {', '.join(each)}" if looks else ""

@@ -187,24 +187,25 @@ def _whole(run: Run, round: int) -> list[RoundFolder]:
         again = command("sample", run.path, "--shard", missing[0])
         raise UserError(f"{place}: of {len(parts)} shards are missing: {_some(missing)}{half}. Draw them: {again}")
     whole = [_as_drawn(numbered[part.number], round) for part in parts]
-    _demand_once(whole, [len(part.places(candidates, at_once)) for part in parts])
+    _demand_once(whole)
     return whole
 
 
-def _demand_once(shards: Sequence[RoundFolder], counts: Sequence[int]) -> None:
-    """
+def _demand_once(shards: Sequence[RoundFolder]) -> None:
+    """A shard may hold fewer candidates than places: a folder has not always so many pictures of a prompt.
+
     Raises:
-        UserError: a shard has other candidates than so many, or some that another one has: it is not what it says, and
-            the round would lack what it stands for.
+        UserError: a shard has other candidates than were drawn, or some that another one has: it is not what it says,
+            and the round would lack what it stands for.
     """
     found: dict[tuple[str, int], Path] = {}
-    for shard, count in zip(shards, counts, strict=True):
-        keys = [(row["prompt_id"], row["index"]) for row in shard.rows()]
-        if len(set(keys)) != count:
-            raise UserError(f"{shard.path}: it holds {len(set(keys))} candidates, and is a part of {count}. {AGAIN}")
-        for key in keys:
-            if (other := found.setdefault(key, shard.path)) != shard.path:
-                raise UserError(f"{shard.path}: candidate {key[1]} of '{key[0]}' is in {other.name} too. {AGAIN}")
+    for shard in shards:
+        keys, drawn = {(row["prompt_id"], row["index"]) for row in shard.rows()}, shard.metrics().get("candidates")
+        if len(keys) != drawn:
+            raise UserError(f"{shard.path}: it holds {len(keys)} candidates, and {drawn} were drawn. {AGAIN}")
+        for prompt, index in sorted(keys):
+            if (other := found.setdefault((prompt, index), shard.path)) != shard.path:
+                raise UserError(f"{shard.path}: candidate {index} of '{prompt}' is in {other.name} too. {AGAIN}")
 
 
 def _as_drawn(folder: Path, round: int) -> RoundFolder:

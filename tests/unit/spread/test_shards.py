@@ -166,7 +166,7 @@ FAULTS: dict[str, Callable[[Path], object]] = {
         at / "3-of-3", recipe={"guidance": 1.0, "base": "painter"}
     ),
     "with other weights of painter": lambda at: edit(at / "3-of-3", weights={"painter": "0b"}),
-    "3-of-3: it holds 2 candidates, and is a part of 3. Bring": lambda at: rewritten(
+    "3-of-3: it holds 2 candidates, and 3 were drawn. Bring": lambda at: rewritten(
         at / "3-of-3", "samples/metadata.jsonl", "".join(rows(at / "3-of-3")[1:])
     ),
     "3-of-3: candidate . of '.*' is in 2-of-3 too": lambda at: rewritten(
