@@ -78,7 +78,7 @@ class _Lines:
         if before is not None:
             known, then = before
             left = (then - self._began) / max(1, known - self._earlier) * (total - known) - (now - then)
-            told += f", about {duration(max(0.0, left))} left"
+            told += f", about {duration(left)} left" if left > 0 else ""  # it took longer than foretold
         print(told, file=sys.stderr, flush=True)
 
     def close(self) -> None:

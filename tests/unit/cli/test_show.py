@@ -42,6 +42,17 @@ def test_the_first_of_a_batch_says_nothing_of_the_time_left(
     ]
 
 
+def test_work_that_has_become_slower_than_foretold_is_not_about_to_end(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = iter([0.0, 1.0, 2.0, 60.0])
+    monkeypatch.setattr(show.time, "monotonic", lambda: next(times))
+    report = Bars(1).stage(0, "sample")
+    for done in range(1, 4):
+        report(done, 9)
+    assert capsys.readouterr().err == "round 0/0 sample: 3 of 9 candidates\n"
+
+
 def test_short_work_leaves_nothing_in_a_log_file(capsys: pytest.CaptureFixture[str]) -> None:
     bars = Bars()
     report = bars.stage(0, "evaluate")
