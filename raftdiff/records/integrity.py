@@ -65,7 +65,11 @@ def note(folder: Path, names: Iterable[str]) -> None:
 
 def seal(folder: Path) -> str:
     """Write the checksums of all files of a round that is complete; returns that of the list. A picture's is the one
-    from when it was drawn."""
+    from when it was drawn. What a process wrote aside that was killed then is removed: the list would hold what the
+    next one, such as the list itself, puts in its place."""
+    for left in folder.rglob("*.tmp"):
+        if not left.is_dir():
+            left.unlink()
     drawn = {name: mark for name, mark in sums(folder).items() if name.startswith("samples/") and name.endswith(".png")}
     files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != SUMS]
     names = [path.relative_to(folder).as_posix() for path in files]

@@ -134,6 +134,16 @@ def test_sha256sum_reads_the_list(run: Run) -> None:
     assert told.stdout.count(": OK\n") == len(files) - 1, "all but the list itself"
 
 
+def test_what_a_kill_left_of_a_list_half_written_is_no_part_of_the_round(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "it", Toy(), seed=3)
+    draw(run, 0)
+    for name in ("SHA256SUMS.tmp", "samples/metadata.jsonl.tmp"):
+        (run.draft(0).path / name).write_text("half")
+    run.draft(0).commit({})
+    assert not integrity.damage(run.round(0).path, integrity.digest(run.round(0).path / "SHA256SUMS"))
+    assert not list(run.path.rglob("*.tmp"))
+
+
 def test_a_run_of_an_earlier_version_has_none_and_goes_on(run: Run) -> None:
     facts = run.info()
     del facts["rounds"]
