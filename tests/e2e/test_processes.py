@@ -62,7 +62,6 @@ def two(forked: Callable[..., Any], patch: str, *words: str) -> list[Any]:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not torch.distributed.is_gloo_available(), reason="this PyTorch has no gloo")
 def test_two_processes_make_the_run_of_one_and_go_on_where_one_was_killed(
     tmp_path: Path, model: Path, forked: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:

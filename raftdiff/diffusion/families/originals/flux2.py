@@ -1,7 +1,7 @@
 """FLUX.2. Source: github.com/black-forest-labs/flux2, ``model.py``, and the published files."""
 
 from raftdiff.diffusion.families.originals.bundle import Bundle
-from raftdiff.diffusion.families.originals.names import Names
+from raftdiff.diffusion.families.originals.names import Names, numbered
 
 SMALL, LARGE = "qwen3_4b", "qwen3_8b"
 """What ComfyUI calls the text encoders of klein 4B and 9B."""
@@ -39,12 +39,8 @@ SINGLE = {
 }
 """Blocks of one."""
 BLOCKS = {
-    f"{start}.{{}}.{name}": tuple(f"{own}.{{}}.{layer}" for layer in several)
-    for start, own, layers in (
-        ("double_blocks", "transformer_blocks", DOUBLE),
-        ("single_blocks", "single_transformer_blocks", SINGLE),
-    )
-    for name, several in layers.items()
+    **numbered("double_blocks", "transformer_blocks", DOUBLE),
+    **numbered("single_blocks", "single_transformer_blocks", SINGLE),
 }
 NAMES = Names(
     layers={**{name: (layer,) for name, layer in ALONE.items()}, **BLOCKS},

@@ -14,6 +14,17 @@ BLOCK = re.compile(r"\w+\.(\d+)\.")
 ENDS = ("", ".weight", ".bias")
 
 
+def numbered(original: str, own: str, layers: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
+    """The layers of numbered blocks, which are called ``original`` in the original code and ``own`` in diffusers.
+
+    >>> numbered("layers", "blocks", {"qkv": ("to_q", "to_k")})
+    {'layers.{}.qkv': ('blocks.{}.to_q', 'blocks.{}.to_k')}
+    """
+    return {
+        f"{original}.{{}}.{name}": tuple(f"{own}.{{}}.{one}" for one in several) for name, several in layers.items()
+    }
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Names:

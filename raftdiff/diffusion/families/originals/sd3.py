@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from raftdiff.diffusion.families.originals.bundle import Bundle
-from raftdiff.diffusion.families.originals.names import Names
+from raftdiff.diffusion.families.originals.names import Names, numbered
 
 STREAMS: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "x_block": {
@@ -48,10 +48,7 @@ ALONE = {
 NAMES = Names(
     layers={
         **{name: (layer,) for name, layer in ALONE.items()},
-        **{
-            f"joint_blocks.{{}}.{name}": tuple(f"transformer_blocks.{{}}.{layer}" for layer in several)
-            for name, several in BLOCK.items()
-        },
+        **numbered("joint_blocks", "transformer_blocks", BLOCK),
     },
     swapped=frozenset({"final_layer.adaLN_modulation.1", "joint_blocks.{last}.context_block.adaLN_modulation.1"}),
 )

@@ -2,7 +2,7 @@
 authors' own are diffusers' format."""
 
 from raftdiff.diffusion.families.originals.bundle import Bundle
-from raftdiff.diffusion.families.originals.names import Names
+from raftdiff.diffusion.families.originals.names import Names, numbered
 
 ALONE = {
     "x_embedder": "all_x_embedder.2-1",
@@ -27,11 +27,9 @@ NAMES = Names(
     layers={
         **{name: (layer,) for name, layer in ALONE.items()},
         **{name: (name,) for name in SAME},
-        **{
-            f"{blocks}.{{}}.{name}": tuple(f"{blocks}.{{}}.{layer}" for layer in several)
-            for blocks in ("layers", "noise_refiner", "context_refiner")
-            for name, several in BLOCK.items()
-        },
+        **numbered("layers", "layers", BLOCK),
+        **numbered("noise_refiner", "noise_refiner", BLOCK),
+        **numbered("context_refiner", "context_refiner", BLOCK),
     },
     unread=frozenset({"norm_final.weight"}),
 )
