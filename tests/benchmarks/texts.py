@@ -23,9 +23,8 @@ from unittest.mock import patch
 
 import torch
 from torch import Tensor, nn
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from raftdiff.diffusion.memory.counting import Follower
 from raftdiff.embedded import resolve
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
 from raftdiff.llm.learning.steps import attach, training
@@ -57,27 +56,6 @@ SMOLLM2 = {
     "tie_word_embeddings": True,
 }
 Ways = Mapping[str, Callable[[], Any]]
-
-
-class Held(TorchDispatchMode):
-    """The most bytes that the tensors which were made within held at once."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.most = 0
-        self._storages: dict[int, tuple[StorageWeakRef, int]] = {}
-
-    def __torch_dispatch__(
-        self, call: Callable[..., Any], types: Any, given: tuple[Any, ...] = (), named: Any = None
-    ) -> Any:
-        made = call(*given, **(named or {}))
-        for one in made if isinstance(made, (tuple, list)) else (made,):
-            if isinstance(one, Tensor):
-                ref = StorageWeakRef(one.untyped_storage())
-                self._storages[ref.cdata] = (ref, one.untyped_storage().nbytes())
-        self._storages = {key: held for key, held in self._storages.items() if not held[0].expired()}
-        self.most = max(self.most, sum(size for _, size in self._storages.values()))
-        return made
 
 
 def in_turn(ways: Ways, repeats: int) -> dict[str, float]:
@@ -156,7 +134,7 @@ def memory(lm: LM, batch: Batch) -> dict[str, int]:
 
     found = {}
     for name, call in (("all logits", every), ("the answers' alone, in parts", some)):
-        with Held() as held:
+        with Follower() as held:
             torch.autograd.backward(call().sum())
         found[name], hidden.grad = held.most, None
     return found

@@ -33,7 +33,7 @@ def peak(work: Callable[[], object], held: Iterable[nn.Module] = ()) -> int:
     for itself, and what an allocator wastes between tensors of differing sizes. Attention is taken to be a fused
     kernel, as PyTorch's is on a GPU, which holds no matrix of all pairs.
     """
-    follower = _Follower()
+    follower = Follower()
     for module in held:
         for tensor in (*module.parameters(), *module.buffers()):
             follower.ignore(tensor)
@@ -83,7 +83,7 @@ class Autocast(TorchFunctionMode):
 
 
 @final
-class _Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
+class Follower(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up storages as they come, and takes them off as they go."""
 
     def __init__(self) -> None:
