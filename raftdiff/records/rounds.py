@@ -18,21 +18,32 @@ from raftdiff.records.disk import (
     append,
     damaged,
     load_tensors,
-    read_appended,
     read_json,
     save_tensors,
     sync_all,
     write_text,
 )
-from raftdiff.records.media import TENSOR_FILES, is_whole, keep, kept, names, opened, store, tensor_file
+from raftdiff.records.media import (
+    TENSOR_FILES,
+    described,
+    file_name,
+    is_whole,
+    keep,
+    kept,
+    line,
+    lines,
+    opened,
+    store,
+    tensor_file,
+)
 from raftdiff.scoring import in_batches
+from raftdiff.training.beside import Behind, ahead
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection, State
 
 FLUSH_SECONDS = 5.0
 FLUSH_SAMPLES = 256
-ROW = {"prompt_id": str, "index": int, "caption": str, "sampling": str, "learning": str, "negative": str, "seed": int}
-"""What each line of metadata.jsonl holds at least, beside the source and the text or the picture's name."""
-LARGEST_INDEX = 10**6
+WAITING = 256
+"""Samples that wait to be written, while the next are drawn."""
 
 
 @final
@@ -53,16 +64,7 @@ class RoundFolder:
                 they were.
         """
         file = self.path / "samples" / "metadata.jsonl"
-        try:
-            rows = [_read(row) for row in read_appended(file)]
-        except ValueError as error:
-            raise damaged(file, f"meta: {error}") from None
-        for row in rows:
-            if any(not isinstance(row.get(name), kind) for name, kind in ROW.items()):
-                raise damaged(file, f"a line without {', '.join(ROW)}: {str(row)[:80]}")
-            named = names(row.get("file_name"), row["prompt_id"], row["index"])
-            if not 0 <= row["index"] <= LARGEST_INDEX or not ("text" in row or named):
-                raise damaged(file, f"a line that is of no sample: {str(row)[:80]}")
+        rows = lines(file)
         integrity.demand(self.path, self.mark, {"samples/metadata.jsonl"})
         # an interrupted flush may have written a line twice; what is scored was written in one piece
         found = {(row["prompt_id"], row["index"]): row for row in rows}
@@ -111,7 +113,11 @@ class RoundFolder:
 
     def batches(self, size: int) -> Iterator[list[Sample[Any]]]:
         """All samples, as ``samples``, about ``size`` at a time, so that a large round never has to fit into memory.
-        The candidates of a prompt come together, in whatever order they were drawn."""
+        The candidates of a prompt come together, in whatever order they were drawn. While one batch is looked at, the
+        next is read."""
+        return ahead(self._batches(size))
+
+    def _batches(self, size: int) -> Iterator[list[Sample[Any]]]:
         rows = self.rows()
         self._demand(rows)
         for places in in_batches(((row["prompt_id"], row["index"]) for row in rows), size):
@@ -228,6 +234,7 @@ class Draft:
         """``sealed`` takes the mark of the round's checksums, just before the round counts as complete."""
         self.path, self.index, self.final_path, self._sealed = path, index, final_path, sealed
         self.folder = RoundFolder(path, index)
+        self._writing = Behind(WAITING)
         self._pending: list[tuple[Sample[Any], dict[str, Any]]] = []
         self._flushed = time.monotonic()
 
@@ -246,13 +253,32 @@ class Draft:
         return {(row["prompt_id"], row["index"]) for row in whole}
 
     def add(self, sample: Sample[Any]) -> None:
-        """Take a sample; it is on disk for good after the next ``flush``, every few seconds by itself."""
-        self._pending.append((sample, {**store(self.path / "samples", sample), **_row(sample)}))
-        if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
-            self.flush()
+        """Take a sample, which is written while the next are drawn; it is on disk for good after the next ``flush``,
+        every few seconds by itself.
+
+        Raises:
+            UserError: its prompt's id cannot name a file.
+            OSError: the disk refuses it, or one that was taken before.
+        """
+        if not isinstance(sample.media, str):
+            file_name(sample)
+        self._writing.do(self._write, sample)
 
     def flush(self) -> None:
-        """Commit what was added: tensors first, the metadata lines that make them count last."""
+        """Commit what was added. What can be written is, where the disk refuses another."""
+        try:
+            self._writing.wait()
+        finally:
+            self._settle()
+
+    def _write(self, sample: Sample[Any]) -> None:
+        told = store(self.path / "samples", sample)
+        self._pending.append((sample, {**told, **described(sample)}))
+        if len(self._pending) >= FLUSH_SAMPLES or time.monotonic() - self._flushed > FLUSH_SECONDS:
+            self._settle()
+
+    def _settle(self) -> None:
+        """Tensors first, the metadata lines that make them count last."""
         pending, self._pending, self._flushed = self._pending, [], time.monotonic()
         if pending:
             tensors = {
@@ -270,7 +296,7 @@ class Draft:
                 save_tensors(part, tensors)
                 written.append(f"{parts.name}/{part.name}")
             integrity.note(self.path, written)
-            append(self.path / "samples" / "metadata.jsonl", [_line(row) for _, row in pending])
+            append(self.path / "samples" / "metadata.jsonl", [line(row) for _, row in pending])
 
     def write_scores(self, scores: Scores) -> None:
         """Every reward and the total into metadata.jsonl; NaN is written as null."""
@@ -328,7 +354,7 @@ class Draft:
 
     def write_rows(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Replace metadata.jsonl."""
-        write_text(self.path / "samples" / "metadata.jsonl", "".join(_line(row) for row in rows))
+        write_text(self.path / "samples" / "metadata.jsonl", "".join(line(row) for row in rows))
 
     def _torn(self) -> bool:
         file = self.path / "samples" / "metadata.jsonl"
@@ -347,34 +373,6 @@ class Draft:
         except UserError:
             return False
         return True
-
-
-def _row(sample: Sample[Any]) -> dict[str, Any]:
-    prompt = sample.prompt
-    return {
-        "prompt_id": prompt.id,
-        "index": sample.index,
-        "caption": prompt.caption,
-        "sampling": prompt.sampling,
-        "learning": prompt.learning,
-        "negative": prompt.negative,
-        "seed": sample.seed,
-        "source": sample.source,
-        **({"cut": True} if sample.cut else {}),
-        **({"meta": dict(prompt.meta)} if prompt.meta else {}),
-    }
-
-
-def _line(row: Mapping[str, Any]) -> str:
-    """A line of metadata.jsonl. Prompt files bring what they like, a number here and a text there: ``meta`` is JSON
-    within a text, or the table would have no type that Arrow and Parquet can hold."""
-    told = {"meta": json.dumps(row["meta"], ensure_ascii=False)} if "meta" in row else {}
-    return json.dumps({**row, **told}) + "\n"
-
-
-def _read(row: dict[str, Any]) -> dict[str, Any]:
-    """Earlier versions wrote ``meta`` as an object."""
-    return {**row, "meta": json.loads(row["meta"])} if isinstance(row.get("meta"), str) else row
 
 
 def _number(value: float) -> float | None:

@@ -1,13 +1,17 @@
-"""What the loop itself costs: the share of a round that is spent outside network, VAE and reward.
+"""What the loop itself costs: the share of a round that is spent outside networks, backward passes and rewards.
 
-    python tests/benchmarks/overhead.py demo loop.rounds=1
+    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py demo
+    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py demo loop.prompts_per_round=4 finetuner.steps=20    # shorter
 
-The named parts are timed where they are called, within one run: the share does not depend on the machine's speed.
+Processor time of one round, all threads together, so that other jobs on the machine change little. The parts are timed
+where they are called, in the thread that calls them (hence one thread for PyTorch); all else is the loop's own: the
+optimizer's step and the solver's, pictures out of tensors and onto the disk, lines, checksums, reading back, selection.
+The largest of that are timed too.
 """
 
 import argparse
-import contextlib
 import json
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -17,30 +21,71 @@ from typing import Any
 import torch
 
 from raftdiff.diffusion.assembly import assemble
+from raftdiff.diffusion.learning.descent import Descent
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.raft import raft
+from raftdiff.records import integrity, media, rounds
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
 
-SPENT: dict[str, float] = {}
-_depth = 0
+PARTS: dict[str, float] = {}
+"""Seconds of networks, backward passes and rewards."""
+OWN: dict[str, float] = {}
+"""Seconds of what else was timed, less what of the parts lies within."""
+_within: list[float] = []
 
 
-def timed(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    """``call``, whose time is added up under ``name``; only the outermost of nested parts counts."""
+def timed(name: str, call: Callable[..., Any], table: dict[str, float]) -> Callable[..., Any]:
+    """``call``, whose processor time in its thread is added up in ``table``, less what of it was timed within."""
 
     def wrapper(*args: Any, **words: Any) -> Any:
-        global _depth  # noqa: PLW0603
-        _depth += 1
-        began = time.perf_counter()
+        _within.append(0.0)
+        began = time.thread_time()
         try:
             return call(*args, **words)
         finally:
-            _depth -= 1
-            if not _depth:
-                SPENT[name] = SPENT.get(name, 0.0) + time.perf_counter() - began
+            spent, inner = time.thread_time() - began, _within.pop()
+            table[name] = table.get(name, 0.0) + spent - inner
+            if _within:
+                _within[-1] += spent
 
     return wrapper
+
+
+def plain(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+    """The same of what runs in the other thread, and holds nothing else that is timed."""
+
+    def wrapper(*args: Any, **words: Any) -> Any:
+        began = time.thread_time()
+        try:
+            return call(*args, **words)
+        finally:
+            OWN[name] = OWN.get(name, 0.0) + time.thread_time() - began
+
+    return wrapper
+
+
+def watch(assembly: Any) -> None:
+    """Time the parts of an assembled recipe, and what of the loop's own is worth a name."""
+    model = assembly.model
+    texts = [(module, "text encoders") for module in model.text_encoders.values()]
+    for module, name in ((model.denoiser, "denoiser"), (model.vae, "VAE"), *texts):
+        module.forward = timed(name, module.forward, PARTS)
+    model.vae.decode = timed("VAE", model.vae.decode, PARTS)
+    torch.autograd.backward = timed("backward", torch.autograd.backward, PARTS)
+    for reward, _ in assembly.ranker.rewards:
+        object.__setattr__(reward, "score", timed("rewards", reward.score, PARTS))
+    Descent.step = timed("optimizer", Descent.step, OWN)  # type: ignore[method-assign]
+    scheduler = type(assembly.parts.sampler.scheduler)
+    scheduler.step = timed("solver", scheduler.step, OWN)
+    for room, name, told in (
+        (media, "png", "packing pictures"),
+        (media, "whole", "reading pictures"),
+        (integrity, "digest", "checksums"),
+        (rounds, "append", "lines"),
+        (rounds, "save_tensors", "tensors"),
+    ):
+        setattr(room, name, plain(told, getattr(room, name)))
 
 
 def main() -> None:
@@ -48,23 +93,18 @@ def main() -> None:
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
     given = parser.parse_args()
+    torch.set_num_threads(1)
     recipe = load_recipe(given.recipe, [*given.overrides, "loop.rounds=1", "logging.tracker=null"])
     assembly = assemble(recipe)
-    model = assembly.model
-    texts = [(module, "text encoder") for module in model.text_encoders.values()]
-    for module, name in ((model.denoiser, "U-Net"), (model.vae, "VAE"), *texts):
-        module.forward = timed(name, module.forward)
-    model.vae.decode = timed("VAE", model.vae.decode)
-    torch.Tensor.backward = timed("backward", torch.Tensor.backward)  # type: ignore[method-assign]
-    object.__setattr__(assembly.ranker, "raw", timed("reward", assembly.ranker.raw))
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(StopIteration):
+    watch(assembly)
+    with tempfile.TemporaryDirectory() as folder:
         run = Run.create(Path(folder) / "run", recipe, seed=0)
-        began = time.perf_counter()
+        began, clock = time.process_time(), time.perf_counter()
         list(raft(run, assembly.parts))
-        total = time.perf_counter() - began
-    own = total - sum(SPENT.values())
-    figures = {"seconds": total, "parts": SPENT, "own": own, "own_share": own / total}
-    print(json.dumps({**figures, "provenance": provenance()}, indent=2))
+        total, clock = time.process_time() - began, time.perf_counter() - clock
+    own = total - sum(PARTS.values())
+    figures = {"processor_seconds": total, "seconds": clock, "parts": PARTS, "own": own, "own_share": own / total}
+    print(json.dumps({**figures, "of_own": OWN, "load": os.getloadavg(), "provenance": provenance()}, indent=2))
 
 
 if __name__ == "__main__":

@@ -43,11 +43,11 @@ def in_sampling() -> Callable[[int], str]:
     return """
 import raftdiff.records.rounds as rounds
 rounds.FLUSH_SECONDS = 0.0  # every sample counts at once
-add, added = rounds.Draft.add, []
-def adding(self, sample):
-    add(self, sample)
-    added.append(sample)
-    if len(added) == {}:
+write, written = rounds.Draft._write, []
+def writing(self, sample):
+    write(self, sample)
+    written.append(sample)
+    if len(written) == {}:
         die()
-rounds.Draft.add = adding
+rounds.Draft._write = writing
 """.format

@@ -60,7 +60,7 @@ WRITERS: dict[str, tuple[Callable[[Path], object], object, str, Callable[..., No
         "save_file",
         full_by_safetensors,
     ),
-    "a-001.png": (picture, Image.Image, "save", full),
+    "a-001.png": (picture, Path, "write_bytes", full),
     "eval": (of_a_library, os, "fsync", full),
     "export": (wrapped, os, "fsync", full),
 }

@@ -1,6 +1,8 @@
 """Pictures and texts on disk: what goes into a round comes out of it, aux tensors too, to the bit."""
 
+import io
 import json
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from PIL import Image
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.records.beginning import fork
-from raftdiff.records.media import file_name, is_whole, keep, kept, opened, prompt_of, store, tensor_file
+from raftdiff.records.media import file_name, is_whole, keep, kept, opened, png, prompt_of, store, tensor_file
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run
 from raftdiff.types import Item, Key, Prompt, Sample, Scores, Selection
@@ -93,6 +95,45 @@ def texts() -> list[Sample[str]]:
 
 
 PICTURES = [picture(name, index) for name in "ab" for index in range(3)]
+
+
+def decoded(data: bytes) -> Image.Image:
+    with Image.open(io.BytesIO(data)) as found:
+        found.load()
+        return found
+
+
+@pytest.mark.parametrize("side", [(1, 1), (1, 5), (7, 1), (16, 9), (64, 64)])
+def test_a_picture_of_any_size_is_packed_to_the_bit(side: tuple[int, int]) -> None:
+    width, height = side
+    random = np.random.default_rng(width)
+    for most in (2, 256):
+        image = Image.fromarray(random.integers(0, most, (height, width, 3), dtype=np.uint8) * (255 // (most - 1)))
+        found = decoded(png(image))
+        assert (found.format, found.mode, found.size, found.info) == ("PNG", "RGB", side, {})
+        assert found.tobytes() == image.tobytes()
+
+
+def test_other_modes_and_colour_profiles_are_kept_as_they_are() -> None:
+    random = np.random.default_rng(0)
+    for mode, shape in (("L", (5, 6)), ("RGBA", (5, 6, 4))):
+        image = Image.fromarray(random.integers(0, 256, shape, dtype=np.uint8))
+        assert image.mode == mode
+        assert decoded(png(image)).tobytes() == image.tobytes()
+    profiled = Image.new("RGB", (4, 4), (1, 2, 3))
+    profiled.info["icc_profile"] = b"of a camera"
+    assert decoded(png(profiled)).info["icc_profile"] == b"of a camera"
+
+
+def test_pictures_are_packed_about_as_small_as_by_pillow() -> None:
+    """A slope with grain, of which runs alone are packed."""
+    random, slope = np.random.default_rng(0), np.linspace(0, 200, 96)
+    grain = random.normal(0, 1, (96, 96, 3))
+    image = Image.fromarray((slope[:, None, None] / 2 + slope[None, :, None] / 2 + grain + 20).astype(np.uint8))
+    image.save(by_pillow := io.BytesIO(), "png", compress_level=1)
+    data = png(image)
+    assert len(data) < 1.02 * len(by_pillow.getvalue())
+    assert zlib.crc32(data[12:29]) == int.from_bytes(data[29:33])
 
 
 @pytest.mark.parametrize("kind", ["texts", "pictures"])

@@ -1,7 +1,9 @@
 """The run directory: what is there, what is refused, what is never lost."""
 
+import errno
 import json
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +16,7 @@ from safetensors.torch import load_file
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
+from raftdiff.records import rounds
 from raftdiff.records.beginning import fork
 from raftdiff.records.disk import save_tensors
 from raftdiff.records.rounds import Draft
@@ -109,6 +112,53 @@ def test_samples_that_were_not_flushed_do_not_count(run: Run) -> None:
     assert run.draft(0).sampled() == set()
     draft.flush()
     assert run.draft(0).sampled() == {("a", 0)}
+
+
+def test_a_sample_is_written_while_the_next_is_drawn(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    go, write = threading.Event(), rounds.store
+
+    def slow(folder: Path, one: Sample[Any]) -> dict[str, str]:
+        assert go.wait(60)
+        return write(folder, one)
+
+    monkeypatch.setattr(rounds, "store", slow)
+    draft = run.draft(0)
+    for index in range(3):
+        draft.add(sample("a", index))
+    assert not list(draft.path.rglob("*.png"))  # drawn, and none of them waited for
+    go.set()
+    draft.flush()
+    assert [row["index"] for row in draft.folder.rows()] == [0, 1, 2]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("behind")]
+
+
+def test_a_disk_that_refuses_one_picture_is_told_of_and_loses_no_other(
+    run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = rounds.store
+
+    def refusing(folder: Path, one: Sample[Any]) -> dict[str, str]:
+        if one.index == 1:
+            raise OSError(errno.ENOSPC, "No space left on device", str(folder / "a-001.png"))
+        return write(folder, one)
+
+    monkeypatch.setattr(rounds, "store", refusing)
+    draft = run.draft(0)
+
+    def draw() -> None:
+        try:
+            for index in range(4):
+                draft.add(sample("a", index))
+        finally:
+            draft.flush()
+
+    with pytest.raises(OSError, match="No space left") as told:
+        draw()
+    assert told.value.filename.endswith("a-001.png")
+    found = {index for _, index in run.draft(0).sampled()}
+    assert 0 in found  # and of the later ones those that were added before it was told
+    assert 1 not in found
+    assert not list((draft.path / "samples").glob("a-001*"))
 
 
 def test_a_round_that_is_not_committed_is_not_there(run: Run) -> None:
