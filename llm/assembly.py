@@ -8,6 +8,7 @@ from typing import Any, TypeAlias, final
 from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.reward import judge
+from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import like, read_prompts
 from raftdiff.llm.data.screening import refuse_mean, screened
 from raftdiff.llm.figures import Base, Distances, describe, similarity
@@ -32,6 +33,7 @@ from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import Parts
+from raftdiff.training import sharded
 from raftdiff.training.devices import flush_denormals
 from raftdiff.types import Prompt, Reward, Sampler
 
@@ -157,6 +159,10 @@ def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFine
     config, rounds, seed = recipe.finetuner, recipe.loop.rounds, fold(recipe.loop.seed, "finetuner")
     if isinstance(config, LMFineTunerConfig):
         return config.build(lm, total_rounds=rounds, max_tokens=decoding.max_new_tokens, seed=seed)
+    if sharded.is_split(lm.model):
+        raise UserError(
+            "finetuner.type: ppo asks a critic beside the policy, and model.sharded splits one network. Use lm."
+        )
     critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
     written = []
     if config.ptx:

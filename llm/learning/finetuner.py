@@ -17,7 +17,7 @@ from raftdiff.llm.model.loading import LM
 from raftdiff.llm.model.network import Moment, Network
 from raftdiff.llm.model.rows import Row, collate, drawn_with, laid_out, row_of, score
 from raftdiff.seeds import fold
-from raftdiff.training import optimizer
+from raftdiff.training import optimizer, sharded
 from raftdiff.training.course import Course, Tally
 from raftdiff.types import Item, Key, Report, Requires, Sample, Selection, State
 
@@ -90,6 +90,7 @@ class LMFineTuner:
         self.config, self.lm, self.max_tokens = config, lm, max_tokens
         self.objective: Objective = config.objective.build()
         self.precision = precision_of(config, lm)
+        sharded.demand_fit(lm.model, config.adapter, lm.dtype, self.precision)
         self.trainable = attach(config, lm, seed=seed)
         parameters = self.trainable.parameters
         by: torch.optim.Optimizer = (

@@ -14,6 +14,7 @@ from raftdiff.llm.model.adapters import Source, source, with_adapter
 from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, near, refuse
+from raftdiff.training import sharded
 from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
 from raftdiff.training.tokenizers import check_tokenizer, nameless, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
@@ -44,6 +45,9 @@ class LMConfig(Config):
     text with "{prompt}" in it. "auto" takes chat where the tokenizer has a template."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are an error."""
+    sharded: bool = False
+    """Where several processes share a run, each holds a part of every block's weights, and the whole of one while it
+    computes: for what does not fit on one card. A LoRA is trained then."""
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
         """What is not on this machine; see ``recipes.needs``."""
@@ -191,12 +195,23 @@ def sources(config: LMConfig, resolve: Callable[[str], str]) -> Source:
 
 def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
     device = find_device(config.device)
-    model.to(device).eval().requires_grad_(False)
+    model.eval().requires_grad_(False)
+    if sharded.wanted(config.sharded):
+        sharded.split(model, _blocks(model), device)
+    else:
+        model.to(device)
     template = _template(config, tokenizer)
     lm = LM(config.base, model, tokenizer, device, DTYPES[config.dtype], template, config.max_prompt_tokens)
     if not lm.eos:
         raise UserError(f"model.base: the tokenizer of '{config.base}' has no end token, so answers could not end.")
     return lm
+
+
+def _blocks(model: Any) -> list[Any]:
+    """Those of a network, in the order in which they are asked."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:

@@ -185,6 +185,8 @@ def strengths(recipe: RewardRecipe, pairs: Sequence[Comparison]) -> Float[np.nda
 def _check(recipe: RewardRecipe) -> None:
     """What can be known to be wrong before a model is loaded."""
     pool = recipe.policy_pool
+    if recipe.model.sharded:
+        raise UserError("model.sharded: a reward model is trained by one process, which holds all of it. Leave it out.")
     if recipe.tuner.meta is not None and pool is None:
         raise UserError(
             "tuner.meta: MetaRM needs answers of the current policy; name them under policy_pool, such as "

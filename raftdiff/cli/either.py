@@ -1,6 +1,7 @@
 """Recipes and runs of either medium: which assembly they belong to."""
 
 import argparse
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -32,7 +33,7 @@ from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
 from raftdiff.spread.processes import follow, shared
 from raftdiff.stages import LoopConfig, Parts, heed
-from raftdiff.training import processes
+from raftdiff.training import processes, sharded
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, Round, State
 
@@ -105,12 +106,18 @@ def assembled(recipe: AnyRecipe) -> AnyAssembly:
     return assemble_text(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe)
 
 
+def _together(recipe: AnyRecipe) -> AnyAssembly:
+    """As ``assembled``, while the other processes, where there are any, load the same."""
+    with sharded.assembling():
+        return assembled(recipe)
+
+
 @contextmanager
 def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
     """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
     what the parts do."""
     processes.tell(("begin", recipe))
-    with beginning.at_work(run, recipe, weights_of, assembled) as assembly:
+    with beginning.at_work(run, recipe, weights_of, _together) as assembly:
         if isinstance(assembly, Assembly):
             yield replace(assembly, parts=shared(assembly.parts, learns_together=True))
         else:
@@ -123,6 +130,7 @@ def joined(rank: int, size: int, work: Callable[[], int]) -> int:
     try:
         if rank:
             warnings.simplefilter("ignore")  # the first says it
+            os.environ["TQDM_DISABLE"] = "1"
             follow(lambda recipe: parts_of(assembled(recipe)))
             return 0
         status = work()

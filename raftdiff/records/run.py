@@ -28,7 +28,7 @@ from raftdiff.types import FineTuner, Selection, State
 
 FORMAT = 1
 NOT_IDENTITY = (
-    *(f"model.{name}" for name in ("device", "text_device", "keep_texts")),
+    *(f"model.{name}" for name in ("device", "text_device", "keep_texts", "sharded")),
     "logging",
     "prompts.file",
     "evaluation.prompts.file",

@@ -12,7 +12,7 @@ from typing import Any, Generic, NamedTuple, final
 
 from raftdiff.spread.shards import batches_of, prunes
 from raftdiff.stages import Parts
-from raftdiff.training import processes
+from raftdiff.training import processes, sharded
 from raftdiff.types import (
     CutsBatches,
     FineTuner,
@@ -46,8 +46,9 @@ class Drawing(NamedTuple):
 
 
 def shared(parts: Parts[Media], *, learns_together: bool) -> Parts[Media]:
-    """The parts of the first process. Without ``learns_together`` it tunes alone, and the others take over what came of
-    it; what is pruned it draws alone. As they are where no other process is there."""
+    """The parts of the first process. Without ``learns_together`` it tunes alone, or, where the network is split over
+    them, all take the same steps, and the others take over what came of it; what is pruned it draws alone. As they are
+    where no other process is there."""
     if processes.here().size == 1:
         return parts
     held_out, pruned = parts.held_out_sampler or parts.sampler, prunes(parts.sampler, parts.loop.candidates)
@@ -66,7 +67,8 @@ def follow(assemble: Callable[[Any], Parts[Any]]) -> None:
         match word:
             case "begin", recipe:
                 parts = None  # of a pipeline's last stage
-                parts = assemble(recipe)
+                with sharded.assembling():
+                    parts = assemble(recipe)
             case "load", state:
                 parts.finetuner.load_state_dict(state)
             case "draw", drawing:
@@ -75,6 +77,8 @@ def follow(assemble: Callable[[Any], Parts[Any]]) -> None:
             case "fit", (selection, samples, seed):
                 with processes.together():
                     parts.finetuner.fit(selection, samples, seed=seed, report=silent)
+            case "repeat", (selection, samples, seed):
+                parts.finetuner.fit(selection, samples, seed=seed, report=silent)
 
 
 @final
@@ -154,6 +158,8 @@ class SharedTuner(Generic[Media]):
             processes.tell(("fit", (selection, dict(samples), seed)))
             with processes.together():
                 return self._tuner.fit(selection, samples, seed=seed, report=report)
+        if sharded.splits():
+            processes.tell(("repeat", (selection, dict(samples), seed)))
         found = self._tuner.fit(selection, samples, seed=seed, report=report)
         processes.tell(("load", self._tuner.state_dict()))
         return found

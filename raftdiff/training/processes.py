@@ -12,7 +12,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -44,6 +44,8 @@ class _Here:
     """Whether the others may end."""
     lost: bool = False
     peers: list[socket.socket] = field(default_factory=list)
+    meanwhile: Callable[[], None] = lambda: None
+    """What the others need of this process while it waits for them."""
 
 
 _here = _Here()
@@ -84,12 +86,14 @@ def join(rank: int, size: int) -> None:
 def tell(word: Any) -> None:
     """Tell the other processes what to do next; None: no more, they may end. Nothing where this is the only one."""
     if _here.world.size > 1:
+        _here.meanwhile()
         _here.done = word is None
         torch.distributed.broadcast_object_list([word], src=0)
 
 
 def told() -> Any:
     """What the first process tells."""
+    _here.meanwhile()
     word = [None]
     torch.distributed.broadcast_object_list(word, src=0)
     _here.done = word[0] is None
@@ -98,10 +102,28 @@ def told() -> Any:
 
 def gathered(mine: Any) -> list[Any]:
     """In the first process what each of them has, in their order; in the others nothing."""
+    _here.meanwhile()
     rank, size = _here.world
     found = [None] * size if rank == 0 else None
     torch.distributed.gather_object(mine, found, dst=0)
     return found or []
+
+
+def any_of(mine: bool) -> bool:
+    """Whether any of all processes says so."""
+    said = torch.tensor([int(mine)])
+    torch.distributed.all_reduce(said)
+    return bool(said.item())
+
+
+def meanwhile(work: Callable[[], None]) -> None:
+    """What a process does for the others that still compute, whenever it is to meet them: to tell, to be told, or to
+    gather. All must be given it at one point of what they tell each other."""
+    _here.meanwhile = work
+
+
+def nothing() -> None:
+    """The others need nobody."""
 
 
 def add_up(parameters: Iterable[nn.Parameter]) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from raftdiff.errors import UserError
 from raftdiff.training.quantised import is_quantised
+from raftdiff.training.sharded import is_part, is_split
 
 Adapter = Literal["lora", "full"]
 ALL_LINEAR = "all-linear"
@@ -217,7 +218,7 @@ class Trainable:
         return (
             self.adapter == "lora"
             and self._dtype == torch.float32
-            and not any(is_quantised(module) for module in self.modules.values())
+            and not any(is_quantised(module) or is_split(module) for module in self.modules.values())
         )
 
     def _merged(self) -> list[Tensor]:
@@ -236,7 +237,7 @@ class Trainable:
         """Parameters alone: the frequencies of rotary embeddings are a buffer, and in bfloat16 would be others."""
         for module in self.modules.values():
             for parameter in module.parameters():
-                if not parameter.is_floating_point():  # quantised
+                if not parameter.is_floating_point() or is_part(parameter):  # quantised, or split over processes
                     continue
                 parameter.data = _laid_out(parameter.data.to(dtype), channels_last)
 

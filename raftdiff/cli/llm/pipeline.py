@@ -10,6 +10,7 @@ from typing import NamedTuple
 from raftdiff.cli.either import at_work, loop
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models
+from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
 from raftdiff.llm.pipeline import Stage, begin, check, load_pipeline, stages
@@ -22,6 +23,7 @@ from raftdiff.recipes.files import locate
 from raftdiff.records import beginning
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run, load_round
+from raftdiff.training import processes
 
 
 class Outcome(NamedTuple):
@@ -99,6 +101,11 @@ def _tuned(stage: Stage) -> Outcome:
     recipe = stage.recipe()
     assert isinstance(recipe, TextRecipe)
     run = Run.at(stage.path, recipe)
+    if stage.asked_for_model and recipe.model.sharded and processes.here().size > 1:
+        raise UserError(
+            f"{stage.id}: model.sharded leaves no process with a whole model, and a later stage begins with this "
+            "one's. Leave it out of this stage."
+        )
     with at_work(run, recipe) as assembly:
         assert isinstance(assembly, TextAssembly)
         loop(run, assembly)

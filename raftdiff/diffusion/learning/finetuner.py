@@ -15,7 +15,7 @@ from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.descent import Descent
 from raftdiff.diffusion.learning.drift import drift
-from raftdiff.diffusion.learning.groups import Group, grouped, held, rows_of, shapes
+from raftdiff.diffusion.learning.groups import Group, grouped, held, passes, rows_of, shapes
 from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps
 from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
@@ -27,7 +27,7 @@ from raftdiff.diffusion.sizes import Size, alike, filled
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
-from raftdiff.training import optimizer, processes, quantised
+from raftdiff.training import optimizer, quantised, sharded
 from raftdiff.training.course import Course, Tally
 from raftdiff.training.devices import DTYPES, DType
 from raftdiff.types import Key, Report, Requires, Reward, Sample, Selection, State
@@ -189,6 +189,7 @@ class DiffusionFineTuner:
             raise UserError("finetuner.precision: float16 needs a GPU; use bfloat16 or float32 on the CPU.")
         if blocks_wait(parts.denoiser):
             demand_fit(config.adapter, config.gradient_checkpointing, {parts.dtype, self.precision})
+        sharded.demand_fit(parts.denoiser, config.adapter, parts.dtype, self.precision)
         self.trainable = attach(
             parts,
             adapter=config.adapter,
@@ -277,14 +278,15 @@ class DiffusionFineTuner:
 
     def _step(self, groups: Sequence[Group], *, rate: float, tally: Tally) -> None:
         """One optimizer step, this process taking every so-manieth item of each size."""
-        (rank, world), pictures, at_once = processes.sharing(), self.config.pictures_an_item, self.config.items_at_once
+        pictures, at_once = self.config.pictures_an_item, self.config.items_at_once
         count = sum(len(group.shown) for group in groups) // pictures
         for group in groups:
-            mine = range(rank, len(group.shown) // pictures, world)
-            for start in range(0, len(mine), at_once):
-                terms = self._terms(group, torch.tensor(mine[start : start + at_once]))
+            for items, counts in passes(len(group.shown) // pictures, at_once):
+                terms = self._terms(group, items)
                 anchor = terms.anchor / pictures
-                self.descent.backward((terms.loss + anchor) / count)
+                self.descent.backward((terms.loss + anchor) / count * counts)
+                if not counts:
+                    continue
                 tally.sums["loss"] += float(terms.loss.detach())
                 tally.sums["anchor"] += float(anchor.detach())
                 for name, value in terms.figures.items():

@@ -1,6 +1,6 @@
 """What a round learns from, sorted by size: a batch is of pictures of one."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -11,6 +11,7 @@ from torch import Tensor
 
 from raftdiff.diffusion.learning.lessons import Lesson
 from raftdiff.errors import UserError
+from raftdiff.training import processes, sharded
 from raftdiff.types import Key, Prompt, Sample, Selection
 
 
@@ -43,6 +44,18 @@ def grouped(
     shown = torch.stack(held(samples, lesson.aux))
     drawn = lesson.draw(torch.Size((len(shown) // pictures, *shown.shape[1:])), generator)
     return Group(lesson, shown, [sample.prompt for sample in samples], weights, frames(samples), drawn)
+
+
+def passes(items: int, at_once: int) -> Iterator[tuple[Int[Tensor, " items"], bool]]:
+    """Which of so many items of a step this process takes through the network, batch by batch, and whether they count.
+    Several processes take every so-manieth each. Where they share a network they must make as many passes, and who has
+    none left makes one that does not count."""
+    rank, size = processes.sharing()
+    mine = range(rank, items, size)
+    most = range(0, items, size) if sharded.splits() else mine
+    for start in range(0, len(most), at_once):
+        own = list(mine[start : start + at_once])
+        yield torch.tensor(own or [0]), bool(own)
 
 
 def rows_of(items: Int[Tensor, " items"], pictures: int) -> Int[Tensor, " rows"]:

@@ -56,6 +56,13 @@ def blocks_of(network: nn.Module) -> list[Any]:
     return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
+def in_turn(network: Any) -> list[Any]:
+    """The blocks of a denoiser in the order in which they are asked: a transformer's, or a U-Net's larger ones."""
+    if not hasattr(network, "mid_block"):
+        return blocks_of(network)
+    return [*network.down_blocks, network.mid_block, *network.up_blocks]
+
+
 def demand_blocks(network: nn.Module, told: str) -> list[Any]:
     """``blocks_of`` a network whose family is called ``told``.
 

@@ -253,3 +253,21 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
     if not isinstance(found, dict):
         raise UserError(f"{path}: it holds a {type(found).__name__}, not a model's weights.")
     return {name: weight for name, weight in found.items() if isinstance(weight, torch.Tensor)}
+
+
+def set_attention(denoiser: Any, attention: str, family: Family) -> None:
+    """A transformer comes with PyTorch's own attention.
+
+    Raises:
+        UserError: xformers is asked for where it does not go with the network.
+    """
+    if family.denoiser != "unet":
+        if attention == "xformers":
+            raise UserError(f"model.attention: xformers is for U-Nets; {family.told} draws with sdpa.")
+        return
+    if attention == "sdpa":
+        from diffusers.models.attention_processor import AttnProcessor2_0
+
+        denoiser.set_attn_processor(AttnProcessor2_0())
+    elif attention == "xformers":
+        denoiser.enable_xformers_memory_efficient_attention()

@@ -13,9 +13,9 @@ from pydantic import Field, model_validator
 
 from raftdiff.diffusion.families.family import Checkpoint, Family, FewSteps
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.models.blocks import let_wait
+from raftdiff.diffusion.models.blocks import in_turn, let_wait
 from raftdiff.diffusion.models.checkpoints import folder_layout, hub_folder, recognise_file
-from raftdiff.diffusion.models.components import read_folder, read_part, read_single_file
+from raftdiff.diffusion.models.components import read_folder, read_part, read_single_file, set_attention
 from raftdiff.diffusion.models.embeddings import EmbeddingConfig, teach
 from raftdiff.diffusion.models.kept import Kept, encoders, filling, keeping
 from raftdiff.diffusion.models.loras import LoRAConfig, merge
@@ -24,7 +24,7 @@ from raftdiff.diffusion.process import Process
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
-from raftdiff.training import quantised
+from raftdiff.training import quantised, sharded
 from raftdiff.training.devices import DTYPES, DType, Idle, device_needs, find_device
 from raftdiff.training.quantised import Bits
 from raftdiff.training.tokenizers import check_tokenizer, table_rows
@@ -62,6 +62,9 @@ class ModelConfig(Config):
     offload: bool | Literal["blocks"] = False
     """Keep text encoders and VAE in main memory while nobody asks them; blocks: those of the transformer that draws
     too, each on the GPU only while it computes. Of it a LoRA is trained then, with gradient checkpointing."""
+    sharded: bool = False
+    """Where several processes share a run, each holds a part of every block's weights, and the whole of one while it
+    computes: for what does not fit on one card. A LoRA is trained then."""
     vae_tiling: bool = False
     """Decode large pictures in overlapping tiles: less memory, and seams that are hardly seen."""
     vae: str | None = None
@@ -84,9 +87,11 @@ class ModelConfig(Config):
 
     @model_validator(mode="after")
     def _blocks_are_plain(self) -> "ModelConfig":
-        for key in ("quantise", "compile", "channels_last") if self.offload == "blocks" else ():
-            if getattr(self, key):
-                raise ValueError(f"offload: blocks moves plain weights, and does not go with {key}; leave one out")
+        ways = {"offload: blocks moves": self.offload == "blocks", "sharded: true splits": self.sharded}
+        for way in (way for way, taken in ways.items() if taken):
+            for key in ("quantise", "compile", "channels_last", "sharded"):
+                if getattr(self, key) and key not in way:
+                    raise ValueError(f"{way} plain weights, and does not go with {key}; leave one out")
         return self
 
     def needs(self, resolve: Callable[[str], str]) -> Iterator[Need]:
@@ -269,7 +274,8 @@ def assemble(
     readers = {encoder for encoder, _ in family.tokenizers.values()}
     settled = {family.denoiser} if config.text_device is None else {family.denoiser, *readers}
     aside = [name for name in family.components if config.offload and name not in settled]
-    waits = {*aside, *([family.denoiser] if config.offload == "blocks" else [])}
+    split = sharded.wanted(config.sharded)
+    waits = {*aside, *([family.denoiser] if split or config.offload == "blocks" else [])}
 
     def put(name: str) -> None:
         module = modules[name].requires_grad_(False).eval()
@@ -283,13 +289,15 @@ def assemble(
             put(name)
     if config.offload == "blocks":
         let_wait(denoiser, device, family.told)
+    if split:
+        sharded.split(denoiser, in_turn(denoiser), device)
     if config.channels_last:
         denoiser.to(memory_format=torch.channels_last)
     if config.quantise is not None:
         quantised.quantise(denoiser, config.quantise, dtype, device)
     if config.vae_tiling:
         family.autoencoder.tile(modules["vae"])
-    _set_attention(denoiser, config.attention, family)
+    set_attention(denoiser, config.attention, family)
     if device.type == "cuda" and dtype == torch.float32:
         torch.set_float32_matmul_precision("high")  # TF32: about twice as fast, and no picture shows the difference
     idle = Idle([modules[name] for name in aside], device)
@@ -379,21 +387,3 @@ def _embedded_guidance(family: Family, modules: Mapping[str, Any], config: Model
             "classifier-free one. Leave it out."
         )
     return usual if config.embedded_guidance is None else config.embedded_guidance
-
-
-def _set_attention(denoiser: Any, attention: str, family: Family) -> None:
-    """A transformer comes with PyTorch's own attention.
-
-    Raises:
-        UserError: xformers is asked for where it does not go with the network.
-    """
-    if family.denoiser != "unet":
-        if attention == "xformers":
-            raise UserError(f"model.attention: xformers is for U-Nets; {family.told} draws with sdpa.")
-        return
-    if attention == "sdpa":
-        from diffusers.models.attention_processor import AttnProcessor2_0
-
-        denoiser.set_attn_processor(AttnProcessor2_0())
-    elif attention == "xformers":
-        denoiser.enable_xformers_memory_efficient_attention()

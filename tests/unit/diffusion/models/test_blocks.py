@@ -9,7 +9,7 @@ import torch
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.memory.card import _changes
 from raftdiff.diffusion.memory.footprint import footprint, over_the_bus
-from raftdiff.diffusion.models.blocks import Blocks, blocks_of
+from raftdiff.diffusion.models.blocks import Blocks, blocks_of, in_turn
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.recipe import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -98,6 +98,21 @@ def test_what_does_not_go_with_it_is_told(models):
         footprint(load_recipe("sd15_256", words))
     with pytest.raises(ValueError, match="offload: blocks moves plain weights, and does not go with quantise"):
         ModelConfig(base="it", offload="blocks", quantise="nf4")
+    with pytest.raises(ValueError, match="offload: blocks moves plain weights, and does not go with sharded"):
+        ModelConfig(base="it", offload="blocks", sharded=True)
+    with pytest.raises(ValueError, match="sharded: true splits plain weights, and does not go with compile"):
+        ModelConfig(base="it", compile=True, sharded=True)
+
+
+@pytest.mark.parametrize("kind", ["sd15", "sd3_no_t5", "zimage", "sana", "flux2"])
+def test_blocks_are_asked_in_the_order_in_which_they_are_lent(models, kind):
+    """Where they are split over processes; of another order none of these would hear before it hangs."""
+    parts, asked = opened(models[kind]), []
+    blocks = in_turn(parts.denoiser)
+    for place, block in enumerate(blocks):
+        block.register_forward_pre_hook(lambda *_, place=place: asked.append(place))
+    parts.predict(torch.randn(1, *parts.latent_shape(16, 16)), torch.tensor([1.0]), parts.prompts(["a cat"]))
+    assert asked == list(range(len(blocks)))
 
 
 def test_it_is_counted_and_named_with_its_cost(models):

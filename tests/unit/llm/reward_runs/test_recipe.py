@@ -119,6 +119,7 @@ def test_strengths_are_taken_from_the_data_in_its_order(recipe: Path, tmp_path: 
         (["denoise={type: flap}"], "'flap' is not a denoise. Did you mean 'flip'"),
         (["pairs={data: {file: none.jsonl}}"], r"there is no file 'none\.jsonl'"),
         (["pairs={}"], "name exactly one of data, run and labels"),
+        (["model.sharded=true"], "model.sharded: a reward model is trained by one process"),
     ],
 )
 def test_what_is_wrong_is_said_before_a_model_is_loaded(recipe: Path, overrides: list[str], sentence: str) -> None:
