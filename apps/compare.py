@@ -13,8 +13,8 @@ from typing import Any
 
 from raftdiff.apps import page
 from raftdiff.apps.desk import Desk, Job
-from raftdiff.diffusion.bench import LONGEST_PROMPT, Bench, Settings, export
-from raftdiff.diffusion.comparison import Drawn
+from raftdiff.diffusion.before_after.comparison import Drawn
+from raftdiff.diffusion.before_after.sidebyside import LONGEST_PROMPT, Settings, SideBySide, export
 from raftdiff.errors import UserError
 from raftdiff.records.entries import of_evaluation
 from raftdiff.records.run import Run
@@ -35,14 +35,14 @@ STEPS, GUIDANCE, EACH = (1, 100), (1.0, 15.0), (1, 16)
 """From and to."""
 
 
-def build(bench: Bench) -> Any:
+def build(beside: SideBySide) -> Any:
     """The page."""
     gr = page.gradio()
 
     desk = Desk()
-    known, models, defaults = bench.captions(), list(bench.checkpoints()), bench.settings
+    known, models, defaults = beside.captions(), list(beside.checkpoints()), beside.settings
     with page.blocks("raftdiff compare") as blocks:
-        gr.Markdown(f"# Before and after\n{INTRODUCTION}\n\n{', '.join(str(run.path.name) for run in bench.runs)}")
+        gr.Markdown(f"# Before and after\n{INTRODUCTION}\n\n{', '.join(str(run.path.name) for run in beside.runs)}")
         with gr.Row():
             asked = gr.Textbox(
                 known[0],
@@ -57,10 +57,10 @@ def build(bench: Bench) -> Any:
             picked = gr.Dropdown(
                 known, value=None, label="or take one of the run's", elem_id="known", scale=2, min_width=280
             )
-        _what_it_knows(bench.world)
+        _what_it_knows(beside.world)
         with gr.Row():
             left = gr.Dropdown(models, value=models[0], label="Left", elem_id="left")
-            right = gr.Dropdown(models, value=bench.latest(), label="Right", elem_id="right")
+            right = gr.Dropdown(models, value=beside.latest(), label="Right", elem_id="right")
         with gr.Accordion("Seeds, steps, guidance, size", open=False):
             count = gr.Slider(*EACH, defaults.per_prompt, step=1, label="Pictures a prompt", elem_id="count")
             shared = _settings(defaults, "")
@@ -90,7 +90,7 @@ def build(bench: Bench) -> Any:
         way.change(
             None, way, None, js=f"way => {{ document.querySelector('#shown').dataset.way = {WAYS!r}.indexOf(way) }}"
         )
-        opened = partial(_opened, bench)
+        opened = partial(_opened, beside)
         blocks.load(page.told(opened, outputs=3, clears=False), None, [left, right, shown, mistake], **page.ASKED)
 
         def press(visitor: str, text: str, *values: Any) -> list[Any]:
@@ -98,7 +98,7 @@ def build(bench: Bench) -> Any:
             both = sides[: len(shared)], sides[: len(shared)] if same else sides[len(shared) :]
             settings = (_read(count, both[0]), _read(count, both[1]))
             said = [page.words(value) for value in (text, one, two)]
-            desk.ask(visitor, lambda job: compare(bench, said[0], (said[1], said[2]), settings, job))
+            desk.ask(visitor, lambda job: compare(beside, said[0], (said[1], said[2]), settings, job))
             return _going(page.view("standing", now=desk.look(visitor), ticket=visitor), on=True)
 
         buttons = [standing, timer, draw, cancel]
@@ -119,10 +119,10 @@ def build(bench: Bench) -> Any:
     return blocks
 
 
-def _opened(bench: Bench) -> list[Any]:
+def _opened(beside: SideBySide) -> list[Any]:
     """What a window shows first: the models that there are by now, for either side, and the evaluation's pictures."""
-    models = page.gradio().Dropdown(list(bench.checkpoints()))
-    return [models, models, evaluated(bench.runs[0])]
+    models = page.gradio().Dropdown(list(beside.checkpoints()))
+    return [models, models, evaluated(beside.runs[0])]
 
 
 def look(desk: Desk, visitor: str) -> list[Any]:
@@ -163,22 +163,22 @@ def evaluated(run: Run) -> str:
 
 
 def compare(
-    bench: Bench, text: str, names: tuple[str, str], settings: tuple[Settings, Settings], job: Job
+    beside: SideBySide, text: str, names: tuple[str, str], settings: tuple[Settings, Settings], job: Job
 ) -> tuple[str, dict[str, list[Drawn]]]:
     """Draw both sides; returns the view, and the pictures by side.
 
     Raises:
-        UserError: a model that is not there, or anything that the bench refuses.
+        UserError: a model that is not there, or anything that cannot be drawn.
     """
-    models = bench.checkpoints()
+    models = beside.checkpoints()
     captions = text.splitlines()
     sides = []
     for place, (name, chosen) in enumerate(zip(names, settings, strict=True)):
         if name not in models:
             raise UserError(f"'{name}' is not a model of this run any more; reload the page.")
-        sides.append(bench.draw(models[name], captions, chosen, _report(job, place, name), job.check))
+        sides.append(beside.draw(models[name], captions, chosen, _report(job, place, name), job.check))
     one, two = sides
-    told_of = [bench.notes(models[name].run, captions, chosen) for name, chosen in zip(names, settings, strict=True)]
+    told_of = [beside.notes(models[name].run, captions, chosen) for name, chosen in zip(names, settings, strict=True)]
     notes = list(dict.fromkeys(note for side in told_of for note in side))
     told = {"notes": notes, "means": means(one, two), "exact": (exact(one), exact(two)), "pairs": len(one)}
     view = page.view("comparison", cards=cards(one, two, names), left=names[0], right=names[1], **told)

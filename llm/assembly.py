@@ -32,7 +32,7 @@ from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.selection.mixes import MIXES
-from raftdiff.stages import Parts
+from raftdiff.stages.parts import Parts
 from raftdiff.training import sharded
 from raftdiff.training.devices import flush_denormals
 from raftdiff.types import Prompt, Reward, Sampler

@@ -28,7 +28,7 @@ from raftdiff.recipes.registry import one_of
 from raftdiff.records.provenance import fingerprint, fingerprints
 from raftdiff.records.run import Run
 from raftdiff.selection.mixes import MixName
-from raftdiff.stages import LoopConfig
+from raftdiff.stages.parts import LoopConfig
 from raftdiff.tracking import LoggingConfig
 from raftdiff.types import Prompt
 

@@ -2,7 +2,7 @@
 
     sample K candidates per prompt -> score them -> select -> fine-tune on what was selected -> again
 
-Each stage reads what the one before it left in the round's folder and leaves its own result there (``stages.py``), so
+Each stage reads what the one before it left in the round's folder and leaves its own result there (``stages``), so
 the stages can run in one process or in four, and a killed run continues where it was.
 
 Where this departs from the paper: prompts may be drawn per round (``prompts_per_round``); selections of earlier rounds
@@ -16,7 +16,8 @@ from raftdiff.progress import Progress, Quiet
 from raftdiff.records.changes import HARMLESS
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms
-from raftdiff.stages import LoopConfig, Parts, commit, heed, sample, score, select, tune
+from raftdiff.stages.parts import LoopConfig, Parts
+from raftdiff.stages.verbs import commit, heed, sample, score, select, tune
 from raftdiff.types import Media, Round
 
 

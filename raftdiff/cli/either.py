@@ -13,7 +13,8 @@ from typing import Any, TypeAlias
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars, round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by
-from raftdiff.diffusion.recipe import Recipe, load_recipe, recipe_of, weights
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, command, counted
@@ -32,7 +33,8 @@ from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
 from raftdiff.spread.processes import follow, shared
-from raftdiff.stages import LoopConfig, Parts, heed
+from raftdiff.stages.parts import LoopConfig, Parts
+from raftdiff.stages.verbs import heed
 from raftdiff.training import processes, sharded
 from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, Round, State

@@ -11,9 +11,9 @@ from typing import Any
 from raftdiff.chat.dialogue import whole
 from raftdiff.cli.either import AnyAssembly, prepared, run_to_read, tell_once
 from raftdiff.cli.opening import chosen_round
-from raftdiff.cli.options import strengths
+from raftdiff.cli.parsers.options import strengths
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.comparison import compare, compare_over, evaluation_prompts, write
+from raftdiff.diffusion.before_after.comparison import compare, compare_over, evaluation_prompts, write
 from raftdiff.diffusion.recipe import EvaluationConfig, Recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly

@@ -74,13 +74,13 @@ def check(args: argparse.Namespace) -> None:
 def draw(args: argparse.Namespace) -> None:
     """The same prompts and seeds from the base and from a tuned model, as picture files with their scores."""
     from raftdiff.cli.either import tell
-    from raftdiff.diffusion.bench import Bench, Checkpoint, export
+    from raftdiff.diffusion.before_after.sidebyside import Checkpoint, SideBySide, export
     from raftdiff.measures.pictures import is_flat
 
     most = {} if args.file is None else {"most": math.inf}  # whoever names a file means all of it
-    bench = Bench([to_read(Path(args.recipe))], device=args.device, file=args.file, **most)
-    asked = [*args.prompts, *(row["caption"] for row in bench.file)]
-    run = bench.runs[0]
+    beside = SideBySide([to_read(Path(args.recipe))], device=args.device, file=args.file, **most)
+    asked = [*args.prompts, *(row["caption"] for row in beside.file)]
+    run = beside.runs[0]
     chosen = chosen_round(run, args.round)
     given = {
         "seed": args.seed,
@@ -90,13 +90,13 @@ def draw(args: argparse.Namespace) -> None:
         "height": args.size,
         "width": args.size,
     }
-    settings = replace(bench.settings, **{name: value for name, value in given.items() if value is not None})
-    tell(bench.notes(0, asked, settings))
+    settings = replace(beside.settings, **{name: value for name, value in given.items() if value is not None})
+    tell(beside.notes(0, asked, settings))
     folder = args.out or run.path / "drawn"
     demand_writable(folder)
     bars = Bars()
     sides = {
-        side: bench.draw(checkpoint, asked, settings, bars.stage(0, side))
+        side: beside.draw(checkpoint, asked, settings, bars.stage(0, side))
         for side, checkpoint in (("before", Checkpoint(0, None)), ("after", Checkpoint(0, chosen)))
     }
     bars.close()

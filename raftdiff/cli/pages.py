@@ -9,7 +9,7 @@ from typing import Any
 from raftdiff.apps import page
 from raftdiff.apps.door import Door, addresses, serve
 from raftdiff.cli.opening import to_read
-from raftdiff.diffusion.recipe import refuse_other
+from raftdiff.diffusion.recipe_files import refuse_other
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted, nearest
 from raftdiff.recipes.files import refuse_preferences
@@ -26,11 +26,11 @@ def compare(args: argparse.Namespace) -> None:
         runs = [to_read(path) for path in (Path(args.recipe), args.other) if path]
         for run in runs:
             refuse_other(run)
-        from raftdiff.diffusion.bench import Bench
+        from raftdiff.diffusion.before_after.sidebyside import SideBySide
 
-        bench = Bench(runs, file=args.prompts)
-        bench.warm()
-        _serve(app.build(bench), door, listening, "runs this machine's GPU, and shows what the run made")
+        beside = SideBySide(runs, file=args.prompts)
+        beside.warm()
+        _serve(app.build(beside), door, listening, "runs this machine's GPU, and shows what the run made")
 
 
 def watch(args: argparse.Namespace) -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from raftdiff import stages
 from raftdiff.cli.either import (
     AnyAssembly,
     AnyRecipe,
@@ -34,7 +33,8 @@ from raftdiff.records.run import Run
 from raftdiff.records.watching import unfit_told
 from raftdiff.reports.tables import rewards_told
 from raftdiff.spread import shards
-from raftdiff.stages import LoopConfig
+from raftdiff.stages import verbs
+from raftdiff.stages.parts import LoopConfig
 from raftdiff.tracking import Tracker
 from raftdiff.types import Prompt
 
@@ -48,7 +48,7 @@ def sample(args: argparse.Namespace) -> None:
     with at_work(run, recipe) as assembly:
         draft, bars = _taken_up(run, assembly)
         begin(run, assembly)
-        stages.sample(draft, run, parts_of(assembly), bars)
+        verbs.sample(draft, run, parts_of(assembly), bars)
         bars.close()
     print(f"{draft.path / 'samples'}: {draft.metrics()['candidates']} candidates\nnext: {command('score', run.path)}")
 
@@ -97,7 +97,7 @@ def score(args: argparse.Namespace) -> None:
         draft = next_draft(run, recipe.loop)
         labelled = labelled or _labelled(ranker, draft.folder)
         bars = Bars(recipe.loop.rounds)
-        stages.score(draft, ranker, prompts, recipe.loop, bars)
+        verbs.score(draft, ranker, prompts, recipe.loop, bars)
         bars.close()
     for name, table in draft.folder.scores().raw.items():
         mean = f"mean {np.nanmean(table):.3f} over {np.isfinite(table).sum()} candidates"
@@ -112,7 +112,7 @@ def select(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args)
     with run.locked():
         draft = next_draft(run, recipe.loop)
-        stages.select(draft, run, ranker_of(recipe, None)[0])
+        verbs.select(draft, run, ranker_of(recipe, None)[0])
     metrics = draft.metrics()
     print(f"{metrics['selected']} selected, reward {metrics['selected_mean']:.3f} (all: {metrics['mean']:.3f})")
     for line in rewards_told(metrics):
@@ -125,8 +125,8 @@ def tune(args: argparse.Namespace) -> None:
     run, recipe = existing_run(args)
     with at_work(run, recipe) as assembly:
         draft, bars = _taken_up(run, assembly)
-        stages.tune(draft, run, parts_of(assembly), bars)
-        finished = stages.commit(draft, run, parts_of(assembly))
+        verbs.tune(draft, run, parts_of(assembly), bars)
+        finished = verbs.commit(draft, run, parts_of(assembly))
         bars.close()
         tracker = Tracker(recipe.logging, run, plain(recipe))
         tell_last(run, tracker, "round")
@@ -139,7 +139,7 @@ def tune(args: argparse.Namespace) -> None:
 
 def _taken_up(run: Run, assembly: AnyAssembly) -> tuple[Draft, Bars]:
     """The round that is being made, with the parts as the last finished round left them."""
-    stages.heed(run, assembly.recipe.loop, run.metrics())
+    verbs.heed(run, assembly.recipe.loop, run.metrics())
     if state := run.state():
         parts_of(assembly).finetuner.load_state_dict(state)
     loop = assembly.recipe.loop

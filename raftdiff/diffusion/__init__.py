@@ -1,4 +1,4 @@
 """Pictures: sampling and tuning Stable Diffusion, and a recipe made into both.
 
-``recipe`` and ``assembly`` are what the command line imports; ``comparison`` and ``bench`` draw before and after.
+``recipe_files`` and ``assembly`` are what the command line imports; ``before_after`` draws before and after.
 """

@@ -10,7 +10,7 @@ from PIL.Image import Image
 from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
-from raftdiff.diffusion.models import loading
+from raftdiff.diffusion.models import loaded, loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
@@ -32,7 +32,7 @@ from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
 from raftdiff.selection.mixes import MIXES
 from raftdiff.spread.processes import SharedSampler
-from raftdiff.stages import Parts
+from raftdiff.stages.parts import Parts
 from raftdiff.training.devices import InTurn, flush_denormals
 from raftdiff.types import Prompt, Reader, Reward, Sample, Sampler
 
@@ -43,7 +43,7 @@ class Assembly:
     """The parts of a recipe, built and wired: sampler and fine-tuner share one network."""
 
     recipe: Recipe
-    model: loading.Parts
+    model: loaded.Parts
     sampler: DiffusionSampler
     """Draws as the training does, or as what is learnt from was drawn."""
     evaluator: DiffusionSampler
@@ -272,7 +272,7 @@ BLANK = Unfit[Image](
 )
 
 
-def few_step_notes(recipe: Recipe, model: loading.Parts) -> list[str]:
+def few_step_notes(recipe: Recipe, model: loaded.Parts) -> list[str]:
     """A note where a model that was distilled to few steps is to draw otherwise, or to learn by a loss that it was not
     distilled with; and one on a guidance below 1, which model cards mean by 0 otherwise than recipes do."""
     drawing, evaluation, few = drawing_of(recipe), recipe.evaluation, model.few_steps

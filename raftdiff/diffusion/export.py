@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
+from raftdiff.diffusion.models.adapters.embeddings import without_words
+from raftdiff.diffusion.models.adapters.loras import published
 from raftdiff.diffusion.models.checkpoints import one_file
-from raftdiff.diffusion.models.embeddings import without_words
-from raftdiff.diffusion.models.loading import Parts
-from raftdiff.diffusion.models.loras import published
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError, nearest
 from raftdiff.records.disk import together, written

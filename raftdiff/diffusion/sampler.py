@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt, told
 from raftdiff.errors import UserError

@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any, Generic, NamedTuple, final
 
 from raftdiff.spread.shards import batches_of, prunes
-from raftdiff.stages import Parts
+from raftdiff.stages.parts import Parts
 from raftdiff.training import processes, sharded
 from raftdiff.types import (
     CutsBatches,

@@ -13,7 +13,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from raftdiff import stages
 from raftdiff.errors import UserError, command
 from raftdiff.progress import Progress
 from raftdiff.recipes.config import differing, flat
@@ -23,7 +22,9 @@ from raftdiff.records.disk import alone, damaged, read_json, write_text
 from raftdiff.records.provenance import lying
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import NOT_IDENTITY, Run
-from raftdiff.stages import SCORING_BATCH, Parts
+from raftdiff.stages import verbs
+from raftdiff.stages.parts import Parts, asked
+from raftdiff.stages.verbs import SCORING_BATCH
 from raftdiff.types import CutsBatches, Media, Prompt, Prunes, Sampler
 
 FACTS = "shard.json"
@@ -91,7 +92,7 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress) -> Pat
             "sampler.prune: a round that is pruned is drawn on one machine, where all candidates of some prompts are "
             "compared; leave --shard out, or sampler.prune."
         )
-    batches = batches_of(parts.sampler, stages.asked(parts.prompts, loop, t), loop.candidates, t)
+    batches = batches_of(parts.sampler, asked(parts.prompts, loop, t), loop.candidates, t)
     own = {key for place in part.among(len(batches)) for key in batches[place]}
     if not own:
         return None
@@ -107,7 +108,7 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress) -> Pat
     with alone(aside):
         write_text(aside / FACTS, json.dumps(facts, indent=2))
         draft = Draft(aside, t, folder)
-        stages.sample(draft, run, parts, progress, own)
+        verbs.sample(draft, run, parts, progress, own)
         draft.commit({})
     return folder
 

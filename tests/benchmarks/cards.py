@@ -16,7 +16,8 @@ from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.memory.card import fit
 from raftdiff.diffusion.memory.footprint import footprint
-from raftdiff.diffusion.recipe import Recipe, load_recipe
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.records.provenance import provenance
 
 RECIPES: dict[str, tuple[int, ...]] = {

@@ -22,7 +22,7 @@ import torch
 
 from raftdiff.diffusion.assembly import assemble
 from raftdiff.diffusion.learning.descent import Descent
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.raft import raft
 from raftdiff.records import integrity, media, rounds
 from raftdiff.records.provenance import provenance

@@ -18,7 +18,7 @@ from PIL import Image
 from playwright.sync_api import sync_playwright
 
 from raftdiff.apps import compare, door, label, watch
-from raftdiff.diffusion.bench import Bench
+from raftdiff.diffusion.before_after.sidebyside import SideBySide
 from raftdiff.records.labels import candidate_pairs
 from raftdiff.records.run import Run
 
@@ -34,7 +34,7 @@ def main() -> None:
     last = run.rounds_done() - 1
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        with window(browser, compare.build(Bench([run])), 1100, 720) as tab:
+        with window(browser, compare.build(SideBySide([run])), 1100, 720) as tab:
             tab.fill("#prompts textarea", PROMPT)
             tab.get_by_text("Seeds, steps, guidance, size").click()
             tab.locator("#count input[type=number]").fill("4")

@@ -26,7 +26,8 @@ import torch
 
 from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.models import loading
-from raftdiff.diffusion.recipe import Recipe, load_recipe
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.sampling.pruned import meant
 from raftdiff.embedded import resolve

@@ -23,7 +23,8 @@ from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models.checkpoints import folder_layout
 from raftdiff.diffusion.models.components import without_weights
-from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, assemble
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.records.provenance import provenance
 from raftdiff.training.devices import DTYPES, DType

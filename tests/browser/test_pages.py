@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from raftdiff.apps import compare, desk, door, label, watch
-from raftdiff.diffusion.bench import Bench
+from raftdiff.diffusion.before_after.sidebyside import SideBySide
 from raftdiff.records.labels import Ballot, ballots, candidate_pairs, evaluation_pairs, tally
 from raftdiff.records.run import Run
 
@@ -37,7 +37,7 @@ def type_into(tab: Any, field: str, text: str) -> None:
 def comparing(finished: Path, chromium: Any) -> Iterator[str]:
     """The address of one page of comparison for all who only draw: its models are loaded once. It is built beside the
     browser, whose event loop runs: where none does, Gradio leaves some open, and a later test is blamed."""
-    served = door.serve(compare.build(Bench([Run(finished)])), door.Door(browser=False))
+    served = door.serve(compare.build(SideBySide([Run(finished)])), door.Door(browser=False))
     yield str(served.address)
     served.close()
 
@@ -130,7 +130,7 @@ def test_what_users_type_is_never_html(comparing: str, visit: Visit) -> None:
 
 
 def test_mistakes_are_sentences(copy: Path, serve: Serve, visit: Visit) -> None:
-    tab = visit(serve(compare.build(Bench([Run(copy)]))))
+    tab = visit(serve(compare.build(SideBySide([Run(copy)]))))
     type_into(tab, "#prompts textarea", "   ")
     tab.click("#draw")
     tab.get_by_text("There is no prompt; type one").wait_for()
@@ -261,11 +261,11 @@ def test_seven_windows_of_one_browser_are_told_their_place_and_all_are_served(
 ) -> None:
     """They share the six connections that a browser opens to a host: none may keep one while it waits."""
     monkeypatch.setattr(desk, "PATIENCE", 3600.0)  # on a busy machine seven windows take longer to open
-    bench = Bench([Run(finished)])
-    address = serve(compare.build(bench))
+    beside = SideBySide([Run(finished)])
+    address = serve(compare.build(beside))
     context = chromium.new_context()
     context.set_default_timeout(120_000)
-    with bench._one_at_a_time:  # nobody is served yet
+    with beside._one_at_a_time:  # nobody is served yet
         tabs = [context.new_page() for _ in range(7)]
         for tab in tabs:
             tab.goto(address)
@@ -278,9 +278,9 @@ def test_seven_windows_of_one_browser_are_told_their_place_and_all_are_served(
 
 
 def test_a_drawing_can_be_cancelled_and_ends_when_its_window_closes(finished: Path, serve: Serve, visit: Visit) -> None:
-    bench = Bench([Run(finished)])
-    address = serve(compare.build(bench))
-    with bench._one_at_a_time:
+    beside = SideBySide([Run(finished)])
+    address = serve(compare.build(beside))
+    with beside._one_at_a_time:
         first, second, third = visit(address), visit(address), visit(address)
         for tab in (first, second, third):
             tab.click("#draw")

@@ -464,7 +464,7 @@ def test_a_killed_process_continues_to_the_same_bits(
 def test_a_second_command_cannot_change_the_recipe_of_a_run_that_is_starting(
     recipe: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from raftdiff.diffusion.recipe import load_recipe
+    from raftdiff.diffusion.recipe_files import load_recipe
     from raftdiff.records.run import Run
 
     run = Run.create(recipe.parent / "run", load_recipe(str(recipe)), seed=0)

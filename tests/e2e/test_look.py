@@ -1,4 +1,4 @@
-"""Looking at a run from the command line, and the bench behind it, on a random model of a few thousand weights."""
+"""Looking at a run from the command line, and drawing side by side, on a random model of a few thousand weights."""
 
 import json
 import shutil
@@ -12,11 +12,11 @@ from PIL import Image
 
 from raftdiff.apps import page
 from raftdiff.cli.main import main
-from raftdiff.diffusion.bench import Bench, Checkpoint
-from raftdiff.diffusion.comparison import evaluation_prompts
+from raftdiff.diffusion.before_after.comparison import evaluation_prompts
+from raftdiff.diffusion.before_after.sidebyside import Checkpoint, SideBySide
 from raftdiff.diffusion.families.tiny.clip import TOKENS
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.recipe import recipe_of
+from raftdiff.diffusion.recipe_files import recipe_of
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import PromptsConfig
 from raftdiff.records.labels import Ballot, candidate_pairs
@@ -91,16 +91,16 @@ def test_what_a_file_says_of_a_prompt_goes_with_it(finished: Path, tmp_path: Pat
     told = [{"prompt": f"a fox {n}", "id": "a-bus" if n else "x", "tag": n} for n in range(200)]
     told = [{**row, "id": f"{row['id']}{n}" if n > 1 else row["id"]} for n, row in enumerate(told)]
     file.write_text("".join(json.dumps(row) + "\n" for row in told))
-    bench = Bench([Run(finished)], file=str(file))
-    assert bench.captions() == [*(row["prompt"] for row in told), "a bus", "a cat", "a dog"]
-    found = bench.draw(Checkpoint(0, None), ["a fox 1", "a bus", "a mole"], replace(bench.settings, per_prompt=1))
+    beside = SideBySide([Run(finished)], file=str(file))
+    assert beside.captions() == [*(row["prompt"] for row in told), "a bus", "a cat", "a dog"]
+    found = beside.draw(Checkpoint(0, None), ["a fox 1", "a bus", "a mole"], replace(beside.settings, per_prompt=1))
     assert [(it.sample.prompt.id, dict(it.sample.prompt.meta)) for it in found] == [
         ("a-bus", {"tag": 1}),
         ("a-bus-2", {}),  # the run's own prompt of that id, beside the file's
         ("a-mole", {}),
     ]
     with pytest.raises(UserError, match="These are 400 pictures a side; 256 are the most"):
-        bench.draw(Checkpoint(0, None), bench.captions()[:200], bench.settings)
+        beside.draw(Checkpoint(0, None), beside.captions()[:200], beside.settings)
 
 
 def test_prompts_of_the_training_are_evaluated_with_all_that_is_known_of_them(finished: Path) -> None:
@@ -122,11 +122,11 @@ def test_what_was_drawn_loads_as_an_imagefolder_with_its_captions(finished: Path
 
 
 def test_going_back_to_an_earlier_model_gives_its_pictures_again(finished: Path) -> None:
-    bench = Bench([Run(finished)])
-    settings = bench.settings
+    beside = SideBySide([Run(finished)])
+    settings = beside.settings
 
     def drawn(round: int | None) -> list[bytes]:
-        return [it.sample.media.tobytes() for it in bench.draw(Checkpoint(0, round), ["a cat"], settings)]
+        return [it.sample.media.tobytes() for it in beside.draw(Checkpoint(0, round), ["a cat"], settings)]
 
     first, base, last = drawn(0), drawn(None), drawn(1)
     assert first != base
@@ -136,11 +136,11 @@ def test_going_back_to_an_earlier_model_gives_its_pictures_again(finished: Path)
 
 
 def test_two_runs_stand_side_by_side(finished: Path) -> None:
-    bench = Bench([Run(finished), Run(finished)])
-    assert list(bench.checkpoints()) == [
+    beside = SideBySide([Run(finished), Run(finished)])
+    assert list(beside.checkpoints()) == [
         f"{model} of run ({number})" for number in (1, 2) for model in ("base", "round 0", "round 1")
     ]
-    one, two = (bench.draw(Checkpoint(number, 1), ["a cat"], bench.settings) for number in (0, 1))
+    one, two = (beside.draw(Checkpoint(number, 1), ["a cat"], beside.settings) for number in (0, 1))
     assert [it.sample.media.tobytes() for it in one] == [it.sample.media.tobytes() for it in two]
 
 
@@ -154,17 +154,17 @@ def test_two_runs_stand_side_by_side(finished: Path) -> None:
     ],
 )
 def test_what_cannot_be_drawn_is_a_sentence(finished: Path, captions: list[str], sentence: str) -> None:
-    bench = Bench([Run(finished)])
+    beside = SideBySide([Run(finished)])
     with pytest.raises(UserError, match=sentence):
-        bench.draw(Checkpoint(0, None), captions, bench.settings)
+        beside.draw(Checkpoint(0, None), captions, beside.settings)
 
 
 def test_what_is_not_read_of_a_free_prompt_is_told(finished: Path, tmp_path: Path) -> None:
     long = f"{'red ' * 90}(cat:1.3)"
     with pytest.warns(UserWarning) as told:  # noqa: PT030  (two warnings, each looked at below)
         assert main(["draw", str(finished), long, "--count", "1", "--out", str(tmp_path / "drawn")]) == 0
-    bench = Bench([Run(finished)])
-    limit, sign = bench.notes(0, [long], bench.settings)
+    beside = SideBySide([Run(finished)])
+    limit, sign = beside.notes(0, [long], beside.settings)
     assert limit.startswith("these prompts: words beyond a reader's limit")
     assert f"the sampler reads {TOKENS} tokens, and 1 of 1 prompt is longer: of 'red red" in limit
     assert "'(cat:1.3)', a weight elsewhere" in sign
@@ -180,7 +180,7 @@ def test_what_is_not_read_of_a_free_prompt_is_told(finished: Path, tmp_path: Pat
         notes=[sign],
     )
     assert "(cat:1.3)" in view
-    assert bench.notes(0, ["a cat"], bench.settings) == []
+    assert beside.notes(0, ["a cat"], beside.settings) == []
 
 
 def test_a_run_without_a_round_cannot_be_compared(tmp_path: Path, finished: Path) -> None:
@@ -188,7 +188,7 @@ def test_a_run_without_a_round_cannot_be_compared(tmp_path: Path, finished: Path
     for name in ("run.json", "recipe.yaml"):
         (tmp_path / "run" / name).write_bytes((finished / name).read_bytes())
     with pytest.raises(UserError, match="no round is finished yet"):
-        Bench([Run(tmp_path / "run")])
+        SideBySide([Run(tmp_path / "run")])
 
 
 def test_show_tells_how_the_run_stands(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -119,7 +119,7 @@ def _compared(given: argparse.Namespace, work: Path) -> Iterator[dict[str, Any]]
     from raftdiff.diffusion.methods.changes import planned
     from raftdiff.diffusion.methods.standings import written
     from raftdiff.diffusion.methods.trials import Yardstick, baselines, finished
-    from raftdiff.diffusion.recipe import load_recipe
+    from raftdiff.diffusion.recipe_files import load_recipe
 
     files = _written(work, small=given.small)
     known = given.methods or [*METHODS][: 1 if given.small else None]

@@ -22,7 +22,7 @@ from safetensors import safe_open
 
 from raftdiff import embedded
 from raftdiff.diffusion.methods.changes import planned
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded.scenes.art import SHEET
 from raftdiff.embedded.scenes.flow import FILES as FLOW
 from raftdiff.embedded.scenes.networks import TEXT, UNET, finished

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff import stages
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures
 from raftdiff.raft import guarded, raft, until_alarm
@@ -22,7 +21,8 @@ from raftdiff.records.run import Run, finished
 from raftdiff.records.watching import alarms, best_round, new_alarms, snapshot, warnings
 from raftdiff.seeds import fold
 from raftdiff.selection.best import BestOfK
-from raftdiff.stages import LoopConfig, Parts
+from raftdiff.stages import verbs
+from raftdiff.stages.parts import LoopConfig, Parts
 from raftdiff.testing.toy import ToyReward, toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample
 
@@ -160,7 +160,7 @@ def test_a_run_that_went_back_goes_on_from_there(tmp_path: Path) -> None:
     assert finished(run, 2).index == 2
     used, first = run.state() or {}, run.round(0).state()
     assert all(torch.equal(used[stem][name], it) for stem, part in first.items() for name, it in part.items())
-    assert stages._lineage(run, 3) == [0]
+    assert verbs._lineage(run, 3) == [0]
     run.go_back(2, None)
     assert run.state() is None
     with pytest.raises(UserError, match=r"went back to the base model, before any tuning.*--round"):

@@ -17,7 +17,7 @@ from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import check
 from raftdiff.records.run import Run
 from raftdiff.selection.lessons import AllConfig
-from raftdiff.stages import LoopConfig, Parts
+from raftdiff.stages.parts import LoopConfig, Parts
 from raftdiff.testing.toy import TOY_WORDS, ToyRecipe, WordShare
 from raftdiff.types import Prompt, Report, Round
 

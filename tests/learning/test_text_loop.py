@@ -18,7 +18,8 @@ from raftdiff.ranking import Ranker
 from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfKConfig, RandomConfig, TopFractionConfig
 from raftdiff.selection.lessons import AdvantageConfig, BestWorstConfig, RankedConfig, SoftmaxConfig, ThresholdConfig
-from raftdiff.stages import LoopConfig, Parts, commit, sample, score, select, tune
+from raftdiff.stages.parts import LoopConfig, Parts
+from raftdiff.stages.verbs import commit, sample, score, select, tune
 from raftdiff.testing.toy import TOY_WORDS, ToyRecipe, WordShare
 from raftdiff.types import Prompt, Report, Round, Sample
 

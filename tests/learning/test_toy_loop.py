@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 
-from raftdiff import stages
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
 from raftdiff.raft import raft, until_no_gain
@@ -24,7 +23,8 @@ from raftdiff.rewards.duplicates import DuplicatesReward, by_features
 from raftdiff.selection.best import BestOfK, Random
 from raftdiff.selection.diverse import Diverse
 from raftdiff.selection.mixes import MIXES
-from raftdiff.stages import LoopConfig, Parts, asked
+from raftdiff.stages import verbs
+from raftdiff.stages.parts import LoopConfig, Parts, asked
 from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
 from raftdiff.types import Preview, Round, Sample, Selector
 
@@ -260,7 +260,7 @@ def test_rewards_of_whole_prompts_give_the_same_in_any_batches_and_after_a_kill(
         return replace(found, ranker=ranker, held_out=())
 
     finish(tmp_path / "whole", parts())
-    monkeypatch.setattr(stages, "SCORING_BATCH", 5)  # fewer than a prompt has
+    monkeypatch.setattr(verbs, "SCORING_BATCH", 5)  # fewer than a prompt has
     run = Run.create(tmp_path / "killed", ToyRecipe(), seed=0)
     with pytest.raises(KilledError):
         list(raft(run, die_after(parts(), count)))

@@ -22,7 +22,7 @@ from raftdiff.seeds import fold
 from raftdiff.selection.advantages import best_of_k_bound, best_of_n_kl_bound, exact_best_of, exact_best_of_k
 from raftdiff.selection.best import BestOfK, Random
 from raftdiff.selection.lessons import SoftmaxConfig
-from raftdiff.stages import LoopConfig, Parts
+from raftdiff.stages.parts import LoopConfig, Parts
 from raftdiff.types import Key, Prompt, Report, Requires, Sample, Selection, Selector, Source, State
 
 WORDS = ("awful", "poor", "fair", "good", "fine", "superb")

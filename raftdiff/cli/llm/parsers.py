@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raftdiff.cli.options import RECIPE_HELP, Commands, add_command, add_place, add_recipe, from_one, from_zero
+from raftdiff.cli.parsers.options import RECIPE_HELP, Commands, add_command, add_place, add_recipe, from_one, from_zero
 
 
 def add_language(commands: Commands) -> None:

@@ -12,7 +12,7 @@ import yaml
 
 from raftdiff.cli.either import tell
 from raftdiff.cli.show import Bars
-from raftdiff.diffusion.rated import Outcome, Rated, Trained, doubts, embedded, train, write
+from raftdiff.diffusion.found.rated import Outcome, Rated, Trained, doubts, embedded, train, write
 from raftdiff.diffusion.sampling.gathering import rated
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, command, counted

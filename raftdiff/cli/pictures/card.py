@@ -8,7 +8,7 @@ from pathlib import Path
 from raftdiff.diffusion.memory.card import Fit, card_bytes, fit
 from raftdiff.diffusion.memory.footprint import CUDA, WASTE, Footprint, footprint
 from raftdiff.diffusion.models.kept import LARGE
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import counted
 
 SURE = (

@@ -5,12 +5,12 @@ import sys
 from pathlib import Path
 
 from raftdiff.cli.either import begin
-from raftdiff.cli.options import strengths
+from raftdiff.cli.parsers.options import strengths
 from raftdiff.cli.show import Bars
 from raftdiff.diffusion.methods.changes import ALIKE, Trial, planned
 from raftdiff.diffusion.methods.standings import summary, written
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, run_trial
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.config import digest, plain

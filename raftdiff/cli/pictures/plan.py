@@ -11,7 +11,8 @@ from raftdiff.cli.either import tell
 from raftdiff.cli.pictures.card import plan_for
 from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
-from raftdiff.diffusion.recipe import Recipe, load_recipe, work
+from raftdiff.diffusion.recipe import Recipe, work
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.measures.categories import columns

@@ -14,7 +14,9 @@ import yaml
 from raftdiff.cli.either import tell
 from raftdiff.cli.show import Bars
 from raftdiff.cli.tools import reward_type
-from raftdiff.diffusion.ranked import Ranked, Without, best, constant, place_of, rank, retitled, titled, untitled, write
+from raftdiff.diffusion.found.ranked import Ranked, Without, best, constant, rank
+from raftdiff.diffusion.found.titles import retitled, titled, untitled
+from raftdiff.diffusion.found.written import place_of, write
 from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.wording import Reading, limits, signs
 from raftdiff.embedded import resolve

@@ -16,15 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from raftdiff.diffusion.families.autoencoder import Autoencoder
-from raftdiff.diffusion.families.family import (
-    Component,
-    FewSteps,
-    Layers,
-    Modules,
-    Shapes,
-    Solver,
-    Tokenizer,
-)
+from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import flow, reading
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process

@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.process import add_noise, draw_places
 from raftdiff.diffusion.sizes import alike
 from raftdiff.seeds import fold

@@ -22,7 +22,7 @@ from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import attach
 from raftdiff.diffusion.models.blocks import blocks_wait, demand_fit
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.sizes import Size, alike, filled
 from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.errors import UserError
 from raftdiff.types import Differentiable, Prompt, Reward
 

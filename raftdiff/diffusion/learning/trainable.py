@@ -1,6 +1,6 @@
 """What of a diffusion model is learned: a LoRA or all of the denoiser, and the text encoders by choice."""
 
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
 from raftdiff.training.quantised import is_quantised

@@ -19,7 +19,8 @@ from raftdiff.diffusion.memory.counting import Autocast, peak
 from raftdiff.diffusion.memory.outline import META, outline, outlined_text
 from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models.blocks import blocks_of, demand_blocks
-from raftdiff.diffusion.models.loading import ModelConfig, Parts
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.recipe import Recipe, drawing_of
 from raftdiff.diffusion.sampler import sizes_of
 from raftdiff.training import quantised

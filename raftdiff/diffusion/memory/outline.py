@@ -11,7 +11,8 @@ from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.memory.published import published
 from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_configs, recognise_file
 from raftdiff.diffusion.models.components import file_layout, outlined, without_weights
-from raftdiff.diffusion.models.loading import ModelConfig, Parts, assemble
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, assemble
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.training.devices import DTYPES
 

@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from raftdiff.diffusion import probe
-from raftdiff.diffusion.recipe import Recipe, drawing_of, load_recipe, work
+from raftdiff.diffusion.recipe import Recipe, drawing_of, work
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes import files
 from raftdiff.recipes.config import plain

@@ -16,9 +16,10 @@ from PIL.Image import Image
 from pydantic import Field
 
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, measuring
-from raftdiff.diffusion.comparison import compare, evaluation_prompts, measured
+from raftdiff.diffusion.before_after.comparison import compare, evaluation_prompts, measured
 from raftdiff.diffusion.methods.changes import Trial, step_cost
-from raftdiff.diffusion.recipe import Recipe, drawing_of, weights
+from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.recipe_files import weights
 from raftdiff.measures.evaluation import Evaluation, draw
 from raftdiff.progress import Progress, Quiet
 from raftdiff.raft import raft

@@ -13,15 +13,7 @@ from raftdiff.diffusion.families.family import Checkpoint, Component, Family, Pu
 from raftdiff.diffusion.families.originals.bundle import VAES
 from raftdiff.diffusion.families.shared import unet
 from raftdiff.diffusion.families.shared.vocabulary import write_configs
-from raftdiff.diffusion.models.checkpoints import (
-    Layout,
-    folder_layout,
-    hub_rest,
-    hub_vae,
-    one_file,
-    read_json,
-    variant,
-)
+from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_rest, hub_vae, one_file, read_json, variant
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError
 from raftdiff.training.weights import demand_all, demand_finite, loaded, reading, without_data

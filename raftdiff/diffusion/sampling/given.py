@@ -11,7 +11,7 @@ import torch
 from PIL import Image, ImageOps
 from PIL.Image import Resampling
 
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import encode
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig, sizes_of
 from raftdiff.diffusion.sampling.pictures import PAIR, Found, asked, digest, read

@@ -9,7 +9,8 @@ from typing import Literal, final
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.models.pictures import encode
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, sizes_of
 from raftdiff.recipes.config import Config

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
 
-from raftdiff.diffusion.ranked import titled, untitled
+from raftdiff.diffusion.found.titles import titled, untitled
 from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt

@@ -11,12 +11,13 @@ from PIL import Image
 
 from raftdiff.cli import evaluate
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, few_step_notes
-from raftdiff.diffusion.comparison import compare
+from raftdiff.diffusion.before_after.comparison import compare
 from raftdiff.diffusion.families.family import FewSteps
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe, work
+from raftdiff.diffusion.recipe import work
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler
 from raftdiff.errors import UserError

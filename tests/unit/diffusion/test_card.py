@@ -14,7 +14,7 @@ from raftdiff.diffusion.memory.published import published
 from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.rewards.clip import ClipConfig
 from raftdiff.rewards.pickscore import PickScoreConfig

@@ -10,7 +10,7 @@ import pytest
 
 from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.models import loading
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampling.pruned import PrunedSampler
 from raftdiff.embedded import resolve
 from raftdiff.recipes.prompts import build

@@ -5,7 +5,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from raftdiff.diffusion.recipe import Recipe, weights
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import weights
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
 from raftdiff.records.run import Run

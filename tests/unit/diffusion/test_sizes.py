@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sizes import alike, buckets, cut, filled, fit, nearest, size_of_prompt
 from raftdiff.errors import UserError

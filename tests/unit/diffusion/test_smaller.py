@@ -11,7 +11,7 @@ from raftdiff.diffusion.assembly import build_ranker
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.testing.conformance import check_finetuner

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
 from raftdiff.llm.pipeline import BEGUN, PipelineRecipe, begin, check, filled, load_pipeline, stages

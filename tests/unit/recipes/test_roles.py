@@ -5,10 +5,10 @@ from typing import get_args
 
 import pytest
 
-from raftdiff.cli.main import MIXES as SHOWN
+from raftdiff.cli.parsers.tools import MIXES as SHOWN
 from raftdiff.cli.pictures.plan import _ranked_by
 from raftdiff.diffusion.assembly import build_ranker, measuring
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.recipe import load_text_recipe
 from raftdiff.ranking import Bound

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.diffusion.recipe import Recipe, load_recipe
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded.scenes.world import is_held_out, parse
 from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import read_prompts

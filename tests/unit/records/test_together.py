@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from raftdiff.diffusion import bench
-from raftdiff.diffusion.bench import Settings
-from raftdiff.diffusion.comparison import Drawn
+from raftdiff.diffusion.before_after import sidebyside
+from raftdiff.diffusion.before_after.comparison import Drawn
+from raftdiff.diffusion.before_after.sidebyside import Settings
 from raftdiff.errors import UserError
 from raftdiff.records.disk import demand_writable, together, vacant
 from raftdiff.types import Prompt, Sample
@@ -107,14 +107,14 @@ def test_a_drawing_on_a_full_disk_adds_nothing_to_what_was_drawn(
         prompt = Prompt("a-cat", "a cat", "a cat", "a cat")
         return Drawn(Sample(0, prompt, index, 7, "policy", picture or Image.new("RGB", (8, 8)), {}), {"clip": 1.0}, {})
 
-    folder = bench.export(tmp_path / "drawn", {"before": [drawn(0)], "after": [drawn(0)]})
+    folder = sidebyside.export(tmp_path / "drawn", {"before": [drawn(0)], "after": [drawn(0)]})
     was = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     monkeypatch.setattr(Image.Image, "save", full)
     with pytest.raises(OSError, match="No space left"):
-        bench.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
+        sidebyside.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == was
     monkeypatch.undo()
-    bench.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
+    sidebyside.export(folder, {"before": [drawn(1)], "after": [drawn(1)]})
     rows = [json.loads(line) for line in (folder / "metadata.jsonl").read_text().splitlines()]
     assert sorted(row["file_name"] for row in rows) == sorted(
         path.relative_to(folder).as_posix() for path in folder.rglob("*.png")
@@ -139,11 +139,11 @@ def test_settings_that_draw_nothing_sensible_are_told_before_a_model_is_loaded(
 ) -> None:
     settings = Settings(**{"seed": -3, "per_prompt": 1, "steps": 2, "guidance": 1.0, **change})
     no_models = SimpleNamespace(
-        _one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0, _known={}, _most=bench.MOST_PICTURES
+        _one_at_a_time=nullcontext(), _assembly=lambda checkpoint: 1 / 0, _known={}, _most=sidebyside.MOST_PICTURES
     )
-    no_models._asked = partial(bench.Bench._asked, no_models)
+    no_models._asked = partial(sidebyside.SideBySide._asked, no_models)
     with pytest.raises(UserError, match=sentence.replace("(", r"\(")):
-        bench.Bench.notes(no_models, 0, ["a cat"], settings)  # type: ignore[arg-type]
+        sidebyside.SideBySide.notes(no_models, 0, ["a cat"], settings)  # type: ignore[arg-type]
 
 
 def test_what_a_killed_process_was_writing_is_removed_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:

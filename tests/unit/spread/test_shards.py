@@ -20,7 +20,8 @@ from raftdiff.records.run import Run
 from raftdiff.selection.best import BestOfK
 from raftdiff.spread import shards
 from raftdiff.spread.shards import Part
-from raftdiff.stages import LoopConfig, Parts, sample
+from raftdiff.stages.parts import LoopConfig, Parts
+from raftdiff.stages.verbs import sample
 from raftdiff.testing.toy import toy_prompts, toy_world
 from raftdiff.types import Sample
 

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from raftdiff.diffusion.methods.changes import ALIKE, Trial, cost, planned, step_cost
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 
 RecipeFile = Callable[..., str]

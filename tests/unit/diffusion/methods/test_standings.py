@@ -11,7 +11,8 @@ import pytest
 from raftdiff.diffusion.methods.changes import Cost, Trial
 from raftdiff.diffusion.methods.standings import plot, summary, told, written
 from raftdiff.diffusion.methods.trials import Baselines, Look, Outcome, Yardstick
-from raftdiff.diffusion.recipe import Recipe, load_recipe
+from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.measures.statistics import t_quantile
 
 SVG = "{http://www.w3.org/2000/svg}"

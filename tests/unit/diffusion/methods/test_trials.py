@@ -12,13 +12,13 @@ import pytest
 from PIL import Image
 
 from raftdiff.diffusion.assembly import assemble
-from raftdiff.diffusion.comparison import compare, evaluation_prompts
+from raftdiff.diffusion.before_after.comparison import compare, evaluation_prompts
 from raftdiff.diffusion.learning.finetuner import DRIFT_ROWS
 from raftdiff.diffusion.methods import trials
 from raftdiff.diffusion.methods.changes import Trial, planned
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, best_in_place, looked_at, run_trial
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.records.run import Run, load_round
 from raftdiff.types import Prompt, Report, Sample, silent

@@ -11,7 +11,7 @@ from raftdiff.diffusion.memory.card import _changes
 from raftdiff.diffusion.memory.footprint import footprint, over_the_bus
 from raftdiff.diffusion.models.blocks import Blocks, blocks_of, in_turn
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.types import Item, Prompt, Selection, silent

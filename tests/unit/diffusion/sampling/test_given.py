@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.models.pictures import decode, encode
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig

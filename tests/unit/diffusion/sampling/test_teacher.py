@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.models.loading import ModelConfig, Parts, load
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.models.pictures import encode
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig, same_vae

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.recipe import load_text_recipe

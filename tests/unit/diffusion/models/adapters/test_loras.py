@@ -11,8 +11,8 @@ from safetensors.torch import load_file, save_file
 from raftdiff.diffusion.export import export
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import checkpoints, tiny
+from raftdiff.diffusion.models.adapters.loras import LoRAConfig, merge, names, published
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.models.loras import LoRAConfig, merge, names, published
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig, make_scheduler
 from raftdiff.errors import UserError

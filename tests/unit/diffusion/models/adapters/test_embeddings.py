@@ -11,7 +11,7 @@ from raftdiff.diffusion.export import export
 from raftdiff.diffusion.families.shared.reading import spelled, tokens_in
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.models import checkpoints, tiny
-from raftdiff.diffusion.models.embeddings import EmbeddingConfig, read, teach
+from raftdiff.diffusion.models.adapters.embeddings import EmbeddingConfig, read, teach
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig, make_scheduler

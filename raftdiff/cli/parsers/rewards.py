@@ -3,7 +3,7 @@
 import argparse
 from pathlib import Path
 
-from raftdiff.cli.options import Commands, add_command, from_one, from_zero, part
+from raftdiff.cli.parsers.options import Commands, add_command, from_one, from_zero, part
 
 
 def add_rewards(commands: Commands) -> list[argparse.ArgumentParser]:

@@ -12,8 +12,9 @@ from pathlib import Path
 from typing import Any, NamedTuple, final
 
 from raftdiff.diffusion.assembly import Assembly, assemble
-from raftdiff.diffusion.comparison import Drawn, judged
-from raftdiff.diffusion.recipe import Recipe, drawing_of, recipe_of
+from raftdiff.diffusion.before_after.comparison import Drawn, judged
+from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.recipe_files import recipe_of
 from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
 from raftdiff.measures.evaluation import draw
@@ -39,7 +40,7 @@ class Checkpoint(NamedTuple):
     """A model as a run left it."""
 
     run: int
-    """Which of the bench's runs."""
+    """Which of the runs side by side."""
     round: int | None
     """After this round; None for the base model."""
 
@@ -60,7 +61,7 @@ class Settings:
 
 
 @final
-class Bench:
+class SideBySide:
     """Models of one or two runs, each loaded when it is first asked for and kept; one drawing at a time.
 
     A picture depends on prompt, seed and place alone, as in ``raftdiff eval``: with the evaluation's own seed and

@@ -12,7 +12,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from raftdiff.diffusion.rated import Outcome, Rated, Trained, doubts, embedded, split, train, write
+from raftdiff.diffusion.found.rated import Outcome, Rated, Trained, doubts, embedded, split, train, write
 from raftdiff.diffusion.sampling.gathering import rated
 from raftdiff.diffusion.sampling.pictures import Found
 from raftdiff.errors import UserError

@@ -13,7 +13,9 @@ import pytest
 import torch
 from PIL import Image
 
-from raftdiff.diffusion.ranked import UNTITLED, Ranked, best, constant, rank, retitled, titled, untitled, write
+from raftdiff.diffusion.found.ranked import Ranked, best, constant, rank
+from raftdiff.diffusion.found.titles import UNTITLED, retitled, titled, untitled
+from raftdiff.diffusion.found.written import write
 from raftdiff.diffusion.sampling import pictures
 from raftdiff.diffusion.sampling.gathering import gathered
 from raftdiff.diffusion.sampling.pictures import Found
@@ -433,7 +435,7 @@ def test_nothing_stays_of_what_was_not_written_whole(tmp_path: Path, monkeypatch
     def interrupted(_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("raftdiff.diffusion.ranked.sheet", interrupted)
+    monkeypatch.setattr("raftdiff.diffusion.found.written.sheet", interrupted)
     with pytest.raises(KeyboardInterrupt):
         write(tmp_path / "out", scored, scored, root=tmp_path, rewards={"redness": {}}, left_out=[])
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]

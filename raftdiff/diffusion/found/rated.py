@@ -9,18 +9,10 @@ import torch
 from jaxtyping import Float, Float32, Int
 from PIL import Image
 
-from raftdiff.diffusion.ranked import ahead
+from raftdiff.diffusion.found.ranked import ahead
 from raftdiff.diffusion.sampling.pictures import Found
 from raftdiff.errors import UserError, counted
-from raftdiff.measures.regression import (
-    STRENGTHS,
-    Correlation,
-    Linear,
-    least_clear,
-    pearson,
-    ridge,
-    spearman,
-)
+from raftdiff.measures.regression import STRENGTHS, Correlation, Linear, least_clear, pearson, ridge, spearman
 from raftdiff.measures.statistics import Estimate, t_interval
 from raftdiff.rewards.aesthetic import Origin, save_head
 from raftdiff.rewards.tower import Tower, pixel_digest

@@ -10,7 +10,7 @@ from pydantic import Field, field_validator
 from torch import Tensor, nn
 
 from raftdiff.diffusion.families.family import Family, Joined, Modules
-from raftdiff.diffusion.models.lora_files import LoRAFile, Update, of_layers, read_lora, updates
+from raftdiff.diffusion.models.adapters.lora_files import LoRAFile, Update, of_layers, read_lora, updates
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import Need, UserError, counted
 from raftdiff.recipes.config import Config

@@ -1,0 +1,6 @@
+"""The four verbs of the loop, each on a round's folder: ``verbs`` samples, scores, selects, tunes and commits.
+
+Import from the modules: ``parts`` (``LoopConfig``, ``Parts``) is what a recipe is assembled into, ``verbs`` is what
+``raft`` and the command line call; ``held_out`` looks at prompts that are not learnt from, ``figures`` says what the
+rewards made of a round, ``bookkeeping`` stands around every stage.
+"""
