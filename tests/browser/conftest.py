@@ -1,4 +1,4 @@
-"""A finished run of the model that ships, its pages served on loopback, and a browser that presses their buttons."""
+"""A finished run of a small random model, its pages served on loopback, and a browser that presses their buttons."""
 
 import shutil
 from collections.abc import Callable, Iterator
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
+from raftdiff.diffusion.models import tiny
 from raftdiff.embedded.scenes.world import draw
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -21,6 +22,9 @@ FLAGS = [
     "--disable-sync",
 ]
 SHORT = (
+    "sampler.height=32",
+    "sampler.width=32",
+    "evaluation.judge=null",
     "loop.rounds=2",
     "loop.candidates=3",
     "loop.prompts_per_round=4",
@@ -28,7 +32,7 @@ SHORT = (
     "sampler.guidance=1",
     "finetuner.steps=2",
     "finetuner.batch_size=4",
-    "finetuner.learning_rate=3e-3",
+    "finetuner.learning_rate=3e-2",
     "evaluation.samples_per_prompt=1",
     "logging.tracker=null",
 )
@@ -47,10 +51,11 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two rounds and an evaluation; not to be written to."""
-    run = tmp_path_factory.mktemp("browser") / "run"
+    folder = tmp_path_factory.mktemp("browser")
+    run, model = folder / "run", f"model.base={tiny.write_folder(folder / 'sd15', 'sd15')}"
     captions = ", ".join(scene.caption for scene in draw(HELD_OUT, seed=0, held_out=True))
     held_out = ("evaluation.prompts.file=null", f"evaluation.prompts.captions=[{captions}]")
-    assert main(["train", "demo", "--out", str(run), *SHORT, *held_out]) == 0
+    assert main(["train", "demo", "--out", str(run), model, *SHORT, *held_out]) == 0
     assert main(["eval", str(run)]) == 0
     return run
 

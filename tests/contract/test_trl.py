@@ -6,6 +6,8 @@ TRL is a development dependency: where it is missing, these tests fail.
 
 import warnings
 from collections import defaultdict
+from functools import cache
+from importlib import import_module
 from types import SimpleNamespace
 
 import numpy as np
@@ -27,18 +29,30 @@ from raftdiff.llm.learning.preference_losses import (
 from raftdiff.llm.model.tokens import aggregate, entropy, log_probabilities, means, sums
 from raftdiff.selection.advantages import dr_grpo, grpo, kl_corrected, rloo
 
-with warnings.catch_warnings():  # what importing somebody else's package warns of is not our failure
-    warnings.simplefilter("ignore")
-    from trl.experimental.cpo.cpo_trainer import CPOTrainer
-    from trl.experimental.orpo.orpo_trainer import ORPOTrainer
-    from trl.trainer.dpo_trainer import DPOTrainer
-    from trl.trainer.grpo_trainer import GRPOTrainer
-    from trl.trainer.kto_trainer import KTOTrainer
-    from trl.trainer.rloo_trainer import RLOOTrainer
-    from trl.trainer.utils import entropy_from_logits, selective_log_softmax
-
 SEEDS = range(3)
 NAN = float("nan")
+
+
+TRL = {
+    "CPOTrainer": "experimental.cpo.cpo_trainer",
+    "ORPOTrainer": "experimental.orpo.orpo_trainer",
+    "DPOTrainer": "trainer.dpo_trainer",
+    "GRPOTrainer": "trainer.grpo_trainer",
+    "KTOTrainer": "trainer.kto_trainer",
+    "RLOOTrainer": "trainer.rloo_trainer",
+    "entropy_from_logits": "trainer.utils",
+    "selective_log_softmax": "trainer.utils",
+}
+"""What is compared with, and where it lies."""
+
+
+@cache
+def trl():
+    """TRL's own, imported by whoever runs these tests and not by whoever only collects them: it takes long."""
+    with warnings.catch_warnings():  # what importing somebody else's package warns of is not our failure
+        warnings.simplefilter("ignore")
+        found = {name: getattr(import_module(f"trl.{module}"), name) for name, module in TRL.items()}
+    return SimpleNamespace(**found)
 
 
 def same(ours, theirs):
@@ -124,8 +138,8 @@ def trainer(**attributes):
 def test_log_probabilities_and_entropy(seed):
     torch.manual_seed(seed)
     logits, ids = 3 * torch.randn(4, 6, 11), torch.randint(11, (4, 6))
-    same(log_probabilities(logits, ids), selective_log_softmax(logits[:, :-1], ids[:, 1:]))
-    same(entropy(logits), entropy_from_logits(logits))
+    same(log_probabilities(logits, ids), trl().selective_log_softmax(logits[:, :-1], ids[:, 1:]))
+    same(entropy(logits), trl().entropy_from_logits(logits))
 
 
 # --- pairs ---
@@ -144,7 +158,7 @@ def trl_dpo(loss_type, policy, reference, mask, *, smoothing=0.0, beta=0.3):
         precompute_ref_logps=False,
         use_weighting=False,
     )
-    return DPOTrainer._compute_loss(stand_in, stand_in.model, tokens_of(mask), False)
+    return trl().DPOTrainer._compute_loss(stand_in, stand_in.model, tokens_of(mask), False)
 
 
 def h_of(policy, reference, mask, reduce):
@@ -182,7 +196,7 @@ def test_smoothed_dpo(seed):
     same(dpo(h, 0.3, smoothing=0.2).mean(), trl_dpo("aot", policy, reference, mask, smoothing=0.2))
     h = torch.randn(20)
     stand_in = trainer(alpha=0.0, beta=0.3, loss_type="sigmoid", label_smoothing=0.2)
-    same(dpo(h, 0.3, smoothing=0.2), CPOTrainer.cpo_loss(stand_in, h, torch.zeros(20))[0])
+    same(dpo(h, 0.3, smoothing=0.2), trl().CPOTrainer.cpo_loss(stand_in, h, torch.zeros(20))[0])
 
 
 @pytest.mark.parametrize("seed", SEEDS)
@@ -190,8 +204,9 @@ def test_simpo_and_orpo(seed):
     torch.manual_seed(seed)
     avg_c, avg_r = -4 * torch.rand(2, 20)
     stand_in = trainer(alpha=0.0, beta=2.0, simpo_gamma=0.7, loss_type="simpo", label_smoothing=0.0)
-    same(simpo(avg_c, avg_r, 2.0, 0.7), CPOTrainer.cpo_loss(stand_in, avg_c, avg_r)[0])
-    gains = ORPOTrainer.odds_ratio_loss(trainer(beta=0.25), avg_c, avg_r)[0]  # TRL adds the chosen answer's NLL later
+    same(simpo(avg_c, avg_r, 2.0, 0.7), trl().CPOTrainer.cpo_loss(stand_in, avg_c, avg_r)[0])
+    # TRL adds the chosen answer's NLL later
+    gains = trl().ORPOTrainer.odds_ratio_loss(trainer(beta=0.25), avg_c, avg_r)[0]
     same(orpo(avg_c, avg_r, 0.25) + avg_c, -gains)
 
 
@@ -217,7 +232,7 @@ def test_kto(seed, drift):
         precompute_ref_logps=False,
     )
     stand_in._compute_kl_logps = lambda model, batch: mismatched if model is stand_in.model else torch.zeros(8)
-    expected = KTOTrainer._compute_loss(stand_in, stand_in.model, {**tokens_of(mask), "label": labels}, False)
+    expected = trl().KTOTrainer._compute_loss(stand_in, stand_in.model, {**tokens_of(mask), "label": labels}, False)
     same(loss, expected)
     loss.backward()
     expected.backward()
@@ -261,7 +276,7 @@ def trl_advantages(method, rewards, *, kl=None, beta=0.0, scale_rewards="group")
         _get_per_token_logps_and_entropies=lambda which, *_, **__: (old if which is model else 0 * old, None, None),
     )
     texts = ["a"] * rows
-    if method is RLOOTrainer:
+    if method is trl().RLOOTrainer:
         stand_in._generate = lambda _: (ids, ids, texts)
     else:
         stand_in._generate = lambda _: (ids, ids, None, texts, None, {}, None, None)
@@ -285,18 +300,18 @@ def advantages_same(ours, theirs):
 def test_grpo_advantages(seed):
     r = table(seed)
     complete = np.delete(r, 3, axis=0)  # TRL's deviation of a single value is NaN, which makes 0 of it: ours too
-    advantages_same(grpo(complete), trl_advantages(GRPOTrainer, complete))
-    advantages_same(grpo(r), trl_advantages(GRPOTrainer, r))
-    advantages_same(dr_grpo(r), trl_advantages(GRPOTrainer, r, scale_rewards="none"))
+    advantages_same(grpo(complete), trl_advantages(trl().GRPOTrainer, complete))
+    advantages_same(grpo(r), trl_advantages(trl().GRPOTrainer, r))
+    advantages_same(dr_grpo(r), trl_advantages(trl().GRPOTrainer, r, scale_rewards="none"))
 
 
 @pytest.mark.parametrize("seed", SEEDS)
 def test_rloo_advantages_with_and_without_the_kl_in_the_reward(seed):
     r = table(seed)
-    advantages_same(rloo(r), trl_advantages(RLOOTrainer, r))
+    advantages_same(rloo(r), trl_advantages(trl().RLOOTrainer, r))
     kl = np.random.default_rng(seed + 100).normal(size=r.shape)
     ours = rloo(kl_corrected(r, kl, np.zeros_like(kl), 0.05))
-    advantages_same(ours, trl_advantages(RLOOTrainer, r, kl=kl, beta=0.05))
+    advantages_same(ours, trl_advantages(trl().RLOOTrainer, r, kl=kl, beta=0.05))
 
 
 GRPO_LOSSES = [
@@ -345,7 +360,7 @@ def test_grpo_losses(loss_type, how, beta, seed):
         "ref_per_token_logps": reference,
         "num_items_in_batch": mask.sum(),
     }
-    expected = GRPOTrainer._compute_loss(stand_in, None, batch)
+    expected = trl().GRPOTrainer._compute_loss(stand_in, None, batch)
     same(loss, expected)
     loss.backward()
     expected.backward()
@@ -378,7 +393,7 @@ def test_rloo_loss(seed):
         "advantages": advantages,
         "old_logps": sums(old, mask),
     }
-    expected = RLOOTrainer._compute_loss(stand_in, None, batch)
+    expected = trl().RLOOTrainer._compute_loss(stand_in, None, batch)
     same(loss, expected)
     loss.backward()
     expected.backward()

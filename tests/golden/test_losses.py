@@ -27,10 +27,16 @@ CHANGES: dict[str, dict[str, object]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[tiny.Kind, Path]:
+    root = tmp_path_factory.mktemp("models")
+    return {kind: tiny.write_folder(root / kind, kind) for kind in KINDS}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", CHANGES)
-def test_losses_are_what_they_were(kind: tiny.Kind, name: str, tmp_path: Path) -> None:
-    parts = load(ModelConfig(base=str(tiny.write_folder(tmp_path / kind, kind)), device="cpu"))
+def test_losses_are_what_they_were(kind: tiny.Kind, name: str, folders: dict[tiny.Kind, Path]) -> None:
+    parts = load(ModelConfig(base=str(folders[kind]), device="cpu"))
     options = {"learning_rate": 3e-3, "steps": 1, "batch_size": 4, "exposures": None, **CHANGES[name]}
     tuner = DiffusionFineTunerConfig(**options).build(parts, total_rounds=4, guidance=2.0, seed=0)
     generator = torch.Generator().manual_seed(0)

@@ -79,7 +79,7 @@ SMALL = Size(
     reader=("--batch=4", "--most=2", "--seed=11"),
     unet=("--batch=4", "--pool=8", "--scenes=40", "--most=2"),
     compiled=False,
-    prompts=2,
+    prompts=1,
     guidance=(3.0,),
     seeds=(0,),
     sheet=8,
