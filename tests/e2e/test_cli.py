@@ -499,10 +499,10 @@ def test_ctrl_c_leaves_a_run_that_continues(
 
     with monkeypatch.context() as patch:
         patch.setattr(sampler, "decode", interrupted)
-        status, _, err = said(capsys, "train", recipe, "--out", "run")
+        status, _, err = said(capsys, "train", recipe, "--out", "run", "loop.rounds=1")
         assert status == 130
         assert "the same command continues" in err
-    assert said(capsys, "train", recipe, "--out", "run")[0] == 0
+    assert said(capsys, "train", recipe, "--out", "run", "loop.rounds=1")[0] == 0
 
 
 def test_help_loads_no_library_that_takes_its_time() -> None:

@@ -92,7 +92,7 @@ def test_it_trains_and_evaluates(name: str, model: Path, tmp_path: Path) -> None
         "model.device=cpu",
         "prompts.limit=3",
         "sampler.decoding.max_new_tokens=8",
-        "loop={rounds: 2, prompts_per_round: 2, candidates: 4}",
+        "loop={rounds: 1, prompts_per_round: 2, candidates: 4}",
         "evaluation.prompts.limit=2",
         "logging.tracker=null",
     ]

@@ -238,7 +238,7 @@ def test_methods_side_by_side(recipe: Path, capsys: pytest.CaptureFixture[str]) 
         "--methods",
         "words.yaml,pairs.yaml",
         "--rounds",
-        "2",
+        "1",
         "--prompts",
         "3",
         "--candidates",

@@ -117,9 +117,9 @@ def drawing(**changes):
     return DiffusionSamplerConfig(**{"steps": 3, "guidance": 3.0, "scheduler": "euler", "batch_size": 3, **changes})
 
 
-def draw(parts, **changes):
+def draw(parts, done=frozenset(), **changes):
     sampler = drawing(**changes).build(parts)
-    return list(sampler.sample(PROMPTS, per_prompt=2, seed=0, round=0, done=set()))
+    return list(sampler.sample(PROMPTS, per_prompt=2, seed=0, round=0, done=set(done)))
 
 
 def latents(samples):
@@ -156,15 +156,16 @@ def plain_pipeline(folder, parts):
 @pytest.mark.parametrize("solver", ["euler", "dpm++", "unipc"])
 def test_the_picture_is_the_one_that_diffusers_draws(parts, solver):
     config = drawing(scheduler=solver, batch_size=1)
-    ours = draw(parts, scheduler=solver, batch_size=1)
+    ours = draw(parts, {("a", 0), ("b", 1)}, scheduler=solver, batch_size=1)
     pipeline = getattr(diffusers, parts.family.pipeline)(
         **parts.modules, scheduler=make_scheduler(config, parts), **parts.family.pipeline_arguments()
     )
     if (parts.family.pipeline, solver) in COUNTED:
         place = pipeline.scheduler.set_timesteps
         pipeline.scheduler.set_timesteps = lambda sigmas, device, mu: place(len(sigmas), device=device)
-    theirs = drawn_by_diffusers(pipeline, ours[1:3], 3.0)
-    torch.testing.assert_close(latents(ours[1:3]), theirs, atol=1e-5, rtol=1e-5)
+    assert [(one.prompt.id, one.index) for one in ours] == [("a", 1), ("b", 0)]
+    theirs = drawn_by_diffusers(pipeline, ours, 3.0)
+    torch.testing.assert_close(latents(ours), theirs, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("config", [{"scheduler": "euler_a", "guidance": 1.0}, {"scheduler": "dpm++"}])

@@ -139,14 +139,14 @@ def test_it_learns_the_selected_pictures(models, kind, loss_on):
 @pytest.mark.parametrize(("kind", "changes"), KINDS)
 def test_it_resumes_to_the_bit(models, kind, changes):
     samples = pictures()
-    straight = tuner(models[kind], steps=3, **changes)
+    straight = tuner(models[kind], steps=2, **changes)
     start = straight.state_dict()
     straight.fit(selection(samples), samples, seed=1, report=silent)
     saved = straight.state_dict()
     assert not same(start, saved)
     straight.fit(selection(samples), samples, seed=2, report=silent)
 
-    resumed = tuner(models[kind], steps=3, **changes)
+    resumed = tuner(models[kind], steps=2, **changes)
     resumed.load_state_dict(saved)
     assert same(resumed.state_dict(), saved)
     resumed.fit(selection(samples), samples, seed=2, report=silent)
@@ -158,7 +158,7 @@ def test_it_resumes_to_the_bit(models, kind, changes):
 def test_the_base_stays_within_reach(models, kind, changes):
     untouched = predictions(load(ModelConfig(base=str(models[kind]))))
     samples = pictures()
-    learner = tuner(models[kind], steps=3, **changes)
+    learner = tuner(models[kind], steps=2, **changes)
     torch.testing.assert_close(predictions(learner.parts), untouched, atol=1e-5, rtol=1e-5)  # it starts as no change
     learner.fit(selection(samples), samples, seed=1, report=silent)
     tuned = predictions(learner.parts)

@@ -158,7 +158,7 @@ UNCUT = {**SFT, **POLICY, **KL, **HOOKS, **PAIRS, **RANKED, **KTO}
 def test_how_a_step_is_cut_into_passes_changes_nothing(folder, name):
     """Also a test of padding: alone in its pass, a row has none."""
     objective, kind = UNCUT[name]
-    samples = random_answers(open_lm(folder))
+    samples = random_answers(open_lm(folder), per_prompt=2)
     whole = moved(tuner(folder, objective=objective, adapter="full", learning_rate=1e-3))
     expected, figures = gradients(whole, samples, kind)
     assert largest(expected) > 1e-3
@@ -452,7 +452,7 @@ STATES = {
 def resumed(folder, kind, **options):
     """State dicts of two rounds in one fine-tuner, and of one round in each of two."""
     straight = tuner(folder, batch_size=5, **options)
-    samples = [random_answers(straight.lm, round=0), random_answers(straight.lm, round=1)]
+    samples = [random_answers(straight.lm, number, per_prompt=2) for number in (0, 1)]
     start = straight.state_dict()
     fit(straight, samples[0], kind, seed=1)
     saved = straight.state_dict()

@@ -1,6 +1,7 @@
 """What the objectives make of a batch: the pure functions' losses, on the answers' tokens and nothing else."""
 
 import math
+from functools import cache
 
 import numpy as np
 import pytest
@@ -92,15 +93,22 @@ def close(one, other, **tolerance):
         torch.testing.assert_close(one[name], other[name], **{"rtol": 1e-4, "atol": 1e-6, **tolerance})
 
 
-def moved(folder, objective, **changes):
-    """A fine-tuner after a round of another kind of learning: policy, base and sampler are three."""
+@cache
+def taught(folder):
+    """Answers, and the adapter after two rounds of another kind of learning from them; not to be changed."""
     teacher = tuner(folder, {"type": "sft"})
     samples = answers(teacher.lm)
     weights = (1.0, 0.1, 2.0, 0.5, 0.0, 3.0, 0.2, 1.0)
     for seed in (3, 4):
         fit(teacher, Selection("weighted", tuple(map(lambda k, w: Item((k,), w), samples, weights))), samples, seed)
+    return samples, teacher.state_dict()["adapter"]
+
+
+def moved(folder, objective, **changes):
+    """A fine-tuner after a round of another kind of learning: policy, base and sampler are three."""
+    samples, adapter = taught(folder)
     learner = tuner(folder, objective, **changes)
-    learner.load_state_dict({"adapter": teacher.state_dict()["adapter"]})
+    learner.load_state_dict({"adapter": {name: weight.clone() for name, weight in adapter.items()}})
     return learner, samples
 
 
