@@ -121,6 +121,7 @@ def split(network: nn.Module, blocks: Sequence[Any], device: torch.device) -> No
     order = Order(blocks)
     for place, block in enumerate(blocks):
         block.register_forward_pre_hook(lambda *_, place=place: order.asked(place), prepend=True)
+        block.register_forward_hook(_let_go)
     blocks[0].register_forward_pre_hook(lambda *_: _begin(), prepend=True)
     _here.network = network
     processes.meanwhile(lambda: _lend(blocks))
@@ -155,6 +156,13 @@ def demand_fit(network: object, adapter: str, dtype: torch.dtype, precision: tor
             "finetuner.precision: float32 holds all weights in float32 while it trains, and model.sharded leaves them "
             "in model.dtype. Make them equal."
         )
+
+
+def _let_go(block: Any, *_: Any) -> None:
+    """Drop what was gathered. torch 2.7 keeps it in a block that stands by itself; on the way back, where checkpointed
+    blocks are computed again, it is still needed."""
+    if torch._C._current_graph_task_id() == -1:
+        block.reshard()
 
 
 def _begin() -> None:
