@@ -119,10 +119,11 @@ def split(network: nn.Module, blocks: Sequence[Any], device: torch.device) -> No
         if id(weight) not in inside:
             weight.data = weight.data.to(device)
     order = Order(blocks)
+    blocks[0].register_forward_pre_hook(lambda *_: _begin(), prepend=True)
     for place, block in enumerate(blocks):
+        # the later is prepended, the earlier it comes: a pass that was left half made is told before anybody waits
         block.register_forward_pre_hook(lambda *_, place=place: order.asked(place), prepend=True)
         block.register_forward_hook(_let_go)
-    blocks[0].register_forward_pre_hook(lambda *_: _begin(), prepend=True)
     _here.network = network
     processes.meanwhile(lambda: _lend(blocks))
 
