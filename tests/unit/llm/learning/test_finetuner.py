@@ -158,7 +158,7 @@ UNCUT = {**SFT, **POLICY, **KL, **HOOKS, **PAIRS, **RANKED, **KTO}
 def test_how_a_step_is_cut_into_passes_changes_nothing(folder, name):
     """Also a test of padding: alone in its pass, a row has none."""
     objective, kind = UNCUT[name]
-    samples = random_answers(open_lm(folder), per_prompt=2)
+    samples = random_answers(open_lm(folder))
     whole = moved(tuner(folder, objective=objective, adapter="full", learning_rate=1e-3))
     expected, figures = gradients(whole, samples, kind)
     assert largest(expected) > 1e-3
