@@ -59,7 +59,7 @@ def test_finetuner(folder, parts, config):
     selection = Selection("weighted", tuple(Item((key,)) for key in samples))
 
     def build():
-        tuner = DiffusionFineTunerConfig(steps=2, batch_size=2, **config)
+        tuner = DiffusionFineTunerConfig(steps=1, batch_size=2, **config)
         return tuner.build(model(folder), total_rounds=3, guidance=2.0, seed=0)
 
     check_finetuner(build, selection, samples).demand()

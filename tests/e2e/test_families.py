@@ -53,7 +53,8 @@ def test_a_recipe_that_ships_trains_evaluates_and_exports(
     kind, form = RECIPES[recipe]
     folder = tiny.write_folder(tmp_path / "model", kind)
     run = tmp_path / "run"
-    assert main(["train", recipe, f"model.base={folder}", *SMALL, "--out", str(run)]) == 0
+    looked = f"evaluation.every_round={int(bool(form))}"
+    assert main(["train", recipe, f"model.base={folder}", *SMALL, looked, "--out", str(run)]) == 0
     (round_,) = Run.open(run).metrics()
     assert round_["candidates"] == 4
     assert round_["tune"]["prediction_drift"] > 0

@@ -179,7 +179,7 @@ def test_finetuner_resumes_to_the_bit(folder, parts):
     selection = Selection("weighted", tuple(Item((key,)) for key in samples))
 
     def build():
-        tuner = DiffusionFineTunerConfig(steps=2, batch_size=2, ema=0.9)
+        tuner = DiffusionFineTunerConfig(steps=1, batch_size=2, ema=0.9)
         return tuner.build(opened(folder), total_rounds=3, guidance=2.0, seed=0)
 
     check_finetuner(build, selection, samples).demand()
