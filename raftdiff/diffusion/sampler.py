@@ -187,11 +187,14 @@ class DiffusionSampler:
         return self._evaluations
 
     def solver(self, size: Size | None = None) -> Any:
-        """The scheduler of diffusers, its steps set for pictures of this size, the main one by default."""
+        """The scheduler of diffusers, its steps set for pictures of this size, the main one by default. It counts them
+        on the CPU: to look one up where a GPU has them, it would wait for all that the GPU has yet to do."""
         parts, pixels = self.parts, size or self.sizes[0]
         with warnings.catch_warnings():  # diffusers asks numpy for an array in a way that numpy 2 deprecates
             warnings.simplefilter("ignore", DeprecationWarning)
-            parts.family.set_steps(self.scheduler, self.config.steps, parts.modules, pixels=pixels, device=parts.device)
+            parts.family.set_steps(
+                self.scheduler, self.config.steps, parts.modules, pixels=pixels, device=torch.device("cpu")
+            )
         return self.scheduler
 
     def _draw(self, size: Size, batch: Sequence[Job], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
@@ -279,7 +282,7 @@ class DiffusionSampler:
             # flows see what they step on
             seen = solver.scale_model_input(latents, timestep) if hasattr(solver, "scale_model_input") else latents
             rows = seen if away is None else torch.cat([seen, seen])
-            predicted = parts.ask(parts.network, rows.to(parts.dtype), timestep, context).float()
+            predicted = parts.ask(parts.network, rows.to(parts.dtype), timestep.to(parts.device), context).float()
             self._evaluations += len(rows)
             if away is not None:
                 without, told = predicted.chunk(2)

@@ -1,5 +1,7 @@
 """The loop learns, in a toy world where a picture is one colour; and a killed run gives the same to the bit."""
 
+import gc
+import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
@@ -391,6 +394,17 @@ def test_a_kill_while_candidates_are_taken_over_changes_nothing(
     assert len(run.round(1).rows()) == 48
     one, other = states(tmp_path / "whole"), states(tmp_path / "killed")
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_round_leaves_no_tensor_picture_file_or_thread_behind(tmp_path: Path) -> None:
+    def held() -> tuple[int, int, int]:
+        gc.collect()
+        kept = sum(type(it) in (torch.Tensor, Image.Image, Sample) for it in gc.get_objects())
+        return kept, len(list(Path("/proc/self/fd").iterdir())), threading.active_count()
+
+    run = Run.create(tmp_path / "run", ToyRecipe(), seed=0)
+    seen = [held() for _ in raft(run, toy_parts(rounds=5, replay_rounds=1))]
+    assert seen[2] == seen[3] == seen[4]
 
 
 def test_early_stop_when_the_held_out_reward_has_not_risen() -> None:
