@@ -117,7 +117,9 @@ class LMFineTuner:
                 step = [taught[place] for place in places]
                 point = self._reference_point(step, taught) if self.requires.kinds == ("labelled",) else None
                 self._step(step, index / len(plan), fold(seed, index), rate, tally, point=point)
+                self.course.look(tally)
                 report(index + 1, len(plan))
+        self.course.read(tally)
         self.course.finish()
         return {"loss": 0.0, **tally.figures(), **known, "items": float(tally.items)}
 
@@ -196,10 +198,10 @@ class LMFineTuner:
                 loss, figures = self.objective.loss(lesson, whole, self.network, moment)
                 torch.autograd.backward(loss)
             moment = moment._replace(first=moment.first + len(lesson.weight))
-            tally.sums["loss"] += float(loss.detach()) * whole.items
+            tally.add("loss", loss, whole.items)
             tally.evaluations += int(lesson.batch.attention.sum())
             for name, value in figures.items():
-                tally.sums[name] += value * len(part)
+                tally.add(name, value, len(part))
         tally.took(whole.items, norm=self._update(rate), rate=rate)
 
     def _computed(self, taught: Sequence[Taught]) -> list[Taught]:
@@ -208,8 +210,8 @@ class LMFineTuner:
             return list(taught)
         return [one for one in taught if one.item.weight != 0]
 
-    def _update(self, rate: float) -> float:
-        """Let the gradients act: clipped, stepped. Returns their norm before clipping."""
+    def _update(self, rate: float) -> Tensor | float:
+        """Let the gradients act: clipped, stepped. Returns their norm before clipping, unread."""
         if all(parameter.grad is None for parameter in self.trainable.parameters.values()):
             return 0.0
         return self.course.step(rate)

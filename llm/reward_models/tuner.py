@@ -135,8 +135,9 @@ class RewardTuner:
                 drawn = fold(self.seed, "step", step)
                 self._step([rows[place] for place in plan[step]], shown, step / len(plan), drawn, tally)
                 report(done, len(part))
-        figures = tally.figures()
         with _in_the_words_of_this_recipe():
+            self.course.read(tally)
+            figures = tally.figures()
             self.course.finish(loss=figures.get("loss", 0.0))
         return {**figures, "pairs": float(tally.items)}
 
@@ -201,6 +202,7 @@ class RewardTuner:
         rate = self.course.rate(progress)
         with _in_the_words_of_this_recipe():
             tally.took(len(pairs), norm=self.course.step(rate), rate=rate)
+            self.course.look(tally)
 
     def _descend(self, pairs: Sequence[Taught], seed: int, tally: Tally) -> None:
         """Add the gradient of the loss of these pairs to ``.grad``."""
@@ -211,9 +213,9 @@ class RewardTuner:
             with self._drawing(fold(seed, "dropout", place)):
                 found = self.objective.loss(part, whole)
                 torch.autograd.backward(found.loss)
-            tally.sums["loss"] += float(found.loss.detach()) * whole.pairs
+            tally.add("loss", found.loss, whole.pairs)
             for name, value in found.figures.items():
-                tally.sums[name] += value * len(part)
+                tally.add(name, value, len(part))
             tally.evaluations += (
                 _length(row for one in part for row in (one.chosen, one.rejected)) * self.objective.readings
             )
@@ -226,7 +228,7 @@ class RewardTuner:
             with self._drawing(fold(seed, "policy", place)):
                 j = self.objective.separation(part) * (len(part) / len(shown))
                 torch.autograd.backward(j)
-            tally.sums["separation"] += float(j.detach()) * pairs
+            tally.add("separation", j, pairs)
             tally.evaluations += _length(row for answers in part for row in answers)
 
     def _training(self) -> AbstractContextManager[None]:

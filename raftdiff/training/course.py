@@ -1,16 +1,25 @@
-"""Where a training stands between its rounds: the weights, their optimizer, and how far both have come."""
+"""Where a training stands between its rounds: the weights, their optimizer, and how far both have come.
+
+What a step's loss and gradients come to stays on their device, and is read about once a second: to read a number is to
+wait for a GPU, which could have been given the next step meanwhile.
+"""
 
 import math
+import time
 from collections import defaultdict
 from dataclasses import dataclass, field
 from typing import Protocol, final, runtime_checkable
 
 import torch
+from torch import Tensor
 
 from raftdiff.errors import UserError
 from raftdiff.training import optimizer, processes
 from raftdiff.training.trainable import Trainable, on_cpu
 from raftdiff.types import State
+
+READ_SECONDS = 1.0
+"""How long figures may wait to be read, and gradients that are no numbers to be found out."""
 
 
 @runtime_checkable
@@ -42,11 +51,37 @@ class Tally:
     """The last learning rate."""
     sums: dict[str, float] = field(default_factory=lambda: defaultdict(float))
     """Of whatever else is told, each over the items."""
+    waiting: list[tuple[str, Tensor, float]] = field(default_factory=list)
+    """Figures that are not read yet, with what they count for; the norms of gradients have no name."""
+    read_at: float = field(default_factory=time.monotonic)
 
-    def took(self, items: int, *, norm: float, rate: float) -> None:
+    def add(self, name: str, value: Tensor | float, times: float = 1.0) -> None:
+        """Add ``value``, so many times, to the sum of this name; a tensor of one number when it is read."""
+        if isinstance(value, Tensor):
+            self.waiting.append((name, value.detach(), times))
+        else:
+            self.sums[name] += value * times
+
+    def took(self, items: int, *, norm: Tensor | float, rate: float) -> None:
         """Count a step."""
-        self.items, self.steps = self.items + items, self.steps + 1
-        self.norm, self.rate = self.norm + norm, rate
+        self.items, self.steps, self.rate = self.items + items, self.steps + 1, rate
+        if isinstance(norm, Tensor):
+            self.waiting.append(("", norm, 1.0))
+        else:
+            self.norm += norm
+
+    def read(self) -> list[float]:
+        """Read what waits, at once; returns the norms that did."""
+        waiting, self.waiting, self.read_at = self.waiting, [], time.monotonic()
+        values = torch.stack([value.double() for _, value, _ in waiting]).tolist() if waiting else []
+        norms = []
+        for (name, _, times), value in zip(waiting, values, strict=True):
+            if name:
+                self.sums[name] += value * times
+            else:
+                norms.append(value)
+                self.norm += value
+        return norms
 
     def gather(self) -> None:
         """Take in what the other processes that shared the steps have summed up, in the first of them."""
@@ -87,15 +122,28 @@ class Course:
         pace = self.pace
         return optimizer.learning_rate(pace.learning_rate, pace.lr_schedule, progress, self.steps, pace.warmup_steps)
 
-    def step(self, rate: float) -> float:
-        """Let the gradients act. Returns their norm before clipping.
-
-        Raises:
-            UserError: the gradients are no longer numbers.
-        """
-        norm = optimizer.step(self.optimizer, rate, self.pace.max_grad_norm, number=self.steps + 1)
+    def step(self, rate: float) -> Tensor:
+        """Let the gradients act. Returns their norm before clipping, unread."""
+        norm = optimizer.clip(self.optimizer, self.pace.max_grad_norm)
+        optimizer.act(self.optimizer, rate)
         self.steps += 1
         return norm
+
+    def read(self, tally: Tally) -> None:
+        """Read what waits in ``tally``, of which the last step is the last that was made.
+
+        Raises:
+            UserError: the gradients of a step were no numbers, which the weights now are not either.
+        """
+        norms = tally.read()
+        for step, norm in enumerate(norms, self.steps - len(norms) + 1):
+            optimizer.check_norm(norm, self.optimizer, step=step)
+
+    def look(self, tally: Tally) -> None:
+        """``read``, where that is not just done. Processes that share steps, and wait for each other in every one, read
+        each: so all find out in the same."""
+        if processes.sharing().size > 1 or time.monotonic() - tally.read_at >= READ_SECONDS:
+            self.read(tally)
 
     def finish(self, *, loss: float = 0.0) -> None:
         """Close a round, whose mean loss is ``loss``.

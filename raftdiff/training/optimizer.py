@@ -4,6 +4,7 @@ import math
 from collections.abc import Mapping
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from raftdiff.errors import UserError
@@ -77,48 +78,49 @@ def _like(live: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(live, dtype=value.dtype).copy_(value)
 
 
-def clip(
-    optimizer: torch.optim.Optimizer,
-    max_norm: float | None,
-    *,
-    step: int,
-    scaled: bool = False,
-    where: str = "finetuner",
-) -> Tensor:
-    """Shorten the gradients to ``max_norm``; returns their norm before. ``step`` counts from 1, and ``where`` is the
-    part of the recipe that says the learning rate: for the sentence.
-
-    With ``scaled`` gradients an overflow is no error: the scaler skips the step.
-
-    Raises:
-        UserError: the gradients are no longer numbers.
-    """
+def clip(optimizer: torch.optim.Optimizer, max_norm: float | None) -> Float[Tensor, ""]:
+    """Shorten the gradients to ``max_norm``; returns their norm before, still on their device."""
     parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
-    if not scaled and not torch.isfinite(norm):
-        raise UserError(
-            f"{where}: the loss is no longer a number at step {step}. Lower {where}.learning_rate "
-            f"(now {optimizer.defaults['lr']:g}), or train in float32 (finetuner.precision)."
-        )
     if max_norm is not None:
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
     return norm
 
 
-def step(
-    optimizer: torch.optim.Optimizer, rate: float, max_norm: float | None, *, number: int, where: str = "finetuner"
-) -> float:
-    """Let the gradients act at this learning rate: clipped, stepped, gone. Returns their norm before clipping.
+def check_norm(norm: float, optimizer: torch.optim.Optimizer, *, step: int, where: str = "finetuner") -> None:
+    """Whether the gradients of a step were numbers. ``step`` counts from 1, and ``where`` is the part of the recipe
+    that says the learning rate: for the sentence.
 
     Raises:
-        UserError: as ``clip``, whose ``step`` is ``number``.
+        UserError: they were not.
     """
-    norm = clip(optimizer, max_norm, step=number, where=where)
+    if not math.isfinite(norm):
+        raise UserError(
+            f"{where}: the loss is no longer a number at step {step}. Lower {where}.learning_rate "
+            f"(now {optimizer.defaults['lr']:g}), or train in float32 (finetuner.precision)."
+        )
+
+
+def act(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Let the gradients act at this learning rate, and forget them."""
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return float(norm)
+
+
+def step(
+    optimizer: torch.optim.Optimizer, rate: float, max_norm: float | None, *, number: int, where: str = "finetuner"
+) -> float:
+    """Let the gradients act at this learning rate: clipped, checked, stepped, gone. Returns their norm before clipping.
+
+    Raises:
+        UserError: as ``check_norm``, whose ``step`` is ``number``; the weights are then as before.
+    """
+    norm = float(clip(optimizer, max_norm))
+    check_norm(norm, optimizer, step=number, where=where)
+    act(optimizer, rate)
+    return norm
 
 
 def check_weights(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, where: str = "finetuner") -> None:
@@ -128,8 +130,9 @@ def check_weights(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimize
     Raises:
         UserError: a weight is no number, or larger than any that is of use.
     """
-    for name, weight in weights.items():
-        largest = float(weight.detach().abs().max()) if weight.numel() else 0.0
+    held = {name: weight.detach() for name, weight in weights.items() if weight.numel()}
+    most = torch.stack([weight.abs().max() for weight in held.values()]).tolist() if held else []
+    for name, largest in zip(held, most, strict=True):
         if not largest < LARGEST:
             raise UserError(
                 f"{where}: the steps of this round made weights of {largest:g} ('{name}'), which nothing can be "
@@ -144,8 +147,7 @@ def update_average(average: Mapping[str, Tensor], live: Mapping[str, Tensor], de
     ever; ``step`` counts from 0.
     """
     weight = 1.0 - min(decay, (1 + step) / (10 + step))
-    for name, shadow in average.items():
-        shadow.lerp_(live[name], weight)
+    torch._foreach_lerp_(list(average.values()), [live[name] for name in average], weight)
 
 
 def learning_rate(base: float, kind: str, progress: float, step: int, warmup: int) -> float:

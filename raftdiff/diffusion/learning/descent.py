@@ -36,18 +36,13 @@ class Descent:
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(self.scaler.scale(loss))
 
-    def step(self, rate: float) -> float:
-        """Let the gradients act. Returns their norm before clipping; 0 of a step that is left out because float16
-        overflowed in it.
-
-        Raises:
-            UserError: the gradients are no longer numbers.
-        """
+    def step(self, rate: float) -> Tensor:
+        """Let the gradients act. Returns their norm before clipping, unread; 0 of a step that is left out because
+        float16 overflowed in it."""
         course, by = self.course, self.course.optimizer
         processes.add_up(course.trainable.parameters.values())
         self.scaler.unscale_(by)
-        scaled = self.scaler.is_enabled()
-        norm = optimizer.clip(by, course.pace.max_grad_norm, step=course.steps + 1, scaled=scaled)
+        norm = optimizer.clip(by, course.pace.max_grad_norm)
         for group in by.param_groups:
             group["lr"] = rate
         self.scaler.step(by)
@@ -56,7 +51,7 @@ class Descent:
         if self.average is not None and self.ema is not None:
             optimizer.update_average(self.average, course.trainable.live, self.ema, course.steps)
         course.steps += 1
-        return float(norm) if torch.isfinite(norm) else 0.0
+        return norm.nan_to_num(0.0, 0.0, 0.0) if self.scaler.is_enabled() else norm
 
     def state_dict(self) -> State:
         """Everything that the next round depends on, on the CPU."""

@@ -13,11 +13,13 @@ from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
+from raftdiff.diffusion.learning.batches import Policies, part_of
 from raftdiff.diffusion.learning.descent import Descent
 from raftdiff.diffusion.learning.drift import drift
 from raftdiff.diffusion.learning.groups import Group, grouped, held, passes, rows_of, shapes
-from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Part, Steps
+from raftdiff.diffusion.learning.lessons import Endings, Lesson, Noised, Steps
 from raftdiff.diffusion.learning.policy_gradient import Chain
+from raftdiff.diffusion.learning.resident import Resident
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Ddpo, PathRule, RuleConfig, SftConfig
 from raftdiff.diffusion.learning.trainable import attach
@@ -204,7 +206,7 @@ class DiffusionFineTuner:
         by = made(self.trainable.parameters, config.learning_rate, config.betas, config.weight_decay)
         self.course = Course(config, self.trainable, by, total_rounds=total_rounds)
         self.descent = Descent(self.course, parts.device, self.precision, config.ema)
-        self._old: Mapping[str, Tensor] = {}
+        self.policies = Policies(parts, self.trainable, self.precision)
 
     def fit(
         self, selection: Selection, samples: Mapping[Key, Sample[Image]], *, seed: int, report: Report
@@ -224,6 +226,7 @@ class DiffusionFineTuner:
         for name in self.requires.aux:
             held(chosen, name)  # raises before anything is learnt
         sizes, latents = shapes(selection, samples), held(chosen, "latent")
+        shown, embed = self._brought(chosen)
         weights = torch.tensor([item.weight for item in selection.items for _ in item.keys], dtype=torch.float32)
         pictures, at_once = self.config.pictures_an_item, self.config.items_at_once
         items_a_step = at_once * self.config.gradient_accumulation
@@ -238,11 +241,17 @@ class DiffusionFineTuner:
                 generator = torch.Generator().manual_seed(fold(seed, "step", index))
                 groups = []
                 for same in alike(items, sizes):
-                    rows = rows_of(torch.tensor(same), pictures)
+                    rows = rows_of(same, pictures)
                     lesson, these = self._lesson_for(sizes[same[0]]), [chosen[row] for row in rows]
-                    groups.append(grouped(lesson, these, weights[rows], pictures=pictures, generator=generator))
-                self._step(groups, rate=self.course.rate(self.course.progress(index / len(plan))), tally=tally)
+                    these_shown = [shown[row] for row in rows]
+                    groups.append(
+                        grouped(lesson, these, these_shown, weights[rows], pictures=pictures, generator=generator)
+                    )
+                rate = self.course.rate(self.course.progress(index / len(plan)))
+                self._step(groups, embed, rate=rate, tally=tally)
+                self.course.look(tally)
                 report(index + 1, len(plan))
+        self.course.read(tally)
         tally.gather()
         self.course.finish()
         captions = [sample.prompt.learning for sample in chosen[:DRIFT_ROWS]]
@@ -276,59 +285,38 @@ class DiffusionFineTuner:
             return self.lesson
         return replace(self.lesson, chain=self._chains[latent[-2], latent[-1]])  # type: ignore[type-var]
 
-    def _step(self, groups: Sequence[Group], *, rate: float, tally: Tally) -> None:
+    def _brought(self, chosen: Sequence[Sample[Image]]) -> tuple[list[Tensor], Callable[[Sequence[str]], Texts]]:
+        """What is learnt from, on the device where it fits: what is shown of each picture, and who embeds texts."""
+        near, prompts, lesson = Resident(self.parts.device), self.parts.prompts, self.lesson
+        shown = near.tensors(held(chosen, lesson.aux))
+        if self.config.train_text_encoder:
+            return shown, self._encode
+        texts = [text for it in chosen for text in (it.prompt.learning, lesson.against(it.prompt)) if text is not None]
+        near.take(prompts, texts)
+        return shown, lambda texts: near.texts(prompts, texts).to(dtype=torch.float32)
+
+    def _step(
+        self, groups: Sequence[Group], embed: Callable[[Sequence[str]], Texts], *, rate: float, tally: Tally
+    ) -> None:
         """One optimizer step, this process taking every so-manieth item of each size."""
         pictures, at_once = self.config.pictures_an_item, self.config.items_at_once
-        count = sum(len(group.shown) for group in groups) // pictures
+        count, networks = sum(len(group.shown) for group in groups) // pictures, self.policies.networks()
         for group in groups:
             for items, counts in passes(len(group.shown) // pictures, at_once):
-                terms = self._terms(group, items)
+                terms = group.lesson.terms(part_of(group, items, pictures, embed), networks)
                 anchor = terms.anchor / pictures
                 self.descent.backward((terms.loss + anchor) / count * counts)
                 if not counts:
                     continue
-                tally.sums["loss"] += float(terms.loss.detach())
-                tally.sums["anchor"] += float(anchor.detach())
-                for name, value in terms.figures.items():
-                    tally.sums[name] += value
+                for name, value in {"loss": terms.loss, "anchor": anchor, **terms.figures}.items():
+                    tally.add(name, value)
                 tally.evaluations += terms.evaluations
         tally.took(count, norm=self.descent.step(rate), rate=rate)
 
-    def _terms(self, group: Group, items: Tensor) -> losses.Terms:
-        """The loss terms of one batch, some items of a group, on the model's device."""
-        pictures, lesson = self.config.pictures_an_item, group.lesson
-        rows = rows_of(items, pictures)
-        prompts, drawn = [group.prompts[row] for row in rows], group.drawn.rows(items.repeat_interleave(pictures))
-        captions = self._embed([prompt.learning for prompt in prompts])
-        texts = [lesson.against(prompt) for prompt in prompts]
-        each = list(dict.fromkeys(texts))
-        with torch.no_grad():
-            against = self._embed(each)[torch.tensor([each.index(text) for text in texts])]
-        if group.frame is not None:
-            frame = group.frame[rows].to(captions.device)
-            captions, against = replace(captions, frame=frame), replace(against, frame=frame)
-        networks = losses.Networks(self._predict, self._predict_base, self._predict_old)
-        return lesson.terms(Part(group.shown[rows], drawn, captions, against, group.weights[rows], prompts), networks)
-
-    def _embed(self, captions: Sequence[str]) -> Texts:
-        """Cached embeddings, or, where the text encoder is trained, fresh ones with gradient."""
-        if not self.config.train_text_encoder:
-            return self.parts.prompts(captions).to(dtype=torch.float32)
+    def _encode(self, captions: Sequence[str]) -> Texts:
+        """What a text encoder that is trained says of them now, with gradient."""
         with torch.autocast(self.parts.device.type, dtype=self.precision, enabled=self.precision != torch.float32):
             return self.parts.prompts.encode(captions).to(dtype=torch.float32)
-
-    def _predict(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
-        return self.parts.predict(xt, timesteps, texts, self.precision)
-
-    def _predict_base(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
-        """What the base says. The caption is embedded by the text encoder as it is now."""
-        with self.trainable.passed_by():
-            return self._predict(xt, timesteps, texts)
-
-    def _predict_old(self, xt: Tensor, timesteps: Tensor, texts: Texts) -> Tensor:
-        """What the policy said before this round's tuning."""
-        with self.trainable.holding(self._old):
-            return self._predict(xt, timesteps, texts)
 
     @contextmanager
     def _training(self) -> Iterator[None]:
@@ -338,7 +326,7 @@ class DiffusionFineTuner:
         # under autocast the frozen weights stay as they are; without it all must be float32 to be used together
         self.trainable.wake(torch.float32 if self.precision == torch.float32 else self.parts.dtype)
         if self.config.learning.build().reference == "old":
-            self._old = {name: weight.clone() for name, weight in self.descent.policy.items()}
+            self.policies.before = {name: weight.clone() for name, weight in self.descent.policy.items()}
         if self.config.gradient_checkpointing:
             for module in kept_small:
                 module.enable_gradient_checkpointing()
@@ -349,7 +337,7 @@ class DiffusionFineTuner:
             if self.config.gradient_checkpointing:
                 for module in kept_small:
                     module.disable_gradient_checkpointing()
-            self._old = {}
+            self.policies.before = {}
             self.trainable.rest(self.descent.average)
 
 
@@ -384,7 +372,7 @@ def _lesson(
         anchor=config.anchor,
         rule=rule,
     )
-    return Noised(objective, process, config.timesteps, config.offset_noise, config.caption_dropout)
+    return Noised(objective, process.to(parts.device), config.timesteps, config.offset_noise, config.caption_dropout)
 
 
 def _figures(tally: Tally, latents: Sequence[Tensor], pictures: int) -> dict[str, float]:

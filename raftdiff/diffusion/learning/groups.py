@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, final
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL.Image import Image
 from torch import Tensor
 
@@ -18,11 +18,11 @@ from raftdiff.types import Key, Prompt, Sample, Selection
 @final
 @dataclass(frozen=True, slots=True)
 class Group:
-    """Those items of a step whose pictures are of one size, the pictures of an item side by side; on the CPU."""
+    """Those items of a step whose pictures are of one size, the pictures of an item side by side."""
 
     lesson: Lesson[Any]
-    shown: Float[Tensor, "rows ..."]
-    """What the lesson names as its ``aux``."""
+    shown: Sequence[Float[Tensor, "..."]]
+    """What the lesson names as its ``aux``, of each row, on the device or on the CPU; all else is on the CPU."""
     prompts: Sequence[Prompt]
     weights: Float[Tensor, " rows"]
     frame: Float[Tensor, "rows 4"] | None
@@ -34,19 +34,19 @@ class Group:
 def grouped(
     lesson: Lesson[Any],
     samples: Sequence[Sample[Image]],
+    shown: Sequence[Float[Tensor, "..."]],
     weights: Float[Tensor, " rows"],
     *,
     pictures: int,
     generator: torch.Generator,
 ) -> Group:
-    """Samples of one size, ``pictures`` for each item, with a draw for each item: the same however a step is cut into
-    batches and processes."""
-    shown = torch.stack(held(samples, lesson.aux))
-    drawn = lesson.draw(torch.Size((len(shown) // pictures, *shown.shape[1:])), generator)
+    """Samples of one size and what is ``shown`` of them, ``pictures`` for each item, with a draw for each item: the
+    same however a step is cut into batches and processes."""
+    drawn = lesson.draw(torch.Size((len(shown) // pictures, *shown[0].shape)), generator)
     return Group(lesson, shown, [sample.prompt for sample in samples], weights, frames(samples), drawn)
 
 
-def passes(items: int, at_once: int) -> Iterator[tuple[Int[Tensor, " items"], bool]]:
+def passes(items: int, at_once: int) -> Iterator[tuple[list[int], bool]]:
     """Which of so many items of a step this process takes through the network, batch by batch, and whether they count.
     Several processes take every so-manieth each. Where they share a network they must make as many passes, and who has
     none left makes one that does not count."""
@@ -55,12 +55,12 @@ def passes(items: int, at_once: int) -> Iterator[tuple[Int[Tensor, " items"], bo
     most = range(0, items, size) if sharded.splits() else mine
     for start in range(0, len(most), at_once):
         own = list(mine[start : start + at_once])
-        yield torch.tensor(own or [0]), bool(own)
+        yield own or [0], bool(own)
 
 
-def rows_of(items: Int[Tensor, " items"], pictures: int) -> Int[Tensor, " rows"]:
+def rows_of(items: Sequence[int], pictures: int) -> list[int]:
     """Where the pictures of some items stand, of which each has so many."""
-    return (items[:, None] * pictures + torch.arange(pictures)).flatten()
+    return [item * pictures + picture for item in items for picture in range(pictures)]
 
 
 def held(samples: Sequence[Sample[Image]], name: str) -> list[Tensor]:

@@ -11,6 +11,7 @@ from torch import Tensor
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.policy_gradient import Chain, ddim_mean, log_ratio
+from raftdiff.diffusion.learning.resident import onto
 from raftdiff.diffusion.learning.reward_gradient import Graded
 from raftdiff.diffusion.learning.rules import Ddpo, Walk, row_mean
 from raftdiff.diffusion.process import Level, Prediction, Process, draw_places, guided
@@ -23,14 +24,15 @@ D = TypeVar("D")
 @final
 @dataclass(frozen=True, slots=True)
 class Part(Generic[D]):
-    """Some rows of a step, whole items: texts are on the model's device already, all else is on the CPU."""
+    """Some rows of a step, whole items: texts are on the model's device already, what is held may be, all else is on
+    the CPU."""
 
     held: Held
     """What the lesson names as its ``aux``, of each row."""
     drawn: D
     captions: Texts
-    against: Texts
-    """What guidance leads away from."""
+    against: Texts | None
+    """What guidance leads away from; None where the lesson does not ask."""
     weights: Float[Tensor, " rows"]
     prompts: Sequence[Prompt] = ()
     """Whose captions rewards read."""
@@ -45,8 +47,8 @@ class Lesson(Protocol[D]):
         """What of a sample is learnt from."""
         ...
 
-    def against(self, prompt: Prompt) -> str:
-        """The text that guidance leads away from."""
+    def against(self, prompt: Prompt) -> str | None:
+        """The text that guidance leads away from; None where there is none for any prompt."""
         ...
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> D:
@@ -63,16 +65,17 @@ class Noised:
 
     objective: losses.Objective
     process: Process
+    """On the model's device."""
     timesteps: str
     """How they are drawn."""
     offset: float
     dropout: float
     aux: str = "latent"
 
-    def against(self, prompt: Prompt) -> str:
+    def against(self, prompt: Prompt) -> str | None:
         """Nothing: negative prompts are a matter of sampling."""
         del prompt
-        return ""
+        return "" if self.dropout > 0 or self.objective.guidance != 1 else None
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> losses.Draws:
         count, channels, height, width = shape
@@ -87,10 +90,9 @@ class Noised:
 
     def terms(self, part: Part[losses.Draws], networks: losses.Networks) -> losses.Terms:
         device = part.captions.device
-        batch = losses.Batch(
-            part.held.to(device), part.captions, part.against, part.weights.to(device), part.drawn.to(device)
-        )
-        return losses.step_loss(batch, self.process.to(device), self.objective, networks)
+        x0, weights = onto(part.held, device), onto(part.weights, device)
+        batch = losses.Batch(x0, part.captions, part.against, weights, part.drawn.to(device))
+        return losses.step_loss(batch, self.process, self.objective, networks)
 
 
 @final
@@ -125,8 +127,8 @@ class Steps:
     """Weight of the squared distance between the prediction for the caption and the base's."""
     aux: str = "path"
 
-    def against(self, prompt: Prompt) -> str:
-        return prompt.negative
+    def against(self, prompt: Prompt) -> str | None:
+        return prompt.negative if self.chain.guidance != 1 else None
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
         random = self.chain.random()
@@ -134,10 +136,9 @@ class Steps:
 
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, at, chain = part.captions.device, part.drawn.at, self.chain
-        rows = torch.arange(len(at))
-        xt, then = part.held[rows, at].to(device), part.held[rows, at + 1].to(device)
-        timesteps, level = chain.timesteps[at].to(device), chain.level[at].to(device)
-        following, deviation = chain.following[at].to(device), chain.deviation[at].to(device)
+        xt, then = _state(part, at), _state(part, at + 1)
+        timesteps, level = onto(chain.timesteps[at], device), _level(chain.level[at], device)
+        following, deviation = _level(chain.following[at], device), onto(chain.deviation[at], device)
 
         def said(network: losses.Predict) -> tuple[Tensor, Tensor]:
             """The prediction for the caption, and where the step leads on average."""
@@ -150,7 +151,7 @@ class Steps:
             _, old = said(networks.old)
         conditional, mean = said(networks.policy)
         change = log_ratio(then, mean, old, deviation)
-        loss = self.rule.loss(change, part.weights.to(device))
+        loss = self.rule.loss(change, onto(part.weights, device))
         evaluations = len(at) * ((1 if chain.guidance == 1 else 2) * self.rule.passes + int(base is not None))
         anchor = _pull(self.anchor, conditional, base)
         return losses.Terms(loss.sum(), anchor, evaluations, self.rule.figures(change.detach()))
@@ -175,8 +176,8 @@ class Endings:
     """Weight of the squared distance between the first step's prediction for the caption and the base's."""
     aux: str = "path"
 
-    def against(self, prompt: Prompt) -> str:
-        return prompt.negative
+    def against(self, prompt: Prompt) -> str | None:
+        return prompt.negative if self.chain.guidance != 1 else None
 
     def draw(self, shape: torch.Size, generator: torch.Generator) -> Places:
         starts = torch.tensor(self.walk.starts)
@@ -184,22 +185,32 @@ class Endings:
 
     def terms(self, part: Part[Places], networks: losses.Networks) -> losses.Terms:
         device, chain, first = part.captions.device, self.chain, part.drawn.at
-        xt = part.held[torch.arange(len(first)), first].to(device)
-        base = _base(self.anchor, networks, xt, chain.timesteps[first].to(device), part)
+        xt = _state(part, first)
+        base = _base(self.anchor, networks, xt, onto(chain.timesteps[first], device), part)
         anchor = torch.zeros((), device=device)
         for step in range(self.walk.steps):
             at = first + step
-            level, following = chain.level[at].to(device), chain.following[at].to(device)
-            toward, followed = _predicted(networks.policy, xt, chain.timesteps[at].to(device), part, chain.guidance)
+            level, following = _level(chain.level[at], device), _level(chain.following[at], device)
+            toward, followed = _predicted(networks.policy, xt, onto(chain.timesteps[at], device), part, chain.guidance)
             if step == 0:
                 anchor = _pull(self.anchor, toward, base)
             none, all_of_it = torch.zeros_like(level.s), torch.ones_like(level.a)
             following = Level(all_of_it, none) if self.walk.leap else following
             xt = ddim_mean(self.predicts, followed, xt, level=level, following=following, deviation=none)
         reward = self.reward(xt, part.prompts)
-        loss = -(part.weights.to(device) * reward).sum()
+        loss = -(onto(part.weights, device) * reward).sum()
         evaluations = len(first) * (self.walk.steps * (1 if chain.guidance == 1 else 2) + int(base is not None))
-        return losses.Terms(loss, anchor, evaluations, {"reward": float(reward.detach().sum())})
+        return losses.Terms(loss, anchor, evaluations, {"reward": reward.detach().sum()})
+
+
+def _state(part: Part[Any], at: Int[Tensor, " batch"]) -> Float[Tensor, "batch channels height width"]:
+    """Of each row's path the state at this place, on the model's device."""
+    there = onto(at, part.held.device)
+    return onto(part.held[torch.arange(len(there), device=there.device), there], part.captions.device)
+
+
+def _level(level: Level, device: torch.device) -> Level:
+    return Level(onto(level.a, device), onto(level.s, device))
 
 
 def _base(anchor: float, networks: losses.Networks, xt: Tensor, timesteps: Tensor, part: Part[Any]) -> Tensor | None:
@@ -220,6 +231,7 @@ def _predicted(
     if guidance == 1:
         toward = network(xt, timesteps, part.captions)
         return toward, toward
+    assert part.against is not None
     both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), Texts.cat([part.against, part.captions]))
     away, toward = both.chunk(2)
     return toward, guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))

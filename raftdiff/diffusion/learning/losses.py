@@ -26,6 +26,7 @@ from torch import Tensor
 
 from raftdiff.diffusion import process as diffusion
 from raftdiff.diffusion.families.texts import Texts
+from raftdiff.diffusion.learning.resident import onto
 from raftdiff.diffusion.learning.rules import Rows, Rule, row_mean
 from raftdiff.diffusion.process import Process
 
@@ -51,7 +52,7 @@ class Draws:
         return Draws(self.noise[chosen], self.places[chosen], self.dropped[chosen])
 
     def to(self, device: torch.device) -> "Draws":
-        return Draws(self.noise.to(device), self.places.to(device), self.dropped.to(device))
+        return Draws(onto(self.noise, device), onto(self.places, device), onto(self.dropped, device))
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,8 +61,8 @@ class Batch:
 
     x0: Float[Tensor, "batch channels height width"]
     captions: Texts
-    empty: Texts
-    """The empty caption's embedding, one per row."""
+    empty: Texts | None
+    """The empty caption's embedding, one per row; None where no row is shown it."""
     weights: Float[Tensor, " batch"]
     """The items' own; rows of one item stand together."""
     draws: Draws
@@ -98,7 +99,7 @@ class Terms:
     anchor: Float[Tensor, ""]
     evaluations: int
     """Rows through the network, with gradient or without."""
-    figures: Mapping[str, float] = field(default_factory=dict)
+    figures: Mapping[str, Tensor] = field(default_factory=dict)
     """What else is to be told of the rows, without gradient."""
 
 
@@ -110,7 +111,7 @@ def step_loss(batch: Batch, process: Process, objective: Objective, networks: Ne
     noise = diffusion.pure_noise(draws.noise, x0, level, pure)
     xt = diffusion.add_noise(x0, noise, level)
     target = diffusion.target(process.predicts, x0, noise, level)
-    shown = empty.where(draws.dropped, batch.captions)
+    shown = batch.captions if empty is None else empty.where(draws.dropped, batch.captions)
     evaluations = count
     scale = torch.where(draws.dropped, 1.0, objective.guidance)
 
@@ -124,6 +125,7 @@ def step_loss(batch: Batch, process: Process, objective: Objective, networks: Ne
             evaluations += count
     prediction = conditional = networks.policy(xt, timesteps, shown)
     if objective.guidance != 1.0:
+        assert empty is not None
         with torch.no_grad():
             unconditional = networks.policy(xt, timesteps, empty)
         prediction = diffusion.guided(unconditional, conditional, scale)

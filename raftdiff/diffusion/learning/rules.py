@@ -292,11 +292,11 @@ class Ddpo:
         """
         return clipped(log_ratio.exp(), advantage.clamp(-self.most, self.most), self.clip)
 
-    def figures(self, log_ratio: PerRow) -> dict[str, float]:
+    def figures(self, log_ratio: PerRow) -> dict[str, Tensor]:
         """Sums over the rows: those whose ratio has left the clip, and half the squared change, which is about the
         divergence from the policy that drew."""
         outside = (log_ratio.exp() - 1).abs() > self.clip
-        return {"clipped": float(outside.sum()), "approx_kl": float((log_ratio**2).sum() / 2)}
+        return {"clipped": outside.sum(), "approx_kl": (log_ratio**2).sum() / 2}
 
 
 @final

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from PIL import Image
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from raftdiff.diffusion import process
 from raftdiff.diffusion.assembly import chains_of
@@ -16,6 +17,7 @@ from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
+from raftdiff.training import course
 from raftdiff.training.trainable import lora_layers
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
 
@@ -564,6 +566,37 @@ def test_a_loss_that_is_no_number_stops_with_a_sentence(models):
         tuner(models["sd15"]).fit(selection(samples), samples, seed=0, report=silent)
 
 
+class Reads(TorchDispatchMode):
+    """How often a number is read from a tensor, for which a GPU would be waited for."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.count += func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(
+    ("kind", "changes"),
+    [
+        pytest.param("weighted", {"loss_on": "guided", "anchor": 0.1, "ema": 0.9, "caption_dropout": 0.2}, id="sft"),
+        pytest.param("pairs", {"learning": {"type": "dpo"}}, id="dpo"),
+        pytest.param("advantages", {"learning": {"type": "nft"}}, id="nft"),
+    ],
+)
+def test_no_number_is_read_between_two_readings_of_the_figures(models, monkeypatch, kind, changes):
+    monkeypatch.setattr(course, "READ_SECONDS", 1e9)
+    samples, items = better_and_worse(3)
+    learner = tuner(models["sd15"], steps=3, batch_size=2, gradient_accumulation=2, **changes)
+    told = []
+    with Reads() as reads:
+        taught = selection(samples) if kind == "weighted" else Selection(kind, items[kind])
+        learner.fit(taught, samples, seed=0, report=lambda *_: told.append(reads.count))
+    assert told[0] == told[1] == told[2] < reads.count
+
+
 def test_states_of_another_finetuner_are_refused(models):
     lora, full = tuner(models["sd15"]), tuner(models["sd15"], adapter="full")
     with pytest.raises(UserError, match=r"holds no 'weights' weights: finetuner.adapter was different"):
@@ -581,13 +614,13 @@ def test_misspelt_keys_get_a_hint():
 
 def seen(learner):
     """Shapes and frames of what the network is shown, batch by batch."""
-    found, predict = [], learner._predict
+    found, predict = [], learner.policies.tuned
 
     def watched(xt, timesteps, texts):
         found.append((tuple(xt.shape), texts.frame))
         return predict(xt, timesteps, texts)
 
-    learner._predict = watched
+    learner.policies.tuned = watched
     return found
 
 
@@ -641,13 +674,13 @@ def test_paths_are_learnt_by_the_steps_of_their_own_size(models):
     prompts = [Prompt(name, name, name, name) for name in "abcd"]
     samples = {it.key: it for it in sampler.sample(prompts, per_prompt=1, seed=0, round=0, done=set())}
     assert len({it.media.size for it in samples.values()}) > 1
-    told, predict = {}, learner._predict
+    told, predict = {}, learner.policies.tuned
 
     def watched(xt, timesteps, texts):
         told.setdefault(tuple(xt.shape[-2:]), set()).update(timesteps.tolist())
         return predict(xt, timesteps, texts)
 
-    learner._predict = watched
+    learner.policies.tuned = watched
     learner.fit(Selection("advantages", tuple(Item((key,), 1.0) for key in samples)), samples, seed=0, report=silent)
     assert all(times <= set(chains[shape].timesteps.tolist()) for shape, times in told.items())
     assert len(told) > 1
