@@ -123,9 +123,9 @@ class Course:
         return optimizer.learning_rate(pace.learning_rate, pace.lr_schedule, progress, self.steps, pace.warmup_steps)
 
     def step(self, rate: float) -> Tensor:
-        """Let the gradients act. Returns their norm before clipping, unread."""
+        """Let the gradients act, if they are numbers. Returns their norm before clipping, unread."""
         norm = optimizer.clip(self.optimizer, self.pace.max_grad_norm)
-        optimizer.act(self.optimizer, rate)
+        optimizer.act(self.optimizer, rate, norm)
         self.steps += 1
         return norm
 
@@ -133,7 +133,7 @@ class Course:
         """Read what waits in ``tally``, of which the last step is the last that was made.
 
         Raises:
-            UserError: the gradients of a step were no numbers, which the weights now are not either.
+            UserError: the gradients of a step were no numbers; it was left out.
         """
         norms = tally.read()
         for step, norm in enumerate(norms, self.steps - len(norms) + 1):

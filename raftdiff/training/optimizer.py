@@ -101,11 +101,17 @@ def check_norm(norm: float, optimizer: torch.optim.Optimizer, *, step: int, wher
         )
 
 
-def act(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Let the gradients act at this learning rate, and forget them."""
+def act(optimizer: torch.optim.Optimizer, rate: float, norm: Float[Tensor, ""]) -> None:
+    """Let the gradients, whose norm this is, act at this learning rate, and forget them. Those that are no numbers do
+    not act: AdamW's kernel sees to it where the weights are, for the others the norm is read."""
     for group in optimizer.param_groups:
         group["lr"] = rate
-    optimizer.step()
+    if isinstance(optimizer, torch.optim.AdamW):
+        optimizer.found_inf = (~torch.isfinite(norm)).float()  # type: ignore[attr-defined]
+        optimizer.step()
+        del optimizer.found_inf  # type: ignore[attr-defined]
+    elif torch.isfinite(norm):
+        optimizer.step()
     optimizer.zero_grad(set_to_none=True)
 
 
@@ -117,10 +123,10 @@ def step(
     Raises:
         UserError: as ``check_norm``, whose ``step`` is ``number``; the weights are then as before.
     """
-    norm = float(clip(optimizer, max_norm))
-    check_norm(norm, optimizer, step=number, where=where)
-    act(optimizer, rate)
-    return norm
+    norm = clip(optimizer, max_norm)
+    check_norm(read := float(norm), optimizer, step=number, where=where)
+    act(optimizer, rate, norm)
+    return read
 
 
 def check_weights(weights: Mapping[str, Tensor], optimizer: torch.optim.Optimizer, *, where: str = "finetuner") -> None:

@@ -37,17 +37,20 @@ class Descent:
         torch.autograd.backward(self.scaler.scale(loss))
 
     def step(self, rate: float) -> Tensor:
-        """Let the gradients act. Returns their norm before clipping, unread; 0 of a step that is left out because
-        float16 overflowed in it."""
+        """Let the gradients act, if they are numbers. Returns their norm before clipping, unread; 0 of a step that is
+        left out because float16 overflowed in it."""
         course, by = self.course, self.course.optimizer
         processes.add_up(course.trainable.parameters.values())
         self.scaler.unscale_(by)
         norm = optimizer.clip(by, course.pace.max_grad_norm)
-        for group in by.param_groups:
-            group["lr"] = rate
-        self.scaler.step(by)
-        self.scaler.update()
-        by.zero_grad(set_to_none=True)
+        if self.scaler.is_enabled():
+            for group in by.param_groups:
+                group["lr"] = rate
+            self.scaler.step(by)
+            self.scaler.update()
+            by.zero_grad(set_to_none=True)
+        else:
+            optimizer.act(by, rate, norm)
         if self.average is not None and self.ema is not None:
             optimizer.update_average(self.average, course.trainable.live, self.ema, course.steps)
         course.steps += 1

@@ -11,12 +11,13 @@ from raftdiff.training.trainable import Trainable
 
 
 class Pace:
-    learning_rate, lr_schedule, warmup_steps, max_grad_norm = 0.1, "constant", 0, None
+    learning_rate, lr_schedule, warmup_steps, max_grad_norm = 0.1, "constant", 0, 1.0
 
 
-def training():
+def training(kind="adamw"):
     trainable = Trainable("a model", {"net": nn.Linear(2, 1, bias=False)}, "full", dtype=torch.float32)
-    by = optimizer.adamw(trainable.parameters, 0.1, (0.9, 0.999), 0.0)
+    adamw, parameters = kind == "adamw", trainable.parameters
+    by = optimizer.adamw(parameters, 0.1, (0.9, 0.999), 0.0) if adamw else optimizer.rmsprop(parameters, 0.1, 0.0)
     trainable.wake(torch.float32)
     return Course(Pace(), trainable, by, total_rounds=1)
 
@@ -37,6 +38,19 @@ def test_a_step_whose_gradients_are_no_numbers_is_named_however_late_it_is_found
     steps(made, tally, [1.0, float("inf"), 1.0])
     with pytest.raises(UserError, match=r"the loss is no longer a number at step 3. Lower finetuner.learning_rate"):
         made.read(tally)
+
+
+@pytest.mark.parametrize("kind", ["adamw", "rmsprop"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_gradients_that_are_no_numbers_do_not_act(kind, value):
+    made, tally = training(kind), Tally()
+    steps(made, tally, [1.0])
+    before = {name: weight.clone() for name, weight in made.trainable.live.items()}
+    state = optimizer.state_dict(made.optimizer, made.trainable.parameters)
+    steps(made, tally, [value])
+    assert all(torch.equal(made.trainable.live[name], weight) for name, weight in before.items())
+    after = optimizer.state_dict(made.optimizer, made.trainable.parameters)
+    assert all(torch.equal(after[name], kept) for name, kept in state.items())
 
 
 def test_figures_are_read_when_they_have_waited_long_enough(monkeypatch):
