@@ -12,7 +12,7 @@ from raftdiff.diffusion.learning.groups import Group, rows_of
 from raftdiff.diffusion.learning.lessons import Part
 from raftdiff.diffusion.learning.losses import Networks
 from raftdiff.diffusion.learning.resident import onto
-from raftdiff.diffusion.models.loading import Parts
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.training.trainable import Trainable
 
 
