@@ -14,6 +14,7 @@ from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner, DiffusionF
 from raftdiff.diffusion.learning.rules import PathRule
 from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
+from raftdiff.diffusion.sizes import Size
 from raftdiff.types import Item, Prompt, Sample, Selection
 
 
@@ -151,26 +152,20 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     """
     parts = sampler.parts
     batch = sampler.config.batch_size
-    quick = DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), parts)
-    shape = (1, *parts.latent_shape(*max(sampler.sizes, key=math.prod)))
-    generators = [torch.Generator().manual_seed(row) for row in range(batch)]
-    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
-    text = parts.prompts(["a picture"] * batch)
-    negative = parts.prompts([""] * batch) if sampler.config.guidance != 1 else None
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)
 
-    sampling = _seconds(lambda: quick.denoise(noise, text, negative, generators), parts.device)
-    rows = quick.network_evaluations() // 2  # two runs
+    draw, rows, noise = drawing(sampler, batch, max(sampler.sizes, key=math.prod))
+    sampling = _seconds(draw, parts.device)
     decoding = _seconds(lambda: decode(parts, noise, sampler.config.vae_batch_size or batch), parts.device)
-    tuning, tuned_rows = _tuning(tuner, noise, sampler.config.steps)
+    seconds, tuned_rows = tuning(tuner, noise, sampler.config.steps)
     return Probe(
         seconds_per_evaluation=sampling / rows,
         seconds_per_decode=decoding / batch,
-        seconds_per_tuned_row=tuning / tuned_rows,
+        seconds_per_tuned_row=seconds / tuned_rows,
         trained_parameters=tuner.parameter_count(),
         model_parameters=model_parameters(tuner),
-        memory_bytes=_memory(parts.device),
+        memory_bytes=memory(parts.device),
     )
 
 
@@ -181,8 +176,22 @@ def model_parameters(tuner: DiffusionFineTuner) -> int:
     return int(total) - (tuner.parameter_count() if tuner.config.adapter == "lora" else 0)
 
 
-def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor, steps: int) -> tuple[float, int]:
-    """Seconds of one optimizer step, and its rows; the state is put back afterwards."""
+def drawing(sampler: DiffusionSampler, count: int, size: Size) -> tuple[Callable[[], object], int, torch.Tensor]:
+    """What denoises ``count`` pictures of this size for two steps, the rows through the network that this takes, and
+    the noise that it begins with."""
+    parts, quick = sampler.parts, DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), sampler.parts)
+    shape = (1, *parts.latent_shape(*size))
+    generators = [torch.Generator().manual_seed(row) for row in range(count)]
+    noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
+    text = parts.prompts(["a picture"] * count)
+    negative = parts.prompts([""] * count) if sampler.config.guidance != 1 else None
+    rows = 2 * count * (1 if negative is None else 2)
+    return lambda: quick.denoise(noise, text, negative, generators), rows, noise
+
+
+def tuning(tuner: DiffusionFineTuner, latents: torch.Tensor, steps: int, *, count: int = 2) -> tuple[float, int]:
+    """Seconds of the last of ``count`` optimizer steps, and its rows; the state is put back afterwards. ``steps``: of
+    a path, for rules that learn from one."""
     before = tuner.state_dict()
     pictures = tuner.config.pictures_an_item
     rows = tuner.config.items_at_once * pictures * tuner.config.gradient_accumulation
@@ -198,10 +207,10 @@ def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor, steps: int) -> tup
     keys = list(samples)
     items = tuple(Item(tuple(keys[first : first + pictures])) for first in range(0, rows, pictures))
     selection = Selection(tuner.requires.kinds[0], items)
-    config, ticks = tuner.config, [0.0]
-    tuner.config = config.model_copy(update={"steps": 2, "exposures": None})
+    config, ticks = tuner.config, [now(tuner.parts.device)]
+    tuner.config = config.model_copy(update={"steps": count, "exposures": None})
     try:
-        tuner.fit(selection, samples, seed=0, report=lambda *_: ticks.append(_now(tuner.parts.device)))
+        tuner.fit(selection, samples, seed=0, report=lambda *_: ticks.append(now(tuner.parts.device)))
     finally:
         tuner.config = config
         tuner.load_state_dict(before)
@@ -211,19 +220,19 @@ def _tuning(tuner: DiffusionFineTuner, latents: torch.Tensor, steps: int) -> tup
 def _seconds(work: Callable[[], object], device: torch.device) -> float:
     """Of the second run: the first allocates, and compiles where it is asked to."""
     work()
-    start = _now(device)
+    start = now(device)
     work()
-    return _now(device) - start
+    return now(device) - start
 
 
-def _now(device: torch.device) -> float:
+def now(device: torch.device) -> float:
     """The clock, when what was asked of the device is done."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
 
 
-def _memory(device: torch.device) -> int:
+def memory(device: torch.device) -> int:
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import psutil

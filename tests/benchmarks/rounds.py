@@ -21,7 +21,7 @@ from public_round import Public
 from round_job import Job, Spent, quiet, timed
 
 from raftdiff.diffusion.assembly import assemble
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded import folder
 from raftdiff.progress import Quiet
 from raftdiff.recipes.prompts import build

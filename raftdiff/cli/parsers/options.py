@@ -74,6 +74,17 @@ def one_of(text: str) -> tuple[int, int]:
     return int(number), int(of)
 
 
+def minutes(text: str) -> float:
+    """A number above 0."""
+    try:
+        found = float(text)
+    except ValueError:
+        found = math.nan
+    if not 0 < found < math.inf:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of minutes above 0")
+    return found
+
+
 def part(text: str) -> float:
     """A number between 0 and 1."""
     try:

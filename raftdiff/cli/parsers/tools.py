@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from raftdiff.cli.parsers.options import Commands, add_command, add_recipe, from_one, from_one_each
+from raftdiff.cli.parsers.options import Commands, add_command, add_recipe, from_one, from_one_each, minutes
 from raftdiff.cli.parsers.rewards import add_rewards
 
 MIXES = ("weighted_sum", "grpo", "gdpo", "rank_sum", "minimum")
@@ -11,6 +11,7 @@ MIXES = ("weighted_sum", "grpo", "gdpo", "rank_sum", "minimum")
 
 def add_tools(commands: Commands) -> None:
     """Before a run."""
+    _add_bench(commands)
     plan = add_command(
         commands, "plan", "pictures.plan:plan", "what a recipe will do: pictures, evaluations, memory, time"
     )
@@ -79,3 +80,21 @@ def add_tools(commands: Commands) -> None:
     schema = add_command(commands, "schema", "tools:schema", "print the JSON schema of recipes")
     media = ("image", "text", "preferences", "pipeline")
     schema.add_argument("media", nargs="?", choices=media, default="image", help="default: %(default)s")
+
+
+def _add_bench(commands: Commands) -> None:
+    """How fast this machine is."""
+    timed = add_command(
+        commands, "bench", "pictures.bench:bench", "how fast this machine draws, scores and tunes, in tables and a plot"
+    )
+    timed.add_argument("recipe", nargs="?", default="demo", metavar="RECIPE", help="default: %(default)s")
+    timed.add_argument("overrides", nargs="*", metavar="key=value", help="changes to the recipe, by dotted path")
+    timed.add_argument(
+        "--minutes", type=minutes, default=5.0, metavar="M", help="take at most so long (default: %(default)g)"
+    )
+    timed.add_argument(
+        "--repeats", type=from_one, default=3, metavar="N", help="of everything, in turn (default: %(default)s)"
+    )
+    timed.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUNS/bench-RECIPE")
+    timed.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
+    timed.set_defaults(stopped="What was measured until then is told above, if anything was.")

@@ -13,6 +13,7 @@ from raftdiff.diffusion import probe
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.recipe import Recipe, work
 from raftdiff.diffusion.recipe_files import load_recipe
+from raftdiff.diffusion.speed import known
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.measures.categories import columns
@@ -26,7 +27,8 @@ SHOWN = 12
 
 
 def plan(args: argparse.Namespace) -> None:
-    """Counts from the recipe; seconds and memory from a short measurement on this machine, models loaded."""
+    """Counts from the recipe; seconds and memory from what ``bench`` found on this machine, else from a short
+    measurement, models loaded."""
     own = Path(args.recipe) / "recipe.yaml"  # of a run
     name = str(own) if own.is_file() else args.recipe
     if args.card is not None:
@@ -42,7 +44,8 @@ def plan(args: argparse.Namespace) -> None:
     kept = _kept(assembly)
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
     counts = work(recipe)
-    measured = probe.measure(assembly.sampler, assembly.finetuner)
+    found = known.find(known.key(assembly.sampler, assembly.finetuner))
+    measured = found.probe if found else probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
     drawing = (
         counts.sampling_evaluations * measured.seconds_per_evaluation + counts.images * measured.seconds_per_decode
@@ -70,7 +73,8 @@ def plan(args: argparse.Namespace) -> None:
         facts = {"rounds": recipe.loop.rounds, "per_round": per_round, "measured": asdict(measured)}
         facts |= {"categories": sorts} if sorts else {}
         facts |= {"machines": {n: it._asdict() for n, it in many.items()}, "traffic": sent._asdict()} if many else {}
-        times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware()}
+        by = f"raftdiff bench, {found.date}" if found else "raftdiff plan"
+        times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware(), "measured_by": by}
         print(json.dumps({**facts, **times}, indent=2))
         return
     every = f", in one of {recipe.loop.sample_every} rounds" if recipe.loop.sample_every > 1 else ""
@@ -92,7 +96,7 @@ def plan(args: argparse.Namespace) -> None:
         ("time for all rounds", f"about {duration(whole)}, likewise"),
         *((f"with {counted(machines, 'machine')}", _spread(it)) for machines, it in many.items()),
         *([("traffic per round", _sent(sent))] if many else []),
-        ("measured on", hardware()),
+        ("measured on", hardware() + (f", by raftdiff bench, {found.date}" if found else "")),
     )
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))

@@ -1,0 +1,86 @@
+"""``raftdiff bench`` on a random model of a few thousand weights, and ``plan`` by what it found."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from raftdiff.cli.main import main
+from raftdiff.cli.pictures import bench
+from raftdiff.diffusion.speed import ways
+from raftdiff.diffusion.speed.repeats import Timed
+
+RECIPE = {
+    "name": "tiny",
+    "model": {"base": "MODEL", "device": "cpu"},
+    "prompts": {"captions": ["a cat"]},
+    "sampler": {"type": "diffusion", "steps": 2, "guidance": 2.0, "batch_size": 2},
+    "ranker": {"rewards": [{"type": "jpeg"}], "selector": {"type": "best_of_k"}},
+    "finetuner": {"type": "diffusion", "rank": 2, "steps": 1, "batch_size": 2},
+    "loop": {"rounds": 1, "candidates": 2},
+    "logging": {"tracker": None},
+}
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning")
+
+
+@pytest.fixture
+def recipe(tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "cache"))
+    path = tmp_path / "tiny.yaml"
+    monkeypatch.setattr(ways, "BATCHES", (1, 2))
+    product = ways.product
+    monkeypatch.setattr(ways, "product", lambda device, dtype: (lambda: None, product(torch.device("meta"), dtype)[1]))
+    path.write_text(yaml.safe_dump(RECIPE).replace("MODEL", str(model)))
+    return str(path)
+
+
+def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.CaptureFixture[str]) -> None:
+    forward, backward = torch.nn.Module.forward, torch.autograd.backward
+    assert main(["bench", recipe, "--repeats", "1"]) == 0
+    out, root = capsys.readouterr().out, Path("runs/bench-tiny")
+    assert (root / "table.md").read_text().strip() in out
+    assert (root / "bench.svg").read_text().startswith("<svg")
+    found = json.loads((root / "bench.json").read_text())
+    timed = {row["name"]: row for row in found["figures"]}
+    assert {"sampling", "decoding", "rewards", "writing PNG", "tuning", "1"} <= timed.keys()
+    (small, *grown) = [row for row in found["figures"] if row["table"] == "small rounds"]
+    assert len(grown) == 3, "with more candidates, with more prompts, and smaller"
+    assert {"sample", "score", "select", "tune", "records", "outside"} == small["parts"].keys()
+    assert 0 < small["parts"]["outside"] < small["seconds"][0]
+    assert found["operations"]["tuning"] > found["operations"]["sampling"] > 0
+    assert (torch.nn.Module.forward, torch.autograd.backward) == (forward, backward)
+
+    assert main(["plan", recipe, "--json"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert plan["measured"]["seconds_per_evaluation"] == pytest.approx(1 / timed["sampling"]["rate"])
+    assert plan["measured_by"].startswith("raftdiff bench, ")
+    assert main(["plan", recipe]) == 0
+    assert ", by raftdiff bench on 2" in capsys.readouterr().out
+    assert main(["plan", recipe, "sampler.batch_size=1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["measured_by"] == "raftdiff plan"
+
+
+def test_an_interrupt_leaves_what_was_measured(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_turn = bench.in_turn
+
+    def interrupted(*given: Any, **named: Any) -> Iterator[Timed]:
+        yield next(in_turn(*given, **named))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(bench, "in_turn", interrupted)
+    monkeypatch.setattr(bench, "asked", lambda assembly: {})
+    assert main(["bench", recipe, "--out", "here"]) == 130
+    assert json.loads(Path("here/bench.json").read_text())["finished"] is False
+    assert "peak, by a large matrix product" in capsys.readouterr().out
+    assert not Path("cache/speed.json").exists()
+    monkeypatch.setattr(bench, "in_turn", lambda *given, **named: iter(()))
+    assert main(["bench", recipe, "--minutes", "0.1"]) == 2
+    assert "--minutes 0.1: nothing could be measured in that time" in capsys.readouterr().err

@@ -1,0 +1,157 @@
+"""Timing in turn, operations counted, what is kept for plans, and the tables, each on next to nothing."""
+
+import itertools
+import json
+import math
+
+import pytest
+import torch
+
+from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.probe import Counts, Probe
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.diffusion.speed import known, tables
+from raftdiff.diffusion.speed.operations import operations, product
+from raftdiff.diffusion.speed.repeats import Call, Figure, Timed, Way, figures, in_turn
+from raftdiff.diffusion.speed.ways import BATCH, OUTSIDE, PARTS, PEAK, PRODUCT, ROUNDS, SAMPLING, TUNING
+
+PROBE = Probe(0.01, 0.02, 0.03, 4, 5, 6)
+COUNTS = Counts(8, 64, 2, 3, 24, 48)
+
+
+class Machine:
+    """A clock, and ways that take what they say; the first call of each ten times as long."""
+
+    def __init__(self, **seconds: float) -> None:
+        self.now, self.called = 0.0, list[str]()
+        self.ways = [
+            Way("t", name, "pictures", 2.0, lambda n=name, s=took: self._spend(n, s)) for name, took in seconds.items()
+        ]
+
+    def _spend(self, name: str, seconds: float) -> Call:
+        took = seconds * (1 if name in self.called else 10)
+        self.now += took
+        self.called.append(name)
+        return Call(took, {"a": took / 2})
+
+    def run(self, repeats: int, budget: float = math.inf) -> list[Timed]:
+        return list(in_turn(self.ways, repeats=repeats, budget=budget, clock=lambda: self.now))
+
+
+def test_ways_are_called_in_turn_and_the_first_calls_do_not_count() -> None:
+    machine = Machine(a=1.0, b=3.0)
+    calls = machine.run(repeats=2)
+    assert machine.called == ["a", "b"] * 3
+    a, b = figures(machine.ways, calls)
+    assert (a.seconds, a.rate, a.parts) == ((1.0, 1.0), 2.0, {"a": 0.5})
+    assert (b.seconds, b.spread) == ((3.0, 3.0), (2 / 3, 2 / 3))
+    assert [it.left for it in calls[-3:]] == [4.0, 3.0, 0.0]
+
+
+def test_the_budget_is_kept_and_a_first_call_counts_where_it_is_the_only_one() -> None:
+    machine = Machine(a=1.0, b=3.0)
+    calls = machine.run(repeats=5, budget=55.0)  # 10, 30, 1; b took 30 the last time
+    assert machine.called == ["a", "b", "a"]
+    assert all(it.left <= 55.0 for it in calls)
+    assert [it.seconds for it in figures(machine.ways, calls)] == [(1.0,), (30.0,)]
+    assert Machine(a=1.0).run(repeats=3, budget=0.0)[1:] == []
+
+
+def test_the_spread_is_that_of_the_repeats() -> None:
+    way = Way("t", "x", "pictures", 6.0, lambda: Call(0.0))
+    calls = [Timed(0, warm > 0, Call(seconds), 0.0) for warm, seconds in enumerate((9.0, 1.0, 3.0, 2.0))]
+    (figure,) = figures([way], calls)
+    assert (figure.rate, figure.spread) == (3.0, (2.0, 6.0))
+
+
+def test_operations_are_those_of_products_attention_and_their_gradients() -> None:
+    one = torch.randn(3, 4, requires_grad=True)
+    other = torch.randn(4, 5, requires_grad=True)
+    assert operations(lambda: one @ other) == 2 * 3 * 4 * 5
+    assert operations(lambda: (one @ other).sum().backward()) == 3 * 2 * 3 * 4 * 5
+    rows = torch.randn(1, 2, 7, 8)
+    attend = torch.nn.functional.scaled_dot_product_attention
+    with torch.no_grad():
+        assert operations(lambda: attend(rows, rows, rows)) == 2 * (2 * 2 * 7 * 7 * 8)
+    multiply, count = product(torch.device("meta"), torch.float32)
+    assert operations(multiply) == count
+
+
+@pytest.fixture(scope="module")
+def built(models):
+    parts = load(ModelConfig(base=str(models["sd15"])))
+
+    def both(**changes):
+        sampler = DiffusionSamplerConfig(**{"steps": 3, "batch_size": 4, **changes.pop("sampler", {})}).build(parts)
+        return sampler, tuner
+
+    tuner = DiffusionFineTunerConfig(batch_size=2, rank=2).build(parts, total_rounds=1, guidance=3.0, seed=0)
+    return both
+
+
+def test_what_is_kept_is_found_for_the_same_shape_and_no_other(built, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "cache"))
+    sampler, tuner = built()
+    key = known.key(sampler, tuner)
+    assert known.find(key) is None
+    known.keep(key, PROBE)
+    assert known.find(key).probe == PROBE
+    assert known.key(built(sampler={"steps": 7})[0], tuner) == key, "an evaluation takes no longer with more steps"
+    others = [{"batch_size": 8}, {"height": 32, "width": 32}, {"guidance": 1.0}]
+    assert known.find(known.key(built(sampler=others[0])[0], tuner)) is None
+    assert len({key, *(known.key(built(sampler=it)[0], tuner) for it in others)}) == 4
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}'])
+def test_a_damaged_file_is_told_and_made_anew(text, tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path))
+    (tmp_path / "speed.json").write_text(text)
+    with pytest.warns(UserWarning, match="raftdiff bench"):
+        assert known.find("k") is None
+    if "probe" not in text:
+        with pytest.warns(UserWarning, match="writes it anew"):
+            known.keep("k", PROBE)
+    else:
+        known.keep("k", PROBE)
+    assert known.find("k").probe == PROBE
+
+
+def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "file"))
+    with pytest.warns(UserWarning, match="cannot be kept here"):
+        known.keep("k", PROBE)
+
+
+def figure(table: str, name: str, amount: float, *seconds: float, parts: dict[str, float] | None = None) -> Figure:
+    return Figure(table, name, "pictures", amount, seconds, parts or {})
+
+
+def test_tables_tell_medians_spread_and_the_share_of_the_peak(tmp_path) -> None:
+    found = [
+        figure(PEAK, PRODUCT, 1e10, 0.1, 0.1, 0.2),
+        figure(PARTS, SAMPLING, 64, 1.0, 2.0, 1.0),
+        figure(PARTS, "decoding", 8, 0.5),
+        figure(PARTS, TUNING, 8, 0.4),
+        figure(BATCH, "1", 4, 0.5),
+        figure(ROUNDS, "1 prompt", 8, 2.0, parts={"sample": 1.5, "records": 0.5, OUTSIDE: 0.1}),
+    ]
+    asked = {SAMPLING: 5e8, TUNING: 1e9}
+    assert tables.shares(found, asked) == pytest.approx({SAMPLING: 0.32, TUNING: 0.2})
+    text = tables.written(tmp_path, found, asked, COUNTS, {"batch_size": 16})
+    assert "| sampling, pictures | 64.0 | 32.0 | 64.0 | 32% |" in text
+    assert "| 1 prompt | 2.00 | 1.50 | 0.50 | 5.0% |" in text
+    assert "sampling 1.0 s" in text
+    held = json.loads((tmp_path / "bench.json").read_text())
+    assert held["share_of_peak"][TUNING] == pytest.approx(0.2)
+    assert (tmp_path / "bench.svg").read_text().count("<rect") == 2
+    assert tables.probed(found, trained=1, parameters=2, memory=3) == Probe(1 / 64, 0.5 / 8, 0.05, 1, 2, 3)
+
+
+def test_whatever_was_measured_until_then_makes_tables() -> None:
+    found = [figure(PEAK, PRODUCT, 1e10, 0.1), figure(PARTS, SAMPLING, 64, 1.0), figure(BATCH, "1", 4, 0.5)]
+    for count in range(len(found) + 1):
+        for some in itertools.combinations(found, count):
+            assert ("peak" in tables.tables(some, {}, COUNTS)) == (found[0] in some or found[1] in some)
+            assert tables.probed(some, trained=1, parameters=2, memory=3) is None
