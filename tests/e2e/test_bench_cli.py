@@ -61,7 +61,7 @@ def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.Captu
     assert plan["measured"]["seconds_per_evaluation"] == pytest.approx(1 / timed["sampling"]["rate"])
     assert plan["measured_by"].startswith("raftdiff bench, ")
     assert main(["plan", recipe]) == 0
-    assert ", by raftdiff bench on 2" in capsys.readouterr().out
+    assert ", by raftdiff bench, 2" in capsys.readouterr().out
     assert main(["plan", recipe, "sampler.batch_size=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measured_by"] == "raftdiff plan"
 
