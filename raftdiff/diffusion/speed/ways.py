@@ -53,13 +53,13 @@ def asked(assembly: Assembly) -> dict[str, float]:
     """Operations, multiplications and additions, of one evaluation while sampling and of one picture tuned on."""
     size = max(assembly.sampler.sizes, key=math.prod)
     draw, rows, noise = drawing(assembly.sampler, 1, size)
-    one, two = (
-        operations(lambda count=count: tuning(assembly.finetuner, noise, assembly.sampler.config.steps, count=count))
-        for count in (1, 2)
-    )
+
+    def steps(count: int) -> int:
+        return operations(lambda: tuning(assembly.finetuner, noise, assembly.sampler.config.steps, count=count))
+
     config = assembly.finetuner.config
     tuned = config.items_at_once * config.pictures_an_item * config.gradient_accumulation
-    return {SAMPLING: operations(draw) / rows, TUNING: (two - one) / tuned}  # without what follows the steps
+    return {SAMPLING: operations(draw) / rows, TUNING: (steps(2) - steps(1)) / tuned}  # without what follows the steps
 
 
 def _peak(assembly: Assembly) -> Way:
