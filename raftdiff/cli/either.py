@@ -12,7 +12,7 @@ from typing import Any, TypeAlias
 
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars, round_line
-from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by
+from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by, settled
 from raftdiff.diffusion.recipe import Recipe
 from raftdiff.diffusion.recipe_files import load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
@@ -114,10 +114,16 @@ def _together(recipe: AnyRecipe) -> AnyAssembly:
         return assembled(recipe)
 
 
+def measured(recipe: AnyRecipe) -> AnyRecipe:
+    """The recipe with what it leaves to be measured on this machine."""
+    return recipe if isinstance(recipe, TextRecipe) else settled(recipe)
+
+
 @contextmanager
 def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
     """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
     what the parts do."""
+    recipe = measured(recipe)  # once for all processes, whose batches are cut alike
     processes.tell(("begin", recipe))
     with beginning.at_work(run, recipe, weights_of, _together) as assembly:
         if isinstance(assembly, Assembly):

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.config import plain
-from raftdiff.records.changes import go_on_with
+from raftdiff.records.changes import as_begun, go_on_with
 from raftdiff.records.disk import read_appended
 from raftdiff.records.run import Run, finished
 from raftdiff.tracking import Tracker
@@ -51,6 +51,7 @@ def open_run(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
         return run, _at_hand(run, recipe, kind)
     recipe = checked(kind.read(args.recipe, args.overrides), kind)
     path = args.out or Run.default_path(args.runs, recipe.name, recipe)
+    recipe = as_begun(Run(path), recipe)
     return Run.at(path, recipe), recipe
 
 
@@ -120,7 +121,7 @@ def _with_overrides(run: Run, args: argparse.Namespace, kind: Kind, free: Sequen
     recipe = kind.of(run)
     if not args.overrides:
         return run, recipe
-    changed = kind.read(str(run.path / "recipe.yaml"), args.overrides)
+    changed = as_begun(run, kind.read(str(run.path / "recipe.yaml"), args.overrides))
     if keys := run.differing(changed, free):
         raise UserError(
             f"{run.path}: a run is continued with its own recipe; these keys would change: {run.told(keys, changed)}. "
@@ -143,7 +144,7 @@ def going_on(args: argparse.Namespace, kind: Kind) -> tuple[Run, Any]:
         return open_run(args, kind)
     run = Run.open(path)
     run.demand_recipe()
-    recipe = checked(kind.read(str(path / "recipe.yaml"), args.overrides), kind)
+    recipe = as_begun(run, checked(kind.read(str(path / "recipe.yaml"), args.overrides), kind))
     with run.locked():
         changed = go_on_with(run, recipe)
     if changed:

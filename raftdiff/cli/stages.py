@@ -16,6 +16,7 @@ from raftdiff.cli.either import (
     begin_scoring,
     existing_run,
     guarding,
+    measured,
     open_run,
     parts_of,
     ranker_of,
@@ -26,8 +27,9 @@ from raftdiff.cli.opening import looking, tell_last
 from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError, command, counted
 from raftdiff.ranking import Ranker
-from raftdiff.recipes.config import plain
+from raftdiff.recipes.config import flat, plain
 from raftdiff.records.beginning import fork, in_turn
+from raftdiff.records.changes import as_begun, left_open
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.records.watching import unfit_told
@@ -55,6 +57,12 @@ def sample(args: argparse.Namespace) -> None:
 
 def _sample_shard(run: Run, recipe: AnyRecipe, part: shards.Part) -> None:
     """A part of the next round's candidates, as one of several processes."""
+    if (here := measured(recipe)) is not recipe:
+        (key, count), *_ = ((key, flat(plain(here))[key]) for key in left_open(recipe))
+        raise UserError(
+            f"{key}: auto would be another on each machine, and shards fit together only where all draw alike. Say a "
+            f"number for all of them; here it would be {key}={count}"
+        )
     marks, assembly = weights_of(recipe), assembled(recipe)
     with in_turn(run, recipe, marks):
         draft, bars = _taken_up(run, assembly)
@@ -183,7 +191,7 @@ def _fork(args: argparse.Namespace) -> tuple[Run, AnyRecipe, Ranker[Any], list[P
         raise UserError("A finished round is never changed: name a folder for the new run with --out.")
     parent = Run.open(Path(args.recipe))
     parent.demand_recipe()
-    recipe = read(str(parent.path / "recipe.yaml"), args.overrides)
+    recipe = as_begun(parent, read(str(parent.path / "recipe.yaml"), args.overrides))
     first = next(parent.round(args.round).batches(1), [])
     if lacking := [name for name in recipe.finetuner.requires.aux if first and name not in first[0].aux]:
         raise UserError(

@@ -1,6 +1,6 @@
 """The parts of a recipe for pictures, built and wired; ``llm.assembly`` does it for texts."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, final
 
@@ -13,6 +13,7 @@ from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
 from raftdiff.diffusion.models import loaded, loading
 from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
+from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
 from raftdiff.diffusion.sampling.pruned import PrunedSampler
 from raftdiff.diffusion.sampling.teacher import TeacherSamplerConfig
@@ -27,6 +28,8 @@ from raftdiff.mixing import MixSampler, MixSamplerConfig
 from raftdiff.ranking import Features, Ranker, Turn, Unfit, assigned, at_hand, measured_by
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.prompts import build
+from raftdiff.records.changes import left_open
+from raftdiff.records.changes import settled as with_values
 from raftdiff.rewards.ocr import unasked
 from raftdiff.scoring import demand_prompts
 from raftdiff.seeds import fold
@@ -118,8 +121,10 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     """
     flush_denormals()
     model = loading.load(recipe.model, embedded.resolve)
+    recipe = settled(recipe, lambda: model)
     drawing, evaluation, prompts = drawing_of(recipe), recipe.evaluation, build(recipe.prompts)
     own, guidance = drawing.build(model), recipe.guidance
+    own.fits.halved = lambda most: batches.lower(batches.facts(recipe.model, drawing), most)
     used = drawing.main.model_copy(update={"guidance": guidance})
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     taught_on_path = "path" in recipe.finetuner.requires.aux
@@ -152,6 +157,24 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
         loop=recipe.loop,
     )
     return Assembly(recipe, model, own, evaluator, finetuner, ranker, measures, parts)
+
+
+def settled(recipe: Recipe, load: Callable[[], loaded.Parts] | None = None) -> Recipe:
+    """The recipe with a number wherever ``batch_size: auto`` stands: what draws best on this machine. ``load`` gives
+    the model, if it was loaded already.
+
+    Raises:
+        UserError: the model is to be split over several processes.
+    """
+    keys = left_open(recipe)
+    if not keys:
+        return recipe
+    if recipe.model.sharded:
+        raise UserError(
+            f"{keys[0]}: auto is measured by one process, and model.sharded splits the model. Say a number."
+        )
+    there = load or (lambda: loading.load(recipe.model, embedded.resolve))
+    return with_values(recipe, dict.fromkeys(keys, batches.found(recipe.model, drawing_of(recipe), there)))
 
 
 def chains_of(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> dict[Size, Chain]:
@@ -209,6 +232,7 @@ def _sampler(
     match config:
         case DiffusionSamplerConfig():
             drawing, prune = config.build(own.parts, finetuner.requires.aux), config.prune
+            drawing.fits = own.fits
             return drawing if prune is None else PrunedSampler(drawing, prune, previewing(ranker, prune.rewards))
         case TeacherSamplerConfig():
             return config.build(own.parts, finetuner.base_weights, embedded.resolve)

@@ -151,13 +151,13 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     CPU; the sampler's evaluations count goes on.
     """
     parts = sampler.parts
-    batch = sampler.config.batch_size
+    batch = sampler.config.at_once
     if parts.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(parts.device)
 
     draw, rows, noise = drawing(sampler, batch, max(sampler.sizes, key=math.prod))
     sampling = _seconds(draw, parts.device)
-    decoding = _seconds(lambda: decode(parts, noise, sampler.config.vae_batch_size or batch), parts.device)
+    decoding = _seconds(lambda: decode(parts, noise, sampler.config.decoded_at_once), parts.device)
     seconds, tuned_rows = tuning(tuner, noise, sampler.config.steps)
     return Probe(
         seconds_per_evaluation=sampling / rows,

@@ -13,12 +13,14 @@ from torch import Tensor
 
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loaded import Parts
-from raftdiff.diffusion.models.pictures import decode
-from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt, told
+from raftdiff.diffusion.models.pictures import check_size, decode
+from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.selection.pruning import PruneConfig
+from raftdiff.training.compiled import Compiled
+from raftdiff.training.fitting import Fitting
 from raftdiff.types import Prompt, Sample, Source
 
 LONGEST = 16384
@@ -50,8 +52,9 @@ class DiffusionSamplerConfig(Config):
     2:1 with about as many pixels as height and width say. A prompt is drawn in one of them, by its id and the round; a
     picture of a folder has that of the nearest shape. The first, of buckets height and width, is what the model is
     looked at in."""
-    batch_size: int = Field(default=16, ge=1)
-    """Pictures denoised at once."""
+    batch_size: Annotated[int, Field(ge=1)] | Literal["auto"] = 16
+    """Pictures denoised at once. auto is measured where a run begins, once a machine, and is a number in the run: as
+    many as there is memory for, while more at once are faster."""
     vae_batch_size: int | None = Field(default=None, ge=1)
     """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
     prune: PruneConfig | None = None
@@ -82,6 +85,15 @@ class DiffusionSamplerConfig(Config):
         return self.model_copy(update=own)
 
     @property
+    def at_once(self) -> int:
+        """Pictures denoised at once; 1, the least that it can be, of auto that is not yet measured."""
+        return self.batch_size if isinstance(self.batch_size, int) else 1
+
+    @property
+    def decoded_at_once(self) -> int:
+        return self.vae_batch_size or self.at_once
+
+    @property
     def evaluations(self) -> int:
         """Of the network, for a picture that is drawn to the end."""
         return self.steps * (1 if self.guidance == 1 else 2)
@@ -103,6 +115,9 @@ class DiffusionSamplerConfig(Config):
         return DiffusionSampler(self, parts, aux)
 
 
+Picture = tuple[dict[str, Tensor], Image.Image]
+"""A picture with what it carries."""
+AT_ONCE = {"batch_size": "draw", "vae_batch_size": "decode"}
 Job = tuple[Prompt, int]
 """A candidate to be drawn: its prompt, and which of the prompt's it is."""
 
@@ -138,6 +153,7 @@ class DiffusionSampler:
         self.height, self.width = self.sizes[0]
         self.scheduler = make_scheduler(config, parts)
         self._evaluations = 0
+        self.fits, self._decodes = (Fitting(f"sampler.{key}", verb) for key, verb in AT_ONCE.items())
         parts.check_guidance("sampler.guidance", config.guidance)
         if "path" in aux and config.scheduler not in parts.family.paths:
             known = " or ".join(parts.family.paths)
@@ -153,13 +169,15 @@ class DiffusionSampler:
         (channels, height, width), float32, scaled as the denoiser sees it, ``aux["path"]`` (steps + 1, channels,
         height, width): what it saw at each step, the noise first, and the latent last.
 
-        A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest.
+        A batch with any sample left to draw is drawn whole, so that what is in ``done`` changes nothing in the rest;
+        in parts where memory does not suffice.
         """
         batches = self._cut(prompts, per_prompt, round)
         wanted = [(size, batch) for size, batch in batches if any((p.id, k) not in done for p, k in batch)]
         self.remember([prompt for _, batch in wanted for prompt, _ in batch])
+        full = {size: len(batch) for size, batch in reversed(batches)}  # of each size the first
         for size, batch in wanted:
-            for (prompt, index), (aux, picture) in zip(batch, self._draw(size, batch, seed), strict=True):
+            for (prompt, index), (aux, picture) in zip(batch, self._drawn(size, batch, full[size], seed), strict=True):
                 if (prompt.id, index) not in done:
                     one = fold(seed, prompt.id, index)
                     yield Sample(round, prompt, index, one, self.source, picture, aux)
@@ -180,7 +198,7 @@ class DiffusionSampler:
         self, prompts: Sequence[Prompt], per_prompt: int, round: int
     ) -> list[tuple[Size, list[tuple[Prompt, int]]]]:
         jobs = [(prompt, index) for prompt in prompts for index in range(per_prompt)]
-        return cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.batch_size)
+        return cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.at_once)
 
     def network_evaluations(self) -> int:
         """Rows through the network since construction; a picture with guidance counts two a step."""
@@ -197,9 +215,20 @@ class DiffusionSampler:
             )
         return self.scheduler
 
-    def _draw(self, size: Size, batch: Sequence[Job], seed: int) -> list[tuple[dict[str, Tensor], Image.Image]]:
-        noise, generators = self.noise(batch, seed, size)
-        way = self.denoising(noise, *self.texts(batch), generators)
+    def _drawn(self, size: Size, batch: Sequence[Job], full: int, seed: int) -> list[Picture]:
+        """A batch, or in parts what of it does not fit. A network that is compiled is asked ``full`` batches alone."""
+        filled = isinstance(self.parts.network, Compiled)
+
+        def in_parts(width: int) -> list[Picture]:
+            cut_up = [batch[start : start + width] for start in range(0, len(batch), width)]
+            return [one for part in cut_up for one in self._draw(size, part, width if filled else 0, seed)]
+
+        return self.fits(full if filled else len(batch), in_parts)
+
+    def _draw(self, size: Size, batch: Sequence[Job], width: int, seed: int) -> list[Picture]:
+        rows = [*batch, *[batch[0]] * (width - len(batch))]
+        noise, generators = self.noise(rows, seed, size)
+        way = (one[: len(batch)] for one in self.denoising(noise, *self.texts(rows), generators))
         path = deque(way, maxlen=None if "path" in self.provides else 1)
         latents = path[-1]
         pictures = self.decoded(latents)
@@ -225,7 +254,8 @@ class DiffusionSampler:
         return texts, None if self.config.guidance == 1 else self.parts.prompts([it.negative for it, _ in jobs])
 
     def decoded(self, latents: Float[Tensor, "batch channels height width"]) -> list[Image.Image]:
-        return decode(self.parts, latents, self.config.vae_batch_size or self.config.batch_size)
+        most = min(len(latents), self.config.decoded_at_once)
+        return self._decodes(most, lambda width: decode(self.parts, latents, width))
 
     def denoise(
         self,
@@ -365,17 +395,3 @@ def size_of(config: DiffusionSamplerConfig, parts: Parts) -> Size:
         )
     height, width = own or (0, 0)
     return config.height or height, config.width or width
-
-
-def check_size(height: int, width: int, parts: Parts) -> None:
-    """
-    Raises:
-        UserError: a picture of so many pixels does not fit the model.
-    """
-    multiple = parts.multiple
-    if height % multiple or width % multiple:
-        high, wide = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
-        raise UserError(
-            f"sampler: a picture of {told((height, width))} does not fit this model; both must be multiples of "
-            f"{multiple}, as in {told((high, wide))}."
-        )

@@ -5,12 +5,13 @@ round 3 is the first that the new one makes.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 from raftdiff.errors import UserError
-from raftdiff.recipes.config import Config, completed, dump, plain
+from raftdiff.recipes.config import Config, check, completed, dump, flat, plain, put
 from raftdiff.records.run import Run
 
+C = TypeVar("C", bound=Config)
 STATE_SHAPE = {f"finetuner.{key}" for key in ("adapter", "rank", "target_modules", "train_text_encoder", "ema")}
 """Recipe keys that decide what a finished round's state holds."""
 FORKED = (
@@ -28,6 +29,29 @@ SCALE = ("ranker", "evaluation")
 """Recipe keys that decide what a reward means: rounds before and after a change of these are not compared."""
 HARMLESS = ("loop.rounds", "loop.patience", "loop.guard", "name")
 """What may change while a round is half made: it does not enter into it."""
+
+
+def left_open(recipe: Config) -> list[str]:
+    """The keys whose value is measured where a run begins, and is a number in the run."""
+    return [key for key, value in flat(plain(recipe)).items() if key.endswith(".batch_size") and value == "auto"]
+
+
+def settled(recipe: C, values: Mapping[str, Any]) -> C:
+    """The recipe with these values, by dotted path."""
+    data = plain(recipe)
+    for key, value in values.items():
+        put(data, key, value)
+    return check(type(recipe), data) if values else recipe
+
+
+def as_begun(run: Run, recipe: C) -> C:
+    """The recipe with what it leaves open as the run has it, where one was begun: it is never measured again, or the
+    rest of a round would be cut otherwise than what is drawn of it."""
+    keys = left_open(recipe)
+    if not keys or not (run.path / "run.json").is_file() or not any((run.path / "rounds").glob("*")):
+        return recipe
+    own = flat(completed(run.recipe(), type(recipe)))
+    return settled(recipe, {key: own[key] for key in keys if key in own})
 
 
 def go_on_with(run: Run, recipe: Config) -> list[str]:

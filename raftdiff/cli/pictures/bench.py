@@ -42,7 +42,7 @@ def bench(args: argparse.Namespace) -> None:
     assembly = assemble(recipe)
     tell(assembly.first_notes())
     sampler, tuner = assembly.sampler, assembly.finetuner
-    batch, size = sampler.config.batch_size, max(sampler.sizes, key=math.prod)
+    batch, size = sampler.config.at_once, max(sampler.sizes, key=math.prod)
     counts, key = work(recipe), known.key(sampler, tuner)
     ways, calls = everything(assembly), list[Timed]()
     head = f"{recipe.name}: {told(size)}, {recipe.model.dtype}, batches of {batch}, on {hardware()}"

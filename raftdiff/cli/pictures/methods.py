@@ -7,14 +7,16 @@ from pathlib import Path
 from raftdiff.cli.either import begin
 from raftdiff.cli.parsers.options import strengths
 from raftdiff.cli.show import Bars
+from raftdiff.diffusion.assembly import settled
 from raftdiff.diffusion.methods.changes import ALIKE, Trial, planned
 from raftdiff.diffusion.methods.standings import summary, written
 from raftdiff.diffusion.methods.trials import Outcome, Yardstick, baselines, run_trial
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
-from raftdiff.recipes.config import digest, plain
+from raftdiff.recipes.config import digest, flat, plain
 from raftdiff.recipes.needs import ready
+from raftdiff.records.changes import left_open
 from raftdiff.records.disk import demand_writable
 from raftdiff.records.run import NOT_IDENTITY
 
@@ -28,6 +30,10 @@ def methods(args: argparse.Namespace) -> None:
         file, overrides = RECIPE, [file, *overrides]
     names = list(ALIKE) if args.methods is None else [name.strip() for name in args.methods.split(",")]
     recipe = load_recipe(file, overrides)
+    if keys := left_open(recipe):  # once for all methods
+        values = flat(plain(settled(recipe)))
+        overrides = [*overrides, *(f"{key}={values[key]}" for key in keys)]
+        recipe = load_recipe(file, overrides)
     trials = planned(names, recipe, file, overrides, evaluations=args.evaluations)
     yardstick = Yardstick(recipe, strengths(args.guidance), training=args.training)
     for sentence in dict.fromkeys(told for trial in trials for told in ready(trial.recipe, resolve)):

@@ -60,7 +60,7 @@ def plan(args: argparse.Namespace) -> None:
         machines: probe.spread(
             machines,
             images=counts.images,
-            at_once=assembly.sampler.config.batch_size,
+            at_once=assembly.sampler.config.at_once,
             drawing=drawing,
             rest=seconds - drawing,
         )

@@ -103,7 +103,7 @@ def compare(
         assembly.measures.refuse_unfit(side)
     latents = torch.stack([sample.aux["latent"] for sample in before])
     captions = [sample.prompt.caption for sample in before]
-    rows = assembly.evaluator.config.batch_size
+    rows = assembly.evaluator.config.at_once
     moved = drift(assembly.model, base_weights, latents, captions, batch_size=rows)
     seconds, evaluations = time.perf_counter() - began, assembly.evaluator.network_evaluations() - spent
     return measured(assembly, prompts, before, after, moved=moved, seconds=seconds, evaluations=evaluations)

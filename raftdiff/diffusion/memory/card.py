@@ -98,7 +98,7 @@ def _changes(recipe: Recipe, stage: str) -> Iterator[Change]:
         yield Change(("model.dtype=bfloat16",), "nothing: a GPU is faster so")
     if tuner.precision == "float32" and stage == "learning":
         yield Change(("finetuner.precision=bfloat16",), "nothing: a GPU is faster so")
-    at_once = drawing.vae_batch_size or drawing.batch_size
+    at_once = drawing.decoded_at_once
     if stage == "decoding" and at_once > 1:
         yield Change((f"{where}.vae_batch_size=1",), "hardly anything")
     if not model.offload and not tuner.train_text_encoder:
@@ -109,8 +109,8 @@ def _changes(recipe: Recipe, stage: str) -> Iterator[Change]:
         yield Change(("ranker.in_turn=true",), "seconds a round, for moving rewards")
     if stage == "decoding" and not model.vae_tiling:
         yield Change(("model.vae_tiling=true",), "seams that are hardly seen")
-    if stage == "drawing" and drawing.batch_size > 1:
-        half = drawing.batch_size // 2
+    if stage == "drawing" and drawing.at_once > 1:
+        half = drawing.at_once // 2
         yield Change((f"{where}.batch_size={half}",), "drawing is slower where the GPU is not full")
     if stage == "learning":
         yield from _learning(recipe)

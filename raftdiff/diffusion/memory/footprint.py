@@ -85,8 +85,8 @@ def footprint(recipe: Recipe) -> Footprint:
     always = {"rewards": 0 if in_turn else rewards, trains: trained.resting}
     asked = max((size or 0 for size in known.values()), default=0) if in_turn else rewards
     others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
-    rows = drawing.batch_size * (2 if drawing.guidance != 1 else 1)
-    at_once = drawing.vae_batch_size or drawing.batch_size
+    rows = drawing.at_once * (2 if drawing.guidance != 1 else 1)
+    at_once = drawing.decoded_at_once
     rows_learnt, guided = tuner.items_at_once * tuner.pictures_an_item, drawing.guidance != 1
     seeing = {"VAE": vae} if isinstance(tuner.learning.build(), Draft | Refl) else {}
     return Footprint(

@@ -70,7 +70,7 @@ def key(layout: Layout, dtype: torch.dtype, device: torch.device) -> str:
         "code": [[file.name, _digest(file)] for file in code],
         "with": {name: version(name) for name in ("torch", "transformers", "tokenizers", "numpy")},
         "dtype": str(dtype),
-        "on": _machine(device),
+        "on": machine(device),
     }
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
 
@@ -179,7 +179,8 @@ def _content(name: str, tensors: dict[str, torch.Tensor]) -> str:
     return mark.hexdigest()
 
 
-def _machine(device: torch.device) -> list[Any]:
+def machine(device: torch.device) -> list[Any]:
+    """What computes: two of which this is the same compute alike, as far as is known."""
     if device.type == "cuda":
         return [torch.cuda.get_device_name(device), torch.version.cuda]
     return [platform.machine(), torch.backends.cpu.get_cpu_capability(), torch.get_num_threads()]

@@ -23,6 +23,7 @@ from raftdiff.errors import Need, UserError
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
 from raftdiff.training import quantised, sharded
+from raftdiff.training.compiled import Compiled
 from raftdiff.training.devices import DTYPES, DType, Idle, device_needs, find_device
 from raftdiff.training.quantised import Bits
 from raftdiff.training.tokenizers import check_tokenizer, table_rows
@@ -51,7 +52,7 @@ class ModelConfig(Config):
     channels_last: bool = False
     """Hold the U-Net's convolutions in channels-last order while sampling: often faster on a GPU, and in float32."""
     compile: bool = False
-    """torch.compile the U-Net: minutes at the start, faster afterwards; pays for long runs of one picture size."""
+    """torch.compile what draws: minutes at the start, then faster; each size's last batch is filled up for it."""
     quantise: Bits | None = None
     """Round the frozen weights of the denoiser's blocks to 8 bits (int8) or 4 (nf4), under a LoRA in full precision. It
     needs raftdiff[quantised]; what is exported goes with the weights as they were."""
@@ -207,7 +208,7 @@ def assemble(
         channels_last=config.channels_last,
         name=config.base,
         prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
-        network=torch.compile(denoiser) if config.compile else denoiser,
+        network=Compiled(denoiser) if config.compile else denoiser,
         embedded_guidance=_embedded_guidance(family, modules, config),
     )
 

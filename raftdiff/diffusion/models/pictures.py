@@ -1,4 +1,4 @@
-"""Between pictures and latents: the VAE's two halves, in batches."""
+"""Between pictures and latents: the VAE's two halves, in batches; and which sizes fit a model."""
 
 from collections.abc import Sequence
 
@@ -9,6 +9,8 @@ from PIL import Image
 from torch import Tensor
 
 from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.sizes import told
+from raftdiff.errors import UserError
 
 
 @torch.no_grad()
@@ -41,3 +43,17 @@ def encode(
         with parts.idle.fetched(parts.vae):
             found.append(parts.encode(pixels).cpu())
     return torch.cat(found)
+
+
+def check_size(height: int, width: int, parts: Parts) -> None:
+    """
+    Raises:
+        UserError: a picture of so many pixels does not fit the model.
+    """
+    multiple = parts.multiple
+    if height % multiple or width % multiple:
+        high, wide = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
+        raise UserError(
+            f"sampler: a picture of {told((height, width))} does not fit this model; both must be multiples of "
+            f"{multiple}, as in {told((high, wide))}."
+        )

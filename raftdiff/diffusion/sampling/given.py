@@ -170,13 +170,13 @@ class FolderSampler:
             UserError: a picture is damaged.
         """
         jobs = [(prompt, index, one) for prompt in prompts for index, one in enumerate(self._sized(prompt, per_prompt))]
-        count = self.config.drawing.batch_size
+        count = self.config.drawing.at_once
         for size, batch in cut(jobs, lambda job: job[2].size, count):
             if all((prompt.id, index) in done for prompt, index, _ in batch):
                 continue
             whole = [opened(one.found.picture, _where(one.found)) for *_, one in batch]
             pictures = [ImageOps.fit(one, (size[1], size[0]), Resampling.LANCZOS) for one in whole]
-            latents = encode(self.parts, pictures, self.config.drawing.vae_batch_size or count)
+            latents = encode(self.parts, pictures, self.config.drawing.decoded_at_once)
             frames = [self._frame((one.height, one.width), size) for one in whole]
             for (prompt, index, one), picture, latent, frame in zip(batch, pictures, latents, frames, strict=True):
                 if (prompt.id, index) not in done:

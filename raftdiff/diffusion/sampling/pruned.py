@@ -101,9 +101,17 @@ class PrunedSampler:
         wanted = [part for part in parts if any(held[prompt.id] < kept for prompt in part.prompts)]
         self.drawing.remember([prompt for part in wanted for prompt in part.prompts])
         for part in wanted:
-            seen, drawn = self._draw(part, per_prompt, seed=seed, round=round)
+            seen, drawn = self._fitted(part, per_prompt, seed=seed, round=round)
             self._told(seen)
             yield from (sample for sample in drawn if (sample.prompt.id, sample.index) not in done)
+
+    def _fitted(
+        self, part: Together, per_prompt: int, *, seed: int, round: int
+    ) -> tuple[list[Preview], list[Sample[Image.Image]]]:
+        """``_draw``, in narrower batches where memory does not suffice; all of them are drawn again then."""
+        return self.drawing.fits(
+            part.width, lambda width: self._draw(part._replace(width=width), per_prompt, seed=seed, round=round)
+        )
 
     def _parts(self, prompts: Sequence[Prompt], per_prompt: int, round: int) -> list[Together]:
         """The prompts in parts of one size, each of as many as fill their batches whole."""
@@ -112,7 +120,7 @@ class PrunedSampler:
             sized.setdefault(size_of_prompt(self.sizes, prompt.id, round), []).append(prompt)
         counts, found = [per_prompt, *(look.kept for look in self.looks(per_prompt))], list[Together]()
         for size, own in sized.items():
-            width = min(self.drawing.config.batch_size, counts[-1] * len(own))
+            width = min(self.drawing.config.at_once, counts[-1] * len(own))
             count = fitting(width, counts)
             found += [Together(size, own[start : start + count], width) for start in range(0, len(own), count)]
         return found

@@ -11,8 +11,8 @@ from PIL import Image
 
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.loading import ModelConfig, load
-from raftdiff.diffusion.models.pictures import encode
-from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, check_size, sizes_of
+from raftdiff.diffusion.models.pictures import check_size, encode
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig, sizes_of
 from raftdiff.recipes.config import Config
 from raftdiff.types import Prompt, Sample, Source
 

@@ -70,10 +70,10 @@ def _peak(assembly: Assembly) -> Way:
 
 def _parts(assembly: Assembly, size: Size) -> Iterator[Way]:
     parts, sampler, tuner = assembly.model, assembly.sampler, assembly.finetuner
-    batch = sampler.config.batch_size
+    batch = sampler.config.at_once
     draw, rows, noise = drawing(sampler, batch, size)
     yield Way(PARTS, SAMPLING, "network evaluations", rows, _clocked(draw, parts.device))
-    at_once = sampler.config.vae_batch_size or batch
+    at_once = sampler.config.decoded_at_once
     yield Way(PARTS, DECODING, "pictures", batch, _clocked(lambda: decode(parts, noise, at_once), parts.device))
     fresh = np.random.default_rng(0)
 
@@ -103,7 +103,7 @@ def _parts(assembly: Assembly, size: Size) -> Iterator[Way]:
 
 
 def _batches(assembly: Assembly, size: Size) -> Iterator[Way]:
-    for count in sorted({*BATCHES} - {assembly.sampler.config.batch_size}):
+    for count in sorted({*BATCHES} - {assembly.sampler.config.at_once}):
         draw, rows, _ = drawing(assembly.sampler, count, size)
         yield Way(BATCH, f"{count}", "network evaluations", rows, _clocked(draw, assembly.model.device))
 

@@ -99,7 +99,7 @@ def test_the_key_is_of_every_byte_and_of_how_it_is_read(models, tmp_path, monkey
     found.add(key())
     (model / "tokenizer" / "tokenizer_config.json").write_text("{}")
     found.add(key())
-    monkeypatch.setattr(kept, "_machine", lambda _: ["another"])
+    monkeypatch.setattr(kept, "machine", lambda _: ["another"])
     found.add(key())
     assert len(found) == 5
     (model / "unet" / "config.json").write_text("{}")

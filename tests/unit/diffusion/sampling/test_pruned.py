@@ -1,6 +1,6 @@
 """Pruned best of K: who is left is drawn as ever, to the bit, and who is not is told of."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, final
 
 import numpy as np
@@ -93,6 +93,22 @@ def test_a_batch_that_is_not_full_is_filled_up_and_that_is_counted(opened):
     assert sampler.network_evaluations() == 2 * (6 * 2 + 4 * 1)  # 3 are left, in batches of 2
     whole = {sample.key: sample for sample in draw(sampler.drawing)}
     assert all(equal(sample, whole[sample.key]) for sample in left)
+
+
+def test_where_memory_does_not_suffice_batches_are_narrower(opened):
+    whole = opened("sd15")
+
+    def network(rows, *args, **options):
+        if len(rows) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return whole.network(rows, *args, **options)
+
+    drawing = {"scheduler": "euler_a", "guidance": 1.0, "steps": 2}
+    narrow = pruned(replace(whole, network=network), **drawing, batch_size=3)
+    with pytest.warns(UserWarning, match="to draw 3 pictures at once; from here on 1 at most"):
+        left = draw(narrow)
+    ones = draw(pruned(whole, **drawing, batch_size=1))
+    assert all(equal(one, other) for one, other in zip(left, ones, strict=True))
 
 
 def test_what_was_drawn_before_a_kill_changes_no_bit_of_the_rest(opened):
