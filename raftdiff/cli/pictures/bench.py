@@ -14,7 +14,7 @@ from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sizes import told
 from raftdiff.diffusion.speed import known, tables
 from raftdiff.diffusion.speed.repeats import Timed, Way, figures, in_turn
-from raftdiff.diffusion.speed.ways import asked, everything
+from raftdiff.diffusion.speed.ways import PARTS, asked, everything
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.needs import ready
@@ -70,9 +70,12 @@ def bench(args: argparse.Namespace) -> None:
     if len(calls) < len(ways) * (args.repeats + 1) and not stopped:
         left = len(ways) * (args.repeats + 1) - len(calls)
         print(f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more.")
-    if probe is not None:
+    warm = {call.place for call in calls if call.warm}
+    if probe is not None and all(place in warm for place, way in enumerate(ways) if way.table == PARTS):
         known.keep(key, probe)
         print("raftdiff plan goes by this from now on, for this machine, model, size and dtype")
+    else:
+        print("raftdiff plan does not go by this: first calls, which warm up, are all that there is of some part")
     if stopped:
         raise KeyboardInterrupt
 
