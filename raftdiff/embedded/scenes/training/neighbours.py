@@ -12,7 +12,7 @@ GROUP = 4
 
 def group(rng: random.Random, scene: Scene) -> tuple[Scene, ...]:
     """``scene`` and different neighbours of it, `GROUP` in all, of as many kinds as there are."""
-    kinds = [found for kind in (_count, _object, _relation, _swapped, _words, _ground) if (found := kind(scene))]
+    kinds = _kinds(scene)
     rng.shuffle(kinds)
     chosen: dict[Scene, None] = {scene: None}
     while len(chosen) < GROUP:
@@ -20,6 +20,16 @@ def group(rng: random.Random, scene: Scene) -> tuple[Scene, ...]:
             if len(chosen) < GROUP:
                 chosen.setdefault(rng.choice(found))
     return tuple(chosen)
+
+
+def neighbours(scene: Scene) -> tuple[Scene, ...]:
+    """All of them, each once."""
+    return tuple(dict.fromkeys(one for found in _kinds(scene) for one in found))
+
+
+def _kinds(scene: Scene) -> list[list[Scene]]:
+    """By what differs, where anything can."""
+    return [found for kind in (_count, _object, _relation, _swapped, _words, _ground) if (found := kind(scene))]
 
 
 def _count(scene: Scene) -> list[Scene]:

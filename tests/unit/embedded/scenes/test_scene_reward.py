@@ -19,7 +19,7 @@ from raftdiff.embedded.scenes.rules import Found, verdicts
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise_captions
 from raftdiff.embedded.scenes.training.clip import Lessons, contrast
 from raftdiff.embedded.scenes.training.drawn import Drawer, Over, Pairs
-from raftdiff.embedded.scenes.training.neighbours import GROUP, group
+from raftdiff.embedded.scenes.training.neighbours import GROUP, group, neighbours
 from raftdiff.embedded.scenes.training.pools import Ring, groups
 from raftdiff.embedded.scenes.world import GROUNDS, OBJECTS, Part, Scene, draw, parse
 
@@ -62,6 +62,10 @@ def test_neighbours_are_of_every_kind_that_a_caption_gives() -> None:
         "a cartoon crab left of a red sketched fox on a white background",
     }
     assert told <= seen
+    every = [one.caption for one in neighbours(scene)]
+    assert seen <= {scene.caption, *every}
+    assert len(set(every)) == len(every)
+    assert scene.caption not in every
     counted = Scene((Part("cat", count=1), Part("fox", count=3)))
     seen = {one.caption for seed in range(60) for one in group(random.Random(seed), counted)}
     assert {"three cats and a fox", "a cat and two foxes"} <= seen
