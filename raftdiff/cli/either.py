@@ -21,6 +21,7 @@ from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
+from raftdiff.measures.alarms import after_going_back
 from raftdiff.raft import guarded, raft, until_alarm, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.files import locate, medium_of
@@ -134,8 +135,8 @@ def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
 
 def joined(rank: int, size: int, work: Callable[[], int]) -> int:
     """Do the ``work`` as the first of several processes, or take part in it as another; returns the exit status."""
-    processes.join(rank, size)
     try:
+        processes.join(rank, size)
         if rank:
             warnings.simplefilter("ignore")  # the first says it
             os.environ["TQDM_DISABLE"] = "1"
@@ -262,7 +263,8 @@ def loop(run: Run, assembly: AnyAssembly) -> None:
 
 def alarming(run: Run) -> list[str]:
     """A line for each alarm that the last round raised and the one before it did not."""
-    return [f"warning: {alarm.told}" for alarm in new_alarms(run.metrics())]
+    told = [alarm.told for alarm in new_alarms(run.metrics())]
+    return [f"warning: {one}" for one in (after_going_back(told) if went_back(run) else told)]
 
 
 def guarding(run: Run, plan: LoopConfig) -> bool:

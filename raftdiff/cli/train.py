@@ -12,7 +12,7 @@ from raftdiff.errors import command, counted
 from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import medium_of
 from raftdiff.records.disk import read_json
-from raftdiff.records.run import load_round
+from raftdiff.records.run import Run, load_round
 from raftdiff.reports.words import duration
 from raftdiff.tracking import Tracker
 
@@ -47,12 +47,23 @@ def demo(args: argparse.Namespace) -> None:
     run, recipe = open_run(args)
     with at_work(run, recipe) as assembly:
         loop(run, assembly)
-        load_round(run, assembly.finetuner, None)
-        training = measure(run, assembly, prompts="training", name="training").with_name("eval.json")
-        report = measure(run, assembly, training=read_json(training))
+        shown = round_to_show(run)
+        load_round(run, assembly.finetuner, shown)
+        training = measure(run, assembly, prompts="training", name="training", round=shown).with_name("eval.json")
+        report = measure(run, assembly, training=read_json(training), round=shown)
     print("\nThe prompts it was tuned on:")
     show(training)
     print("\nPrompts it never saw:")
     show(run.path / "eval" / "eval.json")
     print(f"\nall of it took {duration(time.monotonic() - began)}\nreport: {report}")
     print(f"next: {args.then}")
+
+
+def round_to_show(run: Run) -> int | None:
+    """Whose model is looked at after a run: None for the one that the run came to. Where the guard kept the base, which
+    beside itself shows nothing, it is the last round's, and that is said."""
+    last = run.rounds_done() - 1
+    if last < 0 or run.origin(last + 1) is not None:
+        return None
+    print(f"The base model was kept. What follows is the base beside round {last}, which was not kept, to see why.")
+    return last

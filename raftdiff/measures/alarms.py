@@ -4,6 +4,7 @@ Pure functions of two rounds' figures of the same prompts and seeds. ``records.w
 and ``loop.guard`` acts on them.
 """
 
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, final
@@ -31,6 +32,8 @@ ALIKE = 0.2
 of their own."""
 WRITTEN = 0.2
 """A share of pictures with text so much higher than the base's is an alarm, where its standard deviation is less."""
+BACK = re.compile(r"go back to an earlier round \(loop\.guard: rollback\), (or )?")
+"""What alarms advise first."""
 LEFT = 1.0
 """Of the distance between two of the base's pictures of a prompt: held-out pictures that lie further from the base's of
 the same prompt and seed are an alarm. At 1 a picture has no more of its counterpart than one of another seed had.
@@ -169,6 +172,15 @@ def best(gains: Sequence[float | None], alarmed: Collection[int]) -> int | None:
     """
     held = {t: it for t, it in enumerate(gains) if it is not None and it > 0 and t not in alarmed}
     return max(held, key=lambda t: held[t]) if held else None
+
+
+def after_going_back(told: Sequence[str]) -> list[str]:
+    """Sentences of alarms, without the advice to go back, where that has just been done.
+
+    >>> after_going_back(["It fell. Look; go back to an earlier round (loop.guard: rollback), or use more prompts."])
+    ['It fell. Look; use more prompts.']
+    """
+    return [BACK.sub("", sentence) for sentence in told]
 
 
 def half_width(changes: Changes, level: float) -> float:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 import torch
+from huggingface_hub import constants
 
 from raftdiff.recipes.config import flat
 
@@ -28,6 +29,8 @@ CONFIG = re.compile(r"(^|\.)model\.config$")
 """The key that names what a single file lacks."""
 STARTS = re.compile(r"(^|\.)(loras|embeddings)\.\d+\.path$")
 """Keys that name what a model of pictures starts from."""
+HUB = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*/[A-Za-z0-9_.-]+")
+"""A model's name on a hub."""
 PLACED = re.compile("^(local-dir|transformers):")
 """Before the folder of a CLIP model, whose it is."""
 Flat: TypeAlias = Mapping[str, Any]
@@ -81,6 +84,24 @@ def fingerprints(recipe: Mapping[str, Any], resolve: Callable[[str], str]) -> di
         if named and isinstance(name, str) and name and "prompts" not in above:
             found |= marks_at(resolve(name), key, name, leaves)
     return found
+
+
+def revisions(recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The commits of the models on a hub that a recipe names, by that name: which the cache here holds as the latest
+    that was fetched, and so is read. The network is not asked."""
+    found = {}
+    for key, name in flat(recipe).items():
+        *above, kind = key.split(".")
+        named = kind in MODELS or STARTS.search(key) or CONFIG.search(key)
+        on_hub = named and isinstance(name, str) and HUB.fullmatch(name) and "prompts" not in above
+        if on_hub and (commit := _cached(name)):
+            found[name] = commit
+    return found
+
+
+def _cached(name: str) -> str | None:
+    latest = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    return latest.read_text(encoding="utf-8").strip() if latest.is_file() and not Path(name).exists() else None
 
 
 def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None = None) -> dict[str, str]:

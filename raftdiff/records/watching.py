@@ -84,6 +84,7 @@ def snapshot(run: Run) -> Snapshot:
         making = steadily(lambda: _making(run, recipe, len(metrics)))
     except (KeyError, TypeError, ValueError):
         raise (UserError(edited) if edited else damaged(run.path / "recipe.yaml", "it is no recipe")) from None
+    back, told = went_back(run), warnings(metrics)
     return Snapshot(
         name=name,
         rounds_planned=planned,
@@ -91,7 +92,7 @@ def snapshot(run: Run) -> Snapshot:
         making=making,
         seconds=float(sum(sum(it.get("seconds", {}).values()) for it in metrics)),
         network_evaluations=sum(sum(it.get("network_evaluations", {}).values()) for it in metrics),
-        warnings=tuple(it for it in (edited, went_back(run), *warnings(metrics)) if it),
+        warnings=tuple(it for it in (edited, back, *(measures.after_going_back(told) if back else told)) if it),
     )
 
 
@@ -169,10 +170,14 @@ def went_back(run: Run) -> str | None:
     if (after := done - 1) not in run.rollbacks():
         return None
     to = run.origin(done)
-    where = "the base model, before any tuning: no round was better" if to is None else f"round {to}, which did best"
+    if to is None:
+        return (
+            f"After round {after} the guard went back to the base model, before any tuning: no round was better on the "
+            "held-out prompts. A continued run begins from it; every round is still there, for --round."
+        )
     return (
-        f"After round {after} the guard went back to {where} on the held-out prompts. That is what eval, draw, "
-        "compare, export and a continued run use; every round is still there, for --round."
+        f"After round {after} the guard went back to round {to}, which did best on the held-out prompts. That is what "
+        "eval, draw, compare, export and a continued run use; every round is still there, for --round."
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from raftdiff.measures.alarms import after_going_back
 from raftdiff.records.media import Medium
 from raftdiff.records.watching import warnings
 from raftdiff.reports.curve import curve_svg
@@ -98,7 +99,7 @@ def write_report(
     Raises:
         UserError: the file cannot be written.
     """
-    found = rows(evaluation)
+    found, told = rows(evaluation), warnings(rounds if at is None else rounds[: at + 1])
     page = template("raftdiff.reports", "before_after.html.jinja").render(
         title=title,
         headlines=[
@@ -112,7 +113,7 @@ def write_report(
         span=_span,
         cards=_cards(pairs),
         score=next((name for pair in pairs for name in _numbers(pair.before_scores)), None),
-        warnings=warnings(rounds if at is None else rounds[: at + 1]),
+        warnings=after_going_back(told) if gone_back else told,
         at=None if at is None or at == len(rounds) - 1 else at,
         gone_back=gone_back,
         curve=Markup(curve_svg(rounds)),

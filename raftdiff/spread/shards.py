@@ -19,7 +19,7 @@ from raftdiff.recipes.config import differing, flat
 from raftdiff.records import integrity
 from raftdiff.records.changes import HARMLESS
 from raftdiff.records.disk import alone, damaged, read_json, write_text
-from raftdiff.records.provenance import lying
+from raftdiff.records.provenance import lying, revisions
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.records.run import NOT_IDENTITY, Run
 from raftdiff.stages import verbs
@@ -96,7 +96,8 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress) -> Pat
     own = {key for place in part.among(len(batches)) for key in batches[place]}
     if not own:
         return None
-    facts = {**_facts(run), "shard": part.number, "of": part.of, "batches": len(batches)}
+    numbers = {"shard": part.number, "of": part.of, "batches": len(batches)}
+    facts = {**_facts(run), **numbers, "revisions": revisions(run.recipe())}
     folder = _place(run, t) / part.folder
     aside = folder.with_name(f"{folder.name}{PARTIAL}")
     for begun in (folder, aside):
@@ -104,6 +105,8 @@ def sample(run: Run, part: Part, parts: Parts[Media], progress: Progress) -> Pat
             _demand_same(begun, _read(begun), facts)
     if folder.is_dir():
         return folder
+    if (aside / FACTS).is_file():
+        _demand_one_revision({run.path: facts, aside: _read(aside)})
     (aside / "samples").mkdir(parents=True, exist_ok=True)
     with alone(aside):
         write_text(aside / FACTS, json.dumps(facts, indent=2))
@@ -171,6 +174,7 @@ def _whole(run: Run, round: int) -> list[RoundFolder]:
         )
     for folder, facts in found.items():
         _demand_same(folder, facts, wanted)
+    _demand_one_revision(found)
     ways = Counter((facts["of"], facts["batches"]) for facts in found.values())
     if len(ways) > 1:
         counts = " and ".join(str(of) for of, _ in sorted(ways))
@@ -252,6 +256,23 @@ def _demand_same(folder: Path, found: Mapping[str, Any], wanted: Mapping[str, An
             f"{folder}: this shard was drawn by another model than this run has come to: the run that it was drawn in "
             f"is another, or another copy of it went on by itself. {again}"
         )
+
+
+def _demand_one_revision(shards: Mapping[Path, Mapping[str, Any]]) -> None:
+    """
+    Raises:
+        UserError: two were drawn with different commits of a model on a hub.
+    """
+    seen: dict[str, tuple[str, Path]] = {}
+    for folder, facts in shards.items():
+        for name, commit in facts.get("revisions", {}).items():
+            other, first = seen.setdefault(name, (commit, folder))
+            if commit != other:
+                raise UserError(
+                    f"{folder}: this shard was drawn with {name} as of {commit[:8]} on the hub, and {first.name} as of "
+                    f"{other[:8]}: these may be other weights. Fetch the same on both machines, remove one of the two, "
+                    "and draw it again."
+                )
 
 
 def _read(folder: Path) -> dict[str, Any]:

@@ -21,6 +21,8 @@ from typing import Any, NamedTuple, final
 import torch
 from torch import Tensor, nn
 
+from raftdiff.errors import UserError
+
 GRACE = 5.0
 """Seconds in which a process that lost another may put what it has on the disk."""
 ENDING = (signal.SIGINT, signal.SIGTERM)
@@ -72,7 +74,17 @@ def together() -> Iterator[None]:
 
 
 def join(rank: int, size: int) -> None:
-    """Meet the others; from now on each watches whether the first is there, and the first all of them."""
+    """Meet the others; from now on each watches whether the first is there, and the first all of them.
+
+    Raises:
+        UserError: this PyTorch has nothing that they could speak over.
+    """
+    if not (torch.distributed.is_available() and torch.distributed.is_gloo_available()):
+        raise UserError(
+            "this PyTorch was built without gloo, over which processes share a run. Install one that has it, as the "
+            "usual ones do (pip install torch), or start without accelerate launch or torchrun: one process does all "
+            "of it."
+        )
     if sys.platform == "linux":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
     # waiting is no fault: the first process may evaluate for hours

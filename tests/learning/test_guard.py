@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff.cli.train import round_to_show
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures
 from raftdiff.raft import guarded, raft, until_alarm
@@ -18,7 +19,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.rounds import Draft
 from raftdiff.records.run import Run, finished
-from raftdiff.records.watching import alarms, best_round, new_alarms, snapshot, warnings
+from raftdiff.records.watching import alarms, best_round, new_alarms, snapshot, warnings, went_back
 from raftdiff.seeds import fold
 from raftdiff.selection.best import BestOfK
 from raftdiff.stages import verbs
@@ -158,11 +159,14 @@ def test_a_run_that_went_back_goes_on_from_there(tmp_path: Path) -> None:
     run.go_back(2, 0)
     assert finished(run, None).index == 0
     assert finished(run, 2).index == 2
+    assert round_to_show(run) is None
     used, first = run.state() or {}, run.round(0).state()
     assert all(torch.equal(used[stem][name], it) for stem, part in first.items() for name, it in part.items())
     assert verbs._lineage(run, 3) == [0]
     run.go_back(2, None)
     assert run.state() is None
+    assert round_to_show(run) == 2, "of the base beside itself nothing is seen"
+    assert "A continued run begins from it" in str(went_back(run))
     with pytest.raises(UserError, match=r"went back to the base model, before any tuning.*--round"):
         finished(run, None)
     more = list(raft(run, parts(Dark(), rounds=4)))

@@ -1,6 +1,7 @@
 """The parts of a Stable Diffusion model, read from a folder, a single file or elsewhere, each checked as it is read."""
 
 import tempfile
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
@@ -20,6 +21,7 @@ from raftdiff.training.weights import demand_all, demand_finite, loaded, reading
 
 LOCAL: Mapping[str, Any] = {"local_files_only": True}
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)
+INTEGERS = (torch.int8, torch.uint8)
 
 
 def read_folder(layout: Layout, dtype: torch.dtype, vae: str | None, without: Sequence[str] = ()) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def read_single_file(
         for name, weight in _tensors(path).items()
         if vae is None or not name.startswith(VAES)
     }
+    _demand_no_integers(path, weights)
     with tempfile.TemporaryDirectory() as scratch, quietly():
         lacking = found if vae is None else replace(found, held=found.held | {"vae"})
         layout = file_layout(path, lacking, configs, prediction_type, Path(scratch))
@@ -88,7 +91,33 @@ def read_single_file(
         for name in layout.family.components.keys() - parts.keys():
             where = layout.path / name
             parts[name] = _component(f"{layout.path}: {name}/", where, layout.family.components[name], dtype)
+        if isinstance(found.family, Published):
+            _tell_unread(path, unet.unread(weights, parts))
         return layout.family, {**parts, **without_weights(layout)}
+
+
+def _demand_no_integers(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """
+    Raises:
+        UserError: weights are rounded to whole numbers; positions, which are some, are no weights.
+    """
+    rounded = (name for name, it in weights.items() if it.dtype in INTEGERS and it.dim() > 1)
+    if name := next(rounded, None):
+        kind = str(weights[name].dtype).removeprefix("torch.")
+        raise UserError(
+            f"{path}: its weights are rounded to whole numbers ('{name}' is {kind}), which raftdiff does not read. "
+            "Fetch the file in bf16 or fp16; one in plain fp8 would do."
+        )
+
+
+def _tell_unread(path: Path, names: Sequence[str]) -> None:
+    if names:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        warnings.warn(
+            f"{path}: '{names[0]}'{more} have no place in this model and are not read: it draws as if they were not "
+            "there. Was the file made for another kind of model, or merged with something?",
+            stacklevel=2,
+        )
 
 
 def file_layout(

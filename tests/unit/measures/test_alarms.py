@@ -5,7 +5,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from raftdiff.measures.alarms import FELL, KEPT, SURE, Drift, HeldOut, Signal, alarms, best, gain, half_width
+from raftdiff.measures.alarms import (
+    FELL,
+    KEPT,
+    SURE,
+    Drift,
+    HeldOut,
+    Signal,
+    after_going_back,
+    alarms,
+    best,
+    gain,
+    half_width,
+)
 from raftdiff.measures.statistics import t_quantile
 
 LEVELS = np.linspace(0.4, 0.6, 16)
@@ -46,6 +58,9 @@ def test_the_sentence_says_what_moved_from_what_to_what_and_what_to_do() -> None
     assert "2.0 of the base's standard deviations" in told
     assert "type: saturation, with a target" in told
     assert "loop.guard: rollback" in told
+    (after,) = after_going_back([told])
+    assert "go back" not in after
+    assert "Look at the pictures; keep it in bounds with a reward" in after
 
 
 def test_what_is_trained_for_is_meant_to_move() -> None:

@@ -12,7 +12,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.records.beginning import fork
 from raftdiff.records.changes import go_on_with
-from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, run_mark
+from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, revisions, run_mark
 from raftdiff.records.run import Run
 
 
@@ -297,3 +297,12 @@ def test_a_lora_of_another_base_is_another_model(tmp_path: Path) -> None:
     config.write_text(json.dumps({"base_model_name_or_path": str(bases[1])}))
     with pytest.raises(UserError, match=f"other weights of the base of {tmp_path / 'lora-p'} than lie there now"):
         run.bind(fingerprints(plain(first), str))
+
+
+def test_a_model_of_a_hub_is_known_by_the_commit_in_the_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    (tmp_path / "models--owner--name/refs").mkdir(parents=True)
+    (tmp_path / "models--owner--name/refs/main").write_text("abc\n")
+    recipe = {"model": {"base": "owner/name", "vae": "owner/not-here"}, "prompts": {"model": "owner/name"}}
+    assert revisions(recipe) == {"owner/name": "abc"}
+    assert revisions({"model": {"base": "scene-sd"}, "name": "owner/name"}) == {}

@@ -168,6 +168,9 @@ FAULTS: dict[str, Callable[[Path], object]] = {
         at / "3-of-3", recipe={"guidance": 1.0, "base": "painter"}
     ),
     "with other weights of painter": lambda at: edit(at / "3-of-3", weights={"painter": "0b"}),
+    "3-of-3: this shard was drawn with o/m as of bb on the hub, and 1-of-3 as of aa": lambda at: [
+        edit(at / f"{number}-of-3", revisions={"o/m": commit}) for number, commit in ((1, "aa"), (3, "bb"))
+    ],
     "3-of-3: it holds 2 candidates, and 3 were drawn. Bring": lambda at: rewritten(
         at / "3-of-3", "samples/metadata.jsonl", "".join(rows(at / "3-of-3")[1:])
     ),

@@ -1,6 +1,6 @@
 """What the families with Stable Diffusion's U-Net share: its layers, its sizes, and how it is read from one file."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,10 @@ SIZES = "model.diffusion_model.label_emb.0.0.weight"
 """The weight by which a U-Net is known there that is told sizes."""
 PICTURE_AND_MASK = 9
 """Channels that an inpainting model sees."""
+UNREAD = ("first_stage_model.loss.", "first_stage_model.model_ema.")
+"""What trainings of the VAE leave in single files: a critic, a moving average."""
+BESIDE = ("cond_stage_model.", "conditioner.", "model_ema.", "embedding_manager.", "denoiser.", "vae.")
+"""What else stands there under names with a dot; those without one are buffers of schedules, and marks."""
 TEXT = {
     "model_type": "clip_text_model",
     "max_position_embeddings": 77,
@@ -233,6 +237,22 @@ def text_encoder(
         torch_dtype=dtype,
         local_files_only=True,
     )
+
+
+def unread(names: Collection[str], modules: Modules) -> list[str]:
+    """Which weights of a single file have no place in the U-Net and the VAE that were made of it, or belong to no part
+    that is known; of text encoders more layers may be published than are read."""
+    network, own = f"{FIRST.partition('input')[0]}", single_file(modules)
+    plain = set(modules["unet"].state_dict()) <= set(names)  # in diffusers' names, which say what is read
+    found = []
+    for name in names:
+        if name.startswith((network, "first_stage_model.")):
+            strange = name not in own and not name.startswith(UNREAD)
+        else:
+            strange = "." in name and not name.startswith(BESIDE)
+        if strange and not plain:
+            found.append(name)
+    return sorted(found)
 
 
 def single_file(modules: Modules) -> dict[str, Tensor]:

@@ -188,6 +188,32 @@ def test_a_single_file_without_a_vae(models, file):
     same(opened(file, config=str(models["sd15"]), vae=str(models["sd15"] / "vae")), whole)
 
 
+def test_what_a_single_file_holds_beyond_its_model_is_named(models, file):
+    beyond = {"control_model.x.weight": torch.zeros(2), "model.diffusion_model.input_blocks.99.0.bias": torch.zeros(2)}
+    rewritten(file, lambda held: {**held, **beyond})
+    with pytest.warns(UserWarning, match=r"'control_model.x.weight' and 1 more have no place in this model"):
+        opened(file, config=str(models["sd15"]))
+
+
+def test_what_trainings_leave_in_single_files_is_not(models, file):
+    harmless = {
+        "betas": torch.zeros(3),
+        "model_ema.decay": torch.zeros(()),
+        "first_stage_model.loss.logvar": torch.zeros(()),
+        "cond_stage_model.transformer.text_model.embeddings.position_ids": torch.arange(77)[None],
+    }
+    rewritten(file, lambda held: {**held, **harmless})
+    opened(file, config=str(models["sd15"]))
+
+
+def test_weights_that_are_whole_numbers_are_refused(file):
+    rewritten(file, lambda held: {name: it.to(torch.int8) if "to_q" in name else it for name, it in held.items()})
+    with pytest.raises(
+        UserError, match=r"to_q.weight' is int8\), which raftdiff does not read. Fetch the file in bf16"
+    ):
+        opened(file)
+
+
 def test_a_text_encoder_named_without_its_middle_level(models, file):
     whole = opened(file, config=str(models["sd15"]))
     rewritten(file, lambda w: {name.replace("transformer.text_model.", "transformer."): it for name, it in w.items()})
