@@ -26,7 +26,7 @@ import yaml
 
 from raftdiff.diffusion.assembly import assemble
 from raftdiff.diffusion.models import tiny
-from raftdiff.diffusion.recipe import load_recipe
+from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.raft import raft
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
