@@ -29,7 +29,8 @@ from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
 from raftdiff.reports.plots import Bar, bars
 from raftdiff.seeds import fold
-from raftdiff.stages import asked, commit, sample, score, select, tune
+from raftdiff.stages.parts import asked
+from raftdiff.stages.verbs import commit, sample, score, select, tune
 
 GUIDANCE, RANK, RATE = 2.5, 4, 9e-6
 PROMPTS = 8
