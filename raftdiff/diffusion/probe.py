@@ -2,7 +2,6 @@
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -15,6 +14,7 @@ from raftdiff.diffusion.learning.rules import PathRule
 from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.diffusion.sizes import Size
+from raftdiff.training.devices import now
 from raftdiff.types import Item, Prompt, Sample, Selection
 
 
@@ -223,13 +223,6 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     start = now(device)
     work()
     return now(device) - start
-
-
-def now(device: torch.device) -> float:
-    """The clock, when what was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def memory(device: torch.device) -> int:

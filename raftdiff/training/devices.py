@@ -1,5 +1,6 @@
 """Where a model lies and in which precision: words of a recipe -> torch's own."""
 
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Literal, final
@@ -35,6 +36,13 @@ def find_device(name: str) -> torch.device:
     if index >= torch.cuda.device_count():
         raise UserError(f"model.device: there is no '{name}'; this machine has {torch.cuda.device_count()} GPU(s).")
     return torch.device("cuda", index)
+
+
+def now(device: torch.device) -> float:
+    """The clock, when what was asked of the device is done."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def device_needs(device: str, dtype: str, key: str = "device") -> Iterator[Need]:

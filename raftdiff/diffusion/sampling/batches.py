@@ -5,7 +5,6 @@ import hashlib
 import json
 import math
 import sys
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +20,7 @@ from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.recipes.config import plain
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import fingerprints
-from raftdiff.training.devices import find_device
+from raftdiff.training.devices import find_device, now
 from raftdiff.training.fitting import attempted
 from raftdiff.types import Prompt
 
@@ -121,13 +120,6 @@ def throughput(sampler: DiffusionSampler, count: int) -> float | None:
         torch.cuda.empty_cache()
         return made[0] if free > SPARE * whole else None
     return None if made is None else made[0]
-
-
-def now(device: torch.device) -> float:
-    """The clock, when what was asked of the device is done."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()
 
 
 def remembered(where: Facts) -> int | None:

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raftdiff.diffusion.assembly import Assembly
 from raftdiff.diffusion.models.pictures import decode
-from raftdiff.diffusion.probe import drawing, now, tuning
+from raftdiff.diffusion.probe import drawing, tuning
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.sizes import Size, told
 from raftdiff.diffusion.speed.operations import operations, product
@@ -24,6 +24,7 @@ from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.records.media import store
 from raftdiff.records.run import Run
+from raftdiff.training.devices import now
 from raftdiff.types import Sample
 
 BATCHES = (1, 4, 16, 64)
