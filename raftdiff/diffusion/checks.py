@@ -17,8 +17,6 @@ from raftdiff.training.devices import DTYPES
 
 UNSEEN = (*UNMEASURED, "labels")
 """Those that say nothing of a preview."""
-
-
 TAKES_BEST = ("best_of_k", "diverse", "top_fraction")
 """Selectors that have no use for the worst."""
 

@@ -152,9 +152,7 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     """
     parts = sampler.parts
     batch = sampler.config.at_once
-    if parts.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(parts.device)
-
+    forget(parts.device)
     draw, rows, noise = drawing(sampler, batch, max(sampler.sizes, key=math.prod))
     sampling = _seconds(draw, parts.device)
     decoding = _seconds(lambda: decode(parts, noise, sampler.config.decoded_at_once), parts.device)
@@ -225,7 +223,14 @@ def _seconds(work: Callable[[], object], device: torch.device) -> float:
     return now(device) - start
 
 
+def forget(device: torch.device) -> None:
+    """Let ``memory`` count from here on a GPU; what a process held at most without one is never forgotten."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory(device: torch.device) -> int:
+    """The most bytes that were held: of a GPU, else of the process."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device))
     import psutil

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raftdiff.cli.either import tell
 from raftdiff.diffusion.assembly import assemble
-from raftdiff.diffusion.probe import memory, model_parameters
+from raftdiff.diffusion.probe import forget, memory, model_parameters
 from raftdiff.diffusion.recipe import work
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sizes import told
@@ -43,17 +43,20 @@ def bench(args: argparse.Namespace) -> None:
     tell(assembly.first_notes())
     sampler, tuner = assembly.sampler, assembly.finetuner
     batch, size = sampler.config.at_once, max(sampler.sizes, key=math.prod)
-    counts, key = work(recipe), known.key(sampler, tuner)
+    counts, key = work(recipe), known.key(sampler, tuner, recipe.model)
     ways, calls = everything(assembly), list[Timed]()
     head = f"{recipe.name}: {told(size)}, {recipe.model.dtype}, batches of {batch}, on {hardware()}"
     print(f"{head}\n{counted(len(ways), 'thing')} to time, {counted(args.repeats, 'time')} each", flush=True)
-    stopped, operations = False, dict[str, float]()
+    stopped, operations, most = False, dict[str, float](), 0
     try:
         operations = asked(assembly)
+        forget(assembly.model.device)  # counting holds more than computing does
         budget = 60 * args.minutes - (time.monotonic() - began)
         show = _Shown(ways, args.repeats)
         for call in in_turn(ways, repeats=args.repeats, budget=budget):
             calls.append(call)
+            if not call.warm and ways[call.place].table == PARTS:  # larger batches come after
+                most = memory(assembly.model.device)
             show(call)
     except KeyboardInterrupt:
         stopped = True
@@ -63,7 +66,7 @@ def bench(args: argparse.Namespace) -> None:
             raise KeyboardInterrupt
         raise UserError(f"--minutes {args.minutes:g}: nothing could be measured in that time; give it more.")
     sizes = {"trained": tuner.parameter_count(), "parameters": model_parameters(tuner)}
-    probe = tables.probed(found, **sizes, memory=memory(assembly.model.device))
+    probe = tables.probed(found, **sizes, memory=most)
     facts = {"recipe": recipe.name, "batch_size": batch, "key": key, "repeats": args.repeats, "finished": not stopped}
     print(f"\n{tables.written(root, found, operations, counts, {**facts, 'provenance': provenance()})}")
     print(f"\n{root}: table.md, bench.svg, bench.json")

@@ -44,7 +44,7 @@ def plan(args: argparse.Namespace) -> None:
     kept = _kept(assembly)
     prompts = recipe.loop.prompts_per_round or len(assembly.parts.prompts)
     counts = work(recipe)
-    found = known.find(known.key(assembly.sampler, assembly.finetuner))
+    found = known.find(known.key(assembly.sampler, assembly.finetuner, recipe.model))
     measured = found.probe if found else probe.measure(assembly.sampler, assembly.finetuner)
     watched, watched_evaluations = _watched(assembly)
     drawing = (

@@ -14,6 +14,7 @@ import torch
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.models import kept
+from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Probe
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.errors import UserError
@@ -22,6 +23,8 @@ from raftdiff.records.provenance import hardware
 
 MOST = 64
 """Entries; the oldest go first."""
+HELD = ("attention", "channels_last", "compile", "offload", "quantise", "vae_tiling")
+"""Settings of a model that change how long it takes, or what memory."""
 SAMPLER = ("type", "steps", "prune")
 TUNER = (
     *("type", "learning_rate", "lr_schedule", "warmup_steps", "steps", "exposures", "max_grad_norm", "betas"),
@@ -41,16 +44,16 @@ def place() -> Path:
     return kept.place().parent / "speed.json"
 
 
-def key(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> str:
-    """A digest of all that the speed depends on: the machine, the model's shape, the pictures' size, dtypes, batches
-    and what is trained; weights may differ."""
+def key(sampler: DiffusionSampler, tuner: DiffusionFineTuner, model: ModelConfig) -> str:
+    """A digest of all that the speed depends on: the machine, the model's shape and how it is held, the pictures' size,
+    dtypes, batches and what is trained; weights may differ."""
     parts = sampler.parts
     modules = [parts.modules[name] for name in parts.family.components]
     shapes = [[name, list(it.shape)] for one in modules for name, it in one.named_parameters()]
     said = {
         "machine": [hardware(), torch.get_num_threads(), str(torch.__version__)],
         "model": [type(parts.denoiser).__name__, shapes, str(parts.dtype), str(tuner.precision), str(parts.device)],
-        "held": [parts.channels_last, type(parts.network).__name__],
+        "held": {name: getattr(model, name) for name in HELD},
         "sizes": [list(size) for size in sampler.sizes],
         "sampler": sampler.config.model_dump(mode="json", exclude=set(SAMPLER)),
         "finetuner": tuner.config.model_dump(mode="json", exclude=set(TUNER)),

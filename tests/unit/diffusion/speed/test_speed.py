@@ -93,14 +93,17 @@ def built(models):
 def test_what_is_kept_is_found_for_the_same_shape_and_no_other(built, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "cache"))
     sampler, tuner = built()
-    key = known.key(sampler, tuner)
+    model = ModelConfig(base="here")
+    key = known.key(sampler, tuner, model)
     assert known.find(key) is None
     known.keep(key, PROBE)
     assert known.find(key).probe == PROBE
-    assert known.key(built(sampler={"steps": 7})[0], tuner) == key, "an evaluation takes no longer with more steps"
+    assert known.key(built(sampler={"steps": 7})[0], tuner, model) == key, "an evaluation takes no longer so"
     others = [{"batch_size": 8}, {"height": 32, "width": 32}, {"guidance": 1.0}]
-    assert known.find(known.key(built(sampler=others[0])[0], tuner)) is None
-    assert len({key, *(known.key(built(sampler=it)[0], tuner) for it in others)}) == 4
+    assert known.find(known.key(built(sampler=others[0])[0], tuner, model)) is None
+    assert len({key, *(known.key(built(sampler=it)[0], tuner, model) for it in others)}) == 4
+    held = [ModelConfig(base="here", offload=True), ModelConfig(base="here", vae_tiling=True)]
+    assert len({key, *(known.key(sampler, tuner, it) for it in held)}) == 3
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}'])
