@@ -69,11 +69,11 @@ def found(model: ModelConfig, drawing: DiffusionSamplerConfig, load: Callable[[]
 
     best = largest(speed)
     listed = ", ".join(f"{count}: {each:.3g}" for count, each in seen.items())
+    told = f"It is remembered in {place()}." if remember(where, best) else f"It cannot be remembered in {place()}."
     sys.stderr.write(
         f"raftdiff: sampler.batch_size: auto is {best} on this machine (pictures at once: steps of pictures a second; "
-        f"{listed}). It is remembered in {place()}.\n"
+        f"{listed}). {told}\n"
     )
-    remember(where, best)
     return best
 
 
@@ -129,11 +129,13 @@ def remembered(where: Facts) -> int | None:
     return count if isinstance(count, int) and 1 <= count <= MOST else None
 
 
-def remember(where: Facts, count: int) -> None:
-    """For the next run; on a disk that refuses it is measured again."""
+def remember(where: Facts, count: int) -> bool:
+    """For the next run; whether the disk took it, or it is measured again then."""
     with contextlib.suppress(OSError):
         place().parent.mkdir(parents=True, exist_ok=True)
         write_text(place(), json.dumps({**_held(), _key(where): {"batch_size": count, **where}}, indent=2))
+        return True
+    return False
 
 
 def lower(where: Facts, count: int) -> None:

@@ -65,7 +65,12 @@ def find(key: str) -> Known | None:
     """What was found under a key; None for nothing, and for a file that is damaged, which is told."""
     entry = _entries().get(key)
     try:
-        return Known(Probe(**entry["probe"]), str(entry["date"])) if entry else None
+        if not entry:
+            return None
+        probe = Probe(**entry["probe"])
+        if all(isinstance(one, int | float) for one in asdict(probe).values()):
+            return Known(probe, str(entry["date"]))
+        raise TypeError
     except (TypeError, KeyError):
         warnings.warn(
             f"{place()}: what is kept here is of another version; 'raftdiff bench' makes it anew.", stacklevel=2
@@ -88,6 +93,8 @@ def _entries() -> Mapping[str, Any]:
     try:
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             return read_json(place())
+    except OSError as error:
+        warnings.warn(f"{place()}: what bench found cannot be read here ({error}).", stacklevel=2)
     except UserError:
         warnings.warn(f"{place()}: this file is damaged and not read; 'raftdiff bench' writes it anew.", stacklevel=2)
     return {}

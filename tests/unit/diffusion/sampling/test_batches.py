@@ -54,6 +54,13 @@ def test_memory_that_did_not_suffice_is_remembered_and_a_broken_file_is_not_beli
     assert (found(), len(speeds)) == (4, 8)
 
 
+def test_where_nothing_can_be_remembered_that_is_told(speeds, tmp_path, capsys, monkeypatch):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "file"))
+    assert (found(), found(), len(speeds)) == (4, 4, 8)
+    assert capsys.readouterr().err.count("It cannot be remembered in") == 2
+
+
 @pytest.mark.parametrize("sampler", [AUTO, "sampler={type: teacher, drawing: {steps: 4, batch_size: auto}}"])
 def test_a_run_has_a_number_and_goes_on_with_it(speeds, tmp_path, sampler):
     asked = load_recipe("demo", [sampler])

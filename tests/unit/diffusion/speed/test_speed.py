@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -106,7 +107,10 @@ def test_what_is_kept_is_found_for_the_same_shape_and_no_other(built, tmp_path, 
     assert len({key, *(known.key(sampler, tuner, it) for it in held)}) == 3
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}'])
+WORDS = json.dumps({"k": {"probe": dict.fromkeys(asdict(PROBE), "fast"), "date": "d"}})
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}', WORDS])
 def test_a_damaged_file_is_told_and_made_anew(text, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path))
     (tmp_path / "speed.json").write_text(text)
@@ -125,6 +129,13 @@ def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="cannot be kept here"):
         known.keep("k", PROBE)
+
+
+def test_a_file_that_cannot_be_read_is_told(tmp_path, monkeypatch) -> None:
+    (tmp_path / "speed.json").mkdir()
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path))
+    with pytest.warns(UserWarning, match="cannot be read here"):
+        assert known.find("k") is None
 
 
 def figure(table: str, name: str, amount: float, *seconds: float, parts: dict[str, float] | None = None) -> Figure:
