@@ -85,7 +85,7 @@ def test_a_pass_that_asks_blocks_in_another_order_is_told_instead_of_waited_for(
 @pytest.mark.usefixtures("beside")
 def test_whoever_has_fewer_items_of_a_step_makes_as_many_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     def taken() -> list[tuple[list[int], bool]]:
-        return [(items.tolist(), counts) for items, counts in passes(7, 2)]
+        return [(list(items), counts) for items, counts in passes(7, 2)]
 
     assert taken() == [([0, 1], True), ([2, 3], True), ([4, 5], True), ([6], True)], "alone"
     with processes.together():

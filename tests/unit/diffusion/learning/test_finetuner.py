@@ -532,14 +532,15 @@ def test_an_empty_selection_teaches_nothing(models):
     assert learner.course.rounds == 1
 
 
-def test_the_learning_text_is_what_is_learned(models, monkeypatch):
+@pytest.mark.parametrize(("dropout", "nothing"), [(0.0, set()), (0.5, {""})])
+def test_the_learning_text_is_what_is_learned(models, monkeypatch, dropout, nothing):
     samples = pictures(count=3)
-    learner = tuner(models["sd15"], exposures=1.0)
+    learner = tuner(models["sd15"], exposures=1.0, caption_dropout=dropout)
     seen = []
     ask = type(learner.parts.prompts).__call__
     monkeypatch.setattr(type(learner.parts.prompts), "__call__", lambda self, t: seen.extend(t) or ask(self, t))
     learner.fit(selection(samples), samples, seed=1, report=silent)
-    assert set(seen) == {"", "picture 0", "picture 1", "picture 2"}
+    assert set(seen) == {"picture 0", "picture 1", "picture 2"} | nothing
 
 
 def test_errors_are_sentences(models):
