@@ -16,6 +16,7 @@ from raftdiff.records import integrity
 from raftdiff.records.changes import FORKED, STATE_SHAPE
 from raftdiff.records.disk import copy_files, naming
 from raftdiff.records.media import TENSOR_FILES
+from raftdiff.records.provenance import revisions
 from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 
@@ -36,16 +37,19 @@ def at_work(
         weights: fingerprints of the models that a recipe names.
 
     Raises:
-        UserError: whatever ``assemble`` refuses; the run was begun with other weights or another recipe.
+        UserError: whatever ``assemble`` refuses; the run was begun with other weights, another commit of a model on a
+            hub, or another recipe.
     """
     if (run.path / "run.json").is_file() and not Run.open(run.path).differing(recipe):
         with run.locked(recipe):
             run.bind(weights(recipe))
-            yield assemble(recipe)
+            parts = assemble(recipe)
+            run.bind(revisions(plain(recipe)))  # only now: a hub that was asked may have moved on
+            yield parts
         return
     marks, parts = weights(recipe), assemble(recipe)
     with Run.create(run.path, recipe, seed=plain(recipe)["loop"]["seed"]).locked(recipe):
-        run.bind(marks)
+        run.bind({**marks, **revisions(plain(recipe))})
         yield parts
 
 

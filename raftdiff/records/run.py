@@ -195,7 +195,8 @@ class Run:
         return told(keys, flat(self.recipe()), flat(plain(recipe)), self.info().get("weights", {}))
 
     def bind(self, weights: Mapping[str, str]) -> None:
-        """Hold on to the fingerprints of the models that the recipe names; a run goes on with the same weights only.
+        """Hold on to the fingerprints of the models that the recipe names, and the commits of those on a hub; a run
+        goes on with the same weights only.
 
         Raises:
             UserError: it was begun with others, under the same names.

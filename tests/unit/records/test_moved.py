@@ -10,7 +10,7 @@ from pydantic import Field
 from raftdiff.cli import opening
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
-from raftdiff.records.beginning import fork
+from raftdiff.records.beginning import at_work, fork
 from raftdiff.records.changes import go_on_with
 from raftdiff.records.provenance import NOTHING, fingerprint, fingerprints, revisions, run_mark
 from raftdiff.records.run import Run
@@ -306,3 +306,26 @@ def test_a_model_of_a_hub_is_known_by_the_commit_in_the_cache(tmp_path: Path, mo
     recipe = {"model": {"base": "owner/name", "vae": "owner/not-here"}, "prompts": {"model": "owner/name"}}
     assert revisions(recipe) == {"owner/name": "abc"}
     assert revisions({"model": {"base": "scene-sd"}, "name": "owner/name"}) == {}
+
+
+def test_a_run_goes_on_with_the_commit_of_a_hub_that_it_was_begun_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    latest = tmp_path / "models--owner--name/refs/main"
+    latest.parent.mkdir(parents=True)
+    recipe, path = toy("owner/name"), tmp_path / "run"
+
+    def fetched(commit: str) -> None:
+        """As when a hub that moved on is asked for the model."""
+
+        def assemble(recipe: Config) -> None:
+            latest.write_text(commit)
+
+        with at_work(Run(path), recipe, lambda recipe: {}, assemble):
+            (path / "rounds/000.partial").mkdir(exist_ok=True)
+
+    fetched("abc")
+    fetched("abc")
+    with pytest.raises(UserError, match="begun with other weights of owner/name than lie there now"):
+        fetched("def")
