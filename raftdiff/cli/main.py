@@ -23,7 +23,7 @@ from raftdiff.errors import UserError
 EPILOG = """\
 start here:
   raftdiff demo                            align the model that ships, look at before and after
-  raftdiff train sd15_256                  the paper's job: Stable Diffusion 1.5 at 256 px on one GPU
+  raftdiff train sd15_256                  Stable Diffusion 1.5 at 256 px on one GPU, as in the paper
   raftdiff eval RUN                        before and after on held-out prompts
 
 Recipes are YAML files; every value can be overridden: raftdiff train demo loop.rounds=5 sampler.steps=20
