@@ -312,7 +312,7 @@ def _running_off(first: Metrics, last: Metrics) -> str | None:
         return None
     return (
         f"The policy runs off, as before a collapse: {', '.join(seen[:-1])}, and {seen[-1]}. Read the answers; go back "
-        "to an earlier round, raise finetuner.kl.beta, or lower finetuner.learning_rate."
+        "to an earlier round (loop.guard: rollback), raise finetuner.kl.beta, or lower finetuner.learning_rate."
     )
 
 
@@ -326,7 +326,8 @@ def _estranged(first: Metrics, last: Metrics) -> str | None:
         return None
     return (
         f"The held-out answers leave the language of the base model: their perplexity under it is {after:.1f}, that of "
-        f"its own {before:.1f}. Read them; go back to an earlier round, or lower finetuner.learning_rate."
+        f"its own {before:.1f}. Read them; go back to an earlier round (loop.guard: rollback), or lower "
+        "finetuner.learning_rate."
     )
 
 

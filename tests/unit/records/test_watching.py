@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from raftdiff.errors import UserError
+from raftdiff.measures.alarms import after_going_back
 from raftdiff.recipes.config import Config
 from raftdiff.records.run import Run
 from raftdiff.records.watching import snapshot, steadily, warnings
@@ -211,6 +212,15 @@ def test_the_pattern_of_a_collapse_is_one_sentence_with_every_sign() -> None:
     assert warning.startswith("The policy runs off, as before a collapse: answers are 2.5 times as long, their ")
     assert "perplexity under the base model is 43% of what it was, the KL to the base is 0.90 nats a token" in warning
     assert "and a few rewards lie far above the rest. Read the answers" in warning
+
+
+def test_a_run_that_went_back_is_not_advised_to_go_back_once_more() -> None:
+    strange = [metrics(held_out_base_figures={"perplexity": 4.7}), metrics(held_out_figures={"perplexity": 530.1})]
+    told = [*warnings(ppo(**COLLAPSED)), *warnings(strange)]
+    assert all("go back to an earlier round (loop.guard: rollback)" in one for one in told)
+    runs_off, left = after_going_back(told)
+    assert "Read the answers; raise finetuner.kl.beta" in runs_off
+    assert "Read them; lower finetuner.learning_rate" in left
 
 
 @pytest.mark.parametrize("missing", COLLAPSED)
