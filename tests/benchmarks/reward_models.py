@@ -236,9 +236,10 @@ def train(
     pool: Sequence[Answered] = (),
     parts: int = 1,
     look: Callable[[ValueModel], Any] = id,
+    base: str = "review-lm",
 ) -> ValueModel:
-    """A reward model on review-lm; ``look`` is shown it after each part. Another ``order`` changes nothing else."""
-    model = load_value_model(LMConfig(base="review-lm", device="cpu"), resolve, seed=seed)
+    """A reward model on ``base``; ``look`` is shown it after each part. Another ``order`` changes nothing else."""
+    model = load_value_model(LMConfig(base=base, device="cpu"), resolve, seed=seed)
     tuner = RewardTuner(config, model, total_rounds=parts, seed=seed)
     rows: list[list[Row]] = [[value_row(model, one.prompt, text) for text in one.answers] for one in pool]
     for _ in range(parts):
