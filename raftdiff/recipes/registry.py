@@ -63,6 +63,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "likelihood": "raftdiff.llm.likelihood:LikelihoodConfig",
         "reward_model": "raftdiff.llm.reward_models.reward:RewardModelConfig",
         "review": "raftdiff.embedded.reviews.reward:ReviewConfig",
+        "rendering": "raftdiff.embedded.translation.reward:RenderingConfig",
     },
     "selectors": {
         "best_of_k": "raftdiff.selection.best:BestOfKConfig",

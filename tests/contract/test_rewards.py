@@ -1,6 +1,7 @@
 """Every reward that is registered, ours or a plug-in's, keeps the contract and builds in the same way."""
 
 import importlib.metadata
+import itertools
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -16,6 +17,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from raftdiff.embedded.reviews import world
+from raftdiff.embedded.translation.data import sources
+from raftdiff.embedded.translation.world import references
 from raftdiff.errors import UserError
 from raftdiff.llm.model import tiny as tiny_lm
 from raftdiff.llm.model.loading import LMConfig
@@ -203,7 +206,7 @@ def test_every_reward_on_text_keeps_the_contract(name: str, lm: Path, monkeypatc
     config: Any = check(registry.load("text_rewards", name), {"type": name, "name": "other", **text_needs(name, lm)})
     reward = config.build(device="cpu", resolve=str)
     assert reward.name == "other"
-    samples = film_reviews() if name == "review" else answer_samples()
+    samples = {"review": film_reviews, "rendering": translated}.get(name, answer_samples)()
     report = check_reward(reward, samples, direction=type(reward).__doc__)
     told_apart = name != "labels"  # nobody labelled these
     assert all(found.passed for found in report.checks if told_apart or found.name != "varied"), str(report)
@@ -214,3 +217,10 @@ def film_reviews() -> list[Sample[str]]:
     generator, asked = np.random.default_rng(0), world.prompts()[:6]
     prompts = [Prompt(f"review-{place}", text, text, text) for place, text in enumerate(asked)]
     return [Sample(0, one, 0, 0, "dataset", world.sample(one.caption, generator)) for one in prompts]
+
+
+def translated() -> list[Sample[str]]:
+    """So does that of the world of translation."""
+    asked = [row["prompt"] for row in itertools.islice(sources(), 6)]
+    prompts = [Prompt(f"source-{place}", text, text, text) for place, text in enumerate(asked)]
+    return [Sample(0, one, 0, 0, "dataset", references(one.caption)[place % 2]) for place, one in enumerate(prompts)]

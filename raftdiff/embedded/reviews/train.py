@@ -46,12 +46,13 @@ counts. Without it the model long takes the opinion words of a review for indepe
 IGNORED = -100
 
 
-def build_tokenizer() -> Any:
-    """Words between spaces; ``<bos>`` in front, no ``<eos>``; padding on the left, as generation wants it."""
+def build_tokenizer(vocabulary: Sequence[str] | None = None) -> Any:
+    """Words between spaces, those of the reviews unless told; ``<bos>`` in front, no ``<eos>``; padding on the left, as
+    generation wants it."""
     from tokenizers import Tokenizer, models, pre_tokenizers, processors
     from transformers import PreTrainedTokenizerFast
 
-    words = {word: index for index, word in enumerate((*SPECIAL, *world.vocabulary()))}
+    words = {word: index for index, word in enumerate((*SPECIAL, *(vocabulary or world.vocabulary())))}
     inner = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     inner.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     inner.post_processor = processors.TemplateProcessing(single="<bos> $A", special_tokens=[("<bos>", BOS)])
