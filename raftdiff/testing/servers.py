@@ -8,25 +8,35 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
 from raftdiff.chat.server import Reply
+from raftdiff.errors import UserError
 
 
 @contextmanager
-def chat_server(reply: Callable[[Mapping[str, Any]], str]) -> Iterator[str]:
-    """An OpenAI-compatible server on the loopback address that says to each request what ``reply`` makes of it. Yields
-    its address, ``base_url``; within, several may ask at once."""
-    with server(lambda asked: {"choices": [{"message": {"content": reply(asked)}}]}) as url:
+def chat_server(reply: Callable[[Mapping[str, Any]], str], *, port: int = 0) -> Iterator[str]:
+    """An OpenAI-compatible server on the loopback address that says to each request what ``reply`` makes of it, and
+    refuses one of which it makes a ``UserError``. Yields its address, ``base_url``; within, several may ask at once.
+    Port 0 is any that is free.
+
+    Raises:
+        OSError: the port is taken.
+    """
+    with server(lambda asked: {"choices": [{"message": {"content": reply(asked)}}]}, port=port) as url:
         yield url
 
 
 @contextmanager
-def server(reply: Callable[[Mapping[str, Any]], Any]) -> Iterator[str]:
+def server(reply: Callable[[Mapping[str, Any]], Any], *, port: int = 0) -> Iterator[str]:
     """The same, of which ``reply`` makes the whole answer, as JSON."""
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
             asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-            data = json.dumps(reply(asked)).encode()
-            self.send_response(200)
+            try:
+                status, said = 200, reply(asked)
+            except UserError as error:
+                status, said = 400, {"error": {"message": str(error)}}
+            data = json.dumps(said).encode()
+            self.send_response(status)
             self.send_header("Content-Length", str(len(data)))
             self.end_headers()
             self.wfile.write(data)
@@ -34,7 +44,7 @@ def server(reply: Callable[[Mapping[str, Any]], Any]) -> Iterator[str]:
         def log_message(self, *args: Any) -> None:
             del args
 
-    running = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    running = ThreadingHTTPServer(("127.0.0.1", port), Handler)
     threading.Thread(target=running.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{running.server_port}/v1"

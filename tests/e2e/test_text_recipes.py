@@ -13,7 +13,7 @@ from raftdiff.embedded.reviews import world
 from raftdiff.llm.model import tiny
 from raftdiff.recipes.files import medium_of, recipes
 
-ELSEWHERE = {"wombat", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
+ELSEWHERE = {"wombat", "wombat_smollm2", "wombat_reviews", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
 """Recipes for models and data that are not here; they have tests of their own."""
 SMALL = (
     "model.dtype=float32",

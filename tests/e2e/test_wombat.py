@@ -1,4 +1,4 @@
-"""The Wombat recipe against a server that is not one: answers from several sources, ratings, RRHF on their sum."""
+"""The Wombat recipes against servers that are no models: answers from several sources, ratings, RRHF on their sum."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from raftdiff.cli.main import main
+from raftdiff.embedded.teacher import by_rules, replied
 from raftdiff.llm.model import tiny
 from raftdiff.testing.servers import chat_server
 
@@ -71,3 +72,29 @@ def test_several_models_answer_a_teacher_rates_rrhf_learns(
     assert "a-key-that-is-none" not in "".join(
         file.read_text() for file in Path("run").rglob("*") if file.suffix in (".json", ".yaml", ".jsonl")
     )
+
+
+def test_the_small_recipe_asks_the_teacher_that_has_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    model = tiny.write(tmp_path / "lm", (*WORDS, "Paris", "capital", "Rome", "What", "France", "Italy", "?", "."))
+    with chat_server(replied) as address:
+        words = [
+            f"model.base={model}",
+            "model.template=plain",
+            f"sampler.parts.4.sampler.model.base={model}",
+            "sampler.parts.4.sampler.model.template=plain",
+            *(f"sampler.parts.{part}.sampler.decoding.max_new_tokens=4" for part in range(5)),
+            "prompts={captions: ['What is the capital of France?', 'What is the capital of Italy?']}",
+            f"ranker.rewards.0.base_url={address}",
+            "loop.rounds=1",
+            "logging.tracker=null",
+        ]
+        assert main(["llm", "wombat_smollm2", "--out", "run", *words]) == 0
+    samples = [json.loads(line) for line in Path("run/rounds/000/samples/metadata.jsonl").read_text().splitlines()]
+    rated = {row["text"]: row["reward_server"] for row in samples}
+    assert rated == {
+        row["text"]: sum(one.stars for one in by_rules(row["caption"], row["text"]).values()) for row in samples
+    }
+    assert {row["source"] for row in samples} == {"policy", "teacher"}
+    assert len(set(rated.values())) > 1, "there is something to rank"
+    assert json.loads(Path("run/rounds/000/metrics.json").read_text())["tune"]["ft_loss"] > 0
