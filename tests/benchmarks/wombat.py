@@ -21,6 +21,7 @@
 import argparse
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ from raftdiff.embedded.instructions.grammar import kinds_held_out, parsed
 from raftdiff.embedded.teacher import by_rules
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.data.prompts import asked, like, read_prompts
-from raftdiff.llm.figures import perplexity
+from raftdiff.llm.figures import Base, perplexity
 from raftdiff.llm.likelihood import LikelihoodReward
 from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.recipe import load_text_recipe
@@ -96,8 +97,10 @@ def order_learnt(lines: Sequence[Mapping[str, Any]], likelihood: Sequence[float]
     return told
 
 
-def of_its_own(assembly: TextAssembly, prompts: Sequence[Prompt], judge: SentenceModel | None) -> dict[str, Any]:
-    """Figures of the model's own answers, as it stands, and the answers."""
+def of_its_own(
+    assembly: TextAssembly, prompts: Sequence[Prompt], judge: SentenceModel | None, base: Base
+) -> dict[str, Any]:
+    """Figures of the model's own answers, as it stands, and the answers; within ``base`` it is the base."""
     drawn = assembly.evaluator.sample(prompts, per_prompt=OWN, seed=SEED, round=0, done=frozenset())
     samples = in_order(drawn, prompts)
     texts, rated = [one.media for one in samples], [ratings(one.prompt.caption, one.media) for one in samples]
@@ -107,7 +110,7 @@ def of_its_own(assembly: TextAssembly, prompts: Sequence[Prompt], judge: Sentenc
     if judge is not None and written:
         told["cosine"] = float((judge(texts) * judge(written)).sum(axis=1).mean())
     rows = [row_of(assembly.lm, one, learning=False) for one in samples]
-    with assembly.finetuner.base_weights():
+    with base():
         told["perplexity"] = perplexity(score(assembly.lm, rows, batch_size=64))
     return told | {"distinct_2": distinct(texts, 2), "words": mean_length(texts), "texts": texts}
 
@@ -115,6 +118,12 @@ def of_its_own(assembly: TextAssembly, prompts: Sequence[Prompt], judge: Sentenc
 def measure(given: argparse.Namespace) -> None:
     lines, judge = read_json_lines(given.answers), SentenceModel(given.judge) if given.judge else None
     base: dict[str, Any] = {}
+
+    def told(assembly: TextAssembly, samples: Sequence[Sample[str]], base: Base) -> dict[str, Any]:
+        prompts = list({one.prompt.id: one.prompt for one in samples}.values())
+        likelihood = LikelihoodReward(assembly.lm).score(samples).tolist()
+        return {**order_learnt(lines, likelihood), **of_its_own(assembly, prompts, judge, base)}
+
     for run in given.runs:
         if (run / "wombat.json").exists():
             base = json.loads((run / "wombat.json").read_text())["base"]
@@ -130,14 +139,11 @@ def measure(given: argparse.Namespace) -> None:
             for line in lines
         ]
 
-        def told(assembly: TextAssembly = assembly, samples: Any = samples, prompts: Any = prompts) -> dict[str, Any]:
-            likelihood = LikelihoodReward(assembly.lm).score(samples).tolist()
-            return {**order_learnt(lines, likelihood), **of_its_own(assembly, prompts, judge)}
-
         if not base:
-            with assembly.finetuner.base_weights():
-                base = told()
-        write_text(run / "wombat.json", json.dumps({"base": base, "tuned": told()}, indent=1) + "\n")
+            with assembly.finetuner.base_weights():  # which do not nest
+                base = told(assembly, samples, nullcontext)
+        tuned = told(assembly, samples, assembly.finetuner.base_weights)
+        write_text(run / "wombat.json", json.dumps({"base": base, "tuned": tuned}, indent=1) + "\n")
         print(run, flush=True)
 
 
