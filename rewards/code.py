@@ -1,6 +1,7 @@
-"""Code: does the Python program in the answer compile, and does it pass its tests?"""
+"""Code: does the Python program in the answer compile, does it run, and does it pass its tests?"""
 
 import ast
+import json
 import os
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -18,6 +19,14 @@ from raftdiff.rewards.texts import fenced
 from raftdiff.types import Sample
 
 COMPILES = 0.25
+PARSES, RUNS = 0.1, 0.2
+MOST_KEPT = 2**16
+"""Outcomes that are remembered."""
+BATCH = 64
+"""Programs that one sandbox judges, one after the other."""
+Grades = Literal["tests", "steps", "all"]
+Task = tuple[str, Sequence[Test]]
+"""A program and its tests."""
 
 
 class CodeConfig(RewardConfig):
@@ -30,6 +39,9 @@ class CodeConfig(RewardConfig):
     """Tests of every answer, before those of its own prompt: Python statements, or {input, output} of a script."""
     column: str = "tests"
     """The column of the data file with the prompt's own tests: one, or a list of them."""
+    grades: Grades = "tests"
+    """tests: 0.25 for a program that compiles, the rest by the share of tests passed. steps: 0.1 for one that compiles,
+    0.2 for one that also runs, the rest by the share. all: 1 for one that passes all, else 0."""
     prepend_prompt: bool = False
     """The answer goes on from the prompt, as in a completion of a function's first lines."""
     seconds: int = Field(default=5, ge=1, le=3600)
@@ -52,6 +64,7 @@ class CodeConfig(RewardConfig):
             sandbox,
             tests=_tests(self.tests, "the reward 'code': tests"),
             column=self.column,
+            grades=self.grades,
             prepend_prompt=self.prepend_prompt,
             workers=self.workers,
             name=self.name,
@@ -60,14 +73,12 @@ class CodeConfig(RewardConfig):
 
 @final
 class CodeReward:
-    """0 to 1, higher is better.
-
-    0: no program, or it does not compile. 0.25: it compiles, and passes no test. In between, 0.25 + 0.75 x the fraction
-    of the tests that it passes. Without any test, 1 for a program that runs to its end.
+    """0 to 1, higher is better; see ``points``. Without any test, 1 for a program that runs to its end.
 
     The program is the answer's first fenced block in Python, or the whole answer. What ends it early (an exception at
     its top, a limit) fails the tests from there on: first the statements' program, then each script test runs anew.
-    The time limit counts CPU seconds, so a busy machine changes no score unless a program waits. No weights.
+    The time limit counts CPU seconds, so a busy machine changes no score unless a program waits. Equal programs with
+    equal tests are run once. No weights.
 
     Raises:
         UserError: tests of another form, or statements among them that are not Python.
@@ -79,19 +90,34 @@ class CodeReward:
         *,
         tests: Sequence[Test] = (),
         column: str = "tests",
+        grades: Grades = "tests",
         prepend_prompt: bool = False,
         workers: int = 0,
         name: str = "code",
     ) -> None:
         self.name = name
         self._sandbox, self._tests, self._column = sandbox, tuple(tests), column
-        self._prepend, self._workers = prepend_prompt, workers or os.cpu_count() or 1
+        self._prepend, self._workers, self._grades = prepend_prompt, workers or os.cpu_count() or 1, grades
+        self._known: dict[str, Outcome] = {}
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         tasks = [(self._program(sample), self._tests_of(sample)) for sample in samples]
+        outcomes = self._outcomes(tasks)
+        found = [points(outcomes[_key(task)] if task[0].strip() else None, self._grades) for task in tasks]
+        return torch.tensor(found, dtype=torch.float32)
+
+    def _outcomes(self, tasks: Sequence[Task]) -> dict[str, Outcome]:
+        """By ``_key``. Those of programs that the clock ended are not kept: the machine may have been busy."""
+        kept = self._known
+        new = {key: task for task in tasks if task[0].strip() and (key := _key(task)) not in kept}
+        size = min(BATCH, -(-len(new) // self._workers) or 1)
+        parts = [list(new.values())[start : start + size] for start in range(0, len(new), size)]
         with ThreadPoolExecutor(self._workers) as pool:
-            outcomes = pool.map(lambda task: self._sandbox.run(*task) if task[0].strip() else None, tasks)
-            return torch.tensor([points(outcome) for outcome in outcomes], dtype=torch.float32)
+            ran = [outcome for part in pool.map(self._sandbox.run_all, parts) for outcome in part]
+        found = {**kept, **dict(zip(new, ran, strict=True))}
+        lasting = {key: outcome for key, outcome in found.items() if not outcome.timed_out}
+        self._known = dict(list(lasting.items())[-MOST_KEPT:])
+        return found
 
     def _program(self, sample: Sample[str]) -> str:
         block = fenced(sample.media, ["python", "py", "python3"])
@@ -103,15 +129,28 @@ class CodeReward:
         return [*self._tests, *_tests(own, f"prompt '{sample.prompt.id}': {self._column}")]
 
 
-def points(outcome: Outcome | None) -> float:
-    """The score of an outcome; None is an answer without a program.
+def points(outcome: Outcome | None, grades: Grades = "tests") -> float:
+    """The score of an outcome; None is an answer without a program, 0 as one that does not compile.
 
-    >>> points(Outcome(compiled=True, passed=1, tests=3, timed_out=False))
-    0.5
+    - ``tests``: 0.25 + 0.75 x the share of the tests passed.
+    - ``steps``: the same from 0.1 on, or from 0.2 on for a program that runs: to its end, and through each test without
+      an error other than the test's own.
+    - ``all``: 1 for all tests passed, else 0. Not even compiling counts.
+
+    >>> some = Outcome(compiled=True, ran=True, passed=1, tests=4, timed_out=False)
+    >>> [round(points(some, grades), 4) for grades in ("tests", "steps", "all")]
+    [0.4375, 0.4, 0.0]
     """
     if outcome is None or not outcome.compiled:
         return 0.0
-    return COMPILES + (1 - COMPILES) * outcome.passed / outcome.tests
+    if outcome.passed == outcome.tests or grades == "all":
+        return float(outcome.passed == outcome.tests)
+    begun = COMPILES if grades == "tests" else RUNS if outcome.ran else PARSES
+    return begun + (1 - begun) * outcome.passed / outcome.tests
+
+
+def _key(task: Task) -> str:
+    return json.dumps(task)
 
 
 def _tests(given: Any, where: str) -> list[Test]:

@@ -1,7 +1,8 @@
-"""A script: run a program and its tests, and write down how far it came. Standard library only.
+"""Run a program and its tests, and write down how far it came. Standard library only.
 
-It is started by ``raftdiff.rewards.sandbox`` inside the sandbox, with the task as JSON on standard input. Each line of
-the report on standard output begins with the task's secret mark, so that a program that prints "passed" passes nothing.
+``isolation.py`` calls it in a process that is shut in, with the task as JSON. Each line of the report on standard
+output begins with the task's secret mark, so that a program that prints "passed" passes nothing. A test's line is
+``passed``, ``failed`` (another result than is wanted) or ``broke`` (an error, or an early end).
 """
 
 import builtins
@@ -17,8 +18,9 @@ from typing import Any
 run_code, compile_code = exec, compile  # before a program puts its own in their place
 
 
-def main() -> None:
-    task = json.loads(sys.stdin.read())
+def judge(given: bytes) -> None:
+    """The ``given`` task: its program, tests and mark."""
+    task = json.loads(given)
     report = _take_over_streams(task["mark"])
     report("started")
     try:
@@ -28,13 +30,12 @@ def main() -> None:
     report("compiled")
     tests = task["tests"]
     if not tests:
-        return report("passed" if _ends_well(lambda: _run(code, "__main__")) else "failed")
+        return report("passed" if _ends_well(lambda: _run(code, "__main__")) else "broke")
     asserting = [test for test in tests if isinstance(test, str)]
     module = _module("answer")
     ready = bool(asserting) and _ends_well(lambda: run_code(code, module.__dict__))
     for test in tests:
-        passed = (ready and _holds(test, module)) if isinstance(test, str) else _answers(code, test)
-        report("passed" if passed else "failed")
+        report(_answers(code, test) if not isinstance(test, str) else _holds(test, module) if ready else "broke")
 
 
 def _take_over_streams(mark: str) -> Callable[[str], None]:
@@ -70,15 +71,17 @@ def _ends_well(call: Callable[[], None]) -> bool:
     return True
 
 
-def _holds(test: str, module: types.ModuleType) -> bool:
+def _holds(test: str, module: types.ModuleType) -> str:
     try:
         run_code(compile_code(test, "test.py", "exec"), module.__dict__)
+    except AssertionError:
+        return "failed"
     except BaseException:  # leaving early passes no test either
-        return False
-    return True
+        return "broke"
+    return "passed"
 
 
-def _answers(code: types.CodeType, test: Mapping[str, Any]) -> bool:
+def _answers(code: types.CodeType, test: Mapping[str, Any]) -> str:
     """Run as a script on the input; its output is the wanted one but for spaces at the ends of lines."""
     said = io.StringIO()
     sys.stdin, sys.stdout = io.StringIO(test["input"]), said
@@ -86,13 +89,9 @@ def _answers(code: types.CodeType, test: Mapping[str, Any]) -> bool:
         ended = _ends_well(lambda: _run(code, "__main__"))
     finally:
         sys.stdin, sys.stdout = sys.__stdin__, sys.__stdout__
-    return ended and _trimmed(said.getvalue()) == _trimmed(test["output"])
+    right = _trimmed(said.getvalue()) == _trimmed(test["output"])
+    return "broke" if not ended else "passed" if right else "failed"
 
 
 def _trimmed(text: str) -> list[str]:
     return [line.rstrip() for line in text.strip().splitlines()]
-
-
-if __name__ == "__main__":
-    main()
-    os._exit(0)  # without waiting for threads that the program left behind

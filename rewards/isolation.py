@@ -1,6 +1,11 @@
-"""A script: shut this process in, then become the program of the command line. Linux; standard library only.
+"""A script: judge programs one after the other, each in a process that is shut in. Linux; standard library only.
 
-``raftdiff.rewards.sandbox`` starts it as ``python isolation.py SETTINGS PROGRAM ARGUMENT ...``, SETTINGS in JSON.
+``raftdiff.rewards.sandbox`` starts it as ``python isolation.py SETTINGS``, SETTINGS in JSON, with the tasks in the file
+that is its standard input. Starting Python takes longer than a small program does, so it is done once: a program's
+process is a copy of this one. Of no program does anything reach another: this process reads nothing of a task but where
+it lies in the file, and listens to each copy through a pipe of its own; each copy has its own view of processes and of
+shared memory, its own work folder, its own limits, and has ended before the next begins. What the copies said goes to
+standard output, a line of JSON each.
 
 What is shut, in order (Linux 5.12 or newer, x86_64 or aarch64):
 - namespaces of its own: no network interface, no sight of other processes, no shared memory with them;
@@ -15,13 +20,17 @@ What is shut, in order (Linux 5.12 or newer, x86_64 or aarch64):
 """
 
 import ctypes
+import importlib.util
 import json
 import os
 import platform
 import resource
+import select
+import shutil
 import signal
 import struct
 import sys
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -39,6 +48,7 @@ INSIDE_ID = 1000
 """The user that the program is in a user namespace: not 0, so that it loses every capability when it is started."""
 NOBODY = 65534
 """The user and group that it is where root started it."""
+CAPABILITY_VERSION = 0x20080522
 CAN_BECOME_NOBODY = 1 << 6 | 1 << 7 | 1 << 18 | 1 << 21
 """Capabilities: to change the group and the user, to change the root, and to mount."""
 DEVICES = ("null", "zero", "urandom")
@@ -70,30 +80,101 @@ libc = ctypes.CDLL(None, use_errno=True)
 
 
 def main() -> None:
-    """Whatever cannot be shut is said on standard output, as ``!reason``, and the program is not started."""
-    settings, command = json.loads(sys.argv[1]), sys.argv[2:]
-    isolate, network = settings["isolate"], settings["network"]
+    settings = json.loads(sys.argv[1])
+    _die_with_parent()
+    harness, as_root, failed = _module(settings["harness"]), False, ""
+    sys.argv = [settings["harness"]]
     try:
-        _die_with_parent()
-        if isolate:
+        if settings["isolate"]:
             as_root = can_become_nobody()
-            own_namespaces(network=network, as_root=as_root)
-            own_files(Path.cwd(), settings["files"], settings["folder_mb"])
-            child = os.fork()  # the first process of the new process namespace: when it ends, all inside end
-            if child:
-                _, status = os.waitpid(child, 0)
-                os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
-            if as_root:
-                become_nobody()
-            _die_with_parent()
-        filtered = isolate or (sys.platform == "linux" and platform.machine() in CALLS)
-        limit(settings["limits"] if filtered else {**settings["limits"], "NPROC": 64})
-        if filtered:
-            forbid_calls(network=network)
-        os.execve(command[0], command, settings["environment"])
+            own_namespaces(network=settings["network"], as_root=as_root)
+            own_files(Path.cwd(), settings["files"])
+    except OSError as error:
+        failed = f"!{error}"
+    for start, length in settings["tasks"]:
+        said, timed_out = (failed.encode(), False) if failed else _copied(settings, harness, as_root, (start, length))
+        told = {"said": said.decode(errors="replace"), "timed_out": timed_out}
+        sys.stdout.buffer.write(json.dumps(told).encode() + b"\n")
+        sys.stdout.buffer.flush()
+
+
+def _copied(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> tuple[bytes, bool]:
+    """What a copy of this process said that judged the task at (start, length), and whether it had to be ended."""
+    reading, writing = os.pipe()
+    child = os.fork()
+    if not child:
+        os.dup2(writing, 1)
+        os.closerange(3, 64)  # with the file of the tasks, which is 0, all there was
+        _become(settings, harness, as_root, task)
+    os.close(writing)
+    found = listen(reading, child, settings["seconds"], settings["longest"])
+    os.close(reading)
+    if not settings["isolate"]:  # else the folder was in memory, and its own
+        for path in Path.cwd().iterdir():
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    return found
+
+
+def _module(path: str) -> Any:
+    """Read as a file: as a package it would want all that this one's user has installed."""
+    spec = importlib.util.spec_from_file_location("harness", path)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def _become(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> None:
+    """Shut this copy in and judge the task there; it does not return. Whatever cannot be shut is said as ``!reason``,
+    and the program is not run."""
+    try:
+        _shut_in(settings, as_root)
+        given = os.pread(0, task[1], task[0])
     except OSError as error:
         os.write(1, f"!{error}".encode())
         os._exit(1)
+    try:
+        harness.judge(given)
+    finally:
+        os._exit(0)  # without waiting for threads that the program left behind
+
+
+def _shut_in(settings: Mapping[str, Any], as_root: bool) -> None:
+    isolate, network = settings["isolate"], settings["network"]
+    _die_with_parent()
+    if isolate:
+        _call("unshare", libc.unshare(CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC))
+        own_folder(Path.cwd(), settings["folder_mb"])
+        child = os.fork()  # the first process of the new process namespace: when it ends, all inside end
+        if child:
+            _, status = os.waitpid(child, 0)
+            os._exit(os.waitstatus_to_exitcode(status) & 0xFF)
+        if as_root:
+            become_nobody()
+        drop_capabilities()
+        _die_with_parent()
+    filtered = isolate or (sys.platform == "linux" and platform.machine() in CALLS)
+    limit(settings["limits"] if filtered else {**settings["limits"], "NPROC": 64})
+    if filtered:
+        forbid_calls(network=network)
+
+
+def listen(reading: int, child: int, seconds: float, longest: int) -> tuple[bytes, bool]:
+    """What the ``child`` writes until it ends, and True if it had to be ended. It takes everything inside with it."""
+    deadline, said, ended = time.monotonic() + seconds, b"", False
+    while len(said) < longest and select.select([reading], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not (more := os.read(reading, 2**16)):
+            break
+        said += more
+    while len(said) < longest and not (ended := os.waitpid(child, os.WNOHANG)[0] == child):  # else it only floods
+        if time.monotonic() > deadline:
+            break
+        time.sleep(0.0005)
+    if not ended:
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+    return said, not ended and len(said) < longest
 
 
 def can_become_nobody() -> bool:
@@ -109,7 +190,7 @@ def can_become_nobody() -> bool:
 
 def own_namespaces(*, network: bool, as_root: bool) -> None:
     user, group = os.geteuid(), os.getegid()
-    flags = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWIPC | CLONE_NEWUTS | (0 if network else CLONE_NEWNET)
+    flags = CLONE_NEWNS | CLONE_NEWIPC | CLONE_NEWUTS | (0 if network else CLONE_NEWNET)
     _call("unshare", libc.unshare(flags | (0 if as_root else CLONE_NEWUSER)))
     if not as_root:
         Path("/proc/self/setgroups").write_text("deny")
@@ -123,9 +204,15 @@ def become_nobody() -> None:
     os.setresuid(NOBODY, NOBODY, NOBODY)
 
 
-def own_files(place: Path, files: Sequence[str], megabytes: int) -> None:
-    """Make a root at ``place`` that holds the named ``files`` and folders alone, and a work folder of the same name as
-    ``place``; move into it."""
+def drop_capabilities() -> None:
+    """All of this process's, as becoming another program would."""
+    header, none = struct.pack("Ii", CAPABILITY_VERSION, 0), bytes(24)
+    _call("capset", libc.capset(header, none))
+
+
+def own_files(place: Path, files: Sequence[str]) -> None:
+    """Make a root at ``place`` that holds the named ``files`` and folders alone, and an empty folder of the same name
+    as ``place``; move into it."""
     os.umask(0o022)
     work = place / place.relative_to("/")
     _mount("none", "/", MS_REC | MS_PRIVATE)  # what is mounted from here on, nobody else sees
@@ -145,10 +232,15 @@ def own_files(place: Path, files: Sequence[str], megabytes: int) -> None:
     _call("mount_setattr", libc.syscall(MOUNT_SETATTR, AT_FDCWD, bytes(place), AT_RECURSIVE, attributes, size))
     for name in DEVICES:  # after it, or they would be no devices
         _bind(Path("/dev") / name, place / "dev" / name)
-    _mount("tmpfs", str(work), MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={megabytes}m,nr_inodes=1024,mode=777")
     os.chdir(place)
     _mount(".", "/", MS_MOVE)
     os.chroot(".")
+    os.chdir(place)
+
+
+def own_folder(place: Path, megabytes: int) -> None:
+    """An empty work folder in memory at ``place``; move into it. Needs a mount namespace that is nobody else's."""
+    _mount("tmpfs", str(place), MS_NOSUID | MS_NODEV | MS_NOEXEC, f"size={megabytes}m,nr_inodes=1024,mode=777")
     os.chdir(place)
 
 

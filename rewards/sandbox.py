@@ -3,18 +3,16 @@
 import json
 import os
 import secrets
-import selectors
 import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from pathlib import Path
-from typing import Any, Literal, final
+from typing import Any, Literal, NamedTuple, final
 
 from raftdiff.errors import UserError
 
@@ -25,6 +23,8 @@ Network = Literal["none", "allow"]
 HERE = Path(__file__).parent
 LONGEST_REPORT = 2**20
 LONGEST_PROGRAM = 2**20
+START_SECONDS = 30
+"""Of Python, on a crowded machine."""
 SYSTEM = ("/usr", "/bin", "/lib", "/lib32", "/lib64", "/nix/store", "/gnu/store", "/etc/ld.so.cache", "/etc/localtime")
 SYSTEM_NETWORK = ("/etc/hosts", "/etc/resolv.conf", "/etc/nsswitch.conf", "/etc/ssl", "/etc/pki")
 ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
@@ -34,9 +34,11 @@ ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONIOENCODING": "utf-8", "OMP_NUM_THRE
 @final
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How far a program came. Example: ``Outcome(compiled=True, passed=2, tests=3, timed_out=False)``."""
+    """How far a program came. Example: ``Outcome(compiled=True, ran=True, passed=2, tests=3, timed_out=False)``."""
 
     compiled: bool
+    ran: bool
+    """To its end, and through each test without another error than the test's own assertion: wrong at the worst."""
     passed: int
     tests: int
     """How many there were; a program without any counts as one test, of running to its end."""
@@ -44,12 +46,20 @@ class Outcome:
     """It was still running at the end of the wall-clock time. One that used up its CPU time is just ended."""
 
 
+class Told(NamedTuple):
+    """What a report says."""
+
+    events: Sequence[str]
+    timed_out: bool
+
+
 @final
 @dataclass(frozen=True, slots=True)
 class Sandbox:
-    """A process for each program: see ``isolation.py`` for what is shut. It keeps a program from doing harm, not from
-    cheating: tests that are statements run in its own process, so one that looks for it can find the mark that makes a
-    line of the report count, or answer with an object that equals anything.
+    """A process for each program, copied from one Python for many: see ``isolation.py`` for what is shut. It keeps a
+    program from doing harm, to another program too, and not from cheating: tests that are statements run in its own
+    process, so one that looks for it can find the mark that makes a line of its report count, or answer with an object
+    that equals anything.
 
     With ``network="none"`` all of that is required. With ``"allow"`` the program can send away what it can read; and
     where the namespaces cannot be had, as in many containers, only the limits and the filter hold: it can read and
@@ -80,31 +90,47 @@ class Sandbox:
             )
 
     def run(self, program: str, tests: Sequence[Test] = ()) -> Outcome:
-        """Compile the ``program``, run it, run the ``tests`` on it in order. It never raises for what the program does.
+        """As ``run_all``, of one program."""
+        return self.run_all([(program, tests)])[0]
+
+    def run_all(self, tasks: Sequence[tuple[str, Sequence[Test]]]) -> list[Outcome]:
+        """Compile each program, run it, run its tests on it in order. It never raises for what a program does.
 
         Tests after one that ends the process, such as an endless loop, count as failed. Statements see the program's
-        names, as if they stood below it, and run one after the other in one process.
+        names, as if they stood below it, and run one after the other in one process. Programs know nothing of each
+        other.
 
         Raises:
             UserError: the sandbox itself failed.
         """
-        if len(program) > LONGEST_PROGRAM:  # reading it could take all the memory that the program has
-            return Outcome(compiled=False, passed=0, tests=max(1, len(tests)), timed_out=False)
-        mark = secrets.token_hex(16)
-        events, timed_out = self._events({"program": program, "tests": list(tests), "mark": mark}, mark)
-        return Outcome(
-            compiled="compiled" in events,
-            passed=min(events.count("passed"), max(1, len(tests))),
-            tests=max(1, len(tests)),
-            timed_out=timed_out,
-        )
+        marks = [secrets.token_hex(16) for _ in tasks]
+        given = [
+            {"program": program, "tests": list(tests), "mark": mark}
+            for (program, tests), mark in zip(tasks, marks, strict=True)
+            if len(program) <= LONGEST_PROGRAM  # reading it could take all the memory that the program has
+        ]
+        reports = dict(zip([one["mark"] for one in given], self._reports(given), strict=True))
+        nothing = Told([], timed_out=False)
+        return [_outcome(reports.get(mark, nothing), len(tests)) for mark, (_, tests) in zip(marks, tasks, strict=True)]
 
-    def _events(self, task: Mapping[str, Any], mark: str) -> tuple[list[str], bool]:
+    def _reports(self, tasks: Sequence[Mapping[str, Any]]) -> list[Told]:
+        if not tasks:
+            return []
         isolate = sys.platform == "linux" and (self.network == "none" or not _missing())
-        for _ in range(2):  # a crowded machine may fail to start a process; nothing of the program has run then
-            with suppress(UserError):
-                return _report(self, task, mark, isolate=isolate)
-        return _report(self, task, mark, isolate=isolate)
+        told = _report(self, tasks, isolate=isolate)
+        for place, one in enumerate(told):  # a crowded machine may fail to start a process
+            if isinstance(one, UserError):
+                told[place] = self._again(tasks[place], isolate=isolate)
+        return [one for one in told if not isinstance(one, UserError)]
+
+    def _again(self, task: Mapping[str, Any], *, isolate: bool) -> Told:
+        """Nothing of the program has run yet."""
+        (told,) = _report(self, [task], isolate=isolate)
+        if isinstance(told, UserError):
+            (told,) = _report(self, [task], isolate=isolate)
+        if isinstance(told, UserError):
+            raise told
+        return told
 
     @property
     def limits(self) -> dict[str, int]:
@@ -118,66 +144,77 @@ class Sandbox:
         }
 
 
-def _report(sandbox: Sandbox, task: Mapping[str, Any], mark: str, *, isolate: bool) -> tuple[list[str], bool]:
+def _outcome(told: Told, tests: int) -> Outcome:
+    passed, failed = told.events.count("passed"), told.events.count("failed")
+    return Outcome(
+        compiled="compiled" in told.events,
+        ran=passed + failed >= max(1, tests),
+        passed=min(passed, max(1, tests)),
+        tests=max(1, tests),
+        timed_out=told.timed_out,
+    )
+
+
+def _report(sandbox: Sandbox, tasks: Sequence[Mapping[str, Any]], *, isolate: bool) -> list[Told | UserError]:
+    """What was reported of each task; an error where the sandbox failed, which is then every task's that it left."""
+    written = [json.dumps(task).encode() for task in tasks]
+    starts = accumulate(map(len, written), initial=0)
+    wall = 3 * sandbox.seconds + 2
     settings = {
         "isolate": isolate,
         "network": sandbox.network == "allow",
         "files": _files(network=sandbox.network == "allow"),
         "folder_mb": sandbox.folder_mb,
         "limits": sandbox.limits,
-        "environment": ENVIRONMENT,
+        "harness": str(HERE / "harness.py"),
+        "tasks": [(start, len(task)) for start, task in zip(starts, written, strict=False)],
+        "seconds": wall,
+        "longest": LONGEST_REPORT,
     }
     # As with -I, but for -E: the environment holds our own variables alone.
-    python = [sys.executable, "-s", "-P", "-B"]
-    command = [sys.executable, "-I", "-S", "-B", str(HERE / "isolation.py"), json.dumps(settings), *python]
+    command = [sys.executable, "-s", "-P", "-B", str(HERE / "isolation.py"), json.dumps(settings)]
     with tempfile.TemporaryFile() as given, tempfile.TemporaryDirectory() as folder:
-        given.write(json.dumps(task).encode())
-        given.seek(0)
+        given.write(b"".join(written))
+        given.flush()
         process = subprocess.Popen(
-            [*command, str(HERE / "harness.py")],
+            command,
             stdin=given,
-            stdout=subprocess.PIPE,  # what was said in a pipe cannot be taken back
+            stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             cwd=folder,
-            env={},
+            env=ENVIRONMENT,
             start_new_session=True,
         )
-        said, timed_out = _listen(process, 3 * sandbox.seconds + 2)
-        return _events_of(said, mark, timed_out), timed_out
+        said = _listen(process, START_SECONDS + len(tasks) * (wall + 1))
+    lines = [json.loads(line) for line in said.splitlines()]
+    lines += [{"said": "", "timed_out": False}] * (len(tasks) - len(lines))
+    return [_told(line["said"], task["mark"], line["timed_out"]) for line, task in zip(lines, tasks, strict=True)]
 
 
-def _listen(process: subprocess.Popen[bytes], seconds: int) -> tuple[bytes, bool]:
-    """What the process says until it ends, and True if it had to be ended. It takes everything inside with it."""
-    deadline, said = time.monotonic() + seconds, b""
-    try:
-        with process, selectors.DefaultSelector() as selector:
-            assert process.stdout is not None
-            try:
-                selector.register(process.stdout, selectors.EVENT_READ)
-                while len(said) < LONGEST_REPORT and selector.select(max(0.0, deadline - time.monotonic())):
-                    if not (more := os.read(process.stdout.fileno(), 2**16)):
-                        break
-                    said += more
-                if len(said) < LONGEST_REPORT:  # else it only floods
-                    process.wait(max(0.0, deadline - time.monotonic()))
-            finally:
-                if process.poll() is None:
-                    os.killpg(process.pid, signal.SIGKILL)
-    except subprocess.TimeoutExpired:
-        return said, True
-    return said, False
+def _listen(process: subprocess.Popen[bytes], seconds: float) -> bytes:
+    """What the process says until it ends, or has to be ended."""
+    with process:
+        try:
+            return process.communicate(timeout=seconds)[0]
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            said = process.communicate()[0]
+            return said[: said.rfind(b"\n") + 1]
+        except BaseException:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise
 
 
-def _events_of(said: bytes, mark: str, timed_out: bool) -> list[str]:
+def _told(said: str, mark: str, timed_out: bool) -> Told | UserError:
     """The report's lines. Its first is written before the program begins, so whether the sandbox failed, and why, is
     never the program's to say."""
-    lines = said.decode(errors="replace").splitlines()
+    lines = said.splitlines()
     if lines[:1] != [f"{mark} started"]:
         why = "it took too long to start" if timed_out else "Python did not start: is memory_mb too low?"
         if lines and lines[0].startswith("!"):
             why = lines[0][1:]
-        raise UserError(f"The sandbox of the reward 'code' failed: {why}.")
-    return [line.removeprefix(f"{mark} ") for line in lines if line.startswith(f"{mark} ")]
+        return UserError(f"The sandbox of the reward 'code' failed: {why}.")
+    return Told([line.removeprefix(f"{mark} ") for line in lines if line.startswith(f"{mark} ")], timed_out)
 
 
 def _files(*, network: bool) -> list[str]:
@@ -197,8 +234,5 @@ def _missing() -> str | None:
     """Why programs cannot be isolated on this machine; None where they can."""
     if sys.platform != "linux":
         return "it needs Linux"
-    try:
-        _report(Sandbox(), {"program": "", "tests": [], "mark": "probe"}, "probe", isolate=True)
-    except UserError as error:
-        return str(error).partition(" failed: ")[2].rstrip(".")
-    return None
+    (told,) = _report(Sandbox(), [{"program": "", "tests": [], "mark": "probe"}], isolate=True)
+    return str(told).partition(" failed: ")[2].rstrip(".") if isinstance(told, UserError) else None

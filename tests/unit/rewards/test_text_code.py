@@ -58,6 +58,51 @@ def test_the_scale_from_no_program_to_all_tests_passed() -> None:
     assert found == [0.0, 0.0, 0.25, 0.25, 0.5, 0.75, 1.0]
 
 
+def test_the_steps_tell_a_program_that_runs_from_one_that_breaks_and_all_knows_no_steps() -> None:
+    texts = [
+        "def double(x) return x",
+        "def double(x): return y",
+        "def double(x): return x ** 3 + 1",
+        "def double(x): return int(x) * 2",
+        "def double(x): return x * 2 if x != 3 else 0",
+        "def double(x): return x * 2",
+    ]
+    steps = [0.0, 0.1, 0.2, 0.1 + 0.9 * 2 / 3, 0.2 + 0.8 * 2 / 3, 1.0]
+    tests = [*TESTS[:2], "assert double(4.5) == 9 or double('a') == 'aa'"]
+    assert scores(texts[:3], TESTS[:2], grades="steps") == pytest.approx(steps[:3])
+    assert scores([texts[3]], TESTS, grades="steps") == pytest.approx(steps[3:4])
+    assert scores(texts[4:], tests, grades="steps") == pytest.approx(steps[4:])
+    assert scores(texts, TESTS, grades="all") == [0, 0, 0, 0, 0, 1]
+
+
+def test_equal_programs_are_run_once_and_those_with_other_tests_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    ran: list[Any] = []
+    report = sandboxes._report
+    monkeypatch.setattr(sandboxes, "_report", lambda *args, **options: ran.extend(args[1]) or report(*args, **options))
+    reward = CodeConfig(seconds=2, network=ALLOWED.network).build()
+    monkeypatch.setattr(sandboxes, "_missing", lambda: None if ALLOWED.network == "none" else "not here")
+    good, bad = "def double(x): return x * 2", "def double(x): return 4"
+    assert reward.score(answers(good, bad, good, "", tests=TESTS)).tolist() == [1, 0.5, 1, 0]
+    assert [task["program"] for task in ran] == [good, bad]
+    assert reward.score(answers(bad, tests=TESTS)).tolist() == [0.5]
+    assert reward.score(answers(bad, tests=TESTS[:1])).tolist() == [1]
+    assert len(ran) == 3
+
+
+def test_many_programs_in_one_sandbox_know_nothing_of_each_other() -> None:
+    flood = (
+        "import os\nfor fd in range(64):\n  try:\n    while True: os.write(fd, b'x\\n' * 2**15)\n  except OSError: 0"
+    )
+    leaves = "import os, builtins, sys\nopen('random.py', 'w').write('1 / 0')\nbuiltins.len = sys.exit\nos._exit(3)"
+    looks = "import os, random\nassert os.read(0, 9) == os.pread(0, 9, 0) == b'', 'the tasks of the others'\n"
+    looks += "assert 'random.py' not in os.listdir() and len('ab') == 2\n"
+    looks += "import gc\nassert 'zeb' + 'ra' not in str([one for one in gc.get_objects() if type(one) is dict])"
+    good = "def double(x): return x * 2  # zebra"
+    tasks = [(good, TESTS), (flood, TESTS), (leaves, TESTS), (looks, ()), ("x = 1\n" * 2**20, ()), (good, TESTS[:1])]
+    assert [one.passed for one in ALLOWED.run_all(tasks)] == [3, 0, 0, 1, 0, 1]
+    assert ALLOWED.run_all([]) == []
+
+
 def test_without_tests_it_is_enough_to_run_to_the_end() -> None:
     assert scores(["print(1)", "import sys; sys.exit()", "import sys; sys.exit(1)", "1 / 0", "1 /"]) == [
         1,
@@ -120,12 +165,12 @@ def test_tests_before_a_crash_count() -> None:
 
 def test_an_endless_loop_is_ended_in_time() -> None:
     outcome = Sandbox(seconds=1, network=ALLOWED.network).run("while True: pass")
-    assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=False)
+    assert outcome == Outcome(compiled=True, ran=False, passed=0, tests=1, timed_out=False)
 
 
 def test_one_that_only_waits_is_ended_by_the_clock() -> None:
     outcome = Sandbox(seconds=1, network=ALLOWED.network).run("import time; time.sleep(600)")
-    assert outcome == Outcome(compiled=True, passed=0, tests=1, timed_out=True)
+    assert outcome == Outcome(compiled=True, ran=False, passed=0, tests=1, timed_out=True)
 
 
 def test_one_that_catches_everything_is_ended_too() -> None:
@@ -167,7 +212,7 @@ def test_a_fork_bomb_has_no_children() -> None:
     thread.join()
     assert outcome.passed == 0
     assert max(seen) < before + 40, "other programs come and go on this machine; a bomb would be thousands"
-    assert ALLOWED.run(bomb.format("raise")) == Outcome(compiled=True, passed=0, tests=1, timed_out=False)
+    assert ALLOWED.run(bomb.format("raise")) == Outcome(compiled=True, ran=False, passed=0, tests=1, timed_out=False)
 
 
 @pytest.mark.parametrize(
@@ -306,11 +351,11 @@ EACH = "import os\nfor fd in range(64):\n  try:"
     ],
 )
 def test_the_report_is_not_the_programs_to_write(program: str) -> None:
-    assert ALLOWED.run(program, TESTS) == Outcome(compiled=True, passed=0, tests=3, timed_out=False)
+    assert ALLOWED.run(program, TESTS) == Outcome(compiled=True, ran=False, passed=0, tests=3, timed_out=False)
 
 
 def test_an_endless_answer_is_no_program() -> None:
-    assert ALLOWED.run("x = 1\n" * 2**20) == Outcome(compiled=False, passed=0, tests=1, timed_out=False)
+    assert ALLOWED.run("x = 1\n" * 2**20) == Outcome(compiled=False, ran=False, passed=0, tests=1, timed_out=False)
 
 
 @shut_in
@@ -377,9 +422,10 @@ def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) 
     assert found.tolist() == [1, 0.25, 0.25, 0.25], "the limits and the filter hold all the same"
 
 
-def test_a_sandbox_that_fails_is_no_score() -> None:
-    with pytest.raises(UserError, match=r"The sandbox of the reward 'code' failed: "):
-        Sandbox(memory_mb=1, network=ALLOWED.network).run("x = 1")
+def test_a_sandbox_that_fails_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "ENVIRONMENT", {"PYTHONHOME": "/nowhere"})
+    with pytest.raises(UserError, match=r"The sandbox of the reward 'code' failed: Python did not start"):
+        ALLOWED.run("x = 1")
 
 
 @pytest.mark.parametrize("machine", sorted(CALLS))
