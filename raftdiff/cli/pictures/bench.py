@@ -7,10 +7,11 @@ import time
 from pathlib import Path
 
 from raftdiff.cli.either import tell
-from raftdiff.diffusion.assembly import assemble
+from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.probe import forget, memory, model_parameters
-from raftdiff.diffusion.recipe import work
+from raftdiff.diffusion.recipe import Recipe, drawing_of, work
 from raftdiff.diffusion.recipe_files import load_recipe
+from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sizes import told
 from raftdiff.diffusion.speed import known, tables
 from raftdiff.diffusion.speed.repeats import Timed, Way, figures, in_turn
@@ -18,6 +19,7 @@ from raftdiff.diffusion.speed.ways import PARTS, asked, everything
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.needs import ready
+from raftdiff.records.changes import left_open
 from raftdiff.records.disk import demand_writable
 from raftdiff.records.provenance import hardware, provenance
 from raftdiff.reports.words import duration
@@ -39,8 +41,7 @@ def bench(args: argparse.Namespace) -> None:
         print(sentence, file=sys.stderr)
     root = args.out or args.runs / f"bench-{recipe.name}"
     demand_writable(root)
-    assembly = assemble(recipe)
-    tell(assembly.first_notes())
+    assembly = _assembled(recipe)
     sampler, tuner = assembly.sampler, assembly.finetuner
     batch, size = sampler.config.at_once, max(sampler.sizes, key=math.prod)
     counts, key = work(recipe), known.key(sampler, tuner, recipe.model)
@@ -81,6 +82,15 @@ def bench(args: argparse.Namespace) -> None:
         print("raftdiff plan does not go by this: first calls, which warm up, are all that there is of some part")
     if stopped:
         raise KeyboardInterrupt
+
+
+def _assembled(recipe: Recipe) -> Assembly:
+    """What ``batch_size: auto`` found before may have been found beside other work: it is measured anew."""
+    if left_open(recipe):
+        batches.forget(recipe.model, drawing_of(recipe))
+    assembly = assemble(recipe)
+    tell(assembly.first_notes())
+    return assembly
 
 
 class _Shown:

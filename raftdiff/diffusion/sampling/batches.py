@@ -1,29 +1,27 @@
 """``sampler.batch_size: auto``: how many pictures at once this machine draws best, measured once and remembered."""
 
 import contextlib
-import hashlib
-import json
 import math
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import torch
 
 from raftdiff import embedded
-from raftdiff.diffusion.models import kept
+from raftdiff.diffusion.models import kept, measured
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.recipes.config import plain
-from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import fingerprints
 from raftdiff.training.devices import find_device, now
 from raftdiff.training.fitting import attempted
 from raftdiff.types import Prompt
 
+FILE = "batches.json"
+"""Where what was found is remembered, for all runs of this user."""
 GAIN = 1.05
 """As many more pictures a second twice the batch has to give; less is noise, and memory for nothing."""
 MOST = 256
@@ -34,11 +32,6 @@ STEADY = 0.5
 ELSEWHERE = ("device", "text_device", "keep_texts", "embedded_guidance")
 """Of a model what changes no speed, or is the machine's."""
 Facts = Mapping[str, Any]
-
-
-def place() -> Path:
-    """Where what was found is remembered, for all runs of this user: beside the texts that were read."""
-    return kept.place().with_name("batches.json")
 
 
 def facts(model: ModelConfig, drawing: DiffusionSamplerConfig) -> Facts:
@@ -63,13 +56,16 @@ def found(model: ModelConfig, drawing: DiffusionSamplerConfig, load: Callable[[]
     measure, seen = measuring(drawing, load()), dict[int, float]()
 
     def speed(count: int) -> float | None:
-        if (measured := measure(count)) is not None:
-            seen[count] = measured
-        return measured
+        if (reached := measure(count)) is not None:
+            seen[count] = reached
+        return reached
 
     best = largest(speed)
     listed = ", ".join(f"{count}: {each:.3g}" for count, each in seen.items())
-    told = f"It is remembered in {place()}." if remember(where, best) else f"It cannot be remembered in {place()}."
+    file = measured.place(FILE)
+    told = f"It cannot be remembered in {file}."
+    if remember(where, best):
+        told = f"It is remembered in {file}; 'raftdiff bench RECIPE' measures it anew."
     sys.stderr.write(
         f"raftdiff: sampler.batch_size: auto is {best} on this machine (pictures at once: steps of pictures a second; "
         f"{listed}). {told}\n"
@@ -124,33 +120,25 @@ def throughput(sampler: DiffusionSampler, count: int) -> float | None:
 
 def remembered(where: Facts) -> int | None:
     """What was found before; None where nothing is known, or the file is no longer what was written."""
-    held = _held().get(_key(where), {})
-    count = held.get("batch_size") if isinstance(held, dict) else None
+    held = measured.entry(FILE, measured.key(where)) or {}
+    count = held.get("batch_size")
     return count if isinstance(count, int) and 1 <= count <= MOST else None
 
 
 def remember(where: Facts, count: int) -> bool:
     """For the next run; whether the disk took it, or it is measured again then."""
     with contextlib.suppress(OSError):
-        place().parent.mkdir(parents=True, exist_ok=True)
-        write_text(place(), json.dumps({**_held(), _key(where): {"batch_size": count, **where}}, indent=2))
+        measured.keep(FILE, measured.key(where), {"batch_size": count, **where})
         return True
     return False
+
+
+def forget(model: ModelConfig, drawing: DiffusionSamplerConfig) -> None:
+    """What was found may have been found beside other work: the next run that asks measures."""
+    measured.forget(FILE, measured.key(facts(model, drawing)))
 
 
 def lower(where: Facts, count: int) -> None:
     """What was found turned out to be too many: the next run begins with so many."""
     if (known := remembered(where)) is not None and known > count:
         remember(where, count)
-
-
-def _held() -> dict[str, Any]:
-    try:
-        read = json.loads(place().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return read if isinstance(read, dict) else {}
-
-
-def _key(where: Facts) -> str:
-    return hashlib.sha256(json.dumps(where, sort_keys=True, default=str).encode()).hexdigest()[:16]

@@ -4,6 +4,7 @@ import pytest
 
 from raftdiff.cli import stages
 from raftdiff.diffusion import assembly
+from raftdiff.diffusion.models import measured
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampling import batches
 from raftdiff.errors import UserError
@@ -32,7 +33,9 @@ def found(*overrides):
 
 def test_what_was_found_is_remembered_for_this_machine_model_and_size(speeds, capsys, monkeypatch):
     assert (found(), speeds) == (4, [1, 2, 4, 8])
-    assert "sampler.batch_size: auto is 4 on this machine" in capsys.readouterr().err
+    told = capsys.readouterr().err
+    assert "sampler.batch_size: auto is 4 on this machine" in told
+    assert "batches.json; 'raftdiff bench RECIPE' measures it anew" in told
     assert (found("sampler.steps=3"), len(speeds)) == (4, 4)
     for other in ("sampler.guidance=1", "sampler.height=64", "model.channels_last=false"):
         before = len(speeds)
@@ -50,8 +53,17 @@ def test_memory_that_did_not_suffice_is_remembered_and_a_broken_file_is_not_beli
     batches.lower(where, 2)
     batches.lower(where, 3)
     assert (found(), len(speeds)) == (2, 4)
-    batches.place().write_text("{")
-    assert (found(), len(speeds)) == (4, 8)
+    measured.place(batches.FILE).write_text("{")
+    with pytest.warns(UserWarning, match=r"batches.json: this file is damaged and not read; .* batch_size: auto"):
+        assert (found(), len(speeds)) == (4, 8)
+
+
+def test_bench_forgets_what_was_found_beside_other_work_and_that_alone(speeds):
+    recipe, other = load_recipe("demo"), "sampler.guidance=1"
+    assert (found(), found(other), len(speeds)) == (4, 4, 8)
+    batches.forget(recipe.model, recipe.sampler)
+    assert (found(other), len(speeds)) == (4, 8)
+    assert (found(), len(speeds)) == (4, 12)
 
 
 def test_where_nothing_can_be_remembered_that_is_told(speeds, tmp_path, capsys, monkeypatch):
@@ -71,7 +83,7 @@ def test_a_run_has_a_number_and_goes_on_with_it(speeds, tmp_path, sampler):
     run = Run.create(tmp_path / "run", begun, seed=0)
     assert as_begun(run, asked) is asked, "nothing was drawn yet"
     run.draft(0)
-    (batches.place()).unlink()  # on another machine, say, another number would be found
+    measured.place(batches.FILE).unlink()  # on another machine, say, another number would be found
     assert as_begun(run, asked) == begun
     assert Run.at(run.path, as_begun(run, asked)).recipe() == plain(begun)
     with pytest.raises(UserError, match="begun with another recipe"):

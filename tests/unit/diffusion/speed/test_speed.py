@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
+from raftdiff.diffusion.models import measured
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.probe import Counts, Probe
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
@@ -122,6 +123,17 @@ def test_a_damaged_file_is_told_and_made_anew(text, tmp_path, monkeypatch) -> No
     else:
         known.keep("k", PROBE)
     assert known.find("k").probe == PROBE
+
+
+def test_the_latest_are_kept_and_the_oldest_go_first(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path))
+    monkeypatch.setattr(measured, "MOST", 2)
+    for key in ("a", "b", "a", "c"):
+        measured.keep("some.json", key, {"of": key})
+    assert [measured.entry("some.json", key) for key in "abc"] == [{"of": "a"}, None, {"of": "c"}]
+    measured.forget("some.json", "a")
+    measured.forget("some.json", "never")
+    assert json.loads((tmp_path / "some.json").read_text()) == {"c": {"of": "c"}}
 
 
 def test_a_folder_that_cannot_be_written_is_told(tmp_path, monkeypatch) -> None:
