@@ -56,6 +56,7 @@ def check_recipe(recipe: Recipe) -> None:
     needs, learner = recipe.finetuner.requires, f"learning: {recipe.finetuner.learning.type}"
     for one, share in zip(samplers(recipe), shares(recipe), strict=True):
         _check_pruned(recipe, one, share, learner)
+        _check_reuse(recipe, one, share, learner)
     if recipe.finetuner.learning.type in ("draft", "refl"):
         _check_gradient(recipe, learner)
     check_kind(recipe, learner, needs)
@@ -106,6 +107,38 @@ def _check_pruned(recipe: Recipe, config: Any, share: int, learner: str) -> None
         raise UserError(
             f"sampler.prune.keep: {drawn_of(recipe)} of a prompt's {recipe.loop.candidates} candidates are left, and "
             f"the selector '{selector.type}' takes more; keep more, or select fewer."
+        )
+
+
+def _check_reuse(recipe: Recipe, config: Any, share: int, learner: str) -> None:
+    """
+    Args:
+        config: of one of its samplers, that gives ``share`` candidates of a prompt.
+
+    Raises:
+        UserError: layers are to be asked alone where nothing is drawn, where the way of each picture counts, or of a
+            network that is held so that all are asked in turn.
+    """
+    drawing = config if isinstance(config, DiffusionSamplerConfig) else getattr(config, "drawing", None)
+    reuse = getattr(drawing, "reuse", None)
+    if drawing is None or reuse is None:
+        return
+    if isinstance(config, FolderSamplerConfig):
+        raise UserError("sampler.drawing.reuse: a folder's pictures are there already; leave it out.")
+    if "path" in recipe.finetuner.requires.aux:
+        raise UserError(f"sampler.reuse: {learner} learns from steps of the whole network; leave it out.")
+    model = getattr(config, "model", None) or recipe.model
+    held = {"compile": model.compile, "sharded: true": model.sharded, "offload: blocks": model.offload == "blocks"}
+    if taken := next((key for key, it in held.items() if it), None):
+        raise UserError(
+            f"sampler.reuse: it asks some layers of the network alone, and does not go with model.{taken}; leave one "
+            "out."
+        )
+    looks = [] if drawing.prune is None else drawing.prune.looks(drawing.steps, share)
+    if torn := next((look.steps for look in looks if look.steps % reuse.every), None):
+        raise UserError(
+            f"sampler.reuse: by sampler.prune candidates are compared after step {torn}, and what all of the network "
+            f"said is used for {reuse.every} steps on end; compare after a multiple of {reuse.every} steps."
         )
 
 

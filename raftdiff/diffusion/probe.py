@@ -25,7 +25,7 @@ class Counts:
     images: int
     """Pictures sampled."""
     sampling_evaluations: int
-    """Rows through the U-Net while sampling."""
+    """Rows through the U-Net while sampling, where it is asked for its outer layers alone too."""
     selected: int
     """Pictures learned from, replayed ones included."""
     tuning_steps: int
@@ -40,7 +40,8 @@ class Probe:
     """Seconds and bytes, measured on this machine at the recipe's size, of several the largest, dtype and batch."""
 
     seconds_per_evaluation: float
-    """One row through the U-Net while sampling, the solver's share included."""
+    """One row through the U-Net while sampling, the solver's share included; with ``sampler.reuse`` the mean of whole
+    and outer ones."""
     seconds_per_decode: float
     """One picture through the VAE's decoder."""
     seconds_per_tuned_row: float
@@ -175,15 +176,17 @@ def model_parameters(tuner: DiffusionFineTuner) -> int:
 
 
 def drawing(sampler: DiffusionSampler, count: int, size: Size) -> tuple[Callable[[], object], int, torch.Tensor]:
-    """What denoises ``count`` pictures of this size for two steps, the rows through the network that this takes, and
-    the noise that it begins with."""
-    parts, quick = sampler.parts, DiffusionSampler(sampler.config.model_copy(update={"steps": 2}), sampler.parts)
+    """What denoises ``count`` pictures of this size for two steps, or from one that asks the whole network to the next,
+    the rows through the network that this takes, and the noise that it begins with."""
+    parts, reuse = sampler.parts, sampler.config.reuse
+    steps = 2 if reuse is None else min(max(2, reuse.every), sampler.config.steps)
+    quick = DiffusionSampler(sampler.config.model_copy(update={"steps": steps}), parts)
     shape = (1, *parts.latent_shape(*size))
     generators = [torch.Generator().manual_seed(row) for row in range(count)]
     noise = torch.cat([torch.randn(shape, generator=generator) for generator in generators])
     text = parts.prompts(["a picture"] * count)
     negative = parts.prompts([""] * count) if sampler.config.guidance != 1 else None
-    rows = 2 * count * (1 if negative is None else 2)
+    rows = steps * count * (1 if negative is None else 2)
     return lambda: quick.denoise(noise, text, negative, generators), rows, noise
 
 

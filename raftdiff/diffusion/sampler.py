@@ -3,7 +3,7 @@
 import warnings
 from collections import deque
 from collections.abc import Iterator, Sequence, Set
-from typing import Annotated, Any, Literal, NamedTuple, TypeAlias, final
+from typing import Annotated, Any, Literal, NamedTuple, final
 
 import torch
 from jaxtyping import Float, Shaped
@@ -14,7 +14,8 @@ from torch import Tensor
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import check_size, decode
-from raftdiff.diffusion.sizes import Size, buckets, cut, size_of_prompt
+from raftdiff.diffusion.reuse import ReuseConfig
+from raftdiff.diffusion.sizes import LONGEST, Side, Size, buckets, cut, size_of_prompt
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
@@ -22,10 +23,6 @@ from raftdiff.selection.pruning import PruneConfig
 from raftdiff.training.compiled import Compiled
 from raftdiff.training.fitting import Fitting
 from raftdiff.types import Prompt, Sample, Source
-
-LONGEST = 16384
-"""Pixels along a side. More is a slip of the pen, and would fill a machine's memory before anything is said."""
-Side: TypeAlias = Annotated[int, Field(ge=8, le=LONGEST)]
 
 
 class DiffusionSamplerConfig(Config):
@@ -59,6 +56,8 @@ class DiffusionSamplerConfig(Config):
     """Pictures decoded at once; None takes batch_size. Lower it where decoding runs out of memory."""
     prune: PruneConfig | None = None
     """Which of a round's candidates are drawn to the end: all by default. Evaluations draw all, whatever it says."""
+    reuse: ReuseConfig | None = None
+    """At which steps of a candidate's drawing all of a U-Net is asked: at each by default. Evaluations ask all."""
 
     @model_validator(mode="after")
     def _one_place_for_sizes(self) -> "DiffusionSamplerConfig":
@@ -72,10 +71,10 @@ class DiffusionSamplerConfig(Config):
 
     @property
     def main(self) -> "DiffusionSamplerConfig":
-        """The same at its main size alone."""
+        """What a model is looked at with: the same at its main size alone, by the whole network."""
         if isinstance(self.sizes, list):
-            return self.at((self.sizes[0][1], self.sizes[0][0]))
-        return self if self.sizes is None else self.model_copy(update={"sizes": None})
+            return self.at((self.sizes[0][1], self.sizes[0][0])).main
+        return self.model_copy(update={"sizes": None, "reuse": None})
 
     def at(self, *sizes: Size) -> "DiffusionSamplerConfig":
         """The same at this size, or at these, the main one first."""
@@ -155,6 +154,8 @@ class DiffusionSampler:
         self._evaluations = 0
         self.fits, self._decodes = (Fitting(f"sampler.{key}", verb) for key, verb in AT_ONCE.items())
         parts.check_guidance("sampler.guidance", config.guidance)
+        if config.reuse is not None:
+            config.reuse.network(parts)  # raises before anything is drawn
         if "path" in aux and config.scheduler not in parts.family.paths:
             known = " or ".join(parts.family.paths)
             raise UserError(
@@ -201,7 +202,7 @@ class DiffusionSampler:
         return cut(jobs, lambda job: size_of_prompt(self.sizes, job[0].id, round), self.config.at_once)
 
     def network_evaluations(self) -> int:
-        """Rows through the network since construction; a picture with guidance counts two a step."""
+        """Rows through the network since construction, with guidance two a step; with ``reuse`` as many as without."""
         return self._evaluations
 
     def solver(self, size: Size | None = None) -> Any:
@@ -303,16 +304,18 @@ class DiffusionSampler:
 
         Euler's solvers keep x0 + sigma noise; what the network sees of it is a x0 + s noise, as everywhere. The solver
         works in float32 whatever the network computes in. The second of ``texts`` is what guidance leads away from;
-        without it there is no guidance.
+        without it there is no guidance. With ``reuse`` the first of these steps asks the whole network.
         """
         parts, guidance, (toward, away) = self.parts, self.config.guidance, texts
+        reuse = self.config.reuse
+        network = parts.network if reuse is None else reuse.network(parts)
         context = (toward if away is None else Texts.cat([away, toward])).to(parts.device, parts.dtype)
         extra = _step_arguments(self.config, generators)
         for timestep in timesteps:
             # flows see what they step on
             seen = solver.scale_model_input(latents, timestep) if hasattr(solver, "scale_model_input") else latents
             rows = seen if away is None else torch.cat([seen, seen])
-            predicted = parts.ask(parts.network, rows.to(parts.dtype), timestep.to(parts.device), context).float()
+            predicted = parts.ask(network, rows.to(parts.dtype), timestep.to(parts.device), context).float()
             self._evaluations += len(rows)
             if away is not None:
                 without, told = predicted.chunk(2)

@@ -12,12 +12,17 @@ many pictures as it would have of one size.
 
 import math
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import Annotated, NamedTuple, TypeAlias, TypeVar
+
+from pydantic import Field
 
 from raftdiff.seeds import fold
 
 Size: TypeAlias = tuple[int, int]
 T = TypeVar("T")
+LONGEST = 16384
+"""Pixels along a side. More is a slip of the pen, and would fill a machine's memory before anything is said."""
+Side: TypeAlias = Annotated[int, Field(ge=8, le=LONGEST)]
 WIDEST = 2.0
 """Longer over shorter side of the widest bucket."""
 STEPS = 16

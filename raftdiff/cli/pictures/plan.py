@@ -78,6 +78,8 @@ def plan(args: argparse.Namespace) -> None:
         print(json.dumps({**facts, **times}, indent=2))
         return
     every = f", in one of {recipe.loop.sample_every} rounds" if recipe.loop.sample_every > 1 else ""
+    reuse = assembly.sampler.config.reuse
+    every += "" if reuse is None else f", all of the U-Net at one step of {reuse.every}"
     learnt = "pairs" if recipe.finetuner.pictures_an_item == 2 else "pictures"
     share = measured.trained_parameters / measured.model_parameters
     rows = (

@@ -11,6 +11,7 @@ from torch import Tensor
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
 from raftdiff.diffusion.families.shared import ldm, unet
 from raftdiff.diffusion.families.shared.autoencoders import KL
+from raftdiff.diffusion.families.shared.deepcache import DeepCache
 from raftdiff.diffusion.families.shared.reading import limit_of, tokenised, tokens_in
 from raftdiff.diffusion.families.shared.vocabulary import write_configs, write_tokenizer
 from raftdiff.diffusion.families.texts import Texts
@@ -141,6 +142,9 @@ class StableDiffusion:
         del pixels, guidance
         found: Tensor = network(xt, timesteps, encoder_hidden_states=texts.tokens, return_dict=False)[0]
         return found
+
+    def reusing(self, network: Any, every: int, skips: int) -> DeepCache:
+        return DeepCache(network, every, skips)
 
     def multiple(self, modules: Modules) -> int:
         return unet.multiple(modules["unet"])

@@ -90,7 +90,9 @@ def largest(speed: Callable[[int], float | None], most: int = MOST) -> int:
 
 def measuring(drawing: DiffusionSamplerConfig, parts: Parts) -> Callable[[int], float | None]:
     """``throughput`` by the number of pictures at once; not compiled, or every number would be."""
-    quick = drawing.model_copy(update={"batch_size": 1, "steps": 2}).build(replace(parts, network=parts.denoiser))
+    quick = drawing.model_copy(update={"batch_size": 1, "steps": 2, "reuse": None}).build(
+        replace(parts, network=parts.denoiser)
+    )
     return lambda count: throughput(quick, count)
 
 
