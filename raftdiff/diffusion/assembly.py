@@ -11,7 +11,7 @@ from raftdiff import embedded
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTuner
 from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
 from raftdiff.diffusion.models import loaded, loading
-from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, samplers, shares
+from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawing_of, looking_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sampling.given import FolderSampler, FolderSamplerConfig
@@ -50,7 +50,7 @@ class Assembly:
     sampler: DiffusionSampler
     """Draws as the training does, or as what is learnt from was drawn."""
     evaluator: DiffusionSampler
-    """Another sampler on the same network, with the evaluation's number of steps and guidance."""
+    """Another sampler on the same network, with the evaluation's number of steps, guidance and size."""
     finetuner: DiffusionFineTuner
     ranker: Ranker[Image]
     measures: Ranker[Image]
@@ -125,7 +125,7 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     drawing, evaluation, prompts = drawing_of(recipe), recipe.evaluation, build(recipe.prompts)
     own, guidance = drawing.build(model), recipe.guidance
     own.fits.halved = lambda most: batches.lower(batches.facts(recipe.model, drawing), most)
-    used = drawing.main.model_copy(update={"guidance": guidance})
+    used = looking_of(recipe)
     evaluator = used.model_copy(update={"steps": evaluation.steps or used.steps}).build(model)
     taught_on_path = "path" in recipe.finetuner.requires.aux
     chains = chains_of(own, drawing) if taught_on_path else {}

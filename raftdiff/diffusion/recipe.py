@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 from raftdiff.diffusion.models.loading import ModelConfig
 from raftdiff.diffusion.probe import Counts, count
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.diffusion.sizes import LONGEST
 from raftdiff.embedded.worlds import JudgeName
 from raftdiff.mixing import MixSamplerConfig, parts
 from raftdiff.recipes.config import Config, Named
@@ -62,6 +63,9 @@ class EvaluationConfig(Config):
     guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
+    height: int | None = Field(default=None, ge=8, le=LONGEST)
+    """Pixels of what is looked at, in ``raftdiff eval``, the held-out curve and the pages; the sampler's by default."""
+    width: int | None = Field(default=None, ge=8, le=LONGEST)
     rewards: list[RewardConfig] = Field(default_factory=list)
     """Rewards that only look on: those of the training say how well it was learnt, others whether it was worth it."""
     judge: JudgeName | None = None
@@ -125,6 +129,14 @@ def drawing_of(recipe: Recipe) -> DiffusionSamplerConfig:
     own = [one for one in held if isinstance(one, DiffusionSamplerConfig)]
     like = [one.drawing for one in held if isinstance(getattr(one, "drawing", None), DiffusionSamplerConfig)]
     return next(iter([*own, *like]), DiffusionSamplerConfig())
+
+
+def looking_of(recipe: Recipe) -> DiffusionSamplerConfig:
+    """How a model is looked at, but for the steps of ``raftdiff eval``: as ``drawing_of``, by the whole network, with
+    the evaluation's guidance and size."""
+    own, evaluation = drawing_of(recipe).main, recipe.evaluation
+    size = {"height": evaluation.height or own.height, "width": evaluation.width or own.width}
+    return own.model_copy(update={"guidance": recipe.guidance, **size})
 
 
 def shares(recipe: Recipe) -> list[int]:

@@ -80,6 +80,19 @@ def test_a_compiled_network_follows_the_tuning(folder):
     assert not torch.allclose(latents(before), latents(after), atol=1e-2)
 
 
+@pytest.mark.slow
+def test_with_cuda_graphs_the_pictures_are_those_without_and_follow_the_tuning(tmp_path):
+    model = str(tiny.write_folder(tmp_path / "sd15", "sd15"))
+    plain, parts = (load(ModelConfig(base=model, device="cuda", compile=how)) for how in (False, "graphs"))
+    before = draw(parts)  # in batches of 3, of which the last is filled up
+    torch.testing.assert_close(latents(before), latents(draw(plain)), atol=0.05, rtol=0.05)
+    for each in (plain, parts):
+        fit(each, before, learning_rate=1e-2)
+    after = draw(parts)
+    assert not torch.allclose(latents(before), latents(after), atol=1e-2)
+    torch.testing.assert_close(latents(after), latents(draw(plain)), atol=0.1, rtol=0.1)
+
+
 def test_the_probe_counts_the_gpus_memory(folder):
     parts = load(ModelConfig(base=str(folder), device="cuda"))
     sampler = DiffusionSamplerConfig(steps=2, batch_size=2).build(parts)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, final
 
 from raftdiff.diffusion.assembly import Assembly, assemble
 from raftdiff.diffusion.before_after.comparison import Drawn, judged
-from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.recipe import Recipe, looking_of
 from raftdiff.diffusion.recipe_files import recipe_of
 from raftdiff.embedded.worlds import about
 from raftdiff.errors import UserError, command
@@ -111,12 +111,12 @@ class SideBySide:
     def settings(self) -> Settings:
         """Those of the first run's evaluation."""
         recipe = self.recipes[0]
-        sampler, evaluation = drawing_of(recipe).main, recipe.evaluation
+        sampler, evaluation = looking_of(recipe), recipe.evaluation
         return Settings(
             seed=evaluation.seed,
             per_prompt=evaluation.samples_per_prompt,
             steps=evaluation.steps or sampler.steps,
-            guidance=sampler.guidance if evaluation.guidance is None else evaluation.guidance,
+            guidance=sampler.guidance,
             height=sampler.height,
             width=sampler.width,
         )
@@ -176,7 +176,7 @@ class SideBySide:
         with self._one_at_a_time:
             assembly = self._assembly(checkpoint)
             _check_size(settings, assembly)
-            config = drawing_of(assembly.recipe).main.model_copy(
+            config = looking_of(assembly.recipe).model_copy(
                 update={
                     "steps": settings.steps,
                     "guidance": settings.guidance,
@@ -266,7 +266,7 @@ def export(folder: Path, sides: Mapping[str, Sequence[Drawn]]) -> Path:
 
 
 def _check_size(settings: Settings, assembly: Assembly) -> None:
-    sampler = drawing_of(assembly.recipe).main
+    sampler = looking_of(assembly.recipe)
     made_for = assembly.model.size
     sides = made_for if isinstance(made_for, tuple) else (made_for,)
     own = max(side or 0 for side in (*sides, sampler.width, sampler.height))

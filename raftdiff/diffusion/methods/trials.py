@@ -18,7 +18,7 @@ from pydantic import Field
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, measuring
 from raftdiff.diffusion.before_after.comparison import compare, evaluation_prompts, measured
 from raftdiff.diffusion.methods.changes import Trial, step_cost
-from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.recipe import Recipe, looking_of
 from raftdiff.diffusion.recipe_files import weights
 from raftdiff.measures.evaluation import Evaluation, draw
 from raftdiff.progress import Progress, Quiet
@@ -117,7 +117,7 @@ class Yardstick:
         """
         self.recipe = recipe
         evaluation, own = recipe.evaluation, recipe.guidance
-        drawing = drawing_of(recipe).main
+        drawing = looking_of(recipe)
         used = drawing.model_copy(update={"steps": evaluation.steps or drawing.steps})
         every = (own, *sorted(set(strengths) - {own}))
         self.ways = {f"{strength:g}": used.model_copy(update={"guidance": strength}) for strength in every}

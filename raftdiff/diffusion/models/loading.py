@@ -51,8 +51,9 @@ class ModelConfig(Config):
     """sdpa is PyTorch's own; xformers must be installed; default leaves what the model came with."""
     channels_last: bool = False
     """Hold the U-Net's convolutions in channels-last order while sampling: often faster on a GPU, and in float32."""
-    compile: bool = False
-    """torch.compile what draws: minutes at the start, then faster; each size's last batch is filled up for it."""
+    compile: bool | Literal["graphs"] = False
+    """torch.compile what draws: minutes at the start, then faster; each size's last batch is filled up for it. graphs:
+    with CUDA graphs too, for small networks and batches, where a GPU waits for the calls."""
     quantise: Bits | None = None
     """Round the frozen weights of the denoiser's blocks to 8 bits (int8) or 4 (nf4), under a LoRA in full precision. It
     needs raftdiff[quantised]; what is exported goes with the weights as they were."""
@@ -107,6 +108,8 @@ class ModelConfig(Config):
         yield from device_needs(self.device, self.dtype)
         if self.text_device is not None:
             yield from device_needs(self.text_device, self.dtype, "text_device")
+        if self.compile == "graphs" and (self.device == "cpu" or not torch.cuda.is_available()):
+            yield Need("compile", "graphs are CUDA graphs, which need a GPU; use compile: true here, or false.")
         if self.quantise is not None:
             yield from quantised.needs("quantise")
         if self.attention == "xformers" and find_spec("xformers") is None:
@@ -208,9 +211,16 @@ def assemble(
         channels_last=config.channels_last,
         name=config.base,
         prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
-        network=Compiled(denoiser) if config.compile else denoiser,
+        network=_asked(denoiser, config.compile),
         embedded_guidance=_embedded_guidance(family, modules, config),
     )
+
+
+def _asked(denoiser: Any, how: bool | Literal["graphs"]) -> Any:
+    """The denoiser, or its compiled form."""
+    if not how:
+        return denoiser
+    return Compiled(denoiser, mode="reduce-overhead") if how == "graphs" else Compiled(denoiser)
 
 
 def _as_stated(config: ModelConfig, found: Checkpoint) -> ModelConfig:

@@ -18,7 +18,7 @@ from raftdiff.diffusion.models import tiny
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.recipe import work
 from raftdiff.diffusion.recipe_files import load_recipe
-from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSampler
 from raftdiff.errors import UserError
 from raftdiff.recipes.prompts import build
@@ -337,6 +337,18 @@ def test_candidates_come_in_all_sizes_and_the_model_is_looked_at_in_the_first(tm
     assembly = assemble(load_recipe("demo", [*base, "sampler.sizes=[[24,16],[16,16]]"]))
     assert assembly.parts.sampler.sizes == assembly.sampler.sizes == ((16, 24), (16, 16))  # type: ignore[attr-defined]
     assert assembly.evaluator.sizes == assembly.parts.held_out_sampler.sizes == ((16, 24),)  # type: ignore[union-attr]
+
+
+def test_rollouts_are_cheaper_than_what_is_looked_at_where_a_recipe_says_so(tmp_path: Path) -> None:
+    folder = tiny.write_folder(tmp_path / "model", "sd15")
+    base = [f"model.base={folder}", "model.device=cpu", "ranker.rewards=[{type: jpeg}]", "evaluation.judge=null"]
+    cheap = ["sampler.steps=4", "sampler.reuse={every: 2}", "sampler.height=16", "sampler.width=16"]
+    assembly = assemble(load_recipe("demo", [*base, *cheap, "evaluation={steps: 9, height: 32}"]))
+    assert assembly.sampler.sizes == ((16, 16),)
+    assert assembly.sampler.config.reuse is not None
+    for seen, steps in ((assembly.evaluator, 9), (assembly.parts.held_out_sampler, 4)):
+        assert isinstance(seen, DiffusionSampler)
+        assert (seen.sizes, seen.config.steps, seen.config.reuse) == (((32, 16),), steps, None)
 
 
 def test_pairs_of_a_folder_and_of_what_is_drawn_have_one_size(tmp_path: Path) -> None:

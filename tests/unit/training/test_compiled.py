@@ -54,6 +54,24 @@ def test_weights_that_were_learnt_are_seen_and_nothing_is_compiled_again(capsys,
     assert said.count("compiling the network") == said.count("compiled in ") == 1
 
 
+def test_with_cuda_graphs_an_answer_is_not_written_over_by_the_next():
+    """As they do: the answers of one graph lie in one place."""
+    modes, place = [], torch.empty(1, 2)
+
+    def backend(graph, inputs, mode):
+        modes.append(mode)
+        return lambda *given: tuple(place.copy_(it) for it in graph(*given))
+
+    torch._dynamo.reset()
+    network = Small()
+    compiled = Compiled(network, backend, mode="reduce-overhead")
+    with torch.no_grad():
+        first, second = compiled(torch.ones(1, 2)), compiled(torch.zeros(1, 2))
+        assert torch.equal(first, network(torch.ones(1, 2)))
+        assert torch.equal(second, network(torch.zeros(1, 2)))
+    assert modes == ["reduce-overhead"]
+
+
 def test_where_pytorch_cannot_compile_it_is_said_what_to_do():
     def broken(graph, inputs):
         raise RuntimeError("No working C++ compiler found")

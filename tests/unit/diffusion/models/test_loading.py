@@ -300,6 +300,8 @@ def test_without_a_gpu(models):
         load(base(models["sd15"], device="cuda"))
     with pytest.raises(UserError, match="float16 needs a GPU"):
         load(base(models["sd15"], dtype="float16"))
+    with pytest.raises(UserError, match="model.compile: graphs are CUDA graphs, which need a GPU; use compile: true"):
+        load(base(models["sd15"], compile="graphs"))
 
 
 def test_captions_are_read_where_the_recipe_says(models, monkeypatch):
