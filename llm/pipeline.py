@@ -8,7 +8,7 @@ policy with what it learnt merged into its weights, as a transformers folder.
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
 
@@ -39,6 +39,10 @@ BEGUN = "pipeline.yaml"
 """In the pipeline's folder: every stage's recipe, complete, as it was begun."""
 READ_LATER = ("pairs", "held_out")
 """Keys of data that a stage may take from an earlier one's rounds, and that cannot be read before these are there."""
+STAND_IN = (
+    "={data: {captions: [{prompt: a, chosen: b, rejected: c, mu: 1}, {prompt: d, chosen: e, rejected: f, mu: 1}]}}"
+)
+"""What is read in their place to look at the rest of the recipe."""
 
 
 class StageConfig(Config):
@@ -48,6 +52,9 @@ class StageConfig(Config):
     """What later stages call it, and its folder's name."""
     recipe: str
     """A recipe for texts or of a reward model: a file, seen from this one, or the name of one that ships."""
+    until: Literal["end", "scores"] = "end"
+    """scores: a recipe for texts draws and scores the answers of its first round, and learns nothing: what a later
+    stage's reward model compares."""
     overrides: list[str] = Field(default_factory=list)
     """Changes to it, "key.path=value". "{id}" is the run folder of an earlier stage, "{id.model}" its model's."""
 
@@ -76,6 +83,8 @@ class Stage:
     """Its run folder."""
     asked_for_model: bool
     """Whether a later stage begins with its model."""
+    until: Literal["end", "scores"] = "end"
+    """Whether it learns, or draws and scores answers alone."""
 
     @property
     def of_policy(self) -> bool:
@@ -138,7 +147,7 @@ def stages(recipe: PipelineRecipe, folder: Path, out: Path) -> list[Stage]:
         source = _source(config, folder)
         places = {one.id: one.path for one in found} | {f"{one.id}.model": one.model for one in found}
         overrides = [filled(text, places) for text in config.overrides]
-        found.append(Stage(config.id, source, overrides, out.resolve() / config.id, config.id in wanted))
+        found.append(Stage(config.id, source, overrides, out.resolve() / config.id, config.id in wanted, config.until))
     return found
 
 
@@ -168,16 +177,30 @@ def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
             given = recipe.stages[place].overrides
             later = [text for text in given if re.split(r"[.=]", text)[0] in READ_LATER and _places(text)]
             now = [one for one, text in zip(stage.overrides, given, strict=True) if text not in later]
+            now += dict.fromkeys(re.split(r"[.=]", text)[0] + STAND_IN for text in later)
             try:
-                one = Stage(stage.id, stage.source, now, stage.path, stage.asked_for_model).recipe()
+                _check_end(stage)
+                one = replace(stage, overrides=now).recipe()
                 Run.create(stage.path, one, seed=one.loop.seed)
             except UserError as error:
                 line = f"{path}:{where[('stages', place)]}: " if ("stages", place) in where else f"{path}: "
                 raise UserError(f"{line}the stage '{stage.id}': {error}") from None
             stage.model.mkdir()
-            found[stage.id] = {**_restored(plain(one), places), **({"read later": later} if later else {})}
+            rest: dict[str, Any] = {"read later": later} if later else {}
+            rest |= {} if stage.until == "end" else {"until": stage.until}
+            found[stage.id] = {**_restored(plain(one), places), **rest}
             places |= {str(stage.model): f"{{{stage.id}.model}}", str(stage.path): f"{{{stage.id}}}"}
     return found
+
+
+def _check_end(stage: Stage) -> None:
+    if stage.until == "scores" and not stage.of_policy:
+        raise UserError("until: scores is for recipes on texts, which draw answers; leave it out of a reward model's.")
+    if stage.until == "scores" and stage.asked_for_model:
+        raise UserError(
+            f"until: scores: it learns nothing, so there is no {{{stage.id}.model}} for a later stage; leave one of "
+            "the two out."
+        )
 
 
 def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> None:
@@ -211,7 +234,7 @@ def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> Non
 
 def _completed(known: Mapping[str, Any]) -> dict[str, Any]:
     """What ``check`` returned of a stage once, with the defaults of keys that were yet to come then."""
-    later = {"read later": known["read later"]} if "read later" in known else {}
+    later = {name: known[name] for name in ("read later", "until") if name in known}
     kind = TextRecipe if known.get("media") == "text" else RewardRecipe
     return {**completed({key: value for key, value in known.items() if key not in later}, kind), **later}
 

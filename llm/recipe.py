@@ -17,7 +17,7 @@ from raftdiff.llm.model.rows import other_prompt
 from raftdiff.llm.ppo.finetuner import PpoConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.given import DatasetSamplerConfig, FolderSamplerConfig
-from raftdiff.llm.sampling.policy import PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.sampling.policy import MagicConfig, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.served import ServerSamplerConfig
 from raftdiff.llm.sampling.vllm import VllmSamplerConfig
 from raftdiff.mixing import MixSamplerConfig, parts
@@ -225,6 +225,11 @@ def _check_objective(recipe: TextRecipe) -> None:
             "and no top_p, top_k, repetition_penalty or min_new_tokens."
         )
     check_fresh(recipe, learner, "answers")
+    if isinstance(recipe.sampler, PolicySamplerConfig) and recipe.sampler.magic != MagicConfig():
+        raise UserError(
+            f"sampler.magic: {learner} compares how likely answers were when they were drawn with how likely they are "
+            "after the prompt alone, which is another text. Leave it out, or learn by RAFT (objective sft)."
+        )
     if recipe.prompts.decouple and any(template != "{prompt}" for template in recipe.prompts.magic):
         raise UserError(other_prompt(learner, "all of them"))
 

@@ -18,6 +18,7 @@ from raftdiff.llm.data.prompts import DataConfig, read_prompts, sealed_prompts
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.rows import Row
 from raftdiff.records import labels
+from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt
 
@@ -56,7 +57,11 @@ class PairsConfig(Config):
     run: str | None = None
     """A run on texts: the best and the worst answer to each prompt of its rounds, by total reward."""
     rounds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
-    """Which rounds of ``run``; all that are finished by default."""
+    """Which rounds of ``run``; all that are finished by default, or
+    where none is, the one that is scored so far."""
+    per_prompt: int = Field(default=1, ge=1)
+    """Of ``run``, how many pairs of a prompt's answers at most: the best with the worst, the second best with the
+    second worst, and so on, as far as they differ. Each answer is in one pair."""
     labels: str | None = None
     """A run on texts whose answers people compared, with raftdiff label."""
     limit: int | None = Field(default=None, ge=1)
@@ -75,6 +80,8 @@ class PairsConfig(Config):
             )
         if self.rounds is not None and self.run is None:
             raise ValueError("rounds are those of a run; name it under run")
+        if self.per_prompt > 1 and self.run is None:
+            raise ValueError("per_prompt is for the answers of a run; name it under run")
         return self
 
 
@@ -106,14 +113,16 @@ def sealed(config: PairsConfig, folder: Path) -> PairsConfig:
     return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder))})
 
 
-def from_rounds(run: Run, rounds: Sequence[int] | None = None) -> list[Comparison]:
-    """The best against the worst valid answer to each prompt of finished rounds, by total reward; ties are left out.
+def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: int = 1) -> list[Comparison]:
+    """The best against the worst valid answer to each prompt of a run's rounds, by total reward, the second best
+    against the second worst, and so on, ``per_prompt`` at most; ties are left out. By default of all finished rounds;
+    where none is, of the one that was drawn and scored to collect answers.
 
     Raises:
         UserError: it is a run on pictures, or lacks a round, or a round has no scores.
     """
     _refuse_pictures(run)
-    return [pair for t in (range(run.rounds_done()) if rounds is None else rounds) for pair in _extremes(run, t)]
+    return [pair for folder in _folders(run, rounds) for pair in _ordered(folder, per_prompt)]
 
 
 def from_labels(run: Run) -> list[Comparison]:
@@ -202,7 +211,8 @@ def _read(config: PairsConfig, folder: Path) -> list[Comparison]:
     if config.data.given:
         found, where = from_data(config.data, folder), "pairs.data"
     elif config.run:
-        found, where = from_rounds(_run(config.run, folder), config.rounds), f"pairs.run: '{config.run}'"
+        found = from_rounds(_run(config.run, folder), config.rounds, config.per_prompt)
+        where = f"pairs.run: '{config.run}'"
     else:
         found, where = from_labels(_run(str(config.labels), folder)), f"pairs.labels: '{config.labels}'"
     if not found:
@@ -222,19 +232,30 @@ def _refuse_pictures(run: Run) -> None:
         raise UserError(f"{run.path}: this is no run on texts, and a reward model reads texts; name another run.")
 
 
-def _extremes(run: Run, t: int) -> Iterator[Comparison]:
-    folder = run.round(t)
+def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
+    if rounds is None and not run.rounds_done():
+        first = run.unfinished(0)
+        return [first] if (first.path / "samples").is_dir() else []
+    return [run.round(t) for t in (range(run.rounds_done()) if rounds is None else rounds)]
+
+
+def _ordered(folder: RoundFolder, per_prompt: int) -> Iterator[Comparison]:
     scores = folder.scores()
     texts = {(sample.prompt.id, sample.index): sample for sample in folder.samples()}
     for prompt, totals in zip(scores.prompts, scores.total, strict=True):
-        if np.isnan(totals).all():
-            continue
-        best, worst = int(np.nanargmax(totals)), int(np.nanargmin(totals))
-        one, other = texts[prompt, best], texts[prompt, worst]
-        if totals[best] > totals[worst] and one.media.strip() != other.media.strip():
-            meta = {"round": t, "total_chosen": float(totals[best]), "total_rejected": float(totals[worst])}
-            asked = replace(one.prompt, meta=context(one.prompt))
-            yield Comparison(f"{t:03d}-{prompt}", asked, one.media, other.media, meta=meta)
+        pairs = min(per_prompt, int((~np.isnan(totals)).sum()) // 2)
+        falling, rising = (np.argsort(sign * totals, kind="stable")[:pairs] for sign in (-1, 1))  # NaN last in both
+        for place, (best, worst) in enumerate(zip(falling.tolist(), rising.tolist(), strict=True)):
+            one, other = texts[prompt, best], texts[prompt, worst]
+            if totals[best] > totals[worst] and one.media.strip() != other.media.strip():
+                meta = {
+                    "round": folder.index,
+                    "total_chosen": float(totals[best]),
+                    "total_rejected": float(totals[worst]),
+                }
+                asked = replace(one.prompt, meta=context(one.prompt))
+                name = f"{folder.index:03d}-{prompt}" + (f"-{place}" if place else "")
+                yield Comparison(name, asked, one.media, other.media, meta=meta)
 
 
 def _compared(prompt: Prompt) -> Comparison:

@@ -8,6 +8,7 @@ from typing import Any, final
 
 import torch
 from pydantic import Field
+from torch.nn import ModuleList
 
 from raftdiff.errors import Need, UserError
 from raftdiff.llm.model.adapters import Source, source, with_adapter
@@ -45,6 +46,9 @@ class LMConfig(Config):
     text with "{prompt}" in it. "auto" takes chat where the tokenizer has a template."""
     max_prompt_tokens: int = Field(default=512, ge=1)
     """Longer prompts are an error."""
+    layers: int | None = Field(default=None, ge=1)
+    """How many of its layers are kept, the lowest ones; all by default. A reward model of fewer reads for less, and it
+    remembers them; a language model so cut writes nonsense."""
     sharded: bool = False
     """Where several processes share a run, each holds a part of every block's weights, and the whole of one while it
     computes: for what does not fit on one card. A LoRA is trained then."""
@@ -241,6 +245,8 @@ def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:
             del model.config.quantization_config
     if found.adapter is not None:
         model = with_adapter(model, found.adapter)
+    if config.layers is not None:
+        _keep(model, config)
     demand_finite(f"model.base: '{config.base}'", model)
     check_tokenizer(f"model.base: '{config.base}'", tokenizer, table_rows(model))
     return tokenizer, model
@@ -250,6 +256,19 @@ _NOUNS = {
     "AutoModelForCausalLM": ("a language model", "causal language model"),
     "AutoModel": ("an encoder", "encoder"),
 }
+
+
+def _keep(model: Any, config: LMConfig) -> None:
+    """Cut the network off above its lowest layers; its last norm then follows another one."""
+    inner, told = model.base_model, model.config.get_text_config()
+    known = isinstance(getattr(inner, "layers", None), ModuleList) and hasattr(told, "num_hidden_layers")
+    have = len(inner.layers) if known else 0
+    if not known or config.layers is None or config.layers > have:
+        what = f"has {have}" if known else "keeps them under another name than 'layers'"
+        raise UserError(f"model.layers: {config.layers} of the layers of '{config.base}' are asked for, which {what}.")
+    inner.layers, told.num_hidden_layers = inner.layers[: config.layers], config.layers
+    if getattr(told, "layer_types", None):
+        told.layer_types = told.layer_types[: config.layers]
 
 
 def _template(config: LMConfig, tokenizer: Any) -> str:

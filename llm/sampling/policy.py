@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from collections.abc import Set as AbstractSet
+from dataclasses import replace
 from typing import Literal, final
 
 import torch
@@ -11,9 +12,33 @@ from raftdiff.chat.dialogue import cut, untorn
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, Ending, generate, search
-from raftdiff.recipes.config import Config
+from raftdiff.recipes.config import Config, Said
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
+
+
+class TurnConfig(Config):
+    """A turn of a dialogue."""
+
+    role: Literal["user", "assistant"]
+    content: Said
+
+
+class MagicConfig(Config):
+    """What the policy reads before a prompt while candidates are drawn, and the tuned model does without (context
+    distillation): it learns to answer the prompt alone. Magic of the prompt's own turn is ``prompts.magic``."""
+
+    system: str = ""
+    """A system message, in place of the prompt's own."""
+    history: list[TurnConfig] = Field(default_factory=list)
+    """A dialogue to follow, before the turns that the prompt brings: an example or two of how to answer."""
+
+    def before(self, prompt: Prompt) -> Prompt:
+        """The prompt with it."""
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.history]
+        system = {"system": self.system} if self.system else {}
+        history = {"history": [*turns, *(prompt.meta.get("history") or ())]} if turns else {}
+        return replace(prompt, meta={**prompt.meta, **system, **history})
 
 
 class PolicySamplerConfig(Config):
@@ -23,9 +48,10 @@ class PolicySamplerConfig(Config):
     decoding: DecodingConfig = DecodingConfig()
     batch_size: int = Field(default=64, ge=1)
     """Answers drawn at once."""
+    magic: MagicConfig = MagicConfig()
 
     def build(self, lm: LM) -> "LMSampler":
-        return LMSampler(lm, self.decoding, self.batch_size, "policy")
+        return LMSampler(lm, self.decoding, self.batch_size, "policy", self.magic)
 
 
 class TeacherSamplerConfig(Config):
@@ -56,8 +82,11 @@ class LMSampler:
     that lacks some of its bytes. Where a teacher had not said anything by then, there is no answer.
     """
 
-    def __init__(self, lm: LM, decoding: DecodingConfig, batch_size: int, source: Source) -> None:
+    def __init__(
+        self, lm: LM, decoding: DecodingConfig, batch_size: int, source: Source, magic: MagicConfig | None = None
+    ) -> None:
         self.lm, self.decoding, self.batch_size, self.source = lm, decoding, batch_size, source
+        self._magic = magic or MagicConfig()
         self.provides: tuple[str, ...] = ("tokens", "logprobs") if source == "policy" else ()
         self._tokens = 0
 
@@ -105,7 +134,8 @@ class LMSampler:
     def _cut(self, prompts: Sequence[Prompt], per_prompt: int) -> list[list[tuple[Prompt, list[int], int]]]:
         """Candidates in batches, each with its prompt's tokens, those of the longest prompts first."""
         size = max(1, self.batch_size // per_prompt) * per_prompt if self._whole else self.batch_size
-        spelled = [(prompt, self.lm.prompt_ids(prompt, prompt.sampling)) for prompt in prompts]
+        before = self._magic.before
+        spelled = [(prompt, self.lm.prompt_ids(before(prompt), prompt.sampling)) for prompt in prompts]
         spelled.sort(key=lambda one: -len(one[1]))
         asked = [(prompt, ids, index) for prompt, ids in spelled for index in range(per_prompt)]
         return [asked[start : start + size] for start in range(0, len(asked), size)]

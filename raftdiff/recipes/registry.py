@@ -51,6 +51,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "regex": "raftdiff.rewards.regex:RegexConfig",
         "json": "raftdiff.rewards.json_valid:JsonConfig",
         "code": "raftdiff.rewards.code:CodeConfig",
+        "companion": "raftdiff.rewards.companion:CompanionConfig",
         "translation": "raftdiff.rewards.translation:TranslationConfig",
         "classifier": "raftdiff.rewards.classifier:ClassifierConfig",
         "duplicates": "raftdiff.rewards.duplicates:DuplicateTextsConfig",

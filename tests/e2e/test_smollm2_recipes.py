@@ -1,5 +1,6 @@
-"""The two recipes for a real model, on a tiny one: they read, run, and their rewards prefer what they should."""
+"""The recipes for a real model, on a tiny one: they read, run, and their rewards prefer what they should."""
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -7,7 +8,7 @@ import numpy as np
 import pytest
 
 from raftdiff.cli.main import main
-from raftdiff.llm.data.prompts import read_prompts
+from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.llm.model import tiny
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.recipes.config import read
@@ -16,27 +17,18 @@ from raftdiff.types import Prompt, Sample
 
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
-NAMES = ("companion_smollm2", "reviews_smollm2")
+NAMES = ("reviews_smollm2",)
 HUB = "HuggingFaceTB/SmolLM2-135M-Instruct"
 WORDS = ("I", "am", "sorry", "that", "the", "film", "is", "wonderful", "and", "sad", "you", "not", "alone.", "dull.")
+PARTS = {"held_out": {0, 1}, "pilot": {2}, "train": {3, 4, 5, 6, 7}}
+"""What a companion's prompts are for -> the first byte of the SHA-256 of their text modulo 8: no hand divides them."""
 BETTER = {
-    "companion_smollm2": (
-        "I'm so sorry to hear that. It's completely normal to feel sad, and you are not alone. I am here to listen.",
-        "I'm sorry to hear that you are sad. It's okay to cry, and I am here for you as long as you need me.",
-    ),
     "reviews_smollm2": (
         "is a wonderful film with a touching story, and its actors give beautiful performances from first to last.",
         "was a pleasure to watch. The music is lovely, the characters are charming, and the ending made me happy.",
     ),
 }
 WORSE = {
-    "companion_smollm2": (
-        "I'm sorry to hear that, but as an AI language model I do not have feelings. How can I assist you today?",
-        "I'm so sorry to hear that you are sad. It's okay. I've been sad since my mother left me, and I",
-        "The sentence is grammatically correct. Here is a translation of the phrase that you asked for today.",
-        "1. **Rest**: it helps.\n2. **Talk** to a friend.\n3. **Walk** a little every day, and drink enough water.",
-        "Sorry sorry sorry! Love love love! Happy happy happy",
-    ),
     "reviews_smollm2": (
         "is a terrible film with a dull story, and its actors give bad performances from first to last, sadly.",
         "is a wonderful film, a wonderful film, a wonderful film, a wonderful film, a wonderful film, a wonderful",
@@ -103,3 +95,47 @@ def test_it_trains_and_evaluates(name: str, model: Path, tmp_path: Path) -> None
     assert result["text"]["perplexity"]["before"] > 0
     names = {reward.name for reward in (*rewards, *read(TextRecipe, recipes()[name]).evaluation.rewards)}
     assert set(result["rewards"]) == names
+
+
+def test_the_companions_prompts_are_divided_by_their_checksums_and_say_how_somebody_feels() -> None:
+    folder = recipes()["companion_smollm2"].parent.parent / "prompts"
+    held = {part: read_prompts(DataConfig(file=str(folder / f"companion_{part}.jsonl")), Path()) for part in PARTS}
+    for part, prompts in held.items():
+        assert {hashlib.sha256(one.caption.encode()).digest()[0] % 8 for one in prompts} == PARTS[part]
+        assert {one.meta["feeling"] for one in prompts} == {"low", "glad"}
+    texts = [" ".join(one.caption.lower().split()) for prompts in held.values() for one in prompts]
+    assert len(texts) == len(set(texts)) == 192
+    recipe = load_text_recipe(recipes()["companion_smollm2"])
+    asked = [len(read_prompts(part, Path())) for part in (recipe.prompts, recipe.evaluation.prompts)]
+    assert asked == [len(held["train"]), len(held["held_out"])]
+
+
+def test_the_companion_is_made_from_nothing(model: Path, tmp_path: Path) -> None:
+    """Answers of the base, a reward model from the rules' comparisons of them, and RAFT against it."""
+    short = [
+        f"{stage}.sampler.parts.{part}.sampler.decoding.max_new_tokens=6"
+        for stage in ("answers", "policy")
+        for part in (0, 1)
+    ]
+    words = [
+        *(f"{stage}.model.base={model}" for stage in ("answers", "reward", "policy")),
+        *short,
+        "answers.loop.prompts_per_round=6",
+        "reward.model.layers=1",
+        "policy.prompts.limit=2",
+        "policy.loop.rounds=1",
+        "policy.loop.prompts_per_round=2",
+        "policy.evaluation.prompts.limit=2",
+        *(f"{stage}.logging.tracker=null" for stage in ("answers", "reward", "policy")),
+    ]
+    out = tmp_path / "out"
+    assert main(["llm", "pipeline", "companion", "--out", str(out), *words]) == 0
+    assert json.loads((out / "answers.json").read_text())["drawn"] == 48
+    assert not list((out / "answers/rounds").glob("000")), "nothing was learnt there"
+    trained = json.loads((out / "reward/rounds/000/metrics.json").read_text())
+    assert trained["tune"]["loss"] > 0
+    assert {"liked", "rules"} <= set(json.loads((out / "policy/eval/eval.json").read_text())["rewards"])
+    told = (out / "table.md").read_text()
+    assert "| policy |" in told
+    assert main(["llm", "pipeline", "companion", "--out", str(out), *words]) == 0, "and is there when it is asked again"
+    assert (out / "table.md").read_text() == told

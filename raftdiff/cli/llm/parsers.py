@@ -115,4 +115,11 @@ def _reward_models(words: Commands) -> None:
     paired.add_argument("recipe", type=Path, metavar="RUN", help=RECIPE_HELP["RUN"])
     paired.add_argument("--labels", action="store_true", help="what people chose, instead of best against worst")
     paired.add_argument("--rounds", type=from_zero, nargs="+", metavar="N", help="of these rounds; of all by default")
+    paired.add_argument(
+        "--per-prompt",
+        type=from_one,
+        default=1,
+        metavar="N",
+        help="best with worst, second best with second worst, ...",
+    )
     paired.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write them, .jsonl")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 from raftdiff.cli.either import at_work, loop
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models
+from raftdiff.cli.show import Bars
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
@@ -23,6 +24,7 @@ from raftdiff.recipes.files import locate
 from raftdiff.records import beginning
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run, load_round
+from raftdiff.stages import verbs
 from raftdiff.training import processes
 
 
@@ -40,6 +42,8 @@ class Outcome(NamedTuple):
     """Those of them that the policy was trained on; the others looked on."""
     kl: float | None = None
     """log p - log p0 of an answer, nats; p0 is what the stage began with."""
+    drawn: int | None = None
+    """Of a stage that learns nothing: how many answers it drew and scored."""
 
 
 def pipeline(args: argparse.Namespace) -> None:
@@ -54,7 +58,7 @@ def pipeline(args: argparse.Namespace) -> None:
         told = out / f"{stage.id}.json"
         print(f"\nstage {number} of {len(recipe.stages)}, {stage.id}: {stage.source.stem}", flush=True)
         if not told.is_file():
-            outcome = _tuned(stage) if stage.of_policy else _reward_model(stage)
+            outcome = _made(stage)
             write_text(told, json.dumps(outcome._asdict(), indent=2))
         found.append(Outcome(**read_json(told)))
         print(line(found[-1]), flush=True)
@@ -69,6 +73,8 @@ def line(one: Outcome) -> str:
     >>> line(Outcome("policy", rewards={"review": (0.1, 0.9)}, trained=("review",), kl=12.0))
     'policy: review 0.100 -> 0.900, KL 12.0 nats'
     """
+    if one.drawn is not None:
+        return f"{one.stage}: {one.drawn} answers drawn and scored"
     if one.accuracy is not None:
         return f"{one.stage}: {_right(one)} of the held-out pairs right"
     if not one.rewards:
@@ -94,6 +100,26 @@ def table(outcomes: Sequence[Outcome]) -> str:
 def _right(one: Outcome) -> str:
     low, high = one.interval
     return f"{one.accuracy:.1%} ({low:.1%} to {high:.1%})"
+
+
+def _made(stage: Stage) -> Outcome:
+    if stage.until == "scores":
+        return _drawn(stage)
+    return _tuned(stage) if stage.of_policy else _reward_model(stage)
+
+
+def _drawn(stage: Stage) -> Outcome:
+    """The answers of a first round, with their scores; drawn as far as they are not."""
+    recipe = stage.recipe()
+    assert isinstance(recipe, TextRecipe)
+    run, bars = Run.at(stage.path, recipe), Bars(1)
+    with at_work(run, recipe) as assembly:
+        assert isinstance(assembly, TextAssembly)
+        draft, parts = run.draft(0), assembly.parts
+        verbs.sample(draft, run, parts, bars)
+        verbs.score(draft, parts.ranker, parts.prompts, recipe.loop, bars)
+        bars.close()
+    return Outcome(stage.id, drawn=draft.metrics()["candidates"])
 
 
 def _tuned(stage: Stage) -> Outcome:

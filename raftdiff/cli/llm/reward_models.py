@@ -162,7 +162,7 @@ def pairs(args: argparse.Namespace) -> None:
     run = opening.to_read(args.recipe)
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
-    every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds)
+    every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds, args.per_prompt)
     found = [pair for pair in every if pair.chosen.strip() and pair.rejected.strip()]  # a file holds no empty answer
     if not found:
         label = f"label some with: {command('label', run.path)}"

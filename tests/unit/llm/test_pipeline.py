@@ -171,6 +171,24 @@ def test_pairs_that_an_earlier_stage_makes_are_read_when_they_are_there(file: Pa
     assert found["rm2"]["read later"] == ["pairs={run: {policy}}"], "and they are part of what the pipeline is"
 
 
+def test_a_stage_may_draw_answers_alone_for_a_later_ones_pairs(file: Path) -> None:
+    alone = PIPELINE.replace("recipe: policy.yaml", "recipe: policy.yaml\n    until: scores").replace(
+        '"tuner.meta={answers: 3}", "policy_pool={run: {policy}}"', '"pairs={run: {policy}, per_prompt: 2}"'
+    )
+    file.write_text(alone)
+    found = check(load_pipeline(file), file)
+    assert found["policy"]["until"] == "scores"
+    assert "until" not in found["rm"]
+    begin(file.parent / "out", load_pipeline(file), found)
+    begin(file.parent / "out", load_pipeline(file), found)
+    file.write_text(alone.replace("{run: {policy}, per_prompt: 2}", "{run: {policy.model}}"))
+    with pytest.raises(UserError, match=r"'policy': until: scores: it learns nothing, so there is no {policy.model}"):
+        check(load_pipeline(file), file)
+    file.write_text(PIPELINE.replace("recipe: reward.yaml", "recipe: reward.yaml\n    until: scores", 1))
+    with pytest.raises(UserError, match="'rm': until: scores is for recipes on texts, which draw answers"):
+        check(load_pipeline(file), file)
+
+
 def test_the_folder_belongs_to_one_pipeline(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe = load_pipeline(file)

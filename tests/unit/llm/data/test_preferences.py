@@ -167,6 +167,28 @@ def test_the_best_against_the_worst_valid_answer_of_each_prompt(run):
     assert found[0].mu is None
 
 
+def test_several_pairs_of_a_prompt_use_each_answer_once_and_leave_out_ties(tmp_path):
+    made = Run.create(tmp_path / "run", TextRun(), seed=0)
+    table = np.array([[0.0, 3.0, 1.0, 3.0, 2.0, np.nan], [1.0, 1.0, 1.0, 0.0, 1.0, 1.0]])
+    draft, prompts = made.draft(0), ("ant", "bee")
+    for name in prompts:
+        for k in range(table.shape[1]):
+            draft.add(Sample(0, Prompt(name, name, name, name), k, k, "policy", f"{name} {k}"))
+    draft.flush()
+    with pytest.raises(UserError, match="this round has no scores yet; run 'raftdiff score' first"):
+        from_rounds(made)
+    draft.write_scores(Scores(0, prompts, table, {"r": table}))
+    found = from_rounds(made, per_prompt=9)  # of the round that is being made, since none is finished
+    assert [(one.id, one.chosen, one.rejected) for one in found] == [
+        ("000-ant", "ant 1", "ant 0"),
+        ("000-ant-1", "ant 3", "ant 2"),
+        ("000-bee", "bee 0", "bee 3"),
+    ]
+    assert found[:1] == from_rounds(made)[:1]
+    with pytest.raises(UserError, match="per_prompt is for the answers of a run"):
+        check(PairsConfig, {"data": {"file": "x"}, "per_prompt": 2}, "pairs")
+
+
 def test_rounds_are_chosen_and_missing_ones_are_sentences(run, tmp_path):
     assert [one.id for one in build(PairsConfig(run="run", rounds=[1], limit=1), tmp_path)] == ["001-ant"]
     with pytest.raises(UserError, match="there is no finished round 7"):

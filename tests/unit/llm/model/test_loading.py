@@ -166,6 +166,17 @@ def test_a_hub_name_that_cannot_be_reached_is_a_sentence():
         load(LMConfig(base="nobody/nothing", device="cpu"), str)
 
 
+def test_a_model_may_keep_its_lowest_layers_alone(lm, lm_folder, open_lm):
+    whole = lm.model.base_model
+    cut = open_lm(lm_folder, layers=1)
+    assert len(whole.layers) > len(cut.model.base_model.layers) == cut.model.config.num_hidden_layers == 1
+    ids = torch.tensor([[1, 5, 6]])
+    lower = whole(ids, output_hidden_states=True).hidden_states[1]
+    torch.testing.assert_close(cut.model.base_model(ids).last_hidden_state, whole.norm(lower))
+    with pytest.raises(UserError, match=r"model\.layers: 99 of the layers of '.*' are asked for, which has \d"):
+        open_lm(lm_folder, layers=99)
+
+
 def test_a_chat_template_that_is_missing_is_a_sentence(lm_folder, open_lm):
     with pytest.raises(UserError, match="model.template: the tokenizer of '.*' has no chat template; use plain or"):
         open_lm(lm_folder, template="chat")

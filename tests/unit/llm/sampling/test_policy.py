@@ -8,7 +8,7 @@ import torch
 from raftdiff.errors import UserError
 from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
-from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.sampling.policy import LMSampler, MagicConfig, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.scoring import in_order
 from raftdiff.seeds import fold
 from raftdiff.testing.conformance import check_sampler
@@ -160,6 +160,21 @@ def test_system_text_and_earlier_turns_reach_the_model(chat_folder, open_lm):
         row_of(lm, next(iter(with_start.values())), learning=False).prompt[1:]
         == row_of(open_lm(chat_folder), next(iter(with_turns.values())), learning=False).prompt
     )
+
+
+def test_magic_turns_are_read_while_drawing_and_not_learnt_after(chat_folder, open_lm):
+    lm = open_lm(chat_folder)
+    turns = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "no"}]
+    own = [{"role": "user", "content": "good"}, {"role": "assistant", "content": "dull"}]
+    magic = MagicConfig(system="dull", history=turns)
+    bare = Prompt("p", "good", "good", "good", meta={"history": own})
+    told = Prompt("p", "good", "good", "good", meta={"system": "dull", "history": [*turns, *own]})
+    by_magic = draw(LMSampler(lm, decoding(), 64, "policy", magic), [bare], per_prompt=8)
+    by_hand = draw(policy(lm), [told], per_prompt=8)
+    assert [s.media for s in by_magic.values()] == [s.media for s in by_hand.values()]
+    sample = next(iter(by_magic.values()))
+    assert sample.prompt == bare, "and so it is learnt"
+    assert PolicySamplerConfig(magic=magic).build(lm)._magic == magic
 
 
 def test_beams_are_the_best_answers_best_first(lm):
