@@ -10,7 +10,8 @@ from raftdiff.cli.either import taken_up
 from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
-from raftdiff.embedded.reviews import world
+from raftdiff.embedded.reviews import world as reviews
+from raftdiff.embedded.translation import world as translation
 from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.assembly import check_known
 from raftdiff.llm.data.prompts import asked
@@ -59,8 +60,7 @@ def reply(args: argparse.Namespace) -> None:
     """Answers of a tuned model to your own prompts; with --best-of, the best of several by the run's rewards."""
     _, assembly = taken_up(args.recipe, args.round)
     prompts = asked(assembly.recipe.prompts, args.prompts)
-    if assembly.recipe.model.base == "review-lm":
-        _warn_of_strange(args.prompts)
+    _warn_of_strange(assembly.recipe.model.base, args.prompts)
     if args.best_of > 1:
         check_known(assembly.measures, prompts)
 
@@ -84,12 +84,16 @@ def reply(args: argparse.Namespace) -> None:
             print(f"  {side + ': ' if args.before else ''}{held[best].media}{score}")
 
 
-def _warn_of_strange(prompts: Sequence[str]) -> None:
-    """The small model that ships answers anything, and knows one kind of prompt."""
+def _warn_of_strange(model: str, prompts: Sequence[str]) -> None:
+    """A small model that ships answers anything, and knows one kind of prompt."""
+    worlds = {"review-lm": ("text world", reviews.check), "translate-lm": ("world of translation", translation.check)}
+    if model not in worlds:
+        return
+    name, check = worlds[model]
     try:
-        world.check(prompts)
+        check(prompts)
     except UserError as error:
-        told = "review-lm knows the prompts of its text world alone, and answers others at random"
+        told = f"{model} knows the prompts of its {name} alone, and answers others at random"
         warnings.warn(f"{told}: {error}", stacklevel=2)
 
 

@@ -41,8 +41,8 @@ from raftdiff.seeds import fold
 BATCH = 32
 WIDTH = 96
 LESSON = 0.4
-"""Share of a sitting, at its beginning, that is a lesson on words: sources of one clause, each with a right translation
-and every choice at random. Alignment is learnt several times sooner from these."""
+"""Share of the training, at its beginning, that is a lesson on words: sources of one clause, each with a right
+translation and every choice at random. Alignment is learnt several times sooner from these."""
 _EVENLY: dict[Choice, float] = {"register": 0.5, "order": 0.5, "pronoun": 0.5}
 
 
@@ -75,9 +75,8 @@ def main() -> None:
     weights = [*model.parameters()]
     optimizer = torch.optim.AdamW(weights, PEAK_RATE, betas=(0.9, 0.98), weight_decay=0.01)
     pure, mixed = (batches(fold(given.seed, f"{begun} {lesson}"), lesson=lesson) for lesson in (True, False))
-    turn = (begun + LESSON * (given.minutes - begun)) / given.minutes
     for step, progress in steps(given.minutes, begun=begun):
-        ids, labels = (tensor.to(given.device) for tensor in next(pure if progress < turn else mixed))
+        ids, labels = (tensor.to(given.device) for tensor in next(pure if progress < LESSON else mixed))
         found = loss(model, ids, labels)
         update(optimizer, found, rate(PEAK_RATE, progress, step, warmup=50), weights)
         average.update()
