@@ -88,9 +88,15 @@ def replied(request: Mapping[str, Any]) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--port", type=int, default=8177, help="default: %(default)s")
-    with chat_server(replied, port=parser.parse_args().port) as address:
-        print(f"{address}, models {' and '.join(TEACHERS)}; Ctrl-C ends it", flush=True)
-        threading.Event().wait()
+    port = parser.parse_args().port
+    try:
+        with chat_server(replied, port=port) as address:
+            print(f"{address}, models {' and '.join(TEACHERS)}; Ctrl-C ends it", flush=True)
+            threading.Event().wait()
+    except (OSError, OverflowError) as error:
+        parser.error(f"cannot listen on port {port} ({error}); name another with --port, and in the recipe's base_url")
+    except KeyboardInterrupt:
+        print()
 
 
 if __name__ == "__main__":

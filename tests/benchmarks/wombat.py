@@ -12,8 +12,8 @@
 - accuracy: of the pairs of answers to a prompt that are rated unequally, how often the better has the higher mean log p
   a token; by the difference of the ratings too, and apart for kinds of instruction that nobody trained on;
 - of two answers of its own to each prompt, at the recipe's first temperature and with one seed for all: the rating,
-  each criterion's part of it, the cosine with the answer that the grammar has written (all-MiniLM-L6-v2, which no
-  reward has seen), the base's perplexity, distinct-2 and words.
+  each part of it, of instructions the cosine with the answer that the grammar has written (all-MiniLM-L6-v2,
+  which no reward has seen), of reviews their true perplexity (likewise), the base's perplexity, distinct-2 and words.
 
 ``table`` sets groups of runs side by side: the mean over their runs and half of its 95% t-interval.
 """
@@ -32,6 +32,7 @@ from smollm2 import SentenceModel
 
 from raftdiff.cli.either import taken_up
 from raftdiff.embedded.instructions.grammar import kinds_held_out, parsed
+from raftdiff.embedded.reviews import world
 from raftdiff.embedded.teacher import by_rules
 from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.data.prompts import asked, like, read_prompts
@@ -109,6 +110,8 @@ def of_its_own(
     written = [known.written for one in samples if (known := parsed(one.prompt.caption))]
     if judge is not None and written:
         told["cosine"] = float((judge(texts) * judge(written)).sum(axis=1).mean())
+    if not written:
+        told["true perplexity"] = world.true_perplexity([one.prompt.caption for one in samples], texts)
     rows = [row_of(assembly.lm, one, learning=False) for one in samples]
     with base():
         told["perplexity"] = perplexity(score(assembly.lm, rows, batch_size=64))

@@ -6,7 +6,7 @@ import pytest
 
 from raftdiff.embedded.instructions.grammar import instructions, parsed
 from raftdiff.embedded.instructions.rating import rate
-from raftdiff.embedded.teacher import CRITERIA, by_rules, replied
+from raftdiff.embedded.teacher import CRITERIA, by_rules, main, replied
 from raftdiff.errors import UserError
 from raftdiff.rewards.server_judge import WOMBAT, ServerConfig
 from raftdiff.testing.servers import chat_server
@@ -88,3 +88,14 @@ def test_the_reward_asks_and_reads_it() -> None:
 def test_what_it_cannot_rate_is_a_sentence(asked: Mapping[str, object], told: str) -> None:
     with pytest.raises(UserError, match=told):
         replied(asked)
+
+
+def test_a_port_that_is_taken_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with chat_server(replied) as address:
+        port = address.split(":")[2].removesuffix("/v1")
+        monkeypatch.setattr("sys.argv", ["teacher", "--port", port])
+        with pytest.raises(SystemExit):
+            main()
+    assert f"cannot listen on port {port}" in capsys.readouterr().err
