@@ -14,8 +14,10 @@ Source: Wang et al. 2024, MetaRM, arXiv:2405.00438, Algorithm 1. Departure: the 
 from collections.abc import Callable, Sequence
 
 import torch
+from jaxtyping import Float
 from pydantic import Field
 from torch import Tensor
+from torch.nn.utils import get_total_norm
 
 from raftdiff.recipes.config import Config
 
@@ -24,8 +26,9 @@ class MetaConfig(Config):
     """Learn as MetaRM, from pairs and from answers of the current policy (``policy_pool``)."""
 
     eta: float = Field(default=5e-6, ge=0)
-    """How far the weights move up J before the gradient is taken; 0 is plain training. The paper's, for all weights of
-    a 7B model at a learning rate of the same size."""
+    """How far the weights move up J before the gradient is taken, over the gradient of J; 0 is plain training. The
+    paper's, for all weights of a 7B model at a learning rate of the same size. It does something where the ``ascent``
+    that a run tells is no speck beside an optimizer's step, with AdamW about learning_rate * sqrt(weights)."""
     answers: int = Field(default=5, ge=2)
     """k: answers to each prompt."""
     batch_size: int = Field(default=16, ge=1)
@@ -34,14 +37,18 @@ class MetaConfig(Config):
 
 def meta_gradients(
     parameters: Sequence[Tensor], ascent: Callable[[], None], descent: Callable[[], None], eta: float
-) -> None:
+) -> Float[Tensor, ""]:
     """Leave in ``.grad`` the gradient that ``descent`` finds at theta' = theta + ``eta`` * (what ``ascent`` finds).
 
     Both add a gradient to ``.grad``, as ``backward`` does; ``ascent`` that of J, which is to rise. Afterwards the
     parameters are theta again, to the bit: copied, since subtracting the step would leave a rounding error behind.
+
+    Returns:
+        |theta' - theta|, in the unit of the weights.
     """
     theta = [parameter.detach().clone() for parameter in parameters]
     ascent()
+    moved = eta * get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
     with torch.no_grad():
         for parameter in parameters:
             if parameter.grad is not None:
@@ -53,3 +60,4 @@ def meta_gradients(
         with torch.no_grad():
             for parameter, before in zip(parameters, theta, strict=True):
                 parameter.copy_(before)
+    return moved

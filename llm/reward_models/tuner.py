@@ -117,7 +117,8 @@ class RewardTuner:
         Returns:
             Means over the pairs of this part, as they were seen: ``loss`` (all of it, lower is better), ``accuracy``
             (share of the pairs as trained whose chosen answer scored higher), ``difference`` (r_c - r_r), and by choice
-            ``lm_loss``, ``contrast``, ``separation`` (MetaRM's J). And ``steps``, ``grad_norm``, ``learning_rate``.
+            ``lm_loss``, ``contrast``, ``separation`` (MetaRM's J) and ``ascent`` (how far it moved the weights up J
+            before a gradient was taken). And ``steps``, ``grad_norm``, ``learning_rate``.
 
         Raises:
             UserError: the training is over, or what was given does not belong together.
@@ -193,12 +194,13 @@ class RewardTuner:
             self._descend(pairs, seed, tally)
         else:
             answers = [known[: config.meta.answers] for known in shown]
-            meta_gradients(
+            ascent = meta_gradients(
                 list(self.trainable.parameters.values()),
                 lambda: self._ascend(answers, len(pairs), seed, tally),
                 lambda: self._descend(pairs, seed, tally),
                 config.meta.eta,
             )
+            tally.add("ascent", ascent, len(pairs))
         rate = self.course.rate(progress)
         with _in_the_words_of_this_recipe():
             tally.took(len(pairs), norm=self.course.step(rate), rate=rate)

@@ -40,13 +40,14 @@ from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.reward_models.value_model import ValueModel, load_value_model, save_value_model
 from raftdiff.llm.reward_runs.policy_pool import Answered, answered
 from raftdiff.llm.reward_runs.recipe import PolicyPoolConfig
+from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.measures.calibration import ece, mixing
 from raftdiff.raft import raft
 from raftdiff.recipes.files import locate
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
-from raftdiff.types import silent
+from raftdiff.types import Prompt, silent
 
 NOISE, TEST, FAR = 0.25, 600, 0.5
 """Wrong labels; clean test pairs; and the least difference in true reward of those whose overlap is also told alone."""
@@ -54,7 +55,7 @@ OWN = {"train": 12, "test": 20}
 """Answers of review-lm to each prompt, which the pairs draw from."""
 STAGES = {"early": 2, "late": 4}
 """Rounds of RAFT after which the policy is asked."""
-ASKED = 4
+ASKED = 2
 """Prompts a step for MetaRM, five answers each."""
 TUNER = SMALL.model_copy(update={"epochs": 1.0})
 WIDE = {"learning_rate": TUNER.learning_rate / 2}
@@ -64,8 +65,8 @@ WIDE = {"learning_rate": TUNER.learning_rate / 2}
 class Bench:
     """The files of one output folder."""
 
-    def __init__(self, out: Path, pairs: int, *, pilot: bool = False) -> None:
-        self.out, self.count = out, pairs
+    def __init__(self, out: Path, pairs: int, stages: Sequence[str], *, pilot: bool = False) -> None:
+        self.out, self.count, self.stages = out, pairs, stages
         prompts = {"train": world.training_prompts(), "test": world.held_out_prompts()}
         self.own = {use: self.cell(f"own-{use}", lambda u=use: own_answers(prompts[u], OWN[u])) for use in OWN}
         if pilot:  # settings are chosen on other prompts than are reported
@@ -105,7 +106,7 @@ class Bench:
 
         def make() -> dict[str, Any]:
             model = load_value_model(LMConfig(base=str(self.folder(seed, name)), device="cpu"), resolve)
-            return {policy: judged(model, self.answers(seed, policy, "fresh")) for policy in ("base", *STAGES)}
+            return {policy: judged(model, self.answers(seed, policy, "fresh")) for policy in ("base", *self.stages)}
 
         self.arm(seed, name)
         return self.cell(f"seen-{name}-{seed}", make)
@@ -126,51 +127,57 @@ class Bench:
     # --- policies
 
     def answers(self, seed: int, policy: str, use: str) -> list[Answered]:
-        """Of the base or of a moved policy: for MetaRM to learn from, or fresh ones on held-out prompts.
+        """Of the base or of a moved policy: for MetaRM to learn from, or others, on test prompts."""
+        if policy != "base":
+            self.tuned(seed, "plain", policy)
+            return self.drawn(seed, "plain", policy, use)
+        first = 3 * (seed % 5)  # the base's are there already
+        own, (prompts, count) = self.own["train" if use == "pool" else "test"], self.asked(seed, use)
+        return [Answered(Prompt(p, p, p, p), own[p][first : first + count]) for p in prompts]
 
-        The answers of every policy are drawn as soon as it is there, since the run goes on from it.
-        """
-        if not self.file(seed, "late", "fresh").is_file():
-            for stage in ("base", *STAGES):
-                if stage in STAGES:
-                    self.tuned(seed, "plain", STAGES[stage])
-                for each in ("pool", "fresh"):
-                    self.drawn(seed, stage, each)
-        return self.drawn(seed, policy, use)
+    def asked(self, seed: int, use: str) -> tuple[list[str], int]:
+        """Prompts, and how many answers to each."""
+        return (list(self.own["train"])[seed % 4 :: 4], 5) if use == "pool" else (list(self.own["test"]), 6)
 
-    def file(self, seed: int, policy: str, use: str) -> Path:
-        return self.out / f"answers-{policy}-{use}-{seed}.jsonl"
+    def drawn(self, seed: int, arm: str, stage: str, use: str) -> list[Answered]:
+        """Answers of the policy as it stands, or those that were drawn before."""
+        prompts, count = self.asked(seed, use)
+        run, decoding = str(self.run(seed, arm)), DecodingConfig(max_new_tokens=72)
+        pool = PolicyPoolConfig(prompts=DataConfig(captions=prompts), run=run, decoding=decoding, batch_size=240)
+        file = self.out / f"answers-{arm}-{stage}-{use}-{seed}.jsonl"
+        return answered(file, pool, count=count, seed=fold(seed, use), report=silent)
 
-    def drawn(self, seed: int, policy: str, use: str) -> list[Answered]:
-        prompts, count = (list(self.own["train"])[seed % 3 :: 3], 5) if use == "pool" else (list(self.own["test"]), 6)
-        where = {"model": LMConfig(base="review-lm", device="cpu")} if policy == "base" else {}
-        where = where or {"run": str(self.run(seed, "plain"))}
-        drawn = {"decoding": {"max_new_tokens": 72}, "batch_size": 240}
-        pool = PolicyPoolConfig(prompts=DataConfig(captions=prompts), **where, **drawn)  # type: ignore[arg-type]
-        return answered(self.file(seed, policy, use), pool, count=count, seed=fold(seed, use), report=silent)
+    def run(self, seed: int, arm: str) -> Path:
+        return self.out / f"raft-{arm}-{seed}"
 
-    def run(self, seed: int, name: str) -> Path:
-        return self.out / f"raft-{name}-{seed}"
+    def tuned(self, seed: int, arm: str, stage: str) -> dict[str, float]:
+        """RAFT from review-lm against an arm, and what the truth says of its answers after a stage: their mean reward,
+        and the share that do not parse. They are drawn at once, since the run may go on from there."""
 
-    def tuned(self, seed: int, name: str, rounds: int) -> list[dict[str, Any]]:
-        """The metrics of RAFT from review-lm against an arm, so many rounds of it, with the truth looking on."""
-        self.arm(seed, name)
-        model = json.dumps(str(self.folder(seed, name).resolve()))
+        def make() -> dict[str, float]:
+            self.arm(seed, arm)
+            self.go_on(seed, arm, STAGES[stage])
+            for use in ("fresh", "pool") if arm == "plain" else ("fresh",):
+                self.drawn(seed, arm, stage, use)
+            return truth(self.drawn(seed, arm, stage, "fresh"))
+
+        return self.cell(f"tuned-{arm}-{stage}-{seed}", make)
+
+    def go_on(self, seed: int, arm: str, rounds: int) -> None:
+        """The run up to so many rounds."""
+        model = json.dumps(str(self.folder(seed, arm).resolve()))
         words = [
             f"ranker.rewards=[{{type: reward_model, name: learnt, model: {model}}}]",
-            "evaluation.rewards=[{type: review}]",
             *(f"loop.{one}" for one in (f"rounds={max(STAGES.values())}", "prompts_per_round=48", f"seed={seed}")),
-            *("evaluation.every_round=4", "evaluation.judge=null", "logging.tracker=null"),
+            *("evaluation.every_round=0", "logging.tracker=null"),
         ]
         recipe = load_text_recipe(locate("raft"), words)
-        run = Run.create(self.run(seed, name), recipe, seed=seed)
+        run = Run.create(self.run(seed, arm), recipe, seed=seed)
         if run.rounds_done() < rounds:
             with run.locked(recipe):
-                for done in raft(run, assemble_text(recipe).parts):
-                    print(f"{time.strftime('%H:%M:%S')} {run.path.name} round {done.index}", flush=True)
+                for _ in raft(run, assemble_text(recipe).parts):
                     if run.rounds_done() >= rounds:
                         break
-        return run.metrics()
 
 
 def config(name: str) -> RewardTunerConfig:
@@ -191,6 +198,11 @@ def config(name: str) -> RewardTunerConfig:
         else SwavConfig(form=form, weight=weight, prototypes=int(number))  # type: ignore[arg-type]
     )
     return TUNER.model_copy(update={"contrast": contrast})
+
+
+def truth(answers: Sequence[Answered]) -> dict[str, float]:
+    found = np.array([world.reward(prompt.caption, text) for prompt, texts in answers for text in texts])
+    return {"true": float(found.mean()), "broken": float((found == -1).mean())}
 
 
 def told(model: ValueModel, test: Sequence[Comparison]) -> dict[str, Any]:
@@ -233,7 +245,7 @@ Figure = tuple[str, str, Callable[[Any], float], float, int]
 """Its column, the cell that it is of, how it is read, its factor and decimals."""
 
 
-def figures() -> list[Figure]:
+def figures(stages: Sequence[str]) -> list[Figure]:
     found: list[Figure] = [
         ("clean test, %", "arm", lambda c: right(c["d_test"]), 100, 1),
         ("calibration error, points", "arm", lambda c: ece(np.array(c["d_test"])), 100, 1),
@@ -241,14 +253,14 @@ def figures() -> list[Figure]:
         ("overlap, far apart", "arm", lambda c: c["overlap_far"], 1, 3),
         ("R² of a line", "arm", lambda c: c["known"], 1, 3),
     ]
-    for policy in ("base", *STAGES):
+    for policy in ("base", *stages):
         for name, read_by, scale, digits in (("J", separation, 1, 3), ("accuracy, %", agreed, 100, 1)):
             found.append((f"{policy}: {name}", "seen", lambda c, p=policy, f=read_by: f(c[p]), scale, digits))
         found.append((f"{policy}: rank correlation", "seen", lambda c, p=policy: ranked(c[p]), 1, 3))
     return found
 
 
-def arms_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
+def arms_table(folder: Path, seeds: Sequence[int], arms: Sequence[str], stages: Sequence[str]) -> str:
     """Every arm, and every arm less the plain one of its size, seed by seed."""
 
     def value(one: Figure, arm: str, seed: int) -> float | None:
@@ -259,7 +271,7 @@ def arms_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
         found = value(one, arm, seed), value(one, other, seed)
         return None if None in found else found[0] - found[1]  # type: ignore[operator]
 
-    columns, rows = figures(), []
+    columns, rows = figures(stages), []
     for arm in arms:
         rows.append([arm, *(across(lambda s, a=arm, o=one: value(o, a, s), seeds, *one[3:]) for one in columns)])
     pairs = [(arm, "wide-plain" if arm.startswith("wide-") else "plain") for arm in arms if not arm.endswith("plain")]
@@ -271,26 +283,22 @@ def arms_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
     return table(["trained", *(one[0] for one in columns)], rows)
 
 
-def policies_table(folder: Path, seeds: Sequence[int], arms: Sequence[str]) -> str:
-    """The true and the learnt reward of policies tuned against the arms, and each less that of the plain arm."""
-    heads = [f"{name}: {reward}" for name in ("base", *STAGES, "best") for reward in ("true", "learnt")]
+def policies_table(folder: Path, seeds: Sequence[int], arms: Sequence[str], stages: Sequence[str]) -> str:
+    """What the truth says of policies tuned against the arms, each less the one tuned against the plain arm too."""
+    heads = [(stage, what) for stage in stages for what in ("true", "broken")]
 
-    def value(arm: str, seed: int, head: str) -> float | None:
-        metrics = Run(folder / f"raft-{arm}-{seed}").metrics() if (folder / f"raft-{arm}-{seed}").is_dir() else []
-        if len(metrics) < max(STAGES.values()):
-            return None
-        stage, reward = head.partition(": ")[0], "review" if head.endswith("true") else "learnt"
-        curve = [metrics[0]["held_out_base_rewards"][reward], *(one["held_out_rewards"][reward] for one in metrics)]
-        return float(max(curve) if stage == "best" else curve[0 if stage == "base" else STAGES[stage]])
+    def value(arm: str, seed: int, head: tuple[str, str]) -> float | None:
+        file = folder / "cells" / f"tuned-{arm}-{head[0]}-{seed}.json"
+        return json.loads(file.read_text())[head[1]] if file.is_file() else None
 
-    def apart(arm: str, seed: int, head: str) -> float | None:
+    def apart(arm: str, seed: int, head: tuple[str, str]) -> float | None:
         found = value(arm, seed, head), value("plain", seed, head)
         return None if None in found else found[0] - found[1]  # type: ignore[operator]
 
     rows = [[arm, *(across(lambda s, a=arm, h=h: value(a, s, h), seeds, 1, 3) for h in heads)] for arm in arms]
     for arm in (one for one in arms if one != "plain"):
         rows.append([f"{arm} less plain", *(across(lambda s, a=arm, h=h: apart(a, s, h), seeds, 1, 3) for h in heads)])
-    return table(["tuned against", *heads], rows)
+    return table(["tuned against", *(": ".join(head) for head in heads)], rows)
 
 
 def main() -> None:
@@ -301,23 +309,26 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--arms", nargs="+", default=[], help="reward models to train and to ask of the clean pairs")
     parser.add_argument("--seen", nargs="+", default=[], help="those to ask of the answers of moved policies, too")
+    parser.add_argument("--stages", nargs="+", default=["early"], choices=STAGES, help="of the moved policies")
     parser.add_argument("--next", nargs="+", default=[], help="those to tune a policy against")
     given = parser.parse_args()
     torch.set_num_threads(1)
-    bench = Bench(given.out, given.pairs, pilot=given.pilot)
+    bench = Bench(given.out, given.pairs, given.stages, pilot=given.pilot)
     for seed in given.seeds:
         for name in given.arms:
             bench.arm(seed, name)
         for name in given.seen:
             bench.seen(seed, name)
         for name in given.next:
-            bench.tuned(seed, name, max(STAGES.values()))
+            for stage in given.stages:
+                bench.tuned(seed, name, stage)
     floors = [bounds(bench.test(seed)) for seed in given.seeds]
     print("overlap of the truth:", *(f"{name} {np.mean([one[name] for one in floors]):.3f}" for name in floors[0]))
     found = {file.stem.removeprefix("arm-").rsplit("-", 1)[0] for file in (given.out / "cells").glob("arm-*.json")}
     arms = sorted(found, key=lambda name: (name != "plain", name))
-    print(arms_table(given.out, given.seeds, arms))
-    print(policies_table(given.out, given.seeds, arms))
+    print("the base:", [truth(bench.answers(seed, "base", "fresh")) for seed in given.seeds])
+    print(arms_table(given.out, given.seeds, arms, given.stages))
+    print(policies_table(given.out, given.seeds, arms, given.stages))
 
 
 if __name__ == "__main__":

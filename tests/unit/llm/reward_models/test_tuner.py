@@ -411,8 +411,9 @@ def test_meta_takes_the_worked_numbers():
         seen["loss"] = float(loss.detach())
 
     before = bradley_terry(((chosen - rejected) @ theta)[None]).mean().detach()
-    meta_gradients([theta], ascent, descent, 0.1)
+    moved = meta_gradients([theta], ascent, descent, 0.1)
     near_to = {"abs": 2e-6}
+    assert float(moved) == pytest.approx(0.1 * math.hypot(0.101493, -0.104273), **near_to)
     assert seen["j"] == pytest.approx(0.408996, **near_to)
     assert seen["grad_j"] == pytest.approx([0.101493, -0.104273], **near_to)
     assert seen["theta'"] == pytest.approx([0.510149, -0.210427], **near_to)
@@ -457,6 +458,7 @@ def test_answers_in_the_same_words_change_nothing(folder):
     figures = fit(with_meta, pairs, pool=[[row] * 3] * 4)
     near(alone, with_meta)
     assert figures["separation"] == pytest.approx((3 - 1) / (2 * 3), abs=1e-6)
+    assert figures["ascent"] == pytest.approx(0, abs=1e-6)
 
 
 def test_the_weights_come_back_when_the_descent_fails():
