@@ -6,7 +6,8 @@ U-Net that are used again, and fewer candidates, beside the recipe's own drawing
 
 Candidates are drawn by the recipe ``demo`` for captions of kinds that the model never saw, each way in turn for every
 batch. The reward ranks; the judge, whom no reward sees, says which pictures show exactly what was asked for. Intervals
-are of paired differences, resampled by captions. What is drawn already is not drawn again.
+are of paired differences, resampled by captions. What is drawn already is not drawn again; the table is of what was
+drawn every way so far.
 """
 
 import argparse
@@ -94,26 +95,17 @@ def draw(recipe: Recipe, file: Path, given: argparse.Namespace) -> None:
 
 
 def read(file: Path) -> dict[str, dict[str, np.ndarray]]:
-    """By way and figure (prompts, seeds, candidates), of the prompts and seeds that were drawn every way."""
-    rows = list(_rows(file))
-    ways = list(dict.fromkeys(row["way"] for row in rows))
-    held = {(row["way"], row["seed"], row["prompt"], row["index"]): row for row in rows}
-    seeds, counts = sorted({key[1] for key in held}), sorted({key[3] for key in held})
-    whole = {key[2] for key in held} - {
-        prompt
-        for prompt in {key[2] for key in held}
-        for way in ways
-        for seed in seeds
-        if (way, seed, prompt, 0) not in held
-    }
-    prompts = [prompt for prompt in dict.fromkeys(key[2] for key in held) if prompt in whole]
-    return {
-        way: {
-            name: np.array([[[held[way, s, p, k][name] for k in counts] for s in seeds] for p in prompts])
-            for name in (*FIGURES, "seconds")
-        }
-        for way in ways
-    }
+    """By way and figure (prompts, seeds, candidates), NaN for prompts and seeds that were not drawn every way."""
+    held = {(row["way"], row["prompt"], row["seed"], row["index"]): row for row in _rows(file)}
+    ways, prompts, seeds, counts = (list(dict.fromkeys(column)) for column in zip(*held, strict=True))
+    whole = {(p, s) for p in prompts for s in seeds if all((way, p, s, counts[-1]) in held for way in ways)}
+    names, shape = (*FIGURES, "seconds"), (len(ways), 3, len(prompts), len(seeds), len(counts))
+    found = np.full(shape, np.nan)
+    for (way, prompt, seed, index), row in held.items():
+        if (prompt, seed) in whole:
+            place = (prompts.index(prompt), seeds.index(seed), counts.index(index))
+            found[(ways.index(way), slice(None), *place)] = [row[name] for name in names]
+    return {way: dict(zip(names, own, strict=True)) for way, own in zip(ways, found, strict=True)}
 
 
 def best(found: Mapping[str, np.ndarray], figure: str, count: int) -> np.ndarray:
@@ -124,11 +116,13 @@ def best(found: Mapping[str, np.ndarray], figure: str, count: int) -> np.ndarray
 
 
 def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """(prompts): Spearman's, of the rewards of all candidates of a prompt; rewards are not tied."""
-    ranks = [it.reshape(len(it), -1).argsort(axis=1).argsort(axis=1).astype(float) for it in (one, other)]
-    units = [(it - it.mean(axis=1, keepdims=True)) / it.std(axis=1, keepdims=True) for it in ranks]
-    found: np.ndarray = (units[0] * units[1]).mean(axis=1)
-    return found
+    """(prompts, seeds): Spearman's, of the rewards of a prompt's candidates of one seed; rewards are not tied."""
+    units = []
+    for rewards in (one, other):
+        ranks = rewards.argsort(axis=-1).argsort(axis=-1).astype(float)
+        units.append((ranks - ranks.mean(axis=-1, keepdims=True)) / ranks.std(axis=-1, keepdims=True))
+    found = (units[0] * units[1]).mean(axis=-1)
+    return np.where(np.isnan(one[..., 0]), np.nan, found)
 
 
 def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
@@ -139,14 +133,14 @@ def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
     ways |= {f"{count} of {candidates} drawn": (full, count) for count in range(candidates - 1, 0, -1)}
     told: dict[str, dict[str, Any]] = {}
     for name, (own, count) in ways.items():
-        line: dict[str, Any] = {"time": own["seconds"][..., :count].sum() / full["seconds"].sum()}
+        line: dict[str, Any] = {"time": np.nansum(own["seconds"][..., :count]) / np.nansum(full["seconds"])}
         for figure in FIGURES:
             every = (own[figure] - full[figure]).reshape(prompts, -1)
             chosen, whole = best(own, figure, count), best(full, figure, candidates)
             line |= {
-                f"{figure}, mean": float(own[figure].mean()),
+                f"{figure}, mean": float(np.nanmean(own[figure])),
                 f"{figure}, mean, less": mean_std_ci(every),
-                f"{figure}, best": float(chosen.mean()),
+                f"{figure}, best": float(np.nanmean(chosen)),
                 f"{figure}, best, less": mean_std_ci(chosen - whole),
             }
         line["ranks"] = mean_std_ci(agreement(own["reward"], full["reward"]))
@@ -216,7 +210,8 @@ def main() -> None:
         return
     told = compared(read(file))
     (given.out / "cheaper.svg").write_text(plot(told) + "\n")
-    print(table(told))
+    drawn = ~np.isnan(read(file)[FULL]["reward"])
+    print(f"{drawn.any(axis=(1, 2)).sum()} captions, {drawn.sum()} pictures a way\n\n{table(told)}")
 
 
 if __name__ == "__main__":
