@@ -173,11 +173,13 @@ def _told(it: Estimate, factor: float, digits: int) -> str:
 def plot(told: Mapping[str, Mapping[str, Any]]) -> str:
     """What the best of the candidates loses of the reward, by way, with its share of the time."""
     lost = {name: line["reward, best, less"] for name, line in told.items() if name != FULL}
-    named = {name: f"{name.replace(', every ', chr(10) + 'every ').replace(' of ', chr(10) + 'of ')}" for name in lost}
+    short = {name: name.replace("reuse, every", "reuse").replace(" drawn", "") for name in lost}
     held = [
-        Bar(f"{named[name]}\n{told[name]['time']:.0%}", -it.mean, -it.ci95[1], -it.ci95[0]) for name, it in lost.items()
+        Bar(f"{short[name]}\n{told[name]['time']:.0%}", -it.mean, -it.ci95[1], -it.ci95[0]) for name, it in lost.items()
     ]
-    return bars(held, x="way to draw, and its share of the time", y="reward that the best of a caption's loses")
+    return bars(
+        held, x="way to draw, and its share of the time", y="reward that the best of 4 loses, with 95% intervals"
+    )
 
 
 def _captions(name: str, count: int) -> list[str]:
