@@ -1,6 +1,6 @@
 """The small models that ship with the package, by name. No download, no network.
 
-``scenes``, ``reviews`` and ``translation`` are the worlds that they know, and how they were trained.
+``scenes``, ``reviews``, ``translation`` and ``programs`` are the worlds that they know, and how they were trained.
 """
 
 from pathlib import Path
@@ -8,7 +8,7 @@ from pathlib import Path
 from raftdiff.errors import UserError, gone, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("scene-sd", "scene-clip", "scene-judge", "review-lm", "translate-lm")
+_NAMES = ("scene-sd", "scene-clip", "scene-judge", "review-lm", "translate-lm", "code-lm")
 
 
 def names() -> tuple[str, ...]:
@@ -16,7 +16,8 @@ def names() -> tuple[str, ...]:
 
     Pictures: ``scene-sd`` (the model to align), ``scene-clip`` (the reward), ``scene-judge`` (the held-out judge).
     Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`),
-    ``translate-lm`` (the model that translates; the truth is the grammar of `raftdiff.embedded.translation`).
+    ``translate-lm`` (the model that translates; the truth is the grammar of `raftdiff.embedded.translation`), and
+    ``code-lm`` (the model that writes Python, which is the reward too; `raftdiff.embedded.programs`).
     """
     return _NAMES
 

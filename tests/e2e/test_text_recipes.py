@@ -15,6 +15,7 @@ from raftdiff.llm.model import tiny
 from raftdiff.recipes.files import medium_of, recipes
 
 ELSEWHERE = {"wombat", "wombat_smollm2", "wombat_reviews", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
+ELSEWHERE |= {"code_raft", "code_grpo", "code_ppo_max"}
 """Recipes for models and data that are not here; they have tests of their own."""
 ALIKE = {"translate_ppo_max"}
 """Recipes whose parts are those of others."""
