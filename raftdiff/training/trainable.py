@@ -4,7 +4,8 @@ While the fine-tuner works, a network holds the *live* weights, float32. Between
 weights, or their moving average, in the model's dtype, a LoRA merged into the layers that it changes, so that sampling
 costs no more than the base model's. Tensors are swapped under the same parameters, so whoever holds the network (the
 sampler, a compiled form of it) always sees the right ones, and nothing is rebuilt. A merged layer's own weights are
-kept beside it and put back, never subtracted out again.
+kept beside it and put back, never subtracted out again; in half precision the sum is rounded evenly, up and down, and
+what does not stand in the layers waits in main memory.
 """
 
 import copy
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 from raftdiff.errors import UserError
 from raftdiff.training.quantised import is_quantised
 from raftdiff.training.sharded import is_part, is_split
+from raftdiff.training.weights import rounded_evenly
 
 Adapter = Literal["lora", "full"]
 ALL_LINEAR = "all-linear"
@@ -35,6 +37,7 @@ class Trainable:
     - `name`: of the model, for sentences; `modules`: the networks by name.
     - `whole`: names of modules that are trained entirely also under a LoRA, such as a head, and are float32 at rest.
     - `dtype`, `rest_channels_last`: how the networks are held at rest; `channels_last`: while they are trained.
+    - `merge_half`: whether a LoRA is merged in half precision too; otherwise it stays beside the weights there.
     - `changed`: called whenever the policy's weights are others than before.
     """
 
@@ -47,12 +50,14 @@ class Trainable:
         dtype: torch.dtype,
         channels_last: bool = False,
         rest_channels_last: bool = False,
+        merge_half: bool = False,
         changed: Callable[[], None] = lambda: None,
         whole: tuple[str, ...] = (),
     ) -> None:
         self.name, self.modules, self.adapter, self.whole = name, dict(modules), adapter, whole
         self.channels_last = channels_last
         self._dtype, self._rest_channels_last, self._changed = dtype, rest_channels_last, changed
+        self._merge_half = merge_half
         self.parameters: dict[str, nn.Parameter] = {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules.items()
@@ -79,8 +84,7 @@ class Trainable:
 
     def wake(self, frozen: torch.dtype) -> None:
         """Put the live weights in, ready to be trained, and hold everything else in the dtype ``frozen``."""
-        self._put(self._unmerged)
-        self._unmerged = []
+        self._restore()
         self._arrange(frozen, self.channels_last)
         for name, parameter in self.parameters.items():
             parameter.data = self.live[name]
@@ -92,15 +96,18 @@ class Trainable:
         """Put the policy in: ``average``, or the live weights, in the model's dtype."""
         dtype, channels_last = self._dtype, self._rest_channels_last
         policy = self.live if average is None else average
-        self._put(self._unmerged)
+        self._restore()
         for parameter in self.parameters.values():
             parameter.grad = None
             parameter.requires_grad_(False)
         self._arrange(dtype, channels_last)
+        if self._merges:  # by the LoRA as it was learnt, before it is rounded itself
+            for name, parameter in self.parameters.items():
+                parameter.data = _laid_out(policy[name], channels_last)
+            self._unmerged = self._put(self._merged())
         for name, parameter in self.parameters.items():
             held = torch.float32 if self._is_whole(name) else dtype
             parameter.data = _laid_out(policy[name].to(held), channels_last)
-        self._unmerged = self._put(self._merged()) if self._merges else []
         self._pass_by(self._merges)
         self._changed()
 
@@ -217,21 +224,33 @@ class Trainable:
         """Whether the policy at rest is a LoRA merged into its layers."""
         return (
             self.adapter == "lora"
-            and self._dtype == torch.float32
+            and (self._merge_half or self._dtype == torch.float32)
             and not any(is_quantised(module) or is_split(module) for module in self.modules.values())
         )
 
-    def _merged(self) -> list[Tensor]:
-        """What the LoRA's layers weigh with it, in their order."""
-        sums = [layer.get_base_layer().weight + layer.get_delta_weight("default") for layer in self._layers]
-        return [_laid_out(weight.detach(), self._rest_channels_last) for weight in sums]
+    def _merged(self) -> Iterator[Tensor]:
+        """What the LoRA's layers weigh with it, in their order, the sums taken in float32."""
+        for layer in self._layers:
+            weight = layer.get_base_layer().weight.detach().float() + layer.get_delta_weight("default").detach()
+            yield _laid_out(rounded_evenly(weight, self._dtype), self._rest_channels_last)
 
-    def _put(self, weights: list[Tensor]) -> list[Tensor]:
-        """Stand ``weights`` in the LoRA's layers; returns what stood there. Nothing happens without any."""
-        before = [layer.get_base_layer().weight.data for layer in self._layers] if weights else []
+    def _put(self, weights: Iterable[Tensor]) -> list[Tensor]:
+        """Stand ``weights`` in the LoRA's layers, one after the other; returns what stood there. Nothing happens
+        without any."""
+        before = []
         for layer, weight in zip(self._layers, weights, strict=False):
-            layer.get_base_layer().weight.data = weight
+            held = layer.get_base_layer().weight
+            waits = self._dtype != torch.float32 and held.is_cuda  # else a large model would be there twice
+            before.append(held.data.cpu() if waits else held.data)
+            held.data = weight.to(held.device)
         return before
+
+    def _restore(self) -> None:
+        """The layers' own weights, where a LoRA is merged."""
+        for layer, weight in zip(self._layers, self._unmerged, strict=False):
+            held = layer.get_base_layer().weight
+            held.data = weight.to(held.device)
+        self._unmerged = []
 
     def _arrange(self, dtype: torch.dtype, channels_last: bool) -> None:
         """Parameters alone: the frequencies of rotary embeddings are a buffer, and in bfloat16 would be others."""
@@ -260,7 +279,7 @@ def merged(module: Any) -> Any:
     """A resting network with its LoRA merged, to be written.
 
     Weights that no LoRA changes are the network's own, not copies. Of the others one at a time is added up in float32
-    and rounded to what it is held in; they lie in main memory, since the GPU may be full.
+    and rounded evenly to what it is held in; they lie in main memory, since the GPU may be full.
     """
     held = {id(it): nn.Parameter(it.data, requires_grad=False) for it in module.parameters()}
     whole = copy.deepcopy(module, {**held, **{id(it): it.detach() for it in module.buffers()}})
@@ -271,7 +290,7 @@ def merged(module: Any) -> Any:
             for half in (half for part, half in layer.named_parameters() if "lora_" in part):
                 half.data = half.data.float()
             weight = layer.get_base_layer().weight
-            weight.data = layer.get_delta_weight("default").add_(weight.data).to(weight.dtype).cpu()
+            weight.data = rounded_evenly(layer.get_delta_weight("default").add_(weight.data), weight.dtype).cpu()
         setattr(whole.get_submodule(parent), last, layer.get_base_layer())
     if hasattr(whole, "peft_config"):  # otherwise it is saved as a model with an adapter
         del whole.peft_config

@@ -1,4 +1,5 @@
-"""Weights that somebody else wrote: whether all are there, under the names that the model knows, and are numbers."""
+"""Weights: whether those that somebody else wrote are all there, under the names that the model knows, and are numbers;
+and how they are rounded without losing what is small."""
 
 import errno
 from collections.abc import Iterable, Iterator, Mapping
@@ -6,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from raftdiff.errors import UserError
 
@@ -15,6 +17,11 @@ WRAPPERS: Mapping[str, str] = {
     "base_layer.": "PEFT puts it there while an adapter is attached; save after merge_and_unload() or unload()",
 }
 """What a training leaves in the names of weights, and who puts it there."""
+EVENLY = (0.7548776662466927, 0.5698402909980532)
+"""Of rows and of columns: sums of these times the place, less their whole parts, fall evenly on 0 to 1 along rows and
+columns and in every block; 1/g and 1/g^2, where g^3 = g + 1."""
+AT_ONCE = 2**24
+"""Numbers rounded at once: of a layer of 66 million that takes less memory."""
 HEADING = 60
 """A first line of an error that is shorter says little without the second."""
 ADVICE = " If you want to instead overwrite"
@@ -103,6 +110,30 @@ def loaded(what: str, kind: Any, where: Any, **options: Any) -> Any:
     demand_all(what, told["missing_keys"], told["unexpected_keys"])
     demand_finite(what, model)
     return model
+
+
+def rounded_evenly(weight: Tensor, dtype: torch.dtype) -> Tensor:
+    """A weight in half precision, up or down by a pattern that is the same every time, so that what lies a tenth of the
+    way between two numbers goes up in a tenth of the places. Rounded to the nearest, a change of less than half of that
+    way would be lost wherever it is added to a number of ``dtype``. Such numbers themselves stay as they are.
+
+    Args:
+        weight: float32, of two dimensions or more.
+        dtype: bfloat16 or float16; in float32 it stays as it is.
+    """
+    if dtype == torch.float32:
+        return weight
+    rows, fine, device = weight.flatten(1), torch.finfo(dtype), weight.device
+    found = torch.empty_like(rows, dtype=dtype)
+    down, across = (EVENLY[at] * torch.arange(rows.shape[at], device=device) for at in (0, 1))
+    count = max(1, AT_ONCE // rows.shape[1])
+    for start in range(0, len(rows), count):
+        part = rows[start : start + count]
+        exponent = torch.frexp(part).exponent - 1
+        apart = torch.ldexp(torch.full_like(part, fine.eps), exponent).clamp_min_(fine.smallest_normal * fine.eps)
+        pattern = (down[start : start + count, None] + across).remainder_(1).mul_(0.998)  # whole numbers stay
+        found[start : start + count] = pattern.add_(part / apart).floor_().mul_(apart)
+    return found.view_as(weight)
 
 
 def _count(names: list[str]) -> str:

@@ -200,6 +200,8 @@ class DiffusionFineTuner:
             targets=config.target_modules,
             text_encoders=config.train_text_encoder,
             channels_last=config.channels_last,
+            merge_half="path"
+            not in self.requires.aux,  # whose ratios are to what drew, and rounding would show in them
             seed=seed,
         )
         made = optimizer.adamw if config.optimizer == "adamw" else optimizer.adamw_8bit

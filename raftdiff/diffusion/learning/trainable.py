@@ -1,5 +1,6 @@
 """What of a diffusion model is learned: a LoRA or all of the denoiser, and the text encoders by choice."""
 
+from raftdiff.diffusion.models.blocks import is_transformer
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.errors import UserError
 from raftdiff.seeds import fold
@@ -16,6 +17,7 @@ def attach(
     targets: str | tuple[str, ...],
     text_encoders: bool,
     channels_last: bool,
+    merge_half: bool,
     seed: int,
 ) -> Trainable:
     """Make the weights of ``parts`` trainable, in place; a LoRA starts as a change of nothing.
@@ -23,6 +25,8 @@ def attach(
     Args:
         targets: which layers of the denoiser get a LoRA: attention, all, all-linear, or names.
         text_encoders: whether the text encoders are trained too.
+        merge_half: whether a U-Net's LoRA is merged between rounds in half precision too. A transformer's is not: its
+            blocks may wait in main memory, which is to change nothing that is drawn.
 
     Raises:
         UserError: the model is being tuned already, none of its layers is a target, or its text encoders cannot be
@@ -71,5 +75,6 @@ def attach(
         dtype=parts.dtype,
         channels_last=channels_last,
         rest_channels_last=parts.channels_last,
+        merge_half=merge_half and not is_transformer(denoiser),
         changed=parts.prompts.clear if trained else lambda: None,
     )

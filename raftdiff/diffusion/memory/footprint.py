@@ -269,6 +269,7 @@ def _tuned(written: str, adapter: Adapter, rank: int, targets: str | tuple[str, 
         targets=targets,
         text_encoders=texts,
         channels_last=False,
+        merge_half=False,
         seed=0,
     )
 

@@ -56,9 +56,14 @@ def blocks_of(network: nn.Module) -> list[Any]:
     return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
+def is_transformer(network: nn.Module) -> bool:
+    """Whether its blocks are of one kind and asked one after the other, so that they may wait; else it is a U-Net."""
+    return not hasattr(network, "mid_block")
+
+
 def in_turn(network: Any) -> list[Any]:
     """The blocks of a denoiser in the order in which they are asked: a transformer's, or a U-Net's larger ones."""
-    if not hasattr(network, "mid_block"):
+    if is_transformer(network):
         return blocks_of(network)
     return [*network.down_blocks, network.mid_block, *network.up_blocks]
 

@@ -21,8 +21,11 @@ class Small(nn.Module):
         return self.layer(x)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_weights_that_were_learnt_are_seen_and_nothing_is_compiled_again(capsys, dtype):
+@pytest.mark.parametrize(
+    ("dtype", "merge_half", "expected"),
+    [(torch.float32, False, 1), (torch.bfloat16, True, 1), (torch.bfloat16, False, 2)],
+)
+def test_weights_that_were_learnt_are_seen_and_nothing_is_compiled_again(capsys, dtype, merge_half, expected):
     counted = []
 
     def backend(graph, inputs):
@@ -31,7 +34,7 @@ def test_weights_that_were_learnt_are_seen_and_nothing_is_compiled_again(capsys,
 
     torch._dynamo.reset()
     network = inject_adapter_in_model(LoraConfig(r=1, target_modules=["layer"]), Small())
-    found = Trainable("small", {"small": network}, "lora", dtype=dtype)
+    found = Trainable("small", {"small": network}, "lora", dtype=dtype, merge_half=merge_half)
     compiled, rows = Compiled(network, backend), torch.ones(3, 2, dtype=dtype)
     assert compiled.name == "small"
     with torch.no_grad():
@@ -39,7 +42,7 @@ def test_weights_that_were_learnt_are_seen_and_nothing_is_compiled_again(capsys,
         with found.base_weights():
             assert torch.equal(compiled(rows), first)  # a LoRA begins as a change of nothing
         graphs = len(counted)
-        assert graphs == (1 if dtype == torch.float32 else 2)  # in half precision a LoRA stands beside its layer
+        assert graphs == expected  # one more where a LoRA stands beside its layer
         for _ in range(2):
             found.wake(dtype)
             for weight in found.live.values():
