@@ -130,7 +130,7 @@ def test_the_companion_is_made_from_nothing(model: Path, tmp_path: Path) -> None
     ]
     out = tmp_path / "out"
     assert main(["llm", "pipeline", "companion", "--out", str(out), *words]) == 0
-    assert json.loads((out / "answers.json").read_text())["drawn"] == 48
+    assert json.loads((out / "answers.json").read_text())["drawn"] == 36
     assert not list((out / "answers/rounds").glob("000")), "nothing was learnt there"
     trained = json.loads((out / "reward/rounds/000/metrics.json").read_text())
     assert trained["tune"]["loss"] > 0
