@@ -7,8 +7,9 @@ An arm is a way to train a reward model, on the same pairs, labels, head and ord
 `plain`; `dropout` (two views as contrast reads them, and no contrast); `simcse-direct-W-T`, `simcse-difference-W-T` and
 `swav-...-W-P` (weight, temperature or prototypes); `meta-POLICY-ETA`, MetaRM with answers of a policy: `base`, the
 control, or `early` and `late`, which RAFT against the plain arm made of it. `wide-ARM` is the same on a model of four
-times the weights (``wider.py``). `--next` tunes a policy against arms, each from the base, and the truth looks on.
-Every step leaves a file, and one that is there is not done again; the tables are written at the end, of what there is.
+times the weights (``wider.py``). `--seen` asks arms of the moved policies' answers; `other` is the plain arm of the
+next seed of five, which they were not tuned against. `--next` tunes a policy against arms, each from the base, and the
+truth looks on. Every step leaves a file, and one that is there is not done again; the tables are of what there is.
 """
 
 import argparse
@@ -105,10 +106,11 @@ class Bench:
         """What it says of answers of the base and of the policies that were tuned against the plain arm."""
 
         def make() -> dict[str, Any]:
-            model = load_value_model(LMConfig(base=str(self.folder(seed, name)), device="cpu"), resolve)
+            model = load_value_model(LMConfig(base=str(self.folder(*source)), device="cpu"), resolve)
             return {policy: judged(model, self.answers(seed, policy, "fresh")) for policy in ("base", *self.stages)}
 
-        self.arm(seed, name)
+        source = ((seed + 1) % 5, "plain") if name == "other" else (seed, name)
+        self.arm(*source)
         return self.cell(f"seen-{name}-{seed}", make)
 
     def test(self, seed: int) -> list[Comparison]:
@@ -324,7 +326,8 @@ def main() -> None:
                 bench.tuned(seed, name, stage)
     floors = [bounds(bench.test(seed)) for seed in given.seeds]
     print("overlap of the truth:", *(f"{name} {np.mean([one[name] for one in floors]):.3f}" for name in floors[0]))
-    found = {file.stem.removeprefix("arm-").rsplit("-", 1)[0] for file in (given.out / "cells").glob("arm-*.json")}
+    files = [file for kind in ("arm", "seen") for file in (given.out / "cells").glob(f"{kind}-*.json")]
+    found = {file.stem.partition("-")[2].rsplit("-", 1)[0] for file in files}
     arms = sorted(found, key=lambda name: (name != "plain", name))
     print("the base:", [truth(bench.answers(seed, "base", "fresh")) for seed in given.seeds])
     print(arms_table(given.out, given.seeds, arms, given.stages))
