@@ -6,8 +6,8 @@ U-Net that are used again, and fewer candidates, beside the recipe's own drawing
 
 Candidates are drawn by the recipe ``demo`` for captions of kinds that the model never saw, each way in turn for every
 batch. The reward ranks; the judge, whom no reward sees, says which pictures show exactly what was asked for. Intervals
-are of paired differences, resampled by captions. What is drawn already is not drawn again; the table is of what was
-drawn every way so far.
+are of paired differences, resampled by captions. What is drawn already is not drawn again; the table is of what there
+is so far, each way on its captions.
 """
 
 import argparse
@@ -95,16 +95,14 @@ def draw(recipe: Recipe, file: Path, given: argparse.Namespace) -> None:
 
 
 def read(file: Path) -> dict[str, dict[str, np.ndarray]]:
-    """By way and figure (prompts, seeds, candidates), NaN for prompts and seeds that were not drawn every way."""
+    """By way and figure (prompts, seeds, candidates), NaN for what is not drawn yet."""
     held = {(row["way"], row["prompt"], row["seed"], row["index"]): row for row in _rows(file)}
     ways, prompts, seeds, counts = (list(dict.fromkeys(column)) for column in zip(*held, strict=True))
-    whole = {(p, s) for p in prompts for s in seeds if all((way, p, s, counts[-1]) in held for way in ways)}
     names, shape = (*FIGURES, "seconds"), (len(ways), 3, len(prompts), len(seeds), len(counts))
     found = np.full(shape, np.nan)
     for (way, prompt, seed, index), row in held.items():
-        if (prompt, seed) in whole:
-            place = (prompts.index(prompt), seeds.index(seed), counts.index(index))
-            found[(ways.index(way), slice(None), *place)] = [row[name] for name in names]
+        place = (prompts.index(prompt), seeds.index(seed), counts.index(index))
+        found[(ways.index(way), slice(None), *place)] = [row[name] for name in names]
     return {way: dict(zip(names, own, strict=True)) for way, own in zip(ways, found, strict=True)}
 
 
@@ -122,7 +120,7 @@ def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
         ranks = rewards.argsort(axis=-1).argsort(axis=-1).astype(float)
         units.append((ranks - ranks.mean(axis=-1, keepdims=True)) / ranks.std(axis=-1, keepdims=True))
     found = (units[0] * units[1]).mean(axis=-1)
-    return np.where(np.isnan(one[..., 0]), np.nan, found)
+    return np.where(np.isnan(one[..., 0]) | np.isnan(other[..., 0]), np.nan, found)
 
 
 def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
@@ -133,7 +131,9 @@ def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
     ways |= {f"{count} of {candidates} drawn": (full, count) for count in range(candidates - 1, 0, -1)}
     told: dict[str, dict[str, Any]] = {}
     for name, (own, count) in ways.items():
-        line: dict[str, Any] = {"time": np.nansum(own["seconds"][..., :count]) / np.nansum(full["seconds"])}
+        both = ~np.isnan(own["seconds"]) & ~np.isnan(full["seconds"])
+        line: dict[str, Any] = {"captions": int(both.any(axis=(1, 2)).sum())}
+        line["time"] = float(np.median((own["seconds"] / full["seconds"])[both])) * count / candidates
         for figure in FIGURES:
             every = (own[figure] - full[figure]).reshape(prompts, -1)
             chosen, whole = best(own, figure, count), best(full, figure, candidates)
@@ -149,11 +149,11 @@ def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
 
 
 def table(told: Mapping[str, Mapping[str, Any]]) -> str:
-    head = ("way", "time", "reward, mean", "of the best", "exact, mean", "of the best", "rank correlation")
-    lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|"]
+    head = ("way", "captions", "time", "reward, mean", "of the best", "exact, mean", "of the best", "rank correlation")
+    lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for name, line in told.items():
         fewer = "drawn" in name  # of the same pictures
-        cells = [name, f"{line['time']:.0%}"]
+        cells = [name, str(line["captions"]), f"{line['time']:.0%}"]
         for figure, what in ((figure, what) for figure in FIGURES for what in ("mean", "best")):
             factor, digits = (100, 1) if figure == "exact" else (1, 2)
             same = name == FULL or (fewer and what == "mean")
@@ -212,8 +212,7 @@ def main() -> None:
         return
     told = compared(read(file))
     (given.out / "cheaper.svg").write_text(plot(told) + "\n")
-    drawn = ~np.isnan(read(file)[FULL]["reward"])
-    print(f"{drawn.any(axis=(1, 2)).sum()} captions, {drawn.sum()} pictures a way\n\n{table(told)}")
+    print(table(told))
 
 
 if __name__ == "__main__":
