@@ -10,7 +10,8 @@
 ``measure`` writes RUN/wombat.json where there is none, of the base and of the tuned model:
 
 - accuracy: of the pairs of answers to a prompt that are rated unequally, how often the better has the higher mean log p
-  a token; by the difference of the ratings too, and apart for kinds of instruction that nobody trained on;
+  a token; by the difference of the ratings too, apart for kinds of instruction that nobody trained on, and of pairs
+  whose answers are equally coherent, where a likelihood that knows good language alone knows nothing;
 - of two answers of its own to each prompt, at the recipe's first temperature and with one seed for all: the rating,
   each part of it, of instructions the cosine with the answer that the grammar has written (all-MiniLM-L6-v2,
   which no reward has seen), of reviews their true perplexity (likewise), the base's perplexity, distinct-2 and words.
@@ -82,16 +83,19 @@ def order_learnt(lines: Sequence[Mapping[str, Any]], likelihood: Sequence[float]
     for place, line in enumerate(lines):
         places.setdefault(line["prompt"], []).append(place)
     rated = [sum(line["ratings"].values()) for line in lines]
-    found: list[tuple[int, float, bool]] = []
+    found: list[tuple[int, float, bool, bool]] = []
     for prompt, of in places.items():
         new = (known := parsed(prompt)) is not None and known.kind in kinds_held_out()
         for a, b in combinations(of, 2):
             if rated[a] != rated[b]:
                 better, worse = (a, b) if rated[a] > rated[b] else (b, a)
-                found.append((rated[better] - rated[worse], likelihood[better] - likelihood[worse], new))
+                plain = lines[a]["ratings"]["coherence"] == lines[b]["ratings"]["coherence"]
+                found.append((rated[better] - rated[worse], likelihood[better] - likelihood[worse], new, plain))
     d = np.array([one[1] for one in found])
     apart, new = np.array([one[0] for one in found]), np.array([one[2] for one in found])
+    plain = np.array([one[3] for one in found])
     told = {"accuracy": accuracy(d).mean, "known kinds": accuracy(d[~new]).mean, "new kinds": accuracy(d[new]).mean}
+    told |= {"equally coherent": accuracy(d[plain]).mean, "pairs equally coherent": float(plain.sum())}
     for low, high in STRENGTHS:
         within = (apart >= low) & (apart <= high)
         told |= {f"apart by {low} to {high}": accuracy(d[within]).mean, f"pairs {low} to {high}": float(within.sum())}
