@@ -95,7 +95,7 @@ def judged(_: Sandbox, tasks: Sequence[tuple[str, Sequence[str]]]) -> list[Outco
 
 
 def _judged(program: str, tests: Sequence[str]) -> Outcome:
-    if re.search(r"[._]|import|\*\s*\*", program):
+    if re.search(r"[._]|import|\*\*", program):
         raise ValueError(f"Not of code-lm's tokens, so not to be run here: {program}")
     names: dict[str, Any] = {"__builtins__": {one: getattr(builtins, one) for one in KNOWN_NAMES}}
     said: list[str] = []
