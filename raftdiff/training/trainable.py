@@ -57,7 +57,7 @@ class Trainable:
         self.name, self.modules, self.adapter, self.whole = name, dict(modules), adapter, whole
         self.channels_last = channels_last
         self._dtype, self._rest_channels_last, self._changed = dtype, rest_channels_last, changed
-        self._merge_half = merge_half
+        self._merge_half, self._as_base = merge_half, False
         self.parameters: dict[str, nn.Parameter] = {
             f"{prefix}.{name}": parameter
             for prefix, module in self.modules.items()
@@ -159,7 +159,12 @@ class Trainable:
 
     @contextmanager
     def base_weights(self) -> Iterator[None]:
-        """Within, the resting network is the base model again, for predictions and for the sampler alike."""
+        """Within, the resting network is the base model again, for predictions and for the sampler alike. Within this
+        once more, it stays so."""
+        if self._as_base:
+            yield
+            return
+        self._as_base = True
         merged = self._put(self._unmerged)
         self.enable(False)
         self._changed()
@@ -169,6 +174,7 @@ class Trainable:
             self._put(merged)
             self._swap(True)
             self._pass_by(self._merges)
+            self._as_base = False
             self._changed()
 
     @contextmanager
