@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from raftdiff.embedded.programs import world
-from raftdiff.embedded.reviews.train import BOS, EOS, IGNORED, LENGTH, PAD, SPECIAL, collate, loss, save
+from raftdiff.embedded.reviews.train import BOS, IGNORED, LENGTH, SPECIAL, build_model, collate, loss, save
 from raftdiff.embedded.training import (
     Average,
     arguments,
@@ -37,7 +37,7 @@ BATCH, POOL = 32, 32
 PEAK_RATE = 3e-3
 LESSON = 0.25
 """Share of a sitting, at its beginning, in which all programs are right."""
-WIDTH, LAYERS, HEADS = 64, 3, 2
+WIDTH, LAYERS, HEAD = 64, 3, 32
 SEEN = 6000
 """Tasks of which the vocabulary is collected; more than enough for all of its words."""
 
@@ -75,26 +75,6 @@ def build_tokenizer() -> Any:
     )
 
 
-def build_model(vocabulary: int) -> Any:
-    """A Llama with random weights."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=vocabulary,
-        hidden_size=WIDTH,
-        intermediate_size=8 * WIDTH // 3,
-        num_hidden_layers=LAYERS,
-        num_attention_heads=HEADS,
-        num_key_value_heads=HEADS,
-        max_position_embeddings=LENGTH,
-        tie_word_embeddings=True,
-        pad_token_id=PAD,
-        bos_token_id=BOS,
-        eos_token_id=EOS,
-    )
-    return LlamaForCausalLM(config)
-
-
 def batches(
     seed: int, write: Callable[[world.Task, Random], str], size: int = BATCH
 ) -> Iterator[tuple[Tensor, Tensor]]:
@@ -115,7 +95,7 @@ def main() -> None:
     given = arguments(__doc__.splitlines()[0], minutes=30).parse_args()
     prepare(given.seed)
     tokenizer = build_tokenizer()
-    model = build_model(len(tokenizer)).to(given.device)
+    model = build_model(len(tokenizer), width=WIDTH, layers=LAYERS, head=HEAD).to(given.device)
     parts = {"lm": model.model}  # all there is: the head is the embedding, which would be stored twice
     average = Average(parts, decay=0.998)
     checkpoint = given.cache / "code-lm.safetensors"

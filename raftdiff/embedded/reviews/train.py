@@ -68,8 +68,8 @@ def build_tokenizer(vocabulary: Sequence[str] | None = None) -> Any:
     )
 
 
-def build_model(vocabulary: int, *, width: int = 144, layers: int = 4) -> Any:
-    """A Llama with random weights."""
+def build_model(vocabulary: int, *, width: int = 144, layers: int = 4, head: int = 48) -> Any:
+    """A Llama with random weights; ``head`` is the width of one of attention's heads."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -77,8 +77,8 @@ def build_model(vocabulary: int, *, width: int = 144, layers: int = 4) -> Any:
         hidden_size=width,
         intermediate_size=8 * width // 3,
         num_hidden_layers=layers,
-        num_attention_heads=width // 48,
-        num_key_value_heads=width // 48,
+        num_attention_heads=width // head,
+        num_key_value_heads=width // head,
         max_position_embeddings=LENGTH,
         tie_word_embeddings=True,
         pad_token_id=PAD,
