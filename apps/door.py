@@ -153,11 +153,17 @@ def serve(blocks: Any, door: Door, listening: socket.socket | None = None) -> Se
         await server.serve(sockets=[listening])
 
     # all of it in one event loop: Gradio takes the one that it finds, and would leave another behind, open
-    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True)
+    thread = threading.Thread(target=lambda: asyncio.run(run()), daemon=True, name="served")
     thread.start()
     server = begun.result()
     address, elsewhere = addresses(door, port)
-    served = Served(_shared(door, port) if door.share else address, elsewhere, server, thread, blocks)
+    served = Served(address, elsewhere, server, thread, blocks)
+    if door.share:
+        try:
+            served = served._replace(address=_shared(door, port))
+        except BaseException:
+            served.close()
+            raise
     if door.browser:
         webbrowser.open(served.address)
     return served

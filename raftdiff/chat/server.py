@@ -6,11 +6,11 @@ import logging
 import os
 import re
 import ssl
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from time import monotonic, sleep
 from typing import Any, NamedTuple, Protocol, final, runtime_checkable
 from urllib.parse import urlsplit
 
@@ -187,7 +187,7 @@ def post(
             what = f"gave no answer ({printable(str(reason)) or type(reason).__name__})"
             _tell_silence(base_url, what, [pause * 2**tried for tried in range(attempt, retries)])
         if attempt < retries:
-            time.sleep(min(LONGEST_PAUSE, max(asked, pause * 2**attempt)))
+            sleep(min(LONGEST_PAUSE, max(asked, pause * 2**attempt)))
     tries = "1 try" if retries == 0 else f"{retries + 1} tries"
     raise UserError(f"The server at {base_url} {what}, after {tries}. Is it running, and the address right?")
 
@@ -206,7 +206,7 @@ def _tell_silence(base_url: str, what: str, pauses: Sequence[float]) -> None:
 
 def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request, timeout: float) -> bytes:
     """The body of the reply."""
-    end, parts, size = time.monotonic() + LONGEST_REPLY * timeout, [], 0
+    end, parts, size = monotonic() + LONGEST_REPLY * timeout, [], 0
     with opener.open(request, timeout=timeout) as response:
         while part := response.read1(2**16):
             parts.append(part)
@@ -216,7 +216,7 @@ def _read(opener: urllib.request.OpenerDirector, request: urllib.request.Request
                     f"The server at {request.full_url} sent a reply of more than {LARGEST_REPLY // 2**20} MiB, which "
                     "is no answer of a language model. Is the address right?"
                 )
-            if time.monotonic() > end:
+            if monotonic() > end:
                 raise TimeoutError(f"no whole reply within {LONGEST_REPLY * timeout:g} s")  # as whoever waits says
         if response.length:  # reading piece by piece does not notice that the rest never came
             raise http.client.IncompleteRead(b"".join(parts), response.length)

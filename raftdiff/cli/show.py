@@ -1,7 +1,7 @@
 """What a person sees while a run goes on: bars with the time left, a line a round."""
 
 import sys
-import time
+from time import monotonic
 from typing import Any, final
 
 from tqdm import tqdm
@@ -62,12 +62,12 @@ class _Lines:
 
     def __init__(self, told: str, unit: str) -> None:
         self._told, self._unit = told, unit
-        self._began = self._latest = time.monotonic()
+        self._began = self._latest = monotonic()
         self._earlier: int | None = None
         self._before: tuple[int, float] | None = None
 
     def report(self, done: int, total: int) -> None:
-        now = time.monotonic()
+        now = monotonic()
         if self._earlier is None:
             self._earlier = done - 1
         before, self._before = self._before, (done, now)

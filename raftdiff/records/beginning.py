@@ -4,10 +4,10 @@ from the samples of its next.
 
 import shutil
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from time import monotonic, sleep
 from typing import TypeVar
 
 from raftdiff.errors import BusyError, UserError
@@ -63,7 +63,7 @@ def in_turn(run: Run, recipe: Config, weights: Mapping[str, str]) -> Iterator[No
         UserError: the run was begun with other weights or another recipe, or a process holds it for longer than these
             take.
     """
-    patient_until = time.monotonic() + PATIENCE
+    patient_until = monotonic() + PATIENCE
     with ExitStack() as held:
         while True:
             try:
@@ -71,9 +71,9 @@ def in_turn(run: Run, recipe: Config, weights: Mapping[str, str]) -> Iterator[No
                 held.enter_context(begun.locked(recipe))
                 break
             except BusyError:
-                if time.monotonic() > patient_until:
+                if monotonic() > patient_until:
                     raise
-                time.sleep(0.1)
+                sleep(0.1)
         run.bind(weights)
         yield
 

@@ -4,6 +4,7 @@ import asyncio
 import http.client
 import json
 import socket
+import threading
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -205,6 +206,7 @@ def test_a_public_address_that_is_not_to_be_had_is_a_sentence(monkeypatch: pytes
     monkeypatch.setattr(networking, "setup_tunnel", refusing)
     with pytest.raises(UserError, match="--share: Gradio's servers gave no public address"):
         serve(one_word(), Door(share=True, browser=False))
+    assert "served" not in [thread.name for thread in threading.enumerate()]  # nothing is left that listens
 
 
 def asking_word() -> Any:

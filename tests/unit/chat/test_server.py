@@ -137,7 +137,7 @@ def test_pauses_double_and_the_server_may_ask_for_more(
     serve: Callable[..., Stub], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     slept: list[float] = []
-    monkeypatch.setattr("raftdiff.chat.server.time.sleep", slept.append)
+    monkeypatch.setattr("raftdiff.chat.server.sleep", slept.append)
     busy = (503, {}, {})
     asks = (429, {"Retry-After": "7"}, {})
     date = (429, {"Retry-After": "Wed, 21 Oct 2026 07:28:00 GMT"}, {})

@@ -15,7 +15,7 @@ def test_a_log_file_gets_whole_lines_now_and_then(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = itertools.count(0.0, 20.0)  # a report every 20 seconds
-    monkeypatch.setattr(show.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(show, "monotonic", lambda: next(clock))
     bars = Bars(3)
     report = bars.stage(1, "sample")
     for done in range(5, 11):  # four were drawn by an earlier process
@@ -32,7 +32,7 @@ def test_the_first_of_a_batch_says_nothing_of_the_time_left(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 120.0, 120.1, 120.2, 240.0, 240.1, 240.2])
-    monkeypatch.setattr(show.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(show, "monotonic", lambda: next(times))
     report = Bars(1).stage(0, "sample")
     for done in range(1, 7):  # three at once, two minutes a batch
         report(done, 9)
@@ -46,7 +46,7 @@ def test_work_that_has_become_slower_than_foretold_is_not_about_to_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = iter([0.0, 1.0, 2.0, 60.0])
-    monkeypatch.setattr(show.time, "monotonic", lambda: next(times))
+    monkeypatch.setattr(show, "monotonic", lambda: next(times))
     report = Bars(1).stage(0, "sample")
     for done in range(1, 4):
         report(done, 9)

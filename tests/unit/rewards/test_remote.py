@@ -25,7 +25,7 @@ Serve = Callable[..., str]
 @pytest.fixture
 def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Serve]:
     """A server that says what it is told to: a status and a body, whatever is asked, the last for ever. No pauses."""
-    monkeypatch.setattr("raftdiff.chat.server.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("raftdiff.chat.server.sleep", lambda seconds: None)
     running = []
 
     def start(*replies: tuple[int, Any]) -> str:
@@ -110,7 +110,7 @@ def test_a_server_cannot_write_on_the_terminal(serve: Serve) -> None:
 
 
 def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("raftdiff.chat.server.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("raftdiff.chat.server.sleep", lambda seconds: None)
     with socket.create_server(("127.0.0.1", 0)) as hanging:  # takes the request and never answers
         port = hanging.getsockname()[1]
         with pytest.raises(UserError, match=r"gave no answer \(timed out\), after 2 tries. Is it running"):
@@ -122,7 +122,7 @@ def test_a_server_that_is_not_there_or_hangs_is_told(monkeypatch: pytest.MonkeyP
 def test_that_a_server_is_silent_is_said_at_once_and_once(
     serve: Serve, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    monkeypatch.setattr("raftdiff.chat.server.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("raftdiff.chat.server.sleep", lambda seconds: None)
     with socket.create_server(("127.0.0.1", 0)) as closed:
         url = f"http://127.0.0.1:{closed.getsockname()[1]}/v1"
     for _ in range(2):

@@ -342,7 +342,7 @@ class TestServer:
             likeliest({"choices": [{"logprobs": {"content": [first]}}]}, "here")
 
     def test_a_dead_server_and_a_wrong_address_are_told(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setattr("raftdiff.chat.server.time.sleep", lambda seconds: None)
+        monkeypatch.setattr("raftdiff.chat.server.sleep", lambda seconds: None)
         with answering() as (url, _):
             pass
         with pytest.raises(UserError, match=r"gave no answer \(.*\), after 2 tries. Is it running"):

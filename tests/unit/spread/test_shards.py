@@ -229,7 +229,7 @@ def test_processes_that_begin_a_run_at_once_wait_for_each_other(
     monkeypatch.undo()
     with ExitStack() as first:
         first.enter_context(run.locked())
-        monkeypatch.setattr(beginning.time, "sleep", lambda _: first.close())
+        monkeypatch.setattr(beginning, "sleep", lambda _: first.close())
         with beginning.in_turn(run, recipe, {"painter": "0a"}):
             assert run.info() == known
     with pytest.raises(UserError, match="other weights of painter"), beginning.in_turn(run, recipe, {"painter": "0b"}):
