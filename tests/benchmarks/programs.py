@@ -14,7 +14,7 @@ import re
 import sys
 import warnings
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from raftdiff.progress import Quiet
 from raftdiff.raft import raft
 from raftdiff.recipes.files import locate
 from raftdiff.records.beginning import at_work
-from raftdiff.records.disk import read_json, read_json_lines, write_text
+from raftdiff.records.disk import read_json_lines, write_text
 from raftdiff.records.run import Run, load_round
 from raftdiff.rewards.sandbox import Outcome, Sandbox
 from raftdiff.scoring import in_order
@@ -146,39 +146,64 @@ def first_round(place: Path) -> tuple[int, int]:
     return len(best), sum(value < 1 for value in best.values())
 
 
-def figures(rows: Sequence[Mapping[str, Any]], each: int = PER_PROMPT) -> dict[str, float]:
-    """Of the first ``each`` answers to a task, in percent: how many came to each step by the hidden tests; the tasks of
-    which one of them is right; of those that pass the reward's tests, how many fail a hidden one; different answers a
-    task."""
+def figures(
+    rows: Sequence[Mapping[str, Any]], never: Set[str] = frozenset(), each: int = PER_PROMPT
+) -> dict[str, float]:
+    """Of the first ``each`` answers to a task, in percent: how many came to each step by the hidden tests; of those to
+    tasks that the base ``never`` solved, how many are right; the tasks of which one of them is right; of those that
+    pass the reward's tests, how many fail a hidden one; different answers a task."""
     tasks = {row["prompt"] for row in rows}
     drawn = len(rows) // len(tasks)
     rows = [row for place, row in enumerate(rows) if place % drawn < each]
     counts = Counter(row["hidden"] for row in rows)
+    hard = [row["hidden"] == GRADES[4] for row in rows if row["prompt"] in never]
     right = {row["prompt"] for row in rows if row["hidden"] == GRADES[4]}
     passed = [row for row in rows if row["tests"] == GRADES[4]]
     lucky = sum(row["hidden"] != GRADES[4] for row in passed) / max(1, len(passed))
     different = len({(row["prompt"], row["answer"]) for row in rows}) / len(tasks)
-    shares = {name: 100 * counts[name] / len(rows) for name in GRADES}
-    return {**shares, f"one of {each}": 100 * len(right) / len(tasks), "lucky": 100 * lucky, "different": different}
+    return {
+        **{name: 100 * counts[name] / len(rows) for name in GRADES},
+        "all, never solved": 100 * sum(hard) / max(1, len(hard)),
+        f"one of {each}": 100 * len(right) / len(tasks),
+        "lucky": 100 * lucky,
+        "different": different,
+    }
+
+
+def unsolved(rows: Sequence[Mapping[str, Any]]) -> Set[str]:
+    """Tasks of which none of these answers is right.
+
+    >>> sorted(unsolved([{"prompt": "a", "hidden": "runs"}, {"prompt": "b", "hidden": "all tests"}]))
+    ['a']
+    """
+    return {row["prompt"] for row in rows} - {row["prompt"] for row in rows if row["hidden"] == GRADES[4]}
+
+
+def kept(place: Path) -> list[dict[str, Any]]:
+    """The answers of a finished run."""
+    found: list[dict[str, Any]] = json.loads((place / "answers.json").read_text(encoding="utf-8"))
+    return found
 
 
 def table(root: Path) -> str:
     """Markdown: mean and half of the 95% t-interval over the training seeds."""
     lines: list[str] = []
+    never: Set[str] = frozenset()
     for arm in ARMS:
         places = sorted(root.glob(f"{arm.replace(' ', '-')}-[0-9]*"))
         done = [place for place in places if (place / "answers.json").is_file()]
         if not done:
             continue
-        each = [figures(read_json(place / "answers.json")) for place in done]
-        rounds = [] if arm == BASE else [Run(place).metrics() for place in done]
+        if arm == BASE:
+            never = unsolved(kept(done[0]))
+        rounds = [[] if arm == BASE else Run(place).metrics() for place in done]
         each = [
-            {
-                **one,
-                "tokens drawn": sum(r["network_evaluations"].get("sample", 0) for r in told),
-                "seconds": seconds(told),
+            figures(kept(place), never)
+            | {
+                "tokens drawn": sum(r["network_evaluations"].get("sample", 0) for r in metrics),
+                "seconds": seconds(metrics),
             }
-            for one, told in zip(each, rounds or [[]], strict=True)
+            for place, metrics in zip(done, rounds, strict=True)
         ]
         if not lines:
             lines = ["| arm | " + " | ".join(each[0]) + " |", "|---" * (len(each[0]) + 1) + "|"]
