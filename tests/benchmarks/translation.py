@@ -20,7 +20,7 @@ import numpy as np
 
 from raftdiff import embedded
 from raftdiff.cli.main import main as raftdiff
-from raftdiff.embedded.reviews.measure import draw, load
+from raftdiff.embedded.language import draw, load
 from raftdiff.embedded.translation import world
 from raftdiff.embedded.translation.data import KINDS, decided
 from raftdiff.llm.model.loading import LMConfig

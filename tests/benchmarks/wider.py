@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews.measure import load
+from raftdiff.embedded.language import load
 
 BOTH_SIDES = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 

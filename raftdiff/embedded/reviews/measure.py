@@ -13,50 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
+from raftdiff.embedded.language import draw, load, log_probabilities
 from raftdiff.embedded.reviews import world
-from raftdiff.embedded.reviews.train import IGNORED, LENGTH, collate
-
-BATCH = 64
-
-
-def load(folder: Path) -> tuple[Any, Any]:
-    """(model, tokenizer), the model in float32 and in evaluation mode."""
-    from transformers import AutoModelForCausalLM, AutoTokenizer
-
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
-    return model, AutoTokenizer.from_pretrained(folder)
-
-
-@torch.no_grad()
-def draw(model: Any, tokenizer: Any, prompts: Sequence[str], *, seed: int, greedy: bool = False) -> list[str]:
-    """One review for each prompt, at temperature 1 without any truncation, or greedy."""
-    torch.manual_seed(seed)
-    texts: list[str] = []
-    for first in range(0, len(prompts), BATCH):
-        given = tokenizer(list(prompts[first : first + BATCH]), return_tensors="pt", padding=True)
-        length = given["input_ids"].shape[1]
-        chosen = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
-        out = model.generate(**given, max_new_tokens=LENGTH - length, **chosen)
-        texts += tokenizer.batch_decode(out[:, length:], skip_special_tokens=True)
-    return texts
-
-
-@torch.no_grad()
-def log_probabilities(model: Any, tokenizer: Any, prompts: Sequence[str], texts: Sequence[str]) -> Tensor:
-    """Natural log of the model's probability of each text, its end included, float32 (texts,)."""
-    found = []
-    for first in range(0, len(texts), BATCH):
-        pairs = zip(prompts[first : first + BATCH], texts[first : first + BATCH], strict=True)
-        rows = [tuple(tokenizer(part, add_special_tokens=False)["input_ids"] for part in pair) for pair in pairs]
-        ids, labels = collate(rows)
-        log_probs = model(input_ids=ids, use_cache=False).logits[:, :-1].log_softmax(dim=-1)
-        targets = labels[:, 1:]
-        taken = log_probs.gather(-1, targets.clamp(min=0)[..., None])[..., 0]
-        found.append((taken * (targets != IGNORED)).sum(dim=1))
-    return torch.cat(found)
 
 
 def words(texts: Sequence[str]) -> int:

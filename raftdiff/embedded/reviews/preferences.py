@@ -31,7 +31,7 @@ Answers = Mapping[str, Sequence[str]]
 
 def own_answers(prompts: Sequence[str], each: int, *, seed: int = 0, model: Any = None) -> dict[str, list[str]]:
     """``each`` reviews of each prompt that a language model draws, review-lm unless told: (model, tokenizer)."""
-    from raftdiff.embedded.reviews.measure import draw, load
+    from raftdiff.embedded.language import draw, load
 
     lm, tokenizer = model or load(embedded.folder("review-lm"))
     drawn: dict[str, list[str]] = {prompt: [] for prompt in prompts}

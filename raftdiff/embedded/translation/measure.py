@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews.measure import draw, load
+from raftdiff.embedded.language import draw, load
 from raftdiff.embedded.translation import world
 from raftdiff.embedded.translation.careless import careless
 

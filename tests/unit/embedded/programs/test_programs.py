@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 from raftdiff import embedded
+from raftdiff.embedded.language import IGNORED
 from raftdiff.embedded.programs import data, world
 from raftdiff.embedded.programs.grammar import CHANGE_KNOWN, CHANGES, CONDITIONS, KNOWN, VALUES
 from raftdiff.embedded.programs.train import batches, build_tokenizer, vocabulary
 from raftdiff.embedded.programs.world import Case
-from raftdiff.embedded.reviews.train import IGNORED
 
 PROMPTS = Path(__file__).parents[4] / "configs/prompts"
 TASK = (Case("the first is above {k}", 3, "the spread", "times", 2), Case("", 0, "the floored mean", "", 0))

@@ -11,24 +11,24 @@ import torch
 from safetensors import safe_open
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews import world
-from raftdiff.embedded.reviews.grammar import NEGATIONS, VALENCES
-from raftdiff.embedded.reviews.measure import draw, figures, load, log_probabilities
-from raftdiff.embedded.reviews.train import (
+from raftdiff.embedded.language import (
     BOS,
     EOS,
     IGNORED,
     PAD,
     SPECIAL,
-    batches,
     build_model,
-    build_tokenizer,
     collate,
+    draw,
+    load,
+    log_probabilities,
     loss,
-    losses,
-    mood_loss,
     save,
 )
+from raftdiff.embedded.reviews import world
+from raftdiff.embedded.reviews.grammar import NEGATIONS, VALENCES
+from raftdiff.embedded.reviews.measure import figures
+from raftdiff.embedded.reviews.train import batches, build_tokenizer, losses, mood_loss
 
 PROMPT = "western about pirates :"
 
@@ -188,7 +188,7 @@ def test_the_lesson_on_mood_asks_of_every_word_whether_the_review_is_good() -> N
 def test_without_the_lesson_the_loss_is_that_of_the_words(tiny: Any) -> None:
     given = collate([([10, 11], [20, 21, 22])])
     head = torch.nn.Linear(48, 1)
-    assert losses(tiny, None, *given).item() == loss(tiny, *given).item() < losses(tiny, head, *given).item()
+    assert loss(tiny, *given).item() < losses(tiny, head, *given).item()
 
 
 def test_in_the_lesson_all_opinion_words_agree() -> None:

@@ -9,11 +9,10 @@ import torch
 from safetensors import safe_open
 
 from raftdiff import embedded
-from raftdiff.embedded.reviews.measure import draw, load
-from raftdiff.embedded.reviews.train import BOS, EOS, IGNORED, PAD, SPECIAL, build_tokenizer
+from raftdiff.embedded.language import BOS, EOS, IGNORED, PAD, SPECIAL, draw, load
 from raftdiff.embedded.translation import world
 from raftdiff.embedded.translation.measure import figures
-from raftdiff.embedded.translation.train import batches
+from raftdiff.embedded.translation.train import batches, build_tokenizer
 
 FOLDER = embedded.folder("translate-lm")
 
@@ -61,7 +60,7 @@ def test_it_translates_sources_that_it_never_saw_fluently_and_mostly_what_they_s
 
 
 def test_batches_hold_sources_that_are_not_held_out_and_in_the_lesson_right_translations_of_one_clause() -> None:
-    tokenizer = build_tokenizer(world.vocabulary())
+    tokenizer = build_tokenizer()
     for lesson in (False, True):
         pairs = []
         for ids, labels in itertools.islice(batches(3, size=4, lesson=lesson), 8):
