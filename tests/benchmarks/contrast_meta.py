@@ -133,9 +133,9 @@ class Bench:
         if policy != "base":
             self.tuned(seed, "plain", policy)
             return self.drawn(seed, "plain", policy, use)
-        first = 3 * (seed % 5)  # the base's are there already
+        first = 3 * (seed % 5)  # the base's are there already; after the last comes the first
         own, (prompts, count) = self.own["train" if use == "pool" else "test"], self.asked(seed, use)
-        return [Answered(Prompt(p, p, p, p), own[p][first : first + count]) for p in prompts]
+        return [Answered(Prompt(p, p, p, p), (own[p] * 2)[first : first + count]) for p in prompts]
 
     def asked(self, seed: int, use: str) -> tuple[list[str], int]:
         """Prompts, and how many answers to each."""
