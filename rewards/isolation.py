@@ -15,8 +15,9 @@ What is shut, in order (Linux 5.12 or newer, x86_64 or aarch64):
 - an ordinary user without a privilege, so that it cannot undo any of it: started by root, the user nobody; else the
   user itself, in a user namespace;
 - limits: CPU seconds, address space, file size, open files, no core dumps;
-- a system call filter: no new process (threads are allowed), no socket (with the network on, internet ones alone), no
-  signal to another process, no tracing, no new namespace, no memory beside the address space, no io_uring.
+- a system call filter: no new process (threads are allowed), no living on without its parent, no socket (with the
+  network on, internet ones alone), no signal to another process, no tracing, no new namespace, no memory beside the
+  address space, no io_uring.
 """
 
 import ctypes
@@ -30,6 +31,7 @@ import shutil
 import signal
 import struct
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -58,11 +60,11 @@ INTERNET = (2, 10, 16)
 ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 """Machine -> the kernel's name for its system call numbers."""
 CALLS: Mapping[str, Mapping[str, int]] = {
-    "x86_64": {"clone": 56, "socket": 41}
+    "x86_64": {"clone": 56, "prctl": 157, "socket": 41}
     | {"fork": 57, "vfork": 58, "unshare": 272, "setns": 308}
     | {"ptrace": 101, "process_vm_writev": 311, "kill": 62, "tkill": 200, "tgkill": 234, "rt_sigqueueinfo": 129}
     | {"memfd_create": 319, "shmget": 29, "msgget": 68},
-    "aarch64": {"clone": 220, "socket": 198}
+    "aarch64": {"clone": 220, "prctl": 167, "socket": 198}
     | {"unshare": 97, "setns": 268}
     | {"ptrace": 117, "process_vm_writev": 271, "kill": 129, "tkill": 130, "tgkill": 131, "rt_sigqueueinfo": 138}
     | {"memfd_create": 279, "shmget": 194, "msgget": 186},
@@ -101,17 +103,17 @@ def main() -> None:
 def _copied(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> tuple[bytes, bool]:
     """What a copy of this process said that judged the task at (start, length), and whether it had to be ended."""
     reading, writing = os.pipe()
+    own = None if settings["isolate"] else tempfile.mkdtemp(dir=".")  # else the folder is in memory
     child = os.fork()
     if not child:
         os.dup2(writing, 1)
         os.closerange(3, 64)  # with the file of the tasks, which is 0, all there was
-        _become(settings, harness, as_root, task)
+        _become(settings, harness, as_root, task, own or ".")
     os.close(writing)
     found = listen(reading, child, settings["seconds"], settings["longest"])
     os.close(reading)
-    if not settings["isolate"]:  # else the folder was in memory, and its own
-        for path in Path.cwd().iterdir():
-            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
+    if own:
+        shutil.rmtree(own, ignore_errors=True)
     return found
 
 
@@ -125,10 +127,11 @@ def _module(path: str) -> Any:
     return module
 
 
-def _become(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> None:
+def _become(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int], place: str) -> None:
     """Shut this copy in and judge the task there; it does not return. Whatever cannot be shut is said as ``!reason``,
     and the program is not run."""
     try:
+        os.chdir(place)
         _shut_in(settings, as_root)
         given = os.pread(0, task[1], task[0])
     except OSError as error:
@@ -299,13 +302,20 @@ def call_filter(machine: str, *, network: bool) -> Sequence[tuple[int, int, int,
         steps += [(BPF_AT_LEAST, 0, 1, 0x40000000), (BPF_RETURN, 0, 0, KILL)]
     # glibc falls back from clone3, whose flags a filter cannot see, to clone
     steps += [(BPF_EQUAL, 0, 1, CLONE3), (BPF_RETURN, 0, 0, REFUSE | ENOSYS)]
-    looked_into = {"clone", "socket"} if network else {"clone"}
+    looked_into = {"clone", "prctl", "socket"} if network else {"clone", "prctl"}
     for number in [number for name, number in {**calls, **COMMON_CALLS}.items() if name not in looked_into]:
         steps += [(BPF_EQUAL, 0, 1, number), (BPF_RETURN, 0, 0, REFUSE | EPERM)]
     if network:
         steps += [(BPF_EQUAL, 0, len(INTERNET) + 3, calls["socket"]), (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT)]
         steps += [(BPF_EQUAL, len(INTERNET) - at, 0, kind) for at, kind in enumerate(INTERNET)]
         steps += [(BPF_RETURN, 0, 0, REFUSE | EPERM), (BPF_RETURN, 0, 0, ALLOW)]
+    steps += [
+        (BPF_EQUAL, 0, 4, calls["prctl"]),
+        (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),
+        (BPF_EQUAL, 0, 1, PR_SET_PDEATHSIG),
+        (BPF_RETURN, 0, 0, REFUSE | EPERM),
+        (BPF_RETURN, 0, 0, ALLOW),
+    ]
     steps += [
         (BPF_EQUAL, 0, 3, calls["clone"]),
         (BPF_LOAD, 0, 0, AT_FIRST_ARGUMENT),

@@ -422,6 +422,12 @@ def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) 
     assert found.tolist() == [1, 0.25, 0.25, 0.25], "the limits and the filter hold all the same"
 
 
+def test_a_program_that_takes_its_folder_away_takes_it_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sandboxes, "_missing", lambda: "unshare: Operation not permitted")
+    tasks = [("import os\nos.rmdir(os.getcwd())", ()), ("open('a', 'x').close()", ()), ("open('a', 'x').close()", ())]
+    assert [one.passed for one in Sandbox(seconds=2, network="allow").run_all(tasks)] == [1, 1, 1]
+
+
 def test_a_sandbox_that_fails_is_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandboxes, "ENVIRONMENT", {"PYTHONHOME": "/nowhere"})
     with pytest.raises(UserError, match=r"The sandbox of the reward 'code' failed: Python did not start"):
@@ -453,6 +459,9 @@ def test_the_filter_as_the_kernel_would_run_it(machine: str, network: bool) -> N
     assert verdict(calls["clone"], CLONE_THREAD) == ALLOW
     assert verdict(calls["clone"]) == REFUSE | EPERM
     assert verdict(calls["ptrace"]) == REFUSE | EPERM
+    lives_on, has_a_name = 1, 15
+    assert verdict(calls["prctl"], lives_on) == REFUSE | EPERM, "it would still be there when the next begins"
+    assert verdict(calls["prctl"], has_a_name) == ALLOW
     kinds = {socket.AF_UNIX: False, socket.AF_INET: network, socket.AF_INET6: network, 16: network, 17: False}
     assert {kind: verdict(calls["socket"], kind) == ALLOW for kind in kinds} == kinds
     assert verdict(calls["socket"], socket.AF_UNIX) == REFUSE | EPERM
