@@ -104,8 +104,9 @@ OWN_LIFE = re.compile(
     r"my (own|life|past|family|mother|father|brother|sister|friends?|dog|cat|wife|husband|name|team|experience))\b",
     re.IGNORECASE,
 )
-NAME = re.compile(r"(?<=[a-z,] )(?!I\b)[A-Z][a-z]+|\bDear [A-Z]\w+")
+NAME = re.compile(r"(?<=[a-z,] )(?!I\b)[A-Z][a-z]+")
 """In the middle of a sentence."""
+CAPITAL = re.compile(r"\b[A-Z][a-z]+")
 LOSS = re.compile(r"\b(your|the|his|her) loss\b|\bloved one", re.IGNORECASE)
 LOST = re.compile(
     r"\b(died|dead|death|passed away|lost|loss|missing|without (him|her)|first holiday since)\b", re.IGNORECASE
@@ -187,7 +188,7 @@ def verdict(prompt: str, reply: str, state: Feeling | None = None) -> Verdict:
         answers=float(bool(asks(prompt) and YES.search(reply))),
         turned=0.5 if yours and yours >= mine else 0.0,
         fresh=-float(min(2, len(WORN.findall(reply)) + 2 * len(LESSON.findall(reply)))),
-        honest=-float(bool(OWN_LIFE.search(reply))) - bool(set(NAME.findall(reply)) - set(NAME.findall(f". {prompt}"))),
+        honest=-float(bool(OWN_LIFE.search(reply))) - bool(set(NAME.findall(reply)) - set(CAPITAL.findall(prompt))),
         whole=_whole(words(prompt), reply, said),
     )
 

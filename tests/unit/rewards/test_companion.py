@@ -39,6 +39,9 @@ GOOD = "I'm so sorry about your dog. The house must feel empty without him."
         (DOG, "My dog died too, I was sad.", "honest", -1),
         (DOG, "It must hurt, and Max was so kind.", "honest", -1),  # whom nobody mentioned
         ("I miss Max.", "It must hurt to miss Max.", "honest", 0),
+        ("Max died.", "It must hurt to miss Max.", "honest", 0),
+        ("I miss Max.", "Dear Max is gone.", "honest", 0),
+        (DOG, "Dear Max is gone.", "honest", -1),
         (DOG, GOOD, "whole", 1.5),
         (DOG, "I'm so sorry about your", "whole", 0),
         (DOG, "Sorry.", "whole", 0),  # too little to be a reply
