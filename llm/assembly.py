@@ -20,9 +20,9 @@ from raftdiff.llm.model.rows import fits
 from raftdiff.llm.ppo.finetuner import PpoFineTuner
 from raftdiff.llm.ppo.rollouts import written_rows
 from raftdiff.llm.recipe import UNMEASURED, TextRecipe, check_texts, limits_of, samplers
-from raftdiff.llm.sampling.generation import DecodingConfig, Ending, check_room
+from raftdiff.llm.sampling.generation import DecodingConfig, Ending
 from raftdiff.llm.sampling.given import DatasetSampler, DatasetSamplerConfig, FolderSamplerConfig
-from raftdiff.llm.sampling.policy import LMSampler, PolicySamplerConfig, TeacherSamplerConfig
+from raftdiff.llm.sampling.policy import LMSampler, MagicConfig, PolicySamplerConfig, TeacherSamplerConfig
 from raftdiff.llm.sampling.vllm import Following, VllmSamplerConfig
 from raftdiff.measures.evaluation import Judge
 from raftdiff.mixing import MixSamplerConfig
@@ -238,12 +238,13 @@ def _sampler(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt], limits: Limi
 def _one(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: str) -> Sampler[str]:
     match config:
         case PolicySamplerConfig():
-            return config.build(lm)
+            policy = config.build(lm)
+            if config.magic != MagicConfig():  # the bare prompts were looked at when they were read
+                policy.demand_room(prompts, f"{key}.decoding")
+            return policy
         case TeacherSamplerConfig():
             teacher = config.build(resolve)
-            for prompt in prompts:  # too long is found now, not in the middle
-                tokens = len(teacher.lm.prompt_ids(prompt, prompt.sampling))
-                check_room(teacher.lm, tokens, teacher.decoding, f"{key}.decoding")
+            teacher.demand_room(prompts, f"{key}.decoding")
             return teacher
         case VllmSamplerConfig():
             ends = Ending(lm, config.decoding.stop).ids

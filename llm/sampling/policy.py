@@ -11,7 +11,7 @@ from pydantic import Field
 from raftdiff.chat.dialogue import cut, untorn
 from raftdiff.llm.model.loading import LM, LMConfig, load
 from raftdiff.llm.model.rows import Row, score
-from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, Ending, generate, search
+from raftdiff.llm.sampling.generation import DecodingConfig, Drawn, Ending, check_room, generate, search
 from raftdiff.recipes.config import Config, Said
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt, Sample, Source
@@ -122,6 +122,15 @@ class LMSampler:
         del round
         return [[(prompt.id, index) for prompt, _, index in batch] for batch in self._cut(prompts, per_prompt)]
 
+    def demand_room(self, prompts: Sequence[Prompt], key: str) -> None:
+        """Found before anything is drawn, and not in the middle. ``key`` is where the recipe says how is decoded.
+
+        Raises:
+            UserError: of a prompt, with what is read before it, and the longest answer the model cannot read all.
+        """
+        for prompt in prompts:
+            check_room(self.lm, len(self._ids(prompt)), self.decoding, key)
+
     def network_evaluations(self) -> int:
         """Tokens drawn since construction."""
         return self._tokens
@@ -134,11 +143,13 @@ class LMSampler:
     def _cut(self, prompts: Sequence[Prompt], per_prompt: int) -> list[list[tuple[Prompt, list[int], int]]]:
         """Candidates in batches, each with its prompt's tokens, those of the longest prompts first."""
         size = max(1, self.batch_size // per_prompt) * per_prompt if self._whole else self.batch_size
-        before = self._magic.before
-        spelled = [(prompt, self.lm.prompt_ids(before(prompt), prompt.sampling)) for prompt in prompts]
+        spelled = [(prompt, self._ids(prompt)) for prompt in prompts]
         spelled.sort(key=lambda one: -len(one[1]))
         asked = [(prompt, ids, index) for prompt, ids in spelled for index in range(per_prompt)]
         return [asked[start : start + size] for start in range(0, len(asked), size)]
+
+    def _ids(self, prompt: Prompt) -> list[int]:
+        return self.lm.prompt_ids(self._magic.before(prompt), prompt.sampling)
 
     def _draw(self, ids: Sequence[Sequence[int]], seeds: Sequence[int], group: int) -> list[Drawn]:
         if self.decoding.strategy != "beam":
