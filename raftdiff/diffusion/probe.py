@@ -152,20 +152,27 @@ def measure(sampler: DiffusionSampler, tuner: DiffusionFineTuner) -> Probe:
     CPU; the sampler's evaluations count goes on.
     """
     parts = sampler.parts
-    batch = sampler.config.at_once
     forget(parts.device)
-    draw, rows, noise = drawing(sampler, batch, max(sampler.sizes, key=math.prod))
-    sampling = _seconds(draw, parts.device)
-    decoding = _seconds(lambda: decode(parts, noise, sampler.config.decoded_at_once), parts.device)
+    evaluation, decoding, noise = pace(sampler)
     seconds, tuned_rows = tuning(tuner, noise, sampler.config.steps)
     return Probe(
-        seconds_per_evaluation=sampling / rows,
-        seconds_per_decode=decoding / batch,
+        seconds_per_evaluation=evaluation,
+        seconds_per_decode=decoding,
         seconds_per_tuned_row=seconds / tuned_rows,
         trained_parameters=tuner.parameter_count(),
         model_parameters=model_parameters(tuner),
         memory_bytes=memory(parts.device),
     )
+
+
+def pace(sampler: DiffusionSampler) -> tuple[float, float, torch.Tensor]:
+    """Seconds of one row through the network and of one picture through the decoder, of the largest size and a whole
+    batch, and the noise (batch, channels, height, width) that it was begun with."""
+    parts, batch = sampler.parts, sampler.config.at_once
+    draw, rows, noise = drawing(sampler, batch, max(sampler.sizes, key=math.prod))
+    sampling = _seconds(draw, parts.device)
+    decoding = _seconds(lambda: decode(parts, noise, sampler.config.decoded_at_once), parts.device)
+    return sampling / rows, decoding / batch, noise
 
 
 def model_parameters(tuner: DiffusionFineTuner) -> int:

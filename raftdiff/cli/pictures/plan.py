@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import asdict
@@ -50,11 +51,8 @@ def plan(args: argparse.Namespace) -> None:
     drawing = (
         counts.sampling_evaluations * measured.seconds_per_evaluation + counts.images * measured.seconds_per_decode
     )
-    seconds = (
-        measured.seconds_per_round(counts)
-        + watched * measured.seconds_per_decode
-        + watched_evaluations * measured.seconds_per_evaluation
-    )
+    evaluating, decoding = _pace_of_watched(assembly, measured) if watched else (0.0, 0.0)
+    seconds = measured.seconds_per_round(counts) + watched * decoding + watched_evaluations * evaluating
     whole = seconds * recipe.loop.rounds - (recipe.loop.rounds - recipe.loop.draws) * drawing
     many = {
         machines: probe.spread(
@@ -130,7 +128,7 @@ def _ranked_by(recipe: Recipe) -> str:
     """The rewards by what they are for: "gdpo of clip, aesthetic x 0.5; nsfw vetoes below 0.5; jpeg looks on"."""
     ranker = recipe.ranker
     ranks = [f"{it.name}{f' x {it.weight:g}' if it.weight != 1 else ''}" for it in ranker.rewards if weight_of(it)]
-    told = [f"{ranker.mix} of {', '.join(ranks)}" if len(ranks) > 1 else ranks[0]]
+    told = [f"{ranker.mix} of {', '.join(ranks)}" if len(ranks) > 1 else (*ranks, "nothing")[0]]
     for it in ranker.rewards:
         match getattr(it, "role", "train"):
             case "veto":
@@ -155,3 +153,12 @@ def _watched(assembly: Assembly) -> tuple[int, int]:
     pictures = len(parts.held_out) * parts.held_out_candidates if parts.held_out else 0
     guidance = assembly.evaluator.config.guidance
     return pictures, pictures * assembly.sampler.config.steps * (2 if guidance != 1 else 1)
+
+
+def _pace_of_watched(assembly: Assembly, measured: probe.Probe) -> tuple[float, float]:
+    """Seconds of a network evaluation and of a decoded picture of those held out: measured apart where they are of
+    another size than the candidates, or the whole network is asked for them alone."""
+    own, watcher = assembly.sampler, assembly.evaluator
+    if own.config.reuse is None and watcher.sizes[0] == max(own.sizes, key=math.prod):
+        return measured.seconds_per_evaluation, measured.seconds_per_decode
+    return probe.pace(watcher)[:2]

@@ -21,7 +21,7 @@ from raftdiff.diffusion.memory.rewards import reward_bytes
 from raftdiff.diffusion.models.blocks import blocks_of, demand_blocks
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.loading import ModelConfig
-from raftdiff.diffusion.recipe import Recipe, drawing_of
+from raftdiff.diffusion.recipe import Recipe, drawing_of, looking_of
 from raftdiff.diffusion.sampler import sizes_of
 from raftdiff.training import quantised
 from raftdiff.training.devices import DTYPES
@@ -63,7 +63,7 @@ class Footprint:
 
 
 def footprint(recipe: Recipe) -> Footprint:
-    """Of several sizes by the largest.
+    """Of several sizes by the largest, the evaluation's included, which nothing is learnt of.
 
     Raises:
         UserError: the model's configs cannot be read, or say no size, or a picture of the recipe's does not fit it.
@@ -85,18 +85,22 @@ def footprint(recipe: Recipe) -> Footprint:
     always = {"rewards": 0 if in_turn else rewards, trains: trained.resting}
     asked = max((size or 0 for size in known.values()), default=0) if in_turn else rewards
     others = {"text encoders": 0 if idle else texts, "VAE": 0 if idle else vae}
-    rows = drawing.at_once * (2 if drawing.guidance != 1 else 1)
-    at_once = drawing.decoded_at_once
+    looking = looking_of(recipe)
+    ways = ((drawing, pixels), (looking, sizes_of(looking, parts)[0]))
     rows_learnt, guided = tuner.items_at_once * tuner.pictures_an_item, drawing.guidance != 1
     seeing = {"VAE": vae} if isinstance(tuner.learning.build(), Draft | Refl) else {}
     return Footprint(
         (
             Stage("encoding texts", {"denoiser": drawn, **always, **others, "text encoders": texts}, 0),
-            Stage("drawing", {"denoiser": drawn, **others, **always}, sizes.drawing(rows, pixels)),
+            Stage(
+                "drawing",
+                {"denoiser": drawn, **others, **always},
+                max(sizes.drawing(way.at_once * (2 if way.guidance != 1 else 1), size) for way, size in ways),
+            ),
             Stage(
                 "decoding",
                 {"denoiser": drawn, **others, "VAE": vae, **always},
-                sizes.decoding(at_once, pixels, tiled=recipe.model.vae_tiling),
+                max(sizes.decoding(way.decoded_at_once, size, tiled=recipe.model.vae_tiling) for way, size in ways),
             ),
             Stage("scoring", {"denoiser": drawn, **others, **always, "rewards": asked}, 0),
             Stage(

@@ -54,6 +54,6 @@ def check_size(height: int, width: int, parts: Parts) -> None:
     if height % multiple or width % multiple:
         high, wide = (max(multiple, round(side / multiple) * multiple) for side in (height, width))
         raise UserError(
-            f"sampler: a picture of {told((height, width))} does not fit this model; both must be multiples of "
-            f"{multiple}, as in {told((high, wide))}."
+            f"sampler or evaluation: a picture of {told((height, width))} does not fit this model; both must be "
+            f"multiples of {multiple}, as in {told((high, wide))}."
         )

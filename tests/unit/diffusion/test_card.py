@@ -8,7 +8,7 @@ from raftdiff.cli.main import main
 from raftdiff.diffusion.families.known import FAMILIES
 from raftdiff.diffusion.memory.card import card_bytes, fit
 from raftdiff.diffusion.memory.counting import Autocast, peak
-from raftdiff.diffusion.memory.footprint import Footprint, Stage
+from raftdiff.diffusion.memory.footprint import Footprint, Stage, _Sizes
 from raftdiff.diffusion.memory.footprint import footprint as counted
 from raftdiff.diffusion.memory.outline import outline, outlined_text
 from raftdiff.diffusion.memory.published import published
@@ -129,6 +129,19 @@ def test_of_several_sizes_the_largest_is_counted(models):
     assert footprint(sd15(models, *none, "sampler.sizes=[[32,32],[64,64],[64,32]]")()) == footprint(sd15(models)())
     with pytest.raises(UserError, match="a picture of 33x64 does not fit this model"):
         footprint(sd15(models, *none, "sampler.sizes=[[32,32],[33,64]]")())
+
+
+def test_what_the_evaluation_draws_is_counted_and_not_learnt(models, monkeypatch):
+    for name in ("drawing", "decoding", "learning"):
+        monkeypatch.setattr(_Sizes, name, lambda self, rows, pixels, *_, **__: rows * pixels[0])
+    small = ("sampler.height=32", "sampler.width=32")
+    looked = (*small, "evaluation.height=64", "evaluation.width=64")
+    found = {
+        name: [it.computed for it in counted(sd15(models, *more)()).stages]
+        for name, more in (("small", small), ("looked", looked), ("large", ()))
+    }
+    assert found["looked"][:-1] == found["large"][:-1] != found["small"][:-1]
+    assert found["looked"][-1] == found["small"][-1] < found["large"][-1]
 
 
 def test_numbers_of_trained_weights_are_those_of_the_fine_tuner(models):

@@ -1,8 +1,12 @@
 """The plan's arithmetic against what a round really does, and a measurement that leaves no trace."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
+from raftdiff.cli.pictures.plan import _pace_of_watched
+from raftdiff.diffusion import probe
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.policy_gradient import chain_of
 from raftdiff.diffusion.models.loading import ModelConfig, load
@@ -86,6 +90,19 @@ def test_the_time_of_a_round_adds_up():
     probe = Probe(0.1, 0.5, 1.0, 0, 0, 0)
     counts = count(SAMPLER, TUNER, prompts=3, per_prompt=2, selected=4)
     assert probe.seconds_per_round(counts) == pytest.approx(36 * 0.1 + 6 * 0.5 + 10 * 1.0)
+
+
+@pytest.mark.parametrize(
+    ("drawing", "size", "apart"),
+    [({}, (16, 16), False), ({}, (32, 32), True), ({"reuse": {"every": 2}}, (16, 16), True)],
+)
+def test_what_is_held_out_is_timed_as_it_is_drawn(drawing, size, apart, monkeypatch):
+    """By a plan: the candidates may be smaller, or drawn by less of the network."""
+    own = SimpleNamespace(config=DiffusionSamplerConfig(**drawing), sizes=((16, 16),))
+    watcher = SimpleNamespace(sizes=(size,))
+    monkeypatch.setattr(probe, "pace", lambda sampler: (7.0, 8.0, None) if sampler is watcher else None)
+    found = _pace_of_watched(SimpleNamespace(sampler=own, evaluator=watcher), Probe(0.1, 0.5, 1.0, 0, 0, 0))
+    assert found == ((7.0, 8.0) if apart else (0.1, 0.5))
 
 
 def test_measuring_leaves_no_trace(models):
