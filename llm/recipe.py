@@ -201,7 +201,7 @@ def _check(recipe: TextRecipe) -> None:
     if not any([*counted, *(reward.weight for reward in evaluation.rewards)]):
         raise UserError(
             "evaluation.rewards: data and people score the answers that they saw alone (ranker.rewards: given, "
-            "labels); name a reward that can score the model's, with a weight."
+            "labels), and a veto measures nothing; name a reward that can score the model's, with a weight."
         )
     if any(isinstance(reward, KlConfig) for reward in evaluation.rewards):
         raise UserError("evaluation.rewards: the distance from the base is measured anyway; leave 'kl' out.")

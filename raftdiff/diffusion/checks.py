@@ -36,8 +36,9 @@ def check_recipe(recipe: Recipe) -> None:
     counted = [weight_of(reward) for reward in recipe.ranker.rewards if reward.type not in UNMEASURED]
     if not any([*counted, *(reward.weight for reward in evaluation.rewards)]):
         raise UserError(
-            "evaluation.rewards: data score their own pictures alone (ranker.rewards: given), so the tuned model's "
-            "pictures would have no reward; name one here that looks on, such as clip, with a weight."
+            "evaluation.rewards: data score their own pictures alone (ranker.rewards: given), and a veto measures "
+            "nothing, so the tuned model's pictures would have no reward; name one here that looks on, such as clip, "
+            "with a weight."
         )
     drawn = [one for one in samplers(recipe) if not isinstance(one, FolderSamplerConfig)]
     if drawn and any(reward.type in UNMEASURED and has_say(reward) for reward in recipe.ranker.rewards):
@@ -145,8 +146,13 @@ def _check_reuse(recipe: Recipe, config: Any, share: int, learner: str) -> None:
 def _check_gradient(recipe: Recipe, learner: str) -> None:
     """
     Raises:
-        UserError: the rewards are mixed or bounded in a way that has no gradient, or one of them has none.
+        UserError: no reward is climbed; or they are mixed or bounded in a way that has no gradient, or one of them has
+            none.
     """
+    if not any(map(weight_of, recipe.ranker.rewards)):
+        raise UserError(
+            f"ranker.rewards: {learner} climbs the rewards' gradient, and none of them has a weight, and role: train."
+        )
     if recipe.ranker.mix != "weighted_sum":
         raise UserError(
             f"ranker.mix: {learner} climbs the weighted sum of the rewards, and ranks nothing; use mix: weighted_sum."

@@ -67,9 +67,9 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
         onlookers: rewards of the evaluation alone; None where there is no such key.
 
     Raises:
-        UserError: two rewards of one name, or none that ranks; a mix or a role that has no meaning there; held-out
-            figures without held-out prompts; stopping by a curve, or a guard over figures, that are not drawn; more
-            candidates kept than there are.
+        UserError: two rewards of one name, or none that ranks or vetoes; a mix or a role that has no meaning there;
+            held-out figures without held-out prompts; stopping by a curve, or a guard over figures, that are not drawn;
+            more candidates kept than there are.
     """
     rewards, loop, evaluation = recipe.ranker.rewards, recipe.loop, recipe.evaluation
     names = [reward.name or reward.type for reward in (*rewards, *(onlookers or ()))]
@@ -77,10 +77,7 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
         where = "ranker.rewards" if onlookers is None else "ranker.rewards, evaluation.rewards"
         raise UserError(f"{where}: two are called '{min(twice)}'; give each its own 'name'.")
     if not any(map(weight_of, rewards)):
-        raise UserError(
-            "ranker.rewards: every weight is 0, or of a role that does not rank, so nothing could be ranked; give "
-            "one a weight, and role: train."
-        )
+        _check_unranked(recipe)
     if bound := next((it for it in onlookers or () if _role(it) in ("veto", "constraint")), None):
         raise UserError(
             f"evaluation.rewards: these look on, and '{bound.name or bound.type}' is to be a {bound.role}; give it "
@@ -99,6 +96,29 @@ def check_alike(recipe: Any, *, held_out: bool, onlookers: Sequence[Any] | None 
     keep = getattr(recipe.ranker.selector, "keep", 1)
     if keep > loop.candidates:
         raise UserError(f"ranker.selector.keep: {keep} of only {loop.candidates} candidates (loop.candidates).")
+
+
+def _check_unranked(recipe: Any) -> None:
+    """
+    Raises:
+        UserError: nothing vetoes either; or what is left, all of it as good as the rest, is to be compared.
+    """
+    ranker, roles = recipe.ranker, {_role(it): it.name or it.type for it in recipe.ranker.rewards}
+    if "veto" not in roles:
+        raise UserError(
+            "ranker.rewards: every weight is 0, or of a role that does not rank, so nothing could be ranked; give "
+            "one a weight, and role: train."
+        )
+    if "constraint" in roles:
+        raise UserError(
+            f"ranker.rewards: nothing ranks, so the constraint '{roles['constraint']}' would do nothing; make it a "
+            "veto, or give another reward a weight, and role: train."
+        )
+    if ranker.selector.build(seed=0).kind != "weighted":
+        raise UserError(
+            f"ranker.rewards: nothing ranks what the vetoes leave, and the selector '{ranker.selector.type}' compares "
+            f"it; use {SELECTORS['weighted']}, or give a reward a weight, and role: train."
+        )
 
 
 def _check_mix(recipe: Any) -> None:

@@ -17,10 +17,11 @@ from raftdiff.types import Sample, Scores, Selection
 
 def told_apart(draft: Draft, scores: Scores, ranker: Ranker[Any]) -> dict[str, Any]:
     """Where the rewards told nothing apart. Of what a model did not draw one answer a prompt is all that there is, and
-    with one alone from a teacher its answers are learnt for their own sake: there nothing was to be told apart."""
+    with one alone from a teacher its answers are learnt for their own sake: there nothing was to be told apart. Nor is
+    what vetoes leave where no reward ranks."""
     sources = {row["source"] for row in draft.folder.rows()}
     wanted = {"policy"} if scores.total.shape[1] == 1 else {"policy", "teacher"}
-    if not sources & wanted:
+    if not sources & wanted or not any(weight for _, weight in ranker.rewards):
         return {"undecided": 0, "constant": []}
     weighed = [
         reward.name

@@ -19,7 +19,7 @@ from raftdiff.llm.recipe import TextRecipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
-from raftdiff.recipes.checks import weight_of
+from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.files import locate
 from raftdiff.records import beginning
 from raftdiff.records.disk import read_json, sync_all, write_text
@@ -140,7 +140,7 @@ def _tuned(stage: Stage) -> Outcome:
         if stage.asked_for_model:
             _write_model(assembly, stage.model)
     rewards = {name: (one["before"]["mean"], one["after"]["mean"]) for name, one in evaluation["rewards"].items()}
-    trained = [str(one.name or one.type) for one in recipe.ranker.rewards if weight_of(one)]
+    trained = [str(one.name or one.type) for one in recipe.ranker.rewards if has_say(one)]
     return Outcome(
         stage.id, rewards=rewards, trained=[one for one in trained if one in rewards], kl=evaluation["drift"]["kl"]
     )

@@ -124,6 +124,21 @@ def test_a_teacher_without_room_for_its_answers_is_told_before_anything_is_sampl
         assemble_text(of(recipe, mixture))
 
 
+def test_a_magic_dialogue_that_leaves_no_room_for_an_answer_is_told_before_anything_is_sampled(recipe: Path) -> None:
+    history = f"[{{role: user, content: {'film ' * 30}}}, {{role: assistant, content: good}}]"
+    magic = f"sampler={{type: policy, magic: {{history: {history}}}, decoding: {{max_new_tokens: 1000}}}}"
+    with pytest.raises(UserError, match=r"^sampler.decoding.max_new_tokens: .* new ones are more than the 1024"):
+        assemble_text(of(recipe, magic))
+
+
+def test_a_veto_alone_has_what_it_leaves_learnt(recipe: Path, tmp_path: Path) -> None:
+    alone = "ranker.rewards=[{type: length, direction: more, role: veto, at_least: -1}]"
+    known = of(recipe, alone, "evaluation.rewards=[{type: length, direction: more, name: looks_on}]")
+    (done,) = raft(Run.create(tmp_path / "run", known, seed=0), assemble_text(known).parts)
+    assert (done.metrics["selected"], done.metrics["undecided"]) == (2, 0)
+    assert not any("told nothing apart" in one for one in warnings([done.metrics]))
+
+
 @final
 class Said:
     """Whoever it is that answers the film first at too great a length, then in a word."""

@@ -19,6 +19,8 @@ from raftdiff.selection.mixes import MIXES, MixName
 
 JPEG, VETO = "{type: jpeg}", "{type: exposure, role: veto, at_least: 0.1}"
 MEDIAN = "{type: saturation, role: constraint, at_least: median}"
+LOOKS_ON = "evaluation.rewards=[{type: jpeg}]"
+IMITATED = ("finetuner.learning={type: sft}", "ranker.selector={type: best_of_k}")
 
 
 def rewards(*of: str) -> str:
@@ -54,12 +56,24 @@ def test_a_plan_says_who_ranks_and_who_does_not() -> None:
     told = "weighted_sum of jpeg, colour_entropy x 0.5; exposure vetoes below 0.1; those below median in saturation"
     assert _ranked_by(recipe) == f"{told} come last; sharpness looks on"
     assert _ranked_by(load_recipe("demo", [rewards(JPEG), "ranker.mix=gdpo"])) == "jpeg"
+    alone = load_recipe("demo", [rewards(VETO), LOOKS_ON, *IMITATED])
+    assert _ranked_by(alone) == "nothing; exposure vetoes below 0.1"
 
 
 @pytest.mark.parametrize(
     ("overrides", "sentence"),
     [
         ([rewards("{type: jpeg, role: hold_out}")], "every weight is 0, or of a role that does not rank"),
+        ([rewards(VETO), "evaluation.rewards=[]", *IMITATED], "and a veto measures nothing, so"),
+        ([rewards(VETO, MEDIAN)], "nothing ranks, so the constraint 'saturation' would do nothing"),
+        (
+            [rewards(VETO), "finetuner.learning={type: dpo}", "ranker.selector={type: best_worst}"],
+            "nothing ranks what the vetoes leave, and the selector 'best_worst' compares it; use best_of_k, top",
+        ),
+        (
+            [rewards(VETO), LOOKS_ON, "finetuner.learning={type: draft}", "ranker.selector={type: random}"],
+            "learning: draft climbs the rewards' gradient, and none of them has a weight, and role: train",
+        ),
         ([rewards(JPEG, "{type: exposure, role: veto}")], "ranker.rewards.1: role: veto takes 'at_least'"),
         ([f"evaluation.rewards=[{VETO}]"], "evaluation.rewards: these look on, and 'exposure' is to be a veto"),
         ([rewards(JPEG, "{type: exposure, role: veto, at_least: .nan}")], "ranker.rewards.1.at_least"),
