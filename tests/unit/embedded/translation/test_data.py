@@ -10,7 +10,17 @@ import pytest
 import torch
 
 from raftdiff.embedded.translation import world
-from raftdiff.embedded.translation.data import CLEAN, KINDS, NOISE, PAIRS, decided, preferences, sources, written
+from raftdiff.embedded.translation.data import (
+    CLEAN,
+    KINDS,
+    NOISE,
+    PAIRS,
+    TAUGHT,
+    decided,
+    preferences,
+    sources,
+    written,
+)
 from raftdiff.embedded.translation.reward import RenderingConfig
 from raftdiff.errors import UserError
 from raftdiff.types import Prompt, Sample
@@ -27,7 +37,7 @@ def test_what_ships_is_what_the_command_writes() -> None:
     assert rows("train")[:20] == list(islice(sources(), 20))
     assert rows("held_out")[:5] == list(islice(sources(apart=True), 5))
     assert rows("ptx")[:20] == list(islice(written(), 20))
-    assert rows("pairs")[:20] == list(islice(preferences(PAIRS, noise=NOISE), 20))
+    assert rows("pairs")[:20] == list(islice(preferences(PAIRS, kinds=TAUGHT, noise=NOISE), 20))
     assert rows("clean_pairs")[:5] == list(islice(preferences(CLEAN, apart=True), 5))
 
 
@@ -40,11 +50,16 @@ def test_what_is_held_out_shares_no_pair_of_thing_and_opinion_with_what_is_learn
     assert not learnt & (said["held_out"] | said["clean_pairs"])
 
 
-def test_a_third_of_the_pairs_each_is_decided_by_one_thing_and_a_fifth_is_labelled_wrongly() -> None:
+def test_half_of_the_pairs_is_decided_by_fluency_and_a_tenth_is_labelled_wrongly() -> None:
     pairs = rows("pairs")
     assert (len(pairs), len(rows("clean_pairs"))) == (PAIRS, CLEAN)
     assert sum(pair["truth"] == 0 for pair in pairs) == NOISE * PAIRS
     assert all(pair["truth"] for pair in rows("clean_pairs"))
+    assert Counter(pair["kind"] for pair in pairs) == {
+        "faithful": PAIRS // 4,
+        "fluent": PAIRS // 2,
+        "elegant": PAIRS // 4,
+    }
     assert set(Counter(pair["kind"] for pair in rows("clean_pairs")).values()) == {CLEAN // 3}
     for pair in pairs[:150]:
         assert decided(pair["prompt"], pair["chosen"], pair["rejected"]) == (pair["kind"], bool(pair["truth"]))
