@@ -24,12 +24,14 @@ from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.measures.alarms import after_going_back
 from raftdiff.raft import guarded, raft, until_alarm, until_no_gain
 from raftdiff.ranking import Ranker
+from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import locate, medium_of
 from raftdiff.recipes.needs import ready
 from raftdiff.recipes.prompts import build
 from raftdiff.records import beginning
 from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
+from raftdiff.records.provenance import revisions
 from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
@@ -94,10 +96,13 @@ def prepared(run: Run, recipe: AnyRecipe) -> AnyAssembly:
     """The parts of a run's recipe, to look at its model.
 
     Raises:
-        UserError: the weights that it names are not those that the run was begun with, or cannot be loaded.
+        UserError: the weights that it names, or the commits of those on a hub, are not those that the run was begun
+            with, or cannot be loaded.
     """
     run.bind(weights_of(recipe))
-    return assembled(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe, training=False)
+    parts = assembled(recipe) if isinstance(recipe, TextRecipe) else assemble(recipe, training=False)
+    run.bind(revisions(plain(recipe)))  # only now: a hub that was asked may have moved on
+    return parts
 
 
 def assembled(recipe: AnyRecipe) -> AnyAssembly:

@@ -99,9 +99,24 @@ def revisions(recipe: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def put_back(names: Sequence[str], marks: Mapping[str, str]) -> str:
+    """What to do so that these models have their ``marks`` again, as the beginning of a sentence's end. Of one on a hub
+    an older commit is read only where the cache holds it as the latest, and the hub is not asked."""
+    told = [
+        f"hf download {name} --revision {marks[name]} && echo {marks[name]} > {_latest(name)}"
+        for name in names
+        if HUB.fullmatch(name) and _cached(name)
+    ]
+    return f"put them back ({'; '.join(told)}; and from then on HF_HUB_OFFLINE=1)" if told else "put them back"
+
+
 def _cached(name: str) -> str | None:
-    latest = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
+    latest = _latest(name)
     return latest.read_text(encoding="utf-8").strip() if latest.is_file() and not Path(name).exists() else None
+
+
+def _latest(name: str) -> Path:
+    return Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}" / "refs" / "main"
 
 
 def marks_at(place: str, key: str, name: str, recipe: Flat, called: str | None = None) -> dict[str, str]:

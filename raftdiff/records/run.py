@@ -22,7 +22,7 @@ from raftdiff.recipes.needs import runs_near
 from raftdiff.recipes.source import values
 from raftdiff.records import integrity
 from raftdiff.records.disk import append, demand_place, read_yaml, write_text
-from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, told
+from raftdiff.records.provenance import NOTHING, lying, marks_at, moves, provenance, put_back, told
 from raftdiff.records.rounds import Draft, RoundFolder
 from raftdiff.types import FineTuner, Selection, State
 
@@ -208,8 +208,8 @@ class Run:
             name for name, mark in weights.items() if facts["weights"].get(name, mark) not in (mark, NOTHING)
         ):
             raise UserError(
-                f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; put "
-                "them back, or begin a new run with --out."
+                f"{self.path}: this run was begun with other weights of {', '.join(changed)} than lie there now; "
+                f"{put_back(changed, facts['weights'])}, or begin a new run with --out."
             )
         elif new := {name: mark for name, mark in weights.items() if facts["weights"].get(name, NOTHING) == NOTHING}:
             self.know(weights={**facts["weights"], **new})

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from pydantic import Field
 
-from raftdiff.cli import opening
+from raftdiff.cli import either, opening
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain, read
 from raftdiff.records.beginning import at_work, fork
@@ -327,5 +327,12 @@ def test_a_run_goes_on_with_the_commit_of_a_hub_that_it_was_begun_with(
 
     fetched("abc")
     fetched("abc")
-    with pytest.raises(UserError, match="begun with other weights of owner/name than lie there now"):
+    with pytest.raises(UserError, match="begun with other weights of owner/name than lie there now") as refused:
         fetched("def")
+    assert f"(hf download owner/name --revision abc && echo abc > {latest}; and" in str(refused.value)
+    monkeypatch.setattr(either, "weights_of", lambda recipe: {})
+    monkeypatch.setattr(either, "assemble", lambda recipe, training: None)
+    with pytest.raises(UserError, match="begun with other weights of owner/name"):
+        either.prepared(Run(path), recipe)
+    latest.write_text("abc")
+    either.prepared(Run(path), recipe)
