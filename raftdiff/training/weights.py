@@ -20,6 +20,8 @@ WRAPPERS: Mapping[str, str] = {
 EVENLY = (0.7548776662466927, 0.5698402909980532)
 """Of rows and of columns: sums of these times the place, less their whole parts, fall evenly on 0 to 1 along rows and
 columns and in every block; 1/g and 1/g^2, where g^3 = g + 1."""
+EXPONENT = 0x7F800000
+"""The bits of a float32 that are its exponent."""
 AT_ONCE = 2**24
 """Numbers rounded at once: of a layer of 66 million that takes less memory."""
 HEADING = 60
@@ -115,7 +117,8 @@ def loaded(what: str, kind: Any, where: Any, **options: Any) -> Any:
 def rounded_evenly(weight: Tensor, dtype: torch.dtype) -> Tensor:
     """A weight in half precision, up or down by a pattern that is the same every time, so that what lies a tenth of the
     way between two numbers goes up in a tenth of the places. Rounded to the nearest, a change of less than half of that
-    way would be lost wherever it is added to a number of ``dtype``. Such numbers themselves stay as they are.
+    way would be lost wherever it is added to a number of ``dtype``. Such numbers themselves stay as they are, but for
+    those of bfloat16 below 1e-36.
 
     Args:
         weight: float32, of two dimensions or more.
@@ -124,13 +127,14 @@ def rounded_evenly(weight: Tensor, dtype: torch.dtype) -> Tensor:
     if dtype == torch.float32:
         return weight
     rows, fine, device = weight.flatten(1), torch.finfo(dtype), weight.device
+    least = max(fine.smallest_normal * fine.eps, torch.finfo(torch.float32).tiny)  # a CPU may hold less for 0
     found = torch.empty_like(rows, dtype=dtype)
     down, across = (EVENLY[at] * torch.arange(rows.shape[at], device=device) for at in (0, 1))
     count = max(1, AT_ONCE // rows.shape[1])
     for start in range(0, len(rows), count):
         part = rows[start : start + count]
-        exponent = torch.frexp(part).exponent - 1
-        apart = torch.ldexp(torch.full_like(part, fine.eps), exponent).clamp_min_(fine.smallest_normal * fine.eps)
+        power = (part.view(torch.int32) & EXPONENT).view(torch.float32)  # of two, below the number and exactly
+        apart = power.mul_(fine.eps).clamp_min_(least)
         pattern = (down[start : start + count, None] + across).remainder_(1).mul_(0.998)  # whole numbers stay
         found[start : start + count] = pattern.add_(part / apart).floor_().mul_(apart)
     return found.view_as(weight)

@@ -132,6 +132,16 @@ def test_in_half_precision_a_small_lora_is_merged_whole_and_the_base_comes_back_
         assert torch.equal(layer.weight, own.float())
 
 
+def test_what_a_cpu_holds_for_nothing_is_rounded_to_nothing():
+    tiny = torch.tensor([[3e-37, 0.0, -4e-39, 1e-40, 1.0]])
+    torch.set_flush_denormal(True)  # as raftdiff has a CPU do, for speed
+    try:
+        found = rounded_evenly(tiny, torch.bfloat16).float()
+    finally:
+        torch.set_flush_denormal(False)
+    torch.testing.assert_close(found, tiny, rtol=0, atol=2e-38)
+
+
 def test_numbers_of_half_precision_stay_and_others_go_up_as_often_as_they_lie_above():
     for dtype in (torch.bfloat16, torch.float16):
         weight = (0.03 * torch.randn(64, 96)).to(dtype)
