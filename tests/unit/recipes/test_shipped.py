@@ -44,9 +44,12 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
         recipe = load_recipe(str(path))
         assert build(recipe.prompts)
     assert recipe.name == path.stem
-    schema, purpose = path.read_text().splitlines()[:2]
+    schema, purpose, next_line = path.read_text().splitlines()[:3]
     assert schema == "# yaml-language-server: $schema=recipe.schema.json"
     assert len(purpose) > 20
+    # it stands alone in lists and above --help, which ends it
+    assert purpose[-1] != "."
+    assert not next_line[2:3].islower()
 
 
 def test_the_recipes_that_ship_are_those_in_the_folder() -> None:
