@@ -16,7 +16,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.sandbox import Network, Outcome, Sandbox, Test
 from raftdiff.rewards.texts import fenced
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 COMPILES = 0.25
 PARSES, RUNS = 0.1, 0.2
@@ -100,8 +100,28 @@ class CodeReward:
         self._prepend, self._workers, self._grades = prepend_prompt, workers or os.cpu_count() or 1, grades
         self._known: dict[str, Outcome] = {}
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Warns of prompts without any test.
+
+        Raises:
+            UserError: tests of another form or no Python, or of a prompt such as no program could fail.
+        """
+        tests = [self._tests_of(prompt) for prompt in prompts]
+        for prompt, its in zip(prompts, tests, strict=True):
+            if its and all(isinstance(test, str) and _is_idle(test) for test in its):
+                raise UserError(
+                    f"prompt '{prompt.id}': {self._column}: these tests call and assert nothing, so every program "
+                    "that runs would pass them. Add an assertion, or a call such as check(solution)."
+                )
+        if bare := [prompt.id for prompt, its in zip(prompts, tests, strict=True) if not its]:
+            warnings.warn(
+                f"The reward '{self.name}': {len(bare)} of {len(prompts)} prompts have no tests under "
+                f"'{self._column}', the first '{bare[0]}': there every program that runs to its end is right.",
+                stacklevel=2,
+            )
+
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        tasks = [(self._program(sample), self._tests_of(sample)) for sample in samples]
+        tasks = [(self._program(sample), self._tests_of(sample.prompt)) for sample in samples]
         outcomes = self._outcomes(tasks)
         found = [points(outcomes[_key(task)] if task[0].strip() else None, self._grades) for task in tasks]
         return torch.tensor(found, dtype=torch.float32)
@@ -124,9 +144,9 @@ class CodeReward:
         program = sample.media if block is None else block
         return sample.prompt.caption + program if self._prepend else program
 
-    def _tests_of(self, sample: Sample[str]) -> list[Test]:
-        own = sample.prompt.meta.get(self._column) or []
-        return [*self._tests, *_tests(own, f"prompt '{sample.prompt.id}': {self._column}")]
+    def _tests_of(self, prompt: Prompt) -> list[Test]:
+        own = prompt.meta.get(self._column) or []
+        return [*self._tests, *_tests(own, f"prompt '{prompt.id}': {self._column}")]
 
 
 def points(outcome: Outcome | None, grades: Grades = "tests") -> float:
@@ -182,3 +202,19 @@ def _demand_python(test: str, where: str) -> None:
             ast.parse(test)
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise UserError(f"{where}: this test is not Python, so no program could pass it: {error}.") from None
+
+
+def _is_idle(test: str) -> bool:
+    """It defines things alone, and does nothing that could go wrong: HumanEval's tests, say, without their call; or
+    a list in JSON, which is Python too.
+
+    >>> _is_idle("def check(f):\\n    assert f(1) == 2"), _is_idle('["assert f(1) == 2"]'), _is_idle("check(f)")
+    (True, True, False)
+    """
+    define = (ast.FunctionDef, ast.ClassDef, ast.Pass)
+    does = (ast.Name, ast.Call)
+    return all(
+        isinstance(node, define)
+        or (isinstance(node, ast.Expr | ast.Assign) and not any(isinstance(one, does) for one in ast.walk(node.value)))
+        for node in ast.parse(test).body
+    )

@@ -64,6 +64,14 @@ class TranslationReward:
         )
         self._column = column
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt without a reference.
+        """
+        for prompt in prompts:
+            references(prompt, self._column)
+
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         found = [self._metric.sentence_score(s.media, references(s.prompt, self._column)).score for s in samples]
         return torch.tensor(found, dtype=torch.float32)

@@ -411,6 +411,21 @@ def test_tests_of_another_form_get_a_sentence() -> None:
         CodeConfig(tests=["1 +"], network="allow").build()
 
 
+def test_tests_are_looked_at_before_anything_is_sampled() -> None:
+    def prompts(*tests: Any) -> list[Prompt]:
+        return [Prompt(f"p{number}", "Double.", "", "", meta={"tests": one}) for number, one in enumerate(tests)]
+
+    reward = CodeConfig(network=ALLOWED.network).build()
+    reward.check_prompts(prompts(TESTS, "check(double)", [{"input": "", "output": "x"}]))
+    with pytest.raises(UserError, match=r"prompt 'p1': tests\.0: this test is not Python"):
+        reward.check_prompts(prompts(TESTS, ["assert ("]))
+    for idle in ("def check(f):\n    assert f(1) == 2", '["assert double(2) == 4"]', ["A = {'b': 1}", "# assert it"]):
+        with pytest.raises(UserError, match=r"prompt 'p0': tests: these tests call and assert nothing"):
+            reward.check_prompts(prompts(idle))
+    with pytest.warns(match=r"'code': 2 of 3 prompts have no tests under 'tests', the first 'p1': there every program"):
+        reward.check_prompts(prompts(TESTS, None, []))
+
+
 def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sandboxes, "_missing", lambda: "unshare: Operation not permitted")
     with pytest.raises(

@@ -218,6 +218,8 @@ def test_one_reference_or_several_in_any_column() -> None:
     for missing in ({}, {"reference": ""}, {"reference": []}, {"reference": [None]}, {"reference": 3}):
         with pytest.raises(UserError, match="prompt 'p' has no text under 'reference' to compare with"):
             TranslationConfig().build().score(samples("x", **missing))
+        with pytest.raises(UserError, match="prompt 'p' has no text under 'reference' to compare with"):
+            TranslationConfig().build().check_prompts([samples("x", **missing)[0].prompt])
 
 
 def test_chinese_is_cut_by_characters() -> None:
