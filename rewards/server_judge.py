@@ -2,6 +2,7 @@
 
 import math
 import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from pydantic import Field, model_validator
 from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue
 from raftdiff.chat.kept import KeptReplies
-from raftdiff.errors import UserError
+from raftdiff.errors import UserError, printable
 from raftdiff.recipes.config import RewardConfig, Said
 from raftdiff.types import Sample
 
@@ -93,6 +94,13 @@ class ServerReward:
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         replies = self._asking.replies([self._slots(sample) for sample in samples])
         found = [sum(ratings(reply, self._criteria, self._scale)) for reply in replies]
+        if len(found) > 1 and all(map(math.isnan, found)):
+            lowest, highest = self._scale
+            warnings.warn(
+                f"The reward '{self.name}': none of {len(found)} replies rates by all of {', '.join(self._criteria)}, "
+                f"from {lowest} to {highest}. The first: '{printable(replies[0]):.200}'.",
+                stacklevel=2,
+            )
         return torch.tensor(found, dtype=torch.float32)
 
     def keep_replies(self, file: Path) -> None:

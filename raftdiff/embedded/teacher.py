@@ -25,6 +25,11 @@ from raftdiff.testing.servers import chat_server
 
 CRITERIA = ("relevance", "correctness", "coherence", "safety")
 _REVIEW = re.compile(r"(\w+) about (\w+) :")
+_QUESTION = re.compile(
+    r"from 1 \(worst\) to 5 \(best\) for each of these: (.*?)\. .*"
+    r"\[Prompt\]\n(.*)\n\[End of the prompt\]\s*\[Answer\]\n(.*)\n\[End of the answer\]",
+    re.DOTALL,
+)
 
 
 def by_rules(prompt: str, answer: str) -> Mapping[str, Rating]:
@@ -73,15 +78,29 @@ def replied(request: Mapping[str, Any]) -> str:
     """What is said to a request of the reward ``server``: a line a criterion, "Relevance: 4 (it answers, at length)".
 
     Raises:
-        UserError: nobody of that name rates here, the question is not in the reward's words, or asks of something else.
+        UserError: no such request; nobody of that name rates here; the question is not in the reward's words, on
+            another scale or by another criterion; or it asks of something else.
     """
-    if request["model"] not in TEACHERS:
-        raise UserError(f"There is no teacher '{request['model']}'. {nearest(request['model'], TEACHERS)}")
-    asked = request["messages"][-1]["content"]
-    found = re.search(r"\[Prompt\]\n(.*)\n\[End of the prompt\]\s*\[Answer\]\n(.*)\n\[End of the answer\]", asked, re.S)
+    match request:
+        case {"model": str(model), "messages": [*_, {"content": str(asked)}]}:
+            pass
+        case _:
+            raise UserError(
+                "The teacher is asked by a 'model' and 'messages', the last of which has a text as 'content'."
+            )
+    if model not in TEACHERS:
+        raise UserError(f"There is no teacher '{model}'. {nearest(model, TEACHERS)}")
+    found = _QUESTION.search(asked)
     if found is None:
-        raise UserError("The teacher reads the question as the reward 'server' asks it; leave its template as it is.")
-    ratings = TEACHERS[request["model"]](*found.groups())
+        raise UserError(
+            "The teacher reads the question as the reward 'server' asks it; leave its template, 'lowest' and 'highest' "
+            "as they are."
+        )
+    criteria, prompt, answer = found.groups()
+    for name in criteria.lower().split(", "):
+        if name not in CRITERIA:
+            raise UserError(f"The teacher rates by no criterion '{name}'. {nearest(name, CRITERIA)}")
+    ratings = TEACHERS[model](prompt, answer)
     return "\n".join(f"{name.capitalize()}: {one.stars} ({one.reason})" for name, one in ratings.items())
 
 

@@ -3,7 +3,7 @@
 import json
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, final
 
@@ -30,16 +30,16 @@ def server(reply: Callable[[Mapping[str, Any]], Any], *, port: int = 0) -> Itera
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             try:
-                status, said = 200, reply(asked)
+                status, said = 200, reply(_asked(self.rfile.read(int(self.headers["Content-Length"] or 0))))
             except UserError as error:
                 status, said = 400, {"error": {"message": str(error)}}
             data = json.dumps(said).encode()
-            self.send_response(status)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data)
+            with suppress(ConnectionError):  # who asked has been stopped
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
 
         def log_message(self, *args: Any) -> None:
             del args
@@ -51,6 +51,16 @@ def server(reply: Callable[[Mapping[str, Any]], Any], *, port: int = 0) -> Itera
     finally:
         running.shutdown()
         running.server_close()
+
+
+def _asked(body: bytes) -> Mapping[str, Any]:
+    try:
+        found = json.loads(body)
+    except ValueError:
+        found = None
+    if not isinstance(found, dict):
+        raise UserError("A request is an object in JSON.")
+    return found
 
 
 @final

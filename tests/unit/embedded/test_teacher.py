@@ -1,6 +1,8 @@
 """The teacher without a model: its ratings, and that the reward ``server`` reads them."""
 
 from collections.abc import Mapping
+from urllib.error import HTTPError
+from urllib.request import urlopen
 
 import pytest
 
@@ -76,6 +78,17 @@ def test_the_reward_asks_and_reads_it() -> None:
         assert bool(((tossed >= 4) & (tossed <= 20)).all())
         with pytest.raises(UserError, match="answered 400: The teacher's rules know no answer to 'What is love\\?'"):
             rules.score([of("What is love?", "Baby.")])
+        for other, told in (
+            ({"highest": 10}, "'highest' as they are"),
+            ({"criteria": ["humour"]}, "no criterion 'humour'"),
+        ):
+            odd = ServerConfig.model_validate({"base_url": address, "model": "coin", "retries": 0, **other}).build()
+            with pytest.raises(UserError, match=told):
+                odd.score(answers[:1])
+        with pytest.raises(HTTPError) as refused:
+            urlopen(f"{address}/chat/completions", b"not JSON", timeout=5)
+        with refused.value as answer:
+            assert b"A request is an object in JSON." in answer.read()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +96,9 @@ def test_the_reward_asks_and_reads_it() -> None:
     [
         ({"model": "rule", "messages": [{"content": "?"}]}, "no teacher 'rule'. Did you mean 'rules'\\?"),
         ({"model": "rules", "messages": [{"content": "Rate this: 12"}]}, "as the reward 'server' asks it"),
+        ({"model": "rules", "messages": []}, "is asked by a 'model' and 'messages'"),
+        ({"model": ["rules"], "messages": [{"content": "?"}]}, "is asked by a 'model' and 'messages'"),
+        ({"model": "rules", "messages": [{"content": [{"type": "text"}]}]}, "has a text as 'content'"),
     ],
 )
 def test_what_it_cannot_rate_is_a_sentence(asked: Mapping[str, object], told: str) -> None:

@@ -49,6 +49,14 @@ def test_it_keeps_the_contract_over_http(judge: str) -> None:
     assert all(check.passed for check in report.checks), str(report)
 
 
+def test_replies_of_which_none_rates_are_shown() -> None:
+    reward = ServerReward(Asking(Replying("I like \x1b it."), "{prompt} {answer}"), criteria=TWO)
+    with pytest.warns(
+        match=r"none of 2 replies rates by all of relevance, safety, from 1 to 5\. The first: 'I like \\x1b"
+    ):
+        assert bool(reward.score(answers("a", "b")).isnan().all())
+
+
 def test_the_judge_is_asked_at_temperature_nought_with_slots_filled_once() -> None:
     chat = Replying("relevance: 4 safety: 5")
     template = "{prompt}|{answer}|{criteria}|{lowest}-{highest}|{form}|{x}"
