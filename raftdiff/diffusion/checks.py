@@ -117,8 +117,8 @@ def _check_reuse(recipe: Recipe, config: Any, share: int, learner: str) -> None:
         config: of one of its samplers, that gives ``share`` candidates of a prompt.
 
     Raises:
-        UserError: layers are to be asked alone where nothing is drawn, where the way of each picture counts, or of a
-            network that is held so that all are asked in turn.
+        UserError: layers are to be asked alone where nothing is drawn, where the way of each picture counts, at every
+            step but the first, or of a network that is held so that all are asked in turn.
     """
     drawing = config if isinstance(config, DiffusionSamplerConfig) else getattr(config, "drawing", None)
     reuse = getattr(drawing, "reuse", None)
@@ -134,6 +134,11 @@ def _check_reuse(recipe: Recipe, config: Any, share: int, learner: str) -> None:
         raise UserError(
             f"sampler.reuse: it asks some layers of the network alone, and does not go with model.{taken}; leave one "
             "out."
+        )
+    if reuse.every >= max(2, drawing.steps):
+        raise UserError(
+            f"sampler.reuse.every: of {drawing.steps} steps only the first would ask the whole network, which leaves "
+            "little of a picture; take fewer, 2 or 3 say."
         )
     looks = [] if drawing.prune is None else drawing.prune.looks(drawing.steps, share)
     if torn := next((look.steps for look in looks if look.steps % reuse.every), None):

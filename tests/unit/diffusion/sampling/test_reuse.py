@@ -154,6 +154,7 @@ def test_more_skips_than_there_are_and_strange_blocks_are_told(parts):
             "sampler.reuse: it asks some layers .* does not go with model.compile; leave one",
         ),
         ({"model": {"sharded": True}}, "does not go with model.sharded: true"),
+        ({"reuse": {"every": 5}}, "sampler.reuse.every: of 5 steps only the first would ask the whole network"),
         ({"prune": {"at": [0.6], "keep": [0.5]}}, "compared after step 3, .* compare after a multiple of 2 steps"),
         ({"scheduler": "ddim", "learning": {"type": "ddpo"}}, "sampler.reuse: learning: ddpo learns from steps of the"),
         (
@@ -164,7 +165,7 @@ def test_more_skips_than_there_are_and_strange_blocks_are_told(parts):
 )
 def test_where_it_cannot_be_it_is_refused_with_the_recipe(changes, sentence):
     drawing = {"type": "diffusion", "steps": 5, "reuse": {"every": 2}}
-    drawing |= {key: it for key, it in changes.items() if key in ("prune", "scheduler")}
+    drawing |= {key: it for key, it in changes.items() if key in ("prune", "scheduler", "reuse")}
     learning = changes.get("learning", {"type": "sft"})
     recipe = Recipe(
         name="reuse",
