@@ -3,6 +3,7 @@
 ``scenes``, ``reviews``, ``translation`` and ``programs`` are the worlds that they know, and how they were trained.
 """
 
+import difflib
 from pathlib import Path
 
 from raftdiff.errors import UserError, gone, nearest
@@ -42,8 +43,12 @@ def resolve(model: str) -> str:
     """A model's name in a recipe -> what its loader takes: a folder for those that ship, else the name itself.
 
     Raises:
-        UserError: this installation lacks its files; or it shipped once, and nothing of that name lies here.
+        UserError: this installation lacks its files; or it shipped once, or nearly has the name of one that ships, and
+            nothing of that name lies here.
     """
     if gone(model) and not Path(model).exists():
         raise UserError(gone(model))
+    close = difflib.get_close_matches(model.lower(), _NAMES, n=1, cutoff=0.8)
+    if close and model not in _NAMES and "/" not in model and not Path(model).exists():  # a hub's have an owner
+        raise UserError(f"No model called '{model}' ships with raftdiff, or lies here. Did you mean '{close[0]}'?")
     return str(folder(model)) if model in _NAMES else model

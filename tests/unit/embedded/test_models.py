@@ -36,6 +36,9 @@ def test_a_misspelt_model_gets_the_nearest_name() -> None:
         UserError, match=r"No model called 'scene-clop' ships with raftdiff\. Did you mean 'scene-clip'\?"
     ):
         embedded.folder("scene-clop")
+    with pytest.raises(UserError, match=r"No model called 'Code_LM' .*, or lies here\. Did you mean 'code-lm'\?"):
+        embedded.resolve("Code_LM")
+    assert embedded.resolve("me/code-lm") == "me/code-lm", "a hub's"
 
 
 @pytest.mark.parametrize("name", GONE)
