@@ -6,14 +6,15 @@ policy is tuned against that model.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, final
+from typing import Literal, NamedTuple, final, get_args
 
 import torch
 from jaxtyping import Float32
 from pydantic import Field
 
+from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
-from raftdiff.types import Sample
+from raftdiff.types import Prompt, Sample
 
 Feeling = Literal["low", "glad"]
 
@@ -159,11 +160,24 @@ class CompanionReward:
     """-10 to 6.5, higher is better: the sum of a ``Verdict`` on prompt and answer. English only.
 
     It is made to compare answers to one prompt. A policy that is ranked by it directly learns its lists of words; a
-    reward model that was trained on its comparisons has to see through fewer of them. No licence, no weights.
+    reward model that was trained on its comparisons has to see through fewer of them. How somebody feels may stand in
+    the data's column ``feeling``: low or glad. No licence, no weights.
     """
 
     def __init__(self, *, name: str = "companion") -> None:
         self.name = name
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: the data tell of a feeling that the rules do not know.
+        """
+        for prompt in prompts:
+            if (told := prompt.meta.get("feeling")) and told not in get_args(Feeling):
+                raise UserError(
+                    f"The reward 'companion': prompt '{prompt.id}' has feeling '{told}', and the rules know "
+                    f"{' and '.join(get_args(Feeling))} alone; name one of them, or leave it out."
+                )
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         found = [

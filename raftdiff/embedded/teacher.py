@@ -26,8 +26,8 @@ from raftdiff.testing.servers import chat_server
 CRITERIA = ("relevance", "correctness", "coherence", "safety")
 _REVIEW = re.compile(r"(\w+) about (\w+) :")
 _QUESTION = re.compile(
-    r"from 1 \(worst\) to 5 \(best\) for each of these: (.*?)\. .*"
-    r"\[Prompt\]\n(.*)\n\[End of the prompt\]\s*\[Answer\]\n(.*)\n\[End of the answer\]",
+    r"from 1 \(worst\) to 5 \(best\) for each of these: (.*?)\. .*?"
+    r"\[Prompt\]\n(.*?)\n\[End of the prompt\]\s*\[Answer\]\n(.*)\n\[End of the answer\]",
     re.DOTALL,
 )
 

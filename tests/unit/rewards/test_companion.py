@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from raftdiff.errors import UserError
 from raftdiff.llm.data.prompts import DataConfig, read_prompts
 from raftdiff.rewards.companion import CompanionConfig, asks, feeling, stems, verdict
 from raftdiff.types import Prompt, Sample
@@ -89,3 +90,11 @@ def test_the_reward_sums_the_rules_and_takes_the_feeling_from_the_data() -> None
         .score([Sample(0, one, 0, 0, "policy", text) for one, text in ((plain, GOOD), (known, "Congratulations!"))])
     )
     assert found.tolist() == [verdict(DOG, GOOD).total, verdict(known.caption, "Congratulations!", "glad").total]
+
+
+def test_a_feeling_that_the_rules_do_not_know_is_told_before_anything_is_drawn() -> None:
+    reward = CompanionConfig().build()
+    known = [Prompt(name, DOG, DOG, DOG, meta={"feeling": name}) for name in ("low", "glad", "")]
+    reward.check_prompts([*known, Prompt("none", DOG, DOG, DOG)])
+    with pytest.raises(UserError, match="prompt 'a' has feeling 'sad', and the rules know low and glad alone"):
+        reward.check_prompts([Prompt("a", DOG, DOG, DOG, meta={"feeling": "sad"})])
