@@ -116,7 +116,8 @@ def test_ratings_by_the_dice_are_told_as_what_they_are(folder: Path, capsys: pyt
         (["--column", "dies"], r"no row has a column 'dies' with ratings \(--column\)\. Did you mean 'dice'"),
         (["head=x.pth"], r"head=x\.pth: this is said by --out here"),
         (["batchsize=3"], r"the reward 'aesthetic': batchsize: unknown key\. Did you mean 'batch_size'"),
-        (["--tower", "scene-clp"], r"--tower scene-clp: .* neither a CLIP model .* 'scene-clip' ships, and needs no"),
+        (["--tower", "vit-b-23"], r"--tower vit-b-23: .* neither a CLIP model .* 'scene-clip' ships, and needs no"),
+        (["--tower", "scene-clp"], r"No model called 'scene-clp' ships .* Did you mean 'scene-clip'\?"),
         (["--held-out", "1.5"], r"argument --held-out: '1\.5' is not a number between 0 and 1"),
     ],
 )
