@@ -134,14 +134,16 @@ def fit(
     batches: Callable[[float, bool], Iterator[Batch]],
     *,
     lesson: float,
+    warmup: int = 50,
     measured: Callable[[Tensor, Tensor], Tensor] | None = None,
     aside: Sequence[nn.Parameter] = (),
 ) -> None:
     """A sitting of ``given.minutes`` in all, on from the checkpoint where there is one; stores the weights' average.
 
     ``batches(begun, True)`` are those of a lesson, the share ``lesson`` of the sitting at its beginning, and
-    ``batches(begun, False)`` those of the rest, where ``begun`` is the minutes that were spent before. ``measured`` is
-    the loss of the lesson where it is another, ``aside`` what learns with it and is thrown away afterwards.
+    ``batches(begun, False)`` those of the rest, where ``begun`` is the minutes that were spent before. The learning
+    rate first rises for ``warmup`` steps. ``measured`` is the loss of the lesson where it is another, ``aside`` what
+    learns with it and is thrown away afterwards.
     """
     parts = {"lm": model.model}  # all there is: the head is the embedding, which would be stored twice
     average = Average(parts, decay=0.998)
@@ -155,7 +157,7 @@ def fit(
         first = progress < turn
         ids, labels = (tensor.to(given.device) for tensor in next(taught if first else rest))
         found = measured(ids, labels) if measured and first else loss(model, ids, labels)
-        update(optimizer, found, rate(PEAK_RATE, progress, step, warmup=50), weights)
+        update(optimizer, found, rate(PEAK_RATE, progress, step, warmup=warmup), weights)
         average.update()
         seen += int((labels != IGNORED).sum())
         if step % 100 == 0:

@@ -24,6 +24,8 @@ from raftdiff.seeds import fold
 LESSON = 0.25
 """Share of a sitting, at its beginning, that is a lesson on mood: all opinion words agree with it, and `mood_loss`
 counts. Without it the model long takes the opinion words of a review for independent."""
+WARMUP = 200
+"""Steps over which the learning rate first rises."""
 
 
 def build_tokenizer() -> Any:
@@ -87,6 +89,7 @@ def main() -> None:
         tokenizer,
         drawn,
         lesson=LESSON,
+        warmup=WARMUP,
         measured=lambda ids, labels: losses(model, head, ids, labels),
         aside=[*head.parameters()],
     )
