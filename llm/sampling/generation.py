@@ -3,6 +3,7 @@
 import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, final
 
 import torch
@@ -14,6 +15,8 @@ from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LM
 from raftdiff.recipes.config import Config, Said
 
+NUCLEUS = 1024
+"""Tokens among which the nucleus of a distribution is looked for first."""
 Strategy = Literal["sample", "greedy", "beam", "diverse_beam"]
 
 
@@ -318,7 +321,6 @@ def _warpers(decoding: DecodingConfig, ending: Ending, ids: Tensor, device: torc
         SuppressTokensLogitsProcessor,
         TemperatureLogitsWarper,
         TopKLogitsWarper,
-        TopPLogitsWarper,
     )
 
     found: list[Any] = []
@@ -336,5 +338,27 @@ def _warpers(decoding: DecodingConfig, ending: Ending, ids: Tensor, device: torc
     if decoding.top_k:
         found.append(TopKLogitsWarper(decoding.top_k))
     if decoding.top_p < 1:
-        found.append(TopPLogitsWarper(decoding.top_p))
+        found.append(_Step(partial(nucleus, top_p=decoding.top_p)))
     return found
+
+
+def nucleus(ids: Tensor, scores: Float[Tensor, "rows vocabulary"], *, top_p: float) -> Float[Tensor, "rows vocabulary"]:
+    """The scores with all but the likeliest tokens that have ``top_p`` together at minus infinity (arXiv:1904.09751);
+    the likeliest always stays.
+
+    The library's own step sorts the whole vocabulary, which for 49,152 tokens is a third of drawing with SmolLM2 on a
+    CPU. Most nuclei are small, so only the rows whose first thousand tokens have less than ``top_p`` are sorted whole.
+    """
+    del ids
+    p, rest = scores.float().softmax(-1), torch.arange(len(scores), device=scores.device)
+    kept = torch.zeros_like(scores, dtype=torch.bool)
+    for width in (min(NUCLEUS, scores.shape[-1]), scores.shape[-1]):
+        likeliest = p[rest].topk(width, dim=-1)
+        mass = likeliest.values.double().cumsum(-1)
+        stays = mass - likeliest.values < top_p
+        stays[:, 0] = True
+        kept[rest[:, None], likeliest.indices] = stays
+        rest = rest[mass[:, -1] < top_p]
+        if not len(rest):
+            break
+    return scores.masked_fill(~kept, -torch.inf)

@@ -5,6 +5,7 @@ from collections import Counter
 
 import pytest
 import torch
+from transformers import TopPLogitsWarper
 
 from raftdiff.chat.dialogue import cut
 from raftdiff.embedded import resolve
@@ -12,7 +13,7 @@ from raftdiff.errors import UserError
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.rows import Row, score
 from raftdiff.llm.sampling import generation
-from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, search
+from raftdiff.llm.sampling.generation import DecodingConfig, Ending, generate, nucleus, search
 from raftdiff.recipes.config import check
 from raftdiff.seeds import fold
 
@@ -507,3 +508,19 @@ def test_a_model_that_computes_nan_is_told_when_it_draws(lm_folder, open_lm):
 def test_settings_that_no_draw_can_follow_are_told(options, told):
     with pytest.raises(UserError, match=told):
         check(DecodingConfig, options, "decoding")
+
+
+@pytest.mark.parametrize("top_p", [0.1, 0.9, 0.99, 1e-6])
+@pytest.mark.parametrize("scales", [[8.0, 8.0], [0.1, 8.0, 2.0]], ids=["narrow", "some wide"])
+def test_a_nucleus_is_the_librarys_without_its_sort(scales, top_p):
+    """Where it is found among the likeliest thousand tokens, and where a row is so flat that it is not."""
+    drawn = torch.randn(len(scales), 5000, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    scores = drawn * torch.tensor(scales)[:, None]
+    found = nucleus(torch.empty(0), scores, top_p=top_p)
+    peer = TopPLogitsWarper(top_p)(torch.empty(0), scores)
+    p = scores.softmax(-1)
+    # which token is the last one in is a matter of rounding, and no more than that
+    assert (p * (found.isfinite() != peer.isfinite())).sum(-1).max() < 1e-6
+    assert ((p * found.isfinite()).sum(-1) > top_p - 1e-6).all()
+    assert torch.equal(found[found.isfinite()], scores[found.isfinite()])
+    assert found.isfinite().any(-1).all()
