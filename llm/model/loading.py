@@ -16,7 +16,7 @@ from raftdiff.llm.model.turns import ALPACA, Turns
 from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, near, refuse
 from raftdiff.training import sharded
-from raftdiff.training.devices import DTYPES, DType, device_needs, find_device
+from raftdiff.training.devices import ByMachine, DType, device_needs, find_device, find_dtype
 from raftdiff.training.tokenizers import check_tokenizer, nameless, table_rows, within
 from raftdiff.training.weights import demand_all, demand_finite, reading
 from raftdiff.types import Prompt
@@ -37,8 +37,9 @@ class LMConfig(Config):
     """Read this GGUF file of the folder instead; its weights are taken out of their quantization."""
     revision: str | None = None
     """A commit, branch or tag of a Hugging Face id."""
-    dtype: DType = "float32"
-    """What the frozen weights are held in, and what sampling computes in."""
+    dtype: DType | ByMachine = "float32"
+    """What the frozen weights are held in, and what sampling computes in: float32, bfloat16, float16, or "auto",
+    bfloat16 where the device computes in it and else float32. Another machine may then give other answers."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     template: str = "auto"
@@ -205,7 +206,7 @@ def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
     else:
         model.to(device)
     template = _template(config, tokenizer)
-    lm = LM(config.base, model, tokenizer, device, DTYPES[config.dtype], template, config.max_prompt_tokens)
+    lm = LM(config.base, model, tokenizer, device, find_dtype(config.dtype, device), template, config.max_prompt_tokens)
     if not lm.eos:
         raise UserError(f"model.base: the tokenizer of '{config.base}' has no end token, so answers could not end.")
     return lm
@@ -231,9 +232,10 @@ def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:
         own = found.adapter is not None and (found.adapter / "tokenizer_config.json").is_file()
         place, chosen = (str(found.adapter), {"trust_remote_code": False}) if own else (found.root, options)
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, **chosen)
+    dtype = find_dtype(config.dtype, find_device(config.device))
     with reading(f"model.base: cannot load {called} as {_NOUNS[kind][0]}"):
         model, told = getattr(transformers, kind).from_pretrained(
-            found.root, dtype=DTYPES[config.dtype], output_loading_info=True, **options, **safe
+            found.root, dtype=dtype, output_loading_info=True, **options, **safe
         )
     missing = [key for key in told["missing_keys"] if not key.startswith("pooler.")]
     demand_all(f"model.base: {called} is no {_NOUNS[kind][1]}", missing, told["unexpected_keys"])

@@ -16,6 +16,22 @@ DTYPES: Mapping[str, torch.dtype] = {
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+ByMachine = Literal["auto"]
+"""In place of a precision: bfloat16 where the device computes in it, else float32."""
+
+
+def find_dtype(name: DType | ByMachine, device: torch.device) -> torch.dtype:
+    """A recipe's precision as torch's. "auto" asks a CPU for its instructions: one without those of bfloat16 takes
+    several times as long in it as in float32."""
+    if name != "auto":
+        return DTYPES[name]
+    # torch has no public word for these instructions
+    quick = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    return torch.bfloat16 if quick else torch.float32
+
+
+def _cpu_has_bfloat16() -> bool:
+    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def find_device(name: str) -> torch.device:

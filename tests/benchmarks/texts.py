@@ -2,9 +2,12 @@
 
     OMP_NUM_THREADS=1 python tests/benchmarks/texts.py review-lm --repeats 9
     OMP_NUM_THREADS=1 python tests/benchmarks/texts.py smollm2 --repeats 1     # its sizes, random weights; two minutes
+    OMP_NUM_THREADS=1 python tests/benchmarks/texts.py FOLDER --only nucleus   # SmolLM2 itself
 
 - ``sampling``: K answers to each prompt, when every row reads its prompt; when a prompt is read once; and when prompts
   of like length are drawn together too.
+- ``nucleus``: answers drawn with top_p, when the whole vocabulary is sorted, and as it is. With random weights every
+  word is as likely, and nothing is gained.
 - ``scoring`` and ``learning``: log p of the answers' tokens, the second with the backward pass to a LoRA, from the
   logits of all positions, and from those of the answers alone, a part at a time.
 - ``memory``: the most bytes that the loss's own tensors hold at once, hidden states given, forward and backward.
@@ -70,8 +73,9 @@ def in_turn(ways: Ways, repeats: int) -> dict[str, float]:
 
 
 def model(name: str) -> LM:
-    """The model that ships, or one of SmolLM2-135M's sizes with random weights and words for tokens."""
-    if name == "review-lm":
+    """The model that ships or lies in a folder, or one of SmolLM2-135M's sizes with random weights and words for
+    tokens."""
+    if name != "smollm2":
         return load(LMConfig(base=name, device="cpu"), resolve)
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -107,6 +111,22 @@ def sampling(lm: LM, prompts: Sequence[tuple[int, ...]], together: int, longest:
     }
 
 
+def nucleus(lm: LM, prompts: Sequence[tuple[int, ...]], longest: int) -> Ways:
+    from transformers import TopPLogitsWarper
+
+    how = DecodingConfig(temperature=0.8, top_p=0.95, max_new_tokens=longest, min_new_tokens=longest)
+    rows = [prompt for prompt in prompts for _ in range(CANDIDATES)]
+
+    def drawn() -> None:
+        generate(lm, rows, range(len(rows)), how)
+
+    def every_word() -> None:
+        with patch.object(generation, "nucleus", lambda ids, scores, top_p: TopPLogitsWarper(top_p)(ids, scores)):
+            drawn()
+
+    return {"the vocabulary sorted": every_word, "the likeliest thousand": drawn}
+
+
 def all_logits(network: Network, batch: Batch) -> Tensor:
     return log_probabilities(network.logits(batch), batch.ids)
 
@@ -117,6 +137,24 @@ def learning(lm: LM, network: Network, batch: Batch, lp: Callable[[Network, Batc
         lm.model.zero_grad()
 
     return step
+
+
+def scored(network: Network, batch: Batch) -> Ways:
+    return {
+        "all logits": torch.no_grad()(lambda: all_logits(network, batch)),
+        "the answers' alone, in parts": torch.no_grad()(lambda: network.lp(batch)),
+    }
+
+
+def learnt(lm: LM, network: Network, batch: Batch, repeats: int) -> dict[str, float]:
+    """As ``in_turn``, with a LoRA in the model from now on."""
+    trainable = attach(LMFineTunerConfig(), lm, seed=0)
+    ways = {
+        "all logits": learning(lm, network, batch, all_logits),
+        "the answers' alone, in parts": learning(lm, network, batch, Network.lp),
+    }
+    with training(trainable, lm.model, torch.float32, checkpointing=False):
+        return in_turn(ways, repeats)
 
 
 def memory(lm: LM, batch: Batch) -> dict[str, int]:
@@ -142,30 +180,24 @@ def memory(lm: LM, batch: Batch) -> dict[str, int]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("model", choices=JOBS)
+    parser.add_argument("model", help=f"{', '.join(JOBS)}, or the folder of another, which gets the jobs of smollm2")
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--only", choices=("sampling", "nucleus", "scoring", "learning", "memory"))
     given = parser.parse_args()
     torch.set_num_threads(1)
     lm = model(given.model)
-    lengths, together, longest, rows = JOBS[given.model]
+    lengths, together, longest, rows = JOBS.get(given.model, JOBS["smollm2"])
     prompts = [tokens(lm, length, seed) for seed, length in enumerate(lengths)]
     asked = [Row(prompts[place % len(prompts)], tokens(lm, longest, 100 + place)) for place in range(rows)]
     batch, network = collate(asked, lm.pad), Network(lm, torch.float32)
-    figures: dict[str, Any] = {"sampling": in_turn(sampling(lm, prompts, together, longest), given.repeats)}
-    with torch.no_grad():
-        ways = {
-            "all logits": lambda: all_logits(network, batch),
-            "the answers' alone, in parts": lambda: network.lp(batch),
-        }
-        figures["scoring"] = in_turn(ways, given.repeats)
-    trainable = attach(LMFineTunerConfig(), lm, seed=0)
-    ways = {
-        "all logits": learning(lm, network, batch, all_logits),
-        "the answers' alone, in parts": learning(lm, network, batch, Network.lp),
+    parts: dict[str, Callable[[], Any]] = {
+        "sampling": lambda: in_turn(sampling(lm, prompts, together, longest), given.repeats),
+        "nucleus": lambda: in_turn(nucleus(lm, prompts, longest), given.repeats),
+        "scoring": lambda: in_turn(scored(network, batch), given.repeats),
+        "learning": lambda: learnt(lm, network, batch, given.repeats),
+        "memory": lambda: memory(lm, batch),
     }
-    with training(trainable, lm.model, torch.float32, checkpointing=False):
-        figures["learning"] = in_turn(ways, given.repeats)
-    figures["memory"] = memory(lm, batch)
+    figures = {name: part() for name, part in parts.items() if given.only in (None, name)}
     for part, found in figures.items():
         first = next(iter(found.values()))
         for way, amount in found.items():

@@ -11,10 +11,12 @@ from safetensors.torch import load_file, save_file
 
 from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
+from raftdiff.llm.model import tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.turns import ALPACA
 from raftdiff.llm.recipe import beside
 from raftdiff.llm.sampling.generation import DecodingConfig, generate
+from raftdiff.training.devices import find_dtype
 from raftdiff.types import Prompt
 
 
@@ -37,6 +39,21 @@ def test_a_folder_is_loaded_frozen_in_evaluation_mode_and_in_the_dtype_asked_for
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
     half = open_lm(lm_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_the_precision_by_the_machine_is_bfloat16_where_the_cpu_has_it(tmp_path, open_lm, monkeypatch, has, dtype):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has)
+    found = open_lm(tiny.write(tmp_path / "tiny", ("the", "film")), dtype="auto")
+    assert found.dtype == dtype
+    assert {parameter.dtype for parameter in found.model.parameters()} == {dtype}
+
+
+@pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_a_gpu_that_only_imitates_bfloat16_computes_in_float32(monkeypatch, has, dtype):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda *, including_emulation: has or including_emulation)
+    assert find_dtype("auto", torch.device("cuda")) == dtype
+    assert find_dtype("bfloat16", torch.device("cuda")) == torch.bfloat16
 
 
 def test_a_name_is_resolved_and_a_home_folder_is_found(lm_folder, monkeypatch, tmp_path):
