@@ -3,10 +3,12 @@
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import combinations
 from pathlib import Path
-from typing import Annotated, Any, final
+from typing import Annotated, Any, Literal, final
 
 import numpy as np
+from jaxtyping import Float
 from pydantic import Field, model_validator
 
 from raftdiff.chat.dialogue import context, whole
@@ -22,6 +24,7 @@ from raftdiff.records.rounds import RoundFolder
 from raftdiff.records.run import Run
 from raftdiff.types import Prompt
 
+PerPrompt = Annotated[int, Field(ge=1)] | Literal["all"]
 STRENGTH: Mapping[str, tuple[str, ...]] = {
     "mu": ("mu", "mean preference difference"),
     "sigma": ("sigma", "std preference difference"),
@@ -59,9 +62,10 @@ class PairsConfig(Config):
     rounds: list[Annotated[int, Field(ge=0)]] | None = Field(default=None, min_length=1)
     """Which rounds of ``run``; all that are finished by default, or
     where none is, the one that is scored so far."""
-    per_prompt: int = Field(default=1, ge=1)
+    per_prompt: PerPrompt = 1
     """Of ``run``, how many pairs of a prompt's answers at most: the best with the worst, the second best with the
-    second worst, and so on, as far as they differ. Each answer is in one pair."""
+    second worst, and so on, as far as they differ, each answer in one pair. Or "all": every two answers that differ,
+    as InstructGPT compares them (arXiv:2203.02155); with ``tuner.whole_prompts`` they cost little more."""
     labels: str | None = None
     """A run on texts whose answers people compared, with raftdiff label."""
     limit: int | None = Field(default=None, ge=1)
@@ -80,7 +84,7 @@ class PairsConfig(Config):
             )
         if self.rounds is not None and self.run is None:
             raise ValueError("rounds are those of a run; name it under run")
-        if self.per_prompt > 1 and self.run is None:
+        if self.per_prompt != 1 and self.run is None:
             raise ValueError("per_prompt is for the answers of a run; name it under run")
         return self
 
@@ -113,10 +117,10 @@ def sealed(config: PairsConfig, folder: Path) -> PairsConfig:
     return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder))})
 
 
-def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: int = 1) -> list[Comparison]:
+def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: PerPrompt = 1) -> list[Comparison]:
     """The best against the worst valid answer to each prompt of a run's rounds, by total reward, the second best
-    against the second worst, and so on, ``per_prompt`` at most; ties are left out. By default of all finished rounds;
-    where none is, of the one that was drawn and scored to collect answers.
+    against the second worst, and so on, ``per_prompt`` at most, or every two answers; ties are left out. By default of
+    all finished rounds; where none is, of the one that was drawn and scored to collect answers.
 
     Raises:
         UserError: it is a run on pictures, or lacks a round, or a round has no scores.
@@ -239,13 +243,11 @@ def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
     return [run.round(t) for t in (range(run.rounds_done()) if rounds is None else rounds)]
 
 
-def _ordered(folder: RoundFolder, per_prompt: int) -> Iterator[Comparison]:
+def _ordered(folder: RoundFolder, per_prompt: PerPrompt) -> Iterator[Comparison]:
     scores = folder.scores()
     texts = {(sample.prompt.id, sample.index): sample for sample in folder.samples()}
     for prompt, totals in zip(scores.prompts, scores.total, strict=True):
-        pairs = min(per_prompt, int((~np.isnan(totals)).sum()) // 2)
-        falling, rising = (np.argsort(sign * totals, kind="stable")[:pairs] for sign in (-1, 1))  # NaN last in both
-        for place, (best, worst) in enumerate(zip(falling.tolist(), rising.tolist(), strict=True)):
+        for place, (best, worst) in enumerate(_opposed(totals, per_prompt)):
             one, other = texts[prompt, best], texts[prompt, worst]
             if totals[best] > totals[worst] and one.media.strip() != other.media.strip():
                 meta = {
@@ -256,6 +258,23 @@ def _ordered(folder: RoundFolder, per_prompt: int) -> Iterator[Comparison]:
                 asked = replace(one.prompt, meta=context(one.prompt))
                 name = f"{folder.index:03d}-{prompt}" + (f"-{place}" if place else "")
                 yield Comparison(name, asked, one.media, other.media, meta=meta)
+
+
+def _opposed(totals: Float[np.ndarray, " answers"], per_prompt: PerPrompt) -> list[tuple[int, int]]:
+    """A better and a worse answer each time, those furthest apart in rank first; NaN is no answer.
+
+    >>> _opposed(np.array([1.0, 3.0, np.nan, 2.0, 0.0]), 2)
+    [(1, 4), (3, 0)]
+    >>> _opposed(np.array([1.0, 3.0, np.nan, 2.0]), "all")
+    [(1, 0), (1, 3), (3, 0)]
+    """
+    valid = int((~np.isnan(totals)).sum())
+    falling, rising = (np.argsort(sign * totals, kind="stable")[:valid].tolist() for sign in (-1, 1))  # NaN last
+    if per_prompt == "all":
+        apart = sorted(combinations(range(valid), 2), key=lambda ranks: ranks[0] - ranks[1])
+        return [(falling[better], falling[worse]) for better, worse in apart]
+    pairs = min(per_prompt, valid // 2)
+    return list(zip(falling[:pairs], rising[:pairs], strict=True))
 
 
 def _compared(prompt: Prompt) -> Comparison:

@@ -59,6 +59,8 @@ class View(NamedTuple):
     lm: Scalar
     """The cross-entropy of the chosen answers' tokens, as these pairs' part of the step's mean; 0 where it weighs
     nothing, since it costs a vocabulary of numbers a token."""
+    tokens: int
+    """That went through the network."""
 
 
 class Found(NamedTuple):
@@ -68,6 +70,8 @@ class Found(NamedTuple):
     """These pairs' part of the step's loss."""
     figures: dict[str, float]
     """Means over these pairs: ``accuracy``, ``difference``, and by choice ``lm_loss`` and ``contrast``."""
+    tokens: int
+    """That went through the network for it; an answer that is in several pairs goes once."""
 
 
 @final
@@ -93,14 +97,16 @@ class RewardObjective:
         if isinstance(contrast, NoContrastConfig):
             view = self._view(taught, whole)
             loss, d = self._preference(view, taught, whole)
-            return Found(loss + self.lm_weight * view.lm, self._figures(d, view.lm, len(taught) / whole.pairs))
+            figures = self._figures(d, view.lm, len(taught) / whole.pairs)
+            return Found(loss + self.lm_weight * view.lm, figures, view.tokens)
         with dropped_embeddings(self.model.lm.model, contrast.dropout):
             one, two = self._view(taught, whole), self._view(taught, whole)
         (loss, d), (again, _) = (self._preference(view, taught, whole) for view in (one, two))
         s, t = (compared(contrast.form, view.chosen, view.rejected) for view in (one, two))
         apart, lm = contrast_loss(contrast, s, t, self.prototypes), (one.lm + two.lm) / 2
         figures = self._figures(d, lm, len(taught) / whole.pairs) | {"contrast": float(apart.detach())}
-        return Found((loss + again) / 2 + self.lm_weight * lm + contrast.weight * apart, figures)
+        loss = (loss + again) / 2 + self.lm_weight * lm + contrast.weight * apart
+        return Found(loss, figures, one.tokens + two.tokens)
 
     def separation(self, shown: Sequence[Sequence[Row]]) -> Scalar:
         """MetaRM's J of some answers to each of some prompts, mean over the prompts; as many answers to each."""
@@ -110,18 +116,21 @@ class RewardObjective:
         return meta_difference(rewards.view(len(shown), -1))
 
     def _view(self, taught: Sequence[Taught], whole: Whole) -> View:
-        model, pad = self.model, self.model.lm.pad
+        model, pad, pairs = self.model, self.model.lm.pad, len(taught)
         chosen, rejected = [one.chosen for one in taught], [one.rejected for one in taught]
         if not self.lm_weight:
+            rows, place = distinct([*chosen, *rejected])
             with self._computing():
-                both = model.last(collate([*chosen, *rejected], pad))
-            return View(both[: len(taught)], both[len(taught) :], torch.zeros((), device=both.device))
-        batch = collate(chosen, pad)
+                both = model.last(collate(rows, pad))[place]
+            nothing = torch.zeros((), device=both.device)
+            return View(both[:pairs], both[pairs:], nothing, sum(row.tokens for row in rows))
+        batch, (rows, place) = collate(chosen, pad), distinct(rejected)
         with self._computing():
             found = model.reading(batch)
             lm = -log_probabilities_at(found, batch.places, batch.targets).sum() / whole.tokens
-            other = model.last(collate(rejected, pad))
-        return View(at_last(found.hidden, batch.attention), other, lm)
+            other = model.last(collate(rows, pad))[place]
+        tokens = sum(row.tokens for row in (*chosen, *rows))
+        return View(at_last(found.hidden, batch.attention), other, lm, tokens)
 
     def _preference(self, view: View, taught: Sequence[Taught], whole: Whole) -> tuple[Scalar, Float[Tensor, " pairs"]]:
         """These pairs' part of Bradley-Terry and of centring, and the differences r_c - r_r."""
@@ -143,6 +152,16 @@ class RewardObjective:
     def _computing(self) -> AbstractContextManager[None]:
         lm = self.model.lm
         return torch.autocast(lm.device.type, dtype=lm.dtype) if lm.dtype != torch.float32 else nullcontext()
+
+
+def distinct(rows: Sequence[Row]) -> tuple[list[Row], list[int]]:
+    """Each row once, in order of its first place, and where each of ``rows`` stands among them.
+
+    >>> distinct([Row((1,), (2,)), Row((1,), (3,)), Row((1,), (2,))])[1]
+    [0, 1, 0]
+    """
+    place = {row: number for number, row in enumerate(dict.fromkeys(rows))}
+    return list(place), [place[row] for row in rows]
 
 
 def taught(model: ValueModel, pairs: Sequence[Comparison], annotation: Annotation) -> list[Taught]:

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
+from raftdiff.chat.dialogue import whole
 from raftdiff.errors import UserError
 from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.learning.steps import AdapterConfig, attach, seeded, training
@@ -39,10 +40,13 @@ class RewardTunerConfig(AdapterConfig):
     epochs: float = Field(default=1.0, gt=0)
     """How often each pair is seen in the whole training. One is usual: more learn the wrong labels by heart too."""
     batch_size: int = Field(default=32, ge=1)
-    """Pairs per optimizer step."""
+    """Pairs per optimizer step; with ``whole_prompts`` the fewest."""
+    whole_prompts: bool = False
+    """Each step takes all pairs of a prompt, so that an answer which is in several is read once (arXiv:2203.02155,
+    section 3.5): all pairs of six answers cost six readings and not thirty."""
     rows_per_pass: int = Field(default=64, ge=2)
     """Answers through the network at once, two a pair; an optimizer step is cut accordingly, and gives the same but for
-    dropout. With contrast it must hold the whole step."""
+    dropout. An answer that is in several pairs of a pass is read once. With contrast it must hold the whole step."""
     max_grad_norm: float | None = Field(default=1.0, gt=0)
     """Gradients longer than this are shortened to it."""
     weight_decay: float = Field(default=0.0, ge=0)
@@ -58,6 +62,8 @@ class RewardTunerConfig(AdapterConfig):
 
     @model_validator(mode="after")
     def _contrast_sees_the_step(self) -> "RewardTunerConfig":
+        if not isinstance(self.contrast, NoContrastConfig) and self.whole_prompts:
+            raise ValueError("contrast sets the texts of a step apart, and whole_prompts repeats them; leave one out")
         if not isinstance(self.contrast, NoContrastConfig) and 2 * self.batch_size > self.rows_per_pass:
             raise ValueError(
                 f"contrast compares the pairs of a step with each other, so rows_per_pass ({self.rows_per_pass}) must "
@@ -126,8 +132,7 @@ class RewardTuner:
         self._check(pairs, annotation, pool)
         self.seed = seed if self.seed is None else self.seed
         rows, tally = taught(self.model, pairs, annotation), Tally()
-        batch, epochs = self.config.batch_size, self.config.epochs
-        plan = optimizer.exposure_plan(len(rows), ALL_STEPS, batch, epochs, fold(self.seed, "pairs"))
+        plan = self._plan(pairs, fold(self.seed, "pairs"))
         part = range(*(len(plan) * (self.course.rounds + end) // self.course.total_rounds for end in (0, 1)))
         asked = self._asked(len(pool), len(plan), self.seed)
         with self._training():
@@ -178,6 +183,13 @@ class RewardTuner:
                 f"tuner.meta: {self.config.meta.answers} answers to each prompt are needed, and one has {fewest}."
             )
 
+    def _plan(self, pairs: Sequence[Comparison], seed: int) -> list[list[int]]:
+        """Which pairs each step of the whole training sees."""
+        config = self.config
+        if config.whole_prompts:
+            return by_prompt([whole(pair.prompt) for pair in pairs], config.batch_size, config.epochs, seed)
+        return optimizer.exposure_plan(len(pairs), ALL_STEPS, config.batch_size, config.epochs, seed)
+
     def _asked(self, prompts: int, steps: int, seed: int) -> list[list[int]]:
         """Which of the policy's prompts each step of the whole training sees; nothing without MetaRM."""
         if self.config.meta is None:
@@ -218,9 +230,7 @@ class RewardTuner:
             tally.add("loss", found.loss, whole.pairs)
             for name, value in found.figures.items():
                 tally.add(name, value, len(part))
-            tally.evaluations += (
-                _length(row for one in part for row in (one.chosen, one.rejected)) * self.objective.readings
-            )
+            tally.evaluations += found.tokens
 
     def _ascend(self, shown: Sequence[Sequence[Row]], pairs: int, seed: int, tally: Tally) -> None:
         """Add the gradient of J on these answers of the policy to ``.grad``."""
@@ -231,7 +241,7 @@ class RewardTuner:
                 j = self.objective.separation(part) * (len(part) / len(shown))
                 torch.autograd.backward(j)
             tally.add("separation", j, pairs)
-            tally.evaluations += _length(row for answers in part for row in answers)
+            tally.evaluations += sum(row.tokens for answers in part for row in answers)
 
     def _training(self) -> AbstractContextManager[None]:
         """Within, the network holds the live weights, in the model's precision; afterwards the tuned model rests."""
@@ -240,6 +250,28 @@ class RewardTuner:
     def _drawing(self, seed: int) -> AbstractContextManager[None]:
         """Within, dropout draws from a generator of its own."""
         return seeded(seed, self.model.lm.device, self.config.dropout > 0 or self.objective.readings > 1)
+
+
+def by_prompt(prompts: Sequence[str], least: int, exposures: float, seed: int) -> list[list[int]]:
+    """Which items each optimizer step sees, all those of a prompt in one step: a shuffle of the prompts, then another,
+    cut into steps as soon as they hold ``least`` items.
+
+    Args:
+        prompts: of each item.
+        exposures: how often each prompt is seen on average.
+
+    >>> sorted(map(sorted, by_prompt(["a", "b", "a", "c"], 2, 1.0, seed=0)))
+    [[0, 2], [1, 3]]
+    """
+    items: dict[str, list[int]] = {}
+    for place, prompt in enumerate(prompts):
+        items.setdefault(prompt, []).append(place)
+    groups, steps = list(items.values()), list[list[int]]()
+    for (drawn,) in optimizer.exposure_plan(len(groups), ALL_STEPS, 1, exposures, seed):
+        if not steps or len(steps[-1]) >= least:
+            steps.append([])
+        steps[-1] += groups[drawn]
+    return steps
 
 
 def differences(model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int) -> Float[np.ndarray, " pairs"]:
@@ -292,7 +324,3 @@ def _in_the_words_of_this_recipe() -> Iterator[None]:
         raise UserError(
             str(error).replace("finetuner.precision", "model.dtype").replace("finetuner", "tuner")
         ) from None
-
-
-def _length(rows: Iterator[Row]) -> int:
-    return sum(len(row.prompt) + len(row.answer) for row in rows)

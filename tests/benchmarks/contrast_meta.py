@@ -93,7 +93,8 @@ class Bench:
 
         def make() -> dict[str, Any]:
             pairs = comparisons(preferences(self.own["train"], self.count, seed=seed, noise=NOISE))
-            pool = self.answers(seed, name.split("-")[1], "pool") if name.startswith("meta-") else []
+            kind, *rest = name.removeprefix("wide-").split("-")
+            pool = self.answers(seed, rest[0], "pool") if kind == "meta" else []
             base = self.wide() if name.startswith("wide-") else "review-lm"
             model = train(pairs, seed, config=config(name), pool=pool, base=base)
             shutil.rmtree(self.folder(seed, name), ignore_errors=True)  # of a training that was killed here

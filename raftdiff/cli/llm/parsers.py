@@ -2,7 +2,16 @@
 
 from pathlib import Path
 
-from raftdiff.cli.parsers.options import RECIPE_HELP, Commands, add_command, add_place, add_recipe, from_one, from_zero
+from raftdiff.cli.parsers.options import (
+    RECIPE_HELP,
+    Commands,
+    add_command,
+    add_place,
+    add_recipe,
+    from_one,
+    from_one_or_all,
+    from_zero,
+)
 
 
 def add_language(commands: Commands) -> None:
@@ -117,9 +126,9 @@ def _reward_models(words: Commands) -> None:
     paired.add_argument("--rounds", type=from_zero, nargs="+", metavar="N", help="of these rounds; of all by default")
     paired.add_argument(
         "--per-prompt",
-        type=from_one,
+        type=from_one_or_all,
         default=1,
-        metavar="N",
-        help="best with worst, second best with second worst, ...",
+        metavar="N|all",
+        help="best with worst, second best with second worst, ...; all: every two answers",
     )
     paired.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write them, .jsonl")

@@ -3,7 +3,7 @@
 import argparse
 import math
 from pathlib import Path
-from typing import TypeAlias
+from typing import Literal, TypeAlias
 
 from raftdiff.errors import UserError
 
@@ -59,6 +59,11 @@ def from_one(text: str) -> int:
     if not text.isdigit() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
     return int(text)
+
+
+def from_one_or_all(text: str) -> int | Literal["all"]:
+    """A number from 1, or the word "all"."""
+    return "all" if text == "all" else from_one(text)
 
 
 def from_one_each(text: str) -> tuple[int, ...]:

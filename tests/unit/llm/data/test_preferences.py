@@ -185,8 +185,19 @@ def test_several_pairs_of_a_prompt_use_each_answer_once_and_leave_out_ties(tmp_p
         ("000-bee", "bee 0", "bee 3"),
     ]
     assert found[:1] == from_rounds(made)[:1]
+    every = from_rounds(made, per_prompt="all")
+    assert [(one.chosen[-1], one.rejected[-1]) for one in every if one.prompt.id == "ant"] == [
+        *(("1", "0"), ("1", "2"), ("3", "0"), ("1", "4"), ("3", "2"), ("4", "0")),
+        *(("3", "4"), ("4", "2"), ("2", "0")),  # all ten pairs of five answers but the two that are alike
+    ]
+    assert [(one.chosen[-1], one.rejected[-1]) for one in every if one.prompt.id == "bee"] == [
+        (place, "3") for place in "01245"
+    ]
+    assert len({one.id for one in every}) == len(every)
     with pytest.raises(UserError, match="per_prompt is for the answers of a run"):
         check(PairsConfig, {"data": {"file": "x"}, "per_prompt": 2}, "pairs")
+    with pytest.raises(UserError, match="per_prompt"):
+        check(PairsConfig, {"run": "x", "per_prompt": "every"}, "pairs")
 
 
 def test_rounds_are_chosen_and_missing_ones_are_sentences(run, tmp_path):

@@ -22,7 +22,14 @@ from raftdiff.llm.reward_models.losses import bradley_terry, meta_difference
 from raftdiff.llm.reward_models.meta import meta_gradients
 from raftdiff.llm.reward_models.objective import RewardObjective, Whole, taught
 from raftdiff.llm.reward_models.strength import plain
-from raftdiff.llm.reward_models.tuner import RewardTuner, RewardTunerConfig, Tally, differences, features
+from raftdiff.llm.reward_models.tuner import (
+    RewardTuner,
+    RewardTunerConfig,
+    Tally,
+    by_prompt,
+    differences,
+    features,
+)
 from raftdiff.llm.reward_models.value_model import load_value_model, score_rows, value_row
 from raftdiff.seeds import fold
 from raftdiff.training.optimizer import exposure_plan
@@ -124,6 +131,16 @@ def gradients(learner, pairs, annotation=None, **options):
     hook = learner.course.optimizer.register_step_pre_hook(keep)
     fit(learner, pairs, annotation, **options)
     hook.remove()
+    return found
+
+
+def compared_all(prompts=3, k=4):
+    """Every two of ``k`` answers to each of some prompts."""
+    draw, found = np.random.default_rng(2), []
+    for place in range(prompts):
+        prompt = Prompt(f"p{place}", WORDS[place], "", "")
+        texts = [" ".join(draw.choice(WORDS, size=draw.integers(1, 6))) + f" {WORDS[n]}" for n in range(k)]
+        found += [Comparison(f"{place}-{a}{b}", prompt, texts[a], texts[b]) for a in range(k) for b in range(a)]
     return found
 
 
@@ -586,3 +603,44 @@ def test_a_batch_of_one_pair_trains(folder):
     for options in ({}, SIMCSE, META):
         assert math.isfinite(fit(tuner(folder, **options), pairs)["loss"])
     assert collate([value_row(opened(folder), pairs[0].prompt, "good")], 0).answer_tokens == 2
+
+
+# All pairs of a prompt
+
+
+@pytest.mark.parametrize("lm_weight", [0.0, 0.3])
+def test_an_answer_in_several_pairs_is_read_once_and_teaches_the_same(folder, lm_weight):
+    """One pass of whole prompts against passes of single pairs: the same gradient, from a reading of each answer."""
+    pairs = compared_all()
+    options = {"batch_size": 18, "whole_prompts": True, "lm_weight": lm_weight, "centring": 0.1}
+    together, apart = (tuner(folder, rows_per_pass=rows, **options) for rows in (64, 2))
+    one, other = gradients(together, pairs), gradients(apart, pairs)
+    assert one.keys() == other.keys()
+    for name, gradient in one.items():
+        torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-6)
+
+    def read(texts):
+        prompts = {pair.prompt.caption: pair.prompt for pair in pairs}
+        return sum(value_row(together.model, prompts[asked], text).tokens for asked, text in texts)
+
+    chosen, rejected = (
+        [(pair.prompt.caption, getattr(pair, side)) for pair in pairs] for side in ("chosen", "rejected")
+    )
+    once = [*chosen, *set(rejected)] if lm_weight else set(chosen) | set(rejected)
+    figures = fit(tuner(folder, rows_per_pass=64, **options), pairs)
+    assert figures["network_evaluations"] == read(once) < read(chosen + rejected)
+
+
+def test_steps_take_whole_prompts_each_as_often_as_the_epochs_say():
+    prompts = [name for name in "abcde" for _ in range(3)] + ["f"]
+    steps = by_prompt(prompts, 4, 2.0, seed=3)
+    assert sorted(place for step in steps for place in step) == sorted([*range(16), *range(16)])
+    for step in steps:
+        assert all({place for place, name in enumerate(prompts) if name == prompts[one]} <= set(step) for one in step)
+    assert all(len(step) >= 4 for step in steps[:-1])
+    assert steps != by_prompt(prompts, 4, 2.0, seed=4)
+
+
+def test_whole_prompts_and_contrast_are_refused():
+    with pytest.raises(ValueError, match="contrast sets the texts of a step apart, and whole_prompts repeats them"):
+        RewardTunerConfig(**{**PLAIN, **SIMCSE, "whole_prompts": True})
