@@ -9,7 +9,7 @@ Of each answer in RUN/eval/answers.jsonl:
 - stance: mean cosine with eight texts that do the job, less that with eight that do the opposite on the same subjects;
   to somebody who is glad, those of the companion are about gladness;
 - relevance: cosine of the answer with its prompt;
-- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer;
+- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer; of reviews, every reward;
 - end: whether it ends as a sentence; words; and distinct-2 of all of them together.
 
 A run alone gets the mean of each with its 95% interval (bootstrap over prompts), both sides and their difference;
@@ -240,6 +240,8 @@ class Answers(NamedTuple):
     glad: Sequence[bool]
     before: Sequence[str]
     after: Sequence[str]
+    scores: tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]
+    """By each reward of the run, and ``total``, of both sides."""
 
 
 def answers(run: Path, name: str = "") -> Answers:
@@ -247,12 +249,18 @@ def answers(run: Path, name: str = "") -> Answers:
     lines = read_json_lines(file)
     if not lines:
         sys.exit(f"{file}: there are no answers; run: raftdiff eval {run}")
-    held = text_recipe_of(Run.open(run)).evaluation.prompts.model_copy(update={"sha256": None})
+    recipe = text_recipe_of(Run.open(run))
+    held = recipe.evaluation.prompts.model_copy(update={"sha256": None})
     glad = {one.caption for one in read_prompts(held, Path()) if one.meta.get("feeling") == "glad"}
     order = list(dict.fromkeys(line["prompt"] for line in lines))
     lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
     asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
-    return Answers(asked, [one in glad for one in asked], before, after)
+    weights = {one.name: weight_of(one) for one in recipe.ranker.rewards if weight_of(one)}
+    first, then = (
+        [scores | {"total": sum(weight * scores[name] for name, weight in weights.items())} for scores in side]
+        for side in ([line["before_scores"] for line in lines], [line["after_scores"] for line in lines])
+    )
+    return Answers(asked, [one in glad for one in asked], before, after, (first, then))
 
 
 def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -260,7 +268,7 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
     asked, glad = embed(held.prompts), np.array(held.glad)
     ways = [(embed(JOBS[one].does), embed(JOBS[one].does_not)) for one in (job, "gladness")]
     sides = []
-    for texts in (held.before, held.after):
+    for texts, scores in zip((held.before, held.after), held.scores, strict=True):
         vectors = embed(texts)
         low, joy = (stance(vectors, *way) for way in ways)
         found = {"stance": np.where(glad, joy, low), "relevance": (vectors * asked).sum(axis=1)}
@@ -268,6 +276,8 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
             told = zip(held.prompts, texts, held.glad, strict=True)
             points = [verdict(prompt, text, "glad" if is_glad else "low").total for prompt, text, is_glad in told]
             found["rules"] = np.array(points)
+        else:  # all arms are ranked by the same
+            found |= {f"reward: {name}": np.array([one[name] for one in scores]) for name in scores[0]}
         found["end"] = np.array([float(text.endswith((".", "!", "?"))) for text in texts])
         found["words"] = np.array([float(len(text.split())) for text in texts])
         sides.append(found)
@@ -275,10 +285,11 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
     return {name: (sides[0][name].reshape(shape), sides[1][name].reshape(shape)) for name in sides[0]}
 
 
-def one_run(run: Path, held: Answers, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
+def one_run(held: Answers, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A table of a run alone."""
+    total = [np.array([one["total"] for one in side]).reshape(len(set(held.prompts)), -1) for side in held.scores]
     lines = ["| | base | tuned | difference | tuned wins |", "|---|---:|---:|---:|---:|"]
-    for name, (before, after) in {**found, "total reward": _total(run)}.items():
+    for name, (before, after) in found.items():
         columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]
         lines.append(f"| {name} | {' | '.join(columns)} | {win_rate(before, after):.0%} |")
     first, then = distinct(held.before, 2), distinct(held.after, 2)
@@ -352,30 +363,13 @@ def main() -> None:
     }
     first = arms["tuned"][0]
     if len(given.runs) == 1 and not given.control:
-        print("\n" + "\n".join(one_run(given.runs[0], first, figures(given.job, first, embed))))
+        print("\n" + "\n".join(one_run(first, figures(given.job, first, embed))))
     else:
         print("\n" + "\n".join(over_seeds(given.job, arms, embed)))
     said = {"base": [first.before], **{arm: [held.after for held in runs] for arm, runs in arms.items()}}
     print("\n" + "\n".join(formulas(said)))
     if given.replies:
         _show(first, given.replies)
-
-
-def _total(run: Path) -> tuple[np.ndarray, np.ndarray]:
-    """The weighted sum of the training's rewards, as (prompts, samples) tables of both sides."""
-    rewards, lines = text_recipe_of(Run.open(run)).ranker.rewards, read_json_lines(run / "eval" / "answers.jsonl")
-    prompts = list(dict.fromkeys(line["prompt"] for line in lines))
-    ordered = sorted(lines, key=lambda line: prompts.index(line["prompt"]))
-    before, after = (
-        np.array(
-            [
-                sum(weight_of(one) * line[f"{side}_scores"][one.name] for one in rewards if weight_of(one))
-                for line in ordered
-            ]
-        )
-        for side in ("before", "after")
-    )
-    return before.reshape(len(prompts), -1), after.reshape(len(prompts), -1)
 
 
 def _show(held: Answers, count: int) -> None:
