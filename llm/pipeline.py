@@ -8,6 +8,7 @@ policy with what it learnt merged into its weights, as a transformers folder.
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, TypeAlias, final
@@ -102,10 +103,25 @@ class Stage:
             UserError: anything wrong in it.
         """
         load = load_text_recipe if self.of_policy else load_reward_recipe
-        try:
+        with _in_its_overrides():
             return load(self.source, self.overrides)
-        except UserError as error:  # most stand in the pipeline's file
-            raise UserError(str(error).replace(f"{COMMAND_LINE}:", "in its overrides:")) from None
+
+    def read(self) -> Config:
+        """Its recipe by itself, without a look at what it names.
+
+        Raises:
+            UserError: a key or a value is wrong.
+        """
+        with _in_its_overrides():
+            return read(TextRecipe if self.of_policy else RewardRecipe, self.source, self.overrides)
+
+
+@contextmanager
+def _in_its_overrides() -> Iterator[None]:
+    try:
+        yield
+    except UserError as error:  # most stand in the pipeline's file
+        raise UserError(str(error).replace(f"{COMMAND_LINE}:", "in its overrides:")) from None
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
@@ -175,11 +191,13 @@ def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
         places: dict[str, str] = {}
         for place, stage in enumerate(stages(recipe, path.parent, Path(scratch))):
             given = recipe.stages[place].overrides
-            later = [text for text in given if re.split(r"[.=]", text)[0] in READ_LATER and _places(text)]
+            keys = dict.fromkeys(key for text in given if (key := _key(text)) in READ_LATER and _places(text))
+            later = [text for text in given if _key(text) in keys]  # what else is said of such a key goes with it
             now = [one for one, text in zip(stage.overrides, given, strict=True) if text not in later]
-            now += dict.fromkeys(re.split(r"[.=]", text)[0] + STAND_IN for text in later)
+            now += [key + STAND_IN for key in keys]
             try:
                 _check_end(stage)
+                stage.read()  # the stand-in hides what is said of its key
                 one = replace(stage, overrides=now).recipe()
                 Run.create(stage.path, one, seed=one.loop.seed)
             except UserError as error:
@@ -191,6 +209,10 @@ def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
             found[stage.id] = {**_restored(plain(one), places), **rest}
             places |= {str(stage.model): f"{{{stage.id}.model}}", str(stage.path): f"{{{stage.id}}}"}
     return found
+
+
+def _key(override: str) -> str:
+    return re.split(r"[.=]", override)[0]
 
 
 def _check_end(stage: Stage) -> None:

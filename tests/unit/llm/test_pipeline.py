@@ -169,6 +169,10 @@ def test_pairs_that_an_earlier_stage_makes_are_read_when_they_are_there(file: Pa
     )
     found = check(load_pipeline(file), file)
     assert found["rm2"]["read later"] == ["pairs={run: {policy}}"], "and they are part of what the pipeline is"
+    more = ["pairs={run: {policy}}", "pairs.per_prompt=2"]
+    assert check(load_pipeline(file, ["rm2.pairs.per_prompt=2"]), file)["rm2"]["read later"] == more
+    with pytest.raises(UserError, match=r"the stage 'rm2': in its overrides: pairs\.per_promt: unknown key"):
+        check(load_pipeline(file, ["rm2.pairs.per_promt=2"]), file)
 
 
 def test_a_stage_may_draw_answers_alone_for_a_later_ones_pairs(file: Path) -> None:
