@@ -9,7 +9,7 @@ from raftdiff.embedded import resolve
 from raftdiff.embedded.reviews import world
 from raftdiff.embedded.reviews.reward import judge
 from raftdiff.errors import UserError
-from raftdiff.llm.data.prompts import like, read_prompts
+from raftdiff.llm.data.prompts import DataConfig, like, read_prompts
 from raftdiff.llm.data.screening import refuse_mean, screened
 from raftdiff.llm.figures import Base, Distances, describe, similarity
 from raftdiff.llm.learning.finetuner import LMFineTuner, LMFineTunerConfig
@@ -85,7 +85,7 @@ def assemble_text(recipe: TextRecipe) -> TextAssembly:
     lm, decoding = load(recipe.model, resolve), decoding_of(recipe)
     prompts = _read_by(lm, recipe, prompts)
     looked = evaluation.prompts.given and evaluation.every_round
-    held_out = evaluated(recipe, lm, read_prompts(like(recipe.prompts, evaluation.prompts), Path())) if looked else []
+    held_out = evaluated(recipe, lm, held_out_prompts(recipe, evaluation.prompts)) if looked else []
     finetuner = _finetuner(recipe, lm, decoding)
     rows = recipe.finetuner.rows_per_pass
     batch_size = getattr(recipe.sampler, "batch_size", rows)
@@ -117,7 +117,7 @@ def training_prompts(recipe: TextRecipe) -> list[Prompt]:
     Raises:
         UserError: they cannot be read, or there is no lesson in any of them.
     """
-    prompts, selector = read_prompts(recipe.prompts, Path()), recipe.ranker.selector
+    prompts, selector = read_prompts(recipe.prompts, Path(), "prompts"), recipe.ranker.selector
     if not isinstance(recipe.sampler, DatasetSamplerConfig):
         return prompts
     DatasetSampler().check(prompts)
@@ -125,6 +125,16 @@ def training_prompts(recipe: TextRecipe) -> list[Prompt]:
         refuse_mean(prompts)
     given = all(reward.type == "given" for reward in recipe.ranker.rewards if has_say(reward))
     return screened(prompts, selector.build(seed=0).kind, candidates=recipe.loop.candidates, given=given)
+
+
+def held_out_prompts(recipe: TextRecipe, config: DataConfig) -> list[Prompt]:
+    """The prompts of an evaluation, with the training's system message where they name none; ``config`` is the recipe's
+    ``evaluation.prompts``, or that with another file.
+
+    Raises:
+        UserError: they cannot be read.
+    """
+    return read_prompts(like(recipe.prompts, config), Path(), "evaluation.prompts")
 
 
 def data_rows(recipe: TextRecipe, lm: LM) -> tuple[list[Prompt], list[Sampler[str]]]:
@@ -166,8 +176,9 @@ def _finetuner(recipe: TextRecipe, lm: LM, decoding: DecodingConfig) -> TextFine
     critic = config.critic.open(recipe.model, lm, resolve, seed=seed)
     written = []
     if config.ptx:
-        limits = limits_of(config.ptx.data, "finetuner.ptx.data")
-        written = written_rows(lm, readable(lm, read_prompts(config.ptx.data, Path()), limits, learnt=True))
+        key = "finetuner.ptx.data"
+        found = read_prompts(config.ptx.data, Path(), key)
+        written = written_rows(lm, readable(lm, found, limits_of(config.ptx.data, key), learnt=True))
     return config.build(lm, total_rounds=rounds, seed=seed, critic=critic, pretraining=written)
 
 

@@ -13,11 +13,12 @@ from jaxtyping import Float32
 
 from raftdiff.chat.dialogue import context, dialogue
 from raftdiff.embedded.reviews.reward import true_perplexity
-from raftdiff.llm.assembly import TextAssembly, evaluated
-from raftdiff.llm.data.prompts import DataConfig, as_learnt, like, read_prompts
+from raftdiff.llm.assembly import TextAssembly, evaluated, held_out_prompts
+from raftdiff.llm.data.prompts import DataConfig, as_learnt
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate, finite
+from raftdiff.recipes.prompts import find_file
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter
@@ -51,9 +52,10 @@ def evaluation_texts(assembly: TextAssembly, file: str | None) -> list[Prompt]:
     held_out = assembly.recipe.evaluation.prompts
     given = file is None and held_out != DataConfig()
     if file is not None and file != "training":
-        held_out, given = held_out.model_copy(update={"file": file, **NO_OTHER}), True
+        found_at = str(find_file(file, Path(), "--prompts"))
+        held_out, given = held_out.model_copy(update={"file": found_at, **NO_OTHER}), True
     if given:
-        found = read_prompts(like(assembly.recipe.prompts, held_out), Path())
+        found = held_out_prompts(assembly.recipe, held_out)
     else:
         found = [as_learnt(prompt) for prompt in assembly.parts.prompts]
     return evaluated(assembly.recipe, assembly.lm, found)

@@ -149,7 +149,7 @@ def rounds_of(name: str, answers: int, overrides: Sequence[str] = ()) -> int:
         UserError: there is no such recipe, or one round is more than that.
     """
     recipe = load_text_recipe(locate(name), overrides)
-    prompts = len(read_prompts(recipe.prompts, Path()))
+    prompts = len(read_prompts(recipe.prompts, Path(), "prompts"))
     drawn = min(recipe.loop.prompts_per_round or prompts, prompts) * recipe.loop.candidates
     if answers < drawn:
         raise UserError(f"{name}: one round draws {drawn} answers; allow as many, or make loop.prompts_per_round less.")

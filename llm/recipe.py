@@ -126,9 +126,11 @@ def load_text_recipe(path: Path, overrides: Sequence[str] = ()) -> TextRecipe:
     folder = path.parent
     evaluation = recipe.evaluation
     if evaluation.prompts.given:
-        evaluation = evaluation.model_copy(update={"prompts": sealed_prompts(evaluation.prompts, folder)})
+        evaluation = evaluation.model_copy(
+            update={"prompts": sealed_prompts(evaluation.prompts, folder, "evaluation.prompts")}
+        )
     sealed = {
-        "prompts": sealed_prompts(recipe.prompts, folder),
+        "prompts": sealed_prompts(recipe.prompts, folder, "prompts"),
         "sampler": _sealed(recipe.sampler, folder),
         "finetuner": _sealed(recipe.finetuner, folder),
     }
@@ -169,7 +171,7 @@ def _sealed(config: Any, folder: Path) -> Any:
     if isinstance(config, FolderSamplerConfig):
         return config.sealed(folder)
     if isinstance(config, PpoConfig) and config.ptx is not None:
-        ptx = config.ptx.model_copy(update={"data": sealed_prompts(config.ptx.data, folder)})
+        ptx = config.ptx.model_copy(update={"data": sealed_prompts(config.ptx.data, folder, "finetuner.ptx.data")})
         return config.model_copy(update={"ptx": ptx})
     if isinstance(config, MixSamplerConfig):
         return config.of([_sealed(part, folder) for part in parts(config, _Part)])

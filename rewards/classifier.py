@@ -147,7 +147,7 @@ class ClassifierReward:
             warnings.warn(
                 f"The reward '{self.name}' reads {long} of {len(samples)} texts, prompt and answer, without their "
                 f"{lost}: they are longer than max_tokens ({self._max_tokens}), by default what its model can read. "
-                "Leave long prompts out (prompts.max_prompt_tokens), or name a model that reads more.",
+                "Leave long prompts out (max_prompt_tokens of their data), or name a model that reads more.",
                 stacklevel=2,
             )
         scores = torch.full((len(samples),), torch.nan)

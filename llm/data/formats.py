@@ -75,8 +75,9 @@ KNOWN = (
 )
 
 
-def detect(table: Sequence[Mapping[str, Any]], heading: str = "") -> Format:
-    """The format that has the columns of these rows; ``heading`` is said where none has.
+def detect(table: Sequence[Mapping[str, Any]], key: str, heading: str = "") -> Format:
+    """The format that has the columns of these rows; ``heading`` is said where none has. ``key`` is where the data
+    stand in the recipe.
 
     Raises:
         UserError: no format fits, or several do.
@@ -106,10 +107,10 @@ def detect(table: Sequence[Mapping[str, Any]], heading: str = "") -> Format:
         found.append("transcript")
     shown = f"the columns ({', '.join(sorted(have))})"
     if len(found) > 1:
-        raise UserError(f"prompts.format: {shown} fit several: {', '.join(found)}. Set prompts.format to one of them.")
+        raise UserError(f"{key}.format: {shown} fit several: {', '.join(found)}. Set {key}.format to one of them.")
     if not found:
         raise UserError(
-            f"prompts.format: {shown} fit no format. Known: {KNOWN}. Rename columns under prompts.columns.{heading}"
+            f"{key}.format: {shown} fit no format. Known: {KNOWN}. Rename columns under {key}.columns.{heading}"
         )
     return found[0]
 
@@ -143,7 +144,9 @@ def _prompt(row: Mapping[str, Any]) -> Parsed:
     if not names:
         raise BrokenRow(f"there is no prompt (columns: {', '.join(sorted(row))})")
     if len(names) > 1:
-        raise BrokenRow(f"'{names[0]}' and '{names[1]}' could both be the prompt; rename one under prompts.columns")
+        raise BrokenRow(
+            f"'{names[0]}' and '{names[1]}' could both be the prompt; 'columns' in the recipe can rename one"
+        )
     (name,) = names
     if isinstance(talk := messages_of(row[name]), list):
         return asked(*conversation(talk, name)), {name}

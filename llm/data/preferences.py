@@ -89,32 +89,32 @@ class PairsConfig(Config):
         return self
 
 
-def build(config: PairsConfig, folder: Path) -> list[Comparison]:
-    """The comparisons; ``folder`` is where the recipe stands.
+def build(config: PairsConfig, folder: Path, key: str) -> list[Comparison]:
+    """The comparisons; ``folder`` is where the recipe stands, ``key`` where the pairs stand in it: pairs or held_out.
 
     Raises:
         UserError: the source cannot be read, holds no comparison, or is not what the run began with; a row of the data
             does not say which of two different answers is better (and ``data.broken`` is "stop").
     """
-    found = _read(config, folder)
+    found = _read(config, folder, key)
     if config.sha256 and _digest(found) != config.sha256:
         raise UserError(
-            f"pairs: what '{config.run or config.labels}' holds is no longer what this run began with; begin a new run."
+            f"{key}: what '{config.run or config.labels}' holds is no longer what this run began with; begin a new run."
         )
     return found[: config.limit]
 
 
-def sealed(config: PairsConfig, folder: Path) -> PairsConfig:
+def sealed(config: PairsConfig, folder: Path, key: str) -> PairsConfig:
     """The same config with the whole path and the checksum of what it reads, for a run to keep.
 
     Raises:
         UserError: as ``build``.
     """
     if config.data.given:
-        return config.model_copy(update={"data": sealed_prompts(config.data, folder)})
+        return config.model_copy(update={"data": sealed_prompts(config.data, folder, f"{key}.data")})
     name = "run" if config.run else "labels"
     path = str(_run(str(config.run or config.labels), folder).path.resolve())
-    return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder))})
+    return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder, key))})
 
 
 def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: PerPrompt = 1) -> list[Comparison]:
@@ -137,19 +137,20 @@ def from_labels(run: Run) -> list[Comparison]:
     """
     _refuse_pictures(run)
     rows = labels.preferences(run)
-    return from_data(DataConfig(captions=[*rows], format="pairs"), Path()) if rows else []
+    return from_data(DataConfig(captions=[*rows], format="pairs"), Path(), "labels") if rows else []
 
 
-def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
+def from_data(config: DataConfig, folder: Path, key: str) -> list[Comparison]:
     """The two answers of each prompt of the data, or the best and the worst of several by their scores; of answers
-    labelled one by one, a good and a bad one to the same prompt.
+    labelled one by one, a good and a bad one to the same prompt. ``key``: where the data stand in the recipe, such as
+    pairs.data.
 
     Raises:
-        UserError: as ``read_prompts``, or a row does not say which of two different answers is better.
+        UserError: as ``read_prompts``, a row does not say which of two different answers is better, or none does.
     """
-    prompts = read_prompts(config, folder)
+    prompts = read_prompts(config, folder, key)
     labelled = [prompt for prompt in prompts if _label(prompt)]
-    found, broken = _of_labels(labelled), []
+    found, broken = _of_labels(labelled, key), []
     for prompt in prompts:
         if _label(prompt):
             continue
@@ -159,15 +160,16 @@ def from_data(config: DataConfig, folder: Path) -> list[Comparison]:
             broken.append(f"'{prompt.id}': {problem}")
     if broken and config.broken == "stop":
         raise UserError(
-            f"pairs.data: the prompt {broken[0]}. Correct the row, or set pairs.data.broken to skip, which leaves such "
-            "rows out."
+            f"{key}: the prompt {broken[0]}. Correct the row, or set {key}.broken to skip, which leaves such rows out."
         )
     if broken:
-        warnings.warn(f"pairs.data: {len(broken)} prompts were left out, the first {broken[0]}.", stacklevel=2)
+        warnings.warn(f"{key}: {len(broken)} prompts were left out, the first {broken[0]}.", stacklevel=2)
+    if not found:
+        raise _nothing(key)
     return found
 
 
-def _of_labels(prompts: Sequence[Prompt]) -> list[Comparison]:
+def _of_labels(prompts: Sequence[Prompt], key: str) -> list[Comparison]:
     """Answers labelled good against those labelled bad to the same prompt, the first with the first and so on; those
     without a partner are left out, and counted."""
     sides: dict[str, dict[str, list[Prompt]]] = {}
@@ -176,7 +178,7 @@ def _of_labels(prompts: Sequence[Prompt]) -> list[Comparison]:
     pairs = [pair for both in sides.values() for pair in zip(both[GOOD], both[BAD], strict=False)]
     if alone := len(prompts) - 2 * len(pairs):
         warnings.warn(
-            f"pairs.data: {alone} of {len(prompts)} labelled answers were left out: a pair is a good and a bad answer "
+            f"{key}: {alone} of {len(prompts)} labelled answers were left out: a pair is a good and a bad answer "
             "to the same prompt.",
             stacklevel=3,
         )
@@ -211,17 +213,21 @@ def row(pair: Comparison) -> dict[str, Any]:
     }
 
 
-def _read(config: PairsConfig, folder: Path) -> list[Comparison]:
+def _read(config: PairsConfig, folder: Path, key: str) -> list[Comparison]:
     if config.data.given:
-        found, where = from_data(config.data, folder), "pairs.data"
-    elif config.run:
+        return from_data(config.data, folder, f"{key}.data")
+    if config.run:
         found = from_rounds(_run(config.run, folder), config.rounds, config.per_prompt)
-        where = f"pairs.run: '{config.run}'"
+        where = f"{key}.run: '{config.run}'"
     else:
-        found, where = from_labels(_run(str(config.labels), folder)), f"pairs.labels: '{config.labels}'"
+        found, where = from_labels(_run(str(config.labels), folder)), f"{key}.labels: '{config.labels}'"
     if not found:
-        raise UserError(f"{where}: there is not one pair of answers of which one is better.")
+        raise _nothing(where)
     return found
+
+
+def _nothing(where: str) -> UserError:
+    return UserError(f"{where}: there is not one pair of answers of which one is better.")
 
 
 def _run(name: str, folder: Path) -> Run:

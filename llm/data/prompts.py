@@ -81,38 +81,41 @@ class DataConfig(Config):
         return bool(self.file or self.hub or self.captions)
 
 
-def rows(config: DataConfig, folder: Path) -> list[Row]:
+def rows(config: DataConfig, folder: Path, key: str) -> list[Row]:
     """Every row of the source, columns renamed; ``folder`` is where the recipe stands.
+
+    ``key``, here and below: where the data stand in the recipe, such as "prompts" or "pairs.data", which every sentence
+    says.
 
     Raises:
         UserError: none or several sources, a source that cannot be read, other data than ``sha256`` names, or a rename
             of a column that is not there or to one that is.
     """
-    found, digest = _read(config, folder)
+    found, digest = _read(config, folder, key)
     if config.sha256 and digest() != config.sha256:
         raise UserError(
-            f"prompts.{'file' if config.file else 'hub'}: '{config.file or config.hub}' is not what the run began with "
+            f"{key}.{'file' if config.file else 'hub'}: '{config.file or config.hub}' is not what the run began with "
             f"(sha256 {config.sha256[:12]}... then, {digest()[:12]}... now). Put the old data back, or begin a new run."
         )
-    return [Row(row.where, _renamed(row, config.columns)) for row in _known(found, config.columns)]
+    return [Row(row.where, _renamed(row, config.columns, key)) for row in _known(found, config.columns, key)]
 
 
-def sealed_prompts(config: DataConfig, folder: Path) -> DataConfig:
+def sealed_prompts(config: DataConfig, folder: Path, key: str) -> DataConfig:
     """The same config with the whole path and ``sha256`` of its data, for a run to keep; captions are kept as they are.
 
     Raises:
         UserError: as ``rows``; a magic template lacks "{prompt}".
     """
-    _check_magic(config)
+    _check_magic(config, key)
     if config.file is None and config.hub is None:
         return config
-    _, digest = _read(config, folder)
-    file = None if config.file is None else str(find_file(config.file, folder, "prompts.file").resolve())
+    _, digest = _read(config, folder, key)
+    file = None if config.file is None else str(find_file(config.file, folder, f"{key}.file").resolve())
     hub = None if config.hub is None else _hub(config.hub, folder)
     return config.model_copy(update={"file": file, "hub": hub, "sha256": digest()})
 
 
-def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
+def read_prompts(config: DataConfig, folder: Path, key: str) -> list[Prompt]:
     """The prompts, each with its three texts; answers, system message and history are in ``meta``.
 
     ``meta["answers"]`` is a list of {"text", "score", "source"}: higher scores are better, None is unrated, and the
@@ -123,23 +126,23 @@ def read_prompts(config: DataConfig, folder: Path) -> list[Prompt]:
         UserError: as ``rows``; the format is not recognised; a row is broken (and ``broken`` is "stop"); nothing is
             left; an id is given twice or cannot name a file; a magic template lacks "{prompt}".
     """
-    _check_magic(config)
-    table = rows(config, folder)
-    kept = _parsed(table, _format(table, config, folder), config)
+    _check_magic(config, key)
+    table = rows(config, folder, key)
+    kept = _parsed(table, _format(table, config, folder, key), config, key)
     ids = made_ids([rest.get("id") for _, rest in kept], [record.prompt for record, _ in kept])
-    check_ids(ids)
+    check_ids(ids, key)
     chosen = [k for k in _order(len(kept), config.shuffle_seed) if _fits(kept[k][0], config)][: config.limit]
     if not chosen:
-        raise UserError("prompts: no prompt is left; raise prompts.max_prompt_words, or look at the data.")
+        raise UserError(f"{key}: no prompt is left; raise {key}.max_prompt_words, or look at the data.")
     return [_prompt(config, place, ids[k], *kept[k]) for place, k in enumerate(chosen)]
 
 
-def _check_magic(config: DataConfig) -> None:
+def _check_magic(config: DataConfig, key: str) -> None:
     for template in config.magic:
         if "{prompt}" not in template:
-            raise UserError(f"prompts.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
+            raise UserError(f"{key}.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
     if not config.magic:
-        raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{prompt}".')
+        raise UserError(f'{key}.magic: the list of templates is empty; leave the key out, or write "{{prompt}}".')
 
 
 def asked(config: DataConfig, texts: Sequence[str]) -> list[Prompt]:
@@ -161,20 +164,21 @@ def as_learnt(prompt: Prompt) -> Prompt:
     return replace(prompt, sampling=prompt.learning)
 
 
-def _read(config: DataConfig, folder: Path) -> tuple[list[Row], Callable[[], str]]:
+def _read(config: DataConfig, folder: Path, key: str) -> tuple[list[Row], Callable[[], str]]:
     """The rows as they are, and a function that gives their sha256."""
     given = [name for name in ("file", "hub", "captions") if getattr(config, name)]
     if len(given) != 1:
         wrong = f"'{given[0]}' and '{given[1]}' are both given; keep one of the two" if given else "there is no prompt"
         hint = "" if given else "; name a file under 'file' or a data set under 'hub', or write them under 'captions'"
-        raise UserError(f"prompts: {wrong}{hint}.")
+        raise UserError(f"{key}: {wrong}{hint}.")
     if config.file:
-        path = find_file(config.file, folder, "prompts.file")
+        path = find_file(config.file, folder, f"{key}.file")
         found = read_file(path)
         return found, lambda: rows_digest(found) if path.is_dir() else file_digest(path)
     if config.hub:
         found = read_hub(
             _hub(config.hub, folder),
+            f"{key}.hub",
             split=config.split,
             subset=config.subset,
             data_dir=config.data_dir,
@@ -182,7 +186,7 @@ def _read(config: DataConfig, folder: Path) -> tuple[list[Row], Callable[[], str
         )
         return found, lambda: rows_digest(found)
     held = [{"prompt": row} if isinstance(row, str) else row for row in config.captions]
-    found = [Row(f"prompts.captions.{place}", row) for place, row in enumerate(held)]
+    found = [Row(f"{key}.captions.{place}", row) for place, row in enumerate(held)]
     return found, lambda: rows_digest(found)
 
 
@@ -192,37 +196,37 @@ def _hub(name: str, folder: Path) -> str:
     return next((str(path.resolve()) for path in places if path.is_dir()), name)
 
 
-def _known(found: list[Row], renames: Mapping[str, str]) -> list[Row]:
+def _known(found: list[Row], renames: Mapping[str, str], key: str) -> list[Row]:
     columns = {name for row in found for name in row.columns}
     for name in renames:
         if name not in columns:
-            raise UserError(f"prompts.columns: there is no column '{name}' to rename. {nearest(name, columns)}")
+            raise UserError(f"{key}.columns: there is no column '{name}' to rename. {nearest(name, columns)}")
     return found
 
 
-def _renamed(row: Row, renames: Mapping[str, str]) -> dict[str, Any]:
+def _renamed(row: Row, renames: Mapping[str, str], key: str) -> dict[str, Any]:
     renamed: dict[str, Any] = {}
     for name, value in row.columns.items():
         new = renames.get(name, name)
         if new in renamed:
-            raise UserError(f"{row.where}: two columns would be called '{new}'; see prompts.columns.")
+            raise UserError(f"{row.where}: two columns would be called '{new}'; see {key}.columns.")
         renamed[new] = value
     return renamed
 
 
-def _format(table: Sequence[Row], config: DataConfig, folder: Path) -> Format:
+def _format(table: Sequence[Row], config: DataConfig, folder: Path, key: str) -> Format:
     if config.format != "auto":
         return config.format
-    path = find_file(config.file, folder, "prompts.file") if config.file else None
-    return detect([row.columns for row in table], heading(path, table[0].columns) if path else "")
+    path = find_file(config.file, folder, f"{key}.file") if config.file else None
+    return detect([row.columns for row in table], key, heading(path, table[0].columns) if path else "")
 
 
-def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tuple[Record, dict[str, Any]]]:
+def _parsed(table: Sequence[Row], format: Format, config: DataConfig, key: str) -> list[tuple[Record, dict[str, Any]]]:
     kept, reasons, notes, first = [], Counter[str](), Counter[str](), ""
     if format == "oasst":
         table, left = trees.asked(table)
         if left:
-            warnings.warn(_counted("messages of the trees were left out", left), stacklevel=3)
+            warnings.warn(_counted(key, "messages of the trees were left out", left), stacklevel=3)
     for row in table:
         try:
             record, rest = parse(format, row.columns)
@@ -232,24 +236,24 @@ def _parsed(table: Sequence[Row], format: Format, config: DataConfig) -> list[tu
         except BrokenRow as problem:
             if config.broken == "stop":
                 raise UserError(
-                    f"{row.where}: {problem} (format {format}). Correct the row, or set prompts.broken to skip, which "
+                    f"{row.where}: {problem} (format {format}). Correct the row, or set {key}.broken to skip, which "
                     "leaves such rows out."
                 ) from None
             reasons[str(problem)] += 1
             first = first or row.where
     if reasons:
-        sentence = _counted(f"of {len(table)} rows were left out (the first: {first})", reasons)
+        sentence = _counted(key, f"of {len(table)} rows were left out (the first: {first})", reasons)
         if not kept:
             raise UserError(sentence)
         warnings.warn(sentence, stacklevel=3)
     for note, count in notes.items():
-        warnings.warn(f"prompts: in {count} of {len(table)} rows {note}.", stacklevel=3)
+        warnings.warn(f"{key}: in {count} of {len(table)} rows {note}.", stacklevel=3)
     return kept
 
 
-def _counted(what: str, reasons: Counter[str]) -> str:
+def _counted(key: str, what: str, reasons: Counter[str]) -> str:
     listed = "; ".join(f"{count} because {reason}" for reason, count in reasons.most_common(5))
-    return f"prompts: {reasons.total()} {what}: {listed}."
+    return f"{key}: {reasons.total()} {what}: {listed}."
 
 
 def _check_rest(rest: Mapping[str, Any]) -> None:

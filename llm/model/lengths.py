@@ -192,7 +192,7 @@ def check_asked(reward: str, lm: LM, prompts: Sequence[Prompt], *, positions: in
         if positions is not None and tokens >= positions:
             raise UserError(
                 f"The reward '{reward}': the prompt '{prompt.id}' is {tokens} tokens long, and its model can read "
-                f"{positions}, an answer included; leave the prompt out (prompts.max_prompt_tokens), or shorten it."
+                f"{positions}, an answer included; leave the prompt out (max_prompt_tokens of its data), or shorten it."
             )
 
 

@@ -77,7 +77,7 @@ def measure(recipe: RewardRecipe, folder: Path, models: int, progress: Progress)
 
 def measured(recipe: RewardRecipe, folder: Path, models: int) -> Measured:
     """What the members said, all of them being there."""
-    pairs = preferences.build(recipe.pairs, Path())
+    pairs = preferences.build(recipe.pairs, Path(), "pairs")
     told = [read_json(folder / f"{index:03d}.json") for index in range(models)]
     if known := set(told[0].get("pairs", ())):  # those that the models could read; an older raftdiff asked of all
         pairs = [pair for pair in pairs if pair.id in known]

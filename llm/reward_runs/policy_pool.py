@@ -67,7 +67,8 @@ def _drawn(pool: PolicyPoolConfig, count: int, seed: int, report: Report) -> lis
 def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfig]:
     """The model with the weights that it has now, what it is asked, and how it answers."""
     if pool.model is not None:
-        return load(pool.model, resolve), read_prompts(pool.prompts, Path()), pool.decoding or DecodingConfig()
+        prompts = read_prompts(pool.prompts, Path(), "policy_pool.prompts")
+        return load(pool.model, resolve), prompts, pool.decoding or DecodingConfig()
     assert pool.run is not None
     run = Run.open(Path(pool.run))
     run.demand_recipe()  # it says what answers
@@ -80,7 +81,10 @@ def _policy(pool: PolicyPoolConfig) -> tuple[LM, Sequence[Prompt], DecodingConfi
     policy = attach(recipe.finetuner, lm, seed=fold(recipe.loop.seed, "finetuner"))  # whichever method trained it
     policy.take(state)
     policy.rest(None)
-    prompts = read_prompts(like(recipe.prompts, pool.prompts) if pool.prompts.given else recipe.prompts, Path())
+    if pool.prompts.given:
+        prompts = read_prompts(like(recipe.prompts, pool.prompts), Path(), "policy_pool.prompts")
+    else:  # the run's own, which its recipe names
+        prompts = read_prompts(recipe.prompts, Path(), "policy_pool.run: prompts")
     return lm, [as_learnt(prompt) for prompt in prompts], pool.decoding or decoding
 
 

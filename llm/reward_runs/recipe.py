@@ -93,10 +93,10 @@ def load_reward_recipe(path: Path, overrides: Sequence[str] = ()) -> RewardRecip
         )
     recipe = read(RewardRecipe, path, overrides)
     folder, pool = path.parent, recipe.policy_pool
-    held_out = recipe.held_out and preferences.sealed(recipe.held_out, folder)
+    held_out = recipe.held_out and preferences.sealed(recipe.held_out, folder, "held_out")
     if pool is not None and pool.prompts.given:
-        pool = pool.model_copy(update={"prompts": sealed_prompts(pool.prompts, folder)})
-    sealed = {"pairs": preferences.sealed(recipe.pairs, folder), "held_out": held_out, "policy_pool": pool}
+        pool = pool.model_copy(update={"prompts": sealed_prompts(pool.prompts, folder, "policy_pool.prompts")})
+    sealed = {"pairs": preferences.sealed(recipe.pairs, folder, "pairs"), "held_out": held_out, "policy_pool": pool}
     recipe = recipe.model_copy(update=sealed)
     _check(recipe)
     return recipe
@@ -125,9 +125,9 @@ def divided(recipe: RewardRecipe) -> tuple[list[Comparison], list[Comparison]]:
     Raises:
         UserError: the data cannot be read, or no pair is left for one of the two.
     """
-    pairs = preferences.build(recipe.pairs, Path())
+    pairs = preferences.build(recipe.pairs, Path(), "pairs")
     if recipe.held_out is not None:
-        return pairs, preferences.build(recipe.held_out, Path())
+        return pairs, preferences.build(recipe.held_out, Path(), "held_out")
     return split(pairs, recipe.held_out_share, recipe.loop.seed)
 
 
@@ -208,4 +208,4 @@ def _check_pool(recipe: RewardRecipe, pool: PolicyPoolConfig) -> None:
     if pool.run is not None and medium_of(Path(pool.run) / "recipe.yaml") != "text":
         raise UserError(f"policy_pool.run: '{pool.run}' is not a run on texts.")
     if pool.prompts.given:
-        read_prompts(pool.prompts, Path())
+        read_prompts(pool.prompts, Path(), "policy_pool.prompts")

@@ -73,7 +73,7 @@ class Assembly:
     def first_notes(self) -> list[str]:
         """``notes`` of the recipe's own prompts, for whoever begins with them."""
         held_out = self.recipe.evaluation.prompts
-        known = build(held_out) if held_out.captions else []
+        known = build(held_out, "evaluation.prompts") if held_out.captions else []
         what, asked = ("evaluation.prompts", known) if known else ("prompts", self.parts.prompts)
         judged = [*self.unjudged(what, asked), *self._half_judged(what, asked)]
         own = [*few_step_notes(self.recipe, self.model), *self.notes("prompts", self.parts.prompts, learnt=True)]
@@ -141,7 +141,8 @@ def assemble(recipe: Recipe, *, training: bool = True) -> Assembly:
     sampler = _training_sampler(recipe, own, finetuner, prompts, ranker) if training else own
     measures = measuring(recipe, ranker, device=str(model.device))
     demand_prompts([reward for reward, _ in ranker.rewards] if training else [], prompts)
-    held_out = build(evaluation.prompts) if evaluation.prompts.captions and evaluation.every_round else []
+    looked = evaluation.prompts.captions and evaluation.every_round
+    held_out = build(evaluation.prompts, "evaluation.prompts") if looked else []
     demand_prompts([reward for reward, _ in measures.rewards] if training else [], held_out)
     parts = Parts(
         sampler=sampler,

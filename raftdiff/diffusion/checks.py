@@ -11,7 +11,7 @@ from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.mixing import MixSamplerConfig
 from raftdiff.recipes.checks import check_alike, check_fresh, check_kind, has_say, lacks_gradient, weight_of
-from raftdiff.recipes.prompts import PromptsConfig, build
+from raftdiff.recipes.prompts import build
 from raftdiff.selection.pruning import PruneConfig
 from raftdiff.training.devices import DTYPES
 
@@ -25,7 +25,7 @@ def check_recipe(recipe: Recipe) -> None:
     """What can be known to be wrong before a model is loaded."""
     ids = {prompt.id for prompt in build(recipe.prompts)}
     if recipe.evaluation.prompts.captions:
-        _held_out(recipe.evaluation.prompts)
+        build(recipe.evaluation.prompts, "evaluation.prompts")  # which a run would need only at its end
     hand = recipe.loop.prompts_per_round
     if hand is not None and hand > len(ids):
         raise UserError(f"loop.prompts_per_round: {hand} prompts a round, but there are only {len(ids)} prompts.")
@@ -214,14 +214,3 @@ def _check_chain(recipe: Recipe, learner: str) -> None:
                 f"prompts: {learner} learns from steps that were drawn for the text that is learnt, and "
                 f"'{prompt.id}' is drawn for another; leave the magic prompt out, or set prompts.decouple: false."
             )
-
-
-def _held_out(config: PromptsConfig) -> None:
-    """
-    Raises:
-        UserError: the held-out prompts are wrong, which a run would find out only at its end.
-    """
-    try:
-        build(config)
-    except UserError as error:
-        raise UserError(f"evaluation.{error}") from None

@@ -74,8 +74,9 @@ def inline(config: PromptsConfig, folder: Path, key: str = "prompts") -> Prompts
     Captions that stand there more than once are told, here and in ``read_captions``: once, whoever builds them.
 
     Raises:
-        UserError: the file is missing, empty, or wrong in a line.
+        UserError: the file is missing, empty, or wrong in a line; a magic template lacks "{caption}".
     """
+    _check_magic(config, key)
     if config.file is None:
         _tell_repeated(f"{key}.captions", config.captions)
         return config
@@ -198,28 +199,32 @@ def _no_bytes(value: Any) -> str:
     return str(value)
 
 
-def build(config: PromptsConfig) -> list[Prompt]:
-    """The prompts, each with its three texts.
+def build(config: PromptsConfig, key: str = "prompts") -> list[Prompt]:
+    """The prompts, each with its three texts; ``key`` is where they stand in the recipe, or what named their file.
 
     Raises:
         UserError: there is none, an id is given twice, by case alone or not, or cannot name a file, a caption is
             missing or empty, or a magic template lacks "{caption}".
     """
     if not config.captions:
-        raise UserError("prompts: there is no prompt; name a file under 'file', or write them under 'captions'.")
-    for template in config.magic:
-        if "{caption}" not in template:
-            raise UserError(f"prompts.magic: the template '{template}' lacks {{caption}}, where the caption goes.")
-    if not config.magic:
-        raise UserError('prompts.magic: the list of templates is empty; leave the key out, or write "{caption}".')
-    _refuse_halves("prompts: a magic or negative prompt", "".join((*config.magic, config.negative)))
+        raise UserError(f"{key}: there is no prompt; name a file under 'file', or write them under 'captions'.")
+    _check_magic(config, key)
+    _refuse_halves(f"{key}: a magic or negative prompt", "".join((*config.magic, config.negative)))
     rows = [{"caption": row} if isinstance(row, str) else row for row in config.captions]
-    held = [_checked(f"prompts: prompt {place}", row) for place, row in enumerate(rows, 1)]
+    held = [_checked(f"{key}: prompt {place}", row) for place, row in enumerate(rows, 1)]
     captions = [row["caption"].strip() for row in held]
     ids = made_ids([row.get("id") for row in held], captions)
-    check_ids(ids)
-    _check_files(ids)
+    check_ids(ids, key)
+    _check_files(ids, key)
     return [_prompt(config, place, name, row) for place, (name, row) in enumerate(zip(ids, held, strict=True))]
+
+
+def _check_magic(config: PromptsConfig, key: str) -> None:
+    for template in config.magic:
+        if "{caption}" not in template:
+            raise UserError(f"{key}.magic: the template '{template}' lacks {{caption}}, where the caption goes.")
+    if not config.magic:
+        raise UserError(f'{key}.magic: the list of templates is empty; leave the key out, or write "{{caption}}".')
 
 
 def _prompt(config: PromptsConfig, place: int, name: str, row: Mapping[str, Any]) -> Prompt:
@@ -279,8 +284,9 @@ def made_ids(given: Sequence[Any], captions: Sequence[str]) -> list[str]:
     return ids
 
 
-def check_ids(ids: Sequence[str]) -> None:
-    """
+def check_ids(ids: Sequence[str], key: str) -> None:
+    """``key`` is where the prompts stand in the recipe.
+
     Raises:
         UserError: an id is given twice or cannot name a file.
     """
@@ -288,18 +294,18 @@ def check_ids(ids: Sequence[str]) -> None:
     for place, name in enumerate(ids, 1):
         if not ID.fullmatch(name):
             raise UserError(
-                f"prompts: the id '{name}' of prompt {place} cannot name a file; "
+                f"{key}: the id '{name}' of prompt {place} cannot name a file; "
                 f"use letters, digits, '.', '_' and '-', and do not begin with a dot."
             )
         if name in first:
             raise UserError(
-                f"prompts: prompts {first[name]} and {place} have the same id '{name}'; "
+                f"{key}: prompts {first[name]} and {place} have the same id '{name}'; "
                 f"ids must be unique: remove one, or change its 'id'."
             )
         first[name] = place
 
 
-def _check_files(ids: Sequence[str]) -> None:
+def _check_files(ids: Sequence[str], key: str) -> None:
     """
     Raises:
         UserError: an id is too long for a file's name, or two name one file where case makes no difference.
@@ -308,11 +314,11 @@ def _check_files(ids: Sequence[str]) -> None:
     for place, name in enumerate(ids, 1):
         if len(name) > MAX_ID:
             raise UserError(
-                f"prompts: the id '{name[:40]}...' of prompt {place} has {len(name)} letters; it names files, so at "
+                f"{key}: the id '{name[:40]}...' of prompt {place} has {len(name)} letters; it names files, so at "
                 f"most {MAX_ID}."
             )
         if (other := first.setdefault(name.lower(), name)) != name:
             raise UserError(
-                f"prompts: the ids '{other}' and '{name}' differ by case alone, and name one file on macOS and "
+                f"{key}: the ids '{other}' and '{name}' differ by case alone, and name one file on macOS and "
                 "Windows; change one of them."
             )

@@ -320,14 +320,21 @@ def _table(path: Path, *, pictures: bool) -> list[Row]:
 
 
 def read_hub(
-    name: str, *, split: str, subset: str | None = None, data_dir: str | None = None, revision: str | None = None
+    name: str,
+    key: str,
+    *,
+    split: str,
+    subset: str | None = None,
+    data_dir: str | None = None,
+    revision: str | None = None,
 ) -> list[Row]:
     """The rows of a Hugging Face data set: an id on the hub, or a local folder. Code that comes with it is never run.
 
     Raises:
-        UserError: ``datasets`` is not installed or too old, or the data set or split cannot be had.
+        UserError: ``datasets`` is not installed or too old, or the data set or split cannot be had; ``key`` says in
+            the sentence who named it.
     """
-    datasets, folder = _datasets(name, "prompts.hub", "llm"), Path(name).expanduser()
+    datasets, folder = _datasets(name, key, "llm"), Path(name).expanduser()
     try:
         if any((folder / mark).is_file() for mark in SAVED):
             held = datasets.load_from_disk(str(folder))
@@ -336,8 +343,8 @@ def read_hub(
             source = str(folder) if folder.is_dir() else name
             table = datasets.load_dataset(source, subset, data_dir=data_dir, split=split, revision=revision)
     except Exception as error:  # whatever it raises: no network, no such id, no such split, a script in the folder
-        raise _not_had("prompts.hub", name, split, error) from None
-    return _rows(table, f"{name}[{split}]", "prompts.hub")
+        raise _not_had(key, name, split, error) from None
+    return _rows(table, f"{name}[{split}]", key)
 
 
 def hub_prompts(word: str, key: str) -> list[Row]:

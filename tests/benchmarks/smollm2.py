@@ -251,7 +251,7 @@ def answers(run: Path, name: str = "") -> Answers:
         sys.exit(f"{file}: there are no answers; run: raftdiff eval {run}")
     recipe = text_recipe_of(Run.open(run))
     held = recipe.evaluation.prompts.model_copy(update={"sha256": None})
-    glad = {one.caption for one in read_prompts(held, Path()) if one.meta.get("feeling") == "glad"}
+    glad = {one.caption for one in read_prompts(held, Path(), "prompts") if one.meta.get("feeling") == "glad"}
     order = list(dict.fromkeys(line["prompt"] for line in lines))
     lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
     asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
@@ -287,7 +287,6 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
 
 def one_run(held: Answers, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A table of a run alone."""
-    total = [np.array([one["total"] for one in side]).reshape(len(set(held.prompts)), -1) for side in held.scores]
     lines = ["| | base | tuned | difference | tuned wins |", "|---|---:|---:|---:|---:|"]
     for name, (before, after) in found.items():
         columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]

@@ -63,7 +63,7 @@ def ratings(prompt: str, answer: str) -> dict[str, int]:
 def write_answers(given: argparse.Namespace) -> None:
     recipe = load_text_recipe(locate(given.recipe), given.overrides)
     assembly = assemble_text(recipe)
-    prompts = read_prompts(like(recipe.prompts, recipe.evaluation.prompts), Path())
+    prompts = read_prompts(like(recipe.prompts, recipe.evaluation.prompts), Path(), "prompts")
     count = recipe.loop.candidates
     drawn = assembly.parts.sampler.sample(prompts, per_prompt=count, seed=SEED, round=0, done=frozenset())
     lines = []

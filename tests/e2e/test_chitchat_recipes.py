@@ -125,7 +125,8 @@ def test_the_reward_model_and_the_policy_run(pairs: Path, tmp_path: Path) -> Non
 def test_the_policys_prompts_share_none_with_those_it_is_measured_on() -> None:
     recipe = load_text_recipe(recipes()["chitchat_smollm2"])
     train, held_out = (
-        {one.caption for one in read_prompts(part, Path())} for part in (recipe.prompts, recipe.evaluation.prompts)
+        {one.caption for one in read_prompts(part, Path(), "prompts")}
+        for part in (recipe.prompts, recipe.evaluation.prompts)
     )
     assert not train & held_out
     trained = {reward.name for reward in recipe.ranker.rewards}

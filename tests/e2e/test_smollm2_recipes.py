@@ -57,7 +57,7 @@ def test_a_recipe_names_the_model_and_two_sets_of_prompts_that_share_none(name: 
     assert recipe.model.base == HUB
     fluent = next(reward for reward in recipe.ranker.rewards if reward.type == "likelihood")
     assert fluent.model == recipe.model, "sense is judged by the model before tuning, in the same words"
-    train, held_out = (read_prompts(part, Path()) for part in (recipe.prompts, recipe.evaluation.prompts))
+    train, held_out = (read_prompts(part, Path(), "prompts") for part in (recipe.prompts, recipe.evaluation.prompts))
     texts = [{" ".join(one.caption.lower().split()) for one in part} for part in (train, held_out)]
     assert (len(texts[0]), len(texts[1])) == (len(train), len(held_out)) == (96, 40), "none twice"
     assert not texts[0] & texts[1]
@@ -99,14 +99,17 @@ def test_it_trains_and_evaluates(name: str, model: Path, tmp_path: Path) -> None
 
 def test_the_companions_prompts_are_divided_by_their_checksums_and_say_how_somebody_feels() -> None:
     folder = recipes()["companion_smollm2"].parent.parent / "prompts"
-    held = {part: read_prompts(DataConfig(file=str(folder / f"companion_{part}.jsonl")), Path()) for part in PARTS}
+    held = {
+        part: read_prompts(DataConfig(file=str(folder / f"companion_{part}.jsonl")), Path(), "prompts")
+        for part in PARTS
+    }
     for part, prompts in held.items():
         assert {hashlib.sha256(one.caption.encode()).digest()[0] % 8 for one in prompts} == PARTS[part]
         assert {one.meta["feeling"] for one in prompts} == {"low", "glad"}
     texts = [" ".join(one.caption.lower().split()) for prompts in held.values() for one in prompts]
     assert len(texts) == len(set(texts)) == 192
     recipe = load_text_recipe(recipes()["companion_smollm2"])
-    asked = [len(read_prompts(part, Path())) for part in (recipe.prompts, recipe.evaluation.prompts)]
+    asked = [len(read_prompts(part, Path(), "prompts")) for part in (recipe.prompts, recipe.evaluation.prompts)]
     assert asked == [len(held["train"]), len(held["held_out"])]
 
 

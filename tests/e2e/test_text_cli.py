@@ -184,7 +184,7 @@ def test_what_people_chose_ranks_a_round_again_and_comes_out_as_pairs(
     texts = {f"{row['prompt_id']}-{row['index']:03d}": row["text"] for row in run.round(0).rows()}
     assert (line["prompt"], line["system"]) == ("the film", "is good")
     assert line["chosen"] == texts[film.right.rpartition("/")[2]]
-    (prompt,) = read_prompts(DataConfig(file="pairs.jsonl"), Path())
+    (prompt,) = read_prompts(DataConfig(file="pairs.jsonl"), Path(), "prompts")
     assert [answer["text"] for answer in prompt.meta["answers"]] == [line["chosen"], line["rejected"]]
 
     changed = "ranker.rewards=[{type: labels, run: run}]"

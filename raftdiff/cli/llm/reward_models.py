@@ -13,7 +13,7 @@ from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.data import preferences
-from raftdiff.llm.data.preferences import Comparison, PairsConfig
+from raftdiff.llm.data.preferences import Comparison
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.llm.model.lengths import Limits
 from raftdiff.llm.model.loading import LMConfig
@@ -28,6 +28,7 @@ from raftdiff.llm.reward_runs.strength_report import write_strength
 from raftdiff.llm.reward_runs.training import RewardParts, assemble_reward, readable_pairs, train
 from raftdiff.recipes.files import locate
 from raftdiff.recipes.needs import ready
+from raftdiff.recipes.prompts import find_file
 from raftdiff.records.beginning import at_work
 from raftdiff.records.disk import write_text
 from raftdiff.records.provenance import provenance
@@ -177,14 +178,17 @@ def pairs(args: argparse.Namespace) -> None:
 def _asked(path: Path, file: str | None) -> tuple[list[Comparison], Limits]:
     """The pairs of a file, or those that a run held out, and what is done about those that are too long to read."""
     if file is not None:
-        return preferences.build(PairsConfig(data=DataConfig(file=file)), Path()), Limits("--pairs", long="skip")
+        found_at = str(find_file(file, Path(), "--pairs"))
+        data = DataConfig(file=found_at, broken="skip")  # as too long ones: no recipe is there to say otherwise
+        return preferences.from_data(data, Path(), "--pairs"), Limits("--pairs", long="skip")
     if not (path / "run.json").is_file():
         raise UserError(f"{path}: this is a model without its run, so name the pairs to ask it of: --pairs FILE.")
     recipe = reward_recipe_of(Run.open(path))
     _, held_out = divided(recipe)
     if not held_out:
         raise UserError(f"{path}: this run held out no pairs; name others: --pairs FILE.")
-    return held_out, limits_of((recipe.held_out or recipe.pairs).data, "held_out.data")
+    apart = recipe.held_out and limits_of(recipe.held_out.data, "held_out.data")
+    return held_out, apart or limits_of(recipe.pairs.data, "pairs.data")
 
 
 def _trained_on(path: Path, pairs: list[Comparison]) -> int:

@@ -48,7 +48,7 @@ def rank_pictures(args: argparse.Namespace) -> None:
     """Score all, print the best, and write tables, contact sheet and copies: all of it or, interrupted, nothing."""
     configs = rewards_of(args.reward)
     out = _vacant(args.out or Path(f"{args.folder.resolve().name}-ranked"), args.folder)
-    given = [] if args.prompts is None else build(_asked(args.prompts))
+    given = [] if args.prompts is None else build(_asked(args.prompts), "--prompts")
     for sentence in rewards_ready(configs, resolve):
         print(sentence, file=sys.stderr)
     found, left = gathered(args.folder)

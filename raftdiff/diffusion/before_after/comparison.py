@@ -68,9 +68,9 @@ def evaluation_prompts(recipe: Recipe, file: str | None) -> list[Prompt]:
     held_out = recipe.evaluation.prompts
     if file is not None and file != "training":
         captions = read_named(file, Path(), "--prompts")
-        return build(held_out.model_copy(update={"file": None, "captions": captions}))
+        return build(held_out.model_copy(update={"file": None, "captions": captions}), "--prompts")
     if file is None and held_out.captions:
-        return build(held_out)
+        return build(held_out, "evaluation.prompts")
     own = [{**prompt.meta, "id": prompt.id, "caption": prompt.caption} for prompt in build(recipe.prompts)]
     return build(PromptsConfig(captions=list(own)))
 

@@ -146,7 +146,8 @@ class SideBySide:
     def _known(self) -> dict[str, Mapping[str, Any]]:
         """The same by caption, with the ids that their seeds come from, and what else rewards read of them."""
         recipe = self.recipes[0]
-        held_out = build(recipe.evaluation.prompts) if recipe.evaluation.prompts.captions else []
+        theirs = recipe.evaluation.prompts
+        held_out = build(theirs, "evaluation.prompts") if theirs.captions else []
         own = [{**it.meta, "id": it.id, "caption": it.caption} for it in (*held_out, *build(recipe.prompts))]
         known: dict[str, Mapping[str, Any]] = {}
         for row in (*self.file, *own):

@@ -197,7 +197,7 @@ def _demanded(name: str, captions: list[str | dict[str, Any]], place: str) -> li
 
 def prompts_of(name: str, rows: Sequence[str | dict[str, Any]], config: PromptsConfig) -> list[Prompt]:
     """The prompts, with the magic and the negative prompt of ``config``."""
-    return build(config.model_copy(update={"file": None, "captions": list(rows)}))
+    return build(config.model_copy(update={"file": None, "captions": list(rows)}), "--prompts")
 
 
 def told_of(name: str, prompts: int, samples: int | None = None) -> list[str]:

@@ -39,7 +39,7 @@ def test_every_recipe_loads_and_says_what_it_is(path: Path) -> None:
     elif medium_of(path) == "text":
         elsewhere = ["prompts={captions: [What is rain]}", "sampler={type: policy}"] if path.stem in NOT_HERE else []
         recipe = load_text_recipe(path, elsewhere)
-        assert read_prompts(recipe.prompts, path.parent)
+        assert read_prompts(recipe.prompts, path.parent, "prompts")
     else:
         recipe = load_recipe(str(path))
         assert build(recipe.prompts)

@@ -151,7 +151,7 @@ def test_the_data_format_pairs_reads_every_preference_back(run: Run, tmp_path: P
     ada.choose(pair("dog", 7, 1), "left")
     file = tmp_path / "pairs.jsonl"
     file.write_text("".join(json.dumps(line) + "\n" for line in preferences(run)))
-    prompts = read_prompts(DataConfig(file=str(file)), tmp_path)
+    prompts = read_prompts(DataConfig(file=str(file)), tmp_path, "prompts")
     read = [(one.caption, [answer["text"] for answer in one.meta["answers"]]) for one in prompts]
     cats, dogs = ANSWERS["cat-1.5"], ANSWERS["dog"]
     assert read == [

@@ -82,7 +82,9 @@ def test_matter_is_what_the_words_name_and_questions_are_those_to_the_companion(
 
 
 def test_the_reward_sums_the_rules_and_takes_the_feeling_from_the_data() -> None:
-    (known,) = read_prompts(DataConfig(captions=[{"prompt": "My son read a book.", "feeling": "glad"}]), Path())
+    (known,) = read_prompts(
+        DataConfig(captions=[{"prompt": "My son read a book.", "feeling": "glad"}]), Path(), "prompts"
+    )
     plain = Prompt("a", DOG, DOG, DOG)
     found = (
         CompanionConfig()

@@ -20,7 +20,7 @@ class TextRun(Config):
 
 
 def rows(*held, **options):
-    return build(PairsConfig(data=DataConfig(captions=[*held], **options)), Path())
+    return build(PairsConfig(data=DataConfig(captions=[*held], **options)), Path(), "pairs")
 
 
 def pair(**more):
@@ -138,7 +138,7 @@ def test_data_without_any_comparison_is_a_sentence():
 
 def test_no_more_than_the_limit():
     captions = [pair(prompt=f"{k}?") for k in range(5)]
-    found = build(PairsConfig(data=DataConfig(captions=captions), limit=2), Path())
+    found = build(PairsConfig(data=DataConfig(captions=captions), limit=2), Path(), "pairs")
     assert [one.prompt.caption for one in found] == ["0?", "1?"]
 
 
@@ -201,9 +201,9 @@ def test_several_pairs_of_a_prompt_use_each_answer_once_and_leave_out_ties(tmp_p
 
 
 def test_rounds_are_chosen_and_missing_ones_are_sentences(run, tmp_path):
-    assert [one.id for one in build(PairsConfig(run="run", rounds=[1], limit=1), tmp_path)] == ["001-ant"]
+    assert [one.id for one in build(PairsConfig(run="run", rounds=[1], limit=1), tmp_path, "pairs")] == ["001-ant"]
     with pytest.raises(UserError, match="there is no finished round 7"):
-        build(PairsConfig(run=str(run.path), rounds=[7]), tmp_path)
+        build(PairsConfig(run=str(run.path), rounds=[7]), tmp_path, "pairs")
 
 
 def test_answers_in_the_same_words_are_no_pair(run):
@@ -213,7 +213,7 @@ def test_answers_in_the_same_words_are_no_pair(run):
     (run.path / "rounds/000/samples/metadata.jsonl").write_text("".join(json.dumps(line) + "\n" for line in alike))
     assert from_rounds(run, [0]) == []
     with pytest.raises(UserError, match=r"pairs\.run: '.*run': there is not one pair"):
-        build(PairsConfig(run=str(run.path), rounds=[0]), run.path)
+        build(PairsConfig(run=str(run.path), rounds=[0]), run.path, "pairs")
 
 
 def test_an_empty_answer_is_one_of_the_policys_too(run):
@@ -235,7 +235,7 @@ def test_what_people_chose(run, tmp_path):
     ballot = Ballot(run, "ada")
     for one, chosen in zip(pairs, ("left", "right", "tie"), strict=True):
         ballot.choose(one, chosen)
-    found = build(PairsConfig(labels=str(run.path)), tmp_path)
+    found = build(PairsConfig(labels=str(run.path)), tmp_path, "pairs")
     assert len(found) == 2
     texts = {"a ant": {f"ant 0{k}" for k in range(3)}, "a bee": {f"bee 0{k}" for k in range(3)}}
     texts["a cat"] = {f"cat 0{k}" for k in range(3)}
@@ -246,7 +246,7 @@ def test_what_people_chose(run, tmp_path):
     turned = Ballot(run, "bob")  # disagrees with all of it, and both are kept
     for one, chosen in zip(pairs, ("right", "left", "tie"), strict=True):
         turned.choose(one, chosen)
-    both = build(PairsConfig(labels=str(run.path)), tmp_path)
+    both = build(PairsConfig(labels=str(run.path)), tmp_path, "pairs")
     answered = {(one.chosen, one.rejected) for one in both}
     assert len(both) == 4
     assert answered == {(b, a) for a, b in answered}
@@ -254,30 +254,30 @@ def test_what_people_chose(run, tmp_path):
 
 def test_labels_without_an_answer_are_a_sentence(run, tmp_path):
     with pytest.raises(UserError, match=r"pairs\.labels: '.*run': there is not one pair"):
-        build(PairsConfig(labels=str(run.path)), tmp_path)
+        build(PairsConfig(labels=str(run.path)), tmp_path, "pairs")
 
 
 def test_runs_on_pictures_are_refused(tmp_path):
     Run.create(tmp_path / "run", Config(), seed=0)
     for source in ("run", "labels"):
         with pytest.raises(UserError, match="this is no run on texts, and a reward model reads texts"):
-            build(PairsConfig(**{source: "run"}), tmp_path)
+            build(PairsConfig(**{source: "run"}), tmp_path, "pairs")
     with pytest.raises(UserError, match="this is not a run directory"):
-        build(PairsConfig(run="elsewhere"), tmp_path)
+        build(PairsConfig(run="elsewhere"), tmp_path, "pairs")
 
 
 # Sealed
 
 
 def test_a_sealed_run_is_known_by_what_it_holds(run, tmp_path):
-    config = sealed(PairsConfig(run="run", limit=2), tmp_path)
+    config = sealed(PairsConfig(run="run", limit=2), tmp_path, "pairs")
     assert config.run == str(run.path.resolve())
     assert len(build(config, tmp_path / "elsewhere")) == 2
     shutil_round(run)
     with pytest.raises(UserError, match="holds is no longer what this run began with"):
-        build(config, tmp_path)
-    named = sealed(PairsConfig(run="run", rounds=[0]), tmp_path)
-    assert len(build(named, tmp_path)) == 1
+        build(config, tmp_path, "pairs")
+    named = sealed(PairsConfig(run="run", rounds=[0]), tmp_path, "pairs")
+    assert len(build(named, tmp_path, "pairs")) == 1
 
 
 def shutil_round(run):
@@ -289,11 +289,11 @@ def shutil_round(run):
 
 def test_a_sealed_file_is_known_by_its_checksum(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair()) + "\n")
-    config = sealed(PairsConfig(data=DataConfig(file="pairs.jsonl")), tmp_path)
+    config = sealed(PairsConfig(data=DataConfig(file="pairs.jsonl")), tmp_path, "pairs")
     assert len(build(config, tmp_path / "elsewhere")) == 1
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair(chosen="Hello!")) + "\n")
     with pytest.raises(UserError, match="is not what the run began with"):
-        build(config, tmp_path)
+        build(config, tmp_path, "pairs")
 
 
 @pytest.mark.parametrize(

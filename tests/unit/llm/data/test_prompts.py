@@ -24,7 +24,7 @@ def turn(role: str, content: str) -> dict[str, str]:
 
 
 def of(*captions: Any, **options: Any) -> list[Prompt]:
-    return read_prompts(DataConfig(captions=list(captions), **options), HERE)
+    return read_prompts(DataConfig(captions=list(captions), **options), HERE, "prompts")
 
 
 def answers(prompt: Prompt) -> list[tuple[str, float | None, str]]:
@@ -91,7 +91,7 @@ def test_what_is_asked_by_hand_is_written_as_the_model_learnt_to_answer_it() -> 
 def test_other_prompts_of_the_same_model_have_its_system_message() -> None:
     trained = DataConfig(captions=["a"], system="Be brief.", magic=["{prompt} Kindly."])
     held_out = DataConfig(captions=["b", {"prompt": "c", "system": "Be long."}])
-    found = read_prompts(like(trained, held_out), HERE)
+    found = read_prompts(like(trained, held_out), HERE, "prompts")
     assert [prompt.meta["system"] for prompt in found] == ["Be brief.", "Be long."]
     assert [prompt.sampling for prompt in found] == ["b", "c"], "magic is for the sampler in training"
     own = held_out.model_copy(update={"system": "Be kind."})
@@ -212,7 +212,7 @@ def test_pairs_that_look_like_lists_are_texts() -> None:
 def test_messages_in_csv_cells_are_json(tmp_path: Path) -> None:
     sides = [json.dumps([ASK, turn("assistant", text)]).replace('"', '""') for text in (GOOD, BAD)]
     (tmp_path / "p.csv").write_text(f'chosen,rejected\n"{sides[0]}","{sides[1]}"\n')
-    (one,) = read_prompts(DataConfig(file="p.csv"), tmp_path)
+    (one,) = read_prompts(DataConfig(file="p.csv"), tmp_path, "prompts")
     assert (one.caption, answers(one)) == (ASK["content"], [(GOOD, 1.0, "chosen"), (BAD, 0.0, "rejected")])
 
 
@@ -313,7 +313,7 @@ def test_a_label_that_is_something_else_is_kept_and_no_score() -> None:
 def test_a_file_of_lmflow_is_read(tmp_path: Path) -> None:
     def held(kind: str, *instances: Any) -> list[Prompt]:
         (tmp_path / "l.json").write_text(json.dumps({"type": kind, "instances": instances}))
-        return read_prompts(DataConfig(file="l.json"), tmp_path)
+        return read_prompts(DataConfig(file="l.json"), tmp_path, "prompts")
 
     (one,) = held("text2text", {"input": "Why?", "output": GOOD})
     assert (one.caption, answers(one), set(one.meta)) == ("Why?", [(GOOD, None, "")], {"answers"})
@@ -496,7 +496,7 @@ def test_a_row_that_cannot_be_used_is_named(row: dict[str, Any], options: dict[s
 def test_a_broken_row_is_named_with_file_and_line(tmp_path: Path) -> None:
     config = lines(tmp_path / "p.jsonl", {"prompt": "a", "response": "b"}, {"prompt": "c", "response": ""})
     with pytest.raises(UserError, match=r"p\.jsonl:2: 'response' is empty \(format prompt_response\). Correct the row"):
-        read_prompts(config, HERE)
+        read_prompts(config, HERE, "prompts")
 
 
 def test_broken_rows_can_be_left_out_and_are_counted() -> None:
@@ -525,7 +525,7 @@ def test_broken_rows_can_be_left_out_and_are_counted() -> None:
 )
 def test_a_wrong_config_is_named(options: dict[str, Any], sentence: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=sentence):
-        read_prompts(DataConfig(**options), tmp_path)
+        read_prompts(DataConfig(**options), tmp_path, "prompts")
 
 
 def test_files_of_every_kind_say_the_same(tmp_path: Path) -> None:
@@ -536,34 +536,37 @@ def test_files_of_every_kind_say_the_same(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_bytes(f"\ufeffprompt,response\r\nWhy?,{cells}\r\n\r\nKöln 😀,Ja.\r\n".encode())
     (tmp_path / "p.tsv").write_text(f"prompt\tresponse\nWhy?\t{cells}\nKöln 😀\tJa.\n", encoding="utf-8")
     (tmp_path / "p.jsonl.gz").write_bytes(gzip.compress((tmp_path / "p.jsonl").read_bytes()))
-    first = read_prompts(DataConfig(file="p.jsonl"), tmp_path)
+    first = read_prompts(DataConfig(file="p.jsonl"), tmp_path, "prompts")
     assert [answers(prompt)[0][0] for prompt in first] == [row["response"] for row in table]
     for name in ("p.json", "p.csv", "p.tsv", "p.jsonl.gz"):
-        assert read_prompts(DataConfig(file=name), tmp_path) == first
+        assert read_prompts(DataConfig(file=name), tmp_path, "prompts") == first
 
 
 def test_a_text_file_has_a_prompt_a_line(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_bytes("\ufeff# words\r\n\r\n a cat \r\na\u2028b\n".encode())
-    assert [prompt.caption for prompt in read_prompts(DataConfig(file="p.txt"), tmp_path)] == ["a cat", "a\u2028b"]
+    assert [prompt.caption for prompt in read_prompts(DataConfig(file="p.txt"), tmp_path, "prompts")] == [
+        "a cat",
+        "a\u2028b",
+    ]
 
 
 def test_line_separators_within_json_text_do_not_end_a_line(tmp_path: Path) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "a\u2028b\u0085c"}\n', encoding="utf-8")
-    assert read_prompts(DataConfig(file="p.jsonl"), tmp_path)[0].caption == "a\u2028b\u0085c"
+    assert read_prompts(DataConfig(file="p.jsonl"), tmp_path, "prompts")[0].caption == "a\u2028b\u0085c"
 
 
 def test_lists_in_csv_cells_are_json(tmp_path: Path) -> None:
     (tmp_path / "p.csv").write_text('prompt,answers,scores,id\nWhy?,"[""a"", ""b""]","[1, 2.5]",\n')
-    (one,) = read_prompts(DataConfig(file="p.csv"), tmp_path)
+    (one,) = read_prompts(DataConfig(file="p.csv"), tmp_path, "prompts")
     assert (one.id, answers(one)) == ("why", [("a", 1.0, ""), ("b", 2.5, "")])
 
 
 def test_huge_lines_are_read(tmp_path: Path) -> None:
     text = "word " * 200_000
     (tmp_path / "p.csv").write_text(f"prompt,response\nWhy?,{text}\n")
-    assert read_prompts(DataConfig(file="p.csv"), tmp_path)[0].meta["answers"][0]["text"] == text
+    assert read_prompts(DataConfig(file="p.csv"), tmp_path, "prompts")[0].meta["answers"][0]["text"] == text
     config = lines(tmp_path / "p.jsonl", {"prompt": text})
-    (one,) = read_prompts(config, HERE)
+    (one,) = read_prompts(config, HERE, "prompts")
     assert one.caption == text
     assert len(one.id) < 100
 
@@ -593,26 +596,26 @@ def test_huge_lines_are_read(tmp_path: Path) -> None:
 def test_a_broken_file_is_named(tmp_path: Path, name: str, data: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(data)
     with pytest.raises(UserError, match=sentence):
-        read_prompts(DataConfig(file=name), tmp_path)
+        read_prompts(DataConfig(file=name), tmp_path, "prompts")
 
 
 def test_a_row_without_what_the_others_have_is_named(tmp_path: Path) -> None:
     config = lines(tmp_path / "p.jsonl", {"prompt": "a", "response": "b"}, {"prompt": "c"})
     with pytest.raises(UserError, match=r"p\.jsonl:2: there is no response"):
-        read_prompts(config, HERE)
+        read_prompts(config, HERE, "prompts")
 
 
 def test_a_sealed_config_refuses_other_data(tmp_path: Path) -> None:
     lines(tmp_path / "p.jsonl", {"prompt": "a"})
-    kept = sealed_prompts(DataConfig(file="p.jsonl"), tmp_path)
+    kept = sealed_prompts(DataConfig(file="p.jsonl"), tmp_path, "prompts")
     assert kept.file == str(tmp_path / "p.jsonl")
     assert kept.sha256 is not None
     assert len(kept.sha256) == 64
-    assert read_prompts(kept, Path("/elsewhere"))[0].caption == "a"
-    assert sealed_prompts(kept, HERE) == kept
+    assert read_prompts(kept, Path("/elsewhere"), "prompts")[0].caption == "a"
+    assert sealed_prompts(kept, HERE, "prompts") == kept
     lines(tmp_path / "p.jsonl", {"prompt": "b"})
     with pytest.raises(UserError, match=r"is not what the run began with \(sha256 .* then, .* now\). Put the old data"):
-        read_prompts(kept, HERE)
+        read_prompts(kept, HERE, "prompts")
 
 
 def test_a_config_says_whether_it_names_prompts() -> None:
@@ -623,12 +626,12 @@ def test_a_config_says_whether_it_names_prompts() -> None:
 
 def test_prompts_held_inline_need_no_seal() -> None:
     config = DataConfig(captions=["a"])
-    assert sealed_prompts(config, HERE) is config
+    assert sealed_prompts(config, HERE, "prompts") is config
 
 
 def test_rows_are_named_by_their_place(tmp_path: Path) -> None:
     config = lines(tmp_path / "p.jsonl", {"prompt": "a"}, {"prompt": "b"})
-    assert [row.where for row in rows(config, HERE)] == [f"{tmp_path}/p.jsonl:1", f"{tmp_path}/p.jsonl:2"]
+    assert [row.where for row in rows(config, HERE, "prompts")] == [f"{tmp_path}/p.jsonl:1", f"{tmp_path}/p.jsonl:2"]
 
 
 class FakeDatasets(types.ModuleType):
@@ -656,14 +659,14 @@ def test_a_hub_data_set_is_read_without_its_code(monkeypatch: pytest.MonkeyPatch
     fake = FakeDatasets([{"prompt": "a", "response": None, "answers": ["x"]}, {"prompt": "b", "answers": ["y"]}])
     monkeypatch.setitem(sys.modules, "datasets", fake)
     config = DataConfig(hub="team/set", subset="en", data_dir="helpful-base", revision="abc", format="ranked")
-    assert [prompt.id for prompt in read_prompts(config, HERE)] == ["a", "b"]
+    assert [prompt.id for prompt in read_prompts(config, HERE, "prompts")] == ["a", "b"]
     assert fake.calls == [("team/set", "en", {"data_dir": "helpful-base", "split": "train", "revision": "abc"})]
-    kept = sealed_prompts(config, HERE)
+    kept = sealed_prompts(config, HERE, "prompts")
     fake.table[0]["prompt"] = "c"
     with pytest.raises(UserError, match="'team/set' is not what the run began with"):
-        read_prompts(kept, HERE)
+        read_prompts(kept, HERE, "prompts")
     with pytest.raises(UserError, match="cannot load 'team/set', split 'gone': Unknown split"):
-        read_prompts(config.model_copy(update={"split": "gone"}), HERE)
+        read_prompts(config.model_copy(update={"split": "gone"}), HERE, "prompts")
 
 
 def test_an_old_or_missing_datasets_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -671,12 +674,12 @@ def test_an_old_or_missing_datasets_is_said(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(FakeDatasets, "__version__", "2.19.0")
     monkeypatch.setitem(sys.modules, "datasets", fake)
     with pytest.raises(UserError, match="datasets 2.19.0 may run code that comes with a data set"):
-        read_prompts(DataConfig(hub="team/set"), HERE)
+        read_prompts(DataConfig(hub="team/set"), HERE, "prompts")
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(
         UserError, match=r"the package 'datasets' is missing; install it: pip install 'raftdiff\[llm\]'"
     ):
-        read_prompts(DataConfig(hub="team/set"), HERE)
+        read_prompts(DataConfig(hub="team/set"), HERE, "prompts")
 
 
 def test_a_data_set_that_was_saved_to_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -684,11 +687,11 @@ def test_a_data_set_that_was_saved_to_disk(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setitem(sys.modules, "datasets", fake)
     (tmp_path / "held").mkdir()
     (tmp_path / "held" / "dataset_dict.json").write_text("{}")
-    assert read_prompts(DataConfig(hub="held"), tmp_path)[0].id == "a"
+    assert read_prompts(DataConfig(hub="held"), tmp_path, "prompts")[0].id == "a"
     assert fake.calls == [str(tmp_path / "held")]
-    assert sealed_prompts(DataConfig(hub="held"), tmp_path).hub == str(tmp_path / "held")
+    assert sealed_prompts(DataConfig(hub="held"), tmp_path, "prompts").hub == str(tmp_path / "held")
     with pytest.raises(UserError, match="cannot load .*, split 'dev': 'dev'"):
-        read_prompts(DataConfig(hub="held", split="dev"), tmp_path)
+        read_prompts(DataConfig(hub="held", split="dev"), tmp_path, "prompts")
 
 
 def test_a_local_folder_through_the_real_package(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -698,20 +701,20 @@ def test_a_local_folder_through_the_real_package(monkeypatch: pytest.MonkeyPatch
     (tmp_path / "set").mkdir()
     lines(tmp_path / "set" / "train.jsonl", {"prompt": "a", "chosen": "b", "rejected": "c"}, {"prompt": "d"})
     with pytest.raises(UserError, match=r"set\[train\]: row 1: 'chosen' is missing"):
-        read_prompts(DataConfig(hub="set"), tmp_path)
-    assert read_prompts(DataConfig(hub="set", split="train[:1]"), tmp_path)[0].caption == "a"
+        read_prompts(DataConfig(hub="set"), tmp_path, "prompts")
+    assert read_prompts(DataConfig(hub="set", split="train[:1]"), tmp_path, "prompts")[0].caption == "a"
     datasets.Dataset.from_list([{"prompt": "e"}]).save_to_disk(str(tmp_path / "saved"))
-    assert read_prompts(DataConfig(hub="saved"), tmp_path)[0].caption == "e"
+    assert read_prompts(DataConfig(hub="saved"), tmp_path, "prompts")[0].caption == "e"
 
 
 def test_a_folder_of_text_files_is_read_and_known_again(tmp_path: Path) -> None:
     for name, text in (("2", "Why?"), ("10", "Who\nis it?")):
         (tmp_path / f"{name}.txt").write_text(text)
-    config = sealed_prompts(DataConfig(file=str(tmp_path)), HERE)
-    assert [(prompt.id, prompt.caption) for prompt in read_prompts(config, HERE)] == [
+    config = sealed_prompts(DataConfig(file=str(tmp_path)), HERE, "prompts")
+    assert [(prompt.id, prompt.caption) for prompt in read_prompts(config, HERE, "prompts")] == [
         ("2", "Why?"),
         ("10", "Who is it?"),
     ]
     (tmp_path / "2.txt").write_text("Where?")
     with pytest.raises(UserError, match="is not what the run began with"):
-        read_prompts(config, HERE)
+        read_prompts(config, HERE, "prompts")

@@ -12,7 +12,7 @@ from raftdiff.types import Prompt
 
 
 def of(*rows: Any) -> list[Prompt]:
-    return read_prompts(DataConfig(captions=list(rows)), Path())
+    return read_prompts(DataConfig(captions=list(rows)), Path(), "prompts")
 
 
 def test_an_answer_that_was_labelled_bad_is_no_example() -> None:

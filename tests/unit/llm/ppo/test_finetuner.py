@@ -572,7 +572,7 @@ def test_the_text_of_the_pretraining_is_sealed():
     assert recipe.finetuner.ptx is not None
     assert len(recipe.finetuner.ptx.data.sha256 or "") == 64
     with pytest.raises(UserError, match="is not what the run began with"):
-        read_prompts(recipe.finetuner.ptx.data.model_copy(update={"sha256": "0" * 64}), Path())
+        read_prompts(recipe.finetuner.ptx.data.model_copy(update={"sha256": "0" * 64}), Path(), "finetuner.ptx.data")
 
 
 def test_reviews_of_the_pretraining_are_those_of_its_generator():

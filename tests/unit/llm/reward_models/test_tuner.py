@@ -505,7 +505,7 @@ def test_meta_learns_from_the_first_k_answers_only(folder):
 
 
 def test_a_reward_model_learns_to_tell_good_reviews_from_bad_ones():
-    pairs = build(PairsConfig(data=DataConfig(file="configs/prompts/reviews_pairs.jsonl")), Path())
+    pairs = build(PairsConfig(data=DataConfig(file="configs/prompts/reviews_pairs.jsonl")), Path(), "pairs")
     shown, held_out = pairs[:160], pairs[340:]
     model = load_value_model(LMConfig(base="review-lm", device="cpu"), resolve)
     before = (differences(model, held_out, batch_size=64) > 0).mean()

@@ -241,6 +241,7 @@ def test_strength_is_the_mean_and_the_spread_over_the_models(recipe: RewardRecip
             }
         ),
         Path(),
+        "pairs",
     )
     assert [pair.mu for pair in again] == [line["mu"] for line in written]
 
@@ -292,6 +293,7 @@ def test_length_alone_is_told_apart_from_what_the_model_knows() -> None:
             ]
         ),
         Path(),
+        "pairs.data",
     )
     found = length(pairs, np.array([1.0, -1.0, -1.0, 1.0]))
     assert found["longer_wins"]["mean"] == pytest.approx(2.5 / 4), "as long counts half"
@@ -302,7 +304,7 @@ def test_length_alone_is_told_apart_from_what_the_model_knows() -> None:
 
 
 def test_the_page_shows_one_model_or_two(finished: Run, recipe: RewardRecipe, tmp_path: Path) -> None:
-    pairs = preferences.build(recipe.pairs, Path())
+    pairs = preferences.build(recipe.pairs, Path(), "pairs")
     sides = []
     for name, folder in (("before", recipe.model.base), ("after", str(reward_folder(finished.path)))):
         looked = look(load_value_model(LMConfig(base=folder, device="cpu"), str), pairs, batch_size=8)
@@ -326,7 +328,9 @@ def test_the_page_shows_one_model_or_two(finished: Run, recipe: RewardRecipe, tm
 
 def test_a_prompt_with_markup_is_shown_and_not_obeyed(recipe: RewardRecipe, tmp_path: Path) -> None:
     told = {"prompt": "film <script>alert(1)</script>", "chosen": "good", "rejected": "bad"}
-    pairs = preferences.from_data(preferences.DataConfig(captions=[told, {**told, "prompt": "dog"}]), Path())
+    pairs = preferences.from_data(
+        preferences.DataConfig(captions=[told, {**told, "prompt": "dog"}]), Path(), "pairs.data"
+    )
     looked = look(assemble_reward(recipe).model, pairs, batch_size=8)
     page = write_evaluation(tmp_path / "page.html", "words", [Side("m", looked, evaluation(looked))]).read_text()
     assert "<script>" not in page

@@ -17,7 +17,7 @@ NOW: dict[str, Any] = {"seed": 5, "round": 2, "done": frozenset()}
 
 
 def prompts(*rows: Any) -> list[Prompt]:
-    return read_prompts(DataConfig(captions=list(rows)), Path())
+    return read_prompts(DataConfig(captions=list(rows)), Path(), "prompts")
 
 
 def seen(samples: Any) -> list[tuple[str, int, str]]:
