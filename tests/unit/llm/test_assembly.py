@@ -8,7 +8,7 @@ from typing import final
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.assembly import assemble_text
+from raftdiff.llm.assembly import assemble_text, held_out_prompts
 from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.model.rows import row_of
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
@@ -55,6 +55,38 @@ def test_prompts_that_a_reward_does_not_know_are_told_before_anything_is_sampled
 ) -> None:
     with pytest.raises(UserError, match="is no prompt of the text world; write one like"):
         assemble_text(of(recipe, *overrides))
+
+
+WRONG = [
+    ("{captions: [{prompt: a, response: ''}]}", "^{}.captions.0: 'response' is empty .* set {}.broken to skip"),
+    ("{captions: [a], columns: {query: prompt}}", "^{}.columns: there is no column 'query' to rename"),
+]
+PPO = ("ranker.selector={type: all}", "finetuner={type: ppo, adapter: lora, ptx: {data: {captions: [a]}}}")
+
+
+@pytest.mark.parametrize("key", ["prompts", "evaluation.prompts", "finetuner.ptx.data"])
+def test_a_file_that_is_not_there_is_told_under_its_key(recipe: Path, key: str) -> None:
+    with pytest.raises(UserError, match=rf"^{key}.file: there is no file 'gone\.txt'"):
+        of(recipe, *PPO, f"{key}={{file: gone.txt}}")
+
+
+@pytest.mark.parametrize(("data", "sentence"), WRONG)
+def test_mistakes_in_held_out_prompts_are_told_under_their_key(recipe: Path, data: str, sentence: str) -> None:
+    found = of(recipe, f"evaluation.prompts={data}")
+    with pytest.raises(UserError, match=sentence.replace("{}", "evaluation.prompts")):
+        held_out_prompts(found, found.evaluation.prompts)
+
+
+@pytest.mark.parametrize(("data", "sentence"), WRONG)
+def test_mistakes_in_pretraining_data_are_told_under_their_key(recipe: Path, data: str, sentence: str) -> None:
+    found = of(recipe, *PPO, f"finetuner.ptx.data={data}")
+    with pytest.raises(UserError, match=sentence.replace("{}", "finetuner.ptx.data")):
+        assemble_text(found)
+
+
+def test_a_file_of_prompts_that_the_command_names_is_told_as_such(recipe: Path) -> None:
+    with pytest.raises(UserError, match=r"^--prompts: there is no file 'gone\.txt'"):
+        evaluation_texts(assemble_text(of(recipe)), "gone.txt")
 
 
 def test_a_judge_that_does_not_know_a_prompt_says_so(recipe: Path) -> None:

@@ -86,6 +86,27 @@ def test_a_wrong_prompt_is_named(config: PromptsConfig, sentence: str, tmp_path:
         build(inline(config, tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("config", "sentence"),
+    [
+        (PromptsConfig(), "^{}: there is no prompt"),
+        (PromptsConfig(file="gone.txt"), r"^{}.file: there is no file 'gone\.txt'"),
+        (PromptsConfig(captions=[{"id": "x"}]), "^{}: prompt 1 has no caption"),
+        (PromptsConfig(captions=[{"caption": "x", "id": "../x"}]), "^{}: the id '../x' of prompt 1 cannot"),
+        (PromptsConfig(captions=[{"caption": "x", "id": "a"}] * 2), "^{}: prompts 1 and 2 have the same id"),
+        (PromptsConfig(captions=[{"caption": "x", "id": name} for name in "aA"]), "^{}: the ids 'a' and 'A' differ"),
+        (PromptsConfig(captions=["x"], negative="\udcff"), "^{}: a magic or negative prompt holds half"),
+        (PromptsConfig(magic=["sharp"]), "^{}.magic: the template 'sharp' lacks"),
+        (PromptsConfig(magic=[]), "^{}.magic: the list of templates is empty"),
+    ],
+)
+def test_a_wrong_prompt_is_told_under_the_key_where_it_stands(
+    config: PromptsConfig, sentence: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=sentence.replace("{}", "evaluation.prompts")):
+        build(inline(config, tmp_path, "evaluation.prompts"), "evaluation.prompts")
+
+
 PARTI = "Prompt\tCategory\na cat\tAnimals\n"
 CELLS = 'id,caption,negative\n,"a cat, red",\ntom,a dog,frame\n'
 

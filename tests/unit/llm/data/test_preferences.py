@@ -272,7 +272,7 @@ def test_runs_on_pictures_are_refused(tmp_path):
 def test_a_sealed_run_is_known_by_what_it_holds(run, tmp_path):
     config = sealed(PairsConfig(run="run", limit=2), tmp_path, "pairs")
     assert config.run == str(run.path.resolve())
-    assert len(build(config, tmp_path / "elsewhere")) == 2
+    assert len(build(config, tmp_path / "elsewhere", "pairs")) == 2
     shutil_round(run)
     with pytest.raises(UserError, match="holds is no longer what this run began with"):
         build(config, tmp_path, "pairs")
@@ -290,7 +290,7 @@ def shutil_round(run):
 def test_a_sealed_file_is_known_by_its_checksum(tmp_path):
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair()) + "\n")
     config = sealed(PairsConfig(data=DataConfig(file="pairs.jsonl")), tmp_path, "pairs")
-    assert len(build(config, tmp_path / "elsewhere")) == 1
+    assert len(build(config, tmp_path / "elsewhere", "pairs")) == 1
     (tmp_path / "pairs.jsonl").write_text(json.dumps(pair(chosen="Hello!")) + "\n")
     with pytest.raises(UserError, match="is not what the run began with"):
         build(config, tmp_path, "pairs")

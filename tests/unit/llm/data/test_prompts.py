@@ -528,6 +528,54 @@ def test_a_wrong_config_is_named(options: dict[str, Any], sentence: str, tmp_pat
         read_prompts(DataConfig(**options), tmp_path, "prompts")
 
 
+KEYS = ("prompts", "evaluation.prompts", "pairs.data", "held_out.data", "finetuner.ptx.data", "policy_pool.prompts")
+
+
+@pytest.mark.parametrize("key", KEYS)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({}, "{}: there is no prompt"),
+        ({"file": "gone.txt"}, r"{}.file: there is no file 'gone\.txt'"),
+        ({"file": "p.txt", "sha256": "0" * 64}, r"{}.file: 'p\.txt' is not what the run began with"),
+        ({"captions": [{"prompt": ""}]}, r"{}.captions.0: 'prompt' is empty .* set {}.broken to skip"),
+        ({"captions": ["x"], "columns": {"query": "prompt"}}, "{}.columns: there is no column 'query' to rename"),
+        ({"captions": [{"prompt": "x", "query": "y"}], "columns": {"query": "prompt"}}, "'prompt'; see {}.columns"),
+        ({"captions": [{"prompts.broken": "x"}]}, r"{}.format: the columns \(prompts.broken\) .* under {}.columns"),
+        (
+            {"captions": [{"prompt": "x", "response": "y", "answers": ["z"]}]},
+            "{}.format: .* fit several: .* Set {}.format to",
+        ),
+        ({"captions": ["x"], "magic": ["warm"]}, "{}.magic: the template"),
+        ({"captions": ["x"], "magic": []}, '{}.magic: the list .* write "{{prompt}}"'),
+        ({"captions": [{"prompt": "x", "id": "../x"}]}, "{}: the id '../x' of prompt 1 cannot name a file"),
+        ({"captions": ["x y"], "max_prompt_words": 1}, "{}: no prompt is left; raise {}.max_prompt_words"),
+    ],
+)
+def test_a_mistake_is_told_under_the_key_of_its_data(
+    key: str, options: dict[str, Any], sentence: str, tmp_path: Path
+) -> None:
+    (tmp_path / "p.txt").write_text("a prompt\n")
+    with pytest.raises(UserError, match=sentence.replace("{}", key).replace("{{", "{").replace("}}", "}")):
+        read_prompts(DataConfig(**options), tmp_path, key)
+
+
+def test_what_is_left_out_is_told_under_the_key_of_its_data() -> None:
+    held = DataConfig(captions=["a", {"prompt": ""}], broken="skip")
+    with pytest.warns(
+        UserWarning, match=r"^held_out.data: 1 of 2 rows were left out \(the first: held_out.data.captio"
+    ):
+        read_prompts(held, HERE, "held_out.data")
+
+
+def test_a_data_set_that_cannot_be_had_is_told_under_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "datasets", FakeDatasets([]))
+    with pytest.raises(UserError, match=r"^pairs.data.hub: team/set\[train\] has no rows"):
+        sealed_prompts(DataConfig(hub="team/set"), HERE, "pairs.data")
+    with pytest.raises(UserError, match="^pairs.data.hub: cannot load 'team/set', split 'gone'"):
+        read_prompts(DataConfig(hub="team/set", split="gone"), HERE, "pairs.data")
+
+
 def test_files_of_every_kind_say_the_same(tmp_path: Path) -> None:
     table = [{"prompt": "Why?", "response": 'He said "so",\nand left.'}, {"prompt": "Köln 😀", "response": "Ja."}]
     (tmp_path / "p.jsonl").write_text("\ufeff" + "\r\n".join(map(json.dumps, table)) + "\r\n\r\n", encoding="utf-8")

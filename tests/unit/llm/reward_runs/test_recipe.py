@@ -127,6 +127,42 @@ def test_what_is_wrong_is_said_before_a_model_is_loaded(recipe: Path, overrides:
         load_reward_recipe(recipe, overrides)
 
 
+POOL = "tuner.meta={}", "policy_pool={model: {base: review-lm}, prompts: {captions: [film]}}"
+OTHERS = ("held_out={data: {captions: [{prompt: film, chosen: good, rejected: bad}]}}",)
+
+
+@pytest.mark.parametrize(
+    ("key", "given"), [("pairs.data", ()), ("held_out.data", OTHERS), ("policy_pool.prompts", POOL)]
+)
+@pytest.mark.parametrize(
+    ("data", "sentence"),
+    [
+        ("{file: none.jsonl}", r"^{}.file: there is no file 'none\.jsonl'"),
+        ("{captions: [{prompt: a, response: ''}]}", "^{}.captions.0: 'response' is empty .* set {}.broken to skip"),
+        ("{captions: [a], columns: {query: prompt}}", "^{}.columns: there is no column 'query' to rename"),
+    ],
+)
+def test_a_mistake_in_data_is_told_under_their_key(
+    recipe: Path, key: str, given: tuple[str, ...], data: str, sentence: str
+) -> None:
+    with pytest.raises(UserError, match=sentence.replace("{}", key)):
+        load_reward_recipe(recipe, [*given, f"{key}={data}"])
+
+
+@pytest.mark.parametrize(("key", "given"), [("pairs", ()), ("held_out", OTHERS)])
+def test_pairs_that_do_not_say_which_is_better_are_told_under_their_key(
+    recipe: Path, key: str, given: tuple[str, ...]
+) -> None:
+    unrated = "{captions: [{prompt: a, response: b}]}"
+    with pytest.raises(UserError, match=f"^{key}.data: the prompt 'a': .* set {key}.data.broken to skip"):
+        load_reward_recipe(recipe, [*given, f"{key}.data={unrated}"])
+    with (
+        pytest.warns(UserWarning, match=f"^{key}.data: 1 prompts were left out"),
+        pytest.raises(UserError, match=f"^{key}.data: there is not one pair of answers"),
+    ):
+        load_reward_recipe(recipe, [*given, f"{key}.data={unrated}", f"{key}.data.broken=skip"])
+
+
 def test_a_line_of_the_file_is_named(recipe: Path) -> None:
     recipe.write_text(RECIPE.replace("held_out_share", "held_out_shar"))
     with pytest.raises(UserError, match=r"words\.yaml:6: held_out_shar: unknown key"):
