@@ -16,7 +16,7 @@ from raftdiff.llm.data.cells import BrokenRow, Record, text_of
 from raftdiff.llm.data.files import file_digest, rows_digest
 from raftdiff.llm.data.formats import Format, detect, parse
 from raftdiff.recipes.config import Config
-from raftdiff.recipes.prompts import Asked, check_ids, find_file, made_ids
+from raftdiff.recipes.prompts import Asked, check_ids, check_magic, find_file, made_ids
 from raftdiff.recipes.rows import Row, heading, json_value, read_file, read_hub
 from raftdiff.seeds import fold
 from raftdiff.types import Prompt
@@ -106,7 +106,7 @@ def sealed_prompts(config: DataConfig, folder: Path, key: str) -> DataConfig:
     Raises:
         UserError: as ``rows``; a magic template lacks "{prompt}".
     """
-    _check_magic(config, key)
+    check_magic(config.magic, "prompt", key)
     if config.file is None and config.hub is None:
         return config
     _, digest = _read(config, folder, key)
@@ -126,7 +126,7 @@ def read_prompts(config: DataConfig, folder: Path, key: str) -> list[Prompt]:
         UserError: as ``rows``; the format is not recognised; a row is broken (and ``broken`` is "stop"); nothing is
             left; an id is given twice or cannot name a file; a magic template lacks "{prompt}".
     """
-    _check_magic(config, key)
+    check_magic(config.magic, "prompt", key)
     table = rows(config, folder, key)
     kept = _parsed(table, _format(table, config, folder, key), config, key)
     ids = made_ids([rest.get("id") for _, rest in kept], [record.prompt for record, _ in kept])
@@ -135,14 +135,6 @@ def read_prompts(config: DataConfig, folder: Path, key: str) -> list[Prompt]:
     if not chosen:
         raise UserError(f"{key}: no prompt is left; raise {key}.max_prompt_words, or look at the data.")
     return [_prompt(config, place, ids[k], *kept[k]) for place, k in enumerate(chosen)]
-
-
-def _check_magic(config: DataConfig, key: str) -> None:
-    for template in config.magic:
-        if "{prompt}" not in template:
-            raise UserError(f"{key}.magic: the template '{template}' lacks {{prompt}}, where the prompt goes.")
-    if not config.magic:
-        raise UserError(f'{key}.magic: the list of templates is empty; leave the key out, or write "{{prompt}}".')
 
 
 def asked(config: DataConfig, texts: Sequence[str]) -> list[Prompt]:

@@ -76,7 +76,7 @@ def inline(config: PromptsConfig, folder: Path, key: str = "prompts") -> Prompts
     Raises:
         UserError: the file is missing, empty, or wrong in a line; a magic template lacks "{caption}".
     """
-    _check_magic(config, key)
+    check_magic(config.magic, "caption", key)
     if config.file is None:
         _tell_repeated(f"{key}.captions", config.captions)
         return config
@@ -208,7 +208,7 @@ def build(config: PromptsConfig, key: str = "prompts") -> list[Prompt]:
     """
     if not config.captions:
         raise UserError(f"{key}: there is no prompt; name a file under 'file', or write them under 'captions'.")
-    _check_magic(config, key)
+    check_magic(config.magic, "caption", key)
     _refuse_halves(f"{key}: a magic or negative prompt", "".join((*config.magic, config.negative)))
     rows = [{"caption": row} if isinstance(row, str) else row for row in config.captions]
     held = [_checked(f"{key}: prompt {place}", row) for place, row in enumerate(rows, 1)]
@@ -219,12 +219,17 @@ def build(config: PromptsConfig, key: str = "prompts") -> list[Prompt]:
     return [_prompt(config, place, name, row) for place, (name, row) in enumerate(zip(ids, held, strict=True))]
 
 
-def _check_magic(config: PromptsConfig, key: str) -> None:
-    for template in config.magic:
-        if "{caption}" not in template:
-            raise UserError(f"{key}.magic: the template '{template}' lacks {{caption}}, where the caption goes.")
-    if not config.magic:
-        raise UserError(f'{key}.magic: the list of templates is empty; leave the key out, or write "{{caption}}".')
+def check_magic(templates: Sequence[str], word: str, key: str) -> None:
+    """``word`` is what the templates are written around, caption or prompt; ``key`` where the prompts stand.
+
+    Raises:
+        UserError: there is no template, or one lacks the word in braces.
+    """
+    for template in templates:
+        if f"{{{word}}}" not in template:
+            raise UserError(f"{key}.magic: the template '{template}' lacks {{{word}}}, where the {word} goes.")
+    if not templates:
+        raise UserError(f'{key}.magic: the list of templates is empty; leave the key out, or write "{{{word}}}".')
 
 
 def _prompt(config: PromptsConfig, place: int, name: str, row: Mapping[str, Any]) -> Prompt:
