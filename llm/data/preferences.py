@@ -169,6 +169,15 @@ def from_data(config: DataConfig, folder: Path, key: str) -> list[Comparison]:
     return found
 
 
+def by_prompt(pairs: Sequence[Comparison]) -> list[list[int]]:
+    """Where the pairs of each prompt stand, its system message and earlier turns counted; prompts in order of their
+    first pair."""
+    places: dict[str, list[int]] = {}
+    for place, pair in enumerate(pairs):
+        places.setdefault(whole(pair.prompt), []).append(place)
+    return list(places.values())
+
+
 def _of_labels(prompts: Sequence[Prompt], key: str) -> list[Comparison]:
     """Answers labelled good against those labelled bad to the same prompt, the first with the first and so on; those
     without a partner are left out, and counted."""

@@ -9,9 +9,8 @@ import torch
 from jaxtyping import Float
 from pydantic import Field, model_validator
 
-from raftdiff.chat.dialogue import whole
 from raftdiff.errors import UserError
-from raftdiff.llm.data.preferences import Comparison
+from raftdiff.llm.data.preferences import Comparison, by_prompt
 from raftdiff.llm.learning.steps import AdapterConfig, attach, seeded, training
 from raftdiff.llm.model.rows import Row
 from raftdiff.llm.reward_models.contrast import ContrastConfig, NoContrastConfig, fresh_prototypes
@@ -187,7 +186,7 @@ class RewardTuner:
         """Which pairs each step of the whole training sees."""
         config = self.config
         if config.whole_prompts:
-            return by_prompt([whole(pair.prompt) for pair in pairs], config.batch_size, config.epochs, seed)
+            return whole_steps(by_prompt(pairs), config.batch_size, config.epochs, seed)
         return optimizer.exposure_plan(len(pairs), ALL_STEPS, config.batch_size, config.epochs, seed)
 
     def _asked(self, prompts: int, steps: int, seed: int) -> list[list[int]]:
@@ -252,21 +251,14 @@ class RewardTuner:
         return seeded(seed, self.model.lm.device, self.config.dropout > 0 or self.objective.readings > 1)
 
 
-def by_prompt(prompts: Sequence[str], least: int, exposures: float, seed: int) -> list[list[int]]:
-    """Which items each optimizer step sees, all those of a prompt in one step: a shuffle of the prompts, then another,
-    cut into steps as soon as they hold ``least`` items.
+def whole_steps(groups: Sequence[Sequence[int]], least: int, exposures: float, seed: int) -> list[list[int]]:
+    """Which items each optimizer step sees, all those of a group in one step: a shuffle of the groups, then another,
+    cut into steps as soon as they hold ``least`` items. Each group is seen ``exposures`` times on average.
 
-    Args:
-        prompts: of each item.
-        exposures: how often each prompt is seen on average.
-
-    >>> sorted(map(sorted, by_prompt(["a", "b", "a", "c"], 2, 1.0, seed=0)))
+    >>> sorted(map(sorted, whole_steps([[0, 2], [1], [3]], 2, 1.0, seed=0)))
     [[0, 2], [1, 3]]
     """
-    items: dict[str, list[int]] = {}
-    for place, prompt in enumerate(prompts):
-        items.setdefault(prompt, []).append(place)
-    groups, steps = list(items.values()), list[list[int]]()
+    steps: list[list[int]] = []
     for (drawn,) in optimizer.exposure_plan(len(groups), ALL_STEPS, 1, exposures, seed):
         if not steps or len(steps[-1]) >= least:
             steps.append([])

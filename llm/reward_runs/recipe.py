@@ -9,7 +9,6 @@ from jaxtyping import Float
 from pydantic import Field
 
 from raftdiff import embedded
-from raftdiff.chat.dialogue import whole
 from raftdiff.errors import UserError
 from raftdiff.llm.data import preferences
 from raftdiff.llm.data.preferences import Comparison, PairsConfig
@@ -142,15 +141,13 @@ def split(pairs: Sequence[Comparison], share: float, seed: int) -> tuple[list[Co
     """
     if share == 0:
         return list(pairs), []
-    by_prompt: dict[str, list[int]] = {}
-    for place, pair in enumerate(pairs):
-        by_prompt.setdefault(whole(pair.prompt), []).append(place)
-    if len(by_prompt) < 2:
+    places = preferences.by_prompt(pairs)
+    if len(places) < 2:
         raise UserError(
             f"held_out_share: all {len(pairs)} pairs are of one prompt, and whole prompts are held out; name other "
             "pairs under held_out, or set held_out_share to 0."
         )
-    places, held = list(by_prompt.values()), set[int]()
+    held = set[int]()
     for drawn in np.random.default_rng(fold(seed, "held_out")).permutation(len(places))[:-1]:
         held.update(places[drawn])
         if len(held) >= share * len(pairs):

@@ -26,9 +26,9 @@ from raftdiff.llm.reward_models.tuner import (
     RewardTuner,
     RewardTunerConfig,
     Tally,
-    by_prompt,
     differences,
     features,
+    whole_steps,
 )
 from raftdiff.llm.reward_models.value_model import load_value_model, score_rows, value_row
 from raftdiff.seeds import fold
@@ -633,12 +633,13 @@ def test_an_answer_in_several_pairs_is_read_once_and_teaches_the_same(folder, lm
 
 def test_steps_take_whole_prompts_each_as_often_as_the_epochs_say():
     prompts = [name for name in "abcde" for _ in range(3)] + ["f"]
-    steps = by_prompt(prompts, 4, 2.0, seed=3)
+    groups = [[place for place, other in enumerate(prompts) if other == name] for name in "abcdef"]
+    steps = whole_steps(groups, 4, 2.0, seed=3)
     assert sorted(place for step in steps for place in step) == sorted([*range(16), *range(16)])
     for step in steps:
         assert all({place for place, name in enumerate(prompts) if name == prompts[one]} <= set(step) for one in step)
     assert all(len(step) >= 4 for step in steps[:-1])
-    assert steps != by_prompt(prompts, 4, 2.0, seed=4)
+    assert steps != whole_steps(groups, 4, 2.0, seed=4)
 
 
 def test_whole_prompts_and_contrast_are_refused():
