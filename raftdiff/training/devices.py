@@ -25,13 +25,11 @@ def find_dtype(name: DType | ByMachine, device: torch.device) -> torch.dtype:
     several times as long in it as in float32."""
     if name != "auto":
         return DTYPES[name]
-    # torch has no public word for these instructions
-    quick = torch.cuda.is_bf16_supported(including_emulation=False) if device.type == "cuda" else _cpu_has_bfloat16()
+    if device.type == "cuda":
+        quick = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        quick = torch.cpu._is_avx512_bf16_supported()  # torch has no public word for it
     return torch.bfloat16 if quick else torch.float32
-
-
-def _cpu_has_bfloat16() -> bool:
-    return bool(torch.cpu._is_avx512_bf16_supported())
 
 
 def find_device(name: str) -> torch.device:

@@ -94,6 +94,13 @@ def test_train_look_and_use(recipe: Path, capsys: pytest.CaptureFixture[str]) ->
     assert status == 0
     assert json.loads(out)["pairs"] == 24
 
+    broken = json.dumps({"prompt": "film", "chosen": "good", "rejected": ""})
+    Path("one_broken.jsonl").write_text(Path("pairs.jsonl").read_text().rstrip() + f"\n{broken}\n")
+    look = ("llm", "rm", "eval", "run/model", "--pairs", "one_broken.jsonl", "--out", "look_again", "--json")
+    with pytest.warns(UserWarning, match=r"^--pairs: 1 of 25 rows were left out \(the first: "):
+        status, out, _ = said(capsys, *look)
+    assert (status, json.loads(out)["pairs"]) == (0, 24)
+
     rewarded = ["ranker.rewards=[{type: reward_model, model: run}]", "--out", "rewarded"]
     status, _, err = said(capsys, "train", "policy.yaml", *rewarded)
     assert status == 0, err

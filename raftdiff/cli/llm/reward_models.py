@@ -187,8 +187,8 @@ def _asked(path: Path, file: str | None) -> tuple[list[Comparison], Limits]:
     _, held_out = divided(recipe)
     if not held_out:
         raise UserError(f"{path}: this run held out no pairs; name others: --pairs FILE.")
-    apart = recipe.held_out and limits_of(recipe.held_out.data, "held_out.data")
-    return held_out, apart or limits_of(recipe.pairs.data, "pairs.data")
+    theirs, key = (recipe.held_out, "held_out.data") if recipe.held_out else (recipe.pairs, "pairs.data")
+    return held_out, limits_of(theirs.data, key)
 
 
 def _trained_on(path: Path, pairs: list[Comparison]) -> int:
