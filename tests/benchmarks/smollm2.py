@@ -241,7 +241,7 @@ class Answers(NamedTuple):
     before: Sequence[str]
     after: Sequence[str]
     scores: tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]
-    """By each reward of the run, and ``total``, of both sides."""
+    """By each reward of the run, and ``total reward``, of both sides."""
 
 
 def answers(run: Path, name: str = "") -> Answers:
@@ -251,13 +251,15 @@ def answers(run: Path, name: str = "") -> Answers:
         sys.exit(f"{file}: there are no answers; run: raftdiff eval {run}")
     recipe = text_recipe_of(Run.open(run))
     held = recipe.evaluation.prompts.model_copy(update={"sha256": None})
-    glad = {one.caption for one in read_prompts(held, Path(), "prompts") if one.meta.get("feeling") == "glad"}
+    glad = {
+        one.caption for one in read_prompts(held, Path(), "evaluation.prompts") if one.meta.get("feeling") == "glad"
+    }
     order = list(dict.fromkeys(line["prompt"] for line in lines))
     lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
     asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
     weights = {one.name: weight_of(one) for one in recipe.ranker.rewards if weight_of(one)}
     first, then = (
-        [scores | {"total": sum(weight * scores[name] for name, weight in weights.items())} for scores in side]
+        [scores | {"total reward": sum(weight * scores[name] for name, weight in weights.items())} for scores in side]
         for side in ([line["before_scores"] for line in lines], [line["after_scores"] for line in lines])
     )
     return Answers(asked, [one in glad for one in asked], before, after, (first, then))
@@ -277,7 +279,7 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
             points = [verdict(prompt, text, "glad" if is_glad else "low").total for prompt, text, is_glad in told]
             found["rules"] = np.array(points)
         else:  # all arms are ranked by the same
-            found |= {f"reward: {name}": np.array([one[name] for one in scores]) for name in scores[0]}
+            found |= {name: np.array([one[name] for one in scores]) for name in scores[0]}
         found["end"] = np.array([float(text.endswith((".", "!", "?"))) for text in texts])
         found["words"] = np.array([float(len(text.split())) for text in texts])
         sides.append(found)
@@ -288,11 +290,14 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
 def one_run(held: Answers, found: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> list[str]:
     """A table of a run alone."""
     lines = ["| | base | tuned | difference | tuned wins |", "|---|---:|---:|---:|---:|"]
-    for name, (before, after) in found.items():
+    first, then = (
+        np.array([one["total reward"] for one in side]).reshape(len(set(held.prompts)), -1) for side in held.scores
+    )
+    for name, (before, after) in {**found, "total reward": (first, then)}.items():
         columns = [_figure(mean_std_ci(before)), _figure(mean_std_ci(after)), _figure(paired_difference(before, after))]
         lines.append(f"| {name} | {' | '.join(columns)} | {win_rate(before, after):.0%} |")
-    first, then = distinct(held.before, 2), distinct(held.after, 2)
-    return [*lines, f"| distinct-2 | {first:.3f} | {then:.3f} | x{then / first:.2f} | |"]
+    old, new = distinct(held.before, 2), distinct(held.after, 2)
+    return [*lines, f"| distinct-2 | {old:.3f} | {new:.3f} | x{new / old:.2f} | |"]
 
 
 def over_seeds(job: str, arms: Mapping[str, Sequence[Answers]], embed: SentenceModel) -> list[str]:
