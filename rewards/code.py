@@ -206,15 +206,30 @@ def _demand_python(test: str, where: str) -> None:
 
 def _is_idle(test: str) -> bool:
     """It defines things alone, and does nothing that could go wrong: HumanEval's tests, say, without their call; or
-    a list in JSON, which is Python too.
+    a list in JSON, which is Python too. What a class body, a decorator or a default does is done at once.
 
     >>> _is_idle("def check(f):\\n    assert f(1) == 2"), _is_idle('["assert f(1) == 2"]'), _is_idle("check(f)")
     (True, True, False)
+    >>> _is_idle("class Test:\\n    assert f(1) == 2"), _is_idle("@run\\ndef test():\\n    assert f(1) == 2")
+    (False, False)
     """
-    define = (ast.FunctionDef, ast.ClassDef, ast.Pass)
-    does = (ast.Name, ast.Call)
-    return all(
-        isinstance(node, define)
-        or (isinstance(node, ast.Expr | ast.Assign) and not any(isinstance(one, does) for one in ast.walk(node.value)))
-        for node in ast.parse(test).body
-    )
+    return all(map(_does_nothing, ast.parse(test).body))
+
+
+def _does_nothing(node: ast.stmt) -> bool:
+    match node:
+        case ast.Pass():
+            return True
+        case ast.FunctionDef(decorator_list=decorators, args=args):
+            return not decorators and all(map(_is_still, [*args.defaults, *filter(None, args.kw_defaults)]))
+        case ast.ClassDef(decorator_list=decorators, body=body):
+            return not decorators and all(map(_does_nothing, body))
+        case ast.Expr(value=value) | ast.Assign(value=value):
+            return _is_still(value)
+        case _:
+            return False
+
+
+def _is_still(value: ast.expr) -> bool:
+    """Nothing is looked up, called or computed."""
+    return not any(isinstance(one, ast.Name | ast.Call | ast.BinOp) for one in ast.walk(value))

@@ -41,7 +41,7 @@ SAME = (
     "job work company boss career",
     "home house flat",
     "died dead death passed loss grief grieve grieving mourn",
-    "lonely alone loneliness lonesome company",
+    "lonely loneliness lonesome",
     "tired exhausted weary rest",
     "scared afraid frightened terrified fear scary nervous anxious",
     "cry cried crying tears",

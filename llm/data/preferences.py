@@ -252,10 +252,11 @@ def _refuse_pictures(run: Run) -> None:
 
 
 def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
-    if rounds is None and not run.rounds_done():
-        first = run.unfinished(0)
-        return [first] if (first.path / "samples").is_dir() else []
-    return [run.round(t) for t in (range(run.rounds_done()) if rounds is None else rounds)]
+    begun, done = run.unfinished(0), run.rounds_done()
+    drawn = not done and (begun.path / "samples").is_dir()
+    if drawn and (rounds is None or list(rounds) == [0]):
+        return [begun]
+    return [run.round(t) for t in (range(done) if rounds is None else rounds)]
 
 
 def _ordered(folder: RoundFolder, per_prompt: PerPrompt) -> Iterator[Comparison]:

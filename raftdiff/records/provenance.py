@@ -6,6 +6,7 @@ import json
 import os
 import platform
 import re
+import shlex
 import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -103,7 +104,7 @@ def put_back(names: Sequence[str], marks: Mapping[str, str]) -> str:
     """What to do so that these models have their ``marks`` again, as the beginning of a sentence's end. Of one on a hub
     an older commit is read only where the cache holds it as the latest, and the hub is not asked."""
     told = [
-        f"hf download {name} --revision {marks[name]} && echo {marks[name]} > {_latest(name)}"
+        f"hf download {name} --revision {marks[name]} && echo {marks[name]} > {shlex.quote(str(_latest(name)))}"
         for name in names
         if HUB.fullmatch(name) and _cached(name)
     ]

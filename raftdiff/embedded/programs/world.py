@@ -7,8 +7,8 @@ A task reads ``"if the first is even , the largest plus two ; else the sum :"``,
             return max(xs) + 2
         return sum(xs)
 
-on lists of two to seven whole numbers. A task has one case or two. Half of the things that can be asked for are
-easy, half are hard: a beginner mostly has them wrong (``beginner``), in the same way each time. Some pairs of a
+on lists of two to seven whole numbers. A task has one case or two. Some of the things that can be asked for are
+easy, the others are hard: a beginner mostly has those wrong (``beginner``), in the same way each time. Some pairs of a
 condition and what is returned under it, and of a value and its change where a task has one case, are held out of all
 training.
 Imports neither torch nor transformers.

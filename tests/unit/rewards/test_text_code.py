@@ -422,6 +422,9 @@ def test_tests_are_looked_at_before_anything_is_sampled() -> None:
     for idle in ("def check(f):\n    assert f(1) == 2", '["assert double(2) == 4"]', ["A = {'b': 1}", "# assert it"]):
         with pytest.raises(UserError, match=r"prompt 'p0': tests: these tests call and assert nothing"):
             reward.check_prompts(prompts(idle))
+    reward.check_prompts(
+        prompts(["class Test:\n    assert double(2) == 4"], ["def t(x=double(2)): ..."], ["1 / (double(2) - 4)"])
+    )
     with pytest.warns(match=r"'code': 2 of 3 prompts have no tests under 'tests', the first 'p1': there every program"):
         reward.check_prompts(prompts(TESTS, None, []))
 
