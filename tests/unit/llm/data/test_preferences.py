@@ -1,6 +1,7 @@
 """Preference pairs: from data of every format that has them, from a run's rounds, from what people chose."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -204,6 +205,16 @@ def test_rounds_are_chosen_and_missing_ones_are_sentences(run, tmp_path):
     assert [one.id for one in build(PairsConfig(run="run", rounds=[1], limit=1), tmp_path, "pairs")] == ["001-ant"]
     with pytest.raises(UserError, match="there is no finished round 7"):
         build(PairsConfig(run=str(run.path), rounds=[7]), tmp_path, "pairs")
+
+
+def test_the_round_of_a_run_that_was_only_scored_is_named_as_any_other(run):
+    whole = from_rounds(run, [0])
+    shutil.rmtree(run.path / "rounds/001")
+    (run.path / "rounds/000").rename(run.path / "rounds/000.partial")
+    assert whole
+    assert from_rounds(run, [0]) == from_rounds(run) == whole
+    with pytest.raises(UserError, match="there is no finished round"):
+        from_rounds(run, [0, 1])
 
 
 def test_answers_in_the_same_words_are_no_pair(run):
