@@ -58,7 +58,8 @@ class _Bar:
 @final
 class _Lines:
     """A stage in a log file: nothing where it is short, whole lines where it is long. Where items come a batch at a
-    time, the first of a batch says nothing of the speed: the time left goes by the report before."""
+    time, the first of a batch says nothing of the speed: the time left goes by the report before. What was there
+    before the stage began, of one that continues, is what the first report counts beyond as much as the second adds."""
 
     def __init__(self, told: str, unit: str) -> None:
         self._told, self._unit = told, unit
@@ -68,14 +69,14 @@ class _Lines:
 
     def report(self, done: int, total: int) -> None:
         now = monotonic()
-        if self._earlier is None:
-            self._earlier = done - 1
         before, self._before = self._before, (done, now)
+        if self._earlier is None and before is not None:
+            self._earlier = max(0, 2 * before[0] - done)
         if now - self._latest < LINE_EVERY or done >= total:
             return
         self._latest = now
         told = f"{self._told}: {done} of {total} {self._unit}s"
-        if before is not None:
+        if before is not None and self._earlier is not None:
             known, then = before
             left = (then - self._began) / max(1, known - self._earlier) * (total - known) - (now - then)
             told += f", about {duration(left)} left" if left > 0 else ""  # it took longer than foretold

@@ -14,7 +14,8 @@ from raftdiff.embedded.translation import world as translation
 from raftdiff.llm.model import tiny
 from raftdiff.recipes.files import medium_of, recipes
 
-ELSEWHERE = {"wombat", "wombat_smollm2", "wombat_reviews", "companion_smollm2", "reviews_smollm2", "chitchat_smollm2"}
+ELSEWHERE = {"wombat", "wombat_smollm2", "wombat_reviews", "companion_smollm2", "chitchat_smollm2"}
+ELSEWHERE |= {"reviews_smollm2", "reviews_rules_smollm2"}
 ELSEWHERE |= {"code_raft", "code_grpo", "code_ppo_max"}
 """Recipes for models and data that are not here; they have tests of their own."""
 ALIKE = {"translate_ppo_max"}

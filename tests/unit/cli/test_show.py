@@ -42,6 +42,21 @@ def test_the_first_of_a_batch_says_nothing_of_the_time_left(
     ]
 
 
+def test_work_told_in_batches_goes_by_the_seconds_of_a_batch(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Taken for one item, the first batch made its minute one of an item: hours left instead of minutes."""
+    for before in (0, 100):  # what an earlier process did
+        times = iter([0.0, 60.0, 120.0, 180.0])
+        monkeypatch.setattr(show, "monotonic", lambda times=times: next(times))
+        report = Bars(1).stage(0, "score")
+        for batch in range(1, 4):
+            report(before + 250 * batch, before + 1000)
+        first, *later = capsys.readouterr().err.splitlines()
+        assert first == f"round 0/0 score: {before + 250} of {before + 1000} items"
+        assert [line.partition(", ")[2] for line in later] == ["about 2 min 0 s left", "about 1 min 0 s left"]
+
+
 def test_work_that_has_become_slower_than_foretold_is_not_about_to_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

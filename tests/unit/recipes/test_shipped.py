@@ -21,7 +21,7 @@ from raftdiff.recipes.files import locate, medium_of, recipes
 from raftdiff.recipes.prompts import build
 
 CONFIGS = Path(__file__).parents[3] / "configs"
-NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2", "rm_companion_smollm2")
+NOT_HERE = ("wombat", "rm_hh", "rm_chitchat_smollm2", "rm_companion_smollm2", "rm_reviews_smollm2")
 """Recipes whose data lie elsewhere."""
 
 
