@@ -1,6 +1,7 @@
 """Rewards that a language model itself gives: its distance from the base (RAFT's KL term), and another one's liking."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import ClassVar, Literal, final
 
 import torch
@@ -93,23 +94,86 @@ class LikelihoodReward:
         check_asked(self.name, self._lm, prompts, positions=self._lm.positions)
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        lm = self._lm  # its own tokens: those that a sample carries are the policy's, maybe of another vocabulary
-        rows = [
-            Row(
-                tuple(lm.prompt_ids(one.prompt, one.prompt.caption)),
-                tuple(lm.answer_ids(one.media, ended=not (one.cut and one.media))),  # an empty one has nothing else
-            )
-            for one in samples
-        ]
-        read = [
-            place
-            for place, row in enumerate(rows)
-            if lm.positions is None or len(row.prompt) + len(row.answer) <= lm.positions
-        ]
-        found = torch.full((len(rows),), torch.nan)
-        for place, lp in zip(
-            read, score(lm, [rows[place] for place in read], batch_size=self._batch_size), strict=True
-        ):
-            found[place] = lp.mean()
-        warn_of_long(self.name, len(rows) - len(read), len(rows), "name a model that reads more")
-        return found
+        return _of_whole(self.name, mean_log_p(self._lm, samples, self._batch_size))
+
+
+class MutualInformationConfig(RewardConfig):
+    """How much more likely a language model finds the answer after its prompt than after a neutral one."""
+
+    type: Literal["mutual_information"] = "mutual_information"
+    name: str = "mutual_information"
+    """The column of this reward in tables and logs."""
+    weight: float = Field(default=1.0, allow_inf_nan=False)
+    """Factor in the total reward."""
+    model: LMConfig
+    neutral: str = Field(default="Hello.", min_length=1)
+    """What is read in the prompt's place, without system message and earlier turns."""
+    batch_size: int = Field(default=64, ge=1)
+    """Answers through the network at once."""
+
+    def build(self, *, device: str = "cpu", resolve: Callable[[str], str] = str) -> "MutualInformationReward":
+        """
+        Raises:
+            UserError: the model cannot be loaded.
+        """
+        del device  # the model's own config says where
+        lm = load(self.model, resolve)
+        return MutualInformationReward(lm, neutral=self.neutral, batch_size=self.batch_size, name=self.name)
+
+
+@final
+class MutualInformationReward:
+    """Mean of log p(answer | prompt) - log p(answer | neutral prompt) over the answer's tokens, nats; about 0 for what
+    could be said to anybody about anything, higher for what fits this prompt and few others.
+
+    Source: Li et al. 2016, arXiv:1510.03055, section 4.2: maximum mutual information against dull answers, log p(T|S) -
+    lambda log p(T). Here lambda is 1, the mean over tokens takes the place of their term for the length, and p(T)
+    is read after a neutral prompt, since a model of dialogue is not made for answers to nothing. It judges no
+    quality: nonsense about the prompt is specific as well, so it stands beside other rewards. NaN for what is longer
+    than the model is made for. Two forward passes an answer.
+    """
+
+    def __init__(
+        self, lm: LM, *, neutral: str = "Hello.", batch_size: int = 64, name: str = "mutual_information"
+    ) -> None:
+        self.name = name
+        self._lm, self._batch_size = lm, batch_size
+        self._neutral = Prompt("neutral", neutral, neutral, neutral)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: a prompt is longer than the model can read.
+        """
+        check_asked(self.name, self._lm, [*prompts, self._neutral], positions=self._lm.positions)
+
+    def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
+        anywhere = [replace(one, prompt=self._neutral) for one in samples]
+        here, there = (mean_log_p(self._lm, said, self._batch_size) for said in (samples, anywhere))
+        return _of_whole(self.name, here - there)
+
+
+def mean_log_p(lm: LM, samples: Sequence[Sample[str]], batch_size: int) -> Float32[torch.Tensor, " samples"]:
+    """Mean log p of each answer's tokens after its prompt's caption, nats; NaN where ``lm`` cannot read it whole."""
+    rows = [
+        Row(
+            tuple(lm.prompt_ids(one.prompt, one.prompt.caption)),
+            tuple(lm.answer_ids(one.media, ended=not (one.cut and one.media))),  # an empty one has nothing else
+        )
+        for one in samples  # in its own tokens: those that a sample carries are the policy's, maybe of other words
+    ]
+    read = [
+        place
+        for place, row in enumerate(rows)
+        if lm.positions is None or len(row.prompt) + len(row.answer) <= lm.positions
+    ]
+    found = torch.full((len(rows),), torch.nan)
+    for place, lp in zip(read, score(lm, [rows[place] for place in read], batch_size=batch_size), strict=True):
+        found[place] = lp.mean()
+    return found
+
+
+def _of_whole(name: str, found: Float32[torch.Tensor, " samples"]) -> Float32[torch.Tensor, " samples"]:
+    """The same; how many answers could not be read whole is said."""
+    warn_of_long(name, int(found.isnan().sum()), len(found), "name a model that reads more")
+    return found

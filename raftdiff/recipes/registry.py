@@ -62,6 +62,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "labels": "raftdiff.rewards.labels:LabelsConfig",
         "kl": "raftdiff.llm.likelihood:KlConfig",
         "likelihood": "raftdiff.llm.likelihood:LikelihoodConfig",
+        "mutual_information": "raftdiff.llm.likelihood:MutualInformationConfig",
         "reward_model": "raftdiff.llm.reward_models.reward:RewardModelConfig",
         "review": "raftdiff.embedded.reviews.reward:ReviewConfig",
         "rendering": "raftdiff.embedded.translation.reward:RenderingConfig",

@@ -194,6 +194,7 @@ def text_needs(name: str, lm: Path) -> dict[str, Any]:
         "length": {"direction": "more"},
         "regex": {"pattern": "film"},
         "likelihood": {"model": {"base": str(lm)}},
+        "mutual_information": {"model": {"base": str(lm)}, "neutral": "film"},
         "callable": {"function": "contract_reward:shortness"},
         "reward_model": {"model": str(lm.with_name("rm"))},
         "labels": {"run": str(Run.create(lm.parent / "run", Config(), seed=0).path)},

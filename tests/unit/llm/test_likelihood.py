@@ -10,7 +10,14 @@ import torch
 from raftdiff.errors import UserError
 from raftdiff.llm.figures import Distances
 from raftdiff.llm.learning.finetuner import LMFineTunerConfig
-from raftdiff.llm.likelihood import KlConfig, KlReward, LikelihoodConfig, LikelihoodReward
+from raftdiff.llm.likelihood import (
+    KlConfig,
+    KlReward,
+    LikelihoodConfig,
+    LikelihoodReward,
+    MutualInformationConfig,
+    MutualInformationReward,
+)
 from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
@@ -142,6 +149,29 @@ def test_likelihood_reads_the_text_with_its_own_tokenizer_after_the_caption(chai
     assert reward.score([plain, carried]).tolist() == pytest.approx([-0.15, -0.15], abs=1e-5)
     decoupled = replace(plain, prompt=Prompt("p", "good", sampling="magic", learning="magic"))
     assert reward.score([decoupled]).tolist() == pytest.approx([-0.15], abs=1e-5)
+
+
+def test_worked_numbers_of_what_the_prompt_adds_to_an_answer(chain):
+    """After x the answer "a" is as good as certain, after y and after the neutral n it is one of many."""
+    folder = chain({"x": odds(a=-0.1), "y": odds(a=-2.1), "n": odds(a=-2.1), "a": {"<eos>": math.exp(-1.1)}})
+    config = MutualInformationConfig(model={"base": "judge", "device": "cpu"}, neutral="n", name="fits")
+    reward = config.build(resolve=lambda name: str(folder))
+    assert reward.name == "fits"
+    samples = [sample("a", "x"), sample("a", "y"), sample("a", "x", meta={"system": "y"})]
+    found = reward.score(samples)
+    torch.testing.assert_close(found[:2], torch.tensor([1.0, 0.0]), rtol=0, atol=2e-6)  # (-0.1 + 2.1) / 2 tokens
+    likelihood = LikelihoodConfig(model={"base": "judge", "device": "cpu"}).build(resolve=lambda name: str(folder))
+    torch.testing.assert_close(found, likelihood.score(samples) + 1.6, rtol=0, atol=2e-6)
+    check_reward(reward, samples).demand()
+
+
+def test_what_is_too_long_after_the_prompt_or_the_neutral_one_is_discarded(gpt2):
+    reward = MutualInformationReward(gpt2, neutral="good " * 9)
+    with pytest.warns(UserWarning, match=r"'mutual_information' discards 2 of 3 answers"):
+        found = reward.score([sample("bad", "good"), sample("bad " * 35, "good"), sample("bad", "good " * 39)])
+    assert found.isnan().tolist() == [False, True, True]
+    with pytest.raises(UserError, match="'mutual_information': the prompt 'neutral' is 41 tokens long"):
+        MutualInformationReward(gpt2, neutral="good " * 40).check_prompts([sample("", "good").prompt])
 
 
 def test_likelihood_asks_in_the_judges_own_chat_template(chat_folder, open_lm):
