@@ -115,7 +115,7 @@ def test_the_companions_prompts_are_divided_by_their_checksums_and_say_how_someb
     for prompts in held.values():
         assert {one.meta["feeling"] for one in prompts} == {"low", "glad"}
     texts = {part: [one.caption for one in prompts] for part, prompts in held.items()}
-    assert {part: len(found) for part, found in texts.items()} == {"held_out": 117, "pilot": 58, "train": 252}
+    assert {part: len(found) for part, found in texts.items()} == {"held_out": 48, "pilot": 58, "train": 252}
     assert asked_by("companion_smollm2") == [texts["train"], texts["held_out"]]
 
 
