@@ -19,7 +19,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny.write(tmp_path_factory.mktemp("model") / "lm", world.vocabulary())
 
 
-STEPS = {"rm_chitchat_smollm2": 3, "rm_companion_smollm2": 6, "rm_reviews_smollm2": 6}
+STEPS = {"rm_chitchat_smollm2": 3, "rm_reviews_smollm2": 6}
 """In which 32 pairs are gone through one and a half times, by batches of 16 and of 8; of the others there are 2."""
 
 

@@ -129,6 +129,9 @@ def test_the_companion_is_made_from_nothing(model: Path, tmp_path: Path) -> None
     words = [
         *(f"{stage}.model.base={model}" for stage in ("answers", "reward", "policy")),
         *short,
+        f"policy.ranker.rewards.1.model.base={model}",
+        "policy.ranker.rewards.1.neutral=I am sad",
+        "policy.evaluation.decoding.max_new_tokens=6",
         "answers.loop.prompts_per_round=6",
         "reward.model.layers=1",
         "policy.prompts.limit=2",
@@ -143,7 +146,7 @@ def test_the_companion_is_made_from_nothing(model: Path, tmp_path: Path) -> None
     assert not list((out / "answers/rounds").glob("000")), "nothing was learnt there"
     trained = json.loads((out / "reward/rounds/000/metrics.json").read_text())
     assert trained["tune"]["loss"] > 0
-    assert {"liked", "rules"} <= set(json.loads((out / "policy/eval/eval.json").read_text())["rewards"])
+    assert {"liked", "to_the_point", "rules"} <= set(json.loads((out / "policy/eval/eval.json").read_text())["rewards"])
     told = (out / "table.md").read_text()
     assert "| policy |" in told
     assert main(["llm", "pipeline", "companion", "--out", str(out), *words]) == 0, "and is there when it is asked again"

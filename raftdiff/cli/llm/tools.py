@@ -10,6 +10,7 @@ from raftdiff.cli.either import taken_up
 from raftdiff.cli.opening import to_read
 from raftdiff.cli.show import Bars
 from raftdiff.embedded import resolve
+from raftdiff.embedded.programs import world as programs
 from raftdiff.embedded.reviews import world as reviews
 from raftdiff.embedded.translation import world as translation
 from raftdiff.errors import UserError, command, counted
@@ -86,7 +87,11 @@ def reply(args: argparse.Namespace) -> None:
 
 def _warn_of_strange(model: str, prompts: Sequence[str]) -> None:
     """A small model that ships answers anything, and knows one kind of prompt."""
-    worlds = {"review-lm": ("text world", reviews.check), "translate-lm": ("world of translation", translation.check)}
+    worlds = {
+        "review-lm": ("text world", reviews.check),
+        "translate-lm": ("world of translation", translation.check),
+        "code-lm": ("world of programs", programs.check),
+    }
     if model not in worlds:
         return
     name, check = worlds[model]

@@ -15,7 +15,7 @@ Imports neither torch nor transformers.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import lru_cache
 from random import Random
 from typing import Any, NamedTuple, final
@@ -33,6 +33,7 @@ from raftdiff.embedded.programs.grammar import (
     VALUES,
     Part,
 )
+from raftdiff.errors import UserError
 from raftdiff.seeds import fold
 
 STRIPES = 6
@@ -113,6 +114,28 @@ def prompt(task: Task) -> str:
         condition = case.condition.replace("{k}", NUMBERS.get(case.bound, ""))
         said.append(f"if {condition} , {value}" if condition else f"else {value}" if len(task) > 1 else value)
     return " ; ".join(said) + " :"
+
+
+def check(prompts: Iterable[str]) -> None:
+    """
+    Raises:
+        UserError: one of them is none of this world.
+    """
+    for one in prompts:
+        if not _words().fullmatch(one):
+            raise UserError(
+                f"'{one}' is no task in the world of programs; one is "
+                "'if the first is even , the largest plus two ; else the sum :'."
+            )
+
+
+@lru_cache(maxsize=1)
+def _words() -> re.Pattern[str]:
+    """What ``prompt`` says, of any task."""
+    number = "|".join(NUMBERS.values())
+    conditions = "|".join(re.escape(one).replace(re.escape("{k}"), f"({number})") for one in CONDITIONS)
+    value = f"({'|'.join(map(re.escape, VALUES))})( ({'|'.join(map(re.escape, CHANGES))}) ({number}))?"
+    return re.compile(f"((if ({conditions}) , {value} ; )+else )?{value} :")
 
 
 def solution(task: Task) -> str:

@@ -16,6 +16,7 @@ from raftdiff.embedded.programs import data, world
 from raftdiff.embedded.programs.grammar import CHANGE_KNOWN, CHANGES, CONDITIONS, KNOWN, VALUES
 from raftdiff.embedded.programs.train import batches, build_tokenizer, vocabulary
 from raftdiff.embedded.programs.world import Case
+from raftdiff.errors import UserError
 
 PROMPTS = Path(__file__).parents[4] / "configs/prompts"
 TASK = (Case("the first is above {k}", 3, "the spread", "times", 2), Case("", 0, "the floored mean", "", 0))
@@ -45,6 +46,22 @@ def test_a_task_in_words_and_in_python() -> None:
         "    return sum(xs) // len(xs)",
     ]
     assert world.prompt(TASK[1:]) == "the floored mean :"
+
+
+def test_every_task_is_known_by_its_words_and_nothing_else_is() -> None:
+    for out in (False, True):
+        world.check([world.prompt(task) for task in world.tasks(200, seed=1, out=out)])
+    for strange in (
+        "Write a function that sorts a list.",
+        "the sum",
+        "the mode :",
+        "if the first is even , the sum :",
+        "if the first is even , the sum ; if the sum is odd , the last :",
+        "the sum plus :",
+        "if the first is above {k} , the sum ; else the last :",
+    ):
+        with pytest.raises(UserError, match=f"'{re.escape(strange)}' is no task in the world of programs; one is 'if"):
+            world.check(["the sum :", strange])
 
 
 def test_the_solution_passes_its_tests_and_a_mistaken_one_some_of_them() -> None:
