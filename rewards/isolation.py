@@ -102,8 +102,11 @@ def main() -> None:
 
 def _copied(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> tuple[bytes, bool]:
     """What a copy of this process said that judged the task at (start, length), and whether it had to be ended."""
+    try:
+        own = None if settings["isolate"] else tempfile.mkdtemp(dir=".")  # else the folder is in memory
+    except OSError as error:  # a full disk, say
+        return f"!{error}".encode(), False
     reading, writing = os.pipe()
-    own = None if settings["isolate"] else tempfile.mkdtemp(dir=".")  # else the folder is in memory
     child = os.fork()
     if not child:
         os.dup2(writing, 1)

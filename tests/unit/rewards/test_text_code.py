@@ -14,6 +14,7 @@ import pytest
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
+from raftdiff.rewards import isolation
 from raftdiff.rewards import sandbox as sandboxes
 from raftdiff.rewards.code import CodeConfig
 from raftdiff.rewards.isolation import ALLOW, CALLS, CLONE_THREAD, EPERM, REFUSE, call_filter
@@ -438,6 +439,15 @@ def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) 
     reward = CodeConfig(network="allow", seconds=1).build()
     found = reward.score(answers("x = 1", "import os; os.fork()", "while True: pass", "a = bytearray(10**10)"))
     assert found.tolist() == [1, 0.25, 0.25, 0.25], "the limits and the filter hold all the same"
+
+
+def test_a_folder_that_cannot_be_made_is_said_as_what_cannot_be_shut_in(monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(**_: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(isolation.tempfile, "mkdtemp", full)
+    said, timed_out = isolation._copied({"isolate": False}, None, False, (0, 0))
+    assert (said, timed_out) == (b"![Errno 28] No space left on device", False)
 
 
 def test_a_program_that_takes_its_folder_away_takes_it_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:
