@@ -9,7 +9,8 @@ Of each answer in RUN/eval/answers.jsonl:
 - stance: mean cosine with eight texts that do the job, less that with eight that do the opposite on the same subjects;
   to somebody who is glad, those of the companion are about gladness;
 - relevance: cosine of the answer with its prompt;
-- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer; of reviews, every reward;
+- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer; of reviews, the weighted sum of
+  what the evaluation adds, which are the rules that made the comparisons, and each of them;
 - end: whether it ends as a sentence; words; and distinct-2 of all of them together.
 
 A run alone gets the mean of each with its 95% interval (bootstrap over prompts), both sides and their difference;
@@ -241,7 +242,9 @@ class Answers(NamedTuple):
     before: Sequence[str]
     after: Sequence[str]
     scores: tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]
-    """By each reward of the run, and ``total reward``, of both sides."""
+    """By each reward of the run, ``total reward``, which is what it was ranked by, and ``rules``, of both sides."""
+    onlookers: Sequence[str]
+    """The rewards that the evaluation adds."""
 
 
 def answers(run: Path, name: str = "") -> Answers:
@@ -257,12 +260,19 @@ def answers(run: Path, name: str = "") -> Answers:
     order = list(dict.fromkeys(line["prompt"] for line in lines))
     lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
     asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
-    weights = {one.name: weight_of(one) for one in recipe.ranker.rewards if weight_of(one)}
+    added = recipe.evaluation.rewards
     first, then = (
-        [scores | {"total reward": sum(weight * scores[name] for name, weight in weights.items())} for scores in side]
-        for side in ([line["before_scores"] for line in lines], [line["after_scores"] for line in lines])
+        [
+            {"total reward": _weighted(recipe.ranker.rewards, scores), "rules": _weighted(added, scores)} | scores
+            for scores in (line[side] for line in lines)
+        ]
+        for side in ("before_scores", "after_scores")
     )
-    return Answers(asked, [one in glad for one in asked], before, after, (first, then))
+    return Answers(asked, [one in glad for one in asked], before, after, (first, then), [one.name for one in added])
+
+
+def _weighted(rewards: Sequence[Any], scores: Mapping[str, float]) -> float:
+    return sum(weight_of(one) * scores[one.name] for one in rewards if weight_of(one))
 
 
 def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -278,8 +288,8 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
             told = zip(held.prompts, texts, held.glad, strict=True)
             points = [verdict(prompt, text, "glad" if is_glad else "low").total for prompt, text, is_glad in told]
             found["rules"] = np.array(points)
-        else:  # all arms are ranked by the same
-            found |= {name: np.array([one[name] for one in scores]) for name in scores[0]}
+        else:
+            found |= {name: np.array([one[name] for one in scores]) for name in ("rules", *held.onlookers)}
         found["end"] = np.array([float(text.endswith((".", "!", "?"))) for text in texts])
         found["words"] = np.array([float(len(text.split())) for text in texts])
         sides.append(found)
