@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
+from raftdiff.errors import UserError
 from raftdiff.llm.figures import Base, Distances
 from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LM, LMConfig, load
@@ -106,7 +107,7 @@ class MutualInformationConfig(RewardConfig):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     model: LMConfig
-    neutral: str = Field(default="Hello.", min_length=1)
+    neutral: str = Field(default="Hello.", pattern=r"\S")
     """What is read in the prompt's place, without system message and earlier turns."""
     batch_size: int = Field(default=64, ge=1)
     """Answers through the network at once."""
@@ -143,9 +144,15 @@ class MutualInformationReward:
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """
         Raises:
-            UserError: a prompt is longer than the model can read.
+            UserError: a prompt, or the neutral one, is longer than the model can read.
         """
-        check_asked(self.name, self._lm, [*prompts, self._neutral], positions=self._lm.positions)
+        check_asked(self.name, self._lm, prompts, positions=self._lm.positions)
+        tokens = len(self._lm.prompt_ids(self._neutral, self._neutral.caption))
+        if self._lm.positions is not None and tokens >= self._lm.positions:
+            raise UserError(
+                f"The reward '{self.name}': neutral is {tokens} tokens long, and its model can read "
+                f"{self._lm.positions}, an answer included; shorten it."
+            )
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         anywhere = [replace(one, prompt=self._neutral) for one in samples]

@@ -206,7 +206,8 @@ def _demand_python(test: str, where: str) -> None:
 
 def _is_idle(test: str) -> bool:
     """It defines things alone, and does nothing that could go wrong: HumanEval's tests, say, without their call; or
-    a list in JSON, which is Python too. What a class body, a decorator or a default does is done at once.
+    a list in JSON, which is Python too. What a class body, a decorator or a default does is done at once; a class that
+    is derived from another, such as unittest's, is a definition all the same.
 
     >>> _is_idle("def check(f):\\n    assert f(1) == 2"), _is_idle('["assert f(1) == 2"]'), _is_idle("check(f)")
     (True, True, False)
@@ -224,12 +225,14 @@ def _does_nothing(node: ast.stmt) -> bool:
             return not decorators and all(map(_is_still, [*args.defaults, *filter(None, args.kw_defaults)]))
         case ast.ClassDef(decorator_list=decorators, body=body):
             return not decorators and all(map(_does_nothing, body))
-        case ast.Expr(value=value) | ast.Assign(value=value):
+        case ast.Assign(targets=targets, value=value):
+            return all(isinstance(one, ast.Name) for one in targets) and _is_still(value)
+        case ast.Expr(value=value):
             return _is_still(value)
         case _:
             return False
 
 
 def _is_still(value: ast.expr) -> bool:
-    """Nothing is looked up, called or computed."""
-    return not any(isinstance(one, ast.Name | ast.Call | ast.BinOp) for one in ast.walk(value))
+    """Nothing that has a name is looked up, nothing is called."""
+    return not any(isinstance(one, ast.Name | ast.Call) for one in ast.walk(value))

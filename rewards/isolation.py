@@ -102,12 +102,15 @@ def main() -> None:
 
 def _copied(settings: Mapping[str, Any], harness: Any, as_root: bool, task: tuple[int, int]) -> tuple[bytes, bool]:
     """What a copy of this process said that judged the task at (start, length), and whether it had to be ended."""
+    own = None
     try:
         own = None if settings["isolate"] else tempfile.mkdtemp(dir=".")  # else the folder is in memory
-    except OSError as error:  # a full disk, say
+        reading, writing = os.pipe()
+        child = os.fork()
+    except OSError as error:  # a full disk, or no more processes; the pipe ends with this one
+        if own:
+            shutil.rmtree(own, ignore_errors=True)
         return f"!{error}".encode(), False
-    reading, writing = os.pipe()
-    child = os.fork()
     if not child:
         os.dup2(writing, 1)
         os.closerange(3, 64)  # with the file of the tasks, which is 0, all there was

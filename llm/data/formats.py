@@ -106,12 +106,14 @@ def detect(table: Sequence[Mapping[str, Any]], key: str, heading: str = "") -> F
     if not found and any(_is_transcript(row.get("text")) for row in table):
         found.append("transcript")
     shown = f"the columns ({', '.join(sorted(have))})"
+    told = key.startswith("--")  # an option names the file alone
+    where = key if told else f"{key}.format"
     if len(found) > 1:
-        raise UserError(f"{key}.format: {shown} fit several: {', '.join(found)}. Set {key}.format to one of them.")
+        hint = "Leave the columns of the others out of the file" if told else f"Set {where} to one of them"
+        raise UserError(f"{where}: {shown} fit several: {', '.join(found)}. {hint}.")
     if not found:
-        raise UserError(
-            f"{key}.format: {shown} fit no format. Known: {KNOWN}. Rename columns under {key}.columns.{heading}"
-        )
+        hint = "Rename the file's columns" if told else f"Rename columns under {key}.columns"
+        raise UserError(f"{where}: {shown} fit no format. Known: {KNOWN}. {hint}.{heading}")
     return found[0]
 
 

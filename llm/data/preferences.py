@@ -254,8 +254,12 @@ def _refuse_pictures(run: Run) -> None:
 def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
     begun, done = run.unfinished(0), run.rounds_done()
     drawn = not done and (begun.path / "samples").is_dir()
-    if drawn and (rounds is None or list(rounds) == [0]):
+    if drawn and (rounds is None or set(rounds) == {0}):
         return [begun]
+    if drawn and rounds:
+        raise UserError(
+            f"{run.path}: this run was drawn and scored alone, its round 0; there is no round {max(rounds)}."
+        )
     return [run.round(t) for t in (range(done) if rounds is None else rounds)]
 
 

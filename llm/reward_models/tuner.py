@@ -39,7 +39,7 @@ class RewardTunerConfig(AdapterConfig):
     epochs: float = Field(default=1.0, gt=0)
     """How often each pair is seen in the whole training. One is usual: more learn the wrong labels by heart too."""
     batch_size: int = Field(default=32, ge=1)
-    """Pairs per optimizer step; with ``whole_prompts`` the fewest."""
+    """Pairs per optimizer step; with ``whole_prompts`` the fewest, but of the last step."""
     whole_prompts: bool = False
     """Each step takes all pairs of a prompt, so that an answer which is in several is read once (arXiv:2203.02155,
     section 3.5): all pairs of six answers cost six readings and not thirty."""

@@ -46,9 +46,10 @@ class _Bar:
 
     def report(self, done: int, total: int) -> None:
         if self._bar.total != total:
-            # What an earlier process did counts as done, but not into the speed.
+            # What an earlier process did counts as done, but not into the speed; nor does what comes first, of which
+            # nobody knows how much that is: items may come a batch at a time.
             self._bar.reset(total=total)
-            self._bar.initial = self._bar.n = done - 1
+            self._bar.initial = self._bar.last_print_n = self._bar.n = done
         self._bar.update(done - self._bar.n)
 
     def close(self) -> None:

@@ -21,8 +21,8 @@ ByMachine = Literal["auto"]
 
 
 def find_dtype(name: DType | ByMachine, device: torch.device) -> torch.dtype:
-    """A recipe's precision as torch's. "auto" asks a CPU for its instructions: one without those of bfloat16 takes
-    several times as long in it as in float32."""
+    """A recipe's precision as torch's. "auto" asks a CPU for x86's instructions for bfloat16: one without them takes
+    several times as long in it as in float32. Other CPUs have float32."""
     if name != "auto":
         return DTYPES[name]
     if device.type == "cuda":

@@ -9,8 +9,8 @@ Of each answer in RUN/eval/answers.jsonl:
 - stance: mean cosine with eight texts that do the job, less that with eight that do the opposite on the same subjects;
   to somebody who is glad, those of the companion are about gladness;
 - relevance: cosine of the answer with its prompt;
-- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer; of reviews, the weighted sum of
-  what the evaluation adds, which are the rules that made the comparisons, and each of them;
+- rules: of a companion, what ``raftdiff.rewards.companion`` makes of prompt and answer; of reviews, the total reward by
+  the rules of the recipe ``reviews_rules_smollm2``, which make the comparisons, and each of them;
 - end: whether it ends as a sentence; words; and distinct-2 of all of them together.
 
 A run alone gets the mean of each with its 95% interval (bootstrap over prompts), both sides and their difference;
@@ -32,10 +32,11 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.llm.data.prompts import read_prompts
-from raftdiff.llm.recipe import text_recipe_of
+from raftdiff.llm.recipe import load_text_recipe, text_recipe_of
 from raftdiff.measures.statistics import Estimate, mean_std_ci, paired_difference, t_interval, win_rate
 from raftdiff.measures.texts import distinct
 from raftdiff.recipes.checks import weight_of
+from raftdiff.recipes.files import recipes
 from raftdiff.records.disk import read_json_lines
 from raftdiff.records.run import Run
 from raftdiff.rewards.companion import verdict
@@ -242,9 +243,7 @@ class Answers(NamedTuple):
     before: Sequence[str]
     after: Sequence[str]
     scores: tuple[Sequence[Mapping[str, float]], Sequence[Mapping[str, float]]]
-    """By each reward of the run, ``total reward``, which is what it was ranked by, and ``rules``, of both sides."""
-    onlookers: Sequence[str]
-    """The rewards that the evaluation adds."""
+    """By each reward of the run, and ``total reward``, which is what it was ranked by, of both sides."""
 
 
 def answers(run: Path, name: str = "") -> Answers:
@@ -260,19 +259,17 @@ def answers(run: Path, name: str = "") -> Answers:
     order = list(dict.fromkeys(line["prompt"] for line in lines))
     lines = sorted(lines, key=lambda line: order.index(line["prompt"]))
     asked, before, after = ([line[key] for line in lines] for key in ("prompt", "before", "after"))
-    added = recipe.evaluation.rewards
     first, then = (
-        [
-            {"total reward": _weighted(recipe.ranker.rewards, scores), "rules": _weighted(added, scores)} | scores
-            for scores in (line[side] for line in lines)
-        ]
+        [{"total reward": _total(recipe.ranker.rewards, scores)} | scores for scores in (line[side] for line in lines)]
         for side in ("before_scores", "after_scores")
     )
-    return Answers(asked, [one in glad for one in asked], before, after, (first, then), [one.name for one in added])
+    return Answers(asked, [one in glad for one in asked], before, after, (first, then))
 
 
-def _weighted(rewards: Sequence[Any], scores: Mapping[str, float]) -> float:
-    return sum(weight_of(one) * scores[one.name] for one in rewards if weight_of(one))
+def _total(rewards: Sequence[Any], scores: Mapping[str, float | None]) -> float:
+    """By their weights; NaN where one of them discarded the answer."""
+    held = [(weight_of(one), scores[one.name]) for one in rewards if weight_of(one)]
+    return float(sum(weight * (np.nan if score is None else score) for weight, score in held))
 
 
 def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np.ndarray, np.ndarray]]:
@@ -289,7 +286,9 @@ def figures(job: str, held: Answers, embed: SentenceModel) -> dict[str, tuple[np
             points = [verdict(prompt, text, "glad" if is_glad else "low").total for prompt, text, is_glad in told]
             found["rules"] = np.array(points)
         else:
-            found |= {name: np.array([one[name] for one in scores]) for name in ("rules", *held.onlookers)}
+            rules = load_text_recipe(recipes()["reviews_rules_smollm2"]).ranker.rewards
+            found["rules"] = np.array([_total(rules, one) for one in scores])
+            found |= {rule.name: np.array([one[rule.name] for one in scores], dtype=float) for rule in rules}
         found["end"] = np.array([float(text.endswith((".", "!", "?"))) for text in texts])
         found["words"] = np.array([float(len(text.split())) for text in texts])
         sides.append(found)

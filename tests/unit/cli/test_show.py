@@ -57,6 +57,18 @@ def test_work_told_in_batches_goes_by_the_seconds_of_a_batch(
         assert [line.partition(", ")[2] for line in later] == ["about 2 min 0 s left", "about 1 min 0 s left"]
 
 
+@pytest.mark.parametrize(("before", "batch"), [(0, 250), (10_000, 250), (10_000, 1), (0, 1)])
+def test_a_bar_goes_by_the_seconds_of_a_batch_and_not_by_what_was_there_before(before: int, batch: int) -> None:
+    bar, now = show._Bar("score", "item"), [0.0]
+    bar._bar._time = lambda: now[0]
+    for _ in range(6):
+        now[0] += 60.0
+        bar.report(done := (before := before + batch), 20_000)
+    told = bar._bar.format_dict
+    bar.close()
+    assert (told["n"], told["rate"]) == (done, pytest.approx(batch / 60))
+
+
 def test_work_that_has_become_slower_than_foretold_is_not_about_to_end(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

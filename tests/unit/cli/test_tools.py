@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from raftdiff.cli import tools
+from raftdiff.cli.llm.tools import _warn_of_strange
 from raftdiff.errors import UserError
 
 
@@ -81,3 +82,24 @@ def test_a_damaged_picture_and_a_folder_without_any_are_named(tmp_path: Path) ->
     (tmp_path / "a.png").write_text("<html>")
     with pytest.raises(UserError, match="a.png: this is no whole picture"):
         check(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("model", "known", "world"),
+    [
+        ("review-lm", "western about pirates :", "text world"),
+        (
+            "translate-lm",
+            "the modern effects were really dreadful , but the early acting is good :",
+            "world of translation",
+        ),
+        ("code-lm", "if the first is even , the largest plus two ; else the sum :", "world of programs"),
+    ],
+)
+def test_a_small_model_that_ships_is_told_of_what_it_does_not_know(model: str, known: str, world: str) -> None:
+    with pytest.warns(
+        UserWarning, match=f"{model} knows the prompts of its {world} alone, and answers others at random"
+    ):
+        _warn_of_strange(model, ["Name two fruits."])
+    _warn_of_strange(model, [known])  # a warning would fail the test
+    _warn_of_strange("elsewhere", ["Name two fruits."])

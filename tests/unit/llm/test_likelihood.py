@@ -22,6 +22,7 @@ from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.llm.sampling.policy import LMSampler
 from raftdiff.ranking import Ranker
+from raftdiff.recipes.config import check
 from raftdiff.selection.best import BestOfK
 from raftdiff.testing.conformance import check_reward
 from raftdiff.types import Item, Prompt, Sample, Selection, silent
@@ -165,12 +166,17 @@ def test_worked_numbers_of_what_the_prompt_adds_to_an_answer(chain):
     check_reward(reward, samples).demand()
 
 
+def test_the_neutral_prompt_says_something():
+    with pytest.raises(UserError, match="neutral"):
+        check(MutualInformationConfig, {"model": {"base": "x"}, "neutral": " "}, "reward")
+
+
 def test_what_is_too_long_after_the_prompt_or_the_neutral_one_is_discarded(gpt2):
     reward = MutualInformationReward(gpt2, neutral="good " * 9)
     with pytest.warns(UserWarning, match=r"'mutual_information' discards 2 of 3 answers"):
         found = reward.score([sample("bad", "good"), sample("bad " * 35, "good"), sample("bad", "good " * 39)])
     assert found.isnan().tolist() == [False, True, True]
-    with pytest.raises(UserError, match="'mutual_information': the prompt 'neutral' is 41 tokens long"):
+    with pytest.raises(UserError, match="'mutual_information': neutral is 41 tokens long, .* shorten it"):
         MutualInformationReward(gpt2, neutral="good " * 40).check_prompts([sample("", "good").prompt])
 
 

@@ -311,8 +311,8 @@ def test_a_model_of_a_hub_is_known_by_the_commit_in_the_cache(tmp_path: Path, mo
 def test_a_run_goes_on_with_the_commit_of_a_hub_that_it_was_begun_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    latest = tmp_path / "models--owner--name/refs/main"
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "my hub"))
+    latest = tmp_path / "my hub/models--owner--name/refs/main"
     latest.parent.mkdir(parents=True)
     recipe, path = toy("owner/name"), tmp_path / "run"
 
@@ -329,7 +329,7 @@ def test_a_run_goes_on_with_the_commit_of_a_hub_that_it_was_begun_with(
     fetched("abc")
     with pytest.raises(UserError, match="begun with other weights of owner/name than lie there now") as refused:
         fetched("def")
-    assert f"(hf download owner/name --revision abc && echo abc > {latest}; and" in str(refused.value)
+    assert f"(hf download owner/name --revision abc && echo abc > '{latest}'; and" in str(refused.value)
     monkeypatch.setattr(either, "weights_of", lambda recipe: {})
     monkeypatch.setattr(either, "assemble", lambda recipe, training: None)
     with pytest.raises(UserError, match="begun with other weights of owner/name"):

@@ -420,12 +420,21 @@ def test_tests_are_looked_at_before_anything_is_sampled() -> None:
     reward.check_prompts(prompts(TESTS, "check(double)", [{"input": "", "output": "x"}]))
     with pytest.raises(UserError, match=r"prompt 'p1': tests\.0: this test is not Python"):
         reward.check_prompts(prompts(TESTS, ["assert ("]))
-    for idle in ("def check(f):\n    assert f(1) == 2", '["assert double(2) == 4"]', ["A = {'b': 1}", "# assert it"]):
+    idle = [
+        "def check(f):\n    assert f(1) == 2",
+        "MOD = 10**9 + 7",
+        "class T(unittest.TestCase):\n    def test(self): ...",
+    ]
+    for tests in (*idle, '["assert double(2) == 4"]', ["A = {'b': 1}", "# assert it"]):
         with pytest.raises(UserError, match=r"prompt 'p0': tests: these tests call and assert nothing"):
-            reward.check_prompts(prompts(idle))
-    reward.check_prompts(
-        prompts(["class Test:\n    assert double(2) == 4"], ["def t(x=double(2)): ..."], ["1 / (double(2) - 4)"])
-    )
+            reward.check_prompts(prompts(tests))
+    at_once = [
+        "class Test:\n    assert double(2) == 4",
+        "def t(x=double(2)): ...",
+        "@run\ndef t(): ...",
+        "double.x = 1",
+    ]
+    reward.check_prompts(prompts(*([one] for one in at_once)))
     with pytest.warns(match=r"'code': 2 of 3 prompts have no tests under 'tests', the first 'p1': there every program"):
         reward.check_prompts(prompts(TESTS, None, []))
 
@@ -441,13 +450,18 @@ def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) 
     assert found.tolist() == [1, 0.25, 0.25, 0.25], "the limits and the filter hold all the same"
 
 
-def test_a_folder_that_cannot_be_made_is_said_as_what_cannot_be_shut_in(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("what", ["tempfile.mkdtemp", "os.fork"])
+def test_what_a_machine_has_no_more_of_is_said_as_what_cannot_be_shut_in(
+    what: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     def full(**_: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(isolation.tempfile, "mkdtemp", full)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(f"raftdiff.rewards.isolation.{what}", full)
     said, timed_out = isolation._copied({"isolate": False}, None, False, (0, 0))
     assert (said, timed_out) == (b"![Errno 28] No space left on device", False)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_program_that_takes_its_folder_away_takes_it_from_no_other(monkeypatch: pytest.MonkeyPatch) -> None:

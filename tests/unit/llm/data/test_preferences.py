@@ -213,7 +213,7 @@ def test_the_round_of_a_run_that_was_only_scored_is_named_as_any_other(run):
     (run.path / "rounds/000").rename(run.path / "rounds/000.partial")
     assert whole
     assert from_rounds(run, [0]) == from_rounds(run) == whole
-    with pytest.raises(UserError, match="there is no finished round"):
+    with pytest.raises(UserError, match="drawn and scored alone, its round 0; there is no round 1"):
         from_rounds(run, [0, 1])
 
 

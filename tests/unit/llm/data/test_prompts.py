@@ -560,6 +560,21 @@ def test_a_mistake_is_told_under_the_key_of_its_data(
         read_prompts(DataConfig(**options), tmp_path, key)
 
 
+@pytest.mark.parametrize(
+    ("row", "sentence"),
+    [
+        ({"question": "x"}, r"^--pairs: the columns \(question\) fit no format\. .* Rename the file's columns\."),
+        (
+            {"prompt": "x", "response": "y", "answers": ["z"]},
+            r"^--pairs: .* fit several: .*\. Leave the columns of the others out of the file\.",
+        ),
+    ],
+)
+def test_a_file_named_by_an_option_has_no_settings(row: dict[str, Any], sentence: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=sentence):
+        read_prompts(DataConfig(captions=[row]), tmp_path, "--pairs")
+
+
 def test_what_is_left_out_is_told_under_the_key_of_its_data() -> None:
     held = DataConfig(captions=["a", {"prompt": ""}], broken="skip")
     with pytest.warns(
