@@ -59,8 +59,8 @@ class _Bar:
 @final
 class _Lines:
     """A stage in a log file: nothing where it is short, whole lines where it is long. Where items come a batch at a
-    time, the first of a batch says nothing of the speed: the time left goes by the report before. What was there
-    before the stage began, of one that continues, is what the first report counts beyond as much as the second adds."""
+    time, the first of a batch says nothing of the speed: the time left goes by the report before. The first
+    report may count what an earlier process did; how much of it is new goes by what the second one adds."""
 
     def __init__(self, told: str, unit: str) -> None:
         self._told, self._unit = told, unit
