@@ -71,9 +71,12 @@ def test_the_rules_prefer_a_good_review_to_bad_and_hacked_ones() -> None:
 def test_the_rules_that_compare_reviews_look_on_when_a_policy_learns_them() -> None:
     rules, policy = (read(TextRecipe, recipes()[name]) for name in ("reviews_rules_smollm2", "reviews_smollm2"))
     fluent = next(reward for reward in rules.ranker.rewards if reward.type == "likelihood")
+    assert policy.model.base == HUB
     assert fluent.model == rules.model == policy.model, "sense is judged by the model before tuning, in the same words"
     assert [one for one in policy.evaluation.rewards if one.name != "calm"] == rules.ranker.rewards
     assert [one.type for one in policy.ranker.rewards] == ["reward_model"]
+    trained = {reward.name for reward in policy.ranker.rewards}
+    assert not trained & {reward.name for reward in policy.evaluation.rewards}, "onlookers are not trained on"
 
 
 def test_the_reviews_prompts_are_divided_by_their_checksums() -> None:
