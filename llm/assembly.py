@@ -28,7 +28,7 @@ from raftdiff.measures.evaluation import Judge
 from raftdiff.mixing import MixSamplerConfig
 from raftdiff.ranking import Ranker, Unfit, assigned, measured_by
 from raftdiff.recipes.checks import has_say
-from raftdiff.scoring import demand_prompts
+from raftdiff.scoring import demand_prompts, demand_servers
 from raftdiff.seeds import fold
 from raftdiff.selection.lessons import ThresholdConfig
 from raftdiff.selection.mixes import MIXES
@@ -61,11 +61,12 @@ class TextAssembly:
         """Whether an evaluation can say anything of answers to these prompts.
 
         Raises:
-            UserError: the judge or a reward does not know one of them.
+            UserError: the judge or a reward does not know one of them, or the server that a reward asks is not there.
         """
         if self.judge:
             world.check(prompt.caption for prompt in prompts)
         check_known(self.measures, prompts)
+        demand_servers(reward for reward, _ in self.measures.rewards)
 
     @property
     def judge(self) -> Judge | None:

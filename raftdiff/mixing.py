@@ -11,6 +11,7 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import Config, check, plain
+from raftdiff.scoring import demand_servers
 from raftdiff.seeds import fold
 from raftdiff.types import Media, Preview, Prompt, Prunes, Sample, Sampler, Source
 
@@ -123,6 +124,13 @@ class MixSampler(Generic[Media]):
             part_seed = seed if place == 0 else fold(seed, "part", place)
             drawn = sampler.sample(prompts, per_prompt=count, seed=part_seed, round=round, done=own)
             yield from (replace(sample, index=start + sample.index) for sample in drawn)
+
+    def check_server(self) -> None:
+        """
+        Raises:
+            UserError: the server of a part is not there.
+        """
+        demand_servers(sampler for _, sampler in self.parts)
 
     def kept(self, per_prompt: int) -> int:
         counts = [min(share, per_prompt - start) for (share, _), start in zip(self.parts, self._starts, strict=False)]

@@ -9,13 +9,14 @@ Where this departs from the paper: prompts may be drawn per round (``prompts_per
 may be replayed; what the sampler reads, what the reward compares with and what the model learns may be three texts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Protocol, TypeVar
 
 from raftdiff.progress import Progress, Quiet
 from raftdiff.records.changes import HARMLESS
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms
+from raftdiff.scoring import demand_servers
 from raftdiff.stages.parts import LoopConfig, Parts
 from raftdiff.stages.verbs import commit, heed, sample, score, select, tune
 from raftdiff.types import Media, Round
@@ -80,3 +81,43 @@ def stalled(metrics: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
     base = metrics[0].get("held_out_base")
     curve = curve if base is None else [base, *curve]
     return len(curve) - 1 - curve.index(max(curve)) >= patience
+
+
+Recipe = TypeVar("Recipe")
+
+
+class _WithParts(Protocol):
+    @property
+    def parts(self) -> Parts[Any]: ...
+
+
+Assembled = TypeVar("Assembled", bound=_WithParts)
+
+
+def answered(
+    run: Run, assemble: Callable[[Recipe], Assembled], *, scored: bool = True
+) -> Callable[[Recipe], Assembled]:
+    """``assemble``, which then asks whether the servers behind the next round's sampler and rewards are there, so that
+    it is said before anything is drawn. Of a round that lies there in part nothing is asked, since what was replied is
+    kept, nor where there is none to make. Without ``scored`` its candidates are drawn alone.
+
+    Raises:
+        UserError: within, a server is not there, or has no such model.
+    """
+
+    def assembled(recipe: Recipe) -> Assembled:
+        assembly = assemble(recipe)
+        t, parts = run.rounds_done(), assembly.parts
+        if not _ended(run, parts.loop) and not run.unfinished(t).rows():
+            watching = [parts.held_out_ranker or parts.ranker] if parts.held_out and (scored or not t) else []
+            rankers = [*watching, *([parts.ranker] if scored else ())]
+            demand_servers([parts.sampler, *(reward for ranker in rankers for reward, _ in ranker.rewards)])
+        return assembly
+
+    return assembled
+
+
+def _ended(run: Run, loop: LoopConfig) -> bool:
+    """Whether there is no round to make: all are there, or what stopped the run still does."""
+    done = run.rounds_done()
+    return done >= loop.rounds or (done > 0 and (stalled(run.metrics(), loop.patience) or guarded(run, loop)))

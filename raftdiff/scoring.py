@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Float
 
 from raftdiff.errors import UserError
-from raftdiff.types import ChoosesPrompts, Media, Prompt, Reward, Sample
+from raftdiff.types import AsksServer, ChoosesPrompts, Media, Prompt, Reward, Sample
 
 BYTES = (bytes, bytearray, memoryview)
 SLIPS: tuple[tuple[Callable[[Any], bool], str], ...] = (
@@ -35,6 +35,17 @@ def demand_prompts(rewards: Iterable[Reward[Any]], prompts: Sequence[Prompt]) ->
     for reward in rewards:
         if isinstance(reward, ChoosesPrompts):
             reward.check_prompts(prompts)
+
+
+def demand_servers(parts: Iterable[Any]) -> None:
+    """Every server that stands behind one of the parts, rewards or samplers, answers: asked before anything is drawn.
+
+    Raises:
+        UserError: whatever a part (``types.AsksServer``) says of its server.
+    """
+    for part in {id(part): part for part in parts}.values():
+        if isinstance(part, AsksServer):
+            part.check_server()
 
 
 def numbers(returned: Any, count: int, who: str, *, kind: str = "sample") -> Float[np.ndarray, " samples"]:

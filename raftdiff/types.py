@@ -283,6 +283,18 @@ class ChoosesPrompts(Protocol):
 
 
 @runtime_checkable
+class AsksServer(Protocol):
+    """A reward or a sampler behind which stands a server."""
+
+    def check_server(self) -> None:
+        """
+        Raises:
+            UserError: nobody answers there, or nobody of the name that is asked for; told before anything is sampled.
+        """
+        ...
+
+
+@runtime_checkable
 class Selector(Protocol):
     """Pure: a (prompts, candidates) table in, what to learn from out.
 

@@ -15,7 +15,7 @@ from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.questions import Question, Vlm, column
 from raftdiff.rewards.vlm import VlmConfig
-from raftdiff.types import KeepsReplies, Prompt, Sample
+from raftdiff.types import AsksServer, KeepsReplies, Prompt, Sample
 
 COLUMN = "questions"
 """Of a prompt: its questions, each with ``id``, ``question`` and ``parents``."""
@@ -64,6 +64,8 @@ class DpgReward:
         self.name, self._vlm = name, vlm
         if isinstance(vlm, KeepsReplies):
             self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
+        if isinstance(vlm, AsksServer):
+            self.check_server = vlm.check_server
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """

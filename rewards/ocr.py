@@ -15,7 +15,7 @@ from pydantic import Field
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.ocr_readers import RapidConfig, Read, ReaderConfig, glance
-from raftdiff.types import KeepsReplies, Prompt, Sample
+from raftdiff.types import AsksServer, KeepsReplies, Prompt, Sample
 
 COLUMN = "text"
 """Of the prompt file, for what should be read where the caption does not quote it."""
@@ -64,6 +64,8 @@ class OcrReward:
         self._read, self._without = read, math.nan if without_text is None else without_text
         if isinstance(read, KeepsReplies):
             self.keep_replies, self.forget = read.keep_replies, read.forget
+        if isinstance(read, AsksServer):
+            self.check_server = read.check_server
 
     def check_prompts(self, prompts: Sequence[Prompt]) -> None:
         """

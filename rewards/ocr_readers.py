@@ -14,7 +14,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.rewards.questions import Answers
 from raftdiff.rewards.texts import extra, extra_needs
 from raftdiff.rewards.vlm import VlmConfig
-from raftdiff.types import KeepsReplies
+from raftdiff.types import AsksServer, KeepsReplies
 
 Read = Callable[[Sequence[Image.Image]], Sequence[str]]
 """What is read in each picture, its lines behind each other."""
@@ -85,6 +85,8 @@ class VlmReader:
         self._vlm, self._question, self._max_tokens = vlm, question, max_tokens
         if isinstance(vlm, KeepsReplies):
             self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
+        if isinstance(vlm, AsksServer):
+            self.check_server = vlm.check_server
 
     def __call__(self, pictures: Sequence[Image.Image]) -> list[str]:
         told = self._vlm.answers(pictures, self._question, max_tokens=self._max_tokens)

@@ -15,6 +15,7 @@ from pydantic import Field, model_validator
 from raftdiff.chat.asking import Asking, AskingConfig, require_slots
 from raftdiff.chat.dialogue import dialogue
 from raftdiff.chat.kept import KeptReplies
+from raftdiff.chat.presence import demand_chat
 from raftdiff.errors import UserError, printable
 from raftdiff.recipes.config import RewardConfig, Said
 from raftdiff.types import Sample
@@ -90,6 +91,13 @@ class ServerReward:
             raise UserError(f"The reward '{name}': two criteria are the same; give each its own name.")
         self.name = name
         self._asking, self._criteria, self._scale = asking, tuple(criteria), scale
+
+    def check_server(self) -> None:
+        """
+        Raises:
+            UserError: the server is not there, or has no such model.
+        """
+        demand_chat(self._asking.chat)
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         replies = self._asking.replies([self._slots(sample) for sample in samples])

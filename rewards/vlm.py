@@ -15,6 +15,7 @@ from jaxtyping import Float32
 from PIL import Image
 from pydantic import Field, model_validator
 
+from raftdiff.chat.presence import demand_model
 from raftdiff.chat.server import check_address, demand_variable, key_in, key_needs, post
 from raftdiff.errors import Need, UserError
 from raftdiff.measures.pictures import on_paper
@@ -73,15 +74,15 @@ class VlmConfig(Config):
             return LocalVlm(load(resolve(self.model), device, self.dtype), batch_size=self.batch_size)
         check_address(self.server)
         key_in(self.api_key_env)
-        ask = partial(
-            post,
-            self.server,
-            "chat/completions",
-            api_key_env=self.api_key_env,
-            timeout=self.timeout,
-            retries=self.retries,
+        how: dict[str, Any] = {"api_key_env": self.api_key_env, "timeout": self.timeout, "retries": self.retries}
+        return ServedVlm(
+            partial(post, self.server, "chat/completions", **how),
+            where=self.server,
+            model=self.model,
+            extra=self.extra,
+            workers=self.workers,
+            check=partial(demand_model, self.server, self.model, extra=self.extra, **how),
         )
-        return ServedVlm(ask, where=self.server, model=self.model, extra=self.extra, workers=self.workers)
 
 
 @final

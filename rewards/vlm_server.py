@@ -41,6 +41,7 @@ class ServedVlm:
         where: its address, for sentences.
         model: its name for the model.
         extra: further keys of the request.
+        check: what raises where the server is not there.
 
     Raises:
         UserError: nobody answers, or without what is read from the reply.
@@ -54,10 +55,12 @@ class ServedVlm:
         model: str,
         extra: Mapping[str, Any] | None = None,
         workers: int = 8,
+        check: Callable[[], None] = lambda: None,
     ) -> None:
         self._ask, self._where, self._workers = ask, where, workers
         self._model, self._extra = model, extra or {}
         self._known = Remembered(REMEMBERED)
+        self.check_server = check
 
     def keep_replies(self, file: Path) -> None:
         """Keep replies in ``file`` from now on, and ask for none that is there."""

@@ -13,7 +13,7 @@ from raftdiff.chat.dialogue import fill
 from raftdiff.recipes.config import RewardConfig
 from raftdiff.rewards.questions import Question, Vlm
 from raftdiff.rewards.vlm import VlmConfig
-from raftdiff.types import KeepsReplies, Sample
+from raftdiff.types import AsksServer, KeepsReplies, Sample
 
 QUESTION = 'Does this figure show "{caption}"? Please answer yes or no.'
 
@@ -58,6 +58,8 @@ class VqaReward:
         self._vlm, self._question, self._answer = vlm, question, answer
         if isinstance(vlm, KeepsReplies):
             self.keep_replies, self.forget = vlm.keep_replies, vlm.forget
+        if isinstance(vlm, AsksServer):
+            self.check_server = vlm.check_server
 
     def score(self, samples: Sequence[Sample[Image.Image]]) -> Float32[torch.Tensor, " samples"]:
         texts = [fill(self._question, {"caption": sample.prompt.caption}) for sample in samples]

@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 
 from raftdiff.chat.dialogue import messages
+from raftdiff.chat.presence import demand_chat
 from raftdiff.chat.server import Chat, ChatServer, Reply
 from raftdiff.chat.threads import concurrently
 from raftdiff.recipes.config import Config, Said
@@ -87,6 +88,13 @@ class ServerSampler:
     ) -> None:
         self._server, self._concurrency = server, concurrency
         self._temperature, self._max_tokens, self._stop = temperature, max_tokens, tuple(stop)
+
+    def check_server(self) -> None:
+        """
+        Raises:
+            UserError: the server is not there, or has no such model.
+        """
+        demand_chat(self._server)
 
     def sample(
         self, prompts: Sequence[Prompt], *, per_prompt: int, seed: int, round: int, done: AbstractSet[tuple[str, int]]

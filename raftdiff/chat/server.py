@@ -25,6 +25,8 @@ LARGEST_REPLY = 16 * 2**20
 """Bytes. More than any text of a language model."""
 LONGEST_REPLY = 10
 """Times the timeout: what a try may take from its first byte to its last, however the bytes drip."""
+SLOW = 0
+"""In place of a status: it took the request, and did not answer in time."""
 SHOWN = 300
 HELD_BACK = {"choices": [{"message": {"content": ""}}]}
 """What stands for an answer that the server's content filter held back."""
@@ -142,7 +144,7 @@ class ChatServer:
 def post(
     base_url: str,
     path: str,
-    body: Mapping[str, Any],
+    body: Mapping[str, Any] | None,
     *,
     api_key_env: str | None = None,
     timeout: float = 60.0,
@@ -153,24 +155,24 @@ def post(
     """What a server answers to ``POST {base_url}/{path}``, JSON there and back; for the others see ``ChatServer``.
 
     Args:
-        instead: what to take for the answer where the server refuses, given its status and what it says; None for
-            nothing, which is an error.
+        body: None asks by ``GET``.
+        instead: what to take for the answer where the server refuses, given its status and what it says; where it takes
+            too long, the status is ``SLOW``, and where its reply is not JSON, 200. None for nothing, which is an error.
 
     Raises:
         UserError: no answer after all tries, a request that the server refuses, or a reply that is not JSON.
     """
     key = key_in(api_key_env)
     headers = {"Content-Type": "application/json"} | ({"Authorization": f"Bearer {key}"} if key else {})
-    request = urllib.request.Request(
-        f"{base_url.rstrip('/')}/{path}", json.dumps(body).encode(), headers, method="POST"
-    )
+    sent, method = (None, "GET") if body is None else (json.dumps(body).encode(), "POST")
+    request = urllib.request.Request(f"{base_url.rstrip('/')}/{path}", sent, headers, method=method)
     opener = urllib.request.build_opener(_NoRedirect)
     for attempt in range(retries + 1):
         asked = 0.0
         try:
             reply = within(LONGEST_REPLY * timeout, lambda: _read(opener, request, timeout))
             _silent.discard(base_url)
-            return _parsed(reply, base_url)
+            return _parsed(reply, base_url, instead)
         except urllib.error.HTTPError as error:
             with error:
                 text = _readable(error, key)
@@ -181,6 +183,8 @@ def post(
                 raise UserError(f"The server at {base_url} {what}. {_advice(error.code)}") from None
             asked = _seconds(error.headers.get("Retry-After"))
         except (OSError, http.client.HTTPException) as error:  # URLError and timeouts are OSErrors
+            if isinstance(error, TimeoutError) and (answer := instead(SLOW, str(error))) is not None:
+                return answer
             reason = getattr(error, "reason", error)
             if isinstance(reason, ssl.SSLCertVerificationError):
                 raise UserError(f"The certificate of {base_url} is not trusted: {reason}.") from None
@@ -304,10 +308,12 @@ def replies_in(reply: Any, where: str) -> list[Reply]:
     return [Reply(untorn(text) if cut else text, cut) for text, cut in replies]
 
 
-def _parsed(reply: bytes, where: str) -> Any:
+def _parsed(reply: bytes, where: str, instead: Callable[[int, str], Any]) -> Any:
     try:
         return json.loads(reply)
     except (ValueError, RecursionError):
+        if (answer := instead(200, "")) is not None:
+            return answer
         raise UserError(f"The server at {where} sent a reply that is not JSON. Does base_url end in /v1?") from None
 
 

@@ -22,7 +22,7 @@ from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.measures.alarms import after_going_back
-from raftdiff.raft import guarded, raft, until_alarm, until_no_gain
+from raftdiff.raft import answered, guarded, raft, until_alarm, until_no_gain
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import locate, medium_of
@@ -126,12 +126,12 @@ def measured(recipe: AnyRecipe) -> AnyRecipe:
 
 
 @contextmanager
-def at_work(run: Run, recipe: AnyRecipe) -> Iterator[AnyAssembly]:
+def at_work(run: Run, recipe: AnyRecipe, *, scored: bool = True) -> Iterator[AnyAssembly]:
     """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
-    what the parts do."""
+    what the parts do. Servers are asked whether they are there, of rewards where the candidates are ``scored`` too."""
     recipe = measured(recipe)  # once for all processes, whose batches are cut alike
     processes.tell(("begin", recipe))
-    with beginning.at_work(run, recipe, weights_of, _together) as assembly:
+    with beginning.at_work(run, recipe, weights_of, answered(run, _together, scored=scored)) as assembly:
         if isinstance(assembly, Assembly):
             yield replace(assembly, parts=shared(assembly.parts, learns_together=True))
         else:

@@ -47,7 +47,7 @@ def sample(args: argparse.Namespace) -> None:
     if args.shard is not None:
         _sample_shard(run, recipe, shards.Part(*args.shard))
         return
-    with at_work(run, recipe) as assembly:
+    with at_work(run, recipe, scored=False) as assembly:
         draft, bars = _taken_up(run, assembly)
         begin(run, assembly)
         verbs.sample(draft, run, parts_of(assembly), bars)

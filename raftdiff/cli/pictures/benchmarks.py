@@ -39,7 +39,7 @@ from raftdiff.records.disk import alone, demand_writable, vacant, write_text
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import load_round
 from raftdiff.reports import benchmark as tables
-from raftdiff.scoring import demand_prompts
+from raftdiff.scoring import demand_prompts, demand_servers
 from raftdiff.training.devices import find_device, flush_denormals
 from raftdiff.types import Prompt
 
@@ -123,7 +123,9 @@ def _of_run(args: argparse.Namespace, free: Sequence[str], guidance: Sequence[fl
     assert isinstance(assembly, Assembly)
     load_round(run, assembly.finetuner, chosen)
     scorers = _built(configs, str(assembly.model.device)) if configs else _own(recipe, assembly)
-    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
+    demand_prompts([one.reward for one in scorers], prompts)
+    if not folder.is_dir():  # before hours of drawing; of what is drawn, scores may be kept
+        demand_servers(one.reward for one in scorers)
     notes = told_of(args.benchmark, len(prompts), samples)
     tell_once(run, [*assembly.notes(f"--benchmark {args.benchmark}", prompts), *notes])
     demand_writable(folder)
@@ -158,7 +160,9 @@ def _of_model(args: argparse.Namespace, guidance: Sequence[float]) -> None:
     flush_denormals()
     parts = loading.load(config.model, resolve)
     scorers = _built(configs, str(parts.device))
-    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
+    demand_prompts([one.reward for one in scorers], prompts)
+    if not folder.is_dir():  # before hours of drawing; of what is drawn, scores may be kept
+        demand_servers(one.reward for one in scorers)
     what = f"--benchmark {args.benchmark}"
     readings = [Reading("the sampler", parts.prompts, lambda prompt: prompt.sampling), *_readings(scorers)]
     notes = told_of(args.benchmark, len(prompts), samples)
@@ -193,7 +197,7 @@ def _of_folder(args: argparse.Namespace, place: Path) -> None:
     pictures, left = lying.pictures(place, asked)
     prompts = list({one.prompt.id: one.prompt for one in pictures}.values())
     scorers = _built(configs, str(find_device("auto")))
-    demand_prompts([one.reward for one in scorers], prompts)  # before hours of drawing
+    demand_prompts([one.reward for one in scorers], prompts)
     notes = told_of(name, len(prompts))
     if asked and (bare := len(asked) - len(prompts)):
         notes.append(f"{args.recipe}: of {counted(bare, 'prompt')} there is no picture; the figures are of the others.")

@@ -26,7 +26,7 @@ from raftdiff.records.media import file_name
 from raftdiff.records.run import Run
 from raftdiff.reports.before_after import BeforeAfter
 from raftdiff.reports.comparison import write_comparison
-from raftdiff.scoring import demand_prompts
+from raftdiff.scoring import demand_prompts, demand_servers
 from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
@@ -89,10 +89,13 @@ def compare(
 
     Raises:
         UserError: the judge understands some of the captions and not others, as after a slip of the pen; a reward can
-            say nothing of one of the prompts; or one side drew nothing but pictures of one colour.
+            say nothing of one of the prompts, or its server is not there; or one side drew nothing but pictures of one
+            colour.
     """
     _judged_or_not(assembly, [prompt.caption for prompt in prompts])
-    demand_prompts([reward for reward, _ in assembly.measures.rewards], prompts)
+    rewards = [reward for reward, _ in assembly.measures.rewards]
+    demand_prompts(rewards, prompts)
+    demand_servers(rewards)
     began, spent = time.perf_counter(), assembly.evaluator.network_evaluations()
     base_weights, evaluator = assembly.finetuner.base_weights, assembly.evaluator
     if before is None:

@@ -22,7 +22,7 @@ from raftdiff.diffusion.recipe import Recipe, looking_of
 from raftdiff.diffusion.recipe_files import weights
 from raftdiff.measures.evaluation import Evaluation, draw
 from raftdiff.progress import Progress, Quiet
-from raftdiff.raft import raft
+from raftdiff.raft import answered, raft
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config, check, digest, plain
 from raftdiff.records.beginning import at_work
@@ -205,7 +205,7 @@ def run_trial(
     kept = _kept(Outcome, run.path / "outcome.json", yardstick)
     if kept and not kept.lacks(yardstick) and not baselines(root, yardstick).lacks(yardstick):
         return kept
-    with at_work(run, recipe, weights, assemble) as assembly:
+    with at_work(run, recipe, weights, answered(run, assemble)) as assembly:
         if begin:
             begin(run, assembly)
         _look_at_base(root, assembly, yardstick, progress)
