@@ -13,7 +13,7 @@ from typing import Any, TypeAlias
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars, round_line
 from raftdiff.diffusion.assembly import Assembly, assemble, build_ranker, read_by, settled
-from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.recipe import Recipe, unheeded
 from raftdiff.diffusion.recipe_files import load_recipe, recipe_of, weights
 from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
@@ -200,8 +200,14 @@ def existing_run(args: argparse.Namespace) -> tuple[Run, AnyRecipe]:
 
 
 def run_to_read(args: argparse.Namespace, *, free: Sequence[str]) -> tuple[Run, AnyRecipe]:
-    """A run and its recipe, as ``opening.run_to_read``, of pictures or of texts."""
+    """A run and its recipe, as ``opening.run_to_read``, of pictures or of texts.
+
+    Raises:
+        UserError: as there; an override would change nothing of how the model is looked at.
+    """
     run, recipe = opening.run_to_read(args, KIND, free=free)
+    if isinstance(recipe, Recipe) and (told := unheeded(recipe, run.differing(recipe))):
+        raise UserError("\n".join(told))
     return run, recipe
 
 

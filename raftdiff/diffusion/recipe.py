@@ -1,5 +1,6 @@
 """Recipes for pictures: read, checked against themselves; ``assembly`` makes parts of them."""
 
+from collections.abc import Iterable
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -31,6 +32,8 @@ else:
 
 UNMEASURED = ("given",)
 """Rewards that say nothing of a model's pictures before and after."""
+RULED = {"height": ("height",), "width": ("width",), "sizes": ("height", "width"), "guidance": ("guidance",)}
+"""Keys of a sampler, and those of the evaluation that take their place where a model is looked at."""
 
 
 class RankerConfig(Config):
@@ -137,6 +140,21 @@ def looking_of(recipe: Recipe) -> DiffusionSamplerConfig:
     own, evaluation = drawing_of(recipe).main, recipe.evaluation
     size = {"height": evaluation.height or own.height, "width": evaluation.width or own.width}
     return own.model_copy(update={"guidance": recipe.guidance, **size})
+
+
+def unheeded(recipe: Recipe, changed: Iterable[str]) -> list[str]:
+    """Of the keys that were changed to look at a model those that change nothing, in a sentence each: the evaluation
+    has its own word."""
+    found = {}
+    for key in changed:
+        head, *names = key.split(".")
+        name = next((one for one in names if one in RULED), None) if head == "sampler" else None
+        said = {one: getattr(recipe.evaluation, one) for one in RULED[name]} if name else {}
+        if name and None not in said.values():
+            told = " and ".join(f"evaluation.{one}={value:g}" for one, value in said.items())
+            whole = ".".join([head, *names[: names.index(name) + 1]])
+            found[whole] = f"{whole}: this changes nothing here: models are looked at with {told}. Change that instead."
+    return [*found.values()]
 
 
 def shares(recipe: Recipe) -> list[int]:

@@ -237,6 +237,38 @@ def test_eval_on_a_file_and_on_the_training_prompts(finished: Path, tmp_path: Pa
     assert json.loads((finished / "eval/training/eval.json").read_text())["prompts"] == 3
 
 
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["sampler.height=24", "evaluation.height=32"], ["sampler.height: * with evaluation.height=32. Change"]),
+        (["sampler.guidance=3", "evaluation.guidance=1.5"], ["sampler.guidance: * with evaluation.guidance=1.5."]),
+        (
+            ["sampler.sizes=[[24, 24], [16, 32]]", "evaluation.height=16", "evaluation.width=16"],
+            ["sampler.sizes: * with evaluation.height=16 and evaluation.width=16."],
+        ),
+        (
+            ["sampler.height=24", "sampler.width=24", "evaluation.height=16", "evaluation.width=32"],
+            ["sampler.height: * with evaluation.height=16.", "sampler.width: * with evaluation.width=32."],
+        ),
+    ],
+)
+def test_eval_says_what_the_evaluation_has_its_own_word_on(
+    finished: Path, overrides: Sequence[str], told: Sequence[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    status, _, err = said(capsys, "eval", finished, *overrides, "--name", "other")
+    assert status == 2
+    assert err.count("this changes nothing here") == len(told)
+    for one in told:
+        assert one.replace("*", "this changes nothing here: models are looked at") in err
+    assert not (finished / "eval/other").exists()
+
+
+def test_eval_takes_a_size_of_the_samplers_where_the_evaluation_has_none(finished: Path) -> None:
+    assert main(["eval", str(finished), "sampler.height=24", "evaluation.width=32", "--name", "low"]) == 0
+    (drawn, *_) = (finished / "eval/low/before").glob("*.png")
+    assert opened(drawn).size == (32, 24)
+
+
 def test_eval_over_guidance_compares_each_model_at_its_best(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "eval", finished, "--guidance", "2,1,3", "--name", "over")
     assert status == 0
