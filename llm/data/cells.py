@@ -25,6 +25,11 @@ UNRATED = ("", "n/a", "na", "nan", "none", "null")
 class BrokenRow(Exception):  # noqa: N818  (a finding about data, which the reader may choose to pass over)
     """Why a row cannot be used, as the second half of a sentence."""
 
+    def __init__(self, why: str, *, renamed: bool = False) -> None:
+        """``renamed``: whether another name for one of its columns would mend it."""
+        super().__init__(why)
+        self.renamed = renamed
+
 
 @final
 @dataclass(frozen=True, slots=True)

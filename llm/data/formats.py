@@ -146,9 +146,7 @@ def _prompt(row: Mapping[str, Any]) -> Parsed:
     if not names:
         raise BrokenRow(f"there is no prompt (columns: {', '.join(sorted(row))})")
     if len(names) > 1:
-        raise BrokenRow(
-            f"'{names[0]}' and '{names[1]}' could both be the prompt; 'columns' in the recipe can rename one"
-        )
+        raise BrokenRow(f"'{names[0]}' and '{names[1]}' could both be the prompt", renamed=True)
     (name,) = names
     if isinstance(talk := messages_of(row[name]), list):
         return asked(*conversation(talk, name)), {name}

@@ -226,12 +226,14 @@ def _parsed(table: Sequence[Row], format: Format, config: DataConfig, key: str) 
             kept.append((record, rest))
             notes.update(record.notes)
         except BrokenRow as problem:
+            rename = problem.renamed and not key.startswith("--")  # an option names the file alone
+            why = f"{problem}; {key}.columns can rename one" if rename else str(problem)
             if config.broken == "stop":
                 raise UserError(
-                    f"{row.where}: {problem} (format {format}). Correct the row, or set {key}.broken to skip, which "
+                    f"{row.where}: {why} (format {format}). Correct the row, or set {key}.broken to skip, which "
                     "leaves such rows out."
                 ) from None
-            reasons[str(problem)] += 1
+            reasons[why] += 1
             first = first or row.where
     if reasons:
         sentence = _counted(key, f"of {len(table)} rows were left out (the first: {first})", reasons)

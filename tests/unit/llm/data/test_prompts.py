@@ -539,6 +539,7 @@ KEYS = ("prompts", "evaluation.prompts", "pairs.data", "held_out.data", "finetun
         ({"file": "gone.txt"}, r"{}.file: there is no file 'gone\.txt'"),
         ({"file": "p.txt", "sha256": "0" * 64}, r"{}.file: 'p\.txt' is not what the run began with"),
         ({"captions": [{"prompt": ""}]}, r"{}.captions.0: 'prompt' is empty .* set {}.broken to skip"),
+        ({"captions": [{"prompt": "x", "query": "y"}]}, "be the prompt; {}.columns can rename one .format prompt"),
         ({"captions": ["x"], "columns": {"query": "prompt"}}, "{}.columns: there is no column 'query' to rename"),
         ({"captions": [{"prompt": "x", "query": "y"}], "columns": {"query": "prompt"}}, "'prompt'; see {}.columns"),
         ({"captions": [{"prompts.broken": "x"}]}, r"{}.format: the columns \(prompts.broken\) .* under {}.columns"),
@@ -581,6 +582,11 @@ def test_what_is_left_out_is_told_under_the_key_of_its_data() -> None:
         UserWarning, match=r"^held_out.data: 1 of 2 rows were left out \(the first: held_out.data.captio"
     ):
         read_prompts(held, HERE, "held_out.data")
+    twins = DataConfig(captions=["a", {"prompt": "b", "query": "c"}], broken="skip")
+    with pytest.warns(UserWarning, match=r"could both be the prompt; held_out\.data\.columns can rename one\.$"):
+        read_prompts(twins, HERE, "held_out.data")
+    with pytest.warns(UserWarning, match=r"could both be the prompt\.$"):
+        read_prompts(twins, HERE, "--pairs")
 
 
 def test_a_data_set_that_cannot_be_had_is_told_under_its_key(monkeypatch: pytest.MonkeyPatch) -> None:
