@@ -8,7 +8,6 @@ import torch
 from jaxtyping import Float32
 from pydantic import Field
 
-from raftdiff.errors import UserError
 from raftdiff.llm.figures import Base, Distances
 from raftdiff.llm.model.lengths import check_asked, warn_of_long
 from raftdiff.llm.model.loading import LM, LMConfig, load
@@ -146,13 +145,9 @@ class MutualInformationReward:
         Raises:
             UserError: a prompt, or the neutral one, is longer than the model can read.
         """
-        check_asked(self.name, self._lm, prompts, positions=self._lm.positions)
-        tokens = len(self._lm.prompt_ids(self._neutral, self._neutral.caption))
-        if self._lm.positions is not None and tokens >= self._lm.positions:
-            raise UserError(
-                f"The reward '{self.name}': neutral is {tokens} tokens long, and its model can read "
-                f"{self._lm.positions}, an answer included; shorten it."
-            )
+        lm = self._lm
+        check_asked(self.name, lm, prompts, positions=lm.positions)
+        check_asked(self.name, lm, [self._neutral], positions=lm.positions, remedy="shorten neutral")
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
         anywhere = [replace(one, prompt=self._neutral) for one in samples]

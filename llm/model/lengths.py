@@ -179,10 +179,17 @@ def _without_oldest(prompt: Prompt) -> Prompt:
     return replace(prompt, meta={**prompt.meta, "history": left})
 
 
-def check_asked(reward: str, lm: LM, prompts: Sequence[Prompt], *, positions: int | None) -> None:
+def check_asked(
+    reward: str,
+    lm: LM,
+    prompts: Sequence[Prompt],
+    *,
+    positions: int | None,
+    remedy: str = "leave the prompt out (max_prompt_tokens of its data), or shorten it",
+) -> None:
     """
     Raises:
-        UserError: one of the prompts is longer than the model of a reward can read.
+        UserError: one of the prompts is longer than the model of a reward can read; ``remedy`` says what to do.
     """
     for prompt in prompts:
         try:
@@ -192,7 +199,7 @@ def check_asked(reward: str, lm: LM, prompts: Sequence[Prompt], *, positions: in
         if positions is not None and tokens >= positions:
             raise UserError(
                 f"The reward '{reward}': the prompt '{prompt.id}' is {tokens} tokens long, and its model can read "
-                f"{positions}, an answer included; leave the prompt out (max_prompt_tokens of its data), or shorten it."
+                f"{positions}, an answer included; {remedy}."
             )
 
 

@@ -176,8 +176,11 @@ def test_what_is_too_long_after_the_prompt_or_the_neutral_one_is_discarded(gpt2)
     with pytest.warns(UserWarning, match=r"'mutual_information' discards 2 of 3 answers"):
         found = reward.score([sample("bad", "good"), sample("bad " * 35, "good"), sample("bad", "good " * 39)])
     assert found.isnan().tolist() == [False, True, True]
-    with pytest.raises(UserError, match="'mutual_information': neutral is 41 tokens long, .* shorten it"):
-        MutualInformationReward(gpt2, neutral="good " * 40).check_prompts([sample("", "good").prompt])
+    long, asked = "good " * 40, [sample("", "good").prompt]
+    with pytest.raises(UserError, match="'mutual_information': the prompt 'neutral' is 41 .*; shorten neutral"):
+        MutualInformationReward(gpt2, neutral=long).check_prompts(asked)
+    with pytest.raises(UserError, match="^The reward 'mutual_information': The prompt 'neutral' is 41 .* more than"):
+        MutualInformationReward(replace(gpt2, max_prompt_tokens=9), neutral=long).check_prompts(asked)
 
 
 def test_likelihood_asks_in_the_judges_own_chat_template(chat_folder, open_lm):
