@@ -129,8 +129,8 @@ def part(layout: Any, name: str, dtype: torch.dtype) -> tuple[list[Path], Any]:
     return [layout.path / name], (layout.family.components[name], dtype)
 
 
-def language_model(config: Any, found: Any, kind: str) -> tuple[list[Path], Any]:
-    return [Path(place) for place in (found.root, found.adapter) if place], (config, found, kind)
+def language_model(config: Any, found: Any, kind: str, dtype: torch.dtype) -> tuple[list[Path], Any]:
+    return [Path(place) for place in (found.root, found.adapter) if place], (config, found, kind, dtype)
 
 
 def copied(read: Callable[..., Any], asked: Callable[..., tuple[list[Path], Any]]) -> Callable[..., Any]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, final
+from typing import Any, NamedTuple, final
 
 import torch
 from pydantic import Field
@@ -142,7 +142,8 @@ def load(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: it is not there, is no causal language model, lacks an end token or the chat template asked for.
     """
-    return _held(config, *_read(config, sources(config, resolve), "AutoModelForCausalLM"))
+    found, place = sources(config, resolve), _place(config)
+    return _held(config, place, *_read(config, found, "AutoModelForCausalLM", place.dtype))
 
 
 def load_encoder(config: LMConfig, resolve: Callable[[str], str]) -> LM:
@@ -153,12 +154,13 @@ def load_encoder(config: LMConfig, resolve: Callable[[str], str]) -> LM:
     Raises:
         UserError: as ``load``.
     """
-    tokenizer, model = _read(config, sources(config, resolve), "AutoModel")
+    found, place = sources(config, resolve), _place(config)
+    tokenizer, model = _read(config, found, "AutoModel", place.dtype)
     if getattr(model, "pooler", None) is not None:
         model.pooler = None
     if tokenizer.eos_token is None:
         tokenizer.eos_token = tokenizer.sep_token
-    return _held(config, tokenizer, model)
+    return _held(config, place, tokenizer, model)
 
 
 def is_encoder(config: LMConfig, resolve: Callable[[str], str]) -> bool:
@@ -198,15 +200,25 @@ def sources(config: LMConfig, resolve: Callable[[str], str]) -> Source:
     return source(config.base, where, config.gguf_file)
 
 
-def _held(config: LMConfig, tokenizer: Any, model: Any) -> LM:
+class _Place(NamedTuple):
+    device: torch.device
+    dtype: torch.dtype
+
+
+def _place(config: LMConfig) -> _Place:
+    """Where the model is held, and in what."""
     device = find_device(config.device)
+    return _Place(device, find_dtype(config.dtype, device))
+
+
+def _held(config: LMConfig, place: _Place, tokenizer: Any, model: Any) -> LM:
     model.eval().requires_grad_(False)
     if sharded.wanted(config.sharded):
-        sharded.split(model, _blocks(model), device)
+        sharded.split(model, _blocks(model), place.device)
     else:
-        model.to(device)
+        model.to(place.device)
     template = _template(config, tokenizer)
-    lm = LM(config.base, model, tokenizer, device, find_dtype(config.dtype, device), template, config.max_prompt_tokens)
+    lm = LM(config.base, model, tokenizer, place.device, place.dtype, template, config.max_prompt_tokens)
     if not lm.eos:
         raise UserError(f"model.base: the tokenizer of '{config.base}' has no end token, so answers could not end.")
     return lm
@@ -219,7 +231,7 @@ def _blocks(model: Any) -> list[Any]:
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
-def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:
+def _read(config: LMConfig, found: Source, kind: str, dtype: torch.dtype) -> tuple[Any, Any]:
     """Tokenizer and model, of one ``kind`` of transformers' Auto classes. A weight that the files lack would be filled
     with noise, so that is an error here."""
     import transformers
@@ -230,9 +242,8 @@ def _read(config: LMConfig, found: Source, kind: str) -> tuple[Any, Any]:
     called = f"'{config.base}'" if found.adapter is None else f"'{found.root}', of which '{config.base}' is a LoRA,"
     with reading(f"model.base: cannot load the tokenizer of {called.rstrip(',')}"):
         own = found.adapter is not None and (found.adapter / "tokenizer_config.json").is_file()
-        place, chosen = (str(found.adapter), {"trust_remote_code": False}) if own else (found.root, options)
-        tokenizer = transformers.AutoTokenizer.from_pretrained(place, **chosen)
-    dtype = find_dtype(config.dtype, find_device(config.device))
+        folder, chosen = (str(found.adapter), {"trust_remote_code": False}) if own else (found.root, options)
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, **chosen)
     with reading(f"model.base: cannot load {called} as {_NOUNS[kind][0]}"):
         model, told = getattr(transformers, kind).from_pretrained(
             found.root, dtype=dtype, output_loading_info=True, **options, **safe

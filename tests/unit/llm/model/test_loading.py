@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from raftdiff.chat.dialogue import messages
 from raftdiff.errors import UserError
-from raftdiff.llm.model import tiny
+from raftdiff.llm.model import loading, tiny
 from raftdiff.llm.model.loading import LMConfig, load
 from raftdiff.llm.model.turns import ALPACA
 from raftdiff.llm.recipe import beside
@@ -39,6 +39,18 @@ def test_a_folder_is_loaded_frozen_in_evaluation_mode_and_in_the_dtype_asked_for
     assert not any(parameter.requires_grad for parameter in lm.model.parameters())
     half = open_lm(lm_folder, dtype="bfloat16")
     assert {parameter.dtype for parameter in half.model.parameters()} == {torch.bfloat16}
+
+
+def test_the_machine_is_asked_once_for_a_model(lm_folder, monkeypatch):
+    asked = []
+
+    def counted(name, device):
+        asked.append((name, device))
+        return find_dtype(name, device)
+
+    monkeypatch.setattr(loading, "find_dtype", counted)
+    assert load(LMConfig(base=str(lm_folder), device="cpu", dtype="bfloat16"), str).dtype == torch.bfloat16
+    assert asked == [("bfloat16", torch.device("cpu"))]
 
 
 @pytest.mark.parametrize(("has", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
