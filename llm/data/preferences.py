@@ -164,9 +164,7 @@ def from_data(config: DataConfig, folder: Path, key: str) -> list[Comparison]:
         )
     if broken:
         warnings.warn(f"{key}: {len(broken)} prompts were left out, the first {broken[0]}.", stacklevel=2)
-    if not found:
-        raise _nothing(key)
-    return found
+    return _some(found, key)
 
 
 def by_prompt(pairs: Sequence[Comparison]) -> list[list[int]]:
@@ -227,16 +225,18 @@ def _read(config: PairsConfig, folder: Path, key: str) -> list[Comparison]:
         return from_data(config.data, folder, f"{key}.data")
     if config.run:
         found = from_rounds(_run(config.run, folder), config.rounds, config.per_prompt)
-        where = f"{key}.run: '{config.run}'"
-    else:
-        found, where = from_labels(_run(str(config.labels), folder)), f"{key}.labels: '{config.labels}'"
+        return _some(found, f"{key}.run: '{config.run}'")
+    return _some(from_labels(_run(str(config.labels), folder)), f"{key}.labels: '{config.labels}'")
+
+
+def _some(found: list[Comparison], where: str) -> list[Comparison]:
+    """
+    Raises:
+        UserError: they are none.
+    """
     if not found:
-        raise _nothing(where)
+        raise UserError(f"{where}: there is not one pair of answers of which one is better.")
     return found
-
-
-def _nothing(where: str) -> UserError:
-    return UserError(f"{where}: there is not one pair of answers of which one is better.")
 
 
 def _run(name: str, folder: Path) -> Run:
