@@ -20,7 +20,7 @@ from raftdiff.llm.model.rows import row_of, score
 from raftdiff.llm.recipe import UNMEASURED, load_text_recipe, weights
 from raftdiff.measures import statistics
 from raftdiff.progress import Progress, Quiet
-from raftdiff.raft import answered, raft
+from raftdiff.raft import raft
 from raftdiff.ranking import scores
 from raftdiff.recipes.checks import weight_of
 from raftdiff.recipes.files import locate
@@ -32,6 +32,7 @@ from raftdiff.reports.methods import Column, Measured
 from raftdiff.scoring import in_order
 from raftdiff.seeds import fold
 from raftdiff.selection.advantages import best_of_n_kl_bound
+from raftdiff.stages.servers import asking_first
 from raftdiff.types import Prompt, Reward
 
 WEIGHTED, COMPARED = ("raft", "raft_random", "rwr", "rrhf"), ("dpo", "ipo", "simpo", "orpo", "kto")
@@ -110,7 +111,7 @@ def run_method(
     enough = held and (len(held) > 1 or not baselines)
     if enough and run.rounds_done() == recipe.loop.rounds and known.get("reward", reward) == reward:
         return held if baselines else held[-1:]
-    with at_work(run, recipe, weights, answered(run, assemble_text)) as assembly:
+    with at_work(run, recipe, weights, asking_first(run, assemble_text)) as assembly:
         for _ in raft(run, assembly.parts, progress or Quiet()):
             pass
         load_round(run, assembly.finetuner, None)

@@ -22,7 +22,7 @@ from raftdiff.llm.assembly import TextAssembly, assemble_text
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.measures.alarms import after_going_back
-from raftdiff.raft import answered, guarded, raft, until_alarm, until_no_gain
+from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import plain
 from raftdiff.recipes.files import locate, medium_of
@@ -36,7 +36,9 @@ from raftdiff.records.run import Run, load_round
 from raftdiff.records.watching import new_alarms, went_back
 from raftdiff.scoring import demand_prompts
 from raftdiff.spread.processes import follow, shared
+from raftdiff.stages.ending import guarded, until_alarm, until_no_gain
 from raftdiff.stages.parts import LoopConfig, Parts
+from raftdiff.stages.servers import asking_first
 from raftdiff.stages.verbs import heed
 from raftdiff.training import processes, sharded
 from raftdiff.training.devices import find_device
@@ -131,7 +133,7 @@ def at_work(run: Run, recipe: AnyRecipe, *, scored: bool = True) -> Iterator[Any
     what the parts do. Servers are asked whether they are there, of rewards where the candidates are ``scored`` too."""
     recipe = measured(recipe)  # once for all processes, whose batches are cut alike
     processes.tell(("begin", recipe))
-    with beginning.at_work(run, recipe, weights_of, answered(run, _together, scored=scored)) as assembly:
+    with beginning.at_work(run, recipe, weights_of, asking_first(run, _together, scored=scored)) as assembly:
         if isinstance(assembly, Assembly):
             yield replace(assembly, parts=shared(assembly.parts, learns_together=True))
         else:

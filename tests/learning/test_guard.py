@@ -13,7 +13,7 @@ import torch
 from raftdiff.cli.train import round_to_show
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import HeldOutDrift, HeldOutFigures
-from raftdiff.raft import guarded, raft, until_alarm
+from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config
 from raftdiff.records.changes import go_on_with
@@ -23,6 +23,7 @@ from raftdiff.records.watching import alarms, best_round, new_alarms, snapshot, 
 from raftdiff.seeds import fold
 from raftdiff.selection.best import BestOfK
 from raftdiff.stages import verbs
+from raftdiff.stages.ending import guarded, until_alarm
 from raftdiff.stages.parts import LoopConfig, Parts
 from raftdiff.testing.toy import ToyReward, toy_features, toy_prompts, toy_world
 from raftdiff.types import Round, Sample

@@ -14,7 +14,7 @@ from PIL import Image
 
 from raftdiff.errors import UserError
 from raftdiff.measures.diversity import PictureFigures, PictureSimilarity
-from raftdiff.raft import raft, until_no_gain
+from raftdiff.raft import raft
 from raftdiff.ranking import Bound, Ranker, Unfit
 from raftdiff.recipes.config import Config
 from raftdiff.records import integrity, rounds
@@ -27,6 +27,7 @@ from raftdiff.selection.best import BestOfK, Random
 from raftdiff.selection.diverse import Diverse
 from raftdiff.selection.mixes import MIXES
 from raftdiff.stages import verbs
+from raftdiff.stages.ending import until_no_gain
 from raftdiff.stages.parts import LoopConfig, Parts, asked
 from raftdiff.testing.toy import ToyFineTuner, toy_features, toy_prompts, toy_world
 from raftdiff.types import Preview, Round, Sample, Selector

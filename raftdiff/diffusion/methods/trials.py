@@ -22,7 +22,7 @@ from raftdiff.diffusion.recipe import Recipe, looking_of
 from raftdiff.diffusion.recipe_files import weights
 from raftdiff.measures.evaluation import Evaluation, draw
 from raftdiff.progress import Progress, Quiet
-from raftdiff.raft import answered, raft
+from raftdiff.raft import raft
 from raftdiff.ranking import Ranker
 from raftdiff.recipes.config import Config, check, digest, plain
 from raftdiff.records.beginning import at_work
@@ -30,6 +30,7 @@ from raftdiff.records.disk import read_json, write_text
 from raftdiff.records.run import Run, load_round
 from raftdiff.reports.tables import rows
 from raftdiff.selection.best import best_of_k
+from raftdiff.stages.servers import asking_first
 from raftdiff.types import Report, Sample, silent
 
 HELD_OUT, TRAINING = "held_out", "training"
@@ -205,7 +206,7 @@ def run_trial(
     kept = _kept(Outcome, run.path / "outcome.json", yardstick)
     if kept and not kept.lacks(yardstick) and not baselines(root, yardstick).lacks(yardstick):
         return kept
-    with at_work(run, recipe, weights, answered(run, assemble)) as assembly:
+    with at_work(run, recipe, weights, asking_first(run, assemble)) as assembly:
         if begin:
             begin(run, assembly)
         _look_at_base(root, assembly, yardstick, progress)

@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.raft import stalled
 from raftdiff.recipes.config import Config
 from raftdiff.records.beginning import at_work, fork
 from raftdiff.records.changes import alike, go_on_with
 from raftdiff.records.run import Run
+from raftdiff.stages.ending import stalled
 
 
 class Loop(Config):
