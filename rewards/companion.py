@@ -14,25 +14,11 @@ from pydantic import Field
 
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import RewardConfig
+from raftdiff.rewards.shared_words import naming, stem, words
 from raftdiff.types import Prompt, Sample
 
 Feeling = Literal["low", "glad"]
 
-COMMON = (
-    "a about after again all alone always am an and another any anybody anyone anything are around as ask asked at "
-    "away back be because bed been before begin being better but by call can cannot could day days did do does doing "
-    "done down else end ever every everybody everyone everything feel feeling feels few for found friend from front "
-    "full gave get gets give go going good got great had happy hard has have having he hear help her here him himself "
-    "his how i if in into is it its just keep know last left let like little long look lot made make makes many "
-    "matter may me mean might mine more most much must my myself need never new next nice no nobody not nothing now "
-    "of off on once one only or other our out over own please put really sad said say says see seem seems she should "
-    "since so some somebody someone something sorry still such sure take talk tell than that the their them then "
-    "there these they thing things think this those three through time to today together tonight too try two up us "
-    "use very want was way we week well went were what when where which while who why will wish with without would "
-    "year years yes yet you your yourself "
-)
-"""Words that name no matter: a reply that shares one of these with the prompt need not speak about it."""
-COMMON_WORDS = frozenset(COMMON.split())
 SAME = (
     "dog cat hamster rabbit pet puppy kitten",
     "mother mum mom",
@@ -114,8 +100,6 @@ LOST = re.compile(
 )
 MINE, YOURS = re.compile(r"i|i['’]\w+|me|my|mine"), re.compile(r"you|you['’]\w+|your|yours|yourself")
 MARKUP = re.compile(r"[\n#*`_\[\]{}<>()\"“”:;]|[^\x00-\x7f’–—‘]")
-WORDS = re.compile(r"[a-z]+(?:['’][a-z]+)?")
-SUFFIX = re.compile(r"(?<=...)(ing|ed|es|s|ly|er|est)$")
 
 
 class Verdict(NamedTuple):
@@ -231,13 +215,7 @@ def stems(text: str) -> frozenset[str]:
     >>> sorted(stems("My cat has been missing, and I cried in the car."))
     ['=cry', '=dog', 'car', 'miss']
     """
-    found = (word for word in words(text) if word not in COMMON_WORDS and "'" not in word and "’" not in word)
-    return frozenset(ALIKE.get(word) or ALIKE.get(SUFFIX.sub("", word)) or SUFFIX.sub("", word) for word in found)
-
-
-def words(text: str) -> list[str]:
-    """In small letters, in order."""
-    return WORDS.findall(text.lower())
+    return frozenset(ALIKE.get(word) or ALIKE.get(stem(word)) or stem(word) for word in naming(text))
 
 
 ALIKE: Mapping[str, str] = {word: f"={group.split()[0]}" for group in SAME for word in group.split()}

@@ -52,6 +52,7 @@ BUILT_IN: Mapping[Group, Mapping[str, str]] = {
         "json": "raftdiff.rewards.json_valid:JsonConfig",
         "code": "raftdiff.rewards.code:CodeConfig",
         "companion": "raftdiff.rewards.companion:CompanionConfig",
+        "shared_words": "raftdiff.rewards.shared_words:SharedWordsConfig",
         "translation": "raftdiff.rewards.translation:TranslationConfig",
         "classifier": "raftdiff.rewards.classifier:ClassifierConfig",
         "duplicates": "raftdiff.rewards.duplicates:DuplicateTextsConfig",

@@ -109,7 +109,18 @@ def test_reviews_are_made_from_nothing(model: Path, tmp_path: Path) -> None:
     assert (result["prompts"], result["samples_per_prompt"]) == (2, 2)
     assert result["text"]["perplexity"]["before"] > 0
     assert set(result["rewards"]) == {
-        *("liked", "sentiment", "on_film", "plain", "not_repeating", "complete", "fluent", "length", "calm")
+        *(
+            "liked",
+            "sentiment",
+            "on_film",
+            "plain",
+            "not_repeating",
+            "complete",
+            "fluent",
+            "length",
+            "shared_words",
+            "calm",
+        )
     }
 
 
