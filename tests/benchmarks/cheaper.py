@@ -3,6 +3,8 @@ U-Net that are used again, and fewer candidates, beside the recipe's own drawing
 
     python tests/benchmarks/cheaper.py draw --out runs/cheaper      # 20 minutes of one thread
     python tests/benchmarks/cheaper.py table runs/cheaper           # the table, and cheaper.svg
+    python tests/benchmarks/cheaper.py draw --out runs/many --ways "50 steps" "50, reuse, every 4" "15 steps"
+    python tests/benchmarks/cheaper.py table runs/many --beside "50 steps"
 
 Candidates are drawn by the recipe ``demo`` for captions of kinds that the model never saw, each way in turn for every
 batch. The reward ranks; the judge, whom no reward sees, says which pictures show exactly what was asked for. Intervals
@@ -48,8 +50,15 @@ MORE: Mapping[str, Mapping[str, Any]] = {
     "reuse, every 2, 3 skips": {"reuse": {"every": 2, "skips": 3}},
     "reuse, every 2, 4 skips": {"reuse": {"every": 2, "skips": 4}},
     "48 px": {"height": 48, "width": 48},
+    "50 steps": {"steps": 50},
+    "25 steps": {"steps": 25},
+    "15 steps": {"steps": 15},
+    "10 steps": {"steps": 10},
+    "50, reuse, every 2": {"steps": 50, "reuse": {"every": 2}},
+    "50, reuse, every 4": {"steps": 50, "reuse": {"every": 4}},
+    "50, reuse, every 8": {"steps": 50, "reuse": {"every": 8}},
 }
-"""Others, that were looked at on other captions before."""
+"""Others: looked at on other captions before, and many steps, as DeepCache was published with."""
 FIGURES = ("reward", "exact")
 
 
@@ -123,9 +132,9 @@ def agreement(one: np.ndarray, other: np.ndarray) -> np.ndarray:
     return np.where(np.isnan(one[..., 0]) | np.isnan(other[..., 0]), np.nan, found)
 
 
-def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, Any]]:
-    """Each way beside the full one: its share of the time, and estimates of what is lost."""
-    full = found[FULL]
+def compared(found: Mapping[str, dict[str, np.ndarray]], beside: str) -> dict[str, dict[str, Any]]:
+    """Each way beside one of them: its share of the time, and estimates of what is lost."""
+    full = found[beside]
     prompts, _, candidates = full["reward"].shape
     ways: dict[str, tuple[Mapping[str, np.ndarray], int]] = {name: (it, candidates) for name, it in found.items()}
     ways |= {f"{count} of {candidates} drawn": (full, count) for count in range(candidates - 1, 0, -1)}
@@ -148,7 +157,7 @@ def compared(found: Mapping[str, dict[str, np.ndarray]]) -> dict[str, dict[str, 
     return told
 
 
-def table(told: Mapping[str, Mapping[str, Any]]) -> str:
+def table(told: Mapping[str, Mapping[str, Any]], beside: str) -> str:
     head = ("way", "captions", "time", "reward, mean", "of the best", "exact, mean", "of the best", "rank correlation")
     lines = [f"| {' | '.join(head)} |", "|---|--:|--:|--:|--:|--:|--:|--:|"]
     for name, line in told.items():
@@ -156,11 +165,11 @@ def table(told: Mapping[str, Mapping[str, Any]]) -> str:
         cells = [name, str(line["captions"]), f"{line['time']:.0%}"]
         for figure, what in ((figure, what) for figure in FIGURES for what in ("mean", "best")):
             factor, digits = (100, 1) if figure == "exact" else (1, 2)
-            same = name == FULL or (fewer and what == "mean")
+            same = name == beside or (fewer and what == "mean")
             more = "" if same else f", {_told(line[f'{figure}, {what}, less'], factor, digits)}"
             own = f"{factor * line[f'{figure}, {what}']:.{digits}f}{'%' if figure == 'exact' else ''}"
             cells.append("" if fewer and what == "mean" else own + more)
-        cells.append("" if fewer or name == FULL else _told(line["ranks"], 1, 2))
+        cells.append("" if fewer or name == beside else _told(line["ranks"], 1, 2))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
@@ -170,9 +179,9 @@ def _told(it: Estimate, factor: float, digits: int) -> str:
     return f"{mean} ({low} to {high})"
 
 
-def plot(told: Mapping[str, Mapping[str, Any]]) -> str:
+def plot(told: Mapping[str, Mapping[str, Any]], beside: str) -> str:
     """What the best of the candidates loses of the reward, by way, with its share of the time."""
-    lost = {name: line["reward, best, less"] for name, line in told.items() if name != FULL}
+    lost = {name: line["reward, best, less"] for name, line in told.items() if name != beside}
     short = {name: name.replace("reuse, every", "reuse").replace(" drawn", "") for name in lost}
     held = [
         Bar(f"{short[name]}\n{told[name]['time']:.0%}", -it.mean, -it.ci95[1], -it.ci95[0]) for name, it in lost.items()
@@ -205,14 +214,17 @@ def main() -> None:
     drawing.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     drawing.add_argument("--ways", nargs="+", default=list(WAYS), choices=[*WAYS, *MORE])
     figures.add_argument("out", type=Path)
+    figures.add_argument(
+        "--beside", default=FULL, choices=[*WAYS, *MORE], help="the way that the others are compared with"
+    )
     given = parser.parse_args()
     file = given.out / "candidates.jsonl"
     if given.door == "draw":
         draw(load_recipe("demo", []), file, given)
         return
-    told = compared(read(file))
-    (given.out / "cheaper.svg").write_text(plot(told) + "\n")
-    print(table(told))
+    told = compared(read(file), given.beside)
+    (given.out / "cheaper.svg").write_text(plot(told, given.beside) + "\n")
+    print(table(told, given.beside))
 
 
 if __name__ == "__main__":
