@@ -7,7 +7,7 @@ policy with what it learnt merged into its weights, as a transformers folder.
 
 import re
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,13 +19,11 @@ from pydantic import Field
 from raftdiff.errors import UserError, nearest
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import COMMAND_LINE, Config, Named, completed, differing, flat, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, Named, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
 from raftdiff.recipes.sentences import STAGE
 from raftdiff.recipes.source import Where
-from raftdiff.records.disk import write_text
-from raftdiff.records.provenance import moves, told
-from raftdiff.records.run import NOT_IDENTITY, Run
+from raftdiff.records.run import Run
 
 StageRecipe: TypeAlias = TextRecipe | RewardRecipe
 
@@ -36,8 +34,6 @@ TAKEN = (*TEMPLATES, "media", "name", "stages", "order")
 """What no stage is called."""
 MODEL = "model"
 """In a stage's run folder. A reward model's run makes it by itself."""
-BEGUN = "pipeline.yaml"
-"""In the pipeline's folder: every stage's recipe, complete, as it was begun."""
 READ_LATER = ("pairs", "held_out")
 """Keys of data that a stage may take from an earlier one's rounds, and that cannot be read before these are there."""
 STAND_IN = (
@@ -178,9 +174,14 @@ def _source(config: StageConfig, folder: Path) -> Path:
     return source
 
 
-def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
+def check(
+    recipe: PipelineRecipe, path: Path, look: Callable[[str, StageRecipe], None] = lambda stage, recipe: None
+) -> dict[str, Any]:
     """Read every stage's recipe before anything is trained, with empty runs in place of those that are to come; returns
     what the pipeline is: each stage's recipe, complete, with ``{id}`` and ``{id.model}`` in it.
+
+    Args:
+        look: is given each stage's id and recipe, while what earlier stages are to make seems to be there.
 
     Raises:
         UserError: a stage's recipe is wrong; in a sentence with the pipeline's file and line.
@@ -203,6 +204,7 @@ def check(recipe: PipelineRecipe, path: Path) -> dict[str, Any]:
             except UserError as error:
                 line = f"{path}:{where[('stages', place)]}: " if ("stages", place) in where else f"{path}: "
                 raise UserError(f"{line}the stage '{stage.id}': {error}") from None
+            look(stage.id, one)
             stage.model.mkdir()
             rest: dict[str, Any] = {"read later": later} if later else {}
             rest |= {} if stage.until == "end" else {"until": stage.until}
@@ -223,47 +225,6 @@ def _check_end(stage: Stage) -> None:
             f"until: scores: it learns nothing, so there is no {{{stage.id}.model}} for a later stage; leave one of "
             "the two out."
         )
-
-
-def begin(out: Path, recipe: PipelineRecipe, identity: Mapping[str, Any]) -> None:
-    """Make the folder, or find that the same pipeline began it; ``identity`` is what ``check`` returned.
-
-    Raises:
-        UserError: another pipeline began it (the keys that differ are named), or other files lie there.
-    """
-    now = {"name": recipe.name, "order": list(identity), **identity}
-    file = out / BEGUN
-    if file.is_file():
-        known = yaml.safe_load(file.read_text(encoding="utf-8"))
-        known |= {stage: _completed(held) for stage, held in known.items() if stage in identity}
-        free = [f"{stage}.{key}" for stage in identity for key in NOT_IDENTITY]
-        marks = {name: mark for stage in identity for name, mark in _marks(out / stage).items()}
-        moved = moves(flat(known), flat(now), marks)
-        if keys := [key for key in differing(known, now, free) if key not in moved]:
-            others = told(keys, flat(known), flat(now), marks)
-            raise UserError(
-                f"{out}: another pipeline began this folder; these keys differ: {others}. Change them back, or name "
-                "another folder with --out."
-            )
-        if moved:
-            write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
-        return
-    if out.exists() and (not out.is_dir() or {one.name for one in out.iterdir()} - {f"{BEGUN}.tmp"}):
-        raise UserError(f"{out}: this is no pipeline's folder and not empty; name another with --out.")
-    out.mkdir(parents=True, exist_ok=True)
-    write_text(file, yaml.safe_dump(now, sort_keys=False, allow_unicode=True, width=100))
-
-
-def _completed(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``check`` returned of a stage once, with the defaults of keys that were yet to come then."""
-    later = {name: known[name] for name in ("read later", "until") if name in known}
-    kind = TextRecipe if known.get("media") == "text" else RewardRecipe
-    return {**completed({key: value for key, value in known.items() if key not in later}, kind), **later}
-
-
-def _marks(stage: Path) -> Mapping[str, str]:
-    """The fingerprints of the models that a stage began with, by their names; none where it did not begin."""
-    return Run(stage).info().get("weights", {}) if (stage / "run.json").is_file() else {}
 
 
 def filled(override: str, places: Mapping[str, Path]) -> str:

@@ -43,7 +43,7 @@ def ready(recipe: Any, resolve: Callable[[str], str] = str) -> list[str]:
     Raises:
         UserError: something is missing that nobody will fetch; a line for each, and for what will be fetched.
     """
-    return _fetched(needs(recipe, resolve))
+    return fetched(needs(recipe, resolve))
 
 
 def rewards_ready(rewards: Iterable[Any], resolve: Callable[[str], str] = str) -> list[str]:
@@ -52,10 +52,15 @@ def rewards_ready(rewards: Iterable[Any], resolve: Callable[[str], str] = str) -
     Raises:
         UserError: as ``ready``.
     """
-    return _fetched([need for one in rewards for need in needs(one, resolve, f"the reward '{one.name}': ")])
+    return fetched([need for one in rewards for need in needs(one, resolve, f"the reward '{one.name}': ")])
 
 
-def _fetched(found: Sequence[Need]) -> list[str]:
+def fetched(found: Sequence[Need]) -> list[str]:
+    """Of what ``needs`` found, a sentence each for what will be fetched from a hub.
+
+    Raises:
+        UserError: something is missing that nobody will fetch; a line for each, and for what will be fetched.
+    """
     told = list(dict.fromkeys(f"{need.key}: {need.sentence}" for need in found))
     if all(need.fetched for need in found):
         return told

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import shutil
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
@@ -151,6 +152,29 @@ def test_a_finished_pipeline_is_told_again_and_a_changed_one_refused(
     assert not new.exists(), "nothing is begun before everything was read"
     assert main(["train", str(recipe)]) == 2
     assert "raftdiff llm pipeline" in capsys.readouterr().err
+
+
+def test_all_that_the_stages_lack_is_told_before_anything_is_made(
+    recipe: Path, whole: Whole, capsys: pytest.CaptureFixture[str]
+) -> None:
+    new = recipe.parent / "lacking"
+    lacking = [
+        "policy.evaluation.rewards=[{type: likelihood, model: {base: nobody/nothing}}]",
+        "policy_again.ranker.rewards=[{type: likelihood, model: {base: nobody/else}}]",
+    ]
+    assert main(["llm", "pipeline", str(recipe), *lacking, "--out", str(new)]) == 2
+    told = capsys.readouterr().err
+    assert "policy: evaluation.rewards.0.model.base: 'nobody/nothing' is not in the hub's cache here" in told
+    assert "policy_again: ranker.rewards.0.model.base: 'nobody/else' is not in the hub's cache here" in told
+    assert not new.exists()
+    shutil.copytree(whole.out, new)
+    (new / "policy_again.json").unlink()
+    shutil.rmtree(new / "policy_again")
+    assert main(["llm", "pipeline", str(recipe), lacking[1], "--out", str(new)]) == 2
+    assert "policy_again: ranker.rewards.0.model.base" in capsys.readouterr().err
+    corrected = "policy_again.ranker.rewards=[{type: regex, pattern: good}]"
+    assert main(["llm", "pipeline", str(recipe), corrected, "--out", str(new)]) == 0, "only what began is held to"
+    assert "policy_again: regex" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("where", ["refreshed/rounds/000", "policy/model.partial"])

@@ -3,6 +3,7 @@
 import argparse
 import json
 import shutil
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -11,16 +12,19 @@ from raftdiff.cli.either import at_work, loop
 from raftdiff.cli.evaluate import measure
 from raftdiff.cli.llm import reward_models
 from raftdiff.cli.show import Bars
-from raftdiff.errors import UserError
+from raftdiff.embedded import resolve
+from raftdiff.errors import Need, UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.export import export
-from raftdiff.llm.pipeline import Stage, begin, check, load_pipeline, stages
+from raftdiff.llm.pipeline import Stage, StageRecipe, check, load_pipeline, stages
+from raftdiff.llm.pipeline_folder import begin, outcome_file
 from raftdiff.llm.recipe import TextRecipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe
 from raftdiff.llm.reward_runs.recipe import weights as reward_weights
 from raftdiff.llm.reward_runs.training import assemble_reward
 from raftdiff.recipes.checks import has_say
 from raftdiff.recipes.files import locate
+from raftdiff.recipes.needs import fetched, needs
 from raftdiff.records import beginning
 from raftdiff.records.disk import read_json, sync_all, write_text
 from raftdiff.records.run import Run, load_round
@@ -50,12 +54,20 @@ def pipeline(args: argparse.Namespace) -> None:
     """Run the stages that are missing, and show what came of all of them."""
     path = locate(args.recipe)
     recipe = load_pipeline(path, args.overrides)
-    identity = check(recipe, path)
     out = args.out or Run.default_path(args.runs, recipe.name, recipe)
-    begin(out, recipe, identity)
+    lacking: list[Need] = []
+
+    def look(stage: str, one: StageRecipe) -> None:
+        if not outcome_file(out, stage).is_file():  # what is finished needs nothing more
+            lacking.extend(need._replace(key=f"{stage}: {need.key}") for need in needs(one, resolve))
+
+    identity = check(recipe, path, look)
+    for sentence in fetched(lacking):
+        print(sentence, file=sys.stderr)
+    begin(out, recipe.name, identity)
     found = []
     for number, stage in enumerate(stages(recipe, path.parent, out), 1):
-        told = out / f"{stage.id}.json"
+        told = outcome_file(out, stage.id)
         print(f"\nstage {number} of {len(recipe.stages)}, {stage.id}: {stage.source.stem}", flush=True)
         if not told.is_file():
             outcome = _made(stage)

@@ -9,10 +9,12 @@ import yaml
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.embedded.reviews import world
 from raftdiff.errors import UserError
-from raftdiff.llm.pipeline import BEGUN, PipelineRecipe, begin, check, filled, load_pipeline, stages
+from raftdiff.llm.pipeline import PipelineRecipe, check, filled, load_pipeline, stages
+from raftdiff.llm.pipeline_folder import BEGUN, begin
 from raftdiff.llm.recipe import TextRecipe
 from raftdiff.recipes.config import read
 from raftdiff.recipes.files import locate
+from raftdiff.records.run import Run
 
 POLICY = """
 media: text
@@ -137,15 +139,16 @@ def test_a_stage_is_changed_by_its_name(file: Path) -> None:
 def test_a_pipeline_that_began_before_a_key_was_known_goes_on(file: Path, tmp_path: Path) -> None:
     recipe = load_pipeline(file)
     now, out = check(recipe, file), tmp_path / "out"
-    begin(out, recipe, now)
+    begin(out, recipe.name, now)
     old = yaml.safe_load((out / BEGUN).read_text())
     del old["policy"]["loop"]["sample_every"]
     (out / BEGUN).write_text(yaml.safe_dump(old))
-    begin(out, recipe, now)
+    begin(out, recipe.name, now)
+    (out / "policy.json").write_text("{}")
     old["policy"]["loop"]["candidates"] = 77
     (out / BEGUN).write_text(yaml.safe_dump(old))
     with pytest.raises(UserError, match=r"another pipeline began this folder; these keys differ: policy\.loop\.cand"):
-        begin(out, recipe, now)
+        begin(out, recipe.name, now)
 
 
 def test_what_a_pipeline_is_names_no_folder_of_the_moment(file: Path) -> None:
@@ -183,8 +186,8 @@ def test_a_stage_may_draw_answers_alone_for_a_later_ones_pairs(file: Path) -> No
     found = check(load_pipeline(file), file)
     assert found["policy"]["until"] == "scores"
     assert "until" not in found["rm"]
-    begin(file.parent / "out", load_pipeline(file), found)
-    begin(file.parent / "out", load_pipeline(file), found)
+    begin(file.parent / "out", "again", found)
+    begin(file.parent / "out", "again", found)
     file.write_text(alone.replace("{run: {policy}, per_prompt: 2}", "{run: {policy.model}}"))
     with pytest.raises(UserError, match=r"'policy': until: scores: it learns nothing, so there is no {policy.model}"):
         check(load_pipeline(file), file)
@@ -196,20 +199,40 @@ def test_a_stage_may_draw_answers_alone_for_a_later_ones_pairs(file: Path) -> No
 def test_the_folder_belongs_to_one_pipeline(file: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     recipe = load_pipeline(file)
-    begin(out, recipe, check(recipe, file))
-    begin(out, recipe, check(recipe, file))
+    begin(out, recipe.name, check(recipe, file))
+    begin(out, recipe.name, check(recipe, file))
+    Run.create(out / "policy", stages(recipe, tmp_path, out)[1].read(), seed=0)
     other = load_pipeline(file, ["policy.finetuner.learning_rate=1", "policy.logging.tracker=null"])
     with pytest.raises(UserError, match="these keys differ: policy.finetuner.learning_rate. Change them back"):
-        begin(out, other, check(other, file))
+        begin(out, other.name, check(other, file))
     (tmp_path / "policy.yaml").write_text(POLICY.replace("candidates: 4", "candidates: 5"))
     with pytest.raises(UserError, match="these keys differ: policy.loop.candidates"):
-        begin(out, recipe, check(recipe, file))
+        begin(out, recipe.name, check(recipe, file))
     with pytest.raises(UserError, match="no pipeline's folder and not empty"):
-        begin(tmp_path, recipe, {})
+        begin(tmp_path, recipe.name, {})
     aside = tmp_path / "aside"
     aside.mkdir()
     (aside / "pipeline.yaml.tmp").write_text("half of")  # a kill while it was begun
-    begin(aside, recipe, {})
+    begin(aside, recipe.name, {})
+
+
+def test_what_is_yet_to_begin_may_be_another(file: Path, tmp_path: Path) -> None:
+    out, recipe = tmp_path / "out", load_pipeline(file)
+    begin(out, recipe.name, check(recipe, file))
+    corrected = load_pipeline(file, ["policy.finetuner.learning_rate=1", "rm.loop.rounds=3"])
+    begin(out, corrected.name, now := check(corrected, file))
+    assert yaml.safe_load((out / BEGUN).read_text())["policy"]["finetuner"]["learning_rate"] == 1
+    (out / "policy.json").write_text("{}")
+    last = load_pipeline(file, ["policy.finetuner.learning_rate=1", "rm.loop.rounds=3", "rm2.loop.rounds=9"])
+    begin(out, last.name, check(last, file))
+    assert yaml.safe_load((out / BEGUN).read_text())["rm2"]["loop"]["rounds"] == 9
+    with pytest.raises(
+        UserError, match=r"these keys differ: policy\.finetuner\.learning_rate, rm\.loop\.rounds\. Chan"
+    ):
+        begin(out, recipe.name, check(recipe, file))  # the first is held too: the second was made of it
+    (out / "rm2.json").write_text("{}")
+    with pytest.raises(UserError, match=r"these keys differ: rm2\.loop\.rounds"):
+        begin(out, corrected.name, now)
 
 
 def test_other_commands_name_the_one_for_pipelines(file: Path) -> None:
