@@ -57,15 +57,22 @@ class TextAssembly:
     parts: Parts[str]
     """What the loop takes."""
 
+    def demand_known(self, prompts: Sequence[Prompt]) -> None:
+        """
+        Raises:
+            UserError: the judge or a reward of the evaluation can say nothing of answers to one of the prompts.
+        """
+        if self.judge:
+            world.check(prompt.caption for prompt in prompts)
+        check_known(self.measures, prompts)
+
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Whether an evaluation can say anything of answers to these prompts.
 
         Raises:
             UserError: the judge or a reward does not know one of them, or the server that a reward asks is not there.
         """
-        if self.judge:
-            world.check(prompt.caption for prompt in prompts)
-        check_known(self.measures, prompts)
+        self.demand_known(prompts)
         demand_servers(reward for reward, _ in self.measures.rewards)
 
     @property
@@ -153,9 +160,10 @@ def data_rows(recipe: TextRecipe, lm: LM) -> tuple[list[Prompt], list[Sampler[st
 
 def _read_by(lm: LM, recipe: TextRecipe, prompts: Sequence[Prompt]) -> list[Prompt]:
     """Those that the model has room for, with what the recipe does about the others."""
-    room = max((one.decoding.max_new_tokens for one in _policies(recipe)), default=0)
-    limits = limits_of(recipe.prompts, "prompts")
-    return readable(lm, prompts, limits, room=room, learnt=_learns_from_data(recipe))
+    rooms = {key: one.decoding.max_new_tokens for key, one in _policies(recipe).items()}
+    asked = max(rooms, key=lambda key: rooms[key], default="sampler")
+    limits, learnt = limits_of(recipe.prompts, "prompts"), _learns_from_data(recipe)
+    return readable(lm, prompts, limits, room=rooms.get(asked, 0), asked=f"{asked}.decoding", learnt=learnt)
 
 
 def check_known(ranker: Ranker[str], prompts: Sequence[Prompt]) -> None:
@@ -242,9 +250,7 @@ def _sampler(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt], limits: Limi
     if not isinstance(recipe.sampler, MixSamplerConfig):
         return _one(recipe.sampler, lm, prompts, limits, "sampler")
     parts = enumerate(samplers(recipe))
-    return recipe.sampler.build(
-        [_one(part, lm, prompts, limits, f"sampler.parts.{place}.sampler") for place, part in parts]
-    )
+    return recipe.sampler.build([_one(part, lm, prompts, limits, _part(place)) for place, part in parts])
 
 
 def _one(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: str) -> Sampler[str]:
@@ -271,10 +277,15 @@ def _one(config: Any, lm: LM, prompts: Sequence[Prompt], limits: Limits, key: st
 
 def decoding_of(recipe: TextRecipe) -> DecodingConfig:
     """How the tuned model is used: as the evaluation says, or as the training samples the policy."""
+    return _used(recipe)[1]
+
+
+def _used(recipe: TextRecipe) -> tuple[str, DecodingConfig]:
+    """The key of what ``decoding_of`` says, and that."""
     if recipe.evaluation.decoding is not None:
-        return recipe.evaluation.decoding
-    policies = _policies(recipe)
-    return policies[0].decoding if policies else DecodingConfig()
+        return "evaluation.decoding", recipe.evaluation.decoding
+    policies = ((f"{key}.decoding", one.decoding) for key, one in _policies(recipe).items())
+    return next(policies, ("evaluation.decoding", DecodingConfig()))
 
 
 def evaluated(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt]) -> list[Prompt]:
@@ -283,13 +294,20 @@ def evaluated(recipe: TextRecipe, lm: LM, prompts: Sequence[Prompt]) -> list[Pro
     Raises:
         UserError: as ``readable``.
     """
-    limits = limits_of(recipe.evaluation.prompts, "evaluation.prompts")
-    return readable(lm, prompts, limits, room=decoding_of(recipe).max_new_tokens)
+    limits, (asked, decoding) = limits_of(recipe.evaluation.prompts, "evaluation.prompts"), _used(recipe)
+    return readable(lm, prompts, limits, room=decoding.max_new_tokens, asked=asked)
 
 
-def _policies(recipe: TextRecipe) -> list[PolicySamplerConfig | VllmSamplerConfig]:
-    """The samplers whose answers the tuned model writes."""
-    return [one for one in samplers(recipe) if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)]
+def _policies(recipe: TextRecipe) -> dict[str, PolicySamplerConfig | VllmSamplerConfig]:
+    """The samplers whose answers the tuned model writes, by their keys."""
+    alone = not isinstance(recipe.sampler, MixSamplerConfig)
+    found = {"sampler" if alone else _part(place): one for place, one in enumerate(samplers(recipe))}
+    return {key: one for key, one in found.items() if isinstance(one, PolicySamplerConfig | VllmSamplerConfig)}
+
+
+def _part(place: int) -> str:
+    """The key of a mixture's sampler."""
+    return f"sampler.parts.{place}.sampler"
 
 
 def _learns_from_data(recipe: TextRecipe) -> bool:

@@ -52,23 +52,26 @@ class _LongRow(Exception):  # noqa: N818  (a finding about a row, which the reci
 class Lengths:
     """Rows as one model reads them, with template, system message and history. Reasons are counted."""
 
-    def __init__(self, lm: LM, limits: Limits, *, positions: int | None, room: int = 0) -> None:
+    def __init__(
+        self, lm: LM, limits: Limits, *, positions: int | None, room: int = 0, asked: str = "decoding"
+    ) -> None:
         """
         Args:
             positions: tokens that prompt and answer may have together; None for no limit.
             room: tokens that an answer to be drawn may have.
+            asked: the key of the decoding that asks for these.
 
         Raises:
             UserError: that is more than the model can read, without a prompt.
         """
         if positions is not None and room >= positions:
             raise UserError(
-                f"decoding.max_new_tokens: '{lm.name}' is made for {positions} tokens, the prompt's included, and "
+                f"{asked}.max_new_tokens: '{lm.name}' is made for {positions} tokens, the prompt's included, and "
                 f"{room} new ones are asked for; ask for fewer."
             )
         self._lm = replace(lm, max_prompt_tokens=sys.maxsize)
         self._limits, self._positions, self._longest = limits, positions, lm.max_prompt_tokens
-        self._room = room
+        self._room, self._asked = room, asked
         self._reasons, self._shortened, self._first = Counter[str](), Counter[str](), ""
 
     def fit(self, prompt: Prompt, answers: Sequence[str] = ()) -> Fitting | None:
@@ -156,7 +159,7 @@ class Lengths:
         if tokens > self._longest:
             return f"a prompt of more than model.max_prompt_tokens ({self._longest})", False
         if self._positions is not None and tokens + max(1, self._room) > self._positions:
-            drawn = f", {self._room} of them for decoding.max_new_tokens" if self._room else ""
+            drawn = f", {self._room} of them for {self._asked}.max_new_tokens" if self._room else ""
             return f"a prompt of more than '{name}' can read ({self._positions} tokens{drawn})", False
         return None
 
@@ -213,16 +216,25 @@ def warn_of_long(reward: str, count: int, total: int, hint: str) -> None:
         )
 
 
-def readable(lm: LM, prompts: Sequence[Prompt], limits: Limits, *, room: int = 0, learnt: bool = False) -> list[Prompt]:
+def readable(
+    lm: LM,
+    prompts: Sequence[Prompt],
+    limits: Limits,
+    *,
+    room: int = 0,
+    asked: str = "decoding",
+    learnt: bool = False,
+) -> list[Prompt]:
     """The prompts that a model reads, cut where the recipe asks for it; what is left out is said.
 
-    ``room``: tokens of the answers that are to be drawn. ``learnt``: whether the answers that the data give are learnt
-    from; of those that are cut, ``meta["answers"]`` says so.
+    ``room``: tokens of the answers that are to be drawn, for which the decoding under the key ``asked`` asks.
+    ``learnt``: whether the answers that the data give are learnt from; of those that are cut, ``meta["answers"]`` says
+    so.
 
     Raises:
         UserError: a prompt is too long, and the recipe does not say what to do about it; or nothing is left.
     """
-    lengths, found = Lengths(lm, limits, positions=lm.positions, room=room), []
+    lengths, found = Lengths(lm, limits, positions=lm.positions, room=room, asked=asked), []
     for prompt in prompts:
         given = prompt.meta.get("answers", ()) if learnt else ()
         if row := lengths.fit(prompt, [answer["text"] for answer in given]):

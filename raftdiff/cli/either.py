@@ -19,6 +19,7 @@ from raftdiff.diffusion.wording import NEXT, limits
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, command, counted
 from raftdiff.llm.assembly import TextAssembly, assemble_text
+from raftdiff.llm.comparison import evaluation_texts
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe, text_recipe_of
 from raftdiff.llm.recipe import weights as text_weights
 from raftdiff.measures.alarms import after_going_back
@@ -122,18 +123,32 @@ def _together(recipe: AnyRecipe) -> AnyAssembly:
         return assembled(recipe)
 
 
+def _looked_ahead(run: Run, assembly: AnyAssembly) -> AnyAssembly:
+    """The parts, when ``raftdiff eval`` will be able to look at what they make; asked where nothing was made yet.
+
+    Raises:
+        UserError: texts whose held-out prompts cannot be read, or that a reward knows nothing of; the tuned model has
+            no room for the answers that are asked for.
+    """
+    if isinstance(assembly, TextAssembly) and not run.rounds_done() and not run.unfinished(0).path.is_dir():
+        assembly.demand_known(evaluation_texts(assembly, None))
+    return assembly
+
+
 def measured(recipe: AnyRecipe) -> AnyRecipe:
     """The recipe with what it leaves to be measured on this machine."""
     return recipe if isinstance(recipe, TextRecipe) else settled(recipe)
 
 
 @contextmanager
-def at_work(run: Run, recipe: AnyRecipe, *, scored: bool = True) -> Iterator[AnyAssembly]:
+def at_work(run: Run, recipe: AnyRecipe, *, scored: bool = True, tuned: bool = True) -> Iterator[AnyAssembly]:
     """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
-    what the parts do. Servers are asked whether they are there, of rewards where the candidates are ``scored`` too."""
+    what the parts do. Servers are asked whether they are there, of rewards where the candidates are ``scored`` too.
+    Where a model is to be ``tuned``, what its evaluation will look at is looked at."""
     recipe = measured(recipe)  # once for all processes, whose batches are cut alike
     processes.tell(("begin", recipe))
-    with beginning.at_work(run, recipe, weights_of, asking_first(run, _together, scored=scored)) as assembly:
+    whole = (lambda one: _looked_ahead(run, _together(one))) if tuned else _together
+    with beginning.at_work(run, recipe, weights_of, asking_first(run, whole, scored=scored)) as assembly:
         if isinstance(assembly, Assembly):
             yield replace(assembly, parts=shared(assembly.parts, learns_together=True))
         else:

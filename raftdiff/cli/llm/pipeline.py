@@ -125,7 +125,7 @@ def _drawn(stage: Stage) -> Outcome:
     recipe = stage.recipe()
     assert isinstance(recipe, TextRecipe)
     run, bars = Run.at(stage.path, recipe), Bars(1)
-    with at_work(run, recipe) as assembly:
+    with at_work(run, recipe, tuned=False) as assembly:
         assert isinstance(assembly, TextAssembly)
         draft, parts = run.draft(0), assembly.parts
         verbs.sample(draft, run, parts, bars)
