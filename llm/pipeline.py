@@ -82,6 +82,8 @@ class Stage:
     """Whether a later stage begins with its model."""
     until: Literal["end", "scores"] = "end"
     """Whether it learns, or draws and scores answers alone."""
+    drawn: Sequence[Path] = ()
+    """The run folders of earlier stages that do the latter."""
 
     @property
     def of_policy(self) -> bool:
@@ -100,7 +102,7 @@ class Stage:
         """
         load = load_text_recipe if self.of_policy else load_reward_recipe
         with _in_its_overrides():
-            return load(self.source, self.overrides)
+            return load(self.source, [*self.overrides, *self._pinned()])
 
     def read(self) -> Config:
         """Its recipe by itself, without a look at what it names.
@@ -109,7 +111,17 @@ class Stage:
             UserError: a key or a value is wrong.
         """
         with _in_its_overrides():
-            return read(TextRecipe if self.of_policy else RewardRecipe, self.source, self.overrides)
+            return read(TextRecipe if self.of_policy else RewardRecipe, self.source, [*self.overrides, *self._pinned()])
+
+    def _pinned(self) -> Iterator[str]:
+        """Pairs of what an earlier stage drew are of that round, whoever goes on with that run."""
+        if self.of_policy:
+            return
+        recipe = read(RewardRecipe, self.source, self.overrides)
+        for key in READ_LATER:
+            pairs = getattr(recipe, key)
+            if pairs is not None and pairs.run in map(str, self.drawn) and pairs.rounds is None:
+                yield f"{key}.rounds=[0]"
 
 
 @contextmanager
@@ -159,7 +171,8 @@ def stages(recipe: PipelineRecipe, folder: Path, out: Path) -> list[Stage]:
         source = _source(config, folder)
         places = {one.id: one.path for one in found} | {f"{one.id}.model": one.model for one in found}
         overrides = [filled(text, places) for text in config.overrides]
-        found.append(Stage(config.id, source, overrides, out.resolve() / config.id, config.id in wanted, config.until))
+        drawn, path = [one.path for one in found if one.until == "scores"], out.resolve() / config.id
+        found.append(Stage(config.id, source, overrides, path, config.id in wanted, config.until, drawn))
     return found
 
 

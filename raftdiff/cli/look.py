@@ -30,7 +30,11 @@ def show(args: argparse.Namespace) -> None:
     now = snapshot(run := Run(Path(args.recipe)))
     back = run.rollbacks()
     print(f"{now.name}: {len(now.metrics)} of {counted(now.rounds_planned, 'round')} done")
-    if now.making:
+    if now.making and not now.metrics and run.info().get("until"):
+        print(
+            f"round 0 is drawn and scored, {counted(now.making.drawn, 'candidate')}: all that was asked (until: scores)"
+        )
+    elif now.making:
         idle = f", unchanged for {duration(now.making.idle)}" if now.making.idle > 60 else ""
         print(f"round {now.making.round} is at {now.making.stage}, {now.making.drawn} candidates drawn{idle}")
     for it in now.metrics:

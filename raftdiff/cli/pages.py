@@ -11,7 +11,7 @@ from raftdiff.apps.door import Door, addresses, serve
 from raftdiff.cli.opening import to_read
 from raftdiff.diffusion.recipe_files import refuse_other
 from raftdiff.embedded import resolve
-from raftdiff.errors import UserError, counted, nearest
+from raftdiff.errors import UserError, command, counted, nearest
 from raftdiff.recipes.files import refuse_preferences
 from raftdiff.records.labels import RATER, candidate_pairs, evaluation_pairs
 from raftdiff.records.run import Run
@@ -53,8 +53,13 @@ def label(args: argparse.Namespace) -> None:
         run = _samples(args)
         if args.eval is not None:
             pairs = evaluation_pairs(run, args.eval or None, seed=0)
+        elif not (done := run.rounds_done()):
+            raise UserError(
+                f"{run.path}: people compare the candidates of a finished round, and this run has none yet; finish the "
+                f"first with: {command('train', run.path, 'loop.rounds=1')}"
+            )
         else:
-            chosen = max(0, run.rounds_done() - 1) if args.round is None else args.round
+            chosen = done - 1 if args.round is None else args.round
             pairs = candidate_pairs(run, chosen, per_prompt=args.per_prompt, seed=0)
             print(f"{counted(len(pairs), 'pair')} of round {chosen}'s candidates", flush=True)
         shows = "shows what the run made, and takes anybody's choices"

@@ -42,6 +42,7 @@ or the checksum that the recipe holds beside their names."""
 EMPTY_RUN = {"recipes", "rounds", "logs", "log.jsonl", ".lock"}
 EMPTY_RUN |= {name + end for name in ("recipe.yaml", "run.json") for end in ("", ".tmp")}
 """What a run that made nothing yet may hold."""
+ALONE = "it drew and scored answers, all that was asked of it (until: scores); no model was tuned that could answer."
 
 
 @final
@@ -243,10 +244,7 @@ class Run:
 
     def rounds_done(self) -> int:
         """How many rounds are complete; they are 0, 1, ... without a gap."""
-        done = 0
-        while self.round_path(done).is_dir():
-            done += 1
-        return done
+        return next(done for done in itertools.count() if not self.round_path(done).is_dir())
 
     def round_path(self, round: int) -> Path:
         return self.path / "rounds" / f"{round:03d}"
@@ -288,11 +286,10 @@ class Run:
         Raises:
             UserError: it is not there.
         """
-        if not self.round_path(round).is_dir():
+        if not (path := self.round_path(round)).is_dir():
             done = self.rounds_done()
             have = f"rounds 0 to {done - 1}" if done else "no finished round"
             raise UserError(f"{self.path}: there is no finished round {round}; this run has {have}.")
-        path = self.round_path(round)
         # with a list of checksums, and none of the list on record, the record was changed
         return RoundFolder(path, round, self._marks().get(path.name, "" if (path / integrity.SUMS).is_file() else None))
 
@@ -390,7 +387,8 @@ def finished(run: Run, round: int | None) -> RoundFolder:
     """
     done = run.rounds_done()
     if not done:
-        raise UserError(f"{run.path}: no round is finished yet; run: {command('train', run.path)}")
+        yet = f"no round is finished yet; run: {command('train', run.path)}"
+        raise UserError(f"{run.path}: {ALONE if run.info().get('until') else yet}")
     chosen = run.origin(done) if round is None else round
     if chosen is None:
         raise UserError(

@@ -199,3 +199,41 @@ pipeline.sync_all = lambda folder: die_there(sync(folder))
     assert main(["llm", "pipeline", str(recipe), "--out", str(out)]) == 0
     assert weights(out) == weights(whole.out)
     assert (out / "table.md").read_text() == (whole.out / "table.md").read_text()
+
+
+def test_a_stage_that_draws_answers_alone_is_complete_and_whoever_goes_on_with_it_spoils_nothing(
+    recipe: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file, out = recipe.with_name("drawn.yaml"), recipe.parent / "drawn"
+    score = "ranker.rewards=[{type: length, direction: more}]"
+    file.write_text(f"""
+media: pipeline
+name: drawn
+stages:
+  - {{id: answers, recipe: policy.yaml, until: scores, overrides: ["{score}"]}}
+  - {{id: reward, recipe: reward.yaml, overrides: ["pairs={{run: {{answers}}, per_prompt: all}}"]}}
+""")
+    words, answers = ["llm", "pipeline", str(file), "--out", str(out)], str(out / "answers")
+    assert main(words) == 0
+    table = (out / "table.md").read_text()
+    told = json.loads((out / "reward/rounds/000/metrics.json").read_text())["tune"]
+    capsys.readouterr()
+    assert main(["show", answers]) == 0
+    assert "round 0 is drawn and scored, 9 candidates: all that was asked (until: scores)" in capsys.readouterr().out
+    for command in (["eval", answers], ["llm", "reply", answers, "the film"]):
+        assert main(command) == 2
+        err = capsys.readouterr().err
+        assert "it drew and scored answers, all that was asked of it (until: scores)" in err
+        assert "raftdiff train" not in err
+    assert main(["label", answers, "--no-browser"]) == 2
+    assert f"finish the first with: raftdiff train {answers} loop.rounds=1" in capsys.readouterr().err
+
+    assert main(["train", answers]) == 0, "two rounds, by whoever does so all the same"
+    assert main(["llm", "rm", "eval", str(out / "reward"), "--json"]) == 0, "its pairs are what they were"
+    (out / "reward.json").unlink()
+    shutil.rmtree(out / "reward")
+    (out / "answers.json").unlink()
+    assert main(words) == 0
+    assert not (out / "answers/rounds/000.partial").exists(), "the answers that are there are not drawn again"
+    assert json.loads((out / "reward/rounds/000/metrics.json").read_text())["tune"] == told
+    assert (out / "table.md").read_text() == table

@@ -127,11 +127,14 @@ def _drawn(stage: Stage) -> Outcome:
     run, bars = Run.at(stage.path, recipe), Bars(1)
     with at_work(run, recipe, tuned=False) as assembly:
         assert isinstance(assembly, TextAssembly)
-        draft, parts = run.draft(0), assembly.parts
-        verbs.sample(draft, run, parts, bars)
-        verbs.score(draft, parts.ranker, parts.prompts, recipe.loop, bars)
-        bars.close()
-    return Outcome(stage.id, drawn=draft.metrics()["candidates"])
+        if not run.rounds_done():  # or somebody went on with it, which draws nothing anew
+            draft, parts = run.draft(0), assembly.parts
+            verbs.sample(draft, run, parts, bars)
+            verbs.score(draft, parts.ranker, parts.prompts, recipe.loop, bars)
+            bars.close()
+            run.know(until="scores")
+        made = run.round(0) if run.rounds_done() else run.unfinished(0)
+    return Outcome(stage.id, drawn=len(made.rows()))
 
 
 def _tuned(stage: Stage) -> Outcome:
