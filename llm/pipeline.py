@@ -16,10 +16,11 @@ from typing import Any, Literal, TypeAlias, final
 import yaml
 from pydantic import Field
 
-from raftdiff.errors import UserError, nearest
+from raftdiff.errors import UserError, counted, nearest
+from raftdiff.llm.data.preferences import PairsConfig
 from raftdiff.llm.recipe import TextRecipe, load_text_recipe
 from raftdiff.llm.reward_runs.recipe import RewardRecipe, load_reward_recipe
-from raftdiff.recipes.config import COMMAND_LINE, Config, Named, lines, plain, read
+from raftdiff.recipes.config import COMMAND_LINE, Config, Named, flat, lines, plain, read
 from raftdiff.recipes.files import locate, medium_of, spoken
 from raftdiff.recipes.sentences import STAGE
 from raftdiff.recipes.source import Where
@@ -203,31 +204,59 @@ def check(
     where = lines(path)
     with tempfile.TemporaryDirectory() as scratch:
         places: dict[str, str] = {}
+        before: dict[str, tuple[Stage, StageRecipe]] = {}
         for place, stage in enumerate(stages(recipe, path.parent, Path(scratch))):
-            given = recipe.stages[place].overrides
-            keys = dict.fromkeys(key for text in given if (key := _key(text)) in READ_LATER and _places(text))
-            later = [text for text in given if _key(text) in keys]  # what else is said of such a key goes with it
-            now = [one for one, text in zip(stage.overrides, given, strict=True) if text not in later]
-            now += [key + STAND_IN for key in keys]
             try:
                 _check_end(stage)
-                stage.read()  # the stand-in hides what is said of its key
-                one = replace(stage, overrides=now).recipe()
+                later = _read_later(stage, before)
+                with_stand_in = [*stage.overrides, *(key + STAND_IN for key in later)]
+                one = replace(stage, overrides=with_stand_in).recipe()
                 Run.create(stage.path, one, seed=one.loop.seed)
             except UserError as error:
                 line = f"{path}:{where[('stages', place)]}: " if ("stages", place) in where else f"{path}: "
                 raise UserError(f"{line}the stage '{stage.id}': {error}") from None
             look(stage.id, one)
             stage.model.mkdir()
-            rest: dict[str, Any] = {"read later": later} if later else {}
-            rest |= {} if stage.until == "end" else {"until": stage.until}
-            found[stage.id] = {**_restored(plain(one), places), **rest}
+            before[str(stage.path)] = (stage, one)
+            told = plain(one.model_copy(update=later)) | ({} if stage.until == "end" else {"until": stage.until})
+            found[stage.id] = _restored(told, places)
             places |= {str(stage.model): f"{{{stage.id}.model}}", str(stage.path): f"{{{stage.id}}}"}
     return found
 
 
-def _key(override: str) -> str:
-    return re.split(r"[.=]", override)[0]
+def _read_later(stage: Stage, before: Mapping[str, tuple[Stage, StageRecipe]]) -> dict[str, PairsConfig]:
+    """The keys of a stage whose pairs an earlier one is to make, and what is said of them; ``before`` has the earlier
+    stages and their recipes, by their folders.
+
+    Raises:
+        UserError: an earlier stage will not make them.
+    """
+    recipe, found = stage.read(), {}
+    for key in () if stage.of_policy else READ_LATER:
+        pairs = getattr(recipe, key)
+        if pairs is not None and any(folder in str(leaf) for leaf in flat(plain(pairs)).values() for folder in before):
+            found[key] = pairs
+            for name in ("run", "labels"):
+                if (folder := getattr(pairs, name)) in before:
+                    _check_source(f"{key}.{name}", pairs, *before[folder])
+    return found
+
+
+def _check_source(key: str, pairs: PairsConfig, source: Stage, recipe: StageRecipe) -> None:
+    if not source.of_policy:
+        raise UserError(f"{key}: {{{source.id}}} trains a reward model, which answers nothing; name a stage on texts.")
+    alone = source.until == "scores"
+    if pairs.labels and alone:
+        raise UserError(
+            f"{key}: {{{source.id}}} draws answers alone (until: scores), and people compare those of finished rounds. "
+            "Take its scores (run), or begin when they have chosen, with their run in place of the stage."
+        )
+    rounds = 1 if alone else recipe.loop.rounds
+    if pairs.rounds and max(pairs.rounds) >= rounds:
+        raise UserError(
+            f"{key.partition('.')[0]}.rounds: {{{source.id}}} has {counted(rounds, 'round')}, and the first is 0; "
+            f"there is no round {max(pairs.rounds)}."
+        )
 
 
 def _check_end(stage: Stage) -> None:

@@ -1,5 +1,6 @@
 """A pipeline's folder: which pipeline began it, and what of that may still be another."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,7 +50,7 @@ def _demand_same(out: Path, known: Mapping[str, Any], now: Mapping[str, Any]) ->
         UserError: keys differ at which a stage that was begun would be another.
     """
     stages = now["order"]
-    known = {**known, **{stage: _completed(known[stage]) for stage in stages if stage in known}}
+    known = {**known, **{stage: _completed(known[stage], now[stage]) for stage in stages if stage in known}}
     free = [f"{stage}.{key}" for stage in stages for key in NOT_IDENTITY]
     free += stages[_begun(out, stages) :]
     marks = {name: mark for stage in stages for name, mark in _marks(out / stage).items()}
@@ -68,11 +69,14 @@ def _begun(out: Path, stages: list[str]) -> int:
     return max((place for place, begun in enumerate(held, 1) if begun), default=0)
 
 
-def _completed(known: Mapping[str, Any]) -> dict[str, Any]:
-    """What ``pipeline.check`` returned of a stage once, with the defaults of keys that were yet to come then."""
-    later = {name: known[name] for name in ("read later", "until") if name in known}
+def _completed(known: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, Any]:
+    """What ``pipeline.check`` returned of a stage once, with the defaults of keys that were yet to come then. Pairs
+    that an earlier version would read later, it wrote down as overrides; they are taken for what they are ``now``."""
+    until = {name: known[name] for name in ("until",) if name in known}
     kind = TextRecipe if known.get("media") == "text" else RewardRecipe
-    return {**completed({key: value for key, value in known.items() if key not in later}, kind), **later}
+    later = {re.split(r"[.=]", text)[0] for text in known.get("read later", ())}
+    told = {key: value for key, value in known.items() if key not in ("until", "read later")}
+    return {**completed(told, kind), **until, **{key: now.get(key) for key in later}}
 
 
 def _marks(stage: Path) -> Mapping[str, str]:

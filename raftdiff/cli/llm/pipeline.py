@@ -115,6 +115,13 @@ def _right(one: Outcome) -> str:
 
 
 def _made(stage: Stage) -> Outcome:
+    try:
+        return _outcome(stage)
+    except UserError as error:
+        raise UserError(f"the stage '{stage.id}': {error}") from None
+
+
+def _outcome(stage: Stage) -> Outcome:
     if stage.until == "scores":
         return _drawn(stage)
     return _tuned(stage) if stage.of_policy else _reward_model(stage)
@@ -144,7 +151,7 @@ def _tuned(stage: Stage) -> Outcome:
     run = Run.at(stage.path, recipe)
     if stage.asked_for_model and recipe.model.sharded and processes.here().size > 1:
         raise UserError(
-            f"{stage.id}: model.sharded leaves no process with a whole model, and a later stage begins with this "
+            "model.sharded leaves no process with a whole model, and a later stage begins with this "
             "one's. Leave it out of this stage."
         )
     with at_work(run, recipe) as assembly:

@@ -171,11 +171,60 @@ def test_pairs_that_an_earlier_stage_makes_are_read_when_they_are_there(file: Pa
         PIPELINE.replace('"tuner.meta={answers: 3}", "policy_pool={run: {policy}}"', '"pairs={run: {policy}}"')
     )
     found = check(load_pipeline(file), file)
-    assert found["rm2"]["read later"] == ["pairs={run: {policy}}"], "and they are part of what the pipeline is"
-    more = ["pairs={run: {policy}}", "pairs.per_prompt=2"]
-    assert check(load_pipeline(file, ["rm2.pairs.per_prompt=2"]), file)["rm2"]["read later"] == more
+    assert found["rm2"]["pairs"]["run"] == "{policy}", "and they are part of what the pipeline is"
+    changed = check(load_pipeline(file, ["rm2.pairs.per_prompt=2"]), file)["rm2"]["pairs"]
+    assert changed == {**found["rm2"]["pairs"], "per_prompt": 2}
     with pytest.raises(UserError, match=r"the stage 'rm2': in its overrides: pairs\.per_promt: unknown key"):
         check(load_pipeline(file, ["rm2.pairs.per_promt=2"]), file)
+
+
+LATER = '"tuner.meta={answers: 3}", "policy_pool={run: {policy}}"', '"pairs={run: {policy}}"'
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("pairs={data: {file: nosuch.jsonl}}", "pairs.data.file: there is no file 'nosuch.jsonl'"),
+        ("pairs={run: nosuch}", "nosuch: this is not a run directory"),
+        ("pairs={run: {rm}}", "pairs.run: {rm} trains a reward model, which answers nothing"),
+        ("pairs.rounds=[0, 2]", "pairs.rounds: {policy} has 2 rounds, and the first is 0; there is no round 2."),
+        ("held_out={data: {file: nosuch.jsonl}}", "held_out.data.file: there is no file 'nosuch.jsonl'"),
+    ],
+)
+def test_pairs_that_no_earlier_stage_makes_are_read_at_once(change: str, sentence: str, file: Path) -> None:
+    said = refused(file, *LATER, f"rm2.{change}")
+    assert "again.yaml:11: the stage 'rm2': " in said
+    assert sentence in said
+    (file.parent / "nosuch.jsonl").write_text((file.parent / "pairs.jsonl").read_text())
+    if "data" in change:
+        check(load_pipeline(file, [f"rm2.{change}"]), file)
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("pairs={labels: {policy}}", "pairs.labels: {policy} draws answers alone (until: scores), and people compare"),
+        ("pairs.rounds=[1]", "pairs.rounds: {policy} has 1 round, and the first is 0; there is no round 1."),
+    ],
+)
+def test_answers_that_are_drawn_alone_have_one_round_and_no_labels(change: str, sentence: str, file: Path) -> None:
+    file.write_text(PIPELINE.replace(*LATER).replace("recipe: policy.yaml", "recipe: policy.yaml\n    until: scores"))
+    with pytest.raises(UserError) as caught:
+        check(load_pipeline(file, [f"rm2.{change}"]), file)
+    assert sentence in str(caught.value)
+    (pinned,) = (one for one in stages(load_pipeline(file), file.parent, file.parent / "out") if one.id == "rm2")
+    assert pinned.read().pairs.rounds == [0]  # type: ignore[attr-defined]
+
+
+def test_a_folder_whose_pairs_were_written_down_as_overrides_goes_on(file: Path, tmp_path: Path) -> None:
+    file.write_text(PIPELINE.replace(*LATER))
+    now, out = check(load_pipeline(file), file), tmp_path / "out"
+    begin(out, "again", now)
+    (out / "rm2.json").write_text("{}")
+    stand_in = {"data": {"captions": ["a"]}}
+    old = {**now, "rm2": {**now["rm2"], "pairs": stand_in, "read later": ["pairs={run: {policy}}"]}}
+    (out / BEGUN).write_text(yaml.safe_dump({"name": "again", "order": [*now], **old}))
+    begin(out, "again", now)
 
 
 def test_a_stage_may_draw_answers_alone_for_a_later_ones_pairs(file: Path) -> None:
