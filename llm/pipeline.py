@@ -37,6 +37,8 @@ MODEL = "model"
 """In a stage's run folder. A reward model's run makes it by itself."""
 READ_LATER = ("pairs", "held_out")
 """Keys of data that a stage may take from an earlier one's rounds, and that cannot be read before these are there."""
+OF_STAGE = ("recipe", "until")
+"""Keys of a stage in the pipeline's file that are changed by its id too, as its recipe's are."""
 STAND_IN = (
     "={data: {captions: [{prompt: a, chosen: b, rejected: c, mu: 1}, {prompt: d, chosen: e, rejected: f, mu: 1}]}}"
 )
@@ -134,7 +136,8 @@ def _in_its_overrides() -> Iterator[None]:
 
 
 def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
-    """The pipeline in a file. An override whose first part is a stage's id changes that stage's recipe.
+    """The pipeline in a file. An override whose first part is a stage's id changes that stage's recipe,
+    or what is run.
 
     Raises:
         UserError: anything wrong in it but for its stages' recipes, which ``check`` reads.
@@ -143,17 +146,26 @@ def load_pipeline(path: Path, overrides: Sequence[str] = ()) -> PipelineRecipe:
         raise UserError(
             f"{path}: this is a recipe for {spoken(medium)}, and this command runs a pipeline (media: pipeline)."
         )
-    own = [one for one in overrides if re.split(r"[.=]", one)[0] in PipelineRecipe.model_fields]
+    own = [one for one in overrides if _key(one) in PipelineRecipe.model_fields]
+    recipe = read(PipelineRecipe, path, own)
+    places = {stage.id: place for place, stage in enumerate(recipe.stages)}
+    for override in overrides:
+        stage, _, rest = override.partition(".")
+        if stage in places and _key(rest) in OF_STAGE:
+            own.append(f"stages.{places[stage]}.{rest}")
     recipe = read(PipelineRecipe, path, own)
     changed = {stage.id: [*stage.overrides] for stage in recipe.stages}
     for override in overrides:
         stage, _, rest = override.partition(".")
         if override in own:
             continue
+        if "=" not in override:
+            raise UserError(f"'{override}': an override is written key.path=value, for example policy.loop.rounds=5.")
         if stage not in changed:
             hint = nearest(stage, [*changed, *PipelineRecipe.model_fields])
             raise UserError(f"'{override}': '{stage}' is no stage of this pipeline and no key of it. {hint}")
-        changed[stage].append(rest)
+        if _key(rest) not in OF_STAGE:
+            changed[stage].append(rest)
     stages = [one.model_copy(update={"overrides": changed[one.id]}) for one in recipe.stages]
     recipe = recipe.model_copy(update={"stages": stages})
     _check_names(recipe, path, lines(path))
@@ -257,6 +269,10 @@ def _check_source(key: str, pairs: PairsConfig, source: Stage, recipe: StageReci
             f"{key.partition('.')[0]}.rounds: {{{source.id}}} has {counted(rounds, 'round')}, and the first is 0; "
             f"there is no round {max(pairs.rounds)}."
         )
+
+
+def _key(override: str) -> str:
+    return re.split(r"[.=]", override)[0]
 
 
 def _check_end(stage: Stage) -> None:

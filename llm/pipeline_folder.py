@@ -49,6 +49,11 @@ def _demand_same(out: Path, known: Mapping[str, Any], now: Mapping[str, Any]) ->
     Raises:
         UserError: keys differ at which a stage that was begun would be another.
     """
+    if known["name"] != now["name"]:
+        raise UserError(
+            f"{out}: this is the folder of the pipeline '{known['name']}', and this one is '{now['name']}'; name "
+            "another folder with --out."
+        )
     stages = now["order"]
     known = {**known, **{stage: _completed(known[stage], now[stage]) for stage in stages if stage in known}}
     free = [f"{stage}.{key}" for stage in stages for key in NOT_IDENTITY]

@@ -20,6 +20,7 @@ from raftdiff.llm.reward_models.tuner import RewardTunerConfig
 from raftdiff.llm.sampling.generation import DecodingConfig
 from raftdiff.recipes.config import Config, Named, check, plain, read
 from raftdiff.recipes.files import medium_of, spoken
+from raftdiff.recipes.needs import runs_near
 from raftdiff.records.provenance import fingerprints
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
@@ -92,6 +93,7 @@ def load_reward_recipe(path: Path, overrides: Sequence[str] = ()) -> RewardRecip
         )
     recipe = read(RewardRecipe, path, overrides)
     folder, pool = path.parent, recipe.policy_pool
+    _demand_runs(recipe, path)
     held_out = recipe.held_out and preferences.sealed(recipe.held_out, folder, "held_out")
     if pool is not None and pool.prompts.given:
         pool = pool.model_copy(update={"prompts": sealed_prompts(pool.prompts, folder, "policy_pool.prompts")})
@@ -99,6 +101,27 @@ def load_reward_recipe(path: Path, overrides: Sequence[str] = ()) -> RewardRecip
     recipe = recipe.model_copy(update=sealed)
     _check(recipe)
     return recipe
+
+
+def _demand_runs(recipe: RewardRecipe, path: Path) -> None:
+    """
+    Raises:
+        UserError: where pairs are taken from a run, none is there.
+    """
+    for key, pairs in (("pairs", recipe.pairs), ("held_out", recipe.held_out)):
+        name = "run" if pairs and pairs.run else "labels"
+        if not (named := pairs and getattr(pairs, name)):
+            continue
+        lying = [path.parent / Path(named).expanduser(), Path(named).expanduser()]
+        if not any((one / "run.json").is_file() for one in lying):
+            made = {"run": "answers are drawn and scored", "labels": "people chose among a finished round's answers"}
+            said = [
+                f"{key}.{name}: '{named}' is not a run directory (it has no run.json).",
+                runs_near(lying[1]),
+                f"It is to be a run on texts in which {made[name]}; of a recipe that ships, the head of {path} says "
+                "how one is made.",
+            ]
+            raise UserError(" ".join(filter(None, said)))
 
 
 def reward_recipe_of(run: Run) -> RewardRecipe:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from itertools import takewhile
 
 from raftdiff import __version__, console
-from raftdiff.cli.llm.parsers import add_language
+from raftdiff.cli.llm.parsers import add_language, elsewhere
 from raftdiff.cli.parsers.looking import add_looking, add_pages
 from raftdiff.cli.parsers.results import add_results
 from raftdiff.cli.parsers.running import add_running, add_stages
@@ -127,6 +127,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Options and overrides in any order: argparse alone wants all positional words in one place."""
     top = parser()
     words = [*takewhile(lambda word: word != "--", sys.argv[1:] if arguments is None else arguments)]
+    if told := elsewhere(words):
+        raise UserError(told)
     parsed, rest = top.parse_known_args(arguments)
     given = Counter(word.partition("=")[0] for word in words if re.match("--[a-z-]+(=|$)", word))
     if twice := next((name for name, count in given.items() if count > 1 and name not in SEVERAL), None):
@@ -139,7 +141,8 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parsed.prompts = [*asked, *words]
     overrides = [word for word in rest if "=" in word and not word.startswith("-")]
     if len(overrides) < len(rest) or (overrides and not hasattr(parsed, "overrides")):
-        top.error(f"unrecognized arguments: {' '.join(rest)}")
+        takes = hasattr(parsed, "overrides")
+        top.error(f"unrecognized arguments: {' '.join(word for word in rest if word not in overrides or not takes)}")
     if overrides:
         parsed.overrides = [*parsed.overrides, *overrides]
     return parsed

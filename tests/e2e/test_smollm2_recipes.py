@@ -162,6 +162,8 @@ def test_the_companion_is_made_from_nothing(model: Path, tmp_path: Path) -> None
     assert trained["tune"]["loss"] > 0
     assert {"liked", "to_the_point", "rules"} <= set(json.loads((out / "policy/eval/eval.json").read_text())["rewards"])
     told = (out / "table.md").read_text()
-    assert "| policy |" in told
+    assert told.startswith("| stage | answers | accuracy |")
+    assert "| answers | 36 |  |" in told
+    assert "| policy |  |  |" in told
     assert main(["llm", "pipeline", "companion", "--out", str(out), *words]) == 0, "and is there when it is asked again"
     assert (out / "table.md").read_text() == told

@@ -1,5 +1,6 @@
 """The parsers of ``raftdiff llm``; as in ``main``, no command is imported before it is called."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from raftdiff.cli.parsers.options import (
@@ -12,6 +13,19 @@ from raftdiff.cli.parsers.options import (
     from_one_or_all,
     from_zero,
 )
+from raftdiff.errors import command
+
+CONFIGS = Path(__file__).resolve().parents[2] / "configs"
+
+
+def elsewhere(words: Sequence[str]) -> str | None:
+    """What to say where ``raftdiff llm NAME`` names a recipe that another command runs; None where it does not."""
+    if words[:1] != ["llm"] or len(words) < 2 or (CONFIGS / "llm" / f"{words[1]}.yaml").is_file():
+        return None
+    for folder, kind, way in (("pipelines", "a pipeline", ("pipeline",)), ("rm", "a reward model", ("rm", "train"))):
+        if (CONFIGS / folder / f"{Path(words[1]).name}.yaml").is_file():
+            return f"'{words[1]}' is the recipe of {kind}; run: {command('llm', *way, *words[1:])}"
+    return None
 
 
 def add_language(commands: Commands) -> None:
@@ -83,7 +97,7 @@ def add_language(commands: Commands) -> None:
     add_recipe(piped)
     add_place(piped)
 
-    for path in sorted((Path(__file__).resolve().parents[2] / "configs" / "llm").glob("*.yaml")):
+    for path in sorted((CONFIGS / "llm").glob("*.yaml")):
         if path.stem != "llm_demo":
             text = path.read_text(encoding="utf-8").splitlines()[1].removeprefix("#").strip()
             recipe = add_command(words, path.stem, "train:train", text.replace("%", "%%"))

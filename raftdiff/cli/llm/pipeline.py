@@ -96,13 +96,17 @@ def line(one: Outcome) -> str:
 
 
 def table(outcomes: Sequence[Outcome]) -> str:
-    """Markdown, a line a stage: a reward model's accuracy; a policy's rewards before and after, and its KL."""
+    """Markdown, a line a stage: a reward model's accuracy; a policy's rewards before and after, and its KL; the answers
+    of a stage that draws them alone, where there is one."""
     rewards = dict.fromkeys(name for one in outcomes for name in one.rewards)
     trained = {name for one in outcomes for name in one.trained}
-    heads = [f"{name}, trained on" if name in trained else name for name in rewards]
-    lines = [f"| {' | '.join(['stage', 'accuracy', *heads, 'KL'])} |", "|---|" + "--:|" * (len(heads) + 2)]
+    drawn = any(one.drawn is not None for one in outcomes)
+    heads = ["answers"] if drawn else []
+    heads += ["accuracy", *(f"{name}, trained on" if name in trained else name for name in rewards), "KL"]
+    lines = [f"| {' | '.join(['stage', *heads])} |", "|---|" + "--:|" * len(heads)]
     for one in outcomes:
-        cells = [one.stage, _right(one) if one.accuracy is not None else ""]
+        cells = [one.stage, *(["" if one.drawn is None else str(one.drawn)] if drawn else [])]
+        cells.append(_right(one) if one.accuracy is not None else "")
         sides = [one.rewards.get(name) for name in rewards]
         cells += [f"{side[0]:.3f} → {side[1]:.3f}" if side else "" for side in sides]
         lines.append(f"| {' | '.join([*cells, '' if one.kl is None else f'{one.kl:.1f}'])} |")

@@ -49,6 +49,26 @@ def test_a_command_can_be_pasted() -> None:
     assert shlex.split(command(*words)) == ["raftdiff", *words]
 
 
+def test_only_the_word_that_is_none_is_called_so(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["train", "demo", "loop.rounds=1", "--seed=3", "--out", "new", "word", "loop.seed=1"])
+    assert capsys.readouterr().err.splitlines()[-1] == "raftdiff: error: unrecognized arguments: --seed=3 word"
+
+
+def test_a_recipe_that_another_command_runs_is_told_with_it(capsys: pytest.CaptureFixture[str]) -> None:
+    for words, told in (
+        (
+            ["companion", "--out", "a b"],
+            "'companion' is the recipe of a pipeline; run: raftdiff llm pipeline companion --",
+        ),
+        (["rm_reviews"], "'rm_reviews' is the recipe of a reward model; run: raftdiff llm rm train rm_reviews"),
+    ):
+        assert main(["llm", *words]) == 2
+        assert f"raftdiff: {told}" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["llm", "nonsense"])
+
+
 @pytest.mark.parametrize("package", ["raftdiff", "llm", "rewards", "apps"])
 def test_every_command_that_is_suggested_is_quoted(package: str) -> None:
     """No f-string spells out a command of ours with values in it: ``errors.command`` does, and quotes them."""

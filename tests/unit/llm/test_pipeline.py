@@ -136,6 +136,19 @@ def test_a_stage_is_changed_by_its_name(file: Path) -> None:
     )
 
 
+def test_what_is_run_of_a_stage_is_changed_by_its_name_too(file: Path) -> None:
+    file.write_text(PIPELINE.replace("recipe: policy.yaml", "recipe: policy.yaml\n    until: scores"))
+    assert stages(load_pipeline(file), file.parent, file.parent)[1].until == "scores"
+    changed = load_pipeline(
+        file, ["policy.until=end", "policy.loop.rounds=7", "stages.2.id=last", "last.recipe=reward"]
+    )
+    assert (changed.stages[1].until, changed.stages[2].recipe) == ("end", "reward")
+    assert changed.stages[1].overrides[-1] == "loop.rounds=7"
+    assert "stages.1.until: " in refused(file, "", "", "policy.until=never")
+    assert "'polizy' is no stage of this pipeline" in refused(file, "", "", "polizy.until=end")
+    assert "'policy': an override is written key.path=value" in refused(file, "", "", "policy")
+
+
 def test_a_pipeline_that_began_before_a_key_was_known_goes_on(file: Path, tmp_path: Path) -> None:
     recipe = load_pipeline(file)
     now, out = check(recipe, file), tmp_path / "out"
@@ -185,7 +198,10 @@ LATER = '"tuner.meta={answers: 3}", "policy_pool={run: {policy}}"', '"pairs={run
     ("change", "sentence"),
     [
         ("pairs={data: {file: nosuch.jsonl}}", "pairs.data.file: there is no file 'nosuch.jsonl'"),
-        ("pairs={run: nosuch}", "nosuch: this is not a run directory"),
+        (
+            "pairs={run: nosuch}",
+            "pairs.run: 'nosuch' is not a run directory (it has no run.json). It is to be a run on",
+        ),
         ("pairs={run: {rm}}", "pairs.run: {rm} trains a reward model, which answers nothing"),
         ("pairs.rounds=[0, 2]", "pairs.rounds: {policy} has 2 rounds, and the first is 0; there is no round 2."),
         ("held_out={data: {file: nosuch.jsonl}}", "held_out.data.file: there is no file 'nosuch.jsonl'"),
@@ -257,6 +273,10 @@ def test_the_folder_belongs_to_one_pipeline(file: Path, tmp_path: Path) -> None:
     (tmp_path / "policy.yaml").write_text(POLICY.replace("candidates: 4", "candidates: 5"))
     with pytest.raises(UserError, match="these keys differ: policy.loop.candidates"):
         begin(out, recipe.name, check(recipe, file))
+    with pytest.raises(
+        UserError, match=r"this is the folder of the pipeline 'again', and this one is 'other'; name an"
+    ):
+        begin(out, "other", check(recipe, file))
     with pytest.raises(UserError, match="no pipeline's folder and not empty"):
         begin(tmp_path, recipe.name, {})
     aside = tmp_path / "aside"
