@@ -36,7 +36,8 @@ class CodeConfig(RewardConfig):
     weight: float = Field(default=1.0, allow_inf_nan=False)
     """Factor in the total reward."""
     tests: list[str | dict[str, str]] = Field(default_factory=list)
-    """Tests of every answer, before those of its own prompt: Python statements, or {input, output} of a script."""
+    """Tests of every answer, before those of its own prompt: Python statements, or {input, output} of a script.
+    Statements that assert and call nothing, such as a definition, are a part of the next statements' test."""
     column: str = "tests"
     """The column of the data file with the prompt's own tests: one, or a list of them."""
     grades: Grades = "tests"
@@ -106,14 +107,15 @@ class CodeReward:
         Raises:
             UserError: tests of another form or no Python, or of a prompt such as no program could fail.
         """
-        tests = [self._tests_of(prompt) for prompt in prompts]
-        for prompt, its in zip(prompts, tests, strict=True):
-            if its and all(isinstance(test, str) and _is_idle(test) for test in its):
+        bare = [prompt.id for prompt in prompts if not self._written(prompt)]
+        for prompt in prompts:
+            if self._written(prompt) and not self._tests_of(prompt):
                 raise UserError(
-                    f"prompt '{prompt.id}': {self._column}: these tests call and assert nothing, so every program "
-                    "that runs would pass them. Add an assertion, or a call such as check(solution)."
+                    f"prompt '{prompt.id}': {self._column}: these tests call and assert nothing that a program could "
+                    "fail, so every program that runs would pass them. Write assert before what should hold, or add "
+                    "a call such as check(solution)."
                 )
-        if bare := [prompt.id for prompt, its in zip(prompts, tests, strict=True) if not its]:
+        if bare:
             warnings.warn(
                 f"The reward '{self.name}': {len(bare)} of {len(prompts)} prompts have no tests under "
                 f"'{self._column}', the first '{bare[0]}': there every program that runs to its end is right.",
@@ -145,6 +147,9 @@ class CodeReward:
         return sample.prompt.caption + program if self._prepend else program
 
     def _tests_of(self, prompt: Prompt) -> list[Test]:
+        return _counted(self._written(prompt), f"prompt '{prompt.id}': {self._column}")
+
+    def _written(self, prompt: Prompt) -> list[Test]:
         own = prompt.meta.get(self._column) or []
         return [*self._tests, *_tests(own, f"prompt '{prompt.id}': {self._column}")]
 
@@ -199,15 +204,40 @@ def _demand_python(test: str, where: str) -> None:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            ast.parse(test)
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+            compile(test, "test.py", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError, OverflowError) as error:
         raise UserError(f"{where}: this test is not Python, so no program could pass it: {error}.") from None
 
 
+def _counted(tests: Sequence[Test], where: str) -> list[Test]:
+    """Those that can fail. A definition or an import is no test by itself: it stands before the next statements, and is
+    left out where none follow.
+
+    >>> _counted(["def check(f): assert f(1) == 2", {"input": "1", "output": "2"}, "check(double)", "x = 1"], "tests")
+    [{'input': '1', 'output': '2'}, 'def check(f): assert f(1) == 2\\ncheck(double)']
+    """
+    found: list[Test] = []
+    ahead: list[str] = []
+    for test in tests:
+        if not isinstance(test, str):
+            found.append(test)
+        elif _is_idle(test):
+            ahead.append(test)
+        else:
+            found.append("\n".join([*ahead, test]))
+            if ahead:
+                _demand_python(found[-1], where)  # an import of __future__ cannot follow a definition
+            ahead = []
+    return found
+
+
 def _is_idle(test: str) -> bool:
-    """It defines things alone, and does nothing that could go wrong: HumanEval's tests, say, without their call; or
-    a list in JSON, which is Python too. What a class body, a decorator or a default does is done at once; a class that
-    is derived from another, such as unittest's, is a definition all the same.
+    """It defines, imports and says things alone, or compares without an assert: HumanEval's tests, say, without their
+    call; or a list in JSON, which is Python too. What a class body, a decorator or a default does is done at once; a
+    class that is derived from another, such as unittest's, is a definition all the same.
+
+    Only what stands at the top is looked at, and no further than its form: an assertion that is always true, or one
+    whose error is caught, is a test.
 
     >>> _is_idle("def check(f):\\n    assert f(1) == 2"), _is_idle('["assert f(1) == 2"]'), _is_idle("check(f)")
     (True, True, False)
@@ -219,20 +249,35 @@ def _is_idle(test: str) -> bool:
 
 def _does_nothing(node: ast.stmt) -> bool:
     match node:
-        case ast.Pass():
-            return True
-        case ast.FunctionDef(decorator_list=decorators, args=args):
-            return not decorators and all(map(_is_still, [*args.defaults, *filter(None, args.kw_defaults)]))
+        case ast.Pass() | ast.Import() | ast.ImportFrom():
+            idle = True
+        case ast.FunctionDef(decorator_list=decorators) | ast.AsyncFunctionDef(decorator_list=decorators):
+            idle = not decorators and _takes_still(node.args)
         case ast.ClassDef(decorator_list=decorators, body=body):
-            return not decorators and all(map(_does_nothing, body))
+            idle = not decorators and all(map(_does_nothing, body))
         case ast.Assign(targets=targets, value=value):
-            return all(isinstance(one, ast.Name) for one in targets) and _is_still(value)
+            idle = all(isinstance(one, ast.Name) for one in targets) and _is_still(value)
+        case ast.AnnAssign(target=target, value=value):
+            idle = isinstance(target, ast.Name) and (value is None or _is_still(value))
+        case ast.Assert(test=ast.Constant(value=given) | ast.Tuple(elts=given)):
+            idle = bool(given)  # a tuple is true whatever it holds: assert (f(1) == 2, "why")
+        case ast.If(test=condition, orelse=instead):
+            idle = ast.unparse(condition) == "__name__ == '__main__'" and all(map(_does_nothing, instead))
+        case ast.Expr(value=ast.Compare() | ast.Call(func=ast.Name(id="print"))):
+            idle = True
         case ast.Expr(value=value):
-            return _is_still(value)
+            idle = _is_still(value)
         case _:
-            return False
+            idle = False
+    return idle
 
 
 def _is_still(value: ast.expr) -> bool:
     """Nothing that has a name is looked up, nothing is called."""
+    if isinstance(value, ast.Lambda):
+        return _takes_still(value.args)
     return not any(isinstance(one, ast.Name | ast.Call) for one in ast.walk(value))
+
+
+def _takes_still(args: ast.arguments) -> bool:
+    return all(map(_is_still, [*args.defaults, *filter(None, args.kw_defaults)]))

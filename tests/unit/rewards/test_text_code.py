@@ -428,7 +428,25 @@ def test_tests_are_looked_at_before_anything_is_sampled() -> None:
     for tests in (*idle, '["assert double(2) == 4"]', ["A = {'b': 1}", "# assert it"]):
         with pytest.raises(UserError, match=r"prompt 'p0': tests: these tests call and assert nothing"):
             reward.check_prompts(prompts(tests))
+    forgotten = [
+        "double(1) == 2",
+        "import math\ndef check(f):\n    assert f(1) == 2",
+        "from unittest import TestCase\nclass T(TestCase):\n    def test(self): self.assertEqual(double(1), 2)",
+        "async def test():\n    assert double(1) == 2",
+        "x: int = 3\ndef check(f): ...",
+        "def check(f): ...\nif __name__ == '__main__':\n    check(double)",
+        "assert (double(1) == 2, 'why')",
+        "assert True",
+        "check = lambda: double(1) == 2",
+        "print(double(1))",
+    ]
+    for test in forgotten:
+        with pytest.raises(UserError, match=r"prompt 'p0': tests: these tests call and assert nothing that a program"):
+            reward.check_prompts(prompts([test]))
     at_once = [
+        "if double:\n    assert double(1) == 2",
+        "x: int = double(2)",
+        "assert ()",
         "class Test:\n    assert double(2) == 4",
         "def t(x=double(2)): ...",
         "@run\ndef t(): ...",
@@ -437,6 +455,36 @@ def test_tests_are_looked_at_before_anything_is_sampled() -> None:
     reward.check_prompts(prompts(*([one] for one in at_once)))
     with pytest.warns(match=r"'code': 2 of 3 prompts have no tests under 'tests', the first 'p1': there every program"):
         reward.check_prompts(prompts(TESTS, None, []))
+
+
+@pytest.mark.parametrize(
+    "test",
+    [
+        "return double(1) == 2",
+        "await double(1)",
+        "yield double(1)",
+        "break",
+        "nonlocal double",
+        "def f(a, a): ...",
+        "from __future__ import braces",
+    ],
+)
+def test_what_can_be_parsed_and_not_compiled_is_no_test(test: str) -> None:
+    reward = CodeConfig(network=ALLOWED.network).build()
+    with pytest.raises(
+        UserError, match=r"prompt 'double': tests\.0: this test is not Python, so no program could pass"
+    ):
+        reward.check_prompts([answers("x", tests=[test])[0].prompt])
+
+
+def test_a_definition_is_a_part_of_the_next_test_and_none_of_its_own() -> None:
+    check = "def check(f):\n    assert f(2) == 4"
+    wrong, right = "def double(x): return 9", "def double(x): return x * 2"
+    assert scores([wrong, right], [check, "check(double)"]) == [0.25, 1.0]
+    assert scores([wrong, right], [check, "assert double(3) == 9", "check(double)"]) == [0.625, 0.625]
+    assert scores([wrong, right], ["check(double)", "x = 1"], tests=["import math", check]) == [0.25, 1.0]
+    with pytest.raises(UserError, match=r"tests: this test is not Python, .*from __future__ imports must occur at the"):
+        scores([right], [check, "from __future__ import annotations\ncheck(double)"])
 
 
 def test_a_machine_that_cannot_shut_in_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
