@@ -97,11 +97,14 @@ def build(config: PairsConfig, folder: Path, key: str) -> list[Comparison]:
             does not say which of two different answers is better (and ``data.broken`` is "stop").
     """
     found = _read(config, folder, key)
-    if config.sha256 and _digest(found) != config.sha256:
+    if config.sha256 and _digest(found) == config.sha256:
+        return found[: config.limit]  # older versions took empty answers of a run in: it keeps what it began with
+    kept = _spoken(found, key)
+    if config.sha256 and _digest(kept) != config.sha256:
         raise UserError(
             f"{key}: what '{config.run or config.labels}' holds is no longer what this run began with; begin a new run."
         )
-    return found[: config.limit]
+    return kept[: config.limit]
 
 
 def sealed(config: PairsConfig, folder: Path, key: str) -> PairsConfig:
@@ -114,7 +117,7 @@ def sealed(config: PairsConfig, folder: Path, key: str) -> PairsConfig:
         return config.model_copy(update={"data": sealed_prompts(config.data, folder, f"{key}.data")})
     name = "run" if config.run else "labels"
     path = str(_run(str(config.run or config.labels), folder).path.resolve())
-    return config.model_copy(update={name: path, "sha256": _digest(_read(config, folder, key))})
+    return config.model_copy(update={name: path, "sha256": _digest(_spoken(_read(config, folder, key), key))})
 
 
 def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: PerPrompt = 1) -> list[Comparison]:
@@ -127,6 +130,12 @@ def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: PerPr
     """
     _refuse_pictures(run)
     return [pair for folder in _folders(run, rounds) for pair in _ordered(folder, per_prompt)]
+
+
+def answered(pairs: Sequence[Comparison]) -> list[Comparison]:
+    """The pairs without those of which one answer is empty: no format of data has an empty answer, so a model is
+    trained on none, whether it reads the run or a file of its pairs."""
+    return [pair for pair in pairs if pair.chosen.strip() and pair.rejected.strip()]
 
 
 def from_labels(run: Run) -> list[Comparison]:
@@ -227,6 +236,20 @@ def _read(config: PairsConfig, folder: Path, key: str) -> list[Comparison]:
         found = from_rounds(_run(config.run, folder), config.rounds, config.per_prompt)
         return _some(found, f"{key}.run: '{config.run}'")
     return _some(from_labels(_run(str(config.labels), folder)), f"{key}.labels: '{config.labels}'")
+
+
+def _spoken(found: list[Comparison], key: str) -> list[Comparison]:
+    """``answered``, and how many are left out.
+
+    Raises:
+        UserError: all of them.
+    """
+    if left_out := len(found) - len(kept := answered(found)):
+        told = f"{key}: {left_out} of {len(found)} pairs have an empty answer"
+        if not kept:
+            raise UserError(f"{told}, and nothing can be learnt from them; name another run or other rounds.")
+        warnings.warn(f"{told} and were left out.", stacklevel=1)  # one place: once
+    return kept
 
 
 def _some(found: list[Comparison], where: str) -> list[Comparison]:

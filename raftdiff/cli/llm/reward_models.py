@@ -164,7 +164,7 @@ def pairs(args: argparse.Namespace) -> None:
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
     every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds, args.per_prompt)
-    found = [pair for pair in every if pair.chosen.strip() and pair.rejected.strip()]  # a file holds no empty answer
+    found = preferences.answered(every)
     if not found:
         label = f"label some with: {command('label', run.path)}"
         hint = label if args.labels else "all answers of a prompt scored alike"

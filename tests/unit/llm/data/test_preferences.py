@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from raftdiff.errors import UserError
-from raftdiff.llm.data.preferences import PairsConfig, build, from_rounds, row, sealed
+from raftdiff.llm.data.preferences import PairsConfig, _digest, answered, build, from_rounds, row, sealed
 from raftdiff.llm.data.prompts import DataConfig
 from raftdiff.recipes.config import Config, check
 from raftdiff.records.labels import Ballot, candidate_pairs
@@ -227,15 +227,22 @@ def test_answers_in_the_same_words_are_no_pair(run):
         build(PairsConfig(run=str(run.path), rounds=[0]), run.path, "pairs")
 
 
-def test_an_empty_answer_is_one_of_the_policys_too(run):
-    """Runs are sealed with the pairs that they hold, so what counts as one must not change; only files leave it out."""
+def test_a_pair_with_an_empty_answer_is_left_out_of_a_run_as_out_of_its_file(run, tmp_path):
     unsealed(run)
     file = run.path / "rounds/000/samples/metadata.jsonl"
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     silent = [{**line, "text": ""} if (line["prompt_id"], line["index"]) == ("ant", 2) else line for line in lines]
     file.write_text("".join(json.dumps(line) + "\n" for line in silent))
-    (found,) = from_rounds(run, [0])
-    assert (found.chosen, found.rejected) == ("ant 01", "")
+    every = from_rounds(run)
+    assert (every[0].chosen, every[0].rejected) == ("ant 01", "")
+    config = PairsConfig(run=str(run.path))
+    with pytest.warns(UserWarning, match="^pairs: 1 of 4 pairs have an empty answer and were left out"):
+        assert build(config, tmp_path, "pairs") == answered(every) == every[1:]
+    with pytest.warns(UserWarning, match="1 of 4 pairs"):
+        assert build(sealed(config, tmp_path, "pairs"), tmp_path, "pairs") == every[1:]
+    assert build(config.model_copy(update={"sha256": _digest(every)}), tmp_path, "pairs") == every, "begun before"
+    with pytest.raises(UserError, match="pairs: 1 of 1 pairs have an empty answer, and nothing can be learnt"):
+        build(PairsConfig(run=str(run.path), rounds=[0]), tmp_path, "pairs")
 
 
 # From people
