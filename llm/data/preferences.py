@@ -275,6 +275,8 @@ def _refuse_pictures(run: Run) -> None:
 
 
 def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
+    if twice := [t for place, t in enumerate(rounds or ()) if t in (rounds or ())[:place]]:
+        raise UserError(f"{run.path}: round {twice[0]} is named twice, and its pairs count once; name it once.")
     begun, done = run.unfinished(0), run.rounds_done()
     drawn = not done and (begun.path / "samples").is_dir()
     if drawn and (rounds is None or set(rounds) == {0}):
