@@ -1,11 +1,13 @@
 """A reward model from the command line: train, kill, continue, look, measure; and what is said of mistakes."""
 
 import json
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 from raftdiff.cli.main import main
@@ -153,6 +155,15 @@ def test_strength_goes_into_the_data_and_out_again(recipe: Path, capsys: pytest.
     assert len(lines) == 24
     assert all(line["sigma"] > 0 for line in lines)
     assert Path("strong.html").is_file()
+    _, _, *words = shlex.split(out.splitlines()[-1].split(": ", 1)[1])
+    assert words == [
+        "rm",
+        "train",
+        str(recipe),
+        "loop.rounds=1",
+        "pairs={data: {file: strong.jsonl}}",
+        "denoise={type: flip}",
+    ]
     again = said(capsys, *measured)
     assert again[0] == 0
     assert [json.loads(line) for line in Path("strong.jsonl").read_text().splitlines()] == lines
@@ -173,10 +184,14 @@ def test_pairs_of_a_run_and_of_its_labels_train_a_model(recipe: Path, capsys: py
     assert 0 < len(rows) <= 3
     assert all(row["chosen"].count("good") > row["rejected"].count("good") for row in rows)
 
-    words = ["pairs.data.file=found.jsonl", "held_out_share=0", "loop.rounds=1", "--out", "of_rounds"]
-    status, out, err = said(capsys, "llm", "rm", "train", recipe, *words)
+    of_run = recipe.with_name("of_run.yaml")
+    of_run.write_text(yaml.safe_dump({**yaml.safe_load(recipe.read_text()), "pairs": {"run": "policy"}}))
+    then = shlex.split(out.splitlines()[1].removeprefix("next: raftdiff "))
+    words = [str(of_run) if word == "RECIPE" else word for word in then]
+    status, out, err = said(capsys, *words, "held_out_share=0", "loop.rounds=1", "--out", "of_rounds")
     assert status == 0, err
     assert "none held out" in out
+    assert "next: raftdiff llm rm eval of_rounds --pairs FILE\n" in out
 
     assert "nobody" not in out
     assert said(capsys, "llm", "rm", "pairs", "policy", "--labels", "--out", "l.jsonl")[2].endswith(

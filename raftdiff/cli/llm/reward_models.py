@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from raftdiff.chat.dialogue import whole
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars
@@ -52,7 +54,8 @@ def train_model(args: argparse.Namespace) -> None:
     with at_work(run, recipe, weights, assemble_reward) as parts:
         loop(run, parts)
     model = run.path / MODEL
-    print(f"\n{model}\nnext: {command('llm', 'rm', 'eval', run.path)}")
+    asked = () if parts.held_out else ("--pairs", "FILE")
+    print(f"\n{model}\nnext: {command('llm', 'rm', 'eval', run.path, *asked)}")
     print(f"as a reward: {{type: reward_model, model: {run.path}}}")
 
 
@@ -128,10 +131,9 @@ def strength(args: argparse.Namespace) -> None:
     print(f"\n{pairs}; {below:.0%} have a mu below 0: the models would have chosen the other answer")
     if wrong is not None:
         print(f"a low mu tells the wrong labels (column truth) with an AUC of {wrong:.2f}; 0.5 is chance")
-    print(
-        f"{args.out}\nreport: {page}\n"
-        f"next: name the file under pairs.data.file, with denoise: {{type: flip}} or another"
-    )
+    kept = [word for word in args.overrides if word.split("=")[0].split(".")[0] not in ("pairs", "denoise")]
+    then = command("llm", "rm", "train", args.recipe, *kept, _of_file(args.out), "denoise={type: flip}")
+    print(f"{args.out}\nreport: {page}\nnext: {then}")
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -171,8 +173,19 @@ def pairs(args: argparse.Namespace) -> None:
         raise UserError(f"{run.path}: there is not one pair of answers of which one is better; {hint}.")
     write_text(args.out, "".join(json.dumps(preferences.row(pair), ensure_ascii=False) + "\n" for pair in found))
     empty = f", {len(every) - len(found)} with an empty answer left out" if len(found) < len(every) else ""
-    then = command("llm", "rm", "train", "RECIPE", f"pairs.data.file={args.out}")
+    then = command("llm", "rm", "train", "RECIPE", _of_file(args.out))
     print(f"{args.out}: {len(found)} pairs{empty}\nnext: {then}")
+
+
+def _of_file(file: Path) -> str:
+    """The override that makes a file the pairs of any recipe, also of one that names a run.
+
+    >>> _of_file(Path("a, b.jsonl"))
+    "pairs={data: {file: 'a, b.jsonl'}}"
+    """
+    data = {"data": {"file": str(file)}}
+    flow = yaml.safe_dump(data, default_flow_style=True, allow_unicode=True, width=float("inf"))
+    return f"pairs={flow.strip()}"
 
 
 def _asked(path: Path, file: str | None) -> tuple[list[Comparison], Limits]:
