@@ -228,6 +228,10 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         (("llm", "rm", "strength", recipe, "--out", "new.jsonl", short), "pairs.data.too_long: skip"),
         (("llm", "rm", "train", recipe, "--out", "new", short), "pairs.data.too_long: skip"),
         (("llm", "rm", "pairs", "run", "--out", "a.jsonl"), "this is no run on texts"),
+        (
+            ("llm", "rm", "pairs", "run", "--labels", "--per-prompt", "ALL", "--out", "a"),
+            "--per-prompt: of people's lab",
+        ),
         (("eval", "run"), "this trains a reward model, which has commands of its own"),
         (("export", "run"), "its run's folder 'model', in the transformers format"),
         (("sample", recipe), "this trains a reward model"),
@@ -237,6 +241,9 @@ def test_mistakes_are_sentences(recipe: Path, capsys: pytest.CaptureFixture[str]
         assert status == 2, words
         assert sentence in err, words
     assert not [*Path().glob("new*")], "what is refused begins nothing"
+    with pytest.raises(SystemExit):
+        said(capsys, "llm", "rm", "pairs", "run", "--per-prompt", "every", "--out", "a.jsonl")
+    assert "--per-prompt: 'every' is neither a number from 1 nor 'all'" in capsys.readouterr().err
 
 
 def test_the_recipes_are_listed(capsys: pytest.CaptureFixture[str]) -> None:

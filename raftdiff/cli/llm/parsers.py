@@ -141,8 +141,7 @@ def _reward_models(words: Commands) -> None:
     paired.add_argument(
         "--per-prompt",
         type=from_one_or_all,
-        default=1,
         metavar="N|all",
-        help="best with worst, second best with second worst, ...; all: every two answers",
+        help="best with worst, second best with second worst, ... (default: 1); all: every two answers",
     )
     paired.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write them, .jsonl")

@@ -165,7 +165,11 @@ def pairs(args: argparse.Namespace) -> None:
     run = opening.to_read(args.recipe)
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
-    every = preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds, args.per_prompt)
+    if args.labels and args.per_prompt:
+        raise UserError("--per-prompt: of people's labels every pair that they compared is taken; leave it out.")
+    every = (
+        preferences.from_labels(run) if args.labels else preferences.from_rounds(run, args.rounds, args.per_prompt or 1)
+    )
     found = preferences.answered(every)
     if not found:
         label = f"label some with: {command('label', run.path)}"

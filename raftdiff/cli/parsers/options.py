@@ -62,8 +62,12 @@ def from_one(text: str) -> int:
 
 
 def from_one_or_all(text: str) -> int | Literal["all"]:
-    """A number from 1, or the word "all"."""
-    return "all" if text == "all" else from_one(text)
+    """A number from 1, or the word "all", in letters of either case."""
+    if text.lower() == "all":
+        return "all"
+    if not text.isdigit() or not int(text):
+        raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 nor 'all'")
+    return int(text)
 
 
 def from_one_each(text: str) -> tuple[int, ...]:
