@@ -21,7 +21,7 @@ from raftdiff.llm.reward_models.value_model import ValueModel, by_length, score_
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer
 from raftdiff.training.course import Course, Tally
-from raftdiff.types import Report, State
+from raftdiff.types import Report, State, silent
 
 BETAS = (0.9, 0.999)
 ALL_STEPS = 1 << 40
@@ -266,36 +266,43 @@ def whole_steps(groups: Sequence[Sequence[int]], least: int, exposures: float, s
     return steps
 
 
-def differences(model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int) -> Float[np.ndarray, " pairs"]:
-    """r_c - r_r of each pair as the model stands, in logits: above 0 it agrees with the label.
+def differences(
+    model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int, report: Report = silent
+) -> Float[np.ndarray, " pairs"]:
+    """r_c - r_r of each pair as the model stands, in logits: above 0 it agrees with the label. An answer that is in
+    several pairs is read once.
 
     Raises:
         UserError: a pair is longer than the model can read.
     """
-    found = score_rows(model, _sides(model, pairs), batch_size=batch_size).double()
-    return np.asarray(found[: len(pairs)] - found[len(pairs) :])
+    rows, chosen, rejected = _answers(model, pairs)
+    found = score_rows(model, rows, batch_size=batch_size, report=report).double()
+    return np.asarray(found[chosen] - found[rejected])
 
 
 @torch.no_grad()
 def features(
-    model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int
+    model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int, report: Report = silent
 ) -> tuple[Float[np.ndarray, "pairs width"], Float[np.ndarray, "pairs width"]]:
     """The hidden states at the last token, which the reward is read from: of the chosen answers, of the rejected ones.
+    An answer that is in several pairs is read once.
 
     Raises:
         UserError: a pair is longer than the model can read.
     """
-    found = torch.zeros(2 * len(pairs), model.head.in_features)
-    for places, batch in by_length(model, _sides(model, pairs), batch_size):
+    rows, chosen, rejected = _answers(model, pairs)
+    found = torch.zeros(len(rows), model.head.in_features)
+    for places, batch in by_length(model, rows, batch_size, report):
         found[places] = model.last(batch).float().cpu()
-    both = found.numpy()
-    return both[: len(pairs)], both[len(pairs) :]
+    return found[chosen].numpy(), found[rejected].numpy()
 
 
-def _sides(model: ValueModel, pairs: Sequence[Comparison]) -> list[Row]:
-    """All chosen answers, then all rejected ones."""
+def _answers(model: ValueModel, pairs: Sequence[Comparison]) -> tuple[list[Row], list[int], list[int]]:
+    """Every answer to its prompt once, and where those stand that are the chosen and the rejected ones of the pairs."""
     texts = [*((one.prompt, one.chosen) for one in pairs), *((one.prompt, one.rejected) for one in pairs)]
-    return [value_row(model, prompt, text) for prompt, text in texts]
+    places: dict[Row, int] = {}
+    found = [places.setdefault(value_row(model, prompt, text), len(places)) for prompt, text in texts]
+    return list(places), found[: len(pairs)], found[len(pairs) :]
 
 
 def _check_model(config: RewardTunerConfig, model: ValueModel) -> None:

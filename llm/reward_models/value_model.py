@@ -6,7 +6,7 @@ and ``reward.json`` (how prompts were written, and notes such as the held-out ac
 """
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -25,7 +25,7 @@ from raftdiff.records.disk import read_json, save_tensors, write_text, written
 from raftdiff.seeds import fold
 from raftdiff.training.tokenizers import first_position
 from raftdiff.training.trainable import merged
-from raftdiff.types import Prompt
+from raftdiff.types import Prompt, Report, silent
 
 HEAD, NOTES = "value_head.safetensors", "reward.json"
 
@@ -170,20 +170,26 @@ def value_row(model: ValueModel, prompt: Prompt, answer: str) -> Row:
 
 
 @torch.no_grad()
-def score_rows(model: ValueModel, rows: Sequence[Row], *, batch_size: int) -> Float[Tensor, " rows"]:
+def score_rows(
+    model: ValueModel, rows: Sequence[Row], *, batch_size: int, report: Report = silent
+) -> Float[Tensor, " rows"]:
     """The reward of each row, float32 on the CPU; what stands beside a row in its batch changes nothing."""
     found = torch.zeros(len(rows))
-    for places, batch in by_length(model, rows, batch_size):
+    for places, batch in by_length(model, rows, batch_size, report):
         found[places] = model.rewards(batch).cpu()
     return found
 
 
-def by_length(model: ValueModel, rows: Sequence[Row], batch_size: int) -> list[tuple[list[int], Batch]]:
+def by_length(
+    model: ValueModel, rows: Sequence[Row], batch_size: int, report: Report = silent
+) -> Iterator[tuple[list[int], Batch]]:
     """The rows in batches, those of like length together so that there is little filling; each batch with its places
-    among the ``rows``."""
+    among the ``rows``. What was done with is reported when the next batch is asked for."""
     order = sorted(range(len(rows)), key=lambda place: len(rows[place].prompt) + len(rows[place].answer))
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    return [(places, collate([rows[place] for place in places], model.lm.pad)) for places in parts]
+    for start in range(0, len(order), batch_size):
+        places = order[start : start + batch_size]
+        yield places, collate([rows[place] for place in places], model.lm.pad)
+        report(start + len(places), len(order))
 
 
 def _fresh_head(lm: LM, seed: int) -> nn.Linear:

@@ -69,8 +69,8 @@ def measure(recipe: RewardRecipe, folder: Path, models: int, progress: Progress)
                     parts.tuner.load_state_dict(state)
                 for _ in rounds(run, parts, progress):
                     pass
-                told = {"pairs": [pair.id for pair in parts.pairs], "differences": asked(parts, parts.pairs).tolist()}
-                write_text(file, json.dumps(told))
+                said = asked(parts, parts.pairs, progress.stage(own.loop.rounds - 1, "ask"))
+                write_text(file, json.dumps({"pairs": [pair.id for pair in parts.pairs], "differences": said.tolist()}))
         shutil.rmtree(folder / f"{index:03d}", ignore_errors=True)
         yield Member(index, float(np.mean(np.array(read_json(file)["differences"]) > 0)))
 

@@ -19,6 +19,7 @@ from raftdiff.llm.reward_models.value_model import ValueModel
 from raftdiff.llm.reward_runs.ensemble import truth
 from raftdiff.llm.reward_runs.training import BINS, figures
 from raftdiff.measures.calibration import accuracy, mixing, principal, reliability
+from raftdiff.types import Report, silent
 
 NEIGHBOURS = 10
 """Of each answer, for the figure ``mixing``."""
@@ -53,9 +54,9 @@ class Looked:
         return found
 
 
-def look(model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int) -> Looked:
+def look(model: ValueModel, pairs: Sequence[Comparison], *, batch_size: int, report: Report = silent) -> Looked:
     """Ask the model of every pair."""
-    chosen, rejected = features(model, pairs, batch_size=batch_size)
+    chosen, rejected = features(model, pairs, batch_size=batch_size, report=report)
     return Looked(pairs, _answers(model, chosen), _answers(model, rejected))
 
 

@@ -39,7 +39,7 @@ from raftdiff.records.disk import sync_all
 from raftdiff.records.run import Run
 from raftdiff.seeds import fold
 from raftdiff.training.devices import flush_denormals
-from raftdiff.types import Round
+from raftdiff.types import Report, Round
 
 POOL = "pool.jsonl"
 BINS = 10
@@ -117,7 +117,7 @@ def rounds(run: Run, parts: RewardParts, progress: Progress) -> Iterator[Round]:
         learnt = parts.tuner.fit(parts.pairs, parts.annotation, pool=pool, seed=seed, report=progress.stage(t, "tune"))
         spent = time.perf_counter() - began
         draft.spend("tune", seconds=spent, evaluations=int(learnt.get("network_evaluations", 0)))
-        draft.note(tune=dict(learnt), pairs=len(parts.pairs), **_validated(parts))
+        draft.note(tune=dict(learnt), pairs=len(parts.pairs), **_validated(parts, progress.stage(t, "validate")))
         draft.spend("validate", seconds=time.perf_counter() - began - spent, evaluations=0)
         metrics = draft.metrics()
         yield Round(t, draft.commit(parts.tuner.state_dict()), metrics)
@@ -173,16 +173,16 @@ def _pool(run: Run, parts: RewardParts, progress: Progress) -> Sequence[Sequence
     return kept
 
 
-def _validated(parts: RewardParts) -> Mapping[str, Any]:
+def _validated(parts: RewardParts, report: Report) -> Mapping[str, Any]:
     """The held-out pairs as the model stands; nothing where none are held out."""
     if not parts.held_out:
         return {}
-    return {"held_out_pairs": figures(asked(parts, parts.held_out))}
+    return {"held_out_pairs": figures(asked(parts, parts.held_out, report))}
 
 
-def asked(parts: RewardParts, pairs: Sequence[Comparison]) -> Float[np.ndarray, " pairs"]:
+def asked(parts: RewardParts, pairs: Sequence[Comparison], report: Report) -> Float[np.ndarray, " pairs"]:
     """The difference of reward of each pair, chosen less rejected, as the model stands."""
-    return differences(parts.model, pairs, batch_size=parts.recipe.tuner.rows_per_pass)
+    return differences(parts.model, pairs, batch_size=parts.recipe.tuner.rows_per_pass, report=report)
 
 
 def _write_model(run: Run, parts: RewardParts) -> None:

@@ -128,11 +128,11 @@ def test_two_models_on_the_same_pairs(recipe: Path, capsys: pytest.CaptureFixtur
 IN_THE_SECOND_PART = """
 import raftdiff.llm.reward_runs.training as runs
 say, said = runs._validated, []
-def saying(parts):
+def saying(parts, report):
     said.append(parts)
     if len(said) == 2:
         die()
-    return say(parts)
+    return say(parts, report)
 runs._validated = saying
 """
 

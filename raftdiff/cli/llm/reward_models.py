@@ -225,7 +225,11 @@ def _looked(path: Path, name: str, pairs: list[Comparison], limits: Limits) -> S
         config, rows = recipe.model, recipe.tuner.rows_per_pass
     held = LMConfig(base=folder, dtype=config.dtype, device=config.device)
     model = load_value_model(held, resolve)
-    looked = look(model, readable_pairs(model, pairs, limits), batch_size=rows)
+    readable, bars = readable_pairs(model, pairs, limits), Bars()
+    try:
+        looked = look(model, readable, batch_size=rows, report=bars.stage(0, f"ask {name}"))
+    finally:
+        bars.close()
     return Side(name, looked, evaluation(looked))
 
 

@@ -179,6 +179,24 @@ def test_features_are_what_rewards_are_read_from(folder):
     np.testing.assert_allclose((chosen - rejected) @ head, differences(model, pairs, batch_size=64), atol=1e-5)
 
 
+def test_an_answer_that_is_in_several_pairs_is_asked_once_and_says_the_same(folder):
+    model, pairs = opened(folder), compared_all(3, 4)
+    rewards, told = dict[str, float](), []
+    for one in pairs:
+        texts = (one.chosen, one.rejected)
+        rows = [value_row(model, one.prompt, text) for text in texts]
+        read = [float(score_rows(model, [row], batch_size=1)) for row in rows]
+        rewards |= {(one.prompt.id, text): value for text, value in zip(texts, read, strict=True)}
+    wanted = [rewards[one.prompt.id, one.chosen] - rewards[one.prompt.id, one.rejected] for one in pairs]
+    found = differences(model, pairs, batch_size=5, report=lambda *done: told.append(done))
+    np.testing.assert_allclose(found, wanted, atol=2e-5)
+    assert told == [(5, 12), (10, 12), (12, 12)], "18 pairs, 12 answers"
+    told.clear()
+    chosen, rejected = features(model, pairs, batch_size=12, report=lambda *done: told.append(done))
+    assert (told, chosen.shape) == ([(12, 12)], (18, 32))
+    np.testing.assert_allclose((chosen - rejected) @ model.head.weight[0].numpy(), wanted, atol=2e-5)
+
+
 def test_a_flipped_pair_is_the_pair_with_its_answers_exchanged(folder):
     pairs = some()
     turned = [Comparison(one.id, one.prompt, one.rejected, one.chosen) for one in pairs]
