@@ -162,7 +162,7 @@ def follow(
 ) -> None:
     """Consume the rounds: show a ``line`` each (of the round, of how many, and of the seconds left), log, track."""
     wanted, done = recipe.loop.rounds, run.rounds_done()
-    bars, tracker = Bars(wanted), Tracker(recipe.logging, run, plain(recipe))
+    bars, tracker = Bars(wanted, event), Tracker(recipe.logging, run, plain(recipe))
     began = time.monotonic()
     try:
         tell_last(run, tracker, event)

@@ -1,5 +1,6 @@
 """What a person sees while a run goes on: bars with the time left, a line a round."""
 
+import os
 import sys
 from time import monotonic
 from typing import Any, final
@@ -11,21 +12,25 @@ from raftdiff.types import Report, Round
 
 LINE_EVERY = 30.0
 """Seconds between two lines of a stage in a log file."""
+WIDTH = 80
+"""Of a bar, in characters, where the terminal does not say how wide it is."""
 
 
 @final
 class Bars:
     """How far each stage is, on standard error, with the time left: a bar in a terminal, in a log file a line now and
-    then. Rounds are counted from 0, as everywhere; ``rounds`` is None where the work has none."""
+    then. Rounds are counted from 0, as everywhere; ``rounds`` is None where the work has none, and ``word`` is what
+    else they are called: the parts of a reward model's training."""
 
-    def __init__(self, rounds: int | None = None) -> None:
+    def __init__(self, rounds: int | None = None, word: str = "round") -> None:
+        self._word = word
         self._last = None if rounds is None else rounds - 1
         self._stage: _Bar | _Lines | None = None
 
     def stage(self, round: int, stage: str) -> Report:
         self.close()
         unit = {"sample": "candidate", "tune": "step"}.get(stage, "item")
-        told = stage if self._last is None else f"round {round}/{self._last} {stage}"
+        told = stage if self._last is None else f"{self._word} {round}/{self._last} {stage}"
         self._stage = _Bar(told, unit) if sys.stderr.isatty() else _Lines(told, unit)
         return self._stage.report
 
@@ -40,8 +45,16 @@ class _Bar:
     """A stage in a terminal."""
 
     def __init__(self, told: str, unit: str) -> None:
+        width = None if _tells_its_width() else WIDTH
         self._bar: tqdm[Any] = tqdm(
-            desc=told, unit=f" {unit}", file=sys.stderr, leave=False, dynamic_ncols=True, mininterval=0.5
+            desc=told,
+            unit=f" {unit}",
+            file=sys.stderr,
+            leave=False,
+            ncols=width,
+            nrows=None if width is None else 24,
+            dynamic_ncols=width is None,
+            mininterval=0.5,
         )
 
     def report(self, done: int, total: int) -> None:
@@ -54,6 +67,15 @@ class _Bar:
 
     def close(self) -> None:
         self._bar.close()
+
+
+def _tells_its_width() -> bool:
+    """Some terminals say that they have 0 columns, serial lines and those of some containers, which is room for no bar
+    at all."""
+    try:
+        return os.get_terminal_size(sys.stderr.fileno()).columns > 0
+    except (OSError, ValueError):
+        return True
 
 
 @final

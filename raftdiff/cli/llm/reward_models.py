@@ -112,7 +112,7 @@ def strength(args: argparse.Namespace) -> None:
     if args.out.suffix != ".jsonl":
         raise UserError(f"--out {args.out}: name a file that ends in .jsonl; the pairs are written as JSON lines.")
     recipe = load_reward_recipe(locate(args.recipe), [*args.overrides, "denoise={type: none}"])
-    folder, bars = args.out.with_suffix(".members"), Bars(recipe.loop.rounds)
+    folder, bars = args.out.with_suffix(".members"), Bars(recipe.loop.rounds, "part")
     began = time.monotonic()
     try:
         for done, member in enumerate(measure(recipe, folder, args.models, bars), 1):

@@ -1,6 +1,11 @@
 """What a person sees while a run goes on."""
 
+import fcntl
 import itertools
+import os
+import struct
+import sys
+import termios
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +31,22 @@ def test_a_log_file_gets_whole_lines_now_and_then(
         "round 1/2 sample: 6 of 10 candidates, about 1 min 20 s left",
         "round 1/2 sample: 8 of 10 candidates, about 40 s left",
     ]
+
+
+def test_a_terminal_that_does_not_say_how_wide_it_is_has_a_bar_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    for rows, columns in ((0, 0), (24, 60)):
+        controller, terminal = os.openpty()
+        os.set_blocking(controller, False)
+        fcntl.ioctl(terminal, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+        with os.fdopen(terminal, "w", encoding="utf-8") as screen:
+            monkeypatch.setattr(sys, "stderr", screen)
+            bars = Bars(2, "part")
+            bars.stage(1, "tune")(3, 4)
+            monkeypatch.undo()
+            shown = os.read(controller, 2**16).decode()
+            bars.close()
+        os.close(controller)
+        assert "part 1/1 tune: " in shown
 
 
 def test_the_first_of_a_batch_says_nothing_of_the_time_left(
