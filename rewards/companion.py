@@ -6,7 +6,7 @@ policy is tuned against that model.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal, NamedTuple, final, get_args
+from typing import Any, Literal, NamedTuple, final, get_args
 
 import torch
 from jaxtyping import Float32
@@ -157,17 +157,21 @@ class CompanionReward:
             UserError: the data tell of a feeling that the rules do not know.
         """
         for prompt in prompts:
-            if (told := prompt.meta.get("feeling")) and told not in get_args(Feeling):
+            if (told := _told(prompt)) and told not in get_args(Feeling):
                 raise UserError(
                     f"The reward 'companion': prompt '{prompt.id}' has feeling '{told}', and the rules know "
                     f"{' and '.join(get_args(Feeling))} alone; name one of them, or leave it out."
                 )
 
     def score(self, samples: Sequence[Sample[str]]) -> Float32[torch.Tensor, " samples"]:
-        found = [
-            verdict(sample.prompt.caption, sample.media, sample.prompt.meta.get("feeling")).total for sample in samples
-        ]
+        found = [verdict(sample.prompt.caption, sample.media, _told(sample.prompt)).total for sample in samples]
         return torch.tensor(found, dtype=torch.float32)
+
+
+def _told(prompt: Prompt) -> Any:
+    """What the data say of the feeling; people write Low and "glad "."""
+    told = prompt.meta.get("feeling")
+    return told.strip().lower() if isinstance(told, str) else told
 
 
 def verdict(prompt: str, reply: str, state: Feeling | None = None) -> Verdict:

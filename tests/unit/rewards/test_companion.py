@@ -94,9 +94,16 @@ def test_the_reward_sums_the_rules_and_takes_the_feeling_from_the_data() -> None
     assert found.tolist() == [verdict(DOG, GOOD).total, verdict(known.caption, "Congratulations!", "glad").total]
 
 
+def test_a_feeling_is_read_whatever_its_case_and_the_spaces_about_it() -> None:
+    reply = "Hey, a book! That must have been lovely for you."
+    asked = [Prompt(name, "My son read a book.", "", "", meta={"feeling": name}) for name in ("glad", " Glad ", "low")]
+    glad, spelled, low = CompanionConfig().build().score([Sample(0, one, 0, 0, "policy", reply) for one in asked])
+    assert glad == spelled != low
+
+
 def test_a_feeling_that_the_rules_do_not_know_is_told_before_anything_is_drawn() -> None:
     reward = CompanionConfig().build()
-    known = [Prompt(name, DOG, DOG, DOG, meta={"feeling": name}) for name in ("low", "glad", "")]
+    known = [Prompt(name, DOG, DOG, DOG, meta={"feeling": name}) for name in ("low", "glad", "", "Low", "glad ")]
     reward.check_prompts([*known, Prompt("none", DOG, DOG, DOG)])
     with pytest.raises(UserError, match="prompt 'a' has feeling 'sad', and the rules know low and glad alone"):
         reward.check_prompts([Prompt("a", DOG, DOG, DOG, meta={"feeling": "sad"})])
