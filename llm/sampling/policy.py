@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Literal, final
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from raftdiff.chat.dialogue import cut, untorn
 from raftdiff.llm.model.loading import LM, LMConfig, load
@@ -31,7 +31,21 @@ class MagicConfig(Config):
     system: str = ""
     """A system message, in place of the prompt's own."""
     history: list[TurnConfig] = Field(default_factory=list)
-    """A dialogue to follow, before the turns that the prompt brings: an example or two of how to answer."""
+    """A dialogue to follow, before the turns that the prompt brings: an example or two of how to answer. The user and
+    the assistant take turns, the user first."""
+
+    @model_validator(mode="after")
+    def _in_turns(self) -> "MagicConfig":
+        wanted = ("user", "assistant")
+        for place, turn in enumerate(self.history):
+            if turn.role != wanted[place % 2]:
+                raise ValueError(
+                    f"history.{place} is the {turn.role}'s, and the {wanted[place % 2]}'s turn comes there: they take "
+                    "turns, the user first"
+                )
+        if len(self.history) % 2:
+            raise ValueError("history ends with the user, and the prompt is the user's turn; add the assistant's reply")
+        return self
 
     def before(self, prompt: Prompt) -> Prompt:
         """The prompt with it."""

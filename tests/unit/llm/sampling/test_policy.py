@@ -162,6 +162,19 @@ def test_system_text_and_earlier_turns_reach_the_model(chat_folder, open_lm):
     )
 
 
+@pytest.mark.parametrize(
+    ("roles", "sentence"),
+    [
+        (["assistant"], "history.0 is the assistant's, and the user's turn comes there"),
+        (["user", "user", "assistant"], "history.1 is the user's, and the assistant's turn comes there"),
+        (["user", "assistant", "user"], "history ends with the user, and the prompt is the user's turn"),
+    ],
+)
+def test_magic_turns_alternate_as_chat_templates_have_them(roles, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        MagicConfig(history=[{"role": role, "content": "hello"} for role in roles])
+
+
 def test_magic_turns_are_read_while_drawing_and_not_learnt_after(chat_folder, open_lm):
     lm = open_lm(chat_folder)
     turns = [{"role": "user", "content": "yes"}, {"role": "assistant", "content": "no"}]
