@@ -224,9 +224,10 @@ def _counted(tests: Sequence[Test], where: str) -> list[Test]:
         elif _is_idle(test):
             ahead.append(test)
         else:
-            found.append("\n".join([*ahead, test]))
+            whole = "\n".join([*ahead, test])
             if ahead:
-                _demand_python(found[-1], where)  # an import of __future__ cannot follow a definition
+                _demand_python(whole, where)  # an import of __future__ cannot follow a definition
+            found.append(whole)
             ahead = []
     return found
 
