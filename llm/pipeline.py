@@ -117,13 +117,16 @@ class Stage:
             return read(TextRecipe if self.of_policy else RewardRecipe, self.source, [*self.overrides, *self._pinned()])
 
     def _pinned(self) -> Iterator[str]:
-        """Pairs of what an earlier stage drew are of that round, whoever goes on with that run."""
+        """Pairs of what an earlier stage drew are of that round, whoever goes on with that run. A stage that an earlier
+        version began, which did not say so, keeps what it began with."""
         if self.of_policy:
             return
         recipe = read(RewardRecipe, self.source, self.overrides)
+        begun = Run(self.path).recipe() if (self.path / "run.json").is_file() else {}
         for key in READ_LATER:
             pairs = getattr(recipe, key)
-            if pairs is not None and pairs.run in map(str, self.drawn) and pairs.rounds is None:
+            unsaid = key in begun and (begun[key] or {}).get("rounds") is None
+            if pairs is not None and pairs.run in map(str, self.drawn) and pairs.rounds is None and not unsaid:
                 yield f"{key}.rounds=[0]"
 
 

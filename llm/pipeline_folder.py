@@ -70,7 +70,7 @@ def _demand_same(out: Path, known: Mapping[str, Any], now: Mapping[str, Any]) ->
 
 def _begun(out: Path, stages: list[str]) -> int:
     """How many stages, in their order, were begun, or came before one that was."""
-    held = [(out / one / "run.json").is_file() or outcome_file(out, one).is_file() for one in stages]
+    held = [Run(out / one).begun() or outcome_file(out, one).is_file() for one in stages]
     return max((place for place, begun in enumerate(held, 1) if begun), default=0)
 
 

@@ -48,9 +48,10 @@ class SharedWordsConfig(RewardConfig):
 class SharedWordsReward:
     """How many different words that name the prompt's matter the answer takes up, 0 to ``limit``; higher is better.
 
-    Words are compared without their endings (``stem``), common words do not count, each word counts once. English only:
-    0 for other languages. It is made to compare answers to one prompt, beside rewards of sense and of repetition: by
-    itself it is content with a list of the prompt's words. No licence, no weights.
+    Words are compared without their endings (``stem``), common words do not count, each word counts once. English: of
+    other languages it does not know which words are common, and of other scripts it reads nothing. It is made to
+    compare answers to one prompt, beside rewards of sense and of repetition: by itself it is content with a list of the
+    prompt's words. No licence, no weights.
     """
 
     def __init__(self, *, limit: int = 2, name: str = "shared_words") -> None:

@@ -115,6 +115,7 @@ def sealed(config: PairsConfig, folder: Path, key: str) -> PairsConfig:
     """
     if config.data.given:
         return config.model_copy(update={"data": sealed_prompts(config.data, folder, f"{key}.data")})
+    demand_once(config.rounds, f"{key}.rounds")
     name = "run" if config.run else "labels"
     path = str(_run(str(config.run or config.labels), folder).path.resolve())
     return config.model_copy(update={name: path, "sha256": _digest(_spoken(_read(config, folder, key), key))})
@@ -130,6 +131,15 @@ def from_rounds(run: Run, rounds: Sequence[int] | None = None, per_prompt: PerPr
     """
     _refuse_pictures(run)
     return [pair for folder in _folders(run, rounds) for pair in _ordered(folder, per_prompt)]
+
+
+def demand_once(rounds: Sequence[int] | None, key: str) -> None:
+    """
+    Raises:
+        UserError: one of the rounds is named twice.
+    """
+    if twice := [t for place, t in enumerate(rounds or ()) if t in (rounds or ())[:place]]:
+        raise UserError(f"{key}: round {twice[0]} is named twice, and its pairs count once; name it once.")
 
 
 def answered(pairs: Sequence[Comparison]) -> list[Comparison]:
@@ -275,8 +285,6 @@ def _refuse_pictures(run: Run) -> None:
 
 
 def _folders(run: Run, rounds: Sequence[int] | None) -> list[RoundFolder]:
-    if twice := [t for place, t in enumerate(rounds or ()) if t in (rounds or ())[:place]]:
-        raise UserError(f"{run.path}: round {twice[0]} is named twice, and its pairs count once; name it once.")
     begun, done = run.unfinished(0), run.rounds_done()
     drawn = not done and (begun.path / "samples").is_dir()
     if drawn and (rounds is None or set(rounds) == {0}):

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from raftdiff.cli import opening
 from raftdiff.cli.show import Bars, round_line
@@ -46,6 +46,8 @@ from raftdiff.training.devices import find_device
 from raftdiff.types import Prompt, Round, State
 
 AnyRecipe: TypeAlias = Recipe | TextRecipe
+LookedAt: TypeAlias = Literal["never", "later", "at once"]
+"""When an evaluation looks at what a run makes."""
 AnyAssembly: TypeAlias = Assembly | TextAssembly
 
 
@@ -123,15 +125,17 @@ def _together(recipe: AnyRecipe) -> AnyAssembly:
         return assembled(recipe)
 
 
-def _looked_ahead(run: Run, assembly: AnyAssembly) -> AnyAssembly:
-    """The parts, when ``raftdiff eval`` will be able to look at what they make; asked where nothing was made yet.
+def _looked_ahead(run: Run, assembly: AnyAssembly, looked_at: LookedAt) -> AnyAssembly:
+    """The parts, when an evaluation will be able to look at what they make; asked where nothing was made yet.
 
     Raises:
         UserError: texts whose held-out prompts cannot be read, or that a reward knows nothing of; the tuned model has
-            no room for the answers that are asked for.
+            no room for the answers that are asked for; the server of a reward that looks ``at once`` is not there.
     """
-    if isinstance(assembly, TextAssembly) and not run.rounds_done() and not run.unfinished(0).path.is_dir():
-        assembly.demand_known(evaluation_texts(assembly, None))
+    fresh = not run.rounds_done() and not run.unfinished(0).path.is_dir()
+    if isinstance(assembly, TextAssembly) and fresh and looked_at != "never":
+        demand = assembly.check if looked_at == "at once" else assembly.demand_known
+        demand(evaluation_texts(assembly, None))
     return assembly
 
 
@@ -141,13 +145,18 @@ def measured(recipe: AnyRecipe) -> AnyRecipe:
 
 
 @contextmanager
-def at_work(run: Run, recipe: AnyRecipe, *, scored: bool = True, tuned: bool = True) -> Iterator[AnyAssembly]:
+def at_work(
+    run: Run, recipe: AnyRecipe, *, scored: bool = True, looked_at: LookedAt = "later"
+) -> Iterator[AnyAssembly]:
     """As ``beginning.at_work``, of pictures or of texts; the other processes, where there are any, take their share of
     what the parts do. Servers are asked whether they are there, of rewards where the candidates are ``scored`` too.
-    Where a model is to be ``tuned``, what its evaluation will look at is looked at."""
+    What an evaluation will look at is looked at, unless that is ``never``."""
     recipe = measured(recipe)  # once for all processes, whose batches are cut alike
     processes.tell(("begin", recipe))
-    whole = (lambda one: _looked_ahead(run, _together(one))) if tuned else _together
+
+    def whole(one: AnyRecipe) -> AnyAssembly:
+        return _looked_ahead(run, _together(one), looked_at)
+
     with beginning.at_work(run, recipe, weights_of, asking_first(run, whole, scored=scored)) as assembly:
         if isinstance(assembly, Assembly):
             yield replace(assembly, parts=shared(assembly.parts, learns_together=True))

@@ -30,7 +30,7 @@ def show(args: argparse.Namespace) -> None:
     now = snapshot(run := Run(Path(args.recipe)))
     back = run.rollbacks()
     print(f"{now.name}: {len(now.metrics)} of {counted(now.rounds_planned, 'round')} done")
-    if now.making and not now.metrics and run.info().get("until"):
+    if now.making and now.making.stage == "select" and not now.metrics and run.info().get("until"):
         print(
             f"round 0 is drawn and scored, {counted(now.making.drawn, 'candidate')}: all that was asked (until: scores)"
         )

@@ -54,9 +54,10 @@ def label(args: argparse.Namespace) -> None:
         if args.eval is not None:
             pairs = evaluation_pairs(run, args.eval or None, seed=0)
         elif not (done := run.rounds_done()):
+            alone = ["loop.rounds=1"] if run.info().get("until") else []  # it was to draw, no more
             raise UserError(
                 f"{run.path}: people compare the candidates of a finished round, and this run has none yet; finish the "
-                f"first with: {command('train', run.path, 'loop.rounds=1')}"
+                f"first with: {command('train', run.path, *alone)}"
             )
         else:
             chosen = done - 1 if args.round is None else args.round

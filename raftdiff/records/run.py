@@ -77,7 +77,7 @@ class Run:
             OSError: nothing can be written there.
         """
         run = Run(path)
-        if run._begun():
+        if run.begun():
             Run.open(path)
             run.demand_recipe()
             run._check_recipe(recipe)
@@ -90,10 +90,10 @@ class Run:
     def create(path: Path, recipe: Config, *, seed: int, parent: str | None = None) -> "Run":
         """The run at ``path``, as ``at``, begun where nothing was made yet."""
         run = Run.at(path, recipe)
-        if not run._begun():
+        if not run.begun():
             path.mkdir(parents=True, exist_ok=True)
             with run.locked():  # or two that begin at once would write over each other
-                if not run._begun():
+                if not run.begun():
                     run._begin(recipe, seed, parent)
         return run
 
@@ -215,7 +215,7 @@ class Run:
         elif new := {name: mark for name, mark in weights.items() if facts["weights"].get(name, NOTHING) == NOTHING}:
             self.know(weights={**facts["weights"], **new})
 
-    def _begun(self) -> bool:
+    def begun(self) -> bool:
         """Whether anything was made here: a start that failed, say on a missing model, leaves nothing to protect."""
         rounds = self.path / "rounds"
         return (self.path / "run.json").is_file() and rounds.is_dir() and any(rounds.iterdir())

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from raftdiff.records.changes import HARMLESS
+from raftdiff.records.changes import HARMLESS, alike
 from raftdiff.records.run import Run
 from raftdiff.records.watching import alarms
 from raftdiff.stages.parts import LoopConfig
@@ -57,4 +57,4 @@ def stalled(metrics: Sequence[Mapping[str, Any]], patience: int | None) -> bool:
 def ended(run: Run, loop: LoopConfig) -> bool:
     """Whether there is no round to make: all are there, or what stopped the run still does."""
     done = run.rounds_done()
-    return done >= loop.rounds or (done > 0 and (stalled(run.metrics(), loop.patience) or guarded(run, loop)))
+    return done >= loop.rounds or (done > 0 and (stalled(alike(run.metrics()), loop.patience) or guarded(run, loop)))

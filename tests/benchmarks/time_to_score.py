@@ -105,10 +105,12 @@ def learn(method: str, given: argparse.Namespace) -> None:
     held = json.loads(file.read_text()) if file.is_file() else {"rounds": [], "looks": []}
     spent: list[float] = held["rounds"][: run.rounds_done()]
 
+    def write() -> None:
+        file.write_text(json.dumps({**held, "provenance": provenance()}, indent=2) + "\n")
+
     def seen() -> None:
         held["looks"].append({"seconds": sum(spent), "rounds": len(spent), **look()})
-        held["rounds"] = spent
-        file.write_text(json.dumps({**held, "provenance": provenance()}, indent=2) + "\n")
+        write()
         told = held["looks"][-1]
         print(
             f"{name}: {told['seconds']:.0f} s, {told['rounds']} rounds: {np.mean(told['right']):.3f} of what is asked "
@@ -116,11 +118,13 @@ def learn(method: str, given: argparse.Namespace) -> None:
             flush=True,
         )
 
+    held["rounds"] = spent
     if not held["looks"]:
         seen()
     began = time.process_time()
     for _ in raft(run, assembly.parts):
         spent.append(time.process_time() - began)
+        write()
         over = sum(spent) >= 60 * given.minutes
         if over or sum(spent) >= held["looks"][-1]["seconds"] + given.every:
             seen()

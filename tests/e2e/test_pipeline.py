@@ -130,6 +130,14 @@ def test_a_later_stage_begins_with_what_an_earlier_one_made(whole: Whole) -> Non
     assert [one["before"] for one in before] == [one["after"] for one in after], "the same seeds, the same model"
 
 
+def test_a_model_that_a_finished_stage_did_not_write_is_written(recipe: Path, whole: Whole, tmp_path: Path) -> None:
+    model = whole.out / "policy/model"
+    shutil.move(model, tmp_path / "kept")  # as where nobody had asked for it
+    assert main(["llm", "pipeline", str(recipe), "--out", str(whole.out)]) == 0
+    kept, again = (load_file(folder / "model.safetensors") for folder in (tmp_path / "kept", model))
+    assert all(kept[name].equal(again[name]) for name in kept)
+
+
 def _lm(whole: Whole) -> Path:
     return whole.out.parent / "lm"
 
@@ -228,7 +236,8 @@ stages:
     assert main(["label", answers, "--no-browser"]) == 2
     assert f"finish the first with: raftdiff train {answers} loop.rounds=1" in capsys.readouterr().err
 
-    assert main(["train", answers]) == 0, "two rounds, by whoever does so all the same"
+    for rounds in (1, 3):
+        assert main(["train", answers, f"loop.rounds={rounds}"]) == 0, "by whoever does so all the same"
     assert main(["llm", "rm", "eval", str(out / "reward"), "--json"]) == 0, "its pairs are what they were"
     (out / "reward.json").unlink()
     shutil.rmtree(out / "reward")

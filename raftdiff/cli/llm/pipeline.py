@@ -69,7 +69,8 @@ def pipeline(args: argparse.Namespace) -> None:
     for number, stage in enumerate(stages(recipe, path.parent, out), 1):
         told = outcome_file(out, stage.id)
         print(f"\nstage {number} of {len(recipe.stages)}, {stage.id}: {stage.source.stem}", flush=True)
-        if not told.is_file():
+        unwritten = stage.of_policy and stage.asked_for_model and not stage.model.is_dir()  # nobody asked for it then
+        if not told.is_file() or unwritten:
             outcome = _made(stage)
             write_text(told, json.dumps(outcome._asdict(), indent=2))
         found.append(Outcome(**read_json(told)))
@@ -135,10 +136,13 @@ def _drawn(stage: Stage) -> Outcome:
     """The answers of a first round, with their scores; drawn as far as they are not."""
     recipe = stage.recipe()
     assert isinstance(recipe, TextRecipe)
+    if (known := Run(stage.path)).begun() and known.info().get("until"):  # somebody may have gone on with it
+        rounds = known.recipe()["loop"]["rounds"]
+        recipe = recipe.model_copy(update={"loop": recipe.loop.model_copy(update={"rounds": rounds})})
     run, bars = Run.at(stage.path, recipe), Bars(1)
-    with at_work(run, recipe, tuned=False) as assembly:
+    with at_work(run, recipe, looked_at="never") as assembly:
         assert isinstance(assembly, TextAssembly)
-        if not run.rounds_done():  # or somebody went on with it, which draws nothing anew
+        if not run.rounds_done():
             draft, parts = run.draft(0), assembly.parts
             verbs.sample(draft, run, parts, bars)
             verbs.score(draft, parts.ranker, parts.prompts, recipe.loop, bars)
@@ -158,7 +162,7 @@ def _tuned(stage: Stage) -> Outcome:
             "model.sharded leaves no process with a whole model, and a later stage begins with this "
             "one's. Leave it out of this stage."
         )
-    with at_work(run, recipe) as assembly:
+    with at_work(run, recipe, looked_at="at once") as assembly:
         assert isinstance(assembly, TextAssembly)
         loop(run, assembly)
         load_round(run, assembly.finetuner, None)

@@ -165,6 +165,7 @@ def pairs(args: argparse.Namespace) -> None:
     run = opening.to_read(args.recipe)
     if args.labels and args.rounds:
         raise UserError("--rounds: people's labels are taken of all rounds; leave it out.")
+    preferences.demand_once(args.rounds, "--rounds")
     if args.labels and args.per_prompt:
         raise UserError("--per-prompt: of people's labels every pair that they compared is taken; leave it out.")
     every = (

@@ -56,7 +56,7 @@ def from_zero(text: str) -> int:
 
 def from_one(text: str) -> int:
     """A number from 1."""
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is not a number from 1")
     return int(text)
 
@@ -65,7 +65,7 @@ def from_one_or_all(text: str) -> int | Literal["all"]:
     """A number from 1, or the word "all", in letters of either case."""
     if text.lower() == "all":
         return "all"
-    if not text.isdigit() or not int(text):
+    if not text.isdecimal() or not int(text):
         raise argparse.ArgumentTypeError(f"'{text}' is neither a number from 1 nor 'all'")
     return int(text)
 

@@ -230,6 +230,10 @@ def test_answers_that_are_drawn_alone_have_one_round_and_no_labels(change: str, 
     assert sentence in str(caught.value)
     (pinned,) = (one for one in stages(load_pipeline(file), file.parent, file.parent / "out") if one.id == "rm2")
     assert pinned.read().pairs.rounds == [0]  # type: ignore[attr-defined]
+    pinned.path.mkdir(parents=True)
+    (pinned.path / "run.json").write_text("{}")
+    (pinned.path / "recipe.yaml").write_text("pairs: {run: somewhere, rounds: null}")
+    assert pinned.read().pairs.rounds is None, "an earlier version began it without"  # type: ignore[attr-defined]
 
 
 def test_a_folder_whose_pairs_were_written_down_as_overrides_goes_on(file: Path, tmp_path: Path) -> None:
@@ -267,6 +271,7 @@ def test_the_folder_belongs_to_one_pipeline(file: Path, tmp_path: Path) -> None:
     begin(out, recipe.name, check(recipe, file))
     begin(out, recipe.name, check(recipe, file))
     Run.create(out / "policy", stages(recipe, tmp_path, out)[1].read(), seed=0)
+    (out / "policy/rounds/000.partial").mkdir()
     other = load_pipeline(file, ["policy.finetuner.learning_rate=1", "policy.logging.tracker=null"])
     with pytest.raises(UserError, match="these keys differ: policy.finetuner.learning_rate. Change them back"):
         begin(out, other.name, check(other, file))
