@@ -107,13 +107,15 @@ class CodeReward:
         Raises:
             UserError: tests of another form or no Python, or of a prompt such as no program could fail.
         """
-        bare = [prompt.id for prompt in prompts if not self._written(prompt)]
+        bare = []
         for prompt in prompts:
-            if self._written(prompt) and not self._tests_of(prompt):
+            written, where = self._written(prompt)
+            if not written:
+                bare.append(prompt.id)
+            elif not _counted(written, where):
                 raise UserError(
-                    f"prompt '{prompt.id}': {self._column}: these tests call and assert nothing that a program could "
-                    "fail, so every program that runs would pass them. Write assert before what should hold, or add "
-                    "a call such as check(solution)."
+                    f"{where}: these tests call and assert nothing that a program could fail, so every program that "
+                    "runs would pass them. Write assert before what should hold, or add a call such as check(solution)."
                 )
         if bare:
             warnings.warn(
@@ -147,11 +149,12 @@ class CodeReward:
         return sample.prompt.caption + program if self._prepend else program
 
     def _tests_of(self, prompt: Prompt) -> list[Test]:
-        return _counted(self._written(prompt), f"prompt '{prompt.id}': {self._column}")
+        return _counted(*self._written(prompt))
 
-    def _written(self, prompt: Prompt) -> list[Test]:
-        own = prompt.meta.get(self._column) or []
-        return [*self._tests, *_tests(own, f"prompt '{prompt.id}': {self._column}")]
+    def _written(self, prompt: Prompt) -> tuple[list[Test], str]:
+        """Every test, those that cannot fail too, and where the prompt's own stand, for sentences."""
+        where = f"prompt '{prompt.id}': {self._column}"
+        return [*self._tests, *_tests(prompt.meta.get(self._column) or [], where)], where
 
 
 def points(outcome: Outcome | None, grades: Grades = "tests") -> float:

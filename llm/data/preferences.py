@@ -272,11 +272,15 @@ def _some(found: list[Comparison], where: str) -> list[Comparison]:
     return found
 
 
-def _run(name: str, folder: Path) -> Run:
-    """A run beside the recipe or under the current folder."""
+def place_of(name: str, folder: Path) -> Path:
+    """Where a run lies that a recipe in ``folder`` names: beside it, or else under the current folder."""
     path = Path(name).expanduser()
     beside = folder / path
-    return Run.open(beside if (beside / "run.json").is_file() else path)
+    return beside if (beside / "run.json").is_file() else path
+
+
+def _run(name: str, folder: Path) -> Run:
+    return Run.open(place_of(name, folder))
 
 
 def _refuse_pictures(run: Run) -> None:

@@ -112,12 +112,12 @@ def _demand_runs(recipe: RewardRecipe, path: Path) -> None:
         name = "run" if pairs and pairs.run else "labels"
         if not (named := pairs and getattr(pairs, name)):
             continue
-        lying = [path.parent / Path(named).expanduser(), Path(named).expanduser()]
-        if not any((one / "run.json").is_file() for one in lying):
+        place = preferences.place_of(named, path.parent)
+        if not (place / "run.json").is_file():
             made = {"run": "answers are drawn and scored", "labels": "people chose among a finished round's answers"}
             said = [
                 f"{key}.{name}: '{named}' is not a run directory (it has no run.json).",
-                runs_near(lying[1]),
+                runs_near(place),
                 f"It is to be a run on texts in which {made[name]}; of a recipe that ships, the head of {path} says "
                 "how one is made.",
             ]
