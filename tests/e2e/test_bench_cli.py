@@ -12,7 +12,7 @@ import yaml
 from raftdiff.cli.main import main
 from raftdiff.cli.pictures import bench
 from raftdiff.diffusion.speed import ways
-from raftdiff.diffusion.speed.repeats import Timed
+from raftdiff.diffusion.speed.repeats import Call, Timed, Way
 
 RECIPE = {
     "name": "tiny",
@@ -48,7 +48,8 @@ def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.Captu
     assert (root / "bench.svg").read_text().startswith("<svg")
     found = json.loads((root / "bench.json").read_text())
     timed = {row["name"]: row for row in found["figures"]}
-    assert {"sampling", "decoding", "rewards", "writing PNG", "tuning", "1"} <= timed.keys()
+    assert {"sampling", "decoding", "rewards", "writing PNG", "tuning", "1", "model.channels_last=true"} <= timed.keys()
+    assert "the network held otherwise" in out
     (small, *grown) = [row for row in found["figures"] if row["table"] == "small rounds"]
     assert len(grown) == 3, "with more candidates, with more prompts, and smaller"
     assert {"sample", "score", "select", "tune", "records", "outside"} == small["parts"].keys()
@@ -64,6 +65,24 @@ def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.Captu
     assert ", by raftdiff bench, 2" in capsys.readouterr().out
     assert main(["plan", recipe, "sampler.batch_size=1", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["measured_by"] == "raftdiff plan"
+
+
+def test_what_memory_does_not_suffice_for_is_told_and_the_rest_is_measured(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_large() -> Call:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    everything = bench.everything
+    large = Way(ways.BATCH, "64", "network evaluations", 64.0, too_large)
+    monkeypatch.setattr(bench, "asked", lambda assembly: {})
+    monkeypatch.setattr(bench, "everything", lambda *given, **named: [large, *everything(*given, **named)])
+    assert main(["bench", recipe, "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "Memory does not suffice for sampling, by pictures at once: 64" in out
+    assert "The minutes were over" not in out
+    assert "raftdiff plan goes by this from now on" in out
+    assert "64" not in {row["name"] for row in json.loads(Path("runs/bench-tiny/bench.json").read_text())["figures"]}
 
 
 def test_an_interrupt_leaves_what_was_measured(

@@ -95,6 +95,9 @@ def _add_bench(commands: Commands) -> None:
     timed.add_argument(
         "--repeats", type=from_one, default=3, metavar="N", help="of everything, in turn (default: %(default)s)"
     )
+    timed.add_argument(
+        "--compile", action="store_true", help="time a compiled network too; compiling takes a minute or several"
+    )
     timed.add_argument("--out", type=Path, metavar="FOLDER", help="default: RUNS/bench-RECIPE")
     timed.add_argument("--runs", type=Path, default=Path("runs"), metavar="FOLDER", help="default: %(default)s")
     timed.set_defaults(stopped="What was measured until then is told above, if anything was.")

@@ -4,6 +4,7 @@ import argparse
 import math
 import sys
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from raftdiff.cli.either import tell
@@ -45,7 +46,7 @@ def bench(args: argparse.Namespace) -> None:
     sampler, tuner = assembly.sampler, assembly.finetuner
     batch, size = sampler.config.at_once, max(sampler.sizes, key=math.prod)
     counts, key = work(recipe), known.key(sampler, tuner, recipe.model)
-    ways, calls = everything(assembly), list[Timed]()
+    ways, calls = everything(assembly, compiled=args.compile), list[Timed]()
     head = f"{recipe.name}: {told(size)}, {recipe.model.dtype}, batches of {batch}, on {hardware()}"
     print(f"{head}\n{counted(len(ways), 'thing')} to time, {counted(args.repeats, 'time')} each", flush=True)
     stopped, operations, most = False, dict[str, float](), 0
@@ -71,9 +72,8 @@ def bench(args: argparse.Namespace) -> None:
     facts = {"recipe": recipe.name, "batch_size": batch, "key": key, "repeats": args.repeats, "finished": not stopped}
     print(f"\n{tables.written(root, found, operations, counts, {**facts, 'provenance': provenance()})}")
     print(f"\n{root}: table.md, bench.svg, bench.json")
-    if len(calls) < len(ways) * (args.repeats + 1) and not stopped:
-        left = len(ways) * (args.repeats + 1) - len(calls)
-        print(f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more.")
+    for sentence in _unmeasured(ways, calls, repeats=args.repeats, stopped=stopped):
+        print(sentence)
     warm = {call.place for call in calls if call.warm}
     if probe is not None and all(place in warm for place, way in enumerate(ways) if way.table == PARTS):
         known.keep(key, probe)
@@ -82,6 +82,16 @@ def bench(args: argparse.Namespace) -> None:
         print("raftdiff plan does not go by this: first calls, which warm up, are all that there is of some part")
     if stopped:
         raise KeyboardInterrupt
+
+
+def _unmeasured(ways: Sequence[Way], calls: Sequence[Timed], *, repeats: int, stopped: bool) -> Iterator[str]:
+    """Sentences on what memory, or the time, did not suffice for."""
+    large = {call.place for call in calls if call.took is None}
+    for place in sorted(large):
+        yield f"Memory does not suffice for {ways[place].table}: {ways[place].name}"
+    left = (len(ways) - len(large)) * (repeats + 1) - sum(call.place not in large for call in calls)
+    if left > 0 and not stopped:
+        yield f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more."
 
 
 def _assembled(recipe: Recipe) -> Assembly:

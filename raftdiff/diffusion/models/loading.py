@@ -211,13 +211,13 @@ def assemble(
         channels_last=config.channels_last,
         name=config.base,
         prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
-        network=_asked(denoiser, config.compile),
+        network=called(denoiser, config.compile),
         embedded_guidance=_embedded_guidance(family, modules, config),
     )
 
 
-def _asked(denoiser: Any, how: bool | Literal["graphs"]) -> Any:
-    """The denoiser, or its compiled form."""
+def called(denoiser: Any, how: bool | Literal["graphs"]) -> Any:
+    """What is called to draw: the denoiser, or its compiled form."""
     if not how:
         return denoiser
     return Compiled(denoiser, mode="reduce-overhead") if how == "graphs" else Compiled(denoiser)

@@ -8,6 +8,8 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple, final
 
+from raftdiff.training.fitting import attempted
+
 
 class Call(NamedTuple):
     """What one call took."""
@@ -38,7 +40,8 @@ class Timed(NamedTuple):
     """Of its way."""
     warm: bool
     """Whether the way had been called before."""
-    took: Call
+    took: Call | None
+    """None where memory did not suffice."""
     left: float
     """Seconds of all calls that are still to be made, as far as is known."""
 
@@ -74,29 +77,37 @@ def in_turn(
     """Call every way once to warm up, then all of them again ``repeats`` times, each call told when it is made.
 
     It ends where the next call would not be over within ``budget`` seconds from the start, by what it took before;
-    what was never called has no part in that, but for the budget being used up.
+    what was never called has no part in that, but for the budget being used up. What memory does not suffice for is
+    told so, and not called again.
     """
-    began, took = clock(), dict[int, float]()
+    began, took, large = clock(), dict[int, float](), set[int]()
     for turn in range(repeats + 1):
         for place, way in enumerate(ways):
+            if place in large:
+                continue
             spent = clock() - began
             if spent + took.get(place, 0.0) > budget:
                 return
-            call = way.call()
-            took[place] = clock() - began - spent
-            known = sum(took.values()) / len(took)
+            made = attempted(way.call)
+            if made is None:
+                large.add(place)
+            took[place] = 0.0 if made is None else clock() - began - spent
+            known = sum(took.values()) / max(1, len(took) - len(large))
             later = [took.get(it, known) for it in range(len(ways))]
             left = sum(later[place + 1 :]) + (repeats - turn) * sum(later)
-            yield Timed(place, turn > 0, call, max(0.0, min(left, budget - (clock() - began))))
+            yield Timed(
+                place, turn > 0, None if made is None else made[0], max(0.0, min(left, budget - (clock() - began)))
+            )
 
 
 def figures(ways: Sequence[Way], calls: Sequence[Timed]) -> list[Figure]:
-    """Of every way that was called, without its first call where there are others."""
+    """Of every way that was called and that memory sufficed for, without its first call where there are others."""
     found = []
     for place, way in enumerate(ways):
-        own = [it for it in calls if it.place == place]
-        counting = [it.took for it in own if it.warm] or [it.took for it in own]
-        if counting:
+        own = [(it.warm, it.took) for it in calls if it.place == place]
+        made = [(warm, call) for warm, call in own if call is not None]
+        counting = [call for warm, call in made if warm] or [call for _, call in made]
+        if counting and len(made) == len(own):
             parts = {name: median(it.parts.get(name, 0.0) for it in counting) for name in counting[0].parts}
             seconds = tuple(it.seconds for it in counting)
             found.append(Figure(way.table, way.name, way.unit, way.amount, seconds, parts))

@@ -8,10 +8,13 @@ from typing import Any
 
 from raftdiff.diffusion.probe import Counts, Probe
 from raftdiff.diffusion.speed.repeats import Figure
-from raftdiff.diffusion.speed.ways import BATCH, DECODING, OUTSIDE, PARTS, PEAK, ROUNDS, SAMPLING, TUNING
+from raftdiff.diffusion.speed.ways import BATCH, DECODING, HELD, OUTSIDE, PARTS, PEAK, ROUNDS, SAMPLING, TUNING
 from raftdiff.records.disk import write_text
 from raftdiff.reports.plots import Bar, bars
 from raftdiff.reports.words import duration
+
+GAIN = 1.05
+"""As many times as fast another way to hold the network has to be."""
 
 
 def named(found: Sequence[Figure], table: str, name: str) -> Figure | None:
@@ -50,6 +53,10 @@ def tables(found: Sequence[Figure], asked: Mapping[str, float], counts: Counts) 
     own = named(found, PARTS, SAMPLING)
     if rows := [_row(it) for it in found if it.table == BATCH]:
         blocks.append("\n".join(["| pictures at once | a second | from | to |", "|---|--:|--:|--:|", *rows]))
+    if own and (ways := [it for it in found if it.table == HELD]):
+        top = "| the network held otherwise | a second | from | to | of the recipe's own |\n|---|--:|--:|--:|--:|"
+        blocks.append("\n".join([top, *(_row(it, it.rate / own.rate) for it in ways)]))
+        blocks.append(advice(own, ways))
     rounds = [it for it in found if it.table == ROUNDS]
     if rounds:
         stages = [name for name in rounds[0].parts if name != OUTSIDE]
@@ -92,8 +99,16 @@ def plot(found: Sequence[Figure], batch: int) -> str:
     return bars(held, x="pictures at once", y="network evaluations a second, with spread")
 
 
+def advice(own: Figure, ways: Sequence[Figure]) -> str:
+    """Whether to hold the network otherwise: where that is faster by more than is noise in every repeat."""
+    best = max(ways, key=lambda it: it.rate)
+    if best.rate < GAIN * own.rate or best.spread[0] <= own.spread[1]:
+        return "the network is best held as the recipe says: nothing else is faster beyond the spread and 5%"
+    return f"faster here: {best.name}, {best.rate / own.rate:.2f} times; pictures differ in the last digits"
+
+
 def _row(it: Figure, share: float | None = None) -> str:
     low, high = it.spread
-    name = it.name if it.table == BATCH else f"{it.name}, {it.unit}"
+    name = it.name if it.table in (BATCH, HELD) else f"{it.name}, {it.unit}"
     last = [] if it.table == BATCH else ["" if share is None else f"{share:.0%}"]
     return "| " + " | ".join([name, f"{it.rate:,.1f}", f"{low:,.1f}", f"{high:,.1f}", *last]) + " |"

@@ -13,10 +13,12 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.assembly import Assembly
+from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.probe import drawing, tuning
 from raftdiff.diffusion.sampler import DiffusionSampler
 from raftdiff.diffusion.sizes import Size, told
+from raftdiff.diffusion.speed import holding
 from raftdiff.diffusion.speed.operations import operations, product
 from raftdiff.diffusion.speed.repeats import Call, Way
 from raftdiff.errors import counted
@@ -32,6 +34,7 @@ BATCHES = (1, 4, 16, 64)
 STEPS, TUNED = 4, 2
 """Denoising and optimizer steps of the small rounds, at most."""
 PEAK, BATCH, PARTS, ROUNDS = "peak", "sampling, by pictures at once", "parts", "small rounds"
+HELD = "sampling, with the network held otherwise"
 PRODUCT, SAMPLING, DECODING, REWARDS, WRITING, TUNING = (
     "a large matrix product",
     "sampling",
@@ -44,10 +47,11 @@ OUTSIDE = "outside"
 """What of a small round is spent in none of its networks."""
 
 
-def everything(assembly: Assembly) -> list[Way]:
-    """What there is to be timed, from what is soon told to what takes long."""
+def everything(assembly: Assembly, *, compiled: bool = False) -> list[Way]:
+    """What there is to be timed, from what is soon told to what takes long; ``compiled``: a compiled network too."""
     size = max(assembly.sampler.sizes, key=math.prod)
-    return [_peak(assembly), *_parts(assembly, size), *_batches(assembly, size), *_rounds(assembly, size)]
+    parts = [_peak(assembly), *_parts(assembly, size), *_batches(assembly, size)]
+    return [*parts, *_otherwise(assembly, size, compiled=compiled), *_rounds(assembly, size)]
 
 
 def asked(assembly: Assembly) -> dict[str, float]:
@@ -107,6 +111,22 @@ def _batches(assembly: Assembly, size: Size) -> Iterator[Way]:
     for count in sorted({*BATCHES} - {assembly.sampler.config.at_once}):
         draw, rows, _ = drawing(assembly.sampler, count, size)
         yield Way(BATCH, f"{count}", "network evaluations", rows, _clocked(draw, assembly.model.device))
+
+
+def _otherwise(assembly: Assembly, size: Size, *, compiled: bool) -> Iterator[Way]:
+    parts, config = assembly.model, assembly.sampler.config
+    _, rows, _ = drawing(assembly.sampler, config.at_once, size)
+
+    def call_of(make: Callable[[], Parts]) -> Callable[[], Call]:
+        def call() -> Call:
+            draw, _, _ = drawing(DiffusionSampler(config, make()), config.at_once, size)
+            draw()  # a copy that nobody has called yet
+            return _clocked(draw, parts.device)()
+
+        return call
+
+    for change in holding.changes(assembly.recipe.model, parts, compiled=compiled):
+        yield Way(HELD, holding.told(change), "network evaluations", rows, call_of(holding.held(parts, change)))
 
 
 def _rounds(assembly: Assembly, size: Size) -> Iterator[Way]:

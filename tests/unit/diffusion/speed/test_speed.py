@@ -16,7 +16,7 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.speed import known, tables
 from raftdiff.diffusion.speed.operations import operations, product
 from raftdiff.diffusion.speed.repeats import Call, Figure, Timed, Way, figures, in_turn
-from raftdiff.diffusion.speed.ways import BATCH, OUTSIDE, PARTS, PEAK, PRODUCT, ROUNDS, SAMPLING, TUNING
+from raftdiff.diffusion.speed.ways import BATCH, HELD, OUTSIDE, PARTS, PEAK, PRODUCT, ROUNDS, SAMPLING, TUNING
 
 PROBE = Probe(0.01, 0.02, 0.03, 4, 5, 6)
 COUNTS = Counts(8, 64, 2, 3, 24, 48)
@@ -65,6 +65,31 @@ def test_the_spread_is_that_of_the_repeats() -> None:
     calls = [Timed(0, warm > 0, Call(seconds), 0.0) for warm, seconds in enumerate((9.0, 1.0, 3.0, 2.0))]
     (figure,) = figures([way], calls)
     assert (figure.rate, figure.spread) == (3.0, (2.0, 6.0))
+
+
+def test_what_memory_does_not_suffice_for_is_told_once_and_the_others_go_on() -> None:
+    machine = Machine(a=1.0, b=3.0)
+    tried = list[int]()
+
+    def too_large() -> Call:
+        tried.append(1)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+
+    machine.ways.insert(1, Way("t", "large", "pictures", 64.0, too_large))
+    calls = machine.run(repeats=2)
+    assert machine.called == ["a", "b"] * 3
+    assert (len(tried), len(calls)) == (1, 7)
+    assert [it.place for it in calls if it.took is None] == [1]
+    assert [it.left for it in calls[-2:]] == [3.0, 0.0]
+    assert [it.name for it in figures(machine.ways, calls)] == ["a", "b"]
+
+
+def test_another_fault_than_memory_is_not_hidden() -> None:
+    def broken() -> Call:
+        raise RuntimeError("shapes do not fit")
+
+    with pytest.raises(RuntimeError, match="shapes do not fit"):
+        list(in_turn([Way("t", "x", "pictures", 1.0, broken)], repeats=1))
 
 
 def test_operations_are_those_of_products_attention_and_their_gradients() -> None:
@@ -181,3 +206,14 @@ def test_whatever_was_measured_until_then_makes_tables() -> None:
         for some in itertools.combinations(found, count):
             assert ("peak" in tables.tables(some, {}, COUNTS)) == (found[0] in some or found[1] in some)
             assert tables.probed(some, trained=1, parameters=2, memory=3) is None
+
+
+def test_another_way_to_hold_the_network_is_advised_where_it_is_faster_in_every_repeat() -> None:
+    own = figure(PARTS, SAMPLING, 60, 1.0, 1.0, 1.1)
+    faster, noisy = figure(HELD, "model.compile=true", 60, 0.8, 0.8, 0.9), figure(HELD, "model.x=1", 60, 0.7, 0.7, 1.05)
+    assert "faster here: model.compile=true, 1.25 times" in tables.tables([own, faster], {}, COUNTS)
+    assert "| model.compile=true | 75.0 | 66.7 | 75.0 | 125% |" in tables.tables([own, faster], {}, COUNTS)
+    for other in (noisy, figure(HELD, "model.x=1", 60, 0.97)):
+        told = tables.tables([own, other], {}, COUNTS)
+        assert "best held as the recipe says" in told
+        assert "faster here" not in told

@@ -1,0 +1,64 @@
+"""The network as it could be held otherwise than the recipe says: another memory format, another dtype, compiled."""
+
+from collections.abc import Callable, Iterator, Mapping
+from copy import deepcopy
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import torch
+
+from raftdiff.diffusion.models.loaded import Parts
+from raftdiff.diffusion.models.loading import ModelConfig, called
+from raftdiff.training.devices import DTYPES, find_dtype
+
+Change = Mapping[str, Any]
+"""Of a recipe's ``model``."""
+
+
+def changes(model: ModelConfig, parts: Parts, *, compiled: bool) -> Iterator[Change]:
+    """What could be tried; ``compiled``: compiling too, which takes minutes. Of weights that are rounded, split or on
+    their way between memories there is nothing to try, and what is compiled is compared with what is not."""
+    if model.quantise is not None or model.offload == "blocks" or model.sharded:
+        return
+    if model.compile:
+        yield {"compile": False}
+        return
+    layout: Change = {"channels_last": not model.channels_last}
+    layouts = [layout] if any(weight.dim() == 4 for weight in parts.denoiser.parameters()) else []
+    quick = find_dtype("auto", parts.device)
+    half = "float32" if parts.dtype == torch.bfloat16 else "bfloat16" if quick == torch.bfloat16 else None
+    dtypes: list[Change] = [] if half is None else [{"dtype": half}]
+    yield from [*layouts, *dtypes, *({**one, **other} for one in dtypes for other in layouts)]
+    if compiled:
+        yield from [{"compile": True}, *({"compile": True, **one} for one in layouts)]
+
+
+def held(parts: Parts, change: Change) -> Callable[[], Parts]:
+    """The model with a copy of the network that is held so, made anew in each call, so that it is gone after it; of
+    what is compiled the same one every time."""
+
+    def make() -> Parts:
+        network = deepcopy(parts.denoiser)
+        dtype = DTYPES[change["dtype"]] if "dtype" in change else parts.dtype
+        torch.nn.Module.to(network, dtype=dtype)  # past diffusers' own .to, which warns at any dtype
+        laid_out = bool(change.get("channels_last", parts.channels_last))
+        network.to(memory_format=torch.channels_last if laid_out else torch.contiguous_format)
+        return replace(
+            parts,
+            modules={**parts.modules, parts.family.denoiser: network},
+            network=called(network, change.get("compile", False)),
+            dtype=dtype,
+            channels_last=laid_out,
+        )
+
+    return cache(make) if change.get("compile") else make
+
+
+def told(change: Change) -> str:
+    """As on the command line.
+
+    >>> told({"compile": True, "channels_last": False})
+    'model.compile=true model.channels_last=false'
+    """
+    return " ".join(f"model.{key}={str(value).lower()}" for key, value in change.items())

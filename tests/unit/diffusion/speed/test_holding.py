@@ -1,0 +1,71 @@
+"""Other ways to hold the network: which there are, and that a copy draws the same while the model stays as it is."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from raftdiff.diffusion.models.loading import ModelConfig, load
+from raftdiff.diffusion.probe import drawing
+from raftdiff.diffusion.sampler import DiffusionSamplerConfig
+from raftdiff.diffusion.speed import holding
+from raftdiff.training.compiled import Compiled
+from raftdiff.training.devices import DTYPES
+
+LAID_OUT = {"channels_last": True}
+
+
+@pytest.fixture(scope="module")
+def config(models) -> ModelConfig:
+    return ModelConfig(base=str(models["sd15"]), device="cpu")
+
+
+def test_what_is_tried_is_what_the_recipe_does_not_say(config, monkeypatch) -> None:
+    plain = load(config)
+
+    def tried(compiled: bool = False, **changed):
+        parts = replace(plain, dtype=DTYPES[changed.get("dtype", "float32")])
+        return list(holding.changes(config.model_copy(update=changed), parts, compiled=compiled))
+
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
+    assert tried() == [LAID_OUT]
+    assert tried(channels_last=True) == [{"channels_last": False}]
+    assert tried(compiled=True) == [LAID_OUT, {"compile": True}, {"compile": True, **LAID_OUT}]
+    assert tried(compiled=True, compile=True) == [{"compile": False}]
+    assert tried(offload="blocks") == tried(sharded=True) == []
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.bfloat16)
+    assert tried() == [LAID_OUT, {"dtype": "bfloat16"}, {"dtype": "bfloat16", **LAID_OUT}]
+    assert {"dtype": "float32"} in tried(dtype="bfloat16")
+
+
+def test_a_network_without_convolutions_has_no_other_memory_format(models, monkeypatch) -> None:
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
+    model = ModelConfig(base=str(models["flux_dev"]), device="cpu")
+    assert list(holding.changes(model, load(model), compiled=True)) == [{"compile": True}]
+
+
+def test_a_copy_draws_the_same_and_the_model_stays_as_it_was(config) -> None:
+    parts = load(config)
+    sampler = DiffusionSamplerConfig(steps=2, guidance=3.0).build(parts)
+    draw, _, _ = drawing(sampler, 2, sampler.sizes[0])
+    before, plain = {name: it.clone() for name, it in parts.denoiser.state_dict().items()}, draw()
+    make = holding.held(parts, {"dtype": "float32", **LAID_OUT})
+    other = make()
+    assert other.denoiser is not make().denoiser, "gone after the call"
+    weight = next(it for it in other.denoiser.parameters() if it.dim() == 4 and min(it.shape) > 1)
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    again, _, _ = drawing(sampler.config.build(other), 2, sampler.sizes[0])
+    torch.testing.assert_close(again(), plain, rtol=0, atol=1e-4)
+    half = holding.held(parts, {"dtype": "bfloat16"})()
+    assert (half.dtype, half.denoiser.dtype) == (torch.bfloat16, torch.bfloat16)
+    for name, it in parts.denoiser.state_dict().items():
+        assert torch.equal(it, before[name])
+        assert it.is_contiguous(), name
+    torch.testing.assert_close(draw(), plain, rtol=0, atol=0)
+
+
+def test_what_is_compiled_stays_so_that_it_is_compiled_once(config) -> None:
+    make = holding.held(load(config), {"compile": True})
+    assert isinstance(make().network, Compiled)
+    assert make() is make()
