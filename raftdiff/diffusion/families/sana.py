@@ -6,7 +6,8 @@ before prompts, as its authors did in training, and none before negative ones; h
 a recipe has them.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, final
@@ -17,6 +18,8 @@ from torch import Tensor
 
 from raftdiff.diffusion.families.autoencoder import Autoencoder
 from raftdiff.diffusion.families.family import Component, FewSteps, Layers, Modules, Shapes, Solver, Tokenizer
+from raftdiff.diffusion.families.originals.bundle import NETWORK
+from raftdiff.diffusion.families.originals.sana import BUNDLE
 from raftdiff.diffusion.families.shared import flow, reading
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.process import Process
@@ -37,6 +40,13 @@ LAYERS = Layers(
 ORIGINAL = ("attention_y_norm.weight", "y_embedder.y_proj.fc1.weight")
 OURS = ("caption_norm.weight", "transformer_blocks.0.ff.conv_inverted.weight")
 """Weights by which a single file of it is known, in the original code's names and in diffusers'."""
+SPRINT = ("cfg_embedder.", "time_embed.guidance_embedder.")
+NORMED = ("blocks.0.attn.q_norm.weight", "transformer_blocks.0.attn1.norm_q.weight")
+"""What the distilled model, and Sana 1.5, have beside them."""
+BLOCK = re.compile(r"(?:transformer_)?blocks\.(\d+)\.")
+SANA = {28: "Sana_600M_1024px", 20: "Sana_1600M_1024px"}
+SANA_1_5 = {20: "SANA1.5_1.6B_1024px", 60: "SANA1.5_4.8B_1024px"}
+"""The published models by their blocks."""
 
 
 @final
@@ -104,8 +114,28 @@ class Sana:
         return self
 
     def recognise(self, shapes: Shapes, path: Path) -> str | None:
-        names = {name.removeprefix("model.diffusion_model.") for name in shapes}
-        return self.name if names.issuperset(ORIGINAL) or names.issuperset(OURS) else None
+        names = {name.removeprefix(NETWORK) for name in shapes}
+        if not names.issuperset(ORIGINAL) and not names.issuperset(OURS):
+            return None
+        if any(name.startswith(SPRINT) for name in names):
+            raise UserError(
+                f"{path}: this is Sana-Sprint, a distilled model that must be told a guidance; raftdiff tunes Sana and "
+                "Sana 1.5."
+            )
+        blocks = {int(match[1]) for name in names if (match := BLOCK.match(name))}
+        later = any(name.endswith(NORMED) for name in names)
+        known = SANA_1_5 if later else SANA
+        return f"Efficient-Large-Model/{known.get(len(blocks), known[20])}_diffusers"
+
+    def held(self, names: Collection[str]) -> frozenset[str]:
+        return BUNDLE.held(names)
+
+    def converted(self, weights: Mapping[str, Tensor], configs: Path, dtype: torch.dtype) -> dict[str, Any]:
+        return BUNDLE.networks(self.components, weights, configs, dtype)
+
+    def single_file(self, modules: Modules) -> dict[str, Tensor]:
+        """The transformer alone, as the authors' own code reads it."""
+        return BUNDLE.weights(self.components, modules)
 
     def check(self, modules: Modules, name: str) -> None:
         """

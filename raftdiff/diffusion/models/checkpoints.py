@@ -20,6 +20,8 @@ HALF = (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16-*.safetensor
 """How the files of whole and of half precision may end, sharded ones too, behind their stem."""
 MARKS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 """What ``modelspec.prediction_type`` says, in diffusers' words."""
+PICKLED = (".ckpt", ".pth")
+"""How files of PyTorch's own form end, of which plain weights are read and nothing else."""
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -233,15 +235,15 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
         vae: whether it needs a VAE of its own.
 
     Raises:
-        UserError: no readable .safetensors or .ckpt, or another kind of model.
+        UserError: no readable .safetensors, .ckpt or .pth, or another kind of model.
     """
     told: Mapping[str, str] = {}
     if path.suffix == ".safetensors":
         shapes, told = _safetensors_header(path)
-    elif path.suffix == ".ckpt":
-        shapes = _ckpt_shapes(path)
+    elif path.suffix in PICKLED:
+        shapes = _pickled_shapes(path)
     else:
-        raise UserError(f"{path}: a single-file model ends in .safetensors or .ckpt.")
+        raise UserError(f"{path}: a single-file model ends in .safetensors, .ckpt or .pth.")
     family, kind = next(((it, kind) for it in FAMILIES if (kind := it.recognise(shapes, path))), (None, ""))
     if family is None:
         raise UserError(f"{path}: {_other_kind(shapes)}; {TUNABLE}.")
@@ -324,7 +326,7 @@ def _no_pipeline(path: Path) -> str:
             described.get("_class_name") or ", ".join(described.get("architectures") or []) or "another kind of model"
         )
         return f"{path}: this folder holds a {kind}; {TUNABLE}."
-    files = sorted(found.name for found in path.iterdir() if found.suffix in (".safetensors", ".ckpt"))
+    files = sorted(found.name for found in path.iterdir() if found.suffix in (".safetensors", *PICKLED))
     if files:
         return f"{path}: this folder is not a diffusers model, but it holds {files[0]}: name that file itself."
     return f"{path}: this folder is not a diffusers model: it has no model_index.json."
@@ -359,7 +361,7 @@ def _safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[st
         ) from None
 
 
-def _ckpt_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+def _pickled_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     import pickle
 
     import torch
@@ -370,11 +372,11 @@ def _ckpt_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error).rstrip('.')})"
         raise UserError(
-            f"{path}: this .ckpt cannot be read as plain weights{reason}. It may hold Python code, which raftdiff "
+            f"{path}: this file cannot be read as plain weights{reason}. It may hold Python code, which raftdiff "
             "never runs; use the model's .safetensors."
         ) from None
     while isinstance(found, dict) and "state_dict" in found:
         found = found["state_dict"]
     if not isinstance(found, dict):
-        raise UserError(f"{path}: this .ckpt holds a {type(found).__name__}, not a model's weights.")
+        raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
     return {name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}

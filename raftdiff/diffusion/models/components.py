@@ -14,7 +14,16 @@ from raftdiff.diffusion.families.family import Checkpoint, Component, Family, Pu
 from raftdiff.diffusion.families.originals.bundle import VAES
 from raftdiff.diffusion.families.shared import unet
 from raftdiff.diffusion.families.shared.vocabulary import write_configs
-from raftdiff.diffusion.models.checkpoints import Layout, folder_layout, hub_rest, hub_vae, one_file, read_json, variant
+from raftdiff.diffusion.models.checkpoints import (
+    PICKLED,
+    Layout,
+    folder_layout,
+    hub_rest,
+    hub_vae,
+    one_file,
+    read_json,
+    variant,
+)
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError
 from raftdiff.training.weights import demand_all, demand_finite, loaded, reading, without_data
@@ -265,8 +274,8 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
 
         with reading(f"{path}: this is not a readable safetensors file"):
             return load_file(path)
-    if path.suffix not in (".ckpt", ".pt"):
-        raise UserError(f"{path}: weights in a single file end in .safetensors, .ckpt or .pt.")
+    if path.suffix not in (*PICKLED, ".pt"):
+        raise UserError(f"{path}: weights in a single file end in .safetensors, .ckpt, .pth or .pt.")
     with reading(f"{path}: this file cannot be read as plain weights; use the model's .safetensors"):
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
     while isinstance(found, dict) and "state_dict" in found:

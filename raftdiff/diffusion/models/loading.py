@@ -39,7 +39,7 @@ class ModelConfig(Config):
     """Which model, and how it is held in memory."""
 
     base: str
-    """A diffusers folder, a hub id (owner/name), a single .safetensors or .ckpt file, or a shipped model's name."""
+    """A diffusers folder, a hub id (owner/name), one file (.safetensors, .ckpt, .pth), or a shipped model's name."""
     dtype: DType = "float32"
     """What the frozen weights and the sampling network are held in; trained weights are always kept in float32."""
     device: str = "auto"
@@ -68,8 +68,8 @@ class ModelConfig(Config):
     vae_tiling: bool = False
     """Decode large pictures in overlapping tiles: less memory, and seams that are hardly seen."""
     vae: str | None = None
-    """Another AutoencoderKL in place of the model's own: its folder, a single file (.safetensors, .ckpt, .pt), or a hub
-    id."""
+    """Another AutoencoderKL in place of the model's own: its folder, a hub id, or one file (.safetensors, .ckpt, .pth,
+    .pt)."""
     loras: list[LoRAConfig] = Field(default_factory=list)
     """LoRAs that it starts from, merged into its weights."""
     embeddings: list[EmbeddingConfig] = Field(default_factory=list)

@@ -37,12 +37,14 @@ class Bundle:
     names: Names
     encoders: Mapping[str, tuple[str, ...]]
     """What ComfyUI calls the text encoders, by the names of their folders; the first is written."""
-    vae: str
-    """How the VAE's weights begin in a file that is written; each of ``VAES`` is read."""
+    vae: str | None
+    """How the VAE's weights begin in a file that is written; each of ``VAES`` is read. None where files hold a
+    transformer alone, whose names then stand without ``NETWORK``."""
 
     def held(self, names: Collection[str]) -> frozenset[str]:
         """Which networks a file with weights of such names holds; its transformer is taken to be there."""
-        starts = {"vae": VAES, **{encoder: _starts(called) for encoder, called in self.encoders.items()}}
+        starts = {encoder: _starts(called) for encoder, called in self.encoders.items()}
+        starts |= {} if self.vae is None else {"vae": VAES}
         there = {part for part, start in starts.items() if any(name.startswith(start) for name in names)}
         return frozenset({"transformer", *there})
 
@@ -68,11 +70,11 @@ class Bundle:
         return found
 
     def weights(self, components: Mapping[str, Component], modules: Modules) -> dict[str, Tensor]:
-        """A whole model's, as such a file holds them."""
-        vae = modules["vae"]
-        found = {
-            f"{NETWORK}{name}": it for name, it in self.names.original(modules["transformer"].state_dict()).items()
-        }
+        """A model's, as such a file holds them."""
+        network, vae = self.names.original(modules["transformer"].state_dict()), modules["vae"]
+        if self.vae is None:
+            return network
+        found = {f"{NETWORK}{name}": it for name, it in network.items()}
         for encoder in self.encoders.keys() & components.keys():
             start = _starts(self.encoders[encoder])[0]
             named = _published(components[encoder].kind, modules[encoder].state_dict())

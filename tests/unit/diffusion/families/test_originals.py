@@ -1,5 +1,7 @@
 """Single files of the flow families: their names against diffusers' converters, and what is read and written."""
 
+from types import SimpleNamespace
+
 import diffusers.loaders.single_file_utils as theirs
 import pytest
 import torch
@@ -228,8 +230,15 @@ def test_of_a_hub_model_only_what_a_file_lacks_is_fetched(models, wholes, tmp_pa
         opened(path, "someone/z-image")
 
 
-def test_a_tuned_model_leaves_as_one_file(models, wholes, tmp_path):
-    parts = opened(models["sd3"])
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("sd3", ("stable-diffusion-3.5-medium", "https://github.com/Stability-AI/sd3.5")),
+        ("sana", ("sana", "https://github.com/NVlabs/Sana")),
+    ],
+)
+def test_a_tuned_model_leaves_as_one_file(models, wholes, tmp_path, kind, said):
+    parts = opened(models[kind])
     tuner = DiffusionFineTunerConfig(rank=2, target_modules="all").build(parts, total_rounds=1, guidance=1.0, seed=0)
     for weight in tuner.trainable.live.values():
         weight.add_(0.1)
@@ -239,11 +248,18 @@ def test_a_tuned_model_leaves_as_one_file(models, wholes, tmp_path):
         told = file.metadata()
     assert told["raftdiff.recipe_digest"] == "abc"
     assert told["modelspec.title"] == "mine"
-    assert told["modelspec.architecture"] == "stable-diffusion-3.5-medium"
-    assert told["modelspec.implementation"] == "https://github.com/Stability-AI/sd3.5"
-    again = opened(path, models["sd3"])
+    assert (told["modelspec.architecture"], told["modelspec.implementation"]) == said
+    again = opened(path, models[kind])
     xt, texts = torch.randn(1, *parts.latent_shape(16, 16)), parts.prompts(["a cat"])
     with torch.no_grad():
-        mine, theirs, base = (it.predict(xt, torch.tensor(500), texts) for it in (parts, again, wholes["sd3"]))
+        mine, theirs, base = (it.predict(xt, torch.tensor(500), texts) for it in (parts, again, wholes[kind]))
     torch.testing.assert_close(theirs, mine, atol=1e-4, rtol=1e-4)
     assert not torch.allclose(mine, base, atol=1e-2)
+
+
+def test_a_family_without_single_files_is_told_so(tmp_path):
+    other = SimpleNamespace(told="Another", name="another")
+    with pytest.raises(UserError, match="Another has no single-file form that raftdiff writes; use --format merged"):
+        one_file(other)
+    with pytest.raises(UserError, match="it.pth: this is Another; raftdiff reads it from a folder"):
+        one_file(other, tmp_path / "it.pth")

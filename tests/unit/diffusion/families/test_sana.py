@@ -1,11 +1,16 @@
 """Sana: texts of Gemma 2 with a mask, latents of a deep autoencoder, and a flow whose shift a multistep solver says."""
 
+from pathlib import Path
+
 import diffusers
+import diffusers.loaders.single_file_utils as theirs
 import numpy
 import pytest
 import torch
 import transformers
+from safetensors.torch import save_file
 
+from raftdiff.diffusion.families.originals import sana as originals
 from raftdiff.diffusion.families.sana import TOKENS, Sana
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
@@ -197,16 +202,83 @@ def test_what_is_not_of_one_model_is_told():
         broken(transformer=distilled)()
 
 
-def test_single_files_are_recognised_and_folders_asked_for(models, tmp_path):
-    from safetensors.torch import save_file
+UNREAD = {"pos_embed": torch.ones(1, 4, 16), "y_embedder.y_embedding": torch.ones(300, 16)}
+"""What published files hold beside what a network has."""
 
-    original = dict.fromkeys(("attention_y_norm.weight", "y_embedder.y_proj.fc1.weight"), torch.ones(1))
-    save_file({name: weight.clone() for name, weight in original.items()}, tmp_path / "sana.safetensors")
-    for path in (tmp_path / "sana.safetensors", models["sana"] / "transformer/diffusion_pytorch_model.safetensors"):
-        with pytest.raises(UserError, match=r"safetensors: this is Sana; raftdiff reads it from a folder"):
-            load(ModelConfig(base=str(path)))
-    with pytest.raises(UserError, match="Sana has no single-file form that raftdiff writes"):
-        tiny.write_single_file(tmp_path / "it.safetensors", "sana")
+
+def converted(made):
+    """By diffusers' own converter, which wants these two."""
+    return theirs.convert_sana_transformer_to_diffusers({**made, **UNREAD})
+
+
+def test_names_of_a_single_file_are_those_that_diffusers_converter_knows_and_lead_back(parts):
+    own = parts.denoiser.state_dict()
+    made = originals.NAMES.original(own)
+    found = converted(made)
+    assert found.keys() == own.keys()
+    assert all(torch.equal(found[name], weight) for name, weight in own.items())
+    back = originals.NAMES.diffusers({**made, **UNREAD}, own)
+    assert back.keys() == own.keys()
+    assert all(torch.equal(back[name], weight) for name, weight in own.items())
+
+
+def test_norms_of_sana_1_5_have_the_names_that_diffusers_script_gives_them(parts):
+    config = {**parts.denoiser.config, "qk_norm": "rms_norm_across_heads"}
+    own = diffusers.SanaTransformer2DModel.from_config(config).state_dict()
+    made = originals.NAMES.original(own)
+    for theirs_, ours in (("attn.q_norm", "attn1.norm_q"), ("cross_attn.k_norm", "attn2.norm_k")):
+        assert torch.equal(made[f"blocks.0.{theirs_}.weight"], own[f"transformer_blocks.0.{ours}.weight"])
+    assert originals.NAMES.diffusers(made, own).keys() == own.keys()
+
+
+@pytest.mark.parametrize("end", [".pth", ".safetensors"])
+def test_a_single_file_is_the_model_with_what_a_folder_has_beside_it(models, parts, tmp_path, end):
+    path = tmp_path / f"sana{end}"
+    made = {name: it.contiguous() for name, it in Sana().single_file(parts.modules).items()} | UNREAD
+    torch.save({"state_dict": made, "epoch": 3}, path) if end == ".pth" else save_file(made, path)
+    found = load(ModelConfig(base=str(path), config=str(models["sana"])))
+    for name in found.family.components:
+        wanted = parts.modules[name].state_dict()
+        assert all(torch.equal(it, wanted[key]) for key, it in found.modules[name].state_dict().items()), name
+    with pytest.raises(UserError, match=r"of Sana it holds transformer. .* such as Efficient-Large-Model/Sana"):
+        load(ModelConfig(base=str(path)))
+    with pytest.raises(UserError, match=r"holds the configs of Z-Image, and .* is Sana"):
+        load(ModelConfig(base=str(path), config=str(models["zimage"])))
+
+
+def test_the_transformer_of_a_folder_is_a_single_file_too_and_another_size_does_not_fit(models, parts, tmp_path):
+    file = models["sana"] / "transformer/diffusion_pytorch_model.safetensors"
+    found = load(ModelConfig(base=str(file), config=str(models["sana"])))
+    assert torch.equal(found.denoiser.proj_out.weight, parts.denoiser.proj_out.weight)
+    made = {name: it.contiguous() for name, it in Sana().single_file(parts.modules).items()}
+    made["x_embedder.proj.weight"] = torch.ones(2, 3, 1, 1)
+    save_file(made, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match="these weights do not fit the model configs"):
+        load(ModelConfig(base=str(tmp_path / "other.safetensors"), config=str(models["sana"])))
+
+
+@pytest.mark.parametrize(
+    ("blocks", "norms", "known"),
+    [
+        (28, False, "Sana_600M_1024px"),
+        (20, False, "Sana_1600M_1024px"),
+        (20, True, "SANA1.5_1.6B_1024px"),
+        (60, True, "SANA1.5_4.8B_1024px"),
+    ],
+)
+@pytest.mark.parametrize("start", ["", "model.diffusion_model."])
+def test_a_single_file_says_which_published_model_has_the_rest(blocks, norms, known, start):
+    names = ["attention_y_norm.weight", "y_embedder.y_proj.fc1.weight"]
+    names += [f"blocks.{place}.attn.qkv.weight" for place in range(blocks)]
+    names += ["blocks.0.attn.q_norm.weight"] if norms else []
+    shapes = {f"{start}{name}": (1,) for name in names}
+    assert Sana().recognise(shapes, Path("it.pth")) == f"Efficient-Large-Model/{known}_diffusers"
+    assert Sana().recognise({"blocks.0.attn.qkv.weight": (1,)}, Path("it.pth")) is None
+    with pytest.raises(UserError, match=r"it.pth: this is Sana-Sprint, a distilled model"):
+        Sana().recognise({**shapes, f"{start}cfg_embedder.mlp.0.weight": (1,)}, Path("it.pth"))
+
+
+def test_a_vae_of_its_kind_is_read_from_a_folder(models):
     weights = models["sana"] / "vae/diffusion_pytorch_model.safetensors"
     with pytest.raises(UserError, match=r"model.vae: .*: an AutoencoderDC is read from its folder"):
         load(ModelConfig(base=str(models["sana"]), vae=str(weights)))

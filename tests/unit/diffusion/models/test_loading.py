@@ -228,11 +228,11 @@ def test_unreadable_files(tmp_path):
     with pytest.raises(UserError, match=r"readable safetensors file \(.*\)\. It is cut short or damaged: fetch it"):
         load(base(tmp_path / "a.safetensors"))
     (tmp_path / "text.ckpt").write_text("a fox on a white background")
-    with pytest.raises(UserError, match=r"text.ckpt: this .ckpt cannot be read as plain weights"):
+    with pytest.raises(UserError, match=r"text.ckpt: this file cannot be read as plain weights"):
         load(base(tmp_path / "text.ckpt"))
-    with pytest.raises(UserError, match=r"this .ckpt cannot be read as plain weights"):
+    with pytest.raises(UserError, match=r"this file cannot be read as plain weights"):
         load(base(tmp_path / "b.ckpt"))
-    with pytest.raises(UserError, match=r"a single-file model ends in .safetensors or .ckpt"):
+    with pytest.raises(UserError, match=r"a single-file model ends in .safetensors, .ckpt or .pth"):
         load(base(tmp_path / "c.bin"))
 
 
