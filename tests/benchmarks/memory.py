@@ -1,6 +1,6 @@
 """Whether the loop's memory stays flat: what the process holds after each round of many, and how fast it grows.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/memory.py --rounds 50
+    OMP_NUM_THREADS=1 python tests/benchmarks/memory.py --rounds 50 --plot memory.svg
 
 The loop itself, on a random model of a few thousand weights with pictures of 16 px, so that a round is short and what
 every round leaves behind is a large share of it. The slope is a straight line through the rounds after the first
@@ -30,6 +30,7 @@ from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.raft import raft
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
+from raftdiff.reports.plots import Course, courses
 
 RECIPE = {
     "name": "memory",
@@ -69,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=50)
     parser.add_argument("--settling", type=int, default=10)
     parser.add_argument("--candidates", type=int, default=4)
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="the process's memory by round, as SVG")
     given = parser.parse_args()
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
@@ -94,6 +96,10 @@ def main() -> None:
         "last": rows[-1],
     }
     print(json.dumps({**figures, "provenance": provenance()}, indent=2))
+    if given.plot:
+        points = [(float(place + 1), row["resident_bytes"] / 2**20) for place, row in enumerate(rows)]
+        drawn = courses({"the process": Course(points, 0.0)}, {}, x="rounds", y="MiB in memory")
+        given.plot.write_text(drawn + "\n")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What the loop itself costs: the share of a round that is spent outside networks, backward passes and rewards.
 
-    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py demo
+    OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py demo --plot overhead.svg
     OMP_NUM_THREADS=1 python tests/benchmarks/overhead.py demo loop.prompts_per_round=4 finetuner.steps=20    # shorter
 
 Processor time of one round, all threads together, so that other jobs on the machine change little. The parts are timed
@@ -27,6 +27,7 @@ from raftdiff.raft import raft
 from raftdiff.records import integrity, media, rounds
 from raftdiff.records.provenance import provenance
 from raftdiff.records.run import Run
+from raftdiff.reports.plots import Bar, bars
 
 PARTS: dict[str, float] = {}
 """Seconds of networks, backward passes and rewards."""
@@ -92,7 +93,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("recipe")
     parser.add_argument("overrides", nargs="*")
-    given = parser.parse_args()
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="where the round's time goes, as SVG")
+    given = parser.parse_intermixed_args()
     torch.set_num_threads(1)
     recipe = load_recipe(given.recipe, [*given.overrides, "loop.rounds=1", "logging.tracker=null"])
     assembly = assemble(recipe)
@@ -105,6 +107,10 @@ def main() -> None:
     own = total - sum(PARTS.values())
     figures = {"processor_seconds": total, "seconds": clock, "parts": PARTS, "own": own, "own_share": own / total}
     print(json.dumps({**figures, "of_own": OWN, "load": os.getloadavg(), "provenance": provenance()}, indent=2))
+    if given.plot:
+        shares = {name: 100 * seconds / total for name, seconds in {**PARTS, "the loop's own": own}.items()}
+        held = [Bar(name.replace(" ", "\n"), share) for name, share in shares.items()]
+        given.plot.write_text(bars(held, x="where the time goes", y="% of a round's processor time", level=5.0) + "\n")
 
 
 if __name__ == "__main__":
