@@ -97,9 +97,8 @@ def main() -> None:
     }
     print(json.dumps({**figures, "provenance": provenance()}, indent=2))
     if given.plot:
-        points = [(float(place + 1), row["resident_bytes"] / 2**20) for place, row in enumerate(rows)]
-        drawn = courses({"the process": Course(points, 0.0)}, {}, x="rounds", y="MiB in memory")
-        given.plot.write_text(drawn + "\n")
+        points = [(place + 1.0, row["resident_bytes"] / 2**20) for place, row in enumerate(rows)]
+        given.plot.write_text(courses({"the process": Course(points)}, {}, x="rounds", y="MiB in memory") + "\n")
 
 
 if __name__ == "__main__":
