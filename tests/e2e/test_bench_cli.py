@@ -67,6 +67,20 @@ def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.Captu
     assert json.loads(capsys.readouterr().out)["measured_by"] == "raftdiff plan"
 
 
+def test_plan_tells_what_bench_found_to_be_faster(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "asked", lambda assembly: {})
+    monkeypatch.setattr(bench.tables, "faster", lambda found: "model.channels_last=true, 1.10 times")
+    assert main(["bench", recipe, "--repeats", "1"]) == 0
+    assert "faster here: model.channels_last=true, 1.10 times; pictures differ" in capsys.readouterr().out
+    assert main(["plan", recipe]) == 0
+    assert "faster there" in (told := capsys.readouterr().out)
+    assert "with model.channels_last=true, 1.10 times" in told
+    assert main(["plan", recipe, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["faster"] == "model.channels_last=true, 1.10 times"
+
+
 def test_what_memory_does_not_suffice_for_is_told_and_the_rest_is_measured(
     recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -76,7 +76,7 @@ def bench(args: argparse.Namespace) -> None:
         print(sentence)
     warm = {call.place for call in calls if call.warm}
     if probe is not None and all(place in warm for place, way in enumerate(ways) if way.table == PARTS):
-        known.keep(key, probe)
+        known.keep(key, probe, tables.faster(found))
         print("raftdiff plan goes by this from now on, for this machine, model, size and dtype")
     else:
         print("raftdiff plan does not go by this: first calls, which warm up, are all that there is of some part")

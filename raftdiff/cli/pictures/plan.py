@@ -73,7 +73,8 @@ def plan(args: argparse.Namespace) -> None:
         facts |= {"machines": {n: it._asdict() for n, it in many.items()}, "traffic": sent._asdict()} if many else {}
         by = f"raftdiff bench, {found.date}" if found else "raftdiff plan"
         times = {"seconds_per_round": seconds, "seconds": whole, "hardware": hardware(), "measured_by": by}
-        print(json.dumps({**facts, **times}, indent=2))
+        faster = {"faster": found.faster} if found and found.faster else {}
+        print(json.dumps({**facts, **times, **faster}, indent=2))
         return
     every = f", in one of {recipe.loop.sample_every} rounds" if recipe.loop.sample_every > 1 else ""
     reuse = assembly.sampler.config.reuse
@@ -97,6 +98,7 @@ def plan(args: argparse.Namespace) -> None:
         *((f"with {counted(machines, 'machine')}", _spread(it)) for machines, it in many.items()),
         *([("traffic per round", _sent(sent))] if many else []),
         ("measured on", hardware() + (f", by raftdiff bench, {found.date}" if found else "")),
+        *([("faster there", f"with {found.faster}")] if found and found.faster else []),
     )
     width = max(len(name) for name, _ in rows)
     print("\n".join(f"{name:<{width}}  {value}" for name, value in rows))

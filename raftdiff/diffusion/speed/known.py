@@ -29,6 +29,8 @@ class Known(NamedTuple):
     probe: Probe
     date: str
     """When it was measured."""
+    faster: str = ""
+    """How the network had better be held, in words; empty where nothing was found."""
 
 
 def key(sampler: DiffusionSampler, tuner: DiffusionFineTuner, model: ModelConfig) -> str:
@@ -56,7 +58,7 @@ def find(key: str) -> Known | None:
             return None
         probe = Probe(**entry["probe"])
         if all(isinstance(one, int | float) for one in asdict(probe).values()):
-            return Known(probe, str(entry["date"]))
+            return Known(probe, str(entry["date"]), str(entry.get("faster", "")))
         raise TypeError
     except (TypeError, KeyError):
         where = measured.place(FILE)
@@ -66,9 +68,9 @@ def find(key: str) -> Known | None:
         return None
 
 
-def keep(key: str, probe: Probe) -> None:
+def keep(key: str, probe: Probe, faster: str = "") -> None:
     """A folder that cannot be written is told, and nothing is lost by it."""
-    entry = {"probe": asdict(probe), "date": time.strftime("%Y-%m-%d"), "hardware": hardware()}
+    entry = {"probe": asdict(probe), "date": time.strftime("%Y-%m-%d"), "hardware": hardware(), "faster": faster}
     try:
         measured.keep(FILE, key, entry)
     except OSError as error:

@@ -56,7 +56,12 @@ def tables(found: Sequence[Figure], asked: Mapping[str, float], counts: Counts) 
     if own and (ways := [it for it in found if it.table == HELD]):
         top = "| the network held otherwise | a second | from | to | of the recipe's own |\n|---|--:|--:|--:|--:|"
         blocks.append("\n".join([top, *(_row(it, it.rate / own.rate) for it in ways)]))
-        blocks.append(advice(own, ways))
+        told = faster(found)
+        blocks.append(
+            f"faster here: {told}; pictures differ in the last digits"
+            if told
+            else "the network is best held as the recipe says: nothing else is faster beyond the spread and 5%"
+        )
     rounds = [it for it in found if it.table == ROUNDS]
     if rounds:
         stages = [name for name in rounds[0].parts if name != OUTSIDE]
@@ -99,12 +104,15 @@ def plot(found: Sequence[Figure], batch: int) -> str:
     return bars(held, x="pictures at once", y="network evaluations a second, with spread")
 
 
-def advice(own: Figure, ways: Sequence[Figure]) -> str:
-    """Whether to hold the network otherwise: where that is faster by more than is noise in every repeat."""
+def faster(found: Sequence[Figure]) -> str:
+    """How the network is to be held instead, and how many times as fast that draws, where it is so by more than is
+    noise in every repeat; empty where nothing is."""
+    own, ways = named(found, PARTS, SAMPLING), [it for it in found if it.table == HELD]
+    if own is None or not ways:
+        return ""
     best = max(ways, key=lambda it: it.rate)
-    if best.rate < GAIN * own.rate or best.spread[0] <= own.spread[1]:
-        return "the network is best held as the recipe says: nothing else is faster beyond the spread and 5%"
-    return f"faster here: {best.name}, {best.rate / own.rate:.2f} times; pictures differ in the last digits"
+    surely = best.rate >= GAIN * own.rate and best.spread[0] > own.spread[1]
+    return f"{best.name}, {best.rate / own.rate:.2f} times" if surely else ""
 
 
 def _row(it: Figure, share: float | None = None) -> str:

@@ -123,8 +123,8 @@ def test_what_is_kept_is_found_for_the_same_shape_and_no_other(built, tmp_path, 
     model = ModelConfig(base="here")
     key = known.key(sampler, tuner, model)
     assert known.find(key) is None
-    known.keep(key, PROBE)
-    assert known.find(key).probe == PROBE
+    known.keep(key, PROBE, "model.compile=true, 1.25 times")
+    assert (known.find(key).probe, known.find(key).faster) == (PROBE, "model.compile=true, 1.25 times")
     assert known.key(built(sampler={"steps": 7})[0], tuner, model) == key, "an evaluation takes no longer so"
     others = [{"batch_size": 8}, {"height": 32, "width": 32}, {"guidance": 1.0}]
     assert known.find(known.key(built(sampler=others[0])[0], tuner, model)) is None
@@ -211,9 +211,12 @@ def test_whatever_was_measured_until_then_makes_tables() -> None:
 def test_another_way_to_hold_the_network_is_advised_where_it_is_faster_in_every_repeat() -> None:
     own = figure(PARTS, SAMPLING, 60, 1.0, 1.0, 1.1)
     faster, noisy = figure(HELD, "model.compile=true", 60, 0.8, 0.8, 0.9), figure(HELD, "model.x=1", 60, 0.7, 0.7, 1.05)
+    assert tables.faster([own, faster]) == "model.compile=true, 1.25 times"
     assert "faster here: model.compile=true, 1.25 times" in tables.tables([own, faster], {}, COUNTS)
     assert "| model.compile=true | 75.0 | 66.7 | 75.0 | 125% |" in tables.tables([own, faster], {}, COUNTS)
     for other in (noisy, figure(HELD, "model.x=1", 60, 0.97)):
         told = tables.tables([own, other], {}, COUNTS)
         assert "best held as the recipe says" in told
         assert "faster here" not in told
+        assert tables.faster([own, other]) == ""
+    assert tables.faster([faster]) == tables.faster([own]) == ""
