@@ -17,6 +17,8 @@ import time
 from statistics import median
 from typing import Any
 
+import torch
+
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.probe import drawing
 from raftdiff.diffusion.sampler import DiffusionSampler, DiffusionSamplerConfig
@@ -40,6 +42,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--first-call", action="store_true", help="no more than what compiling takes in this process")
     args = parser.parse_args()
+    torch.set_num_threads(1)
     flush_denormals()
     if args.first_call:
         print(f"{FIRST_CALL:>24}  {first_call(args.model):.1f} s by the clock", flush=True)

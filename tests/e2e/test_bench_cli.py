@@ -12,7 +12,7 @@ import yaml
 from raftdiff.cli.main import main
 from raftdiff.cli.pictures import bench
 from raftdiff.diffusion.speed import ways
-from raftdiff.diffusion.speed.repeats import Call, Timed, Way
+from raftdiff.diffusion.speed.repeats import Timed, Way
 
 RECIPE = {
     "name": "tiny",
@@ -49,7 +49,7 @@ def test_what_bench_finds_is_what_plan_goes_by(recipe: str, capsys: pytest.Captu
     found = json.loads((root / "bench.json").read_text())
     timed = {row["name"]: row for row in found["figures"]}
     assert {"sampling", "decoding", "rewards", "writing PNG", "tuning", "1", "model.channels_last=true"} <= timed.keys()
-    assert "the network held otherwise" in out
+    assert "| as the recipe says |" in out
     (small, *grown) = [row for row in found["figures"] if row["table"] == "small rounds"]
     assert len(grown) == 3, "with more candidates, with more prompts, and smaller"
     assert {"sample", "score", "select", "tune", "records", "outside"} == small["parts"].keys()
@@ -73,7 +73,7 @@ def test_plan_tells_what_bench_found_to_be_faster(
     monkeypatch.setattr(bench, "asked", lambda assembly: {})
     monkeypatch.setattr(bench.tables, "faster", lambda found: "model.channels_last=true, 1.10 times")
     assert main(["bench", recipe, "--repeats", "1"]) == 0
-    assert "faster here: model.channels_last=true, 1.10 times; pictures differ" in capsys.readouterr().out
+    assert "faster here: model.channels_last=true, 1.10 times" in capsys.readouterr().out
     assert main(["plan", recipe]) == 0
     assert "faster there" in (told := capsys.readouterr().out)
     assert "with model.channels_last=true, 1.10 times" in told
@@ -81,22 +81,47 @@ def test_plan_tells_what_bench_found_to_be_faster(
     assert json.loads(capsys.readouterr().out)["faster"] == "model.channels_last=true, 1.10 times"
 
 
+def too_large(*given: Any, **named: Any) -> Any:
+    raise torch.OutOfMemoryError("CUDA out of memory")
+
+
 def test_what_memory_does_not_suffice_for_is_told_and_the_rest_is_measured(
     recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_large() -> Call:
-        raise torch.OutOfMemoryError("CUDA out of memory")
-
-    everything = bench.everything
-    large = Way(ways.BATCH, "64", "network evaluations", 64.0, too_large)
-    monkeypatch.setattr(bench, "asked", lambda assembly: {})
-    monkeypatch.setattr(bench, "everything", lambda *given, **named: [large, *everything(*given, **named)])
+    everything, large = bench.everything, Way(ways.BATCH, "64", "network evaluations", 64.0, too_large)
+    monkeypatch.setattr(bench, "asked", too_large)
+    monkeypatch.setattr(bench, "everything", lambda assembly: [large, *everything(assembly)])
     assert main(["bench", recipe, "--repeats", "1"]) == 0
     out = capsys.readouterr().out
-    assert "Memory does not suffice for sampling, by pictures at once: 64" in out
+    assert "not measured: sampling, by pictures at once: 64: memory does not suffice" in out
     assert "The minutes were over" not in out
     assert "raftdiff plan goes by this from now on" in out
-    assert "64" not in {row["name"] for row in json.loads(Path("runs/bench-tiny/bench.json").read_text())["figures"]}
+    found = json.loads(Path("runs/bench-tiny/bench.json").read_text())
+    assert "64" not in {row["name"] for row in found["figures"]}
+    assert found["operations"] == {}
+
+
+def test_where_nothing_fits_memory_is_named_and_not_the_minutes(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "asked", too_large)
+    monkeypatch.setattr(bench, "everything", lambda assembly: [Way(ways.PARTS, "sampling", "pictures", 1.0, too_large)])
+    monkeypatch.setattr(bench, "otherwise", lambda assembly, compiled: [])
+    assert main(["bench", recipe]) == 2
+    said = capsys.readouterr().err
+    assert "not measured: parts: sampling: memory does not suffice" in said
+    assert "--minutes" not in said
+
+
+def test_without_tuning_plan_does_not_go_by_it(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(bench, "asked", lambda assembly: {})
+    monkeypatch.setattr(ways, "tuning", too_large)
+    assert main(["bench", recipe, "--repeats", "1"]) == 0
+    out = capsys.readouterr().out
+    assert "not measured: parts: tuning: memory does not suffice" in out
+    assert "raftdiff plan does not go by this" in out
 
 
 def test_an_interrupt_leaves_what_was_measured(

@@ -5,7 +5,9 @@ import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import final
 
 from raftdiff.cli.either import tell
 from raftdiff.diffusion.assembly import Assembly, assemble
@@ -16,7 +18,7 @@ from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sizes import told
 from raftdiff.diffusion.speed import known, tables
 from raftdiff.diffusion.speed.repeats import Timed, Way, figures, in_turn
-from raftdiff.diffusion.speed.ways import PARTS, asked, everything
+from raftdiff.diffusion.speed.ways import DECODING, PARTS, SAMPLING, TUNING, asked, everything, otherwise
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.needs import ready
@@ -24,10 +26,13 @@ from raftdiff.records.changes import left_open
 from raftdiff.records.disk import demand_writable
 from raftdiff.records.provenance import hardware, provenance
 from raftdiff.reports.words import duration
+from raftdiff.training.fitting import attempted
 
 RECIPE = "demo"
 LINE_EVERY = 15.0
 """Seconds between two lines in a log file."""
+FIRST = 0.75
+"""Of the minutes, what the first phase may take where there is a second."""
 
 
 def bench(args: argparse.Namespace) -> None:
@@ -46,50 +51,74 @@ def bench(args: argparse.Namespace) -> None:
     sampler, tuner = assembly.sampler, assembly.finetuner
     batch, size = sampler.config.at_once, max(sampler.sizes, key=math.prod)
     counts, key = work(recipe), known.key(sampler, tuner, recipe.model)
-    ways, calls = everything(assembly, compiled=args.compile), list[Timed]()
+    phases = _phases(assembly, compiled=args.compile)
+    total = sum(len(phase.ways) for phase in phases)
     head = f"{recipe.name}: {told(size)}, {recipe.model.dtype}, batches of {batch}, on {hardware()}"
-    print(f"{head}\n{counted(len(ways), 'thing')} to time, {counted(args.repeats, 'time')} each", flush=True)
-    stopped, operations, most = False, dict[str, float](), 0
+    print(f"{head}\n{counted(total, 'thing')} to time, {counted(args.repeats, 'time')} each", flush=True)
+    stopped, operations, most, show = False, dict[str, float](), 0, _Shown(total * (args.repeats + 1), args.repeats)
     try:
-        operations = asked(assembly)
+        (operations,) = attempted(lambda: asked(assembly)) or ({},)
         forget(assembly.model.device)  # counting holds more than computing does
-        budget = 60 * args.minutes - (time.monotonic() - began)
-        show = _Shown(ways, args.repeats)
-        for call in in_turn(ways, repeats=args.repeats, budget=budget):
-            calls.append(call)
-            if not call.warm and ways[call.place].table == PARTS:  # larger batches come after
-                most = memory(assembly.model.device)
-            show(call)
+        for phase in phases:
+            budget = 60 * args.minutes * phase.until - (time.monotonic() - began)
+            for call in in_turn(phase.ways, repeats=args.repeats, budget=budget):
+                phase.calls.append(call)
+                way = phase.ways[call.place]
+                if not call.warm and way.table == PARTS:  # larger batches come after, and copies of the network
+                    most = memory(assembly.model.device)
+                show(way, call)
     except KeyboardInterrupt:
         stopped = True
-    found = figures(ways, calls)
+    found = [figure for phase in phases for figure in figures(phase.ways, phase.calls)]
+    untold = list(_unmeasured(phases, repeats=args.repeats, stopped=stopped))
     if not found:
         if stopped:
             raise KeyboardInterrupt
-        raise UserError(f"--minutes {args.minutes:g}: nothing could be measured in that time; give it more.")
+        nothing = f"--minutes {args.minutes:g}: nothing could be measured in that time; give it more."
+        raise UserError("\n".join(untold) if any(call.failed for phase in phases for call in phase.calls) else nothing)
     sizes = {"trained": tuner.parameter_count(), "parameters": model_parameters(tuner)}
     probe = tables.probed(found, **sizes, memory=most)
     facts = {"recipe": recipe.name, "batch_size": batch, "key": key, "repeats": args.repeats, "finished": not stopped}
     print(f"\n{tables.written(root, found, operations, counts, {**facts, 'provenance': provenance()})}")
-    print(f"\n{root}: table.md, bench.svg, bench.json")
-    for sentence in _unmeasured(ways, calls, repeats=args.repeats, stopped=stopped):
-        print(sentence)
-    warm = {call.place for call in calls if call.warm}
-    if probe is not None and all(place in warm for place, way in enumerate(ways) if way.table == PARTS):
+    print("\n".join([f"\n{root}: table.md, bench.svg, bench.json", *untold]))
+    warm = {phase.ways[call.place].name for phase in phases for call in phase.calls if call.warm}
+    if probe is not None and warm >= {SAMPLING, DECODING, TUNING}:
         known.keep(key, probe, tables.faster(found))
         print("raftdiff plan goes by this from now on, for this machine, model, size and dtype")
     else:
-        print("raftdiff plan does not go by this: first calls, which warm up, are all that there is of some part")
+        print(
+            "raftdiff plan does not go by this: it needs sampling, decoding and tuning timed again, after their first"
+        )
     if stopped:
         raise KeyboardInterrupt
 
 
-def _unmeasured(ways: Sequence[Way], calls: Sequence[Timed], *, repeats: int, stopped: bool) -> Iterator[str]:
-    """Sentences on what memory, or the time, did not suffice for."""
-    large = {call.place for call in calls if call.took is None}
-    for place in sorted(large):
-        yield f"Memory does not suffice for {ways[place].table}: {ways[place].name}"
-    left = (len(ways) - len(large)) * (repeats + 1) - sum(call.place not in large for call in calls)
+@final
+@dataclass(frozen=True, slots=True)
+class _Phase:
+    """What is timed in turn with each other."""
+
+    ways: list[Way]
+    until: float
+    """The share of the minutes at which it ends."""
+    calls: list[Timed] = field(default_factory=list)
+
+
+def _phases(assembly: Assembly, *, compiled: bool) -> list[_Phase]:
+    """What a plan goes by first, with nothing beside it in memory; then copies of the network, held otherwise."""
+    others = otherwise(assembly, compiled=compiled)
+    return [_Phase(everything(assembly), FIRST if others else 1.0), _Phase(others, 1.0)]
+
+
+def _unmeasured(phases: Sequence[_Phase], *, repeats: int, stopped: bool) -> Iterator[str]:
+    """Sentences on what failed, and on what there was no time for."""
+    left = 0
+    for phase in phases:
+        failed = {call.place: call.failed for call in phase.calls if call.failed}
+        for place, why in failed.items():
+            yield f"not measured: {phase.ways[place].table}: {phase.ways[place].name}: {why}"
+        made = sum(call.place not in failed for call in phase.calls)
+        left += (len(phase.ways) - len(failed)) * (repeats + 1) - made
     if left > 0 and not stopped:
         yield f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more."
 
@@ -106,12 +135,12 @@ def _assembled(recipe: Recipe) -> Assembly:
 class _Shown:
     """The time left, on standard error: in a terminal in one line, in a log file now and then."""
 
-    def __init__(self, ways: list[Way], repeats: int) -> None:
-        self._ways, self._total, self._done, self._latest = ways, len(ways) * (repeats + 1), 0, time.monotonic()
+    def __init__(self, total: int, repeats: int) -> None:
+        self._total, self._repeats, self._done, self._latest = total, repeats, 0, time.monotonic()
 
-    def __call__(self, call: Timed) -> None:
+    def __call__(self, way: Way, call: Timed) -> None:
         self._done += 1
-        way = self._ways[call.place]
+        self._total -= self._repeats if call.failed and not call.warm else 0  # it is not called again
         line = f"bench: {self._done} of {self._total}, {way.table}: {way.name}; about {duration(call.left)} left"
         if sys.stderr.isatty():
             print(f"\r\x1b[K{line}", end="" if self._done < self._total else "\n", file=sys.stderr, flush=True)

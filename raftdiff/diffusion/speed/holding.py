@@ -1,9 +1,8 @@
 """The network as it could be held otherwise than the recipe says: another memory format, another dtype, compiled."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -26,33 +25,29 @@ def changes(model: ModelConfig, parts: Parts, *, compiled: bool) -> Iterator[Cha
         return
     layout: Change = {"channels_last": not model.channels_last}
     layouts = [layout] if any(weight.dim() == 4 for weight in parts.denoiser.parameters()) else []
-    quick = find_dtype("auto", parts.device)
-    half = "float32" if parts.dtype == torch.bfloat16 else "bfloat16" if quick == torch.bfloat16 else None
-    dtypes: list[Change] = [] if half is None else [{"dtype": half}]
-    yield from [*layouts, *dtypes, *({**one, **other} for one in dtypes for other in layouts)]
+    quick = parts.dtype == torch.float32 and find_dtype("auto", parts.device) == torch.bfloat16
+    halves: list[Change] = [{"dtype": "bfloat16"}] if quick else []
+    yield from [*layouts, *halves, *({**one, **other} for one in halves for other in layouts)]
     if compiled:
         yield from [{"compile": True}, *({"compile": True, **one} for one in layouts)]
 
 
-def held(parts: Parts, change: Change) -> Callable[[], Parts]:
-    """The model with a copy of the network that is held so, made anew in each call, so that it is gone after it; of
-    what is compiled the same one every time."""
-
-    def make() -> Parts:
-        network = deepcopy(parts.denoiser)
-        dtype = DTYPES[change["dtype"]] if "dtype" in change else parts.dtype
-        torch.nn.Module.to(network, dtype=dtype)  # past diffusers' own .to, which warns at any dtype
-        laid_out = bool(change.get("channels_last", parts.channels_last))
-        network.to(memory_format=torch.channels_last if laid_out else torch.contiguous_format)
-        return replace(
-            parts,
-            modules={**parts.modules, parts.family.denoiser: network},
-            network=called(network, change.get("compile", False)),
-            dtype=dtype,
-            channels_last=laid_out,
-        )
-
-    return cache(make) if change.get("compile") else make
+def held(parts: Parts, change: Change) -> Parts:
+    """The model with a copy of the network that is held so; whoever lets it go has the memory back."""
+    if change.get("compile"):
+        torch.compiler.reset()  # as often as it forgets none, PyTorch stops compiling without a word
+    network = deepcopy(parts.denoiser)
+    dtype = DTYPES[change["dtype"]] if "dtype" in change else parts.dtype
+    torch.nn.Module.to(network, dtype=dtype)  # past diffusers' own .to, which warns at any dtype
+    laid_out = bool(change.get("channels_last", parts.channels_last))
+    network.to(memory_format=torch.channels_last if laid_out else torch.contiguous_format)
+    return replace(
+        parts,
+        modules={**parts.modules, parts.family.denoiser: network},
+        network=called(network, change.get("compile", False)),
+        dtype=dtype,
+        channels_last=laid_out,
+    )
 
 
 def told(change: Change) -> str:

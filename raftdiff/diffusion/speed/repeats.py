@@ -8,6 +8,7 @@ from statistics import median
 from types import MappingProxyType
 from typing import NamedTuple, final
 
+from raftdiff.errors import UserError
 from raftdiff.training.fitting import attempted
 
 
@@ -41,9 +42,11 @@ class Timed(NamedTuple):
     warm: bool
     """Whether the way had been called before."""
     took: Call | None
-    """None where memory did not suffice."""
+    """None where it failed."""
     left: float
     """Seconds of all calls that are still to be made, as far as is known."""
+    failed: str = ""
+    """Why it could not be done, for people: memory does not suffice, or this machine lacks something."""
 
 
 @final
@@ -77,31 +80,38 @@ def in_turn(
     """Call every way once to warm up, then all of them again ``repeats`` times, each call told when it is made.
 
     It ends where the next call would not be over within ``budget`` seconds from the start, by what it took before;
-    what was never called has no part in that, but for the budget being used up. What memory does not suffice for is
-    told so, and not called again.
+    what was never called has no part in that, but for the budget being used up. What fails is told, and not called
+    again.
     """
-    began, took, large = clock(), dict[int, float](), set[int]()
+    began, took, failed = clock(), dict[int, float](), set[int]()
     for turn in range(repeats + 1):
         for place, way in enumerate(ways):
-            if place in large:
+            if place in failed:
                 continue
             spent = clock() - began
             if spent + took.get(place, 0.0) > budget:
                 return
-            made = attempted(way.call)
-            if made is None:
-                large.add(place)
-            took[place] = 0.0 if made is None else clock() - began - spent
-            known = sum(took.values()) / max(1, len(took) - len(large))
+            call, why = _tried(way)
+            if call is None:
+                failed.add(place)
+            took[place] = 0.0 if call is None else clock() - began - spent
+            known = sum(took.values()) / max(1, len(took) - len(failed))
             later = [took.get(it, known) for it in range(len(ways))]
             left = sum(later[place + 1 :]) + (repeats - turn) * sum(later)
-            yield Timed(
-                place, turn > 0, None if made is None else made[0], max(0.0, min(left, budget - (clock() - began)))
-            )
+            yield Timed(place, turn > 0, call, max(0.0, min(left, budget - (clock() - began))), why)
+
+
+def _tried(way: Way) -> tuple[Call | None, str]:
+    """What a call took, or why it could not be made."""
+    try:
+        made = attempted(way.call)
+    except UserError as error:
+        return None, f"{error}"
+    return (None, "memory does not suffice") if made is None else (made[0], "")
 
 
 def figures(ways: Sequence[Way], calls: Sequence[Timed]) -> list[Figure]:
-    """Of every way that was called and that memory sufficed for, without its first call where there are others."""
+    """Of every way that was called and did not fail, without its first call where there are others."""
     found = []
     for place, way in enumerate(ways):
         own = [(it.warm, it.took) for it in calls if it.place == place]

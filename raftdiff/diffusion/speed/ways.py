@@ -13,7 +13,6 @@ import torch
 from PIL import Image
 
 from raftdiff.diffusion.assembly import Assembly
-from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import decode
 from raftdiff.diffusion.probe import drawing, tuning
 from raftdiff.diffusion.sampler import DiffusionSampler
@@ -34,7 +33,8 @@ BATCHES = (1, 4, 16, 64)
 STEPS, TUNED = 4, 2
 """Denoising and optimizer steps of the small rounds, at most."""
 PEAK, BATCH, PARTS, ROUNDS = "peak", "sampling, by pictures at once", "parts", "small rounds"
-HELD = "sampling, with the network held otherwise"
+OTHERWISE = "sampling, by a copy of the network that is held otherwise"
+AS_IT_IS = "as the recipe says"
 PRODUCT, SAMPLING, DECODING, REWARDS, WRITING, TUNING = (
     "a large matrix product",
     "sampling",
@@ -47,11 +47,31 @@ OUTSIDE = "outside"
 """What of a small round is spent in none of its networks."""
 
 
-def everything(assembly: Assembly, *, compiled: bool = False) -> list[Way]:
-    """What there is to be timed, from what is soon told to what takes long; ``compiled``: a compiled network too."""
+def everything(assembly: Assembly) -> list[Way]:
+    """What there is to be timed, from what is soon told to what takes long."""
     size = max(assembly.sampler.sizes, key=math.prod)
-    parts = [_peak(assembly), *_parts(assembly, size), *_batches(assembly, size)]
-    return [*parts, *_otherwise(assembly, size, compiled=compiled), *_rounds(assembly, size)]
+    return [_peak(assembly), *_parts(assembly, size), *_batches(assembly, size), *_rounds(assembly, size)]
+
+
+def otherwise(assembly: Assembly, *, compiled: bool) -> list[Way]:
+    """Sampling with the network as it is held and as it could be; each draws once before its clock starts. Apart from
+    everything else, since each has a copy of the network beside it. ``compiled``: see ``holding.changes``."""
+    parts, config = assembly.model, assembly.sampler.config
+    size = max(assembly.sampler.sizes, key=math.prod)
+    _, rows, _ = drawing(assembly.sampler, config.at_once, size)
+
+    def drawn(change: holding.Change) -> Callable[[], Call]:
+        def call() -> Call:
+            held = holding.held(parts, change) if change else parts
+            draw, _, _ = drawing(DiffusionSampler(config, held), config.at_once, size)
+            draw()
+            return _clocked(draw, parts.device)()
+
+        return call
+
+    tried = list(holding.changes(assembly.recipe.model, parts, compiled=compiled))
+    named = {AS_IT_IS: drawn({}), **{holding.told(change): drawn(change) for change in tried}} if tried else {}
+    return [Way(OTHERWISE, name, "network evaluations", rows, call) for name, call in named.items()]
 
 
 def asked(assembly: Assembly) -> dict[str, float]:
@@ -111,22 +131,6 @@ def _batches(assembly: Assembly, size: Size) -> Iterator[Way]:
     for count in sorted({*BATCHES} - {assembly.sampler.config.at_once}):
         draw, rows, _ = drawing(assembly.sampler, count, size)
         yield Way(BATCH, f"{count}", "network evaluations", rows, _clocked(draw, assembly.model.device))
-
-
-def _otherwise(assembly: Assembly, size: Size, *, compiled: bool) -> Iterator[Way]:
-    parts, config = assembly.model, assembly.sampler.config
-    _, rows, _ = drawing(assembly.sampler, config.at_once, size)
-
-    def call_of(make: Callable[[], Parts]) -> Callable[[], Call]:
-        def call() -> Call:
-            draw, _, _ = drawing(DiffusionSampler(config, make()), config.at_once, size)
-            draw()  # a copy that nobody has called yet
-            return _clocked(draw, parts.device)()
-
-        return call
-
-    for change in holding.changes(assembly.recipe.model, parts, compiled=compiled):
-        yield Way(HELD, holding.told(change), "network evaluations", rows, call_of(holding.held(parts, change)))
 
 
 def _rounds(assembly: Assembly, size: Size) -> Iterator[Way]:

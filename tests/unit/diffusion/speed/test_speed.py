@@ -16,7 +16,19 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.speed import known, tables
 from raftdiff.diffusion.speed.operations import operations, product
 from raftdiff.diffusion.speed.repeats import Call, Figure, Timed, Way, figures, in_turn
-from raftdiff.diffusion.speed.ways import BATCH, HELD, OUTSIDE, PARTS, PEAK, PRODUCT, ROUNDS, SAMPLING, TUNING
+from raftdiff.diffusion.speed.ways import (
+    AS_IT_IS,
+    BATCH,
+    OTHERWISE,
+    OUTSIDE,
+    PARTS,
+    PEAK,
+    PRODUCT,
+    ROUNDS,
+    SAMPLING,
+    TUNING,
+)
+from raftdiff.errors import UserError
 
 PROBE = Probe(0.01, 0.02, 0.03, 4, 5, 6)
 COUNTS = Counts(8, 64, 2, 3, 24, 48)
@@ -67,19 +79,26 @@ def test_the_spread_is_that_of_the_repeats() -> None:
     assert (figure.rate, figure.spread) == (3.0, (2.0, 6.0))
 
 
-def test_what_memory_does_not_suffice_for_is_told_once_and_the_others_go_on() -> None:
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB"), "memory does not suffice"),
+        (UserError("model.compile: PyTorch cannot compile here"), "model.compile: PyTorch cannot compile here"),
+    ],
+)
+def test_what_fails_is_told_once_and_the_others_go_on(fault, told) -> None:
     machine = Machine(a=1.0, b=3.0)
     tried = list[int]()
 
-    def too_large() -> Call:
+    def fails() -> Call:
         tried.append(1)
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3 GiB")
+        raise fault
 
-    machine.ways.insert(1, Way("t", "large", "pictures", 64.0, too_large))
+    machine.ways.insert(1, Way("t", "fails", "pictures", 64.0, fails))
     calls = machine.run(repeats=2)
     assert machine.called == ["a", "b"] * 3
     assert (len(tried), len(calls)) == (1, 7)
-    assert [it.place for it in calls if it.took is None] == [1]
+    assert [(it.place, it.failed) for it in calls if it.took is None] == [(1, told)]
     assert [it.left for it in calls[-2:]] == [3.0, 0.0]
     assert [it.name for it in figures(machine.ways, calls)] == ["a", "b"]
 
@@ -208,15 +227,28 @@ def test_whatever_was_measured_until_then_makes_tables() -> None:
             assert tables.probed(some, trained=1, parameters=2, memory=3) is None
 
 
+def held(name: str, *seconds: float) -> Figure:
+    return figure(OTHERWISE, name, 60, *seconds)
+
+
 def test_another_way_to_hold_the_network_is_advised_where_it_is_faster_in_every_repeat() -> None:
-    own = figure(PARTS, SAMPLING, 60, 1.0, 1.0, 1.1)
-    faster, noisy = figure(HELD, "model.compile=true", 60, 0.8, 0.8, 0.9), figure(HELD, "model.x=1", 60, 0.7, 0.7, 1.05)
-    assert tables.faster([own, faster]) == "model.compile=true, 1.25 times"
-    assert "faster here: model.compile=true, 1.25 times" in tables.tables([own, faster], {}, COUNTS)
-    assert "| model.compile=true | 75.0 | 66.7 | 75.0 | 125% |" in tables.tables([own, faster], {}, COUNTS)
-    for other in (noisy, figure(HELD, "model.x=1", 60, 0.97)):
-        told = tables.tables([own, other], {}, COUNTS)
-        assert "best held as the recipe says" in told
-        assert "faster here" not in told
-        assert tables.faster([own, other]) == ""
-    assert tables.faster([faster]) == tables.faster([own]) == ""
+    own = held(AS_IT_IS, 1.0, 1.0, 1.1)
+    compiled, noisy = held("model.compile=true", 0.8, 0.8, 0.9), held("model.x=1", 0.7, 0.7, 1.05)
+    for found in ([own, compiled], [own, compiled, noisy], [own, noisy, compiled, held("model.y=1", 0.9, 0.9)]):
+        best = "model.compile=true, 1.25 times (pictures change in the last digits)"
+        assert tables.faster(found) == best
+        assert f"faster here: {best}" in (text := tables.tables(found, {}, COUNTS))
+        assert "| model.compile=true | 75.0 | 66.7 | 75.0 | 125% |" in text
+        assert "| as the recipe says | 60.0 | 54.5 | 60.0 | 100% |" in text
+    half = held("model.dtype=bfloat16", 0.5, 0.5)
+    assert tables.faster([own, half]) == "model.dtype=bfloat16, 2.00 times (pictures change as bfloat16 rounds)"
+
+
+def test_what_is_noise_or_was_timed_once_is_not_advised() -> None:
+    own, noisy = held(AS_IT_IS, 1.0, 1.0, 1.1), held("model.x=1", 0.7, 0.7, 1.05)
+    hardly = held("model.x=1", 0.97, 0.97, 0.97)
+    for found in ([own, noisy], [own, hardly], [own, held("model.x=1", 0.5)]):
+        assert tables.faster(found) == ""
+        assert "faster here: nothing" in tables.tables(found, {}, COUNTS)
+    for found in ([held(AS_IT_IS, 1.0), held("model.x=1", 0.5, 0.5)], [noisy], [own], []):
+        assert tables.faster(found) == ""
