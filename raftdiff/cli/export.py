@@ -22,7 +22,7 @@ HOW = {
 }
 FLOWS = {
     "kohya": "put it into models/loras of ComfyUI, where that knows {told}, or give it to another program that does",
-    "checkpoint": "put it into models/checkpoints of ComfyUI",
+    "checkpoint": "put it into models/checkpoints of ComfyUI, where that knows {told}",
 }
 FREE = ("model.dtype", "model.attention", "finetuner.precision")
 

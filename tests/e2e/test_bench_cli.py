@@ -124,6 +124,22 @@ def test_without_tuning_plan_does_not_go_by_it(
     assert "raftdiff plan does not go by this" in out
 
 
+def test_without_time_for_what_comes_first_nothing_else_is_begun(
+    recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begun = list[str]()
+
+    def timed(ways: list[Way], **given: Any) -> Iterator[Timed]:
+        begun.append(ways[0].table)
+        return iter(())
+
+    monkeypatch.setattr(bench, "in_turn", timed)
+    monkeypatch.setattr(bench, "asked", lambda assembly: {})
+    assert main(["bench", recipe, "--minutes", "0.1"]) == 2
+    assert begun == [ways.PEAK]
+    assert "of which loading and counting took" in capsys.readouterr().err
+
+
 def test_an_interrupt_leaves_what_was_measured(
     recipe: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

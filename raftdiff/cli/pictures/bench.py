@@ -55,32 +55,25 @@ def bench(args: argparse.Namespace) -> None:
     total = sum(len(phase.ways) for phase in phases)
     head = f"{recipe.name}: {told(size)}, {recipe.model.dtype}, batches of {batch}, on {hardware()}"
     print(f"{head}\n{counted(total, 'thing')} to time, {counted(args.repeats, 'time')} each", flush=True)
-    stopped, operations, most, show = False, dict[str, float](), 0, _Shown(total * (args.repeats + 1), args.repeats)
-    try:
-        (operations,) = attempted(lambda: asked(assembly)) or ({},)
-        forget(assembly.model.device)  # counting holds more than computing does
-        for phase in phases:
-            budget = 60 * args.minutes * phase.until - (time.monotonic() - began)
-            for call in in_turn(phase.ways, repeats=args.repeats, budget=budget):
-                phase.calls.append(call)
-                way = phase.ways[call.place]
-                if not call.warm and way.table == PARTS:  # larger batches come after, and copies of the network
-                    most = memory(assembly.model.device)
-                show(way, call)
-    except KeyboardInterrupt:
-        stopped = True
+    timing = _Timing()
+    timing.run(phases, assembly, args, began)
     found = [figure for phase in phases for figure in figures(phase.ways, phase.calls)]
-    untold = list(_unmeasured(phases, repeats=args.repeats, stopped=stopped))
+    failed, left = list(_failed(phases)), _left(phases, args.repeats)
     if not found:
-        if stopped:
+        if timing.stopped:
             raise KeyboardInterrupt
-        nothing = f"--minutes {args.minutes:g}: nothing could be measured in that time; give it more."
-        raise UserError("\n".join(untold) if any(call.failed for phase in phases for call in phase.calls) else nothing)
+        nothing = (
+            f"--minutes {args.minutes:g}: nothing could be measured in that time, of which loading and counting took "
+            f"{duration(timing.loading)}; give it more."
+        )
+        raise UserError("\n".join(failed) or nothing)
     sizes = {"trained": tuner.parameter_count(), "parameters": model_parameters(tuner)}
-    probe = tables.probed(found, **sizes, memory=most)
-    facts = {"recipe": recipe.name, "batch_size": batch, "key": key, "repeats": args.repeats, "finished": not stopped}
-    print(f"\n{tables.written(root, found, operations, counts, {**facts, 'provenance': provenance()})}")
-    print("\n".join([f"\n{root}: table.md, bench.svg, bench.json", *untold]))
+    probe = tables.probed(found, **sizes, memory=timing.memory)
+    facts = {"recipe": recipe.name, "batch_size": batch, "key": key, "repeats": args.repeats, "finished": not left}
+    print(f"\n{tables.written(root, found, timing.operations, counts, {**facts, 'provenance': provenance()})}")
+    print("\n".join([f"\n{root}: table.md, bench.svg, bench.json", *failed]))
+    if left and not timing.stopped:
+        print(f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more.")
     warm = {phase.ways[call.place].name for phase in phases for call in phase.calls if call.warm}
     if probe is not None and warm >= {SAMPLING, DECODING, TUNING}:
         known.keep(key, probe, tables.faster(found))
@@ -89,7 +82,7 @@ def bench(args: argparse.Namespace) -> None:
         print(
             "raftdiff plan does not go by this: it needs sampling, decoding and tuning timed again, after their first"
         )
-    if stopped:
+    if timing.stopped:
         raise KeyboardInterrupt
 
 
@@ -104,23 +97,60 @@ class _Phase:
     calls: list[Timed] = field(default_factory=list)
 
 
+@final
+class _Timing:
+    """What is known beside the calls once all phases were timed, as far as time and memory went."""
+
+    def __init__(self) -> None:
+        self.operations: dict[str, float] = {}
+        self.memory = 0
+        """The most bytes held while what a plan goes by was timed."""
+        self.loading = 0.0
+        """Seconds until the first call."""
+        self.stopped = False
+
+    def run(self, phases: Sequence[_Phase], assembly: Assembly, args: argparse.Namespace, began: float) -> None:
+        """The calls go into the phases. Without time for what comes first nothing else is begun."""
+        device, show = assembly.model.device, _Shown(sum(len(it.ways) for it in phases), args.repeats)
+        try:
+            (self.operations,) = attempted(lambda: asked(assembly)) or ({},)
+            forget(device)  # counting holds more than computing does
+            self.loading = time.monotonic() - began
+            for phase in phases:
+                budget = 60 * args.minutes * phase.until - (time.monotonic() - began)
+                for call in in_turn(phase.ways, repeats=args.repeats, budget=budget):
+                    phase.calls.append(call)
+                    way = phase.ways[call.place]
+                    if not call.warm and way.table == PARTS:  # larger batches come after, and copies of the network
+                        self.memory = memory(device)
+                    show(way, call)
+                if not phase.calls:
+                    break
+        except KeyboardInterrupt:
+            self.stopped = True
+
+
 def _phases(assembly: Assembly, *, compiled: bool) -> list[_Phase]:
     """What a plan goes by first, with nothing beside it in memory; then copies of the network, held otherwise."""
     others = otherwise(assembly, compiled=compiled)
     return [_Phase(everything(assembly), FIRST if others else 1.0), _Phase(others, 1.0)]
 
 
-def _unmeasured(phases: Sequence[_Phase], *, repeats: int, stopped: bool) -> Iterator[str]:
-    """Sentences on what failed, and on what there was no time for."""
+def _failed(phases: Sequence[_Phase]) -> Iterator[str]:
+    """A sentence for each thing that could not be measured."""
+    for phase in phases:
+        for way, why in ((phase.ways[call.place], call.failed) for call in phase.calls if call.failed):
+            yield f"not measured: {way.table}: {way.name}: {why}"
+
+
+def _left(phases: Sequence[_Phase], repeats: int) -> int:
+    """How many calls were not made, of what did not fail."""
     left = 0
     for phase in phases:
-        failed = {call.place: call.failed for call in phase.calls if call.failed}
-        for place, why in failed.items():
-            yield f"not measured: {phase.ways[place].table}: {phase.ways[place].name}: {why}"
+        failed = {call.place for call in phase.calls if call.failed}
         made = sum(call.place not in failed for call in phase.calls)
         left += (len(phase.ways) - len(failed)) * (repeats + 1) - made
-    if left > 0 and not stopped:
-        yield f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more."
+    return left
 
 
 def _assembled(recipe: Recipe) -> Assembly:
@@ -135,8 +165,9 @@ def _assembled(recipe: Recipe) -> Assembly:
 class _Shown:
     """The time left, on standard error: in a terminal in one line, in a log file now and then."""
 
-    def __init__(self, total: int, repeats: int) -> None:
-        self._total, self._repeats, self._done, self._latest = total, repeats, 0, time.monotonic()
+    def __init__(self, things: int, repeats: int) -> None:
+        self._total, self._repeats = things * (repeats + 1), repeats
+        self._done, self._latest = 0, time.monotonic()
 
     def __call__(self, way: Way, call: Timed) -> None:
         self._done += 1

@@ -22,6 +22,8 @@ MARKS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilo
 """What ``modelspec.prediction_type`` says, in diffusers' words."""
 PICKLED = (".ckpt", ".pth")
 """How files of PyTorch's own form end, of which plain weights are read and nothing else."""
+DEEPEST = 4
+"""Wrappings within each other that are opened; a file may refer to itself."""
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -371,12 +373,36 @@ def _pickled_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     except Exception as error:  # of a text PyTorch raises nearly anything
         # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
         reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error).rstrip('.')})"
+        if _is_safetensors(path):
+            raise UserError(f"{path}: this is a safetensors file; name it so, with .safetensors at its end.") from None
         raise UserError(
-            f"{path}: this file cannot be read as plain weights{reason}. It may hold Python code, which raftdiff "
-            "never runs; use the model's .safetensors."
+            f"{path}: this file cannot be read as plain weights{reason}. It is cut short or damaged, or holds Python "
+            "code, which raftdiff never runs: fetch it again, or use the model's .safetensors."
         ) from None
-    while isinstance(found, dict) and "state_dict" in found:
-        found = found["state_dict"]
+    return {name: tuple(value.shape) for name, value in unwrapped(path, found).items()}
+
+
+def unwrapped(path: Path, found: Any) -> dict[str, Any]:
+    """The tensors, by name, of what PyTorch read from a file, out of whatever a training wrapped them in.
+
+    Raises:
+        UserError: there is no table of names.
+    """
+    import torch
+
+    for _ in range(DEEPEST):
+        found = found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
     if not isinstance(found, dict):
         raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
-    return {name: tuple(value.shape) for name, value in found.items() if isinstance(value, torch.Tensor)}
+    named = {name: weight for name, weight in found.items() if isinstance(name, str)}
+    return {name: weight for name, weight in named.items() if isinstance(weight, torch.Tensor)}
+
+
+def _is_safetensors(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False

@@ -22,6 +22,7 @@ from raftdiff.diffusion.models.checkpoints import (
     hub_vae,
     one_file,
     read_json,
+    unwrapped,
     variant,
 )
 from raftdiff.diffusion.models.quiet import quietly
@@ -278,11 +279,7 @@ def _tensors(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: weights in a single file end in .safetensors, .ckpt, .pth or .pt.")
     with reading(f"{path}: this file cannot be read as plain weights; use the model's .safetensors"):
         found: Any = torch.load(path, map_location="cpu", weights_only=True)
-    while isinstance(found, dict) and "state_dict" in found:
-        found = found["state_dict"]
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: it holds a {type(found).__name__}, not a model's weights.")
-    return {name: weight for name, weight in found.items() if isinstance(weight, torch.Tensor)}
+    return unwrapped(path, found)
 
 
 def set_attention(denoiser: Any, attention: str, family: Family) -> None:

@@ -15,7 +15,7 @@ from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.families.tiny import flux, flux2, sana, sd3, unets, zimage
 from raftdiff.diffusion.families.zimage import ZImage
-from raftdiff.diffusion.models.checkpoints import one_file
+from raftdiff.diffusion.models.checkpoints import PICKLED, one_file
 from raftdiff.diffusion.models.quiet import quietly
 
 Kind = Literal[
@@ -63,12 +63,12 @@ def write_folder(folder: Path, kind: Kind, seed: int = 0) -> Path:
 
 
 def write_single_file(path: Path, kind: Kind, seed: int = 0) -> Path:
-    """The same weights in one file under the original names: .safetensors or .ckpt by the path's ending."""
+    """The same weights in one file under the original names: safetensors, or PyTorch's form by the path's ending."""
     from safetensors.torch import save_file
 
     held = one_file(of(kind)).single_file(components(kind, seed))
     weights = {name: weight.contiguous() for name, weight in held.items()}
-    if path.suffix == ".ckpt":
+    if path.suffix in PICKLED:
         torch.save({"state_dict": weights}, path)
     else:
         save_file(weights, path)

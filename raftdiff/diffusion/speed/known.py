@@ -3,6 +3,7 @@
 import time
 import warnings
 from dataclasses import asdict
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -57,8 +58,10 @@ def find(key: str) -> Known | None:
         if entry is None:
             return None
         probe = Probe(**entry["probe"])
-        if all(isinstance(one, int | float) for one in asdict(probe).values()):
-            return Known(probe, str(entry["date"]), str(entry.get("faster", "")))
+        date, faster = entry["date"], entry.get("faster", "")
+        measured_ones = all(type(one) in (int, float) and 0 <= one < inf for one in asdict(probe).values())
+        if measured_ones and all(isinstance(one, str) and one.isprintable() for one in (date, faster)):
+            return Known(probe, date, faster)
         raise TypeError
     except (TypeError, KeyError):
         where = measured.place(FILE)

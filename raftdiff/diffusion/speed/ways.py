@@ -76,8 +76,9 @@ def otherwise(assembly: Assembly, *, compiled: bool) -> list[Way]:
 
 def asked(assembly: Assembly) -> dict[str, float]:
     """Operations, multiplications and additions, of one evaluation while sampling and of one picture tuned on."""
-    size = max(assembly.sampler.sizes, key=math.prod)
-    draw, rows, noise = drawing(assembly.sampler, 1, size)
+    size, parts = max(assembly.sampler.sizes, key=math.prod), assembly.model
+    plain = DiffusionSampler(assembly.sampler.config, replace(parts, network=parts.denoiser))  # not compiled for it
+    draw, rows, noise = drawing(plain, 1, size)
 
     def steps(count: int) -> int:
         return operations(lambda: tuning(assembly.finetuner, noise, assembly.sampler.config.steps, count=count))

@@ -180,7 +180,7 @@ def test_no_network_for_local_models(models, tmp_path, monkeypatch):
 
     monkeypatch.setattr("socket.socket.connect", refuse)
     load(base(models["sd15"]))
-    for name in ("it.safetensors", "it.ckpt"):
+    for name in ("it.safetensors", "it.ckpt", "it.pth"):
         load(base(tiny.write_single_file(tmp_path / name, "sd15"), config=str(models["sd15"])))
 
 
@@ -241,9 +241,25 @@ class Malicious:
         return (print, ("run",))
 
 
+def test_a_file_that_refers_to_itself_or_names_weights_by_numbers_holds_none(tmp_path):
+    inside = {}
+    inside["state_dict"] = inside
+    torch.save(inside, tmp_path / "round.pth")
+    torch.save({"state_dict": {1: torch.zeros(1)}}, tmp_path / "numbers.pth")
+    for name in ("round.pth", "numbers.pth"):
+        with pytest.raises(UserError, match=f"{name}: this file holds no weights"):
+            load(base(tmp_path / name))
+
+
+def test_a_safetensors_file_under_another_name_is_told_so(tmp_path):
+    save_file({"x": torch.zeros(1)}, tmp_path / "it.pth")
+    with pytest.raises(UserError, match=r"it.pth: this is a safetensors file; name it so"):
+        load(base(tmp_path / "it.pth"))
+
+
 def test_a_ckpt_never_runs_code(tmp_path, capsys):
     torch.save({"state_dict": {}, "callbacks": Malicious()}, tmp_path / "it.ckpt")
-    with pytest.raises(UserError, match="It may hold Python code, which raftdiff never runs"):
+    with pytest.raises(UserError, match="or holds Python code, which raftdiff never runs"):
         load(base(tmp_path / "it.ckpt"))
     assert capsys.readouterr().out == ""
 

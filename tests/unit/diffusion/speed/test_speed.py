@@ -152,10 +152,15 @@ def test_what_is_kept_is_found_for_the_same_shape_and_no_other(built, tmp_path, 
     assert len({key, *(known.key(sampler, tuner, it) for it in held)}) == 3
 
 
-WORDS = json.dumps({"k": {"probe": dict.fromkeys(asdict(PROBE), "fast"), "date": "d"}})
+def damaged(probe: object = 1.0, **changed: object) -> str:
+    return json.dumps({"k": {"probe": dict.fromkeys(asdict(PROBE), probe), "date": "d", **changed}})
 
 
-@pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}', WORDS])
+DAMAGED = [*map(damaged, ("fast", float("nan"), float("inf"), -5.0, True))]
+DAMAGED += [damaged(faster=["x"]), damaged(faster=None), damaged(faster="a\x1b[31m"), damaged(date=None)]
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '{"k": {"probe": {"seconds": 1}, "date": "d"}}', *DAMAGED])
 def test_a_damaged_file_is_told_and_made_anew(text, tmp_path, monkeypatch) -> None:
     monkeypatch.setenv("RAFTDIFF_CACHE", str(tmp_path))
     (tmp_path / "speed.json").write_text(text)
