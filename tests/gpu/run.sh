@@ -6,6 +6,7 @@
 #
 # check   the GPU tests (150 s)
 # speed   the GPU rows of docs/performance.md (3 minutes)
+# large   SD 1.5 and SDXL at true size beside plain diffusers, and the published job (5 minutes)
 # train   scene-sd and scene-clip trained on from their weights, scene-judge from scratch (7 minutes); with
 #         OPTIONS=--fresh all from scratch, with OPTIONS="--parts clip" that part alone, with OPTIONS=--measure what lies
 #         in $OUT is measured
@@ -18,14 +19,14 @@
 # is 1 if any step failed. Ctrl-C ends the step that runs, and no other begins.
 #
 # SMALL=1 cuts everything down to seconds on a CPU. PYTHON names another interpreter, PACK another folder than .gpu;
-# CHECK_SECONDS, SPEED_SECONDS, TRAIN_SECONDS, FLOW_SECONDS and METHODS_SECONDS set other limits; OPTIONS is handed to
+# CHECK_SECONDS, SPEED_SECONDS, LARGE_SECONDS, TRAIN_SECONDS, FLOW_SECONDS and METHODS_SECONDS set other limits; OPTIONS is handed to
 # tests/gpu/step.py, for example OPTIONS="--batch 1024 --rate 1e-3".
 set -uo pipefail
 here=$PWD
 cd "$(dirname "${BASH_SOURCE[0]}")/../.." || exit 1
 
 if [ $# -eq 0 ]; then
-    echo "Name the steps to run: check, speed, train, flow, methods." >&2
+    echo "Name the steps to run: check, speed, large, train, flow, methods." >&2
     exit 2
 fi
 python=${PYTHON:-python3}
@@ -69,6 +70,7 @@ for step in "$@"; do
     case $step in
         check) limit=${CHECK_SECONDS:-150} ;;
         speed) limit=${SPEED_SECONDS:-180} ;;
+        large) limit=${LARGE_SECONDS:-300} ;;
         train) limit=${TRAIN_SECONDS:-420} ;;
         flow) limit=${FLOW_SECONDS:-420} ;;
         methods) limit=${METHODS_SECONDS:-540} ;;
@@ -76,7 +78,7 @@ for step in "$@"; do
     esac
     began=$SECONDS
     if [ "$limit" = unknown ]; then
-        wrong="there is no such step; known: check, speed, train, flow, methods"
+        wrong="there is no such step; known: check, speed, large, train, flow, methods"
     elif ! [[ $limit =~ ^[0-9]*\.?[0-9]+$ && $limit =~ [1-9] ]]; then
         wrong="its limit is no number of seconds above 0"
     else

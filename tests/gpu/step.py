@@ -25,7 +25,7 @@ FILES, FILE_BYTES = 8, 16 * 2**20
 
 def options(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("step", choices=["check", "speed", "train", "flow", "methods"])
+    parser.add_argument("step", choices=["check", "speed", "large", "train", "flow", "methods"])
     parser.add_argument("--small", action="store_true", help="everything cut down to seconds on a CPU")
     parser.add_argument("--out", type=Path, default=Path("runs/gpu"), help="where files go (default: %(default)s)")
     parser.add_argument("--pack", type=Path, default=Path(".gpu"), help="what pack.sh made (default: %(default)s)")

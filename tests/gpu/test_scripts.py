@@ -131,7 +131,7 @@ def here(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) ->
     yield run
     torch.set_float32_matmul_precision(precision)
     torch.backends.cudnn.benchmark = False
-    for name in ("speed", "train", "flow", "methods"):
+    for name in ("speed", "large", "train", "flow", "methods"):
         sys.modules.pop(name, None)
 
 
@@ -143,15 +143,18 @@ def test_every_step_runs_and_tells_its_figures(tmp_path: Path, pack: Path, here:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     places = ("--pack", str(pack), "--out", str(out))
     # the judge and the reward learn in a test of their own
-    told = [*lines(ran.stdout), *here("speed", *places), *here("train", "--parts", "vae", "unet", *places)]
+    told = [*lines(ran.stdout), *here("speed", *places), *here("large", *places)]
+    told += here("train", "--parts", "vae", "unet", *places)
     assert lines((out / "figures.jsonl").read_text()) == told
     assert all(figure["device"] for figure in told)
-    names = {step: [f["name"] for f in told if f["step"] == step] for step in ("check", "speed", "train")}
+    names = {step: [f["name"] for f in told if f["step"] == step] for step in ("check", "speed", "large", "train")}
     assert names["check"] == ["GPU tests passed", "GPU tests failed", "GPU tests skipped"]
     assert sum(figure["value"] for figure in told if figure["step"] == "check") > 15
     for beginning in ("scene-sd sampling", "U-Net training", "review-lm sampling", "a random U-Net of SD 1.5's size"):
         assert any(name.startswith(beginning) for name in names["speed"])
-    assert all(figure["value"] > 0 for figure in told if figure["step"] == "speed")
+    for beginning in ("SD 1.5's size, random, 32 px", "SDXL's size, random, 32 px", "the published job, tune"):
+        assert any(name.startswith(beginning) for name in names["large"])
+    assert all(figure["value"] > 0 for figure in told if figure["step"] in ("speed", "large"))
     assert {"seen, guidance 3, seed 0", "held out, guidance 3, seed 0"} <= set(names["train"])
     assert {"judge on art", "judge on rebuilt"} <= set(names["train"])
     assert any(re.fullmatch(r"after \d+ s, guidance 4", name) for name in names["train"]), "it was looked at"
@@ -230,7 +233,7 @@ def test_a_step_that_takes_too_long_or_is_unknown_is_told_and_the_next_one_runs(
     told = lines(ran.stdout)
     assert [figure["step"] for figure in told] == ["check", "dan?ce", "train"]
     assert told[0]["failed"].startswith("exit 124 after ")
-    assert told[1]["failed"] == "there is no such step; known: check, speed, train, flow, methods"
+    assert told[1]["failed"] == "there is no such step; known: check, speed, large, train, flow, methods"
     assert lines((tmp_path / "figures.jsonl").read_text()) == told
 
 
@@ -248,7 +251,7 @@ def test_a_mistake_is_told_as_a_sentence(
 def test_run_says_which_steps_there_are(tmp_path: Path) -> None:
     ran = script("run.sh", OUT=str(tmp_path))
     assert ran.returncode == 2
-    assert ran.stderr == "Name the steps to run: check, speed, train, flow, methods.\n"
+    assert ran.stderr == "Name the steps to run: check, speed, large, train, flow, methods.\n"
 
 
 def test_what_is_missing_is_installed_from_the_wheels_without_a_network(tmp_path: Path) -> None:
