@@ -2,8 +2,10 @@
 and how they are rounded without losing what is small."""
 
 import errno
+import pickle
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +19,10 @@ WRAPPERS: Mapping[str, str] = {
     "base_layer.": "PEFT puts it there while an adapter is attached; save after merge_and_unload() or unload()",
 }
 """What a training leaves in the names of weights, and who puts it there."""
+PICKLED = (".ckpt", ".pth")
+"""How files of PyTorch's own form end, of which plain weights are read and nothing else."""
+DEEPEST = 4
+"""Wrappings within each other that are opened; a file may refer to itself."""
 EVENLY = (0.7548776662466927, 0.5698402909980532)
 """Of rows and of columns: sums of these times the place, less their whole parts, fall evenly on 0 to 1 along rows and
 columns and in every block; 1/g and 1/g^2, where g^3 = g + 1."""
@@ -56,6 +62,50 @@ def first_line(error: Exception) -> str:
     said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2])
     said = said.partition(ADVICE)[0].rstrip(".: ")
     return f"{said or type(error).__name__}{f' ({type(error).__name__})' if isinstance(error, KeyError) else ''}."
+
+
+def pickled_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Of a file in PyTorch's own form, without its numbers. No code in it is run.
+
+    Raises:
+        UserError: it cannot be read as plain weights.
+    """
+    try:
+        found = torch.load(path, map_location="meta", weights_only=True)
+    except Exception as error:  # of a text PyTorch raises nearly anything
+        # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
+        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error).rstrip('.')})"
+        if _is_safetensors(path):
+            raise UserError(f"{path}: this is a safetensors file; name it so, with .safetensors at its end.") from None
+        raise UserError(
+            f"{path}: this file cannot be read as plain weights{reason}. It is cut short or damaged, or holds Python "
+            "code, which raftdiff never runs: fetch it again, or use the model's .safetensors."
+        ) from None
+    return {name: tuple(weight.shape) for name, weight in unwrapped(path, found).items()}
+
+
+def unwrapped(path: Path, found: Any) -> dict[str, Tensor]:
+    """The tensors, by name, of what PyTorch read from a file, out of whatever a training wrapped them in.
+
+    Raises:
+        UserError: there is no table of names.
+    """
+    for _ in range(DEEPEST):
+        found = found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
+    if not isinstance(found, dict):
+        raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
+    named = {name: weight for name, weight in found.items() if isinstance(name, str)}
+    return {name: weight for name, weight in named.items() if isinstance(weight, torch.Tensor)}
+
+
+def _is_safetensors(path: Path) -> bool:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt"):
+            return True
+    except (SafetensorError, OSError):
+        return False
 
 
 def demand_all(what: str, missing: Iterable[str], unexpected: Iterable[str]) -> None:

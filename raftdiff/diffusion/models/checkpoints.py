@@ -13,17 +13,13 @@ from raftdiff.diffusion.families.known import FAMILIES, TUNABLE, of_index
 from raftdiff.diffusion.families.shared.unet import NETWORKS
 from raftdiff.errors import UserError, command
 from raftdiff.recipes.needs import near, unreachable
-from raftdiff.training.weights import WRAPPERS, first_line, wrapper
+from raftdiff.training.weights import PICKLED, WRAPPERS, pickled_shapes, wrapper
 
 PLAIN = (".safetensors", ".safetensors.index.json", "-*.safetensors")
 HALF = (".fp16.safetensors", ".safetensors.index.fp16.json", ".fp16-*.safetensors", "-*.fp16.safetensors")
 """How the files of whole and of half precision may end, sharded ones too, behind their stem."""
 MARKS = {"v": "v_prediction", "v_prediction": "v_prediction", "epsilon": "epsilon", "eps": "epsilon"}
 """What ``modelspec.prediction_type`` says, in diffusers' words."""
-PICKLED = (".ckpt", ".pth")
-"""How files of PyTorch's own form end, of which plain weights are read and nothing else."""
-DEEPEST = 4
-"""Wrappings within each other that are opened; a file may refer to itself."""
 LORA_FILES = ("pytorch_lora_weights.safetensors", "adapter_model.safetensors", "adapter_config.json")
 
 
@@ -243,7 +239,7 @@ def recognise_file(path: Path, *, vae: bool = True) -> Checkpoint:
     if path.suffix == ".safetensors":
         shapes, told = _safetensors_header(path)
     elif path.suffix in PICKLED:
-        shapes = _pickled_shapes(path)
+        shapes = pickled_shapes(path)
     else:
         raise UserError(f"{path}: a single-file model ends in .safetensors, .ckpt or .pth.")
     family, kind = next(((it, kind) for it in FAMILIES if (kind := it.recognise(shapes, path))), (None, ""))
@@ -361,48 +357,3 @@ def _safetensors_header(path: Path) -> tuple[dict[str, tuple[int, ...]], dict[st
             f"{path}: this is not a readable safetensors file ({str(error).rstrip('.')}). It is cut short or damaged: "
             "fetch it again."
         ) from None
-
-
-def _pickled_shapes(path: Path) -> dict[str, tuple[int, ...]]:
-    import pickle
-
-    import torch
-
-    try:
-        found = torch.load(path, map_location="meta", weights_only=True)
-    except Exception as error:  # of a text PyTorch raises nearly anything
-        # PyTorch's words on what it would not unpickle end in advice to unpickle it all the same.
-        reason = "" if isinstance(error, pickle.UnpicklingError) else f" ({first_line(error).rstrip('.')})"
-        if _is_safetensors(path):
-            raise UserError(f"{path}: this is a safetensors file; name it so, with .safetensors at its end.") from None
-        raise UserError(
-            f"{path}: this file cannot be read as plain weights{reason}. It is cut short or damaged, or holds Python "
-            "code, which raftdiff never runs: fetch it again, or use the model's .safetensors."
-        ) from None
-    return {name: tuple(value.shape) for name, value in unwrapped(path, found).items()}
-
-
-def unwrapped(path: Path, found: Any) -> dict[str, Any]:
-    """The tensors, by name, of what PyTorch read from a file, out of whatever a training wrapped them in.
-
-    Raises:
-        UserError: there is no table of names.
-    """
-    import torch
-
-    for _ in range(DEEPEST):
-        found = found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
-    if not isinstance(found, dict):
-        raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
-    named = {name: weight for name, weight in found.items() if isinstance(name, str)}
-    return {name: weight for name, weight in named.items() if isinstance(weight, torch.Tensor)}
-
-
-def _is_safetensors(path: Path) -> bool:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt"):
-            return True
-    except (SafetensorError, OSError):
-        return False

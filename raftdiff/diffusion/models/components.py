@@ -15,19 +15,25 @@ from raftdiff.diffusion.families.originals.bundle import VAES
 from raftdiff.diffusion.families.shared import unet
 from raftdiff.diffusion.families.shared.vocabulary import write_configs
 from raftdiff.diffusion.models.checkpoints import (
-    PICKLED,
     Layout,
     folder_layout,
     hub_rest,
     hub_vae,
     one_file,
     read_json,
-    unwrapped,
     variant,
 )
 from raftdiff.diffusion.models.quiet import quietly
 from raftdiff.errors import UserError
-from raftdiff.training.weights import demand_all, demand_finite, loaded, reading, without_data
+from raftdiff.training.weights import (
+    PICKLED,
+    demand_all,
+    demand_finite,
+    loaded,
+    reading,
+    unwrapped,
+    without_data,
+)
 
 LOCAL: Mapping[str, Any] = {"local_files_only": True}
 EIGHT_BITS = (torch.float8_e4m3fn, torch.float8_e5m2)

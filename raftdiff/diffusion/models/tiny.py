@@ -15,8 +15,9 @@ from raftdiff.diffusion.families.sd3 import StableDiffusion3
 from raftdiff.diffusion.families.sdxl import StableDiffusionXL
 from raftdiff.diffusion.families.tiny import flux, flux2, sana, sd3, unets, zimage
 from raftdiff.diffusion.families.zimage import ZImage
-from raftdiff.diffusion.models.checkpoints import PICKLED, one_file
+from raftdiff.diffusion.models.checkpoints import one_file
 from raftdiff.diffusion.models.quiet import quietly
+from raftdiff.training.weights import PICKLED
 
 Kind = Literal[
     "sd15",
