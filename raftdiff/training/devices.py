@@ -32,6 +32,12 @@ def find_dtype(name: DType | ByMachine, device: torch.device) -> torch.dtype:
     return torch.bfloat16 if quick else torch.float32
 
 
+def convolves_slowly(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether convolutions must be held channels-last: in bfloat16 a CPU without instructions for it takes fourteen
+    times as long, and for large ones longer, in the usual order, for which PyTorch has its plainest routine there."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and find_dtype("auto", device) != dtype
+
+
 def find_device(name: str) -> torch.device:
     """``auto``, ``cpu``, ``cuda`` or ``cuda:N`` as a device of this machine.
 

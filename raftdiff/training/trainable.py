@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from raftdiff.errors import UserError
 from raftdiff.training.quantised import is_quantised
 from raftdiff.training.sharded import is_part, is_split
-from raftdiff.training.weights import rounded_evenly
+from raftdiff.training.weights import laid_out, rounded_evenly
 
 Adapter = Literal["lora", "full"]
 ALL_LINEAR = "all-linear"
@@ -65,7 +65,7 @@ class Trainable:
             if adapter == "full" or prefix in whole or "lora_" in name
         }
         self.live: Weights = {
-            name: _laid_out(parameter.detach().float().clone(), channels_last)
+            name: laid_out(parameter.detach().float().clone(), channels_last)
             for name, parameter in self.parameters.items()
         }
         self.base: Weights = {  # a LoRA's base is still there, under it
@@ -103,11 +103,11 @@ class Trainable:
         self._arrange(dtype, channels_last)
         if self._merges:  # by the LoRA as it was learnt, before it is rounded itself
             for name, parameter in self.parameters.items():
-                parameter.data = _laid_out(policy[name], channels_last)
+                parameter.data = laid_out(policy[name], channels_last)
             self._unmerged = self._put(self._merged())
         for name, parameter in self.parameters.items():
             held = torch.float32 if self._is_whole(name) else dtype
-            parameter.data = _laid_out(policy[name].to(held), channels_last)
+            parameter.data = laid_out(policy[name].to(held), channels_last)
         self._pass_by(self._merges)
         self._changed()
 
@@ -238,7 +238,7 @@ class Trainable:
         """What the LoRA's layers weigh with it, in their order, the sums taken in float32."""
         for layer in self._layers:
             weight = layer.get_base_layer().weight.detach().float() + layer.get_delta_weight("default").detach()
-            yield _laid_out(rounded_evenly(weight, self._dtype), self._rest_channels_last)
+            yield laid_out(rounded_evenly(weight, self._dtype), self._rest_channels_last)
 
     def _put(self, weights: Iterable[Tensor]) -> list[Tensor]:
         """Stand ``weights`` in the LoRA's layers, one after the other; returns what stood there. Nothing happens
@@ -264,7 +264,7 @@ class Trainable:
             for parameter in module.parameters():
                 if not parameter.is_floating_point() or is_part(parameter):  # quantised, or split over processes
                     continue
-                parameter.data = _laid_out(parameter.data.to(dtype), channels_last)
+                parameter.data = laid_out(parameter.data.to(dtype), channels_last)
 
 
 def on_cpu(weights: Mapping[str, Tensor]) -> Weights:
@@ -385,9 +385,3 @@ def _shared(module: Any) -> dict[str, str]:
         if weight is not None:
             owners.setdefault(id(weight), []).append(name)
     return {name: names[place - 1] for names in owners.values() if len(names) > 1 for place, name in enumerate(names)}
-
-
-def _laid_out(weight: Tensor, channels_last: bool) -> Tensor:
-    if weight.ndim != 4:
-        return weight
-    return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

@@ -192,3 +192,10 @@ def rounded_evenly(weight: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _count(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+
+
+def laid_out(weight: Tensor, channels_last: bool) -> Tensor:
+    """A convolution's weight in one of the two memory formats; any other as it is."""
+    if weight.ndim != 4:
+        return weight
+    return weight.contiguous(memory_format=torch.channels_last if channels_last else torch.contiguous_format)

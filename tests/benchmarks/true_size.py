@@ -2,8 +2,7 @@
 
     python tests/benchmarks/true_size.py --side 256 --dtype float32
 
-Says seconds, and the most memory held. A processor without instructions for bfloat16 takes eighty times as long for a
-convolution in it as in float32.
+Says seconds, and the most memory held.
 """
 
 import argparse

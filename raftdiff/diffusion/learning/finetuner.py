@@ -31,7 +31,7 @@ from raftdiff.recipes.config import Config
 from raftdiff.seeds import fold
 from raftdiff.training import optimizer, quantised, sharded
 from raftdiff.training.course import Course, Tally
-from raftdiff.training.devices import DTYPES, DType
+from raftdiff.training.devices import DTYPES, DType, convolves_slowly
 from raftdiff.types import Key, Report, Requires, Reward, Sample, Selection, State
 
 DRIFT_ROWS = 16
@@ -199,7 +199,7 @@ class DiffusionFineTuner:
             alpha=config.alpha if config.alpha is not None else float(config.rank),
             targets=config.target_modules,
             text_encoders=config.train_text_encoder,
-            channels_last=config.channels_last,
+            channels_last=config.channels_last or convolves_slowly(self.precision, parts.device),
             merge_half="path"
             not in self.requires.aux,  # whose ratios are to what drew, and rounding would show in them
             seed=seed,

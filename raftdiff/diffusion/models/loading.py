@@ -24,9 +24,10 @@ from raftdiff.recipes.config import Config
 from raftdiff.recipes.needs import model_at, refuse
 from raftdiff.training import quantised, sharded
 from raftdiff.training.compiled import Compiled
-from raftdiff.training.devices import DTYPES, DType, Idle, device_needs, find_device
+from raftdiff.training.devices import DTYPES, DType, Idle, convolves_slowly, device_needs, find_device
 from raftdiff.training.quantised import Bits
 from raftdiff.training.tokenizers import check_tokenizer, table_rows
+from raftdiff.training.weights import laid_out
 
 WHERE = (
     "It can be a folder in diffusers' format, a .safetensors file or a hub id, such as "
@@ -175,6 +176,8 @@ def assemble(
     aside = [name for name in family.components if config.offload and name not in settled]
     split = sharded.wanted(config.sharded)
     waits = {*aside, *([family.denoiser] if split or config.offload == "blocks" else [])}
+    slow = convolves_slowly(dtype, device)
+    last = {*([family.denoiser] if config.channels_last or slow else []), *(["vae"] if slow else [])}
 
     def put(name: str) -> None:
         module = modules[name].requires_grad_(False).eval()
@@ -182,6 +185,9 @@ def assemble(
         held = torch.float32 if wide else dtype
         there = torch.device("cpu") if name in waits else texts if name in readers else device
         torch.nn.Module.to(module, device=there, dtype=held)  # past diffusers' own .to, which warns at any dtype
+        if name in last:
+            for parameter in module.parameters():
+                parameter.data = laid_out(parameter.data, channels_last=True)
 
     for name in family.components:
         if name not in later:
@@ -190,8 +196,6 @@ def assemble(
         let_wait(denoiser, device, family.told)
     if split:
         sharded.split(denoiser, in_turn(denoiser), device)
-    if config.channels_last:
-        denoiser.to(memory_format=torch.channels_last)
     if config.quantise is not None:
         quantised.quantise(denoiser, config.quantise, dtype, device)
     if config.vae_tiling:
@@ -208,7 +212,7 @@ def assemble(
         process=family.process(scheduler, config.base),
         device=device,
         dtype=dtype,
-        channels_last=config.channels_last,
+        channels_last=family.denoiser in last,
         name=config.base,
         prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
         network=called(denoiser, config.compile),

@@ -9,7 +9,7 @@ import torch
 
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.loading import ModelConfig, called
-from raftdiff.training.devices import DTYPES, find_dtype
+from raftdiff.training.devices import DTYPES, convolves_slowly, find_dtype
 
 Change = Mapping[str, Any]
 """Of a recipe's ``model``."""
@@ -24,7 +24,8 @@ def changes(model: ModelConfig, parts: Parts, *, compiled: bool) -> Iterator[Cha
         yield {"compile": False}
         return
     layout: Change = {"channels_last": not model.channels_last}
-    layouts = [layout] if any(weight.dim() == 4 for weight in parts.denoiser.parameters()) else []
+    free = not convolves_slowly(parts.dtype, parts.device)
+    layouts = [layout] if free and any(weight.dim() == 4 for weight in parts.denoiser.parameters()) else []
     quick = parts.dtype == torch.float32 and find_dtype("auto", parts.device) == torch.bfloat16
     halves: list[Change] = [{"dtype": "bfloat16"}] if quick else []
     yield from [*layouts, *halves, *({**one, **other} for one in halves for other in layouts)]

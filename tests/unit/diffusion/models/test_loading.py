@@ -41,6 +41,21 @@ def test_a_folder_loads_frozen_and_in_its_dtype(models):
     assert parts.denoiser.conv_in.weight.is_contiguous(memory_format=torch.channels_last)
 
 
+@pytest.mark.parametrize("has_instructions", [False, True])
+def test_where_a_cpu_lacks_bfloat16_its_convolutions_are_channels_last(models, monkeypatch, has_instructions):
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+
+    def last(module):
+        weight = next(it for it in module.parameters() if it.dim() == 4 and it.shape[1] > 1 and it.shape[2] > 1)
+        return not weight.is_contiguous() and weight.is_contiguous(memory_format=torch.channels_last)
+
+    parts = load(base(models["sd15"], dtype="bfloat16", device="cpu"))
+    assert last(parts.denoiser) == last(parts.vae) == parts.channels_last == (not has_instructions)
+    tuner = DiffusionFineTunerConfig(steps=1).build(parts, total_rounds=1, guidance=1.0, seed=0)
+    assert tuner.trainable.channels_last == (not has_instructions)
+    assert not last(load(base(models["sd15"], device="cpu")).denoiser)
+
+
 def test_a_shipped_name_is_resolved_first(models):
     parts = load(ModelConfig(base="scene-sd"), resolve=lambda name: str(models["sd15"]) if name == "scene-sd" else name)
     assert parts.name == "scene-sd"

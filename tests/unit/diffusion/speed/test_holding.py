@@ -31,19 +31,20 @@ def test_what_is_tried_is_what_the_recipe_does_not_say(config, monkeypatch) -> N
         parts = replace(plain, dtype=DTYPES[changed.get("dtype", "float32")])
         return list(holding.changes(config.model_copy(update=changed), parts, compiled=compiled))
 
-    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     assert tried() == [LAID_OUT]
+    assert tried(dtype="bfloat16") == []
     assert tried(channels_last=True) == [{"channels_last": False}]
     assert tried(compiled=True) == [LAID_OUT, {"compile": True}, {"compile": True, **LAID_OUT}]
     assert tried(compiled=True, compile=True) == [{"compile": False}]
     assert tried(offload="blocks") == tried(sharded=True) == []
-    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
     assert tried() == [LAID_OUT, {"dtype": "bfloat16"}, {"dtype": "bfloat16", **LAID_OUT}]
     assert tried(dtype="bfloat16") == [LAID_OUT]
 
 
 def test_a_network_without_convolutions_has_no_other_memory_format(models, monkeypatch) -> None:
-    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
     model = ModelConfig(base=str(models["flux_dev"]), device="cpu")
     assert list(holding.changes(model, load(model), compiled=True)) == [{"compile": True}]
 
