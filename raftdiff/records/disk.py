@@ -313,8 +313,11 @@ def demand_writable(folder: Path) -> None:
     """Before hours of work whose result goes there.
 
     Raises:
+        UserError: ``folder`` is a file.
         OSError: nothing can be written into ``folder``, which it names.
     """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, and several are to be written: name a folder, there already or new.")
     with together(folder):
         pass
 

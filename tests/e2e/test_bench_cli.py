@@ -80,6 +80,13 @@ def test_plan_tells_what_bench_found_to_be_faster(
     assert main(["plan", recipe, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["faster"] == "model.channels_last=true, 1.10 times"
 
+    for found in ("model.compile=true, 1.30 times", ""):  # without --compile a later one does not forget it
+        monkeypatch.setattr(bench.tables, "faster", lambda _, found=found: found)
+        assert main(["bench", recipe, "--repeats", "1"]) == 0
+        capsys.readouterr()
+        assert main(["plan", recipe, "--json"]) == 0
+        assert json.loads(capsys.readouterr().out)["faster"] == "model.compile=true, 1.30 times"
+
 
 def too_large(*given: Any, **named: Any) -> Any:
     raise torch.OutOfMemoryError("CUDA out of memory")

@@ -90,6 +90,9 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
 ) -> None:
     demand_writable(tmp_path / "eval")
     assert tree(tmp_path) == {}
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="file is a file, and several are to be written: name a folder"):
+        demand_writable(tmp_path / "file")
 
     def read_only(prefix: str, dir: Path) -> str:
         raise OSError(errno.EROFS, "Read-only file system", str(dir / prefix))
