@@ -21,6 +21,8 @@ WRAPPERS: Mapping[str, str] = {
 """What a training leaves in the names of weights, and who puts it there."""
 PICKLED = (".ckpt", ".pth")
 """How files of PyTorch's own form end, of which plain weights are read and nothing else."""
+HOLDERS = ("state_dict", "model", "module")
+"""Under which names trainings keep a model's weights beside their own state, the likelier first."""
 DEEPEST = 4
 """Wrappings within each other that are opened; a file may refer to itself."""
 EVENLY = (0.7548776662466927, 0.5698402909980532)
@@ -91,7 +93,8 @@ def unwrapped(path: Path, found: Any) -> dict[str, Tensor]:
         UserError: there is no table of names.
     """
     for _ in range(DEEPEST):
-        found = found["state_dict"] if isinstance(found, dict) and "state_dict" in found else found
+        if isinstance(found, dict):
+            found = next((found[name] for name in HOLDERS if isinstance(found.get(name), dict)), found)
     if not isinstance(found, dict):
         raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
     named = {name: weight for name, weight in found.items() if isinstance(name, str)}

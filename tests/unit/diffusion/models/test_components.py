@@ -148,8 +148,9 @@ def test_another_vae_by_folder_by_model_and_by_file(models, folder, file, tmp_pa
     alone = tmp_path / "vae.safetensors"
     save_file({name.removeprefix("first_stage_model."): it for name, it in held.items()}, alone)
     same(opened(folder, vae=str(alone)), wanted)
-    torch.save({"state_dict": held}, tmp_path / "vae.ckpt")
-    same(opened(folder, vae=str(tmp_path / "vae.ckpt")), wanted)
+    for wrapped in ({"state_dict": held}, {"model": held, "step": 7}, {"model": {"module": held}, "optimizer": {}}):
+        torch.save(wrapped, tmp_path / "vae.ckpt")
+        same(opened(folder, vae=str(tmp_path / "vae.ckpt")), wanted)
     same(opened(file, config=str(folder), vae=str(alone)), wanted)
     shutil.rmtree(folder / "vae")
     same(opened(folder, vae=str(other)), wanted)
