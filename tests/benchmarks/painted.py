@@ -1,4 +1,4 @@
-"""Painted scenes of captions as a folder of pictures: the best candidates that there can be, right and free in the rest.
+"""Painted scenes of captions as a folder of pictures: the best candidates there can be, right and free in the rest.
 
     python tests/benchmarks/painted.py --art build/art --out painted
     raftdiff train scene_align prompts.file=painted/captions.txt "sampler={type: folder, path: painted}" ...
