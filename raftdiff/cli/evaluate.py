@@ -30,13 +30,11 @@ ANSWERS = 4
 """Of a run on texts, shown side by side."""
 FREE = (
     "evaluation",
-    "sampler.height",
-    "sampler.width",
-    "sampler.sizes",
-    "sampler.guidance",
-    "sampler.scheduler",
-    "sampler.batch_size",
-    *(f"sampler.drawing.{key}" for key in ("height", "width", "sizes", "guidance", "scheduler", "batch_size")),
+    *(
+        f"{drawing}.{key}"
+        for drawing in ("sampler", "sampler.drawing")
+        for key in ("height", "width", "sizes", "guidance", "guidance_rescale", "scheduler", "batch_size")
+    ),
     "model.dtype",
     "model.attention",
     "finetuner.precision",

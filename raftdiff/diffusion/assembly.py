@@ -184,8 +184,9 @@ def chains_of(sampler: DiffusionSampler, drawing: DiffusionSamplerConfig) -> dic
     found = {}
     for size in sampler.sizes:
         _, rows, columns = parts.latent_shape(*size)
-        eta, guidance = drawing.effective_eta, drawing.guidance
-        found[rows, columns] = chain_of(sampler.solver(size), eta, guidance, flow=flow)
+        found[rows, columns] = chain_of(
+            sampler.solver(size), drawing.effective_eta, drawing.guidance, rescale=drawing.guidance_rescale, flow=flow
+        )
     return found
 
 

@@ -5,7 +5,7 @@ from typing import Any
 from raftdiff.diffusion.learning.reward_gradient import without_gradient
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.blocks import demand_fit
-from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawn_of, samplers, shares
+from raftdiff.diffusion.recipe import UNMEASURED, Recipe, drawn_of, looking_of, samplers, shares
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.sampling.given import FolderSamplerConfig
 from raftdiff.errors import UserError
@@ -50,6 +50,7 @@ def check_recipe(recipe: Recipe) -> None:
         if any(isinstance(part, MixSamplerConfig) for part in samplers(recipe)):
             raise UserError("sampler.parts: a mixture within a mixture; name its parts beside the others.")
         recipe.sampler.fit(recipe.loop.candidates)
+    _check_guided(recipe)
     if recipe.model.offload == "blocks":
         tuner = recipe.finetuner
         dtypes = {DTYPES[recipe.model.dtype], DTYPES[tuner.precision or recipe.model.dtype]}
@@ -65,6 +66,18 @@ def check_recipe(recipe: Recipe) -> None:
         _check_path(recipe, learner)
     if needs.fresh_samples:
         _check_chain(recipe, learner)
+
+
+def _check_guided(recipe: Recipe) -> None:
+    """
+    Raises:
+        UserError: the guided prediction is to be learnt, and another is drawn with.
+    """
+    if recipe.finetuner.loss_on == "guided" and looking_of(recipe).guidance_rescale:
+        raise UserError(
+            "finetuner.loss_on: the guided prediction is learnt as it is without sampler.guidance_rescale; set "
+            "loss_on: conditional, or evaluation.guidance_rescale: 0."
+        )
 
 
 def _check_pruned(recipe: Recipe, config: Any, share: int, learner: str) -> None:

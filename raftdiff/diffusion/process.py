@@ -171,9 +171,19 @@ def pure_noise(noise: Latents, x0: Latents, level: Level, chosen: Bool[Tensor, "
     return torch.where(rows(chosen, x0), implied, noise)
 
 
-def guided(unconditional: Latents, conditional: Latents, scale: PerRow) -> Latents:
-    """Classifier-free guidance, u + w (c - u) (arXiv:2207.12598, in the convention where w = 1 is no guidance)."""
-    return unconditional + rows(scale, conditional) * (conditional - unconditional)
+def guided(unconditional: Latents, conditional: Latents, scale: PerRow, rescale: float = 0.0) -> Latents:
+    """Classifier-free guidance, u + w (c - u) (arXiv:2207.12598, in the convention where w = 1 is no guidance).
+
+    Args:
+        rescale: the share that is brought back to the standard deviation of c, row by row, since guidance spreads what
+            is predicted (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16, where it is phi); of v too, as there.
+    """
+    predicted = unconditional + rows(scale, conditional) * (conditional - unconditional)
+    if rescale == 0:
+        return predicted
+    axes = tuple(range(1, predicted.ndim))
+    spread = conditional.std(dim=axes, keepdim=True) / predicted.std(dim=axes, keepdim=True)
+    return rescale * spread * predicted + (1 - rescale) * predicted
 
 
 def min_snr_weight(predicts: Prediction, level: Level, gamma: float) -> PerRow:

@@ -32,7 +32,10 @@ else:
 
 UNMEASURED = ("given",)
 """Rewards that say nothing of a model's pictures before and after."""
-RULED = {"height": ("height",), "width": ("width",), "sizes": ("height", "width"), "guidance": ("guidance",)}
+RULED = {
+    "sizes": ("height", "width"),
+    **{name: (name,) for name in ("height", "width", "guidance", "guidance_rescale")},
+}
 """Keys of a sampler, and those of the evaluation that take their place where a model is looked at."""
 
 
@@ -66,6 +69,8 @@ class EvaluationConfig(Config):
     guidance: float | None = Field(default=None, ge=0)
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
+    guidance_rescale: float | None = Field(default=None, ge=0, le=1)
+    """How far what guidance widens is brought back there; the sampler's by default."""
     height: int | None = Field(default=None, ge=8, le=LONGEST)
     """Pixels of what is looked at, in ``raftdiff eval``, the held-out curve and the pages; the sampler's by default."""
     width: int | None = Field(default=None, ge=8, le=LONGEST)
@@ -139,7 +144,8 @@ def looking_of(recipe: Recipe) -> DiffusionSamplerConfig:
     the evaluation's guidance and size."""
     own, evaluation = drawing_of(recipe).main, recipe.evaluation
     size = {"height": evaluation.height or own.height, "width": evaluation.width or own.width}
-    return own.model_copy(update={"guidance": recipe.guidance, **size})
+    rescale = own.guidance_rescale if evaluation.guidance_rescale is None else evaluation.guidance_rescale
+    return own.model_copy(update={"guidance": recipe.guidance, "guidance_rescale": rescale, **size})
 
 
 def unheeded(recipe: Recipe, changed: Iterable[str]) -> list[str]:

@@ -14,6 +14,7 @@ from torch import Tensor
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.models.loaded import Parts
 from raftdiff.diffusion.models.pictures import check_size, decode
+from raftdiff.diffusion.process import guided
 from raftdiff.diffusion.reuse import ReuseConfig
 from raftdiff.diffusion.sizes import LONGEST, Side, Size, buckets, cut, size_of_prompt
 from raftdiff.errors import UserError
@@ -33,6 +34,9 @@ class DiffusionSamplerConfig(Config):
     """Denoising steps."""
     guidance: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; at 1 it is off, and a step costs half."""
+    guidance_rescale: float = Field(default=0.0, ge=0, le=1)
+    """How far the spread that guidance adds to what is predicted is taken back (arXiv:2305.08891, phi; 0.7 there):
+    strong guidance overexposes without, above all with v-prediction."""
     scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc", "lcm", "tcd"] = "dpm++"
     """The solver, of those that the model's family has. euler_a, ddpm and lcm draw noise at every step, as do ddim and
     tcd with eta; lcm and tcd are for models distilled so. Models of flow have euler, euler_a, dpm++ and unipc."""
@@ -157,10 +161,9 @@ class DiffusionSampler:
         if config.reuse is not None:
             config.reuse.network(parts)  # raises before anything is drawn
         if "path" in aux and config.scheduler not in parts.family.paths:
-            known = " or ".join(parts.family.paths)
             raise UserError(
                 f"sampler.scheduler: what {config.scheduler} draws with {parts.family.told} keeps no path that a rule "
-                f"could learn from; use {known}."
+                f"could learn from; use {' or '.join(parts.family.paths)}."
             )
 
     def sample(
@@ -302,24 +305,23 @@ class DiffusionSampler:
     ) -> Iterator[Step]:
         """The solver's next steps, at these of its timesteps.
 
-        Euler's solvers keep x0 + sigma noise; what the network sees of it is a x0 + s noise, as everywhere. The solver
-        works in float32 whatever the network computes in. The second of ``texts`` is what guidance leads away from;
-        without it there is no guidance. With ``reuse`` the first of these steps asks the whole network.
+        Euler's solvers keep x0 + sigma noise; what is seen of it is a x0 + s noise, as everywhere, and flows see what
+        they step on. The solver works in float32 whatever the network computes in. The second of ``texts`` is what
+        guidance leads away from; None for no guidance. With ``reuse`` the first step asks the whole network.
         """
-        parts, guidance, (toward, away) = self.parts, self.config.guidance, texts
-        reuse = self.config.reuse
-        network = parts.network if reuse is None else reuse.network(parts)
+        parts, config, (toward, away) = self.parts, self.config, texts
+        network = parts.network if config.reuse is None else config.reuse.network(parts)
         context = (toward if away is None else Texts.cat([away, toward])).to(parts.device, parts.dtype)
-        extra = _step_arguments(self.config, generators)
+        extra = _step_arguments(config, generators)
+        strength = torch.full((len(latents),), config.guidance).to(latents)
         for timestep in timesteps:
-            # flows see what they step on
             seen = solver.scale_model_input(latents, timestep) if hasattr(solver, "scale_model_input") else latents
             rows = seen if away is None else torch.cat([seen, seen])
             predicted = parts.ask(network, rows.to(parts.dtype), timestep.to(parts.device), context).float()
             self._evaluations += len(rows)
             if away is not None:
                 without, told = predicted.chunk(2)
-                predicted = without + guidance * (told - without)
+                predicted = guided(without, told, strength, config.guidance_rescale)
             latents = solver.step(predicted, timestep, latents, return_dict=False, **extra)[0].float()
             yield Step(seen, timestep, predicted, latents)
 
@@ -333,8 +335,7 @@ def make_scheduler(config: DiffusionSamplerConfig, parts: Parts) -> Any:
     """
     import diffusers
 
-    trained = parts.scheduler.config.num_train_timesteps
-    if config.steps > trained:
+    if config.steps > (trained := parts.scheduler.config.num_train_timesteps):
         raise UserError(f"sampler.steps: {config.steps} is more than the {trained} steps the model was trained with.")
     if config.eta > 0 and config.scheduler not in ("ddim", "tcd"):
         raise UserError(f"sampler.eta: only the schedulers ddim and tcd have an eta, not {config.scheduler}.")
@@ -377,8 +378,7 @@ def sizes_of(config: DiffusionSamplerConfig, parts: Parts) -> tuple[Size, ...]:
     if isinstance(config.sizes, list):
         sizes = tuple((height, width) for width, height in config.sizes)
     else:
-        main = size_of(config, parts)
-        sizes = (main,) if config.sizes is None else buckets(main, parts.multiple)
+        sizes = (size_of(config, parts),) if config.sizes is None else buckets(size_of(config, parts), parts.multiple)
     for height, width in sizes:
         check_size(height, width, parts)
     return sizes

@@ -142,7 +142,7 @@ class Steps:
 
         def said(network: losses.Predict) -> tuple[Tensor, Tensor]:
             """The prediction for the caption, and where the step leads on average."""
-            toward, followed = _predicted(network, xt, timesteps, part, chain.guidance)
+            toward, followed = _predicted(network, xt, timesteps, part, chain)
             return toward, ddim_mean(self.predicts, followed, xt, level=level, following=following, deviation=deviation)
 
         # what is held fixed first, as in losses.step_loss
@@ -191,7 +191,7 @@ class Endings:
         for step in range(self.walk.steps):
             at = first + step
             level, following = _level(chain.level[at], device), _level(chain.following[at], device)
-            toward, followed = _predicted(networks.policy, xt, onto(chain.timesteps[at], device), part, chain.guidance)
+            toward, followed = _predicted(networks.policy, xt, onto(chain.timesteps[at], device), part, chain)
             if step == 0:
                 anchor = _pull(self.anchor, toward, base)
             none, all_of_it = torch.zeros_like(level.s), torch.ones_like(level.a)
@@ -225,13 +225,13 @@ def _pull(anchor: float, toward: Tensor, base: Tensor | None) -> Float[Tensor, "
 
 
 def _predicted(
-    network: losses.Predict, xt: Tensor, timesteps: Tensor, part: Part[Any], guidance: float
+    network: losses.Predict, xt: Tensor, timesteps: Tensor, part: Part[Any], chain: Chain
 ) -> tuple[Tensor, Tensor]:
     """The prediction for the caption, and the guided one that the sampler follows."""
-    if guidance == 1:
+    if chain.guidance == 1:
         toward = network(xt, timesteps, part.captions)
         return toward, toward
     assert part.against is not None
     both = network(xt.repeat(2, 1, 1, 1), timesteps.repeat(2), Texts.cat([part.against, part.captions]))
     away, toward = both.chunk(2)
-    return toward, guided(away, toward, torch.full((len(xt),), guidance, device=xt.device))
+    return toward, guided(away, toward, torch.full((len(xt),), chain.guidance, device=xt.device), chain.rescale)

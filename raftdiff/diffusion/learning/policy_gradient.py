@@ -46,6 +46,8 @@ class Chain:
     deviation: PerStep
     guidance: float
     """With which they were drawn; 1 is none."""
+    rescale: float = 0.0
+    """How far the guided prediction's spread was brought back; see ``process.guided``."""
 
     def random(self) -> Int[Tensor, " some"]:
         """Places of the steps that draw noise. The last draws none where the schedule ends in the picture itself.
@@ -61,13 +63,14 @@ class Chain:
         return places
 
 
-def chain_of(scheduler: Any, eta: float, guidance: float, *, flow: bool = False) -> Chain:
+def chain_of(scheduler: Any, eta: float, guidance: float, *, rescale: float = 0.0, flow: bool = False) -> Chain:
     """The chain of a solver of diffusers whose steps are set. DDIM's is what it draws by, as are Euler's, TCD's, and
     LCM's but for a share of the state below 1e-5 that it mixes into x0; of another, such as DPM++, it has the levels of
     the states, and the steps are those that DDIM would take between them.
 
     Args:
         eta: of DDIM and TCD.
+        rescale: as ``process.guided`` has it.
         flow: whether the solver's sigmas are those of a flow.
 
     Raises:
@@ -87,7 +90,7 @@ def chain_of(scheduler: Any, eta: float, guidance: float, *, flow: bool = False)
         level, following, deviation = _consistency(scheduler, timesteps, 1 - eta if kind == "TCDScheduler" else None)
     else:
         level, following, deviation = _by_sigmas(scheduler, flow=flow)
-    return Chain(timesteps, level, following, deviation, guidance)
+    return Chain(timesteps, level, following, deviation, guidance, rescale)
 
 
 Steps = tuple[Level, Level, PerStep]

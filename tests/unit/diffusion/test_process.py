@@ -130,6 +130,17 @@ def test_guidance_one_is_the_conditional_and_zero_the_unconditional():
     torch.testing.assert_close(got[:, 0], torch.tensor([0.0, 1.0, 7.5]))
 
 
+def test_a_rescaled_guided_prediction_has_the_spread_of_the_conditional_one():
+    u, c = torch.randn(2, 3, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    strength = torch.tensor([1.0, 2.5, 7.5])
+    plain, half, whole = (process.guided(u, c, strength, rescale) for rescale in (0.0, 0.5, 1.0))
+    spreads = [it.flatten(1).std(dim=1) for it in (c, plain, half, whole)]
+    torch.testing.assert_close(spreads[3], spreads[0])
+    torch.testing.assert_close(spreads[2], (spreads[0] + spreads[1]) / 2)
+    assert (spreads[1][1:] > 1.5 * spreads[0][1:]).all()
+    torch.testing.assert_close(whole[0], c[0])
+
+
 def test_stratified_timesteps_take_one_of_each_stretch():
     generator = torch.Generator().manual_seed(0)
     drawn = process.draw_places("stratified", 10, 1000, generator).sort().values

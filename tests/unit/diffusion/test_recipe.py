@@ -5,7 +5,8 @@ import shutil
 import pytest
 from safetensors.torch import load_file, save_file
 
-from raftdiff.diffusion.recipe import Recipe
+from raftdiff.diffusion.checks import check_recipe
+from raftdiff.diffusion.recipe import Recipe, looking_of
 from raftdiff.diffusion.recipe_files import weights
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
@@ -41,3 +42,22 @@ def test_another_vae_is_another_model(models, tmp_path):
     save_file({name: weight + 1 for name, weight in load_file(file).items()}, file)
     with pytest.raises(UserError, match=f"was begun with other weights of {vae} than lie there now"):
         run.bind(weights(recipe))
+
+
+def test_guidance_is_rescaled_where_a_model_is_looked_at_as_the_evaluation_says_else_as_the_sampler_does():
+    def looked(sampler, evaluation, finetuner=None):
+        tuner = {"type": "diffusion", **(finetuner or {})}
+        parts = {"sampler": {"type": "diffusion", **sampler}, "evaluation": evaluation, "finetuner": tuner}
+        ranker = {"rewards": [{"type": "jpeg"}], "selector": {"type": "best_of_k"}}
+        recipe = check(Recipe, {**LOOP, "model": {"base": "scene-sd"}, "ranker": ranker, **parts})
+        check_recipe(recipe)
+        return looking_of(recipe).guidance_rescale
+
+    assert looked({"guidance_rescale": 0.7}, {}) == 0.7
+    assert looked({"guidance_rescale": 0.7}, {"guidance_rescale": 0}) == 0
+    guided = {"loss_on": "guided"}
+    assert looked({"guidance_rescale": 0.7}, {"guidance_rescale": 0}, guided) == 0
+    with pytest.raises(
+        UserError, match="finetuner.loss_on: the guided prediction is learnt as it is without sampler.g"
+    ):
+        looked({"guidance_rescale": 0.7}, {}, guided)

@@ -126,6 +126,29 @@ def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler, eta):
         torch.testing.assert_close(sample.aux["latent"], theirs, atol=1e-4, rtol=1e-4)
 
 
+def test_guidance_is_rescaled_as_diffusers_rescales_it(parts):
+    others = {(prompt.id, index) for prompt in PROMPTS for index in (0, 1)} - {("b", 1)}
+    (sample,), sampler = draw(parts, others, guidance=7.5, guidance_rescale=0.7, batch_size=1)
+    pipeline = getattr(diffusers, parts.family.pipeline)(
+        **parts.modules, scheduler=make_scheduler(sampler.config, parts), **parts.family.pipeline_arguments()
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = [
+        pipeline(
+            sample.prompt.sampling,
+            negative_prompt=sample.prompt.negative or None,
+            num_inference_steps=3,
+            guidance_scale=7.5,
+            guidance_rescale=rescale,
+            generator=torch.Generator().manual_seed(sample.seed),
+            output_type="latent",
+        ).images[0]
+        for rescale in (0.7, 0.0)
+    ]
+    torch.testing.assert_close(sample.aux["latent"], drawn[0], atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(sample.aux["latent"], drawn[1], atol=1e-2)
+
+
 def test_negative_prompts_and_seeds_matter(parts):
     first, _ = draw(parts)
     other, _ = draw(parts, seed=4)

@@ -123,13 +123,15 @@ def test_late_steps_are_shown_evenly():
     assert Refl(0.99).walk(4).starts == range(3, 4)  # the last step is always late
 
 
-def drawn(folder, learning, solver="ddim", **changes):
+def drawn(folder, learning, solver="ddim", rescale=0.0, **changes):
     """A tuner up ``Red``, and four pictures that its model drew, with their paths."""
     steps, guidance, count = 4, 2.0, 4
     parts = load(ModelConfig(base=str(folder)))
-    drawing = DiffusionSamplerConfig(steps=steps, guidance=guidance, scheduler=solver, batch_size=count)
+    drawing = DiffusionSamplerConfig(
+        steps=steps, guidance=guidance, guidance_rescale=rescale, scheduler=solver, batch_size=count
+    )
     sampler = drawing.build(parts, ("latent", "path"))
-    chain = chain_of(sampler.solver(), 0.0, guidance)
+    chain = chain_of(sampler.solver(), 0.0, guidance, rescale=rescale)
     config = DiffusionFineTunerConfig(learning=learning, **{"rank": 4, "batch_size": 2, **changes})
     learner = config.build(
         parts, total_rounds=1, guidance=1.0, seed=0, chains={(8, 8): chain}, rewards=[(Red(), 100.0)]
@@ -138,10 +140,10 @@ def drawn(folder, learning, solver="ddim", **changes):
     return learner, sampler, samples, Selection("weighted", tuple(Item((key,)) for key in samples))
 
 
-@pytest.mark.parametrize("kind", ["sd15", "sd21_zero_snr"])
-def test_all_of_a_path_walked_again_ends_where_the_sampler_ended(models, kind):
+@pytest.mark.parametrize(("kind", "rescale"), [("sd15", 0.0), ("sd21_zero_snr", 0.0), ("sd21_zero_snr", 0.7)])
+def test_all_of_a_path_walked_again_ends_where_the_sampler_ended(models, kind, rescale):
     """So with K of all steps the gradient is that of the drawing itself."""
-    learner, _, samples, _ = drawn(models[kind], {"type": "draft", "steps": 4})
+    learner, _, samples, _ = drawn(models[kind], {"type": "draft", "steps": 4}, rescale=rescale)
     lesson, ends = learner.lesson, []
     paths = torch.stack([sample.aux["path"] for sample in samples.values()])
     caught = Endings(
