@@ -73,10 +73,11 @@ def _check_guided(recipe: Recipe) -> None:
     Raises:
         UserError: the guided prediction is to be learnt, and another is drawn with.
     """
-    if recipe.finetuner.loss_on == "guided" and looking_of(recipe).guidance_rescale:
+    used = looking_of(recipe)
+    if recipe.finetuner.loss_on == "guided" and used.guidance_rescale and used.guidance != 1:
         raise UserError(
-            "finetuner.loss_on: the guided prediction is learnt as it is without sampler.guidance_rescale; set "
-            "loss_on: conditional, or evaluation.guidance_rescale: 0."
+            "finetuner.loss_on: the guided prediction is learnt as it is without guidance_rescale, and the tuned model "
+            "is to be used with it; set loss_on: conditional, or evaluation.guidance_rescale: 0."
         )
 
 

@@ -176,7 +176,7 @@ def guided(unconditional: Latents, conditional: Latents, scale: PerRow, rescale:
 
     Args:
         rescale: the share that is brought back to the standard deviation of c, row by row, since guidance spreads what
-            is predicted (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16, where it is phi); of v too, as there.
+            is predicted (Lin et al. 2023, arXiv:2305.08891, equations 15 and 16, where it is phi).
     """
     predicted = unconditional + rows(scale, conditional) * (conditional - unconditional)
     if rescale == 0:

@@ -70,7 +70,7 @@ class EvaluationConfig(Config):
     """Classifier-free guidance of the evaluation and of the held-out curve, which is how the tuned model is to be used;
     the sampler's by default. With a lower one here, the model learns to do without what the sampler had."""
     guidance_rescale: float | None = Field(default=None, ge=0, le=1)
-    """How far what guidance widens is brought back there; the sampler's by default."""
+    """As ``sampler.guidance_rescale``, where a model is looked at; the sampler's by default."""
     height: int | None = Field(default=None, ge=8, le=LONGEST)
     """Pixels of what is looked at, in ``raftdiff eval``, the held-out curve and the pages; the sampler's by default."""
     width: int | None = Field(default=None, ge=8, le=LONGEST)
@@ -141,7 +141,7 @@ def drawing_of(recipe: Recipe) -> DiffusionSamplerConfig:
 
 def looking_of(recipe: Recipe) -> DiffusionSamplerConfig:
     """How a model is looked at, but for the steps of ``raftdiff eval``: as ``drawing_of``, by the whole network, with
-    the evaluation's guidance and size."""
+    the evaluation's guidance, its rescaling and size."""
     own, evaluation = drawing_of(recipe).main, recipe.evaluation
     size = {"height": evaluation.height or own.height, "width": evaluation.width or own.width}
     rescale = own.guidance_rescale if evaluation.guidance_rescale is None else evaluation.guidance_rescale

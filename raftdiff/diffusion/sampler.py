@@ -35,8 +35,8 @@ class DiffusionSamplerConfig(Config):
     guidance: float = Field(default=7.5, ge=0)
     """Classifier-free guidance; at 1 it is off, and a step costs half."""
     guidance_rescale: float = Field(default=0.0, ge=0, le=1)
-    """How far the spread that guidance adds to what is predicted is taken back (arXiv:2305.08891, phi; 0.7 there):
-    strong guidance overexposes without, above all with v-prediction."""
+    """How far the spread that guidance adds to what is predicted is taken back (arXiv:2305.08891, phi; 0.7 there,
+    against overexposed pictures). At guidance 1 it does nothing."""
     scheduler: Literal["dpm++", "ddim", "euler", "euler_a", "ddpm", "unipc", "lcm", "tcd"] = "dpm++"
     """The solver, of those that the model's family has. euler_a, ddpm and lcm draw noise at every step, as do ddim and
     tcd with eta; lcm and tcd are for models distilled so. Models of flow have euler, euler_a, dpm++ and unipc."""

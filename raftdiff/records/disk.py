@@ -223,12 +223,11 @@ def demand_place(folder: Path) -> None:
     """As ``demand_writable``, of a folder that may be there and is not to be made yet.
 
     Raises:
+        UserError: a file stands there, or above.
         OSError: nothing can be written into it, or into the folder that it would be made in.
     """
-    above = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
-    for wrong, error in ((not above.is_dir(), errno.ENOTDIR), (not os.access(above, os.W_OK | os.X_OK), errno.EACCES)):
-        if wrong:
-            raise OSError(error, os.strerror(error), str(above))
+    if not os.access(above := _nearest(folder), os.W_OK | os.X_OK):
+        raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(above))
 
 
 def vacant(folder: Path) -> bool:
@@ -313,13 +312,24 @@ def demand_writable(folder: Path) -> None:
     """Before hours of work whose result goes there.
 
     Raises:
-        UserError: ``folder`` is a file.
+        UserError: a file stands there, or above.
         OSError: nothing can be written into ``folder``, which it names.
     """
-    if folder.is_file():
-        raise UserError(f"{folder} is a file, and several are to be written: name a folder, there already or new.")
+    _nearest(folder)
     with together(folder):
         pass
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder itself, or the nearest above it that is there.
+
+    Raises:
+        UserError: it is a file.
+    """
+    above = next(one for one in (folder.absolute(), *folder.absolute().parents) if one.exists())
+    if not above.is_dir():
+        raise UserError(f"{above} is a file, and a folder goes there; give another name.")
+    return above
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:

@@ -33,9 +33,13 @@ def find_dtype(name: DType | ByMachine, device: torch.device) -> torch.dtype:
 
 
 def convolves_slowly(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether convolutions must be held channels-last: in bfloat16 a CPU without instructions for it takes fourteen
-    times as long, and for large ones longer, in the usual order, for which PyTorch has its plainest routine there."""
-    return device.type == "cpu" and dtype == torch.bfloat16 and find_dtype("auto", device) != dtype
+    """Whether convolutions had better be held channels-last: those in bfloat16 on a CPU for which oneDNN has none.
+    PyTorch's own routine took fourteen times as long in the usual order (docs/performance.md)."""
+    return device.type == "cpu" and dtype == torch.bfloat16 and not onednn_takes_bfloat16()
+
+
+def onednn_takes_bfloat16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())  # torch has no public word for it
 
 
 def find_device(name: str) -> torch.device:

@@ -93,12 +93,18 @@ def unwrapped(path: Path, found: Any) -> dict[str, Tensor]:
         UserError: there is no table of names.
     """
     for _ in range(DEEPEST):
-        if isinstance(found, dict):
-            found = next((found[name] for name in HOLDERS if isinstance(found.get(name), dict)), found)
+        if not isinstance(found, dict) or _has_tensors(found):
+            break
+        held = [found[name] for name in HOLDERS if isinstance(found.get(name), dict)]
+        found = next(filter(_has_tensors, held), held[0] if held else found)
     if not isinstance(found, dict):
         raise UserError(f"{path}: this file holds a {type(found).__name__}, not a model's weights.")
     named = {name: weight for name, weight in found.items() if isinstance(name, str)}
     return {name: weight for name, weight in named.items() if isinstance(weight, torch.Tensor)}
+
+
+def _has_tensors(table: Mapping[Any, Any]) -> bool:
+    return any(isinstance(one, Tensor) for one in table.values())
 
 
 def _is_safetensors(path: Path) -> bool:

@@ -1,10 +1,11 @@
-"""Painted scenes of captions as a folder of pictures: the best candidates there can be, right and free in the rest.
+"""Painted scenes of captions as a folder of pictures: right in all that is said, and free in the rest.
 
     python tests/benchmarks/painted.py --art build/art --out painted
     raftdiff train scene_align prompts.file=painted/captions.txt "sampler={type: folder, path: painted}" ...
 
-The captions are the 64 of ``scene_align``, first, and 192 more of such kinds, none of them held out. ``--art`` is where
-``npm pack`` puts the art.
+The captions are the 64 of ``scene_align``, first, and 192 more of such kinds, which ``scene-sd`` never saw, none of
+them among those that ``scene_align`` is evaluated on. ``--art`` is where ``npm pack`` puts the art. The whole command is
+in docs/results.md ("What limits it").
 """
 
 import argparse
@@ -36,7 +37,7 @@ def main() -> None:
     parser.add_argument("--art", type=Path, required=True)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    given.out.mkdir(parents=True)
+    given.out.mkdir(parents=True, exist_ok=True)
     asked = captions()
     (given.out / "captions.txt").write_text("\n".join(asked) + "\n")
     scenes = [scene for scene in map(_parsed, asked) for _ in range(PICTURES)]

@@ -17,8 +17,8 @@ from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sizes import told
 from raftdiff.diffusion.speed import known, tables
-from raftdiff.diffusion.speed.repeats import Timed, Way, figures, in_turn
-from raftdiff.diffusion.speed.ways import DECODING, PARTS, SAMPLING, TUNING, asked, everything, otherwise
+from raftdiff.diffusion.speed.repeats import Figure, Timed, Way, figures, in_turn
+from raftdiff.diffusion.speed.ways import DECODING, OTHERWISE, PARTS, SAMPLING, TUNING, asked, everything, otherwise
 from raftdiff.embedded import resolve
 from raftdiff.errors import UserError, counted
 from raftdiff.recipes.needs import ready
@@ -76,7 +76,7 @@ def bench(args: argparse.Namespace) -> None:
         print(f"The minutes were over before {counted(left, 'measurement')}; --minutes gives it more.")
     warm = {phase.ways[call.place].name for phase in phases for call in phase.calls if call.warm}
     if probe is not None and warm >= {SAMPLING, DECODING, TUNING}:
-        known.keep(key, probe, tables.faster(found) if args.compile else _best_known(key, tables.faster(found)))
+        known.keep(key, probe, _best_known(key, found))
         print("raftdiff plan goes by this from now on, for this machine, model, size and dtype")
     else:
         print(
@@ -86,10 +86,15 @@ def bench(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
 
-def _best_known(key: str, faster: str) -> str:
-    """What was found now, where nothing was compiled; what an earlier bench found compiled to be faster stays."""
-    before = known.find(key)
-    return before.faster if before and "model.compile=true" in before.faster else faster
+COMPILED = "model.compile=true"
+
+
+def _best_known(key: str, found: Sequence[Figure]) -> str:
+    """How the network had better be held: as was found now, but what an earlier bench found compiled to be faster stays
+    where nothing compiled was timed again."""
+    again = any(COMPILED in it.name and len(it.seconds) > 1 for it in found if it.table == OTHERWISE)
+    before = None if again else known.find(key)
+    return before.faster if before and COMPILED in before.faster else tables.faster(found)
 
 
 @final

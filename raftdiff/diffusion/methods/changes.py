@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import NamedTuple, final
 
 from raftdiff.diffusion import probe
-from raftdiff.diffusion.recipe import Recipe, drawing_of, work
+from raftdiff.diffusion.recipe import Recipe, drawing_of, looking_of, work
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError, nearest
 from raftdiff.recipes import files
@@ -145,7 +145,8 @@ def planned(
 
 def _trial(name: str, base: Recipe, file: str, overrides: Sequence[str], allowed: int, *, asked: bool) -> Trial:
     recipe = _changed(name, base, file, overrides)
-    evaluation = base.evaluation.model_copy(update={"guidance": base.guidance})
+    used = {"guidance": base.guidance, "guidance_rescale": looking_of(base).guidance_rescale}
+    evaluation = base.evaluation.model_copy(update=used)
     recipe = recipe.model_copy(update={"evaluation": evaluation})
     sampling, step, rounds = work(recipe).sampling_evaluations, step_cost(recipe), recipe.loop.rounds
     drawn = recipe.loop.draws * sampling

@@ -177,7 +177,7 @@ def assemble(
     split = sharded.wanted(config.sharded)
     waits = {*aside, *([family.denoiser] if split or config.offload == "blocks" else [])}
     slow = convolves_slowly(dtype, device)
-    last = {*([family.denoiser] if config.channels_last or slow else []), *(["vae"] if slow else [])}
+    last = {family.denoiser: config.channels_last or (slow and not split), "vae": slow}
 
     def put(name: str) -> None:
         module = modules[name].requires_grad_(False).eval()
@@ -185,7 +185,7 @@ def assemble(
         held = torch.float32 if wide else dtype
         there = torch.device("cpu") if name in waits else texts if name in readers else device
         torch.nn.Module.to(module, device=there, dtype=held)  # past diffusers' own .to, which warns at any dtype
-        if name in last:
+        if last.get(name):
             for parameter in module.parameters():
                 parameter.data = laid_out(parameter.data, channels_last=True)
 
@@ -212,7 +212,7 @@ def assemble(
         process=family.process(scheduler, config.base),
         device=device,
         dtype=dtype,
-        channels_last=family.denoiser in last,
+        channels_last=last[family.denoiser],
         name=config.base,
         prompts=PromptEncoder(family, modules, idle, device, kept=kept, fill=filling(modules, later, put)),
         network=called(denoiser, config.compile),

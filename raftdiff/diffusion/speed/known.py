@@ -18,7 +18,7 @@ from raftdiff.records.provenance import hardware
 FILE = "speed.json"
 HELD = ("attention", "channels_last", "compile", "offload", "quantise", "vae_tiling")
 """Settings of a model that change how long it takes, or what memory."""
-SAMPLER = ("type", "steps", "prune")
+SAMPLER = ("type", "steps", "prune", "guidance_rescale")
 TUNER = (
     *("type", "learning_rate", "lr_schedule", "warmup_steps", "steps", "exposures", "max_grad_norm", "betas"),
     *("weight_decay", "min_snr_gamma", "ema", "offset_noise", "pure_noise_steps", "timesteps", "caption_dropout"),
@@ -43,7 +43,7 @@ def key(sampler: DiffusionSampler, tuner: DiffusionFineTuner, model: ModelConfig
     said = {
         "machine": [hardware(), torch.get_num_threads(), str(torch.__version__)],
         "model": [type(parts.denoiser).__name__, shapes, str(parts.dtype), str(tuner.precision), str(parts.device)],
-        "held": {name: getattr(model, name) for name in HELD},
+        "held": {name: getattr(model, name) for name in HELD} | {"channels_last": parts.channels_last},
         "sizes": [list(size) for size in sampler.sizes],
         "sampler": sampler.config.model_dump(mode="json", exclude=set(SAMPLER)),
         "finetuner": tuner.config.model_dump(mode="json", exclude=set(TUNER)),

@@ -57,7 +57,6 @@ def test_guidance_is_rescaled_where_a_model_is_looked_at_as_the_evaluation_says_
     assert looked({"guidance_rescale": 0.7}, {"guidance_rescale": 0}) == 0
     guided = {"loss_on": "guided"}
     assert looked({"guidance_rescale": 0.7}, {"guidance_rescale": 0}, guided) == 0
-    with pytest.raises(
-        UserError, match="finetuner.loss_on: the guided prediction is learnt as it is without sampler.g"
-    ):
+    assert looked({"guidance_rescale": 0.7, "guidance": 1}, {}, guided) == 0.7  # where it does nothing
+    with pytest.raises(UserError, match="finetuner.loss_on: the guided prediction is learnt as it is without guidance"):
         looked({"guidance_rescale": 0.7}, {}, guided)

@@ -5,6 +5,7 @@ import json
 import tempfile
 from contextlib import nullcontext
 from functools import partial
+from itertools import product
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ from raftdiff.diffusion.before_after import sidebyside
 from raftdiff.diffusion.before_after.comparison import Drawn
 from raftdiff.diffusion.before_after.sidebyside import Settings
 from raftdiff.errors import UserError
-from raftdiff.records.disk import demand_writable, together, vacant
+from raftdiff.records.disk import demand_place, demand_writable, together, vacant
 from raftdiff.types import Prompt, Sample
 
 
@@ -91,8 +92,10 @@ def test_a_folder_that_cannot_be_written_is_named_before_the_work(
     demand_writable(tmp_path / "eval")
     assert tree(tmp_path) == {}
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match="file is a file, and several are to be written: name a folder"):
-        demand_writable(tmp_path / "file")
+    for demand, place in product((demand_writable, demand_place), (tmp_path / "file", tmp_path / "file" / "eval")):
+        with pytest.raises(UserError, match=r"/file is a file, and a folder goes there; give another name"):
+            demand(place)
+    (tmp_path / "file").unlink()
 
     def read_only(prefix: str, dir: Path) -> str:
         raise OSError(errno.EROFS, "Read-only file system", str(dir / prefix))

@@ -4,11 +4,12 @@ import numpy as np
 import pytest
 import torch
 
+from raftdiff.diffusion.assembly import chains_of
 from raftdiff.diffusion.families.texts import Texts
 from raftdiff.diffusion.learning import losses
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
 from raftdiff.diffusion.learning.lessons import Endings, Part, Places
-from raftdiff.diffusion.learning.policy_gradient import Chain, chain_of
+from raftdiff.diffusion.learning.policy_gradient import Chain
 from raftdiff.diffusion.learning.reward_gradient import graded
 from raftdiff.diffusion.learning.rules import Draft, Refl
 from raftdiff.diffusion.models.loading import ModelConfig, load
@@ -131,10 +132,9 @@ def drawn(folder, learning, solver="ddim", rescale=0.0, **changes):
         steps=steps, guidance=guidance, guidance_rescale=rescale, scheduler=solver, batch_size=count
     )
     sampler = drawing.build(parts, ("latent", "path"))
-    chain = chain_of(sampler.solver(), 0.0, guidance, rescale=rescale)
     config = DiffusionFineTunerConfig(learning=learning, **{"rank": 4, "batch_size": 2, **changes})
     learner = config.build(
-        parts, total_rounds=1, guidance=1.0, seed=0, chains={(8, 8): chain}, rewards=[(Red(), 100.0)]
+        parts, total_rounds=1, guidance=1.0, seed=0, chains=chains_of(sampler, drawing), rewards=[(Red(), 100.0)]
     )
     samples = {it.key: it for it in sampler.sample([PROMPT], per_prompt=count, seed=0, round=0, done=set())}
     return learner, sampler, samples, Selection("weighted", tuple(Item((key,)) for key in samples))

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from raftdiff.diffusion.methods.changes import ALIKE, Trial, cost, planned, step_cost
+from raftdiff.diffusion.recipe import looking_of
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.errors import UserError
 
@@ -167,6 +168,10 @@ def test_a_recipe_is_a_method_too_and_is_looked_at_as_the_others(recipe_file: Re
     found = trials(recipe_file(), names=("raft", other))
     assert found["other"].recipe.evaluation == found["raft"].recipe.evaluation
     assert found["raft"].recipe.evaluation.guidance == 2.0
+    rescaled = recipe_file("rescaled", sampler={"steps": 2, "batch_size": 6, "guidance_rescale": 0.7})
+    found = trials(recipe_file(), names=("raft", rescaled))
+    assert looking_of(found["rescaled"].recipe) == looking_of(found["raft"].recipe)
+    assert found["rescaled"].recipe.sampler.guidance_rescale == 0.7
 
 
 def test_what_is_no_method_is_told_with_the_nearest(recipe_file: RecipeFile) -> None:

@@ -151,6 +151,10 @@ def test_another_vae_by_folder_by_model_and_by_file(models, folder, file, tmp_pa
     for wrapped in ({"state_dict": held}, {"model": held, "step": 7}, {"model": {"module": held}, "optimizer": {}}):
         torch.save(wrapped, tmp_path / "vae.ckpt")
         same(opened(folder, vae=str(tmp_path / "vae.ckpt")), wanted)
+    torch.save({**held, "model": {"width": 8}}, tmp_path / "vae.ckpt")  # settings beside the weights are no weights
+    same(opened(folder, vae=str(tmp_path / "vae.ckpt")), wanted)
+    torch.save({"state_dict": {"epoch": 1}, "model": held}, tmp_path / "vae.ckpt")
+    same(opened(folder, vae=str(tmp_path / "vae.ckpt")), wanted)
     same(opened(file, config=str(folder), vae=str(alone)), wanted)
     shutil.rmtree(folder / "vae")
     same(opened(folder, vae=str(other)), wanted)

@@ -11,10 +11,11 @@ from safetensors.torch import save_file
 from raftdiff.diffusion.families.sd import StableDiffusion
 from raftdiff.diffusion.families.shared import ldm
 from raftdiff.diffusion.learning.finetuner import DiffusionFineTunerConfig
-from raftdiff.diffusion.models import tiny
+from raftdiff.diffusion.models import loading, tiny
 from raftdiff.diffusion.models.loading import ModelConfig, assemble, load
 from raftdiff.errors import UserError
 from raftdiff.recipes.config import check
+from raftdiff.training import devices
 from raftdiff.training.devices import find_device
 
 
@@ -43,7 +44,7 @@ def test_a_folder_loads_frozen_and_in_its_dtype(models):
 
 @pytest.mark.parametrize("has_instructions", [False, True])
 def test_where_a_cpu_lacks_bfloat16_its_convolutions_are_channels_last(models, monkeypatch, has_instructions):
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: has_instructions)
+    monkeypatch.setattr(devices, "onednn_takes_bfloat16", lambda: has_instructions)
 
     def last(module):
         weight = next(it for it in module.parameters() if it.dim() == 4 and it.shape[1] > 1 and it.shape[2] > 1)
@@ -54,6 +55,9 @@ def test_where_a_cpu_lacks_bfloat16_its_convolutions_are_channels_last(models, m
     tuner = DiffusionFineTunerConfig(steps=1).build(parts, total_rounds=1, guidance=1.0, seed=0)
     assert tuner.trainable.channels_last == (not has_instructions)
     assert not last(load(base(models["sd15"], device="cpu")).denoiser)
+    monkeypatch.setattr(loading.sharded, "wanted", lambda asked: True)  # what is split must lie as PyTorch has it
+    monkeypatch.setattr(loading.sharded, "split", lambda denoiser, blocks, device: None)
+    assert not last(load(base(models["sd15"], dtype="bfloat16", device="cpu")).denoiser)
 
 
 def test_a_shipped_name_is_resolved_first(models):

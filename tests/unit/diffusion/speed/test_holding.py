@@ -13,6 +13,7 @@ from raftdiff.diffusion.probe import drawing
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.diffusion.speed import holding
 from raftdiff.diffusion.speed.ways import AS_IT_IS, otherwise
+from raftdiff.training import devices
 from raftdiff.training.compiled import Compiled
 from raftdiff.training.devices import DTYPES
 
@@ -31,20 +32,22 @@ def test_what_is_tried_is_what_the_recipe_does_not_say(config, monkeypatch) -> N
         parts = replace(plain, dtype=DTYPES[changed.get("dtype", "float32")])
         return list(holding.changes(config.model_copy(update=changed), parts, compiled=compiled))
 
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
+    monkeypatch.setattr(devices, "onednn_takes_bfloat16", lambda: False)
     assert tried() == [LAID_OUT]
     assert tried(dtype="bfloat16") == []
     assert tried(channels_last=True) == [{"channels_last": False}]
     assert tried(compiled=True) == [LAID_OUT, {"compile": True}, {"compile": True, **LAID_OUT}]
     assert tried(compiled=True, compile=True) == [{"compile": False}]
     assert tried(offload="blocks") == tried(sharded=True) == []
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: True)
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.bfloat16)
+    monkeypatch.setattr(devices, "onednn_takes_bfloat16", lambda: True)
     assert tried() == [LAID_OUT, {"dtype": "bfloat16"}, {"dtype": "bfloat16", **LAID_OUT}]
     assert tried(dtype="bfloat16") == [LAID_OUT]
 
 
 def test_a_network_without_convolutions_has_no_other_memory_format(models, monkeypatch) -> None:
-    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    monkeypatch.setattr(holding, "find_dtype", lambda name, device: torch.float32)
     model = ModelConfig(base=str(models["flux_dev"]), device="cpu")
     assert list(holding.changes(model, load(model), compiled=True)) == [{"compile": True}]
 
