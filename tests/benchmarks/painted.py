@@ -4,8 +4,8 @@
     raftdiff train scene_align prompts.file=painted/captions.txt "sampler={type: folder, path: painted}" ...
 
 The captions are the 64 of ``scene_align``, first, and 192 more of such kinds, which ``scene-sd`` never saw, none of
-them among those that ``scene_align`` is evaluated on. ``--art`` is where ``npm pack`` puts the art. The whole command is
-in docs/results.md ("What limits it").
+them among those that ``scene_align`` is evaluated on. ``--art`` is where ``npm pack`` puts the art. The whole commands
+are in docs/results.md ("What limits it").
 """
 
 import argparse
