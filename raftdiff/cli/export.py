@@ -8,6 +8,7 @@ from raftdiff.cli.opening import chosen_round
 from raftdiff.errors import UserError
 from raftdiff.llm.assembly import TextAssembly
 from raftdiff.llm.recipe import TextRecipe
+from raftdiff.records.disk import demand_place
 from raftdiff.records.run import load_round
 
 HOW = {
@@ -35,6 +36,8 @@ def export(args: argparse.Namespace) -> None:
     if not text and args.format == "peft":
         raise UserError("--format peft: a diffusion model is exported as diffusers, kohya, merged or checkpoint.")
     chosen_round(run, args.round)
+    if args.out is not None:
+        demand_place(args.out.parent if args.out.suffix == ".safetensors" else args.out)
     base, file, beside = None, None, ""
     if not isinstance(recipe, TextRecipe):  # what was learnt above rounded weights leaves with the whole ones
         recipe = recipe.model_copy(

@@ -81,7 +81,7 @@ class Run:
             Run.open(path)
             run.demand_recipe()
             run._check_recipe(recipe)
-        elif path.exists() and (not path.is_dir() or {one.name for one in path.iterdir()} - EMPTY_RUN):
+        elif path.is_dir() and {one.name for one in path.iterdir()} - EMPTY_RUN:
             raise UserError(f"{path}: this is no run directory and not empty; name another folder with --out.")
         demand_place(path)
         return run

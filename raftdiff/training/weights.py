@@ -60,6 +60,8 @@ def reading(what: str, advice: str = "") -> Iterator[None]:
 
 def first_line(error: Exception) -> str:
     """What an error of a library says first, as a sentence; with its second line where the first is a heading."""
+    if isinstance(error, pickle.UnpicklingError):  # PyTorch's words end in advice to unpickle it all the same
+        return "It is cut short or damaged, or holds Python code, which raftdiff never runs."
     lines = [line.strip() for line in str(error).strip().splitlines()]
     said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2])
     said = said.partition(ADVICE)[0].rstrip(".: ")

@@ -318,6 +318,17 @@ def test_export(finished: Path, tmp_path: Path, kind: str, capsys: pytest.Captur
     assert str(out) in printed
 
 
+def test_a_file_in_the_place_of_what_is_exported_is_told_before_the_model_is_loaded(
+    finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("raftdiff.cli.export.prepared", lambda run, recipe: pytest.fail("the model was loaded"))
+    (tmp_path / "file").touch()
+    for out in ("file", "file/lora", "file/lora.safetensors"):
+        status, _, err = said(capsys, "export", finished, "--out", tmp_path / out)
+        assert status == 2
+        assert f"{tmp_path / 'file'} is a file, and a folder goes there; give another name." in err
+
+
 def test_plan_counts_what_the_run_then_does(recipe: Path, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     status, out, _ = said(capsys, "plan", recipe, "--json", "--machines", "2,64")
     assert status == 0

@@ -189,6 +189,8 @@ def test_a_folder_with_other_things_in_it_is_refused(tmp_path: Path) -> None:
         Run.create(tmp_path, Toy(), seed=0)
     with pytest.raises(UserError, match="not a run directory"):
         Run.open(tmp_path)
+    with pytest.raises(UserError, match=r"thesis.txt is a file, and a folder goes there"):
+        Run.create(tmp_path / "thesis.txt", Toy(), seed=0)
 
 
 def test_a_mistyped_run_is_told_with_its_nearest_name(run: Run) -> None:

@@ -283,6 +283,15 @@ def test_a_ckpt_never_runs_code(tmp_path, capsys):
     assert capsys.readouterr().out == ""
 
 
+def test_a_vae_never_runs_code_and_is_told_without_pytorchs_advice_to_do_so(models, tmp_path, capsys):
+    torch.save({"state_dict": {}, "callbacks": Malicious()}, tmp_path / "it.ckpt")
+    with pytest.raises(UserError, match=r"It is cut short or damaged, or holds Python code.*never runs") as told:
+        load(base(models["sd15"], vae=str(tmp_path / "it.ckpt")))
+    assert "weights_only" not in str(told.value)
+    assert str(told.value).isprintable()
+    assert capsys.readouterr().out == ""
+
+
 def test_single_files_that_need_a_word(tmp_path):
     path = tiny.write_single_file(tmp_path / "it.safetensors", "sd21")
     with pytest.raises(UserError, match=r"an SD 2.x file does not say what its network predicts"):

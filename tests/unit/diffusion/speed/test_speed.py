@@ -29,6 +29,7 @@ from raftdiff.diffusion.speed.ways import (
     TUNING,
 )
 from raftdiff.errors import UserError
+from raftdiff.training import devices
 
 PROBE = Probe(0.01, 0.02, 0.03, 4, 5, 6)
 COUNTS = Counts(8, 64, 2, 3, 24, 48)
@@ -122,6 +123,14 @@ def test_operations_are_those_of_products_attention_and_their_gradients() -> Non
         assert operations(lambda: attend(rows, rows, rows)) == 2 * (2 * 2 * 7 * 7 * 8)
     multiply, count = product(torch.device("meta"), torch.float32)
     assert operations(multiply) == count
+
+
+def test_where_a_cpu_lacks_bfloat16_a_smaller_product_stands_for_the_peak(monkeypatch) -> None:
+    counts = []
+    for takes in (True, False):
+        monkeypatch.setattr(devices, "onednn_takes_bfloat16", lambda takes=takes: takes)
+        counts.append(product(torch.device("cpu"), torch.bfloat16)[1])
+    assert counts == [2 * 2048**3, 2 * 512**3]
 
 
 @pytest.fixture(scope="module")
