@@ -34,7 +34,7 @@ from raftdiff.records.changes import alike
 from raftdiff.records.disk import read_appended
 from raftdiff.records.provenance import revisions
 from raftdiff.records.run import Run, load_round
-from raftdiff.records.watching import new_alarms, went_back
+from raftdiff.records.watching import new_warnings, went_back
 from raftdiff.scoring import demand_prompts
 from raftdiff.spread.processes import follow, shared
 from raftdiff.stages.ending import guarded, until_alarm, until_no_gain
@@ -299,8 +299,8 @@ def loop(run: Run, assembly: AnyAssembly) -> None:
 
 
 def alarming(run: Run) -> list[str]:
-    """A line for each alarm that the last round raised and the one before it did not."""
-    told = [alarm.told for alarm in new_alarms(run.metrics())]
+    """A line for each warning that the last round gives cause for and the one before it did not."""
+    told = new_warnings(run.metrics())
     return [f"warning: {one}" for one in (after_going_back(told) if went_back(run) else told)]
 
 

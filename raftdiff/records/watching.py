@@ -108,33 +108,36 @@ def steadily(read: Callable[[], Found]) -> Found:
 
 def warnings(rounds: Sequence[Metrics]) -> list[str]:
     """What to worry about, in sentences: signs of reward hacking, collapse and over-guided training."""
+    return [*_signs(rounds).values()]
+
+
+def new_warnings(rounds: Sequence[Metrics]) -> list[str]:
+    """Those of the last round of whose kind the round before it had none."""
+    known = _signs(rounds[:-1])
+    return [told for kind, told in _signs(rounds).items() if kind not in known]
+
+
+def _signs(rounds: Sequence[Metrics]) -> dict[str, str]:
+    """By their kinds; the sentences have figures, which differ from round to round."""
     if not rounds:
-        return []
+        return {}
     first, last = rounds[0], rounds[-1]
-    found = [
-        fall := _held_out_fall(rounds),
-        *(it.told for it in alarms(rounds) if not (fall and it.what == f"reward {_sole(last)}")),
-        _collapse(first, last),
-        _repetition(first, last),
-        _spreading(alike(rounds)[0], last),
-        _running_off(first, last),
-        _estranged(first, last),
-        _undecided(last),
-    ]
-    unfit = (last.get("blank") or 0) + (last.get("too_long") or 0)
-    if (discarded := (last.get("discard_rate") or 0) - unfit / (last.get("candidates") or 1)) > DISCARDED:
-        vetoed = [f"'{name}' {count}" for name, count in (last.get("mixing") or {}).get("vetoed", {}).items() if count]
-        vetoes = f" Vetoes turned down: {', '.join(vetoed)} (at_least)." if vetoed else ""
-        found.append(f"The rewards discard {discarded:.0%} of the candidates.{vetoes}")
-    if strangers := last.get("not_replayed"):
-        found.append(
-            f"{counted(strangers, 'earlier round')} selected '{last['not_replayed_kind']}', of which the last round's "
-            "fine-tuner learns nothing: that was not replayed (loop.replay_rounds)."
-        )
-    found.append(unfit_told(last))
-    if left_out := last.get("left_out"):
-        found.append(f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}.")
-    return [sentence for sentence in found if sentence]
+    fall = _held_out_fall(rounds)
+    found = {
+        "held out": fall,
+        **{it.what: it.told for it in alarms(rounds) if not (fall and it.what == f"reward {_sole(last)}")},
+        "collapse": _collapse(first, last),
+        "repetition": _repetition(first, last),
+        "spreading": _spreading(alike(rounds)[0], last),
+        "running off": _running_off(first, last),
+        "estranged": _estranged(first, last),
+        "undecided": _undecided(last),
+        "discarded": _discarded(last),
+        "not replayed": _not_replayed(last),
+        "unfit": unfit_told(last),
+        "left out": _left_out(last),
+    }
+    return {kind: told for kind, told in found.items() if told}
 
 
 def alarms(rounds: Sequence[Metrics]) -> list[Alarm]:
@@ -144,12 +147,6 @@ def alarms(rounds: Sequence[Metrics]) -> list[Alarm]:
     if not same or same[0].get("held_out_base") is None:
         return []
     return measures.alarms(HeldOut.of(same[0], "held_out_base"), HeldOut.of(same[-1], "held_out"))
-
-
-def new_alarms(rounds: Sequence[Metrics]) -> list[Alarm]:
-    """Those of the last round that the one before it did not raise."""
-    known = {alarm.what for alarm in alarms(rounds[:-1])}
-    return [alarm for alarm in alarms(rounds) if alarm.what not in known]
 
 
 def best_round(rounds: Sequence[Metrics], there: Callable[[int], bool] = lambda t: True) -> int | None:
@@ -196,6 +193,31 @@ def unfit_told(last: Metrics) -> str | None:
             "long prompts out (prompts.max_prompt_tokens)."
         )
     return None
+
+
+def _discarded(last: Metrics) -> str | None:
+    unfit = (last.get("blank") or 0) + (last.get("too_long") or 0)
+    discarded = (last.get("discard_rate") or 0) - unfit / (last.get("candidates") or 1)
+    if discarded <= DISCARDED:
+        return None
+    vetoed = [f"'{name}' {count}" for name, count in (last.get("mixing") or {}).get("vetoed", {}).items() if count]
+    vetoes = f" Vetoes turned down: {', '.join(vetoed)} (at_least)." if vetoed else ""
+    return f"The rewards discard {discarded:.0%} of the candidates.{vetoes}"
+
+
+def _not_replayed(last: Metrics) -> str | None:
+    if not (strangers := last.get("not_replayed")):
+        return None
+    return (
+        f"{counted(strangers, 'earlier round')} selected '{last['not_replayed_kind']}', of which the last round's "
+        "fine-tuner learns nothing: that was not replayed (loop.replay_rounds)."
+    )
+
+
+def _left_out(last: Metrics) -> str | None:
+    if not (left_out := last.get("left_out")):
+        return None
+    return f"{len(left_out)} prompts had no valid candidate in the last round: {', '.join(left_out[:3])}."
 
 
 def _held_out_fall(rounds: Sequence[Metrics]) -> str | None:

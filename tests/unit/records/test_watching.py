@@ -11,7 +11,7 @@ from raftdiff.errors import UserError
 from raftdiff.measures.alarms import after_going_back
 from raftdiff.recipes.config import Config
 from raftdiff.records.run import Run
-from raftdiff.records.watching import snapshot, steadily, warnings
+from raftdiff.records.watching import new_warnings, snapshot, steadily, warnings
 from raftdiff.types import Prompt, Sample
 
 
@@ -178,6 +178,17 @@ def test_a_spread_is_compared_with_that_of_rounds_ranked_alike() -> None:
     assert len(warnings(rounds)) == 1
     rounds[1]["changed"] = ["ranker.selector.type"]
     assert warnings(rounds) == []
+
+
+def test_a_warning_is_new_in_the_round_that_first_gives_cause_for_it() -> None:
+    """As ``train`` tells it while the run goes on; its figures differ from round to round."""
+    rounds = [metrics(round=t, tune={"latent_std": 1.0 + 0.06 * t}) for t in range(5)]
+    told = [new_warnings(rounds[: t + 1]) for t in range(5)]
+    assert [len(found) for found in told] == [0, 0, 1, 0, 0]
+    assert "spread 1.12 times as far" in told[2][0]
+    assert "spread 1.24 times as far" in warnings(rounds)[0]
+    rounds[3] = metrics(round=3, tune={"latent_std": 1.05})
+    assert [len(new_warnings(rounds[: t + 1])) for t in range(5)] == [0, 0, 1, 0, 1]
 
 
 def test_rounds_of_another_reward_are_not_compared() -> None:
