@@ -34,6 +34,15 @@ def draw(parts, done=frozenset(), seed=3, **changes):
     return list(sampler.sample(PROMPTS, per_prompt=2, seed=seed, round=5, done=set(done))), sampler
 
 
+def plain(parts, config):
+    """The model in diffusers' own pipeline."""
+    pipeline = getattr(diffusers, parts.family.pipeline)(
+        **parts.modules, scheduler=make_scheduler(config, parts), **parts.family.pipeline_arguments()
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def latents(samples):
     return torch.stack([sample.aux["latent"] for sample in samples])
 
@@ -109,10 +118,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler, eta):
     others = {(prompt.id, index) for prompt in PROMPTS for index in (0, 1)} - two
     ours, sampler = draw(parts, others, scheduler=scheduler, eta=eta, batch_size=1)
     assert {(one.prompt.id, one.index) for one in ours} == two
-    pipeline = getattr(diffusers, parts.family.pipeline)(
-        **parts.modules, scheduler=make_scheduler(sampler.config, parts), **parts.family.pipeline_arguments()
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = plain(parts, sampler.config)
     for sample in ours:
         theirs = pipeline(
             sample.prompt.sampling,
@@ -129,10 +135,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler, eta):
 def test_guidance_is_rescaled_as_diffusers_rescales_it(parts):
     others = {(prompt.id, index) for prompt in PROMPTS for index in (0, 1)} - {("b", 1)}
     (sample,), sampler = draw(parts, others, guidance=7.5, guidance_rescale=0.7, batch_size=1)
-    pipeline = getattr(diffusers, parts.family.pipeline)(
-        **parts.modules, scheduler=make_scheduler(sampler.config, parts), **parts.family.pipeline_arguments()
-    )
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = plain(parts, sampler.config)
     drawn = [
         pipeline(
             sample.prompt.sampling,
