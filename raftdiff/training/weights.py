@@ -21,6 +21,7 @@ WRAPPERS: Mapping[str, str] = {
 """What a training leaves in the names of weights, and who puts it there."""
 PICKLED = (".ckpt", ".pth")
 """How files of PyTorch's own form end, of which plain weights are read and nothing else."""
+NOT_PLAIN = "It is cut short or damaged, or holds Python code, which raftdiff never runs"
 HOLDERS = ("state_dict", "model", "module")
 """Under which names trainings keep a model's weights beside their own state, the likelier first."""
 DEEPEST = 4
@@ -61,7 +62,7 @@ def reading(what: str, advice: str = "") -> Iterator[None]:
 def first_line(error: Exception) -> str:
     """What an error of a library says first, as a sentence; with its second line where the first is a heading."""
     if isinstance(error, pickle.UnpicklingError):  # PyTorch's words end in advice to unpickle it all the same
-        return "It is cut short or damaged, or holds Python code, which raftdiff never runs."
+        return f"{NOT_PLAIN}."
     lines = [line.strip() for line in str(error).strip().splitlines()]
     said = " ".join(lines[: 1 if lines and len(lines[0]) > HEADING else 2])
     said = said.partition(ADVICE)[0].rstrip(".: ")
@@ -82,8 +83,8 @@ def pickled_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         if _is_safetensors(path):
             raise UserError(f"{path}: this is a safetensors file; name it so, with .safetensors at its end.") from None
         raise UserError(
-            f"{path}: this file cannot be read as plain weights{reason}. It is cut short or damaged, or holds Python "
-            "code, which raftdiff never runs: fetch it again, or use the model's .safetensors."
+            f"{path}: this file cannot be read as plain weights{reason}. {NOT_PLAIN}: fetch it again, or use the "
+            "model's .safetensors."
         ) from None
     return {name: tuple(weight.shape) for name, weight in unwrapped(path, found).items()}
 

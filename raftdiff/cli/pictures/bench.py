@@ -16,7 +16,7 @@ from raftdiff.diffusion.recipe import Recipe, drawing_of, work
 from raftdiff.diffusion.recipe_files import load_recipe
 from raftdiff.diffusion.sampling import batches
 from raftdiff.diffusion.sizes import told
-from raftdiff.diffusion.speed import known, tables
+from raftdiff.diffusion.speed import holding, known, tables
 from raftdiff.diffusion.speed.repeats import Figure, Timed, Way, figures, in_turn
 from raftdiff.diffusion.speed.ways import DECODING, OTHERWISE, PARTS, SAMPLING, TUNING, asked, everything, otherwise
 from raftdiff.embedded import resolve
@@ -86,7 +86,7 @@ def bench(args: argparse.Namespace) -> None:
         raise KeyboardInterrupt
 
 
-COMPILED = "model.compile=true"
+COMPILED = holding.told({"compile": True})
 
 
 def _best_known(key: str, found: Sequence[Figure]) -> str:

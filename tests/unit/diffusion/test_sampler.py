@@ -43,6 +43,18 @@ def plain(parts, config):
     return pipeline
 
 
+def drawn_by_diffusers(pipeline, sample, guidance, **changes):
+    return pipeline(
+        sample.prompt.sampling,
+        negative_prompt=sample.prompt.negative or None,
+        num_inference_steps=3,
+        guidance_scale=guidance,
+        generator=torch.Generator().manual_seed(sample.seed),
+        output_type="latent",
+        **changes,
+    ).images[0]
+
+
 def latents(samples):
     return torch.stack([sample.aux["latent"] for sample in samples])
 
@@ -120,15 +132,7 @@ def test_the_picture_is_the_one_that_diffusers_draws(parts, scheduler, eta):
     assert {(one.prompt.id, one.index) for one in ours} == two
     pipeline = plain(parts, sampler.config)
     for sample in ours:
-        theirs = pipeline(
-            sample.prompt.sampling,
-            negative_prompt=sample.prompt.negative or None,
-            num_inference_steps=3,
-            guidance_scale=3.0,
-            eta=eta,
-            generator=torch.Generator().manual_seed(sample.seed),
-            output_type="latent",
-        ).images[0]
+        theirs = drawn_by_diffusers(pipeline, sample, 3.0, eta=eta)
         torch.testing.assert_close(sample.aux["latent"], theirs, atol=1e-4, rtol=1e-4)
 
 
@@ -136,20 +140,9 @@ def test_guidance_is_rescaled_as_diffusers_rescales_it(parts):
     others = {(prompt.id, index) for prompt in PROMPTS for index in (0, 1)} - {("b", 1)}
     (sample,), sampler = draw(parts, others, guidance=7.5, guidance_rescale=0.7, batch_size=1)
     pipeline = plain(parts, sampler.config)
-    drawn = [
-        pipeline(
-            sample.prompt.sampling,
-            negative_prompt=sample.prompt.negative or None,
-            num_inference_steps=3,
-            guidance_scale=7.5,
-            guidance_rescale=rescale,
-            generator=torch.Generator().manual_seed(sample.seed),
-            output_type="latent",
-        ).images[0]
-        for rescale in (0.7, 0.0)
-    ]
-    torch.testing.assert_close(sample.aux["latent"], drawn[0], atol=1e-4, rtol=1e-4)
-    assert not torch.allclose(sample.aux["latent"], drawn[1], atol=1e-2)
+    theirs, unscaled = (drawn_by_diffusers(pipeline, sample, 7.5, guidance_rescale=rescale) for rescale in (0.7, 0.0))
+    torch.testing.assert_close(sample.aux["latent"], theirs, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(sample.aux["latent"], unscaled, atol=1e-2)
 
 
 def test_negative_prompts_and_seeds_matter(parts):
