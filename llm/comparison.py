@@ -13,11 +13,12 @@ from jaxtyping import Float32
 
 from raftdiff.chat.dialogue import context, dialogue
 from raftdiff.embedded.reviews.reward import true_perplexity
-from raftdiff.llm.assembly import TextAssembly, evaluated, held_out_prompts
+from raftdiff.llm.assembly import TextAssembly, decoding_of, evaluated, held_out_prompts
 from raftdiff.llm.data.prompts import DataConfig, as_learnt
 from raftdiff.llm.figures import diversity, perplexity
 from raftdiff.llm.model.rows import Row, row_of, score
 from raftdiff.measures.evaluation import draw_both, evaluate, finite
+from raftdiff.recipes.config import plain
 from raftdiff.recipes.prompts import find_file
 from raftdiff.records.disk import write_text
 from raftdiff.records.run import Run
@@ -195,6 +196,7 @@ def write(
             **compared.evaluation,
             "text": {name: finite(pair) for name, pair in compared.evaluation["text"].items()},
         },
+        drawn={**plain(decoding_of(assembly.recipe)), "seed": assembly.recipe.evaluation.seed},
         media=lambda aside: write_text(aside / "answers.jsonl", told),
         pairs=[pair for pair in first if pair.caption in shown],
         trained_on=trained_on,

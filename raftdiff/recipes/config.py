@@ -29,10 +29,16 @@ class Config(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _leave_out(cls, data: Any) -> Any:
-        """A list or mapping that may be left out is left out where it is null, as of a key with nothing behind it."""
+        """A list or mapping that may be left out is left out where it is null, as of a key with nothing behind it.
+
+        A switch where a number belongs becomes a word, which is refused there: true would be taken for 1."""
         if not isinstance(data, Mapping):
             return data
-        return {key: value for key, value in data.items() if value is not None or not _may_lack(cls, key)}
+        return {
+            key: str(value).lower() if isinstance(value, bool) and _counts(cls, key) else value
+            for key, value in data.items()
+            if value is not None or not _may_lack(cls, key)
+        }
 
     @classmethod
     def __get_pydantic_json_schema__(cls, core_schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
@@ -207,6 +213,13 @@ def _may_lack(model: type[BaseModel], key: Any) -> bool:
         return False
     default = field.get_default(call_default_factory=True, validated_data={})
     return isinstance(default, list | tuple | dict | Config)
+
+
+def _counts(model: type[BaseModel], key: Any) -> bool:
+    """Whether a field takes a number, and neither a switch nor any text."""
+    field = model.model_fields.get(key)
+    kinds = [] if field is None else alternatives(field.annotation)
+    return (int in kinds or float in kinds) and bool not in kinds and str not in kinds
 
 
 def _under(key: str, ancestor: str) -> bool:

@@ -1,5 +1,6 @@
 """An evaluation as a folder: its figures, what was drawn on both sides, and the page, all of it or nothing."""
 
+import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -19,6 +20,7 @@ def write_comparison(
     *,
     name: str,
     evaluation: Mapping[str, Any],
+    drawn: Mapping[str, Any],
     media: Callable[[Path], object],
     pairs: Sequence[BeforeAfter],
     trained_on: bool = False,
@@ -27,9 +29,10 @@ def write_comparison(
 ) -> Path:
     """eval.json, what ``media`` writes of both sides, and report.html into ``folder``; returns the page's path.
 
-    ``name`` is the recipe's, and ``pairs`` are what the page shows. ``trained_on`` says that the prompts are those of
-    the training, so that the page does not call them held out; ``training`` is the evaluation of those beside this one.
-    ``round`` is the one whose model was looked at, by default as ``records.run.finished``.
+    ``name`` is the recipe's, and ``pairs`` are what the page shows. ``drawn`` says how both sides were drawn: it is
+    kept, and an evaluation that was drawn otherwise is told where this one takes its place. ``trained_on`` says that
+    the prompts are those of the training, so that the page does not call them held out; ``training`` is the evaluation
+    of those beside this one. ``round`` is the one whose model was looked at, by default as ``records.run.finished``.
 
     A drift that is no number is written as null, with a warning: what was drawn is worth keeping without it.
 
@@ -39,7 +42,7 @@ def write_comparison(
     """
     drift: Mapping[str, float | None] = evaluation["drift"]
     at = finished(run, round).index
-    evaluation = {"round": at, **evaluation, "drift": finite(drift)}
+    evaluation = {"round": at, "drawn": dict(drawn), **evaluation, "drift": finite(drift)}
     for figure, value in drift.items():
         if value is not None and evaluation["drift"][figure] is None:
             warnings.warn(
@@ -47,6 +50,7 @@ def write_comparison(
                 "predictions beyond all bounds. Look at an earlier round too, with --round.",
                 stacklevel=2,
             )
+    _tell_what_goes(folder, drawn)
     with together(folder) as aside:
         media(aside)
         write_text(aside / "eval.json", to_json(evaluation))
@@ -64,3 +68,18 @@ def write_comparison(
             recipe=(run.path / "recipe.yaml").read_text(encoding="utf-8"),
         )
     return folder / page.name
+
+
+def _tell_what_goes(folder: Path, drawn: Mapping[str, Any]) -> None:
+    """A warning where ``folder`` holds an evaluation that was drawn otherwise."""
+    try:
+        before = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["drawn"]
+        changed = [f"{name} {before[name]} (now {value})" for name, value in drawn.items() if before[name] != value]
+    except (OSError, ValueError, KeyError, TypeError):  # none, or none that says how it was drawn
+        return
+    if changed:
+        warnings.warn(
+            f"{folder} held an evaluation that was drawn with {', '.join(changed)}; this one takes its place. "
+            "With --name both are kept.",
+            stacklevel=3,
+        )

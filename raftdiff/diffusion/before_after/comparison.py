@@ -20,6 +20,7 @@ from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import Evaluation, Guidance, Pair, Strength, draw, draw_both, evaluate
 from raftdiff.ranking import AllUnfitError
+from raftdiff.recipes.config import plain
 from raftdiff.recipes.prompts import PromptsConfig, build, read_named
 from raftdiff.records.disk import write_text
 from raftdiff.records.media import file_name
@@ -30,6 +31,8 @@ from raftdiff.scoring import demand_prompts, demand_servers
 from raftdiff.types import Prompt, Report, Sample, silent
 
 SHOWN_PROMPTS, SHOWN_SEEDS = 24, 4
+DRAWN = ("steps", "guidance", "guidance_rescale", "scheduler", "spacing", "eta", "height", "width")
+"""Of a sampler's settings, those that change a picture."""
 
 
 @final
@@ -239,12 +242,22 @@ def write(
         run,
         name=assembly.recipe.name,
         evaluation=compared.evaluation,
+        drawn=_how(assembly, compared),
         media=pictures,
         pairs=_pairs(assembly, compared),
         trained_on=trained_on,
         training=training,
         round=round,
     )
+
+
+def _how(assembly: Assembly, compared: Compared) -> dict[str, Any]:
+    """What pictures depend on beside prompt and model; the strengths of guidance where there are several."""
+    config = plain(assembly.evaluator.config)
+    told = {name: config[name] for name in DRAWN}
+    if several := compared.evaluation.get("guidance"):
+        told["guidance"] = [it["guidance"] for it in several["curve"]]
+    return {**told, "seed": assembly.recipe.evaluation.seed}
 
 
 def judged(assembly: Assembly, samples: Sequence[Sample[Image]]) -> list[Drawn]:

@@ -92,6 +92,7 @@ def test_reads_the_file_over_the_defaults_and_the_overrides_over_the_file(recipe
         ),
         ("name: toy", "nane: toy", "toy.yaml: name: this key is required."),
         ("rank: 8", "rank: many", "toy.yaml:3: tuner.rank: this should be a whole number, and 'many' is read here"),
+        ("rank: 8", "rank: true", "toy.yaml:3: tuner.rank: this should be a whole number, and 'true' is read here"),
         ("rank: 8", "rank: 8\n  rank: 9", "toy.yaml:4: 'rank' is given twice; keep one of the two."),
         ("  - type: blue", "  - depth: 2", "rewards.1: the key 'type' is required here"),
         ("name: toy", "name: [", "this is not valid YAML"),
