@@ -23,7 +23,7 @@ from raftdiff.embedded.scenes.flow import FILES
 from raftdiff.embedded.scenes.judge import SceneJudge
 from raftdiff.embedded.scenes.measure import Reward, open_pipeline
 from raftdiff.embedded.scenes.networks import TEXT, UNET, finished, take_apart
-from raftdiff.embedded.scenes.training.latents import PEAK_RATE
+from raftdiff.embedded.scenes.training.flow import RATE
 from raftdiff.errors import UserError
 
 sys.path.insert(0, str(Path(__file__).parent))  # so that it is found by whoever collects this file, too
@@ -59,9 +59,10 @@ def learn(given: argparse.Namespace, size: train.Size, judge: SceneJudge) -> tra
         for name in FILES.values():
             (given.out / name).unlink(missing_ok=True)
     until = given.deadline - size.unet_until
-    rate = given.rate or (train.RATE_AGAIN if again else PEAK_RATE)
+    rate = given.rate or (train.RATE_AGAIN if again else RATE)
     options = [*size.unet, f"--rate={rate}", *(["--resume"] if again else [])]
     options += [f"--batch={given.batch}"] if given.batch else []
+    options += ["--reading=2"] if given.small else []
     folders = [f"--cache={given.pack}", f"--out={given.out}", f"--device={train.DEVICE}"]
     command = [sys.executable, "-m", f"{train.CODE}.flow", *folders, f"--until={until}", "--attached", *options]
     with (given.out / train.LOG).open("a") as log:

@@ -65,14 +65,13 @@ def scene_training(*, small: bool) -> Figures:
     from raftdiff.embedded.scenes import networks
     from raftdiff.embedded.scenes.art import OBJECTS, STYLES
     from raftdiff.embedded.scenes.data import TEXTURE, Painter
-    from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
+    from raftdiff.embedded.scenes.tokens import build_tokenizer
     from raftdiff.embedded.scenes.training.latents import Pool, learn, options, place
     from raftdiff.embedded.scenes.training.timing import Clock
     from raftdiff.embedded.scenes.training.unet import LEARNER
 
     count, scenes, steps, every = (2, 8, 3, 1) if small else (512, 4096, 241, 20)
     device, tokenizer = DEVICE.type, build_tokenizer()
-    empty = tokenise(tokenizer, [""]).to(DEVICE)
     painter = Painter(np.zeros((len(OBJECTS), len(STYLES), TEXTURE, TEXTURE, 4), dtype=np.uint8), seed=0, device=device)
     marks: list[float] = []
     ran = 0
@@ -97,7 +96,7 @@ def scene_training(*, small: bool) -> Figures:
         pool = Pool(painter, 2 * count, scenes, 0, at_once=2 * count)
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             pool.take(networks.load_vae(out / networks.VAE, device))
-        learn(given, Clock(given), LEARNER, modules, pool=pool, empty=empty)
+        learn(given, Clock(given), LEARNER, modules, pool)
     warm = marks[1:]  # until the second it warms up
     value = count * every * (len(warm) - 1) / (warm[-1] - warm[0])
     precision = "bfloat16" if device == "cuda" else "float32"

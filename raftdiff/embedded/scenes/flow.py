@@ -1,12 +1,12 @@
 """The parts of emoji-flow, untrained, and their files: as Stable Diffusion 3's without T5, on scene-sd's latents.
 
-All models that ship may take 48 MiB together, which left about 3 million numbers to these parts beside a copy of the
-autoencoder, and since two small language models ship 1 MiB less. A patch of 2 x 2 latents covers 8 x 8 pixels, half
+All models that ship may take 48 MiB together, which left about 2.2 million numbers to these parts beside a copy of the
+autoencoder. A patch of 2 x 2 latents covers 8 x 8 pixels, half
 as much along a side as Stable Diffusion 3's, and makes 100 tokens of a picture; 400 patches of one latent each take
 several times as long. Of the shapes that fill the room, few wide blocks are the fastest: each block also attends to
-the 256 zeros that stand for T5, whatever its width. The first text encoder has the shape of scene-sd's without its
-last layer, so that it can begin as that one, as those of Stable Diffusion 3 are encoders that were trained before;
-the second is there because the format wants one.
+the 256 zeros that stand for T5, whatever its width. The first text encoder is narrower than
+scene-sd's and begins by learning what that one says, as those of Stable Diffusion 3 are encoders that were trained
+before; the second is there because the format wants one.
 """
 
 import shutil
@@ -17,13 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from raftdiff.embedded.scenes import networks
 from raftdiff.embedded.scenes.networks import LATENT, VAE, load_vae, read, text_config
 from raftdiff.embedded.scenes.tokens import build_tokenizer
 
-WIDTH, HEADS, BLOCKS, PATCH = 128, 4, 3, 2
+WIDTH, HEADS, BLOCKS, PATCH = 128, 8, 3, 2
 CLIPS = {
-    "text_encoder": {"width": networks.CONTEXT, "inner": 512, "layers": 3, "heads": 6},
+    "text_encoder": {"width": 128, "inner": 256, "layers": 3, "heads": 4},
     "text_encoder_2": {"width": 32, "inner": 64, "layers": 2, "heads": 1},
 }
 CONTEXT = sum(sizes["width"] for sizes in CLIPS.values())

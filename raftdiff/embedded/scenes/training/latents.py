@@ -36,6 +36,20 @@ RENEWED = 0.25
 """Lessons made anew in each step, as a share of the batch."""
 
 
+Draw = Callable[[int], dict[str, Tensor]]
+"""So many lessons, a row of each tensor for each; as a pool draws them: ``tokens`` (batch, tokens) of captions and
+``x0`` (batch, 4, 20, 20), latents."""
+
+
+def as_drawn(_modules: Mapping[str, Any], draw: Draw) -> Draw:
+    """Lessons are what the pool holds."""
+    return draw
+
+
+def not_at_all(_modules: Mapping[str, Any], _captions: Tensor) -> None:
+    """Nothing is learnt before the lessons."""
+
+
 @dataclass(frozen=True, slots=True)
 class Learner:
     """What learns to draw."""
@@ -46,9 +60,13 @@ class Learner:
     """Untrained modules by name, for a tokenizer."""
     files: Mapping[str, str]
     """Of each module."""
-    loss: Callable[[Mapping[str, Any], Tensor, Tensor], Tensor]
-    """Of the modules, tokens (batch, tokens) and latents (batch, 4, 20, 20): a number."""
+    loss: Callable[[Mapping[str, Any], Mapping[str, Tensor]], Tensor]
+    """Of the modules and lessons: a number. What takes no gradient does not learn."""
     optimizer: Begin
+    lessons: Callable[[Mapping[str, Any], Draw], Draw] = as_drawn
+    """Of the modules and what draws from the pool: what draws lessons."""
+    read_first: Callable[[Mapping[str, Any], Tensor], None] = not_at_all
+    """What untrained modules learn from captions (captions, tokens) alone, before the lessons."""
 
 
 @final
@@ -64,8 +82,14 @@ class Pool:
         self._rows = rows.to(device)
         said = [tokenise_captions(tokenizer, [caption + remark for caption in captions]) for remark in REMARKS]
         self._tokens = torch.stack(said, dim=1).to(device)
+        self._empty = tokenise(tokenizer, [""]).to(device)
         latents = torch.zeros(4, LATENT, LATENT, device=device, dtype=torch.float16)
         self._ring = Ring(size, latents=latents, tokens=self._tokens[0, 0])
+
+    @property
+    def captions(self) -> Int64[Tensor, "captions tokens"]:
+        """All that are learnt from, the empty one last."""
+        return torch.cat([self._tokens.flatten(0, 1), self._empty])
 
     def take(self, vae: Any) -> None:
         """The autoencoder is there: fill the pool."""
@@ -88,9 +112,11 @@ class Pool:
         latents = posterior.sample() * self._vae.config.scaling_factor
         self._ring.put(latents=latents, tokens=self._tokens[chosen, remark])
 
-    def draw(self, count: int) -> tuple[Float[Tensor, "count 4 20 20"], Int64[Tensor, "count tokens"]]:
+    def draw(self, count: int) -> dict[str, Tensor]:
+        """``tokens`` and ``x0`` of ``count`` lessons, some of the captions emptied."""
         latents, tokens = self._ring.draw(count)
-        return latents.float(), tokens
+        dropped = torch.rand(count, device=tokens.device) < CAPTION_DROPOUT
+        return {"tokens": torch.where(dropped[:, None], self._empty, tokens), "x0": latents.float()}
 
 
 def options(description: str | None) -> argparse.ArgumentParser:
@@ -114,10 +140,11 @@ def warm_up(learner: Learner, modules: Mapping[str, Any], tokens: Tensor) -> boo
     try:
         modules[name].compile(dynamic=False)
         began = time.time()
+        blank = {"tokens": tokens, "x0": torch.randn(len(tokens), 4, LATENT, LATENT, device=device)}
+        draw = learner.lessons(modules, lambda count: {name: rows[:count] for name, rows in blank.items()})
         for _ in range(2):
-            x0 = torch.randn(len(tokens), 4, LATENT, LATENT, device=device)
             with torch.autocast(device.type, dtype=torch.bfloat16, enabled=device.type == "cuda"):
-                found = learner.loss(modules, tokens, x0)
+                found = learner.loss(modules, draw(len(tokens)))
             found.backward()  # type: ignore[no-untyped-call]
         for module in modules.values():
             module.zero_grad(set_to_none=True)
@@ -149,11 +176,13 @@ def train(given: argparse.Namespace, clock: Clock, learner: Learner) -> None:
     if given.ready:
         given.ready.touch()
     pool = Pool(painter, given.pool, given.scenes, given.seed, at_once=min(1024, given.pool))
+    if not given.resume:
+        learner.read_first(modules, pool.captions)
     clock.wait_for(out / VAE)
     with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
         pool.take(load_vae(out / VAE, device))
     clock.restart()
-    learn(given, clock, learner, modules, pool=pool, empty=empty)
+    learn(given, clock, learner, modules, pool)
 
 
 def place(modules: Mapping[str, Any], device: str) -> None:
@@ -162,21 +191,18 @@ def place(modules: Mapping[str, Any], device: str) -> None:
         module.to(device, memory_format=torch.channels_last)
 
 
-def learn(
-    given: argparse.Namespace, clock: Clock, learner: Learner, modules: Mapping[str, Any], *, pool: Pool, empty: Tensor
-) -> None:
+def learn(given: argparse.Namespace, clock: Clock, learner: Learner, modules: Mapping[str, Any], pool: Pool) -> None:
     device, batch = given.device, given.batch
-    weights = [weight for module in modules.values() for weight in module.parameters()]
+    weights = [weight for module in modules.values() for weight in module.parameters() if weight.requires_grad]
     averaged = 0.999 if device == "cuda" else 0.995
     how: dict[str, Any] = {"peak": given.rate, "weight_decay": 0.01, "averaged": averaged, "warmup": 200}
     course = Course(modules, weights, clock, **how, device=device, begin=learner.optimizer)
+    draw = learner.lessons(modules, pool.draw)
     step, mean = 0, torch.zeros((), device=device)
     for step in course.steps():
         with torch.autocast(device, dtype=torch.bfloat16, enabled=device == "cuda"):
             pool.renew(max(1, int(given.renewed * batch)))
-            x0, tokens = pool.draw(batch)
-            dropped = torch.rand(batch, device=device) < CAPTION_DROPOUT
-            found = learner.loss(modules, torch.where(dropped[:, None], empty, tokens), x0)
+            found = learner.loss(modules, draw(batch))
         course.learn(found)
         course.average.update()
         mean = torch.lerp(mean, found.detach(), 0.02 if step else 1.0)

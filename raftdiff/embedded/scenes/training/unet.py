@@ -22,9 +22,10 @@ def build(tokenizer: Any) -> dict[str, Any]:
     return {"unet": build_unet(), "text": build_text_encoder(tokenizer)}
 
 
-def loss(modules: Mapping[str, Any], tokens: Tensor, x0: Tensor) -> Tensor:
+def loss(modules: Mapping[str, Any], lessons: Mapping[str, Tensor]) -> Tensor:
     """Mean squared error of the velocity at timesteps spread evenly over the schedule. All on one device."""
-    context, abar = modules["text"](tokens).last_hidden_state, kept(x0.device)
+    x0 = lessons["x0"]
+    context, abar = modules["text"](lessons["tokens"]).last_hidden_state, kept(x0.device)
     timesteps = (spread(len(x0), x0.device) * len(abar)).long().clamp(max=len(abar) - 1)
     noise = torch.randn_like(x0)
     a = abar[timesteps].sqrt()[:, None, None, None]

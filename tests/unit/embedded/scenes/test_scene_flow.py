@@ -12,10 +12,11 @@ from raftdiff import embedded
 from raftdiff.diffusion.models.loading import ModelConfig, load
 from raftdiff.diffusion.sampler import DiffusionSamplerConfig
 from raftdiff.embedded.scenes.art import SHEET
-from raftdiff.embedded.scenes.flow import FILES, LACKING, assemble, build, say
-from raftdiff.embedded.scenes.networks import finished, take_apart, write
+from raftdiff.embedded.scenes.flow import CONTEXT, FILES, LACKING, assemble, build, say
+from raftdiff.embedded.scenes.networks import SCHEDULE, finished, take_apart, write
 from raftdiff.embedded.scenes.tokens import build_tokenizer, tokenise
 from raftdiff.embedded.scenes.training import flow
+from raftdiff.embedded.scenes.training.unet import kept
 from raftdiff.types import Prompt
 
 CAPTIONS = ["a cat on a pink background", "three foxes"]
@@ -47,15 +48,12 @@ def pipeline(folder: Path) -> diffusers.StableDiffusion3Pipeline:
     return found
 
 
-def test_what_ships_takes_at_most_48_mib_and_it_would_take_one_more(folder: Path) -> None:
-    """The small language models took some of the room: before it ships, something has to shrink."""
-
+def test_what_ships_takes_at_most_48_mib_and_there_is_room_for_it(folder: Path) -> None:
     def size(place: Path) -> int:
         return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
 
     ships = sum(size(embedded.folder(name)) for name in embedded.names())
-    assert ships < 48 * 2**20
-    assert 48 * 2**20 < ships + size(folder) < 49 * 2**20, "it fits now: say so in docs/models.md"
+    assert ships + size(folder) < 48 * 2**20
 
 
 def test_its_autoencoder_is_that_of_scene_sd(folder: Path) -> None:
@@ -101,7 +99,7 @@ def test_a_step_of_training_and_on_from_there(
 ) -> None:
     take_apart(embedded.folder("scene-sd"), tmp_path)
     np.savez_compressed(tmp_path / SHEET, sheet=sheet)
-    asked = f"flow --device cpu --most 1 --batch 2 --pool 4 --scenes 4 --cache {tmp_path} --out {tmp_path}"
+    asked = f"flow --device cpu --most 1 --batch 2 --pool 4 --scenes 4 --reading 1 --cache {tmp_path} --out {tmp_path}"
     monkeypatch.setattr("sys.argv", asked.split())
     flow.main()
     begun = {name: load_file(tmp_path / file) for name, file in FILES.items()}
@@ -131,20 +129,63 @@ def test_zeros_that_are_counted_once_say_what_all_of_them_do(pipeline: diffusers
     assert (whole - whole.mean()).abs().max() > 1e-2, "random weights that say something"
 
 
-def test_its_first_text_encoder_begins_as_that_of_scene_sd() -> None:
-    theirs = load_file(embedded.folder("scene-sd") / "text_encoder" / "model.safetensors")
-    theirs = {name.removeprefix("text_model."): tensor.float() for name, tensor in theirs.items()}
-    ours = flow.begun(build_tokenizer())["text_encoder"].state_dict()
-    shared = {name: t for name, t in ours.items() if name.removeprefix("text_model.") in theirs}
-    assert all(torch.equal(t, theirs[name.removeprefix("text_model.")]) for name, t in shared.items())
-    assert len(ours) - len(shared) == 1, "the projection is its own"
-
-
-def test_the_loss_of_a_network_that_says_nothing_is_that_of_the_velocity() -> None:
-    """Untrained it says 0: what is left is the mean square of noise - x0."""
+def test_its_first_text_encoder_reads_what_scene_sds_says() -> None:
+    """Of captions that it reads again and again it soon misses less."""
     torch.manual_seed(0)
-    modules = build(build_tokenizer())
-    x0 = torch.full((8, 4, 20, 20), 2.0)
+    captions = tokenise(build_tokenizer(), [*CAPTIONS, ""])
+    modules = flow.begun(build_tokenizer())
+    missed: list[float] = []
+
+    def note(line: str, **_: object) -> None:
+        missed.append(float(line.split()[-2]))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("builtins.print", note)
+        flow.read_first(modules, captions, steps=40)
+    assert missed[-1] < 2 / 3 * missed[0]
+
+
+def test_levels_of_noise_are_those_of_the_teacher() -> None:
+    """Half picture and half noise by deviation is the level 1/2; the last timestep has no picture left."""
+    levels = flow.levels(torch.device("cpu"))
+    abar = kept(torch.device("cpu"))
+    assert levels[-1] == 1
+    assert (levels.diff() > 0).all()
+    even = int((abar - 0.5).abs().argmin())
+    assert float(levels[even]) == pytest.approx(0.5, abs=2e-3)
+
+
+def test_a_lesson_is_what_scene_sd_says_of_noisy_latents() -> None:
+    """Latents that the teacher knows as a picture: at little noise the velocity leads back to them, and x lies between
+    picture and noise as its level says."""
+    torch.manual_seed(0)
+    teacher = flow.Teacher("cpu")
+    pipeline = diffusers.StableDiffusionPipeline.from_pretrained(embedded.folder("scene-sd")).to(torch.float32)
+    pipeline.scheduler = diffusers.DDIMScheduler(**SCHEDULE)
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(CAPTIONS[0], num_inference_steps=8, guidance_scale=3.0, output_type="latent").images
+    x0 = drawn.expand(64, -1, -1, -1)
+    tokens = tokenise(build_tokenizer(), [CAPTIONS[0]]).expand(64, -1)
+    lessons = teacher.tell(tokens, x0)
+    level = flow.levels(x0.device)[lessons["timesteps"]][:, None, None, None]
+    picture = lessons["x"] - level * lessons["velocity"]
+    little = level.flatten() < 0.5
+    assert little.sum() > 4
+    assert (picture - x0)[little].square().mean() < 0.1 * x0.var()
+    noise = lessons["x"] + (1 - level) * lessons["velocity"]
+    assert float(noise[little].std()) == pytest.approx(1.0, abs=0.1)
+
+
+def test_the_loss_is_the_mean_square_of_what_is_missed() -> None:
+    """Untrained it says 0: what is left is the mean square of the velocity."""
+    torch.manual_seed(0)
+    lessons = {
+        "told": torch.randn(8, 29, CONTEXT),
+        "pooled": torch.randn(8, CONTEXT),
+        "x": torch.randn(8, 4, 20, 20),
+        "velocity": torch.full((8, 4, 20, 20), 2.0),
+        "timesteps": torch.arange(0, 1000, 125),
+    }
     with torch.no_grad():
-        found = flow.loss(modules, tokenise(build_tokenizer(), [""] * 8), x0)
-    assert float(found) == pytest.approx(5.0, rel=0.05)
+        found = flow.loss(build(build_tokenizer()), lessons)
+    assert float(found) == pytest.approx(4.0)
