@@ -9,13 +9,14 @@ from pathlib import Path
 from raftdiff.errors import UserError, gone, nearest
 
 _FOLDER = Path(__file__).parent / "models"
-_NAMES = ("scene-sd", "scene-clip", "scene-judge", "review-lm", "translate-lm", "code-lm")
+_NAMES = ("scene-sd", "emoji-flow", "scene-clip", "scene-judge", "review-lm", "translate-lm", "code-lm")
 
 
 def names() -> tuple[str, ...]:
     """The names that ship.
 
-    Pictures: ``scene-sd`` (the model to align), ``scene-clip`` (the reward), ``scene-judge`` (the held-out judge).
+    Pictures: ``scene-sd`` (the model to align), ``emoji-flow`` (a flow that draws the same), ``scene-clip`` (the
+    reward), ``scene-judge`` (the held-out judge).
     Text: ``review-lm`` (the model to align; its reward and its judge are the grammar, `raftdiff.embedded.reviews`),
     ``translate-lm`` (the model that translates; the truth is the grammar of `raftdiff.embedded.translation`), and
     ``code-lm`` (the model that writes Python, which is the reward too; `raftdiff.embedded.programs`).

@@ -34,7 +34,7 @@ def open_judge(name: JudgeName) -> PictureJudge:
 
 def about(model: str) -> str | None:
     """What a model that ships can draw, in a few sentences; None for any other."""
-    if model == "scene-sd":
+    if model in ("scene-sd", "emoji-flow"):
         return (
             f"This small model draws scenes of one to {scenes.MOST} objects of one or two kinds, such as "
             f"“three foxes on a white background” or “a small red sketched crown left of a cartoon crab”. Objects: "

@@ -19,6 +19,7 @@ def test_the_judge_understands_the_captions_of_its_world_alone() -> None:
 
 def test_a_model_s_world_is_told_in_words_that_it_knows() -> None:
     told = about("scene-sd") or ""
+    assert told == about("emoji-flow")
     assert all(word in told for word in ("sailboat", "left of", "sketched", "small", "purple"))
     assert about("runwayml/stable-diffusion-v1-5") is None
 
