@@ -48,14 +48,6 @@ def pipeline(folder: Path) -> diffusers.StableDiffusion3Pipeline:
     return found
 
 
-def test_what_ships_takes_at_most_48_mib_and_there_is_room_for_it(folder: Path) -> None:
-    def size(place: Path) -> int:
-        return sum(path.stat().st_size for path in place.rglob("*") if path.is_file())
-
-    ships = sum(size(embedded.folder(name)) for name in embedded.names())
-    assert ships + size(folder) < 48 * 2**20
-
-
 def test_its_autoencoder_is_that_of_scene_sd(folder: Path) -> None:
     file = "vae/diffusion_pytorch_model.safetensors"
     theirs, ours = (load_file(place / file) for place in (embedded.folder("scene-sd"), folder))
