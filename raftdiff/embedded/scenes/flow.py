@@ -1,12 +1,11 @@
 """The parts of emoji-flow, untrained, and their files: as Stable Diffusion 3's without T5, on scene-sd's latents.
 
 All models that ship may take 48 MiB together, which left about 2.2 million numbers to these parts beside a copy of the
-autoencoder. A patch of 2 x 2 latents covers 8 x 8 pixels, half
-as much along a side as Stable Diffusion 3's, and makes 100 tokens of a picture; 400 patches of one latent each take
-several times as long. Of the shapes that fill the room, few wide blocks are the fastest: each block also attends to
-the 256 zeros that stand for T5, whatever its width. The first text encoder is narrower than
-scene-sd's and begins by learning what that one says, as those of Stable Diffusion 3 are encoders that were trained
-before; the second is there because the format wants one.
+autoencoder. A patch of 2 x 2 latents covers 8 x 8 pixels, half as much along a side as Stable Diffusion 3's, and makes
+100 tokens of a picture; 400 patches of one latent each take several times as long. Of the shapes that fill the room,
+few wide blocks are the fastest: each block also attends to the 256 zeros that stand for T5, whatever its width. The
+first text encoder is narrower than scene-sd's and begins by learning what that one says, as those of Stable Diffusion
+3 are encoders that were trained before; the second is there because the format wants one.
 """
 
 import shutil
