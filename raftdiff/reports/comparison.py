@@ -1,13 +1,13 @@
 """An evaluation as a folder: its figures, what was drawn on both sides, and the page, all of it or nothing."""
 
-import json
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from raftdiff.errors import UserError
 from raftdiff.measures.evaluation import finite, to_json
-from raftdiff.records.disk import together, write_text
+from raftdiff.records.disk import read_json, together, write_text
 from raftdiff.records.run import Run, finished
 from raftdiff.records.watching import went_back
 from raftdiff.reports.before_after import BeforeAfter, write_report
@@ -73,9 +73,9 @@ def write_comparison(
 def _tell_what_goes(folder: Path, drawn: Mapping[str, Any]) -> None:
     """A warning where ``folder`` holds an evaluation that was drawn otherwise."""
     try:
-        before = json.loads((folder / "eval.json").read_text(encoding="utf-8"))["drawn"]
+        before = read_json(folder / "eval.json")["drawn"]
         changed = [f"{name} {before[name]} (now {value})" for name, value in drawn.items() if before[name] != value]
-    except (OSError, ValueError, KeyError, TypeError):  # none, or none that says how it was drawn
+    except (OSError, UserError, KeyError, TypeError):  # none, or none that says how it was drawn
         return
     if changed:
         warnings.warn(

@@ -53,6 +53,8 @@ def test_its_autoencoder_is_that_of_scene_sd(folder: Path) -> None:
     theirs, ours = (load_file(place / file) for place in (embedded.folder("scene-sd"), folder))
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(ours[name], tensor) for name, tensor in theirs.items())
+    ships = [(embedded.folder(name) / file).read_bytes() for name in ("scene-sd", "emoji-flow")]
+    assert ships[0] == ships[1]
 
 
 def test_it_draws_in_raftdiff_what_it_draws_in_diffusers(
